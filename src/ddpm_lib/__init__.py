@@ -1,0 +1,51 @@
+"""Train, sample and honestly evaluate denoising diffusion models (DDPM) on your own images.
+
+Three names do the main job: `Unet`, `GaussianDiffusion`, `Trainer`. Names are imported on first use (PEP 562), so that
+`import ddpm_lib` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset as ImageDataset
+    from ddpm_lib.data import Shapes as Shapes
+    from ddpm_lib.data import open_dataset as open_dataset
+    from ddpm_lib.diffusion import GaussianDiffusion as GaussianDiffusion
+    from ddpm_lib.nn import Unet as Unet
+    from ddpm_lib.schedules import Schedule as Schedule
+    from ddpm_lib.training import Callback as Callback
+    from ddpm_lib.training import Trainer as Trainer
+    from ddpm_lib.training import TrainingConfig as TrainingConfig
+    from ddpm_lib.training import load_run as load_run
+
+_HOME = {
+    "Unet": "nn",
+    "GaussianDiffusion": "diffusion",
+    "Schedule": "schedules",
+    "ImageDataset": "data",
+    "Shapes": "data",
+    "open_dataset": "data",
+    "Trainer": "training",
+    "TrainingConfig": "training",
+    "Callback": "training",
+    "load_run": "training",
+}
+
+__all__ = ["Callback", "GaussianDiffusion", "ImageDataset", "Schedule", "Shapes", "Trainer", "TrainingConfig", "Unet", "load_run", "open_dataset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ddpm_lib' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ddpm_lib.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

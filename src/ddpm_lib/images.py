@@ -1,0 +1,134 @@
+"""The one place where image ranges and layouts are converted.
+
+Three ranges exist: uint8 in {0 … 255} (files, datasets), float in [0, 1] (every public boundary) and float32 in [-1, 1] (what
+diffuses). Shapes are `b c *spatial` for batches and `c h w` for one image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """Map uint8, or float in [0, 1], to float32 (float64 stays float64) in [-1, 1].
+
+    Raises:
+        TypeError: If the dtype is neither uint8 nor floating point.
+    """
+    if images.dtype == torch.uint8:
+        return images.float().div_(127.5).sub_(1.0)
+    if not images.is_floating_point():
+        raise TypeError(f"Images must be uint8, or float in [0, 1]; got {images.dtype}. Convert with .to(torch.uint8).")
+    return (images if images.dtype == torch.float64 else images.float()) * 2.0 - 1.0
+
+
+def check_unit_range(images: Tensor) -> None:
+    """Refuse float images outside [0, 1] (reads the values: on a GPU this waits for the device).
+
+    Raises:
+        ValueError: If a value is not finite or lies outside [0, 1] by more than 1e-4.
+    """
+    if images.is_floating_point() and images.numel():
+        low, high = (float(v) for v in torch.aminmax(images.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("Images hold NaN or infinite values. Check the dataset.")
+        if low < -1e-4 or high > 1 + 1e-4:
+            raise ValueError(
+                f"Float images must lie in [0, 1]; got [{low:.3g}, {high:.3g}]. "
+                "For [-1, 1] pass (images + 1) / 2; for 0 … 255 pass uint8."
+            )
+
+
+def to_unit_range(x: Tensor) -> Tensor:
+    """Map [-1, 1] to [0, 1], clamped."""
+    return ((x + 1.0) * 0.5).clamp_(0.0, 1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round float images in [0, 1] to uint8, clamped; uint8 passes through."""
+    if images.dtype == torch.uint8:
+        return images
+    return images.float().mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Turn one image (c, h, w) with 1, 3 or 4 channels, uint8 or float in [0, 1], into a PIL image (L, RGB, RGBA)."""
+    from PIL import Image
+
+    array = to_uint8(image).detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    channels = array.shape[-1]
+    if channels == 1:
+        return Image.fromarray(array[..., 0], mode="L")
+    if channels not in (3, 4):
+        raise ValueError(f"A picture has 1, 3 or 4 channels; got {channels}. Save other data as .npz.")
+    return Image.fromarray(array, mode="RGB" if channels == 3 else "RGBA")
+
+
+def grid_columns(n: int) -> int:
+    """Return the number of columns that makes `n` tiles nearly square."""
+    return max(1, math.ceil(math.sqrt(n)))
+
+
+def make_grid(images: Tensor | Sequence[Tensor], columns: int | None = None, padding: int = 2, fill: int = 255) -> Tensor:
+    """Tile images (b, c, h, w), uint8 or float in [0, 1], row by row into one uint8 picture (c, H, W).
+
+    Args:
+        images: The tiles, all of one shape.
+        columns: Tiles per row; default: nearly square.
+        padding: Pixels between tiles and around them.
+        fill: Grey value of the padding, 0 … 255.
+    """
+    batch = to_uint8(images if isinstance(images, Tensor) else torch.stack(list(images))).detach().cpu()
+    if batch.ndim != 4 or not len(batch):
+        raise ValueError(f"A grid needs images of shape (b, c, h, w) with b ≥ 1; got {tuple(batch.shape)}.")
+    n, channels, height, width = batch.shape
+    columns = min(columns or grid_columns(n), n)
+    rows = math.ceil(n / columns)
+    cell_h, cell_w = height + padding, width + padding
+    grid = torch.full((channels, rows * cell_h + padding, columns * cell_w + padding), fill, dtype=torch.uint8)
+    for i, image in enumerate(batch):
+        top, left = padding + i // columns * cell_h, padding + i % columns * cell_w
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def save_image(image: Tensor, path: str | Path, scale: int = 1) -> Path:
+    """Write one image (c, h, w) as PNG or another format named by the suffix; `scale` enlarges by whole pixels."""
+    from PIL import Image
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = to_pil(image)
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    picture.save(path)
+    return path
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None, scale: int = 1) -> Path:
+    """Tile images (see `make_grid`) and write the picture to `path`."""
+    return save_image(make_grid(images, columns), path, scale)
+
+
+def save_gif(frames: Sequence[Tensor], path: str | Path, seconds: float = 4.0, scale: int = 1) -> Path:
+    """Write pictures (c, h, w) as an endlessly repeating GIF that lasts `seconds` and rests on the last frame."""
+    from PIL import Image
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [to_pil(frame) for frame in frames]
+    if scale > 1:
+        pictures = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
+    each = max(20, int(1000 * seconds / len(pictures)))
+    durations = [each] * (len(pictures) - 1) + [1500]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return path
