@@ -1,0 +1,38 @@
+"""Self-attention over all positions of a feature map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Residual multi-head self-attention, x + W·attend(norm(x)) (Vaswani et al. 2017, eq. 1).
+
+    The projections are linear layers on (b, positions, channels), which in channels_last memory is a view of the
+    feature map. The output projection starts at zero, so that a new block is the identity.
+
+    Args:
+        width: Number of channels.
+        heads: Number of heads; must divide `width`.
+        norm: The normalisation in front, or None.
+    """
+
+    def __init__(self, width: int, heads: int, norm: nn.Module | None) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.norm = norm
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over the positions of x (b, width, *spatial)."""
+        b = x.shape[0]
+        h = x if self.norm is None else self.norm(x)
+        h = h.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(h).view(b, -1, 3, self.heads, self.width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.proj(h.transpose(1, 2).reshape(b, -1, self.width))
+        return x + h.transpose(1, 2).reshape(x.shape)

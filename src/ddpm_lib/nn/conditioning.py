@@ -1,0 +1,109 @@
+"""Conditions: named fields of a batch that reach the network as a vector and/or as extra input channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Conditioner(nn.Module):
+    """One named condition with a "null" that stands for its absence.
+
+    Subclasses say how a value becomes an embedding (`embed`), extra input channels (`channels_of` and the attribute
+    `extra_channels`), or both; what "absent" is (`null_like`, `null_for`); and what a valid value is (`validate`).
+
+    Args:
+        name: The field of the batch.
+        drop_prob: Probability in [0, 1] of replacing a sample's value by the null in training, which makes
+            classifier-free guidance possible (Ho & Salimans 2022).
+    """
+
+    extra_channels: int = 0
+    """Number of channels that `channels_of` adds to the input of the network."""
+
+    def __init__(self, name: str, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= drop_prob <= 1.0:
+            raise ValueError(f"drop_prob of the condition {name!r} must be in [0, 1], got {drop_prob}.")
+        self.name, self.drop_prob = name, float(drop_prob)
+
+    def embed(self, value: Tensor) -> Tensor | None:
+        """Return the embedding of shape (b, emb_dim), or None when this condition has none."""
+        return None
+
+    def channels_of(self, value: Tensor, x: Tensor) -> Tensor | None:
+        """Return extra input channels (b, extra_channels, *spatial of x), or None when this condition has none."""
+        return None
+
+    def null_like(self, value: Tensor) -> Tensor:
+        """Return the null in the shape, dtype and device of a value."""
+        raise NotImplementedError(f"{type(self).__name__} must define null_like().")
+
+    def null_for(self, x: Tensor) -> Tensor:
+        """Return the null for a batch of network inputs x (b, c, *spatial), for when no value was given."""
+        raise NotImplementedError(f"{type(self).__name__} must define null_for().")
+
+    def validate(self, value: Tensor, batch: int) -> None:
+        """Raise ValueError or TypeError when the value does not fit a batch of that many samples."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"The condition {self.name!r} must be a tensor, got {type(value).__name__}.")
+        if value.ndim == 0 or value.shape[0] != batch:
+            raise ValueError(
+                f"The condition {self.name!r} must have one entry per sample: expected a first dimension of {batch}, "
+                f"got shape {tuple(value.shape)}."
+            )
+
+
+class ClassLabel(Conditioner):
+    """A class label 0 … num_classes − 1, or −1 for "no class", as a learned vector.
+
+    Args:
+        num_classes: Number of classes.
+        dim: Length of the vectors.
+        drop_prob: Probability of hiding a label in training.
+        name: The field of the batch.
+    """
+
+    def __init__(self, num_classes: int, dim: int, drop_prob: float = 0.0, name: str = "class_label") -> None:
+        super().__init__(name, drop_prob)
+        self.num_classes = num_classes
+        # The last row is the null class, so that the first num_classes rows are what published weights hold.
+        self.embedding = nn.Embedding(num_classes + 1, dim)
+
+    def embed(self, value: Tensor) -> Tensor:
+        """Look up the vectors (b, dim) of labels (b,)."""
+        return F.embedding(torch.where(value == -1, self.num_classes, value), self.embedding.weight)
+
+    def null_like(self, value: Tensor) -> Tensor:
+        """Return −1 for every sample."""
+        return torch.full_like(value, -1)
+
+    def null_for(self, x: Tensor) -> Tensor:
+        """Return −1 for every sample of x."""
+        return torch.full((x.shape[0],), -1, dtype=torch.long, device=x.device)
+
+    def validate(self, value: Tensor, batch: int) -> None:
+        """Check dtype and shape, and on the CPU the range.
+
+        Elsewhere reading the range would make every step wait for the device; the lookup itself fails there.
+        """
+        super().validate(value, batch)
+        if value.dtype not in (torch.int64, torch.int32):
+            raise TypeError(
+                f"The condition {self.name!r} must hold integer labels (int64 or int32), got {value.dtype}. "
+                "Use labels.long() if they are class indices."
+            )
+        if value.ndim != 1:
+            raise ValueError(
+                f"The condition {self.name!r} must have shape ({batch},), got {tuple(value.shape)}. "
+                "Use one class index per sample, not a one-hot vector."
+            )
+        if value.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in value.aminmax())
+            if low < -1 or high >= self.num_classes:
+                wrong = low if low < -1 else high
+                raise ValueError(
+                    f"The condition {self.name!r} has a label {wrong}; labels go from 0 to {self.num_classes - 1}, "
+                    "and -1 means no class."
+                )

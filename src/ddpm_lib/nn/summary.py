@@ -1,0 +1,136 @@
+"""Size of a network in numbers: parameters, multiplications, and memory in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.nn.attention import Attention
+
+if TYPE_CHECKING:
+    from ddpm_lib.nn.unet import Unet
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a network costs. Memory is in bytes and for float32; printing it gives MiB.
+
+    Args:
+        parameters: Number of parameters.
+        macs: Multiply-accumulate operations per image, forward, in convolutions, linear layers and attention.
+        image_size: Spatial size of one image.
+        batch_size: Number of images that `activation_bytes` is for.
+        state_bytes: Weights, gradients, two Adam moments and one EMA copy.
+        activation_bytes: Tensors that the forward pass keeps for the backward pass.
+    """
+
+    parameters: int
+    macs: int
+    image_size: tuple[int, ...]
+    batch_size: int
+    state_bytes: int
+    activation_bytes: int
+
+    @property
+    def training_bytes(self) -> int:
+        """Estimated memory of training, without the temporary buffers of the kernels."""
+        return self.state_bytes + self.activation_bytes
+
+    def __str__(self) -> str:
+        """Write the summary as a small table."""
+        size = "×".join(map(str, self.image_size))
+        return "\n".join(
+            (
+                f"parameters             {self.parameters:>15,}",
+                f"MACs per {size + ' image':<13} {self.macs:>15,}",
+                "training memory (float32 estimate)",
+                f"  weights, gradients, Adam, EMA {self.state_bytes / _MIB:>10,.1f} MiB",
+                f"  activations, batch size {self.batch_size:<5} {self.activation_bytes / _MIB:>11,.1f} MiB",
+                f"  together                      {self.training_bytes / _MIB:>10,.1f} MiB",
+            )
+        )
+
+
+def summarize(model: Unet, image_size: int | Sequence[int], batch_size: int = 1) -> Summary:
+    """Count by running a copy of the network on the meta device: nothing is computed and no memory is used.
+
+    Multiplications are counted by hooks on convolutions, linear layers and attention (2·n²·width for n positions);
+    activations are the distinct tensors autograd saves. bf16 autocast needs about half the activation memory.
+
+    Args:
+        model: The network.
+        image_size: One size for all directions, or one per direction.
+        batch_size: Number of images in the batch.
+
+    Returns:
+        The counts.
+    """
+    model.check_size(image_size)
+    sizes = (image_size,) * model.dims if isinstance(image_size, int) else tuple(image_size)
+    with torch.device("meta"):
+        copy = type(model)(**model.config)
+        x, t = torch.zeros(batch_size, model.channels, *sizes), torch.zeros(batch_size)
+    macs = _count_macs(copy, x[:1], t[:1])
+    parameters = sum(p.numel() for p in copy.parameters())
+    return Summary(
+        parameters=parameters,
+        macs=macs,
+        image_size=sizes,
+        batch_size=batch_size,
+        state_bytes=5 * 4 * parameters,
+        activation_bytes=_count_saved_bytes(copy, x, t),
+    )
+
+
+def _count_macs(model: nn.Module, x: Tensor, t: Tensor) -> int:
+    """Count multiply-accumulate operations of one forward pass."""
+    counts: list[int] = []
+
+    def per_output(module: nn.Module, args: Any, output: Tensor) -> None:
+        # A linear layer and a convolution both do one row of weights per output element.
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        counts.append(output.numel() * math.prod(weight.shape[1:]))
+
+    def attention(module: nn.Module, args: Any, output: Tensor) -> None:
+        positions = math.prod(output.shape[2:])
+        counts.append(2 * output.shape[0] * positions**2 * output.shape[1])
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            module.register_forward_hook(per_output)
+        elif isinstance(module, Attention):
+            module.register_forward_hook(attention)
+    with torch.no_grad():
+        model(x, t)
+    return sum(counts)
+
+
+def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
+    """Add up the storages that autograd keeps from one forward pass, weights not counted."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    heads = {module.heads for module in model.modules() if isinstance(module, Attention)}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        # The meta device attends by the textbook formula and keeps n×n matrices, which no real device does.
+        if tensor.ndim == 4 and tensor.shape[1] in heads and tensor.shape[2] == tensor.shape[3] > x.shape[-1]:
+            return tensor
+        storage = tensor.untyped_storage()
+        # Holding the storage keeps its address from being used again within this pass.
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(x, t)
+    total = sum(storage.nbytes() for storage in saved.values())
+    del output
+    return total

@@ -1,0 +1,371 @@
+"""The network: a U-Net of the DDPM, IDDPM and ADM family for sequences, images and volumes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ddpm_lib.nn import _checks as checks
+from ddpm_lib.nn.attention import Attention
+from ddpm_lib.nn.blocks import (
+    BlockSettings,
+    Direction,
+    DownPadding,
+    Layer,
+    Resample,
+    Resampler,
+    ResBlock,
+    TimeConditioning,
+    zeroed,
+)
+from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
+from ddpm_lib.nn.embeddings import TimeEmbedding, TimeOrder
+from ddpm_lib.nn.presets import PRESETS
+from ddpm_lib.registry import unknown_name
+
+if TYPE_CHECKING:
+    from ddpm_lib.nn.summary import Summary
+
+MidAttention = Literal["norm", "no_norm", "none"]
+
+
+class Stage(nn.Module):
+    """The layers of one resolution, and the change to the next resolution.
+
+    Args:
+        layers: Layers at this resolution.
+        resample: The change of resolution behind them; None at the end of a path.
+    """
+
+    def __init__(self, layers: Iterable[Layer], resample: Resampler | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.resample = resample
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution.
+
+    Args:
+        width: Number of channels.
+        heads: Number of attention heads; None for no attention.
+        normed: Whether attention has a normalisation in front.
+        settings: What all blocks share.
+    """
+
+    def __init__(self, width: int, heads: int | None, normed: bool, settings: BlockSettings) -> None:
+        super().__init__()
+        self.res1 = ResBlock(width, width, settings)
+        self.attn = None if heads is None else Attention(width, heads, settings.norm(width) if normed else None)
+        self.res2 = ResBlock(width, width, settings)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (b, width, *spatial) to the same shape."""
+        x = self.res1(x, emb)
+        if self.attn is not None:
+            x = self.attn(x)
+        return self.res2(x, emb)
+
+
+class Unet(nn.Module):
+    """Predict from a noisy sample x (b, channels, *spatial) and times t (b,) a tensor (b, out_channels, *spatial).
+
+    Residual blocks with group normalisation at resolutions halved from level to level, self-attention at some of
+    them, and skip connections from the way down to the way up (Ho et al. 2020, appendix B; Nichol & Dhariwal 2021;
+    Dhariwal & Nichol 2021). What the output means is not the network's business. At initialisation it is exactly 0.
+
+    Args:
+        dim: Base number of channels, even; level i has dim * dim_mults[i].
+        dim_mults: Width of each level as a multiple of dim; the resolution halves from each level to the next.
+        channels: Channels of the input: 1 for grey, 3 for RGB images.
+        out_channels: Channels of the output; None for as many as the input. Learned variances need twice as many.
+        blocks_per_level: Residual blocks per level on the way down; one more on the way up.
+        attention_levels: Levels with self-attention, 0 being the full resolution; None for the two deepest.
+        heads: Attention heads.
+        head_dim: Channels per attention head; replaces heads when given.
+        heads_up: Attention heads on the way up; None for the same as heads.
+        mid_attention: Attention at the lowest resolution: "norm" with normalisation in front, "no_norm", or "none".
+        dropout: Dropout probability in the residual blocks, in [0, 1).
+        time_conditioning: How time and conditions enter a block: "scale_shift" the normalisation, or "add".
+        resample: Change of resolution: "conv", "pool" (average and repeat), or "resblock" (as ADM).
+        down_padding: Padding of stride-2 convolutions: "symmetric", or "asymmetric" (as TensorFlow's SAME).
+        groups: Groups of GroupNorm; None for the largest number up to 32 that leaves two channels in a group.
+        norm_eps: Epsilon of GroupNorm.
+        scale_skips: Multiply skip connections by 1/√2.
+        time_dim: Length of the vector made from time and conditions; None for 4 * dim.
+        time_order: Order of the sinusoids of the time embedding.
+        freq_shift: 0 or 1; 1 makes the lowest frequency of the time embedding exactly 1/10000.
+        time_scale: Factor on t before the time embedding.
+        num_classes: Number of classes for a condition "class_label"; None for none.
+        class_drop_prob: Probability of hiding the class label in training, for classifier-free guidance.
+        dims: 1 for sequences, 2 for images, 3 for volumes.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
+
+    >>> model = Unet(dim=8, dim_mults=(1, 2))
+    >>> model(torch.randn(2, 3, 16, 16), torch.tensor([0, 999])).shape
+    torch.Size([2, 3, 16, 16])
+    """
+
+    config: dict[str, Any]
+    """All constructor arguments, JSON-able: `Unet(**model.config)` makes the same network."""
+
+    def __init__(
+        self,
+        dim: int = 64,
+        dim_mults: tuple[int, ...] = (1, 2, 2, 2),
+        channels: int = 3,
+        out_channels: int | None = None,
+        *,
+        blocks_per_level: int = 2,
+        attention_levels: tuple[int, ...] | None = None,
+        heads: int = 4,
+        head_dim: int | None = None,
+        heads_up: int | None = None,
+        mid_attention: MidAttention = "norm",
+        dropout: float = 0.0,
+        time_conditioning: TimeConditioning = "scale_shift",
+        resample: Resample = "conv",
+        down_padding: DownPadding = "symmetric",
+        groups: int | None = None,
+        norm_eps: float = 1e-5,
+        scale_skips: bool = False,
+        time_dim: int | None = None,
+        time_order: TimeOrder = "cos_sin",
+        freq_shift: int = 0,
+        time_scale: float = 1.0,
+        num_classes: int | None = None,
+        class_drop_prob: float = 0.1,
+        dims: int = 2,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        _check_arguments(config)
+        # Lists, not tuples: the config then equals itself after a round trip through JSON.
+        self.config = {k: list(v) if isinstance(v, tuple | list) else v for k, v in config.items()}
+        self.channels, self.dims = channels, dims
+        self.out_channels = channels if out_channels is None else out_channels
+        self.downsample_factor = 2 ** (len(dim_mults) - 1)
+        self.skip_factor = math.sqrt(0.5) if scale_skips else 1.0
+        self.gradient_checkpointing = gradient_checkpointing
+
+        widths = [dim * mult for mult in dim_mults]
+        settings = BlockSettings(
+            dims=dims,
+            emb_dim=4 * dim if time_dim is None else time_dim,
+            groups=checks.resolve_groups(groups, [dim, *widths]),
+            norm_eps=norm_eps,
+            dropout=dropout,
+            time_conditioning=time_conditioning,
+        )
+        if time_conditioning == "add" and settings.groups in widths:
+            warnings.warn(
+                f"With groups={groups} a level of {settings.groups} channels normalises each channel alone, which "
+                "removes the added time embedding. Use fewer groups or time_conditioning='scale_shift'.",
+                stacklevel=2,
+            )
+        self.time_embedding = TimeEmbedding(dim, settings.emb_dim, time_order, freq_shift, time_scale)
+        self.conditioners = nn.ModuleDict({c.name: c for c in self.build_conditioners(settings.emb_dim)})
+        extra = sum(cast(Conditioner, c).extra_channels for c in self.conditioners.values())
+        self.conv_in = settings.conv(channels + extra, dim)
+        self._build_paths(dim, widths, settings)
+        self.norm_out = settings.norm(widths[0])
+        self.conv_out = zeroed(settings.conv(widths[0], self.out_channels))
+
+    def build_conditioners(self, emb_dim: int) -> list[Conditioner]:
+        """Return the conditioners; override this to condition on something else.
+
+        Args:
+            emb_dim: Length of the vectors that `Conditioner.embed` must return.
+        """
+        num_classes = self.config["num_classes"]
+        return [] if num_classes is None else [ClassLabel(num_classes, emb_dim, self.config["class_drop_prob"])]
+
+    def _build_paths(self, dim: int, widths: Sequence[int], settings: BlockSettings) -> None:
+        """Make the way down, the middle and the way up."""
+        config = self.config
+        attention = checks.resolve_attention_levels(config["attention_levels"], len(widths))
+        heads_up = config["heads"] if config["heads_up"] is None else config["heads_up"]
+
+        def heads(level: int, count: int) -> int | None:
+            return checks.resolve_heads(widths[level], count, config["head_dim"]) if level in attention else None
+
+        def resampler(width: int, direction: Direction) -> Resampler:
+            return Resampler(width, direction, config["resample"], config["down_padding"], settings)
+
+        blocks, last = config["blocks_per_level"], len(widths) - 1
+        skips, self.down, self.up = [dim], nn.ModuleList(), nn.ModuleList()
+        width = dim
+        for level, level_width in enumerate(widths):
+            ins_and_outs = pairwise([width] + [level_width] * blocks)
+            layers = [Layer(i, o, heads(level, config["heads"]), settings) for i, o in ins_and_outs]
+            self.down.append(Stage(layers, resampler(level_width, "down") if level < last else None))
+            width = level_width
+            skips += [width] * (blocks + (level < last))
+        mid_heads = None
+        if config["mid_attention"] != "none":
+            mid_heads = checks.resolve_heads(width, config["heads"], config["head_dim"])
+        self.middle = Middle(width, mid_heads, config["mid_attention"] == "norm", settings)
+        for level, level_width in reversed(list(enumerate(widths))):
+            layers = []
+            for _ in range(blocks + 1):
+                layers.append(Layer(width + skips.pop(), level_width, heads(level, heads_up), settings))
+                width = level_width
+            self.up.append(Stage(layers, resampler(width, "up") if level > 0 else None))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None] | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: Input (b, channels, *spatial); every spatial size divisible by `downsample_factor`.
+            t: Times (b,), integer or floating point.
+            cond: Conditions by name; one that is missing or None counts as its null.
+
+        Returns:
+            Tensor of shape (b, out_channels, *spatial).
+        """
+        self._check_inputs(x, t)
+        emb, x = self._condition(x, t, cond or {})
+        h = self.conv_in(x)
+        skips = [h]
+        for stage in self.down:
+            for layer in cast(Stage, stage).layers:
+                h = self._run(layer, h, emb)
+                skips.append(h)
+            if stage.resample is not None:
+                h = self._run(cast(nn.Module, stage.resample), h, emb)
+                skips.append(h)
+        h = self._run(self.middle, h, emb)
+        for stage in self.up:
+            for layer in cast(Stage, stage).layers:
+                skip = skips.pop()
+                h = self._run(layer, torch.cat((h, skip * self.skip_factor if self.skip_factor != 1 else skip), 1), emb)
+            if stage.resample is not None:
+                h = self._run(cast(nn.Module, stage.resample), h, emb)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def _condition(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Return the activated conditioning vector (b, emb_dim) and the input with its extra channels."""
+        for name in cond:
+            if name not in self.conditioners:
+                if not self.conditioners:
+                    raise ValueError(f"This Unet has no conditions but got {name!r}; for labels set num_classes.")
+                raise ValueError(unknown_name("condition", name, self.conditioners))
+        emb = self.time_embedding(t)
+        inputs = [x]
+        for name, module in self.conditioners.items():
+            conditioner = cast(Conditioner, module)
+            value = cond.get(name)
+            if value is None:
+                value = conditioner.null_for(x)
+            else:
+                conditioner.validate(value, x.shape[0])
+            embedded, extra = conditioner.embed(value), conditioner.channels_of(value, x)
+            if embedded is not None:
+                emb = emb + embedded
+            if extra is not None:
+                inputs.append(extra)
+        # Every block begins with this activation; once is enough.
+        return F.silu(emb), torch.cat(inputs, dim=1) if len(inputs) > 1 else x
+
+    def _run(self, module: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+        """Run one part of the network, recomputed in the backward pass when so configured."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, x, emb, use_reentrant=False)
+        return module(x, emb)
+
+    def _check_inputs(self, x: Tensor, t: Tensor) -> None:
+        """Raise when shapes do not fit; reads no values, so that no device is waited for."""
+        if x.ndim != self.dims + 2:
+            raise ValueError(
+                f"x must have {self.dims + 2} dimensions (batch, channels and {self.dims} spatial), got shape "
+                f"{tuple(x.shape)}."
+            )
+        if x.shape[1] != self.channels:
+            raise ValueError(
+                f"x must have {self.channels} channels in its second dimension, got shape {tuple(x.shape)}. "
+                f"Make the network with channels={x.shape[1]} if that is what the data have."
+            )
+        if t.ndim != 1 or t.shape[0] != x.shape[0]:
+            raise ValueError(f"t must have one time per sample, shape ({x.shape[0]},), got {tuple(t.shape)}.")
+        checks.check_spatial(x.shape[2:], self.downsample_factor)
+
+    def check_size(self, image_size: int | Sequence[int]) -> None:
+        """Raise ValueError when images of this size do not fit, naming the nearest sizes that do.
+
+        Args:
+            image_size: One size for all directions, or one per direction.
+        """
+        sizes = (image_size,) * self.dims if isinstance(image_size, int) else tuple(image_size)
+        if len(sizes) != self.dims:
+            raise ValueError(f"image_size must have {self.dims} entries, one per direction, got {sizes}.")
+        checks.check_spatial(sizes, self.downsample_factor)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Unet:
+        """Make a named network: "tiny", "small", "cifar10" or "imagenet64".
+
+        Args:
+            name: Name of the preset.
+            **overrides: Constructor arguments that replace the preset's.
+
+        Raises:
+            ValueError: If the preset or an argument is unknown; names the nearest one.
+        """
+        return cls(**preset_config(name, **overrides))
+
+    def summary(self, image_size: int | Sequence[int] = 32, batch_size: int = 1) -> Summary:
+        """Count parameters, multiplications and training memory; see `ddpm_lib.nn.summary.summarize`."""
+        from ddpm_lib.nn.summary import summarize
+
+        return summarize(self, image_size, batch_size)
+
+
+def preset_config(name: str, **overrides: Any) -> dict[str, Any]:
+    """Return the constructor arguments of a preset, some of them replaced."""
+    choices = [arg for arg in Unet.__init__.__annotations__ if arg != "return"]
+    for argument in overrides:
+        if argument not in choices:
+            raise ValueError(unknown_name("argument of Unet", argument, choices))
+    return {**PRESETS[name], **overrides}
+
+
+def _check_arguments(config: dict[str, Any]) -> None:
+    """Raise for arguments that are wrong on their own."""
+    for name in ("dim", "channels", "blocks_per_level", "heads"):
+        checks.check_int(name, config[name])
+    for name in ("out_channels", "head_dim", "heads_up", "time_dim", "num_classes"):
+        if config[name] is not None:
+            checks.check_int(name, config[name])
+    if isinstance(config["dim_mults"], int) or not config["dim_mults"]:
+        got = config["dim_mults"]
+        raise ValueError(f"dim_mults must list at least one multiple of dim, such as (1, 2, 2), got {got!r}.")
+    for mult in config["dim_mults"]:
+        checks.check_int("Every entry of dim_mults", mult)
+    if config["dim"] % 2 or config["dim"] < 4:
+        nearest = max(4, config["dim"] // 2 * 2)
+        raise ValueError(f"dim must be even and at least 4 (sine and cosine), got {config['dim']}. Use dim={nearest}.")
+    if config["dims"] not in (1, 2, 3):
+        raise ValueError(f"dims must be 1 (sequences), 2 (images) or 3 (volumes), got {config['dims']!r}.")
+    if config["freq_shift"] not in (0, 1):
+        raise ValueError(f"freq_shift must be 0 or 1, got {config['freq_shift']!r}.")
+    if not config["norm_eps"] > 0:
+        raise ValueError(f"norm_eps must be positive, got {config['norm_eps']!r}. Use 1e-5.")
+    checks.check_probability("dropout", config["dropout"], one_allowed=False)
+    checks.check_probability("class_drop_prob", config["class_drop_prob"], one_allowed=True)
+    checks.check_choice("mid_attention", config["mid_attention"], MidAttention)
+    checks.check_choice("time_conditioning", config["time_conditioning"], TimeConditioning)
+    checks.check_choice("resample", config["resample"], Resample)
+    checks.check_choice("down_padding", config["down_padding"], DownPadding)
+    checks.check_choice("time_order", config["time_order"], TimeOrder)
