@@ -1,0 +1,324 @@
+"""From the bytes of one picture to a uint8 array (c, h, w): every surprising kind of file has one defined outcome."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from PIL import Image, ImageChops, ImageColor, ImageOps
+
+from ddpm_lib.registry import unknown_name
+
+Fit = Literal["crop", "pad", "stretch"]
+Background = str | int | Sequence[int]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""The only Pillow decoders that are ever run: common raster formats (no PSD, EPS, PDF, FITS)."""
+
+MAX_PIXELS = 64_000_000
+
+UPSCALED, FIRST_FRAME, COMPOSITED, SCALED_16BIT, CMYK, ROTATED, GREY_TO_COLOUR, COLOUR_TO_GREY = (
+    1 << k for k in range(8)
+)
+FLAG_NOTES = {
+    UPSCALED: "smaller than the image size: enlarged (blurred)",
+    FIRST_FRAME: "animated or multi-page: first frame taken",
+    COMPOSITED: "with transparency: laid on the background",
+    SCALED_16BIT: "of 16 bits: scaled to 8 bits",
+    CMYK: "in CMYK: converted to RGB",
+    ROTATED: "turned as their EXIF orientation says",
+    GREY_TO_COLOUR: "in grey: the grey value repeated in the colour channels",
+    COLOUR_TO_GREY: "in colour: converted to grey",
+}
+
+
+class ImageError(ValueError):
+    """One picture cannot be used; the message is the reason, without the name."""
+
+
+class Decoded(NamedTuple):
+    """A fitted picture: `pixels` uint8 (c, h, w), what was done to it (bits), and its size as stored."""
+
+    pixels: np.ndarray
+    flags: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """How pictures become tensors of one shape.
+
+    Args:
+        image_size: (height, width) of the result.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        fit: "crop": keep the aspect ratio, fill the frame, cut what is outside (centred); "pad": keep the aspect ratio, show
+            the whole picture, fill the border with `background`; "stretch": squash to the frame.
+        background: Three values 0 … 255: under transparent pixels (channels 1 and 3) and around padded pictures.
+        max_pixels: Pictures with more pixels are refused before they are decompressed.
+    """
+
+    image_size: tuple[int, int]
+    channels: int = 3
+    fit: Fit = "crop"
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of the results."""
+        return (self.channels, *self.image_size)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for the result: L, RGB or RGBA."""
+        return {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
+
+
+def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Turn `64` or `(48, 64)` (height, width) into a pair.
+
+    Raises:
+        ValueError: If it is not one or two positive whole numbers.
+    """
+    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
+        raise ValueError(f"image_size must be a positive int or (height, width); got {image_size!r}.")
+    return pair[0], pair[1]
+
+
+def make_spec(
+    image_size: int | Sequence[int],
+    channels: int = 3,
+    fit: str = "crop",
+    background: Background = "white",
+    max_pixels: int = MAX_PIXELS,
+) -> DecodeSpec:
+    """Check the options and build a `DecodeSpec`; `background` may be a colour name, a grey value or three values.
+
+    Raises:
+        ValueError: If an option is out of range, naming it and the choices.
+    """
+    if channels not in (1, 3, 4):
+        raise ValueError(f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA); got {channels!r}.")
+    if fit not in get_args(Fit):
+        raise ValueError(unknown_name("fit", fit, get_args(Fit)))
+    if isinstance(background, str):
+        try:
+            colour = tuple(ImageColor.getrgb(background)[:3])
+        except ValueError:
+            raise ValueError(f'background {background!r} is no colour. Use a name ("white") or "#rrggbb".') from None
+    else:
+        colour = (background,) * 3 if isinstance(background, int) else tuple(background)
+    if len(colour) != 3 or any(not isinstance(v, int) or not 0 <= v <= 255 for v in colour):
+        raise ValueError(f"background must be a colour name, a grey value or three values 0 … 255; got {background!r}.")
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels must be positive; got {max_pixels!r}.")
+    return DecodeSpec(size_pair(image_size), channels, fit, (colour[0], colour[1], colour[2]), max_pixels)  # type: ignore[arg-type]
+
+
+def decode(file: str | bytes | IO[bytes], spec: DecodeSpec) -> Decoded:
+    """Decode one file (a path, or an open binary file) and fit it.
+
+    Raises:
+        ImageError: If it is no usable picture; the message is the reason.
+        OSError: If the file itself cannot be read (missing, no permission, a failing disk).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(file, formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise ImageError(_what_is_it(file)) from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {spec.max_pixels:,} pixels (max_pixels)") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ImageError(_words(error)) from None
+    except Exception as error:
+        raise ImageError(_words(error)) from None
+    with picture:
+        return fit_picture(picture, spec)
+
+
+def decode_bytes(data: bytes, spec: DecodeSpec) -> Decoded:
+    """Decode one encoded picture from memory; see `decode`."""
+    if not data:
+        raise ImageError("empty (zero bytes)")
+    return decode(io.BytesIO(data), spec)
+
+
+def fit_picture(picture: Image.Image, spec: DecodeSpec) -> Decoded:
+    """Fit an opened Pillow picture; see `decode`.
+
+    Raises:
+        ImageError: If its pixels cannot be decoded or have no defined 8-bit meaning.
+    """
+    width, height = picture.size
+    if width * height > spec.max_pixels:
+        raise ImageError(f"{width}×{height} has more than {spec.max_pixels:,} pixels (max_pixels)")
+    if width < 1 or height < 1:
+        raise ImageError(f"an empty picture of {width}×{height} pixels")
+    if picture.mode == "F":
+        raise ImageError("floating-point pixels have no defined range: convert it to 8 bits")
+    try:
+        flags = FIRST_FRAME if getattr(picture, "n_frames", 1) > 1 else 0
+        orientation = picture.getexif().get(0x0112, 1) if _has_exif(picture) else 1
+        turned = orientation in (5, 6, 7, 8)
+        _draft(picture, spec, turned)
+        picture.load()
+        if orientation in range(2, 9):
+            picture, flags = ImageOps.exif_transpose(picture), flags | ROTATED
+        picture, more = _to_mode(picture, spec)
+        if turned:
+            width, height = height, width
+        if _scale((width, height), spec) > 1:
+            flags |= UPSCALED
+        pixels = np.asarray(_resize(picture, spec))
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(_words(error)) from None
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return Decoded(np.ascontiguousarray(pixels), flags | more, width, height)
+
+
+def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
+    """Fit one uint8 array (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels.
+
+    Raises:
+        ImageError: If it is not uint8 or its shape is not that of a picture.
+    """
+    if array.dtype != np.uint8:
+        raise ImageError(f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255)")
+    if array.shape == spec.shape:
+        return Decoded(np.ascontiguousarray(array), 0, array.shape[2], array.shape[1])
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(f"its shape {array.shape} is not (h, w), (h, w, c) or (c, h, w) with c of 1, 3 or 4")
+    return fit_picture(Image.fromarray(np.ascontiguousarray(array)), spec)
+
+
+def _has_exif(picture: Image.Image) -> bool:
+    return "exif" in picture.info or "Raw profile type exif" in picture.info or picture.format == "TIFF"
+
+
+def _scale(size: tuple[int, int], spec: DecodeSpec) -> float:
+    """Enlargement from `size` (width, height) to the frame; above 1 pixels are invented."""
+    ratios = spec.image_size[1] / size[0], spec.image_size[0] / size[1]
+    return min(ratios) if spec.fit == "pad" else max(ratios)
+
+
+def _draft(picture: Image.Image, spec: DecodeSpec, turned: bool) -> None:
+    """Let the JPEG decoder leave out detail beyond twice the resolution that is needed (2-3 times faster)."""
+    if picture.format == "JPEG":
+        width, height = reversed(picture.size) if turned else picture.size
+        scale = 2 * max(_scale((width, height), spec), spec.image_size[1] / width if spec.fit == "stretch" else 0)
+        picture.draft(None, (math.ceil(picture.size[0] * scale), math.ceil(picture.size[1] * scale)))  # type: ignore[arg-type]
+
+
+def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
+    """Bring any mode to that of the spec, before resizing, so that filters act on real colours."""
+    flags = 0
+    if picture.mode.startswith("I"):
+        if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
+            raise ImageError("32-bit integer pixels have no defined range: convert it to 8 bits")
+        values = np.asarray(picture).astype(np.int64)
+        picture, flags = Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8)), SCALED_16BIT
+    elif picture.mode == "CMYK":
+        if picture.format == "JPEG" and "adobe" not in picture.info:
+            picture = ImageChops.invert(picture)  # Pillow takes every CMYK JPEG for an inverted (Adobe) one
+        picture, flags = picture.convert("RGB"), CMYK
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        if spec.channels != 4:
+            if picture.getextrema()[3][0] < 255:  # type: ignore[index]
+                flags |= COMPOSITED
+            below = Image.new("RGBA", picture.size, (*spec.background, 255))
+            picture = Image.alpha_composite(below, picture).convert("RGB")
+    if picture.mode == spec.mode:
+        return picture, flags | (GREY_TO_COLOUR if grey and spec.channels == 3 else 0)
+    if grey and spec.channels != 1:
+        flags |= GREY_TO_COLOUR
+    elif not grey and spec.channels == 1:
+        flags |= COLOUR_TO_GREY
+    if picture.mode == "P":
+        picture = picture.convert("RGB")
+    return picture.convert(spec.mode), flags
+
+
+def _resize(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
+    """Fit by Pillow's antialiased bicubic filter; nothing is resampled when the size is right already."""
+    height, width = spec.image_size
+    if picture.size == (width, height):
+        return picture
+    w, h = picture.size
+    if spec.fit == "stretch":
+        return _resample(picture, (width, height), (0.0, 0.0, float(w), float(h)))
+    if spec.fit == "crop":
+        scale = max(width / w, height / h)
+        left, top = (w - width / scale) / 2, (h - height / scale) / 2
+        return _resample(picture, (width, height), (max(0.0, left), max(0.0, top), min(w, w - left), min(h, h - top)))
+    scale = min(width / w, height / h)
+    inner = max(1, min(width, round(w * scale))), max(1, min(height, round(h * scale)))
+    fill = {1: round(sum(spec.background) / 3), 3: spec.background, 4: (*spec.background, 0)}[spec.channels]
+    frame = Image.new(spec.mode, (width, height), fill)
+    frame.paste(
+        _resample(picture, inner, (0.0, 0.0, float(w), float(h))), ((width - inner[0]) // 2, (height - inner[1]) // 2)
+    )
+    return frame
+
+
+def _resample(picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def _words(error: BaseException) -> str:
+    """One line for a decoder's exception; some have no text of their own."""
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+_SIGNATURES = (
+    (b"<svg", "an SVG drawing: render it to PNG"),
+    (b"<!doctype html", "a web page, not a picture (a failed download?)"),
+    (b"<html", "a web page, not a picture (a failed download?)"),
+    (b"%pdf", "a PDF document"),
+    (b"8bps", "a Photoshop file: export it as PNG"),
+    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    (b"\x93numpy", "a numpy array, not a picture"),
+    (b"pk\x03\x04", "a zip archive"),
+)
+
+
+def _what_is_it(file: Any) -> str:
+    """Say what a file is that no allowed decoder knows."""
+    if hasattr(file, "seek"):
+        file.seek(0)
+        head = file.read(512)
+    else:
+        with open(file, "rb") as stream:
+            head = stream.read(512)
+    if not head:
+        return "empty (zero bytes)"
+    lower = head.lower().lstrip()
+    for signature, words in _SIGNATURES:
+        if lower.startswith(signature) or (signature == b"<svg" and b"<svg" in lower):
+            return words
+    if head[4:8] == b"ftyp":
+        return "HEIC, AVIF or video, which is not supported: convert it to JPEG or PNG"
+    if not head.strip(b"\0"):
+        return "only zero bytes (an interrupted copy?)"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        return "a text file, not a picture"
+    return f"not a picture of a supported format ({', '.join(FORMATS)})"

@@ -1,0 +1,195 @@
+"""Folders of pictures: what counts as one, in which order, and what its label is."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_lib.data.dataset import Source
+from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
+from ddpm_lib.data.names import PackedNames, show
+
+EXTENSIONS = frozenset(
+    b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split()  # as Pillow's allow-list
+)
+_FOREIGN = frozenset(b".heic .heif .avif .svg .psd .raw .cr2 .cr3 .nef .arw .dng .jp2 .jxl .exr .pdf .eps .ico".split())
+_JUNK = frozenset((b"thumbs.db", b"desktop.ini", b"__macosx"))
+_SPLITS = frozenset(
+    "train training test testing val valid validation eval dev train_data eval_data normalized_eval_data".split()
+)
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
+
+
+class FolderSource(Source):
+    """Picture files below one folder, in the order of their names' bytes.
+
+    Args:
+        root: The folder.
+        labels: "auto": classes are the first level of sub-folders if there are two or more and hold every picture; "folder": the
+            same, or an error; "prefix": the file name up to the first "_"; "none".
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or holds no picture, saying what was found.
+        ValueError: If the layout does not fit `labels`, or looks like something that must not be trained on as a whole.
+    """
+
+    def __init__(self, root: Path, labels: str = "auto") -> None:
+        self.root = root
+        self.notes = []
+        if not root.is_dir():
+            raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
+        found, others, foreign = _walk(os.fsencode(root))
+        if not found:
+            raise FileNotFoundError(_nothing_found(root, others, foreign))
+        if foreign:
+            kinds = ", ".join(f"{n:,} {show(ext)}" for ext, n in foreign.most_common(3))
+            self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
+        found.sort()
+        self.names = PackedNames(name for name, _, _, _ in found)
+        self._sizes = np.array([size for _, size, _, _ in found], dtype=np.int64)
+        self._mtimes = np.array([mtime for _, _, mtime, _ in found], dtype=np.int64)
+        self.problems = {k: problem for k, (_, _, _, problem) in enumerate(found) if problem}
+        self._label(labels)
+
+    def load(self, row: int, spec: DecodeSpec) -> Decoded:
+        """Decode one file; raises `ImageError` or OSError."""
+        if row in self.problems:
+            raise ImageError(self.problems[row])
+        if not self._sizes[row]:
+            raise ImageError("empty (zero bytes)")
+        path = os.path.join(os.fsencode(self.root), self.names.raw(row))
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ImageError("not a regular file")
+            return decode(file, spec)
+
+    def sizes(self) -> np.ndarray:
+        """Return file sizes in bytes, int64 (n,)."""
+        return self._sizes
+
+    def mtimes(self) -> np.ndarray:
+        """Return times of last change in ns, int64 (n,)."""
+        return self._mtimes
+
+    def _label(self, how: str) -> None:
+        tops = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in map(self.names.raw, range(len(self.names)))]
+        loose = tops.count(b"")
+        classes = sorted(set(tops) - {b""})
+        if how == "auto":
+            _refuse_layouts(self.root, classes)
+            if loose and classes:
+                self.notes.append(
+                    f"no labels: {loose:,} of {len(tops):,} images lie outside the {len(classes)} sub-folders "
+                    '(labels="folder" insists on classes)'
+                )
+            elif len(classes) == 1:
+                self.notes.append("no labels: one class only")
+            if loose or len(classes) < 2:
+                return
+        elif how == "none":
+            return
+        if how == "prefix":
+            tops = [os.path.basename(self.names.raw(i)).partition(b"_")[0::2] for i in range(len(tops))]  # type: ignore[misc]
+            wrong = [self.names[i] for i, (_, rest) in enumerate(tops) if not rest]  # type: ignore[misc]
+            if wrong:
+                raise ValueError(
+                    f'labels="prefix" needs names like "cat_001.jpg"; {len(wrong):,} have no "_": {wrong[:5]}.'
+                )
+            tops = [prefix for prefix, _ in tops]  # type: ignore[misc]
+            classes = sorted(set(tops))
+        elif loose:
+            first = self.names[tops.index(b"")]
+            raise ValueError(
+                f'labels="folder" needs every image in a class folder; {loose:,} lie directly in {str(self.root)!r}, the first is '
+                f'{first!r}. Move them, or use labels="none".'
+            )
+        number = {name: k for k, name in enumerate(classes)}
+        self.labels = np.array([number[top] for top in tops], dtype=np.int64)
+        self.class_names = tuple(show(name) for name in classes)
+
+
+def _open_without_waiting(path: bytes, flags: int) -> int:
+    """Open so that a named pipe put in the place of a file cannot block for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+Entry = tuple[bytes, int, int, str | None]
+
+
+def _walk(root: bytes) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
+    """Find pictures: (relative name, size, mtime in ns, what is wrong with it); count other files and unsupported pictures."""
+    found: list[Entry] = []
+    others: Counter[bytes] = Counter()
+    foreign: Counter[bytes] = Counter()
+    for name, entry in _entries(root, b"", set()):
+        extension = os.path.splitext(name)[1].lower()
+        if extension not in EXTENSIONS:
+            (foreign if extension in _FOREIGN else others)[extension or b"(no extension)"] += 1
+            continue
+        size, mtime, problem = 0, 0, None
+        try:
+            info = entry.stat()
+            size, mtime = info.st_size, info.st_mtime_ns
+            if not stat.S_ISREG(info.st_mode):
+                problem = f"{_KINDS.get(stat.S_IFMT(info.st_mode), 'no regular file')}, not a file"
+        except FileNotFoundError:
+            problem = "a link to a file that does not exist"
+        except OSError as error:
+            problem = "a link that leads to itself" if entry.is_symlink() else (error.strerror or str(error))
+        found.append((name, size, mtime, problem))
+    return found, others, foreign
+
+
+def _entries(root: bytes, below: bytes, above: set[tuple[int, int]]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+    """Yield every file below `root`, following links to folders but never in a circle, without hidden ones."""
+    folder = os.path.join(root, below) if below else root
+    info = os.stat(folder)
+    if (info.st_dev, info.st_ino) in above:
+        return
+    above = above | {(info.st_dev, info.st_ino)}
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        raise PermissionError(
+            f"No permission to read the folder {show(folder)!r}. Ask its owner, or move it away."
+        ) from None
+    for entry in entries:
+        if entry.name.startswith(b".") or entry.name.lower() in _JUNK:
+            continue
+        name = below + b"/" + entry.name if below else entry.name
+        try:
+            is_folder = entry.is_dir()
+        except OSError:
+            is_folder = False
+        if is_folder:
+            yield from _entries(root, name, above)
+        else:
+            yield name, entry
+
+
+def _nothing_found(root: Path, others: Counter[bytes], foreign: Counter[bytes]) -> str:
+    kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in (others + foreign).most_common(5))
+    if not kinds:
+        return f"The folder {str(root)!r} holds no files."
+    known = " ".join(sorted(show(e) for e in EXTENSIONS))
+    more = " Convert HEIC, SVG, RAW and the like to PNG or JPEG first." if foreign else ""
+    return f"The folder {str(root)!r} holds no pictures; found {kinds}. Supported: {known}.{more}"
+
+
+def _refuse_layouts(root: Path, classes: list[bytes]) -> None:
+    names = [show(name) for name in classes]
+    if names and all(name.lower() in _SPLITS for name in names):
+        raise ValueError(
+            f"The sub-folders of {str(root)!r} look like splits, not classes: {', '.join(names)}. Open one of them "
+            f'({str(root / names[-1])!r}), or pass split={names[-1]!r}; labels="folder" takes them for classes all the same.'
+        )
+    if any((root / name / "contours").is_dir() and (root / name / "images").is_dir() for name in names):
+        raise ValueError(
+            f"{str(root)!r} is the raw SYSU-Shape dataset: its contours/ are edge maps, not photos. Run "
+            "`ddpm_lib.data.prepare_sysu(...)` first, and train on the train_data folder that it writes."
+        )
