@@ -1,0 +1,67 @@
+"""The command line: `ddpm train`, `ddpm sample`, `ddpm prepare`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train on your own images, or on the built-in shapes",
+    "sample": "draw images from a run",
+    "prepare": "make a training set from a published dataset (sysu)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: Arguments without the program's name; default: the process's.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not args or args[0] not in COMMANDS:
+        return _top_level(args)
+    command = importlib.import_module(f"ddpm_lib.cli.{args[0]}")
+    try:
+        return int(command.main(args[1:]))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_for_users(error):
+            raise
+        print(f"ddpm {args[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def _is_for_users(error: Exception) -> bool:
+    # A sentence we wrote ourselves says what to do; a traceback around it only hides it. Everything else keeps its traceback.
+    from ddpm_lib.training import CheckpointError, DivergedError
+
+    return isinstance(error, (CheckpointError, DivergedError, ValueError, FileNotFoundError, ImportError))
+
+
+def _top_level(args: list[str]) -> int:
+    from ddpm_lib import __version__
+
+    lines = "\n".join(f"  {name:9s}{text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="ddpm",
+        description="Train and sample denoising diffusion models on your own images.",
+        epilog=f"commands:\n{lines}\n\n`ddpm COMMAND --help` shows all options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="ddpm COMMAND …",
+    )
+    parser.add_argument("--version", action="version", version=f"ddpm-lib {__version__}")
+    if args and not args[0].startswith("-"):
+        from ddpm_lib.registry import unknown_name
+
+        print(f"ddpm: {unknown_name('command', args[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    parser.parse_args(args)
+    parser.print_help()
+    return 0

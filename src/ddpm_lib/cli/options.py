@@ -1,0 +1,144 @@
+"""One list of options for Python, config files and flags: dataclasses read off the signatures and docstrings of the classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import operator
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import docstring_parser
+import tyro
+import yaml
+
+from ddpm_lib.training.config import ConfigError, check_type, unknown_options
+
+
+def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> type:
+    """Make a dataclass whose fields are the constructor arguments of a class, with their docstrings as help.
+
+    Args:
+        name: Name of the dataclass.
+        target: The class; its docstring has a Google-style `Args:` section.
+        leave_out: Arguments that something else sets.
+    """
+    hints = typing.get_type_hints(target.__init__)  # type: ignore[misc]
+    help_of = {
+        p.arg_name: (p.description or "").replace("\n", " ")
+        for p in docstring_parser.parse(target.__doc__ or "").params
+    }
+    fields: list[Any] = []
+    for parameter in inspect.signature(target.__init__).parameters.values():  # type: ignore[misc]
+        if parameter.name == "self" or parameter.name in leave_out:
+            continue
+        kind = _plain_part(hints[parameter.name])
+        annotation = Annotated[kind, tyro.conf.arg(help=help_of.get(parameter.name, ""))]  # type: ignore[valid-type]
+        fields.append((parameter.name, annotation, dataclasses.field(default=parameter.default)))
+    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
+
+
+def _plain_part(annotation: Any) -> Any:
+    # `str | Schedule` takes an object in Python; a file or a flag can only name one.
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    simple = [
+        a for a in typing.get_args(annotation) if typing.get_origin(a) or a in (int, float, str, bool, type(None))
+    ]
+    return functools.reduce(operator.or_, simple)
+
+
+def from_mapping(cls: type, values: Mapping[str, Any], base: Any, where: str) -> Any:
+    """Replace fields of a dataclass instance by those of a mapping, nested groups included, strictly.
+
+    Args:
+        cls: The dataclass.
+        values: What a config file or a preset says.
+        base: The instance that gives all other values.
+        where: Names the source in messages.
+
+    Raises:
+        ConfigError: For unknown names (naming the nearest right one) and wrong types.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be a list of `option: value` lines; got {type(values).__name__}.")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    unknown_options(values, [f.name for f in dataclasses.fields(cls)], where)
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        current = getattr(base, name)
+        if dataclasses.is_dataclass(current):
+            changes[name] = from_mapping(type(current), value or {}, current, f"{where}, group {name}")
+        else:
+            changes[name] = check_type(f"{name} ({where})", value, hints[name])
+    return dataclasses.replace(base, **changes)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Read a YAML (or JSON) config file.
+
+    Raises:
+        ConfigError: If it does not exist or is not a mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"The config file {path} does not exist.")
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config file {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"The config file {path} must hold `option: value` lines; got {type(values).__name__}.")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that also reads 1e-4 as a number, as everybody means it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$|[-+]?(\d+\.\d*|\.\d+)$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a dataclass instance into plain lists and mappings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(v) for v in value]
+    return value
+
+
+def dump(config: Any) -> str:
+    """Write a config as YAML that `--config` reads back."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def parse(cls: type, args: list[str], default: Any, prog: str, description: str) -> Any:
+    """Parse flags over the defaults of an instance; `--help` shows them."""
+    return tyro.cli(
+        cls,
+        args=args,
+        default=default,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
+    )
+
+
+def flag_value(args: list[str], name: str) -> str | None:
+    """Return the value of `--name VALUE` or `--name=VALUE` among raw arguments, or None."""
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(name + "="):
+            return arg.split("=", 1)[1]
+    return None

@@ -1,0 +1,212 @@
+"""`ddpm sample RUN`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from ddpm_lib import images as pictures
+from ddpm_lib.cli import options
+from ddpm_lib.training import ConfigError
+from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
+from ddpm_lib.training.sampling import sample_shared
+
+DESCRIPTION = (
+    "Draw images from a run's newest checkpoint. Image i depends only on the seed and i, so the same images come out "
+    "whatever the batch size or number of processes. Nothing that exists is overwritten."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCommand:
+    """Options of `ddpm sample`."""
+
+    run: tyro.conf.Positional[str]
+    """A run directory, or one of its checkpoints."""
+    checkpoint: str = "latest"
+    """latest, all, a step (1200) or a name (step-000001200)."""
+    weights: Literal["ema", "model"] = "ema"
+    """The averaged weights, or the raw ones."""
+    ema_decay: float | None = None
+    """Which average, where several were kept; default: the first."""
+    num: int = 16
+    """Number of images over all processes."""
+    format: Literal["grid", "png", "npz", "gif", "all"] = "grid"
+    """One picture, numbered PNGs, one .npz (arr_0: uint8 NHWC), a GIF of the denoising, or all of them."""
+    columns: int | None = None
+    """Images per row of the grid; default: nearly square."""
+    scale: int | None = None
+    """Enlarge the grid by whole pixels; default: tiles of about 128 pixels."""
+    output_dir: str | None = None
+    """Where to write; default: samples/ in the run, a new directory per call."""
+    sampler: str = "ddim"
+    """Sampler: ddpm, ddim."""
+    num_steps: int | None = None
+    """Sampling steps; default: 50 for ddim, all for ddpm."""
+    spacing: str | None = None
+    """Which levels are visited: trailing, leading, linspace, quadratic; default: the sampler's."""
+    eta: float | None = None
+    """Noise of ddim: 0 deterministic, 1 like ddpm."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1: none."""
+    class_label: str | None = None
+    """Class name or number of all images; default: the classes in turn."""
+    seed: int = 0
+    """Names the images: image i is a function of seed and i."""
+    first_index: int = 0
+    """Number of the first image, to draw further ones of the same seed."""
+    batch_size: int = 64
+    """Images per forward pass and process."""
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    """Where to sample."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the network."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def main(args: list[str]) -> int:
+    """Run the command."""
+    default = SampleCommand(run=tyro.MISSING)
+    command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
+    _check(command)
+    from accelerate import PartialState
+
+    from ddpm_lib.training.devices import pick_device, pick_precision
+
+    device = pick_device(command.device)
+    precision = pick_precision(command.mixed_precision, device)
+    state = PartialState(cpu=device == "cpu")
+    chosen = find_checkpoints(command.run, command.checkpoint)
+    folder = new_folder(command, chosen[0]) if state.is_main_process else None
+    for checkpoint in chosen:
+        loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
+        loaded.diffusion.to(state.device)
+        images, frames = draw(loaded, command, state, precision)
+        if folder is not None:
+            prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
+            written = write(images, frames, folder, prefix, command)
+            sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
+    state.wait_for_everyone()
+    if state.num_processes > 1:
+        state.destroy_process_group()
+    return 0
+
+
+def _check(command: SampleCommand) -> None:
+    for name in ("num", "batch_size", "columns", "scale", "num_steps"):
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
+
+
+def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> tuple[Tensor, list[Tensor]]:
+    """Draw the images, shared over the ranks; with a GIF also the grids of the way there."""
+    diffusion = loaded.diffusion
+    steps = command.num_steps or (min(50, diffusion.timesteps) if command.sampler == "ddim" else diffusion.timesteps)
+    extra = {k: getattr(command, k) for k in ("spacing", "eta") if getattr(command, k) is not None}
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    wants_gif = command.format in ("gif", "all")
+    kwargs = dict(
+        cond=condition(loaded, command), first_index=command.first_index, sampler=command.sampler, num_steps=steps,
+        seed=command.seed, guidance_scale=command.guidance_scale, batch_size=command.batch_size,
+        progress=command.progress and state.is_main_process, device=state.device, **extra,
+    )  # fmt: skip
+    with torch.autocast(state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        images = sample_shared(diffusion, command.num, state, **kwargs).cpu()
+        frames: list[Tensor] = []
+        if wants_gif and state.is_main_process:
+            shown = min(command.num, 36)
+            cond = {k: v[:shown] for k, v in kwargs["cond"].items()} if kwargs["cond"] else None
+            path = diffusion.sample(shown, **{**kwargs, "cond": cond}, return_trajectory=True)
+            frames = trajectory_grids(path, command.columns)
+    return images, frames
+
+
+def trajectory_grids(path: Any, columns: int | None, most: int = 40) -> list[Tensor]:
+    """Pick at most `most` evenly spaced moments of a trajectory and tile each."""
+    moments = path.images if hasattr(path, "images") else path
+    keep = sorted({round(i * (len(moments) - 1) / max(1, most - 1)) for i in range(most)})
+    return [pictures.make_grid(moments[i], columns) for i in keep if i < len(moments)]
+
+
+def condition(loaded: LoadedRun, command: SampleCommand) -> dict[str, Tensor] | None:
+    """Return the labels of the images for a class-conditional network.
+
+    Raises:
+        ConfigError: For a class that does not exist, or a class asked of an unconditional network.
+    """
+    conditioners = getattr(loaded.diffusion.model, "conditioners", {})
+    if "class_label" not in conditioners:
+        if command.class_label is not None:
+            raise ConfigError("--class-label was given, but this network was trained without classes.")
+        return None
+    classes = conditioners["class_label"].num_classes
+    names = list(loaded.class_names or [str(i) for i in range(classes)])
+    if command.class_label is None:
+        return {"class_label": (torch.arange(command.num) + command.first_index) % classes}
+    if command.class_label in names:
+        label = names.index(command.class_label)
+    elif command.class_label.isdigit() and int(command.class_label) < classes:
+        label = int(command.class_label)
+    else:
+        from ddpm_lib.registry import unknown_name
+
+        raise ConfigError(unknown_name("class", command.class_label, names))
+    return {"class_label": torch.full((command.num,), label)}
+
+
+def new_folder(command: SampleCommand, checkpoint: Path) -> Path:
+    """Make the directory to write to: the one asked for if it is empty, else a new numbered one in the run.
+
+    Raises:
+        ConfigError: If the directory asked for holds something.
+    """
+    if command.output_dir is not None:
+        folder = Path(command.output_dir)
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    base = checkpoint.parent.parent / "samples"
+    base.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10**6):
+        folder = base / f"draw-{number:04d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"{base} is full of draws. Give --output-dir.")
+
+
+def write(images: Tensor, frames: list[Tensor], folder: Path, prefix: str, command: SampleCommand) -> list[str]:
+    """Write the images in the formats asked for and return the paths."""
+    import numpy as np
+
+    pixels = pictures.to_uint8(images)
+    scale = command.scale or max(1, 128 // max(images.shape[-2:]))
+    formats = ("grid", "png", "npz", "gif") if command.format == "all" else (command.format,)
+    made: list[str] = []
+    if "grid" in formats:
+        made.append(str(pictures.save_grid(pixels, folder / f"{prefix}grid.png", command.columns, scale)))
+    if "png" in formats:
+        digits = max(6, len(str(command.first_index + len(pixels))))
+        for i, image in enumerate(pixels):
+            pictures.save_image(image, folder / f"{prefix}{command.first_index + i:0{digits}d}.png")
+        made.append(f"{folder}/{prefix}*.png")
+    if "npz" in formats:
+        path = folder / f"{prefix}samples.npz"
+        np.savez(path, arr_0=pixels.permute(0, 2, 3, 1).numpy())
+        made.append(str(path))
+    if "gif" in formats:
+        made.append(str(pictures.save_gif(frames, folder / f"{prefix}denoising.gif", scale=max(1, scale // 2))))
+    (folder / f"{prefix}settings.yaml").write_text(options.dump(dataclasses.replace(command)), encoding="utf-8")
+    return made

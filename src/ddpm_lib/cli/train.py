@@ -1,0 +1,208 @@
+"""`ddpm train [DATA]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import tyro
+
+from ddpm_lib.cli import options
+from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.nn import PRESETS, Unet
+from ddpm_lib.registry import unknown_name
+from ddpm_lib.training import ConfigError, Trainer, TrainingConfig
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+
+UnetOptions = options.options_class("UnetOptions", Unet, leave_out=("channels", "dims"))
+DiffusionOptions = options.options_class(
+    "DiffusionOptions", GaussianDiffusion, leave_out=("model", "image_size", "channels")
+)
+
+DESCRIPTION = (
+    "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The same command continues a run "
+    "that was cut off. Flags win over --config, which wins over --preset. Exit codes: 0 finished; 130 interrupted by Ctrl-C; "
+    "143 stopped early by a signal or a time limit with a checkpoint saved; 2 wrong input."
+)
+
+SHAPES_DEFAULTS: dict[str, Any] = {
+    "image_size": (32,), "preset": "tiny", "max_steps": 1000, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 50,
+    "lr_schedule": "cosine", "sample_every": 250, "val_every": 250, "save_every": 500, "log_every": 25, "sample_count": 36,
+    "sample_steps": 30,
+}  # fmt: skip
+"""What suits the built-in images on two CPU cores; only used for them, and every flag still wins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """All settings of a run: the data, the training options, and the groups model and diffusion."""
+
+    data: tyro.conf.Positional[str] = "shapes"
+    """A folder of images, a dataset (path or hub name), a .npz or .parquet file, or shapes for the built-in images."""
+    image_size: tuple[int, ...] = (64,)
+    """Size of the images: one number for squares, or height and width."""
+    channels: int = 3
+    """1 grey, 3 RGB, 4 RGB with alpha."""
+    preset: str = "small"
+    """Network to start from: tiny, small, cifar10, imagenet64; --model.* flags change it."""
+    class_conditional: bool = False
+    """Learn the classes of the data (sets model.num_classes from its labels)."""
+    model: UnetOptions = dataclasses.field(default_factory=UnetOptions)  # type: ignore[valid-type]
+    """The network."""
+    diffusion: DiffusionOptions = dataclasses.field(default_factory=DiffusionOptions)  # type: ignore[valid-type]
+    """The diffusion process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.image_size) not in (1, 2) or min(self.image_size) < 1:
+            raise ConfigError(f"image_size must be one number or height and width; got {list(self.image_size)}.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (height, width)."""
+        return self.image_size[0], self.image_size[-1]
+
+    def training(self) -> TrainingConfig:
+        """Return the part that the Trainer takes."""
+        return TrainingConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainingConfig)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(RunConfig):
+    """What the command takes besides the settings of a run."""
+
+    config: str | None = None
+    """YAML file with any of these options (groups as nested keys)."""
+    print_config: bool = False
+    """Print the resolved configuration as YAML and stop."""
+    dry_run: bool = False
+    """Open the data, build the network, show both, and stop."""
+
+
+def resolve(args: list[str]) -> TrainCommand:
+    """Lay the defaults, the preset, the config file and the flags over each other, in this order.
+
+    Raises:
+        ConfigError: For anything unknown or impossible in the file; flags exit with tyro's own message.
+    """
+    path = options.flag_value(args, "--config")
+    file = options.read_config(path) if path else {}
+    base = TrainCommand()
+    # One pass over the flags alone finds the data and the preset, on which the other defaults depend.
+    if not {"-h", "--help"} & set(args):
+        first = options.parse(
+            TrainCommand, args, options.from_mapping(TrainCommand, file, base, str(path)), "ddpm train", DESCRIPTION
+        )
+        demo = first.data == "shapes"
+        base = dataclasses.replace(base, **SHAPES_DEFAULTS) if demo else base
+        preset = options.flag_value(args, "--preset") or file.get("preset", base.preset)
+        base = with_preset(base, str(preset))
+    base = options.from_mapping(TrainCommand, file, base, f"the config file {path}")
+    command: TrainCommand = options.parse(TrainCommand, args, base, "ddpm train", DESCRIPTION)
+    return command
+
+
+def with_preset(config: TrainCommand, name: str) -> TrainCommand:
+    """Set the network's options to a preset's."""
+    if name not in PRESETS:
+        raise ConfigError(unknown_name("preset", name, PRESETS))
+    return dataclasses.replace(config, preset=name, model=dataclasses.replace(config.model, **PRESETS[name]))
+
+
+def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
+    """Build the process and its network from the seed, and open the data where the network depends on it."""
+    import torch
+
+    data: str | ImageDataset = config.data
+    model_options = options.to_plain(config.model)
+    if config.class_conditional:
+        data = open_data(config)
+        if not data.num_classes:
+            raise ConfigError(
+                f"class_conditional needs labels, but {config.data} has none. Sort the images into one sub-folder per class."
+            )
+        model_options["num_classes"] = data.num_classes
+    torch.manual_seed(config.seed)
+    diffusion_options = options.to_plain(config.diffusion)
+    model = Unet(channels=config.channels, **model_options)
+    return GaussianDiffusion(model, image_size=config.size, channels=config.channels, **diffusion_options), data
+
+
+def open_data(config: RunConfig) -> ImageDataset:
+    """Open the training data as the Trainer would."""
+    from ddpm_lib.training.sources import open_images
+
+    return open_images(
+        config.data, config, config.size, config.channels, config.split, functools.partial(print, file=sys.stderr)
+    )
+
+
+def main(args: list[str]) -> int:
+    """Run the command."""
+    command = resolve(args)
+    settings = RunConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(RunConfig)})
+    if command.print_config:
+        print(options.dump(settings), end="")
+        return 0
+    diffusion, data = build(settings)
+    if command.dry_run:
+        return dry_run(settings, diffusion, data)
+    output_dir = settings.output_dir or f"runs/{default_name(settings.data)}"
+    trainer = Trainer(diffusion, data, config=dataclasses.replace(settings.training(), output_dir=output_dir))
+    trainer.source_name = settings.data
+    result = trainer.train()
+    if trainer.is_main:
+        report(trainer, settings, result.status)
+    trainer.close()
+    return result.exit_code
+
+
+def default_name(data: str) -> str:
+    """Return the run directory's name for a data source."""
+    from ddpm_lib.training.sources import data_name
+
+    return data_name(data)
+
+
+def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDataset) -> int:
+    """Show what would be trained."""
+    dataset = open_data(config) if isinstance(data, str) else data
+    classes = f", {dataset.num_classes} classes" if dataset.num_classes else ""
+    print(f"data: {len(dataset):,} images of {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}")
+    print(cast(Unet, diffusion.model).summary(image_size=config.size, batch_size=config.batch_size))
+    print(f"run directory: {config.output_dir or 'runs/' + default_name(config.data)}")
+    return 0
+
+
+def report(trainer: Trainer, config: RunConfig, status: str) -> None:
+    """Say what the run made and what a user would do next."""
+    run = trainer.output_dir
+    made = [
+        (run / "samples", "sample grids" + (f", newest {trainer.last_grid.name}" if trainer.last_grid else "")),
+        (
+            run / "checkpoints",
+            f"checkpoints, newest {trainer.last_checkpoint.name if trainer.last_checkpoint else 'none'}",
+        ),
+        (run / "metrics.csv", "loss, validation loss and more, also as metrics.jsonl"),
+        (run / "config.yaml", "all settings; give it to --config to repeat the run"),
+    ]
+    width = max(len(str(path)) for path, _ in made)
+    print("\nWhat this run made:")
+    for path, text in made:
+        if path.exists():
+            print(f"  {path!s:{width}}  {text}")
+    more = config.max_steps * 2 if status == "finished" else config.max_steps
+    size = " ".join(str(s) for s in config.image_size)
+    resume = f"ddpm train {config.data} --output-dir {run} --max-steps {more}"
+    if Path(config.data).exists():
+        resume = f"ddpm train --config {run / 'config.yaml'} --max-steps {more}"
+    print("\nNext:")
+    print(f"  your own images   ddpm train path/to/images --image-size {size} --output-dir runs/mine")
+    print(f"  more samples      ddpm sample {run} --num 64")
+    print(f"  {'train longer' if status == 'finished' else 'resume      '}      {resume}")

@@ -1,0 +1,21 @@
+"""The training loop, its options, callbacks and checkpoints."""
+
+from __future__ import annotations
+
+from ddpm_lib.training.callbacks import Callback
+from ddpm_lib.training.checkpoint import CheckpointError
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.loading import LoadedRun, load_run
+from ddpm_lib.training.trainer import DivergedError, Trainer, TrainingResult
+
+__all__ = [
+    "Callback",
+    "CheckpointError",
+    "ConfigError",
+    "DivergedError",
+    "LoadedRun",
+    "Trainer",
+    "TrainingConfig",
+    "TrainingResult",
+    "load_run",
+]

@@ -1,0 +1,292 @@
+"""What happens around the training loop: progress, metrics, validation, sample grids, checkpoints.
+
+A callback has three hooks, which run on every rank at every step; it keeps its own cadence, reads the trainer, and may only
+`trainer.save()` or `trainer.stop(reason)`. Because every rank runs it, it may use collectives, but never inside `if is_main`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_lib import images as pictures
+from ddpm_lib import keys
+from ddpm_lib.training.batches import to_device
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.training.config import TrainingConfig
+    from ddpm_lib.training.trainer import Trainer
+
+
+class Callback:
+    """Base of all callbacks; override the hooks you need."""
+
+    @property
+    def name(self) -> str:
+        """Names this callback's state in checkpoints."""
+        return type(self).__name__
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Run before the first step of a call of `train`."""
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Run after every optimizer step; `trainer.step` counts the steps done, `trainer.last` holds the step's tensors."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Run after the last step, when the final checkpoint is written."""
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return JSON-able state to save with checkpoints; runs on every rank, the main process's answer is kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned (an empty dict where the checkpoint has none)."""
+
+
+class MetricLogger(Callback):
+    """Average the loss, also by quarter of t, and the gradient norm, and log them every `every` steps.
+
+    Sums stay on the device in float64 where it has that, so that nothing waits for the device between two lines. The window
+    is part of the checkpoint: a resumed run writes the same lines.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._sums: Tensor | None = None
+        self._restored: list[float] | None = None
+        self._clock = (0.0, 0)
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Start the window, from the checkpoint's sums where there are some."""
+        start = self._restored if self._restored and trainer.is_main else [0.0] * 10
+        self._sums = torch.tensor(start, dtype=trainer.sum_dtype, device=trainer.device)
+        self._restored = None
+        self._clock = (time.monotonic(), trainer.images_seen)
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Add this step; write a line when the window is full."""
+        assert self._sums is not None
+        assert trainer.last is not None
+        losses, levels = trainer.last.losses.to(self._sums.dtype), trainer.last.levels
+        quarter = ((levels - 1) * 4 // trainer.diffusion.timesteps).clamp(0, 3).to(losses.device, non_blocking=True)
+        # 0-3 loss sums by quarter, 4-7 counts by quarter, 8 gradient norms, 9 steps
+        self._sums.index_add_(0, quarter, losses)
+        self._sums.index_add_(0, quarter + 4, torch.ones_like(losses))
+        if trainer.is_main:
+            self._sums[8] += trainer.last.grad_norm.to(self._sums)
+            self._sums[9] += 1
+        if trainer.step % self.every == 0 or trainer.step == trainer.config.max_steps:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        assert self._sums is not None
+        assert trainer.last is not None
+        sums = trainer.sum_over_ranks(self._sums).tolist()
+        self._sums.zero_()
+        quarters = {f"loss_q{i + 1}": sums[i] / sums[4 + i] if sums[4 + i] else float("nan") for i in range(4)}
+        now = time.monotonic()
+        since, images = self._clock
+        self._clock = (now, trainer.images_seen)
+        trainer.log(
+            {
+                "loss": sum(sums[:4]) / sum(sums[4:8]),
+                **quarters,
+                "grad_norm": sums[8] / sums[9],
+                "learning_rate": trainer.last.learning_rate,
+                "images_per_second": (trainer.images_seen - images) / max(now - since, 1e-9),
+            }
+        )
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the window, summed over the ranks."""
+        return {} if self._sums is None else {"sums": trainer.sum_over_ranks(self._sums).tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the window."""
+        self._restored = state.get("sums")
+
+
+class Validation(Callback):
+    """Loss of the averaged weights on held-out images and on as many training images, with the same noise every time.
+
+    Levels are spread evenly over the images, noise and levels are functions of the image's index, so the curves are smooth and
+    the gap between them is over-fitting, nothing else. Each rank takes its share.
+    """
+
+    def __init__(self, every: int, max_images: int, seed: int) -> None:
+        self.every, self.max_images, self.seed = every, max_images, seed
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Validate when it is time."""
+        if trainer.held_out is None or (trainer.step % self.every and trainer.step != trainer.config.max_steps):
+            return
+        n = min(self.max_images, len(trainer.held_out))
+        trainer.log(
+            {
+                "val_loss": self.loss(trainer, trainer.held_out, n),
+                "train_fixed_loss": self.loss(trainer, trainer.dataset, min(n, len(trainer.dataset))),
+            }
+        )
+
+    def loss(self, trainer: Trainer, dataset: ImageDataset, n: int) -> float:
+        """Return the mean loss of `n` images spread over the dataset, over all ranks."""
+        spread = np.arange(n) * len(dataset) // n
+        own = np.arange(n)[trainer.rank :: trainer.processes]
+        total = torch.zeros((), dtype=trainer.sum_dtype, device=trainer.device)
+        network = trainer.averaged_network()
+        size = max(trainer.plan.micro, 16)
+        for start in range(0, len(own), size):
+            rows = own[start : start + size]
+            total += self._losses(trainer, network, dataset, spread[rows], rows).to(total.dtype).sum()
+        return float(trainer.sum_over_ranks(total)) / n
+
+    def _losses(
+        self, trainer: Trainer, network: nn.Module, dataset: ImageDataset, indices: np.ndarray, rows: np.ndarray
+    ) -> Tensor:
+        diffusion = trainer.diffusion
+        batch = to_device(dataset.batch(indices.tolist()), trainer.device)
+        images = batch.pop("image")
+        # A golden-ratio sequence spreads the levels evenly however many images there are.
+        spread = torch.from_numpy((rows * 0.6180339887498949 + 0.5) % 1.0)
+        t = (spread * diffusion.timesteps).long().clamp_(0, diffusion.timesteps - 1) + 1
+        shape = tuple(images.shape[1:])
+        noise = torch.stack(
+            [torch.randn(shape, generator=keys.generator("cpu", int(row), self.seed, "validation")) for row in rows]
+        )
+        cond = trainer.conditions(batch)
+        with torch.inference_mode(), trainer.accelerator.autocast():
+            return diffusion(images, cond, t=t, noise=noise.to(trainer.device), reduction="none", model=network)
+
+
+class SampleGrid(Callback):
+    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the ranks."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Sample when it is time, and after the last step."""
+        config = trainer.config
+        if trainer.step % self.every and trainer.step != config.max_steps:
+            return
+        batch = trainer.sample(
+            config.sample_count,
+            sampler=config.sample_sampler,
+            num_steps=min(config.sample_steps, trainer.diffusion.timesteps),
+            seed=config.sample_seed,
+            guidance_scale=config.sample_guidance_scale,
+        )
+        if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
+            scale = max(1, 128 // max(batch.shape[-2:]))
+            path = pictures.save_grid(
+                batch, trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png", scale=scale
+            )
+            trainer.last_grid = path
+            _show_inline(path)
+
+
+def _show_inline(path: Any) -> None:
+    # In a notebook the grid belongs under the cell; elsewhere there is nothing to show it in.
+    import sys
+
+    if "ipykernel" in sys.modules:
+        from IPython.display import Image, display
+
+        display(Image(filename=str(path)))
+
+
+class SaveCheckpoints(Callback):
+    """Ask for a checkpoint every `every` steps."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Save when it is time."""
+        if trainer.step % self.every == 0:
+            trainer.save()
+
+
+class FiniteLoss(Callback):
+    """Stop a run whose loss or gradient is no longer finite, looking only where metrics are read anyway."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Look when it is time."""
+        if trainer.step % self.every == 0:
+            trainer.check_finite()
+
+
+class ProgressBar(Callback):
+    """A tqdm bar on the main process with loss, images/s and the time left."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._start = (0.0, 0)
+        self._shown = 0.0
+        self._smooth: float | None = None
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Open the bar at the current step."""
+        from tqdm.auto import tqdm
+
+        self._start = (time.monotonic(), trainer.images_seen)
+        if trainer.is_main:
+            self._bar = tqdm(
+                total=trainer.config.max_steps,
+                initial=trainer.step,
+                unit="step",
+                dynamic_ncols=True,
+                smoothing=0.05,
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            )
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Advance; read the loss where that costs nothing (CPU) or where it is read anyway (each logged line)."""
+        if self._bar is None:
+            return
+        assert trainer.last is not None
+        self._bar.update(1)
+        if trainer.device.type == "cpu":
+            loss = float(trainer.last.losses.mean())
+            self._smooth = loss if self._smooth is None else 0.95 * self._smooth + 0.05 * loss
+        elif "loss" in trainer.metrics:
+            self._smooth = trainer.metrics["loss"]
+        now = time.monotonic()
+        if self._smooth is not None and now - self._shown > 0.25:
+            rate = (trainer.images_seen - self._start[1]) / max(now - self._start[0], 1e-9)
+            val = f", val {trainer.metrics['val_loss']:.4f}" if "val_loss" in trainer.metrics else ""
+            self._bar.set_postfix_str(f"loss {self._smooth:.4f}{val}, {rate:,.0f} images/s", refresh=False)
+            self._shown = now
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, also when training ends in an error."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def default_callbacks(config: TrainingConfig) -> list[Callback]:
+    """Return the callbacks that the options ask for, in the order in which they run."""
+    chosen: list[Callback] = [MetricLogger(config.log_every), FiniteLoss(config.log_every)]
+    if config.val_every:
+        chosen.append(Validation(config.val_every, config.val_max_images, config.seed))
+    if config.sample_every:
+        chosen.append(SampleGrid(config.sample_every))
+    chosen.append(SaveCheckpoints(config.save_every))
+    if config.progress:
+        chosen.append(ProgressBar())
+    return chosen

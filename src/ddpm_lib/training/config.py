@@ -1,0 +1,303 @@
+"""The options of a training run: one validated list for `Trainer(...)`, `--config run.yaml` and command-line flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from ddpm_lib.registry import nearest
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work: the message names the option, what was got and what fits."""
+
+
+def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where: str) -> None:
+    """Raise for option names that do not exist, naming the nearest right ones.
+
+    Raises:
+        ConfigError: If there is any.
+    """
+    wrong = [name for name in given if name not in known]
+    if wrong:
+        parts = []
+        for name in wrong:
+            hint = nearest(name, known)
+            parts.append(f"{name!r}" + (f" (did you mean {hint!r}?)" if hint else ""))
+        raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
+
+
+def check_type(name: str, value: Any, annotation: Any) -> Any:
+    """Return `value` as its annotation wants it (lists become tuples, whole floats stay floats), or raise.
+
+    Raises:
+        ConfigError: If the value has another type.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return check_type(name, value, args[0])
+    if origin in (typing.Union, types.UnionType):
+        for choice in args:
+            try:
+                return check_type(name, value, choice)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r}.")
+    ok = False
+    if origin is Literal:
+        ok = value in args and type(value) in {type(a) for a in args}
+        if not ok and isinstance(value, str):
+            hint = nearest(value, [str(a) for a in args])
+            also = f" Did you mean {hint!r}?" if hint else ""
+            raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r}.{also}")
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(items) == len(value):
+            return tuple(check_type(f"{name}[{i}]", v, a) for i, (v, a) in enumerate(zip(value, items)))
+    elif origin is dict and isinstance(value, Mapping):
+        return {str(k): check_type(f"{name}[{k!r}]", v, args[1]) for k, v in value.items()}
+    elif annotation is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif annotation is int:
+        ok = isinstance(value, int) and not isinstance(value, bool)
+    elif annotation in (None, type(None)):
+        ok = value is None
+    elif annotation is Any:
+        ok = True
+    elif isinstance(annotation, type):
+        ok = isinstance(value, annotation)
+    if not ok:
+        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r} ({type(value).__name__}).")
+    return value
+
+
+def describe_type(annotation: Any) -> str:
+    """Word an annotation for a message."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(a) for a in args)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if origin is tuple:
+        return f"a list of {describe_type(args[0])}"
+    if annotation is type(None):
+        return "none"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(annotation, str(getattr(annotation, "__name__", annotation)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Options of `Trainer`; every one is also a flag of `ddpm train` and a key of its config file.
+
+    Raises:
+        ConfigError: At construction, for a wrong type, an impossible value or a contradiction.
+    """
+
+    output_dir: str | None = None
+    """Run directory: checkpoints, metrics, samples. Default: runs/ and the name of the data."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest complete checkpoint in the run directory, if any; never: refuse such a directory."""
+    override: bool = False
+    """Continue although batch size, seed or data differ from the checkpoint's (the differences are listed either way)."""
+    seed: int = 0
+    """Names every random number of the run: initial weights, order, noise, levels, flips, dropout."""
+
+    max_steps: int = 75_000
+    """Optimizer steps after which training ends."""
+    max_hours: float | None = None
+    """Wall-clock limit of this call in hours; a checkpoint is saved and the same command continues."""
+    batch_size: int = 32
+    """Images per optimizer step over all processes and accumulation steps."""
+    accumulation_steps: int = 1
+    """Micro-batches per optimizer step and process: less memory, the same batch."""
+    shards: int | None = None
+    """Blocks of the global batch with noise keys of their own, fixed at the first start; default: one per forward pass."""
+
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """Optimizer (fused kernels where the device has them)."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape after the warm-up, down to final_learning_rate_ratio at max_steps."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up."""
+    final_learning_rate_ratio: float = 0.0
+    """Learning rate at max_steps as a fraction of the peak (cosine and linear)."""
+    weight_decay: float = 0.0
+    """Decoupled (adamw) or L2 (adam) decay of weights with two or more dimensions."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's moments."""
+    adam_eps: float = 1e-8
+    """Adam's ε."""
+    max_grad_norm: float | None = 1.0
+    """Clip the gradient's norm to this; none: only measure it."""
+    ema_decay: tuple[float, ...] = (0.9999,)
+    """One or several decays of weight averages; the first is used for sampling. Empty: no average."""
+    ema_power: float = 0.75
+    """Warm-up of the average: the decay at step n is at most 1 - n^-ema_power, which suits short runs."""
+
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How images get the training size: keep the aspect and crop the centre, keep it and pad, or stretch."""
+    labels: Literal["auto", "folder", "prefix", "none"] = "auto"
+    """Class labels: from sub-folders or columns where there are some, from label_name.jpg prefixes, or none."""
+    image_column: str | None = None
+    """Column of the images in a table; default: found."""
+    label_column: str | None = None
+    """Column of the labels in a table; default: found."""
+    split: str | None = None
+    """Split of a dataset that has several; default: train."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A file that cannot be decoded: list all of them and stop, or leave them out and count them."""
+    cache: Literal["auto", "ram", "none"] = "auto"
+    """Decode once into RAM (auto: where it fits in cache_limit_mb), or stream through workers."""
+    cache_limit_mb: float | None = None
+    """Limit of the RAM cache in MiB; default: a share of the memory this process may use."""
+    num_workers: int | None = None
+    """Processes that decode images; default: from the CPUs this process may use, 0 where the set is in RAM."""
+    horizontal_flip: bool = False
+    """Mirror half of the images, on the device."""
+
+    val_data: str | None = None
+    """Held-out images (any source that training data can come from)."""
+    val_fraction: float = 0.05
+    """Share of the training data held out by hash of the name, where val_data is not given; 0: none."""
+    val_every: int = 500
+    """Steps between validations; 0: never."""
+    val_max_images: int = 512
+    """Images of each side (held-out, training) in a validation."""
+
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 1000
+    """Steps between checkpoints (one is always written at the end)."""
+    keep_last: int = 3
+    """Newest checkpoints to keep (at least 2: one may be damaged)."""
+    keep_every: int | None = None
+    """Also keep the checkpoints of multiples of this step for good."""
+    sample_every: int = 1000
+    """Steps between sample grids; 0: never."""
+    sample_count: int = 16
+    """Images of a sample grid."""
+    sample_sampler: str = "ddim"
+    """Sampler of the grids."""
+    sample_steps: int = 50
+    """Sampling steps of the grids."""
+    sample_seed: int = 0
+    """Seed of the grids: the same noise every time, so that grids can be compared."""
+    sample_guidance_scale: float = 1.0
+    """Classifier-free guidance of the grids; 1: none."""
+    trackers: tuple[str, ...] = ()
+    """accelerate's trackers: tensorboard, wandb, …"""
+    progress: bool = True
+    """Show a progress bar."""
+
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    """Where to train; auto: an accelerator if there is one, else the CPU."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the network's forward pass; auto: bf16 where the hardware computes it fast."""
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    """Memory layout of images and convolutions; auto: what is faster on the device."""
+    compile: bool = False
+    """Compile the network with torch.compile (minutes at the start, faster steps on a GPU)."""
+    deterministic: bool = False
+    """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
+    process_timeout_minutes: float = 10.0
+    """With several processes: how long to wait for a lost one before giving up."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(TrainingConfig)
+        for field in fields(self):
+            object.__setattr__(self, field.name, check_type(field.name, getattr(self, field.name), hints[field.name]))
+        self._check_ranges()
+        self._check_together()
+
+    def _check_ranges(self) -> None:
+        at_least = {
+            "max_steps": 1, "batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
+            "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        positive = (
+            "learning_rate",
+            "adam_eps",
+            "max_grad_norm",
+            "max_hours",
+            "ema_power",
+            "cache_limit_mb",
+            "process_timeout_minutes",
+        )
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} must be a positive finite number; got {value}.")
+        for name in ("shards", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1 or none; got {value}.")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ConfigError(f"num_workers must be 0 or more; got {self.num_workers}. 0 decodes in the main process.")
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val_fraction must lie in [0, 1); got {self.val_fraction}.")
+        if not 0 <= self.final_learning_rate_ratio <= 1:
+            raise ConfigError(f"final_learning_rate_ratio must lie in [0, 1]; got {self.final_learning_rate_ratio}.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay must be 0 or more; got {self.weight_decay}.")
+        for name in ("ema_decay", "adam_betas"):
+            for value in getattr(self, name):
+                if not 0 <= value < 1:
+                    raise ConfigError(f"{name} must lie in [0, 1); got {value}.")
+
+    def _check_together(self) -> None:
+        if len(set(self.ema_decay)) != len(self.ema_decay):
+            raise ConfigError(f"ema_decay names the same decay twice: {self.ema_decay}.")
+        if self.batch_size % self.accumulation_steps:
+            raise ConfigError(
+                f"batch_size {self.batch_size} is not divisible by accumulation_steps {self.accumulation_steps}. "
+                f"Accumulation steps that fit: {divisors(self.batch_size)}."
+            )
+        if self.shards and self.batch_size % self.shards:
+            raise ConfigError(
+                f"batch_size {self.batch_size} is not divisible by shards {self.shards}. "
+                f"Shards that fit: {divisors(self.batch_size)}."
+            )
+        if self.val_data is not None and self.val_every == 0:
+            raise ConfigError(
+                "val_data is given but val_every is 0, so it would never be used. Set val_every or drop val_data."
+            )
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], where: str = "Trainer") -> TrainingConfig:
+        """Build from a mapping, refusing unknown names.
+
+        Raises:
+            ConfigError: For unknown names (naming the nearest right one), wrong types and values.
+        """
+        unknown_options(options, [f.name for f in fields(cls)], where)
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def divisors(n: int) -> str:
+    """List the divisors of n for a message."""
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+def signature_of_options() -> list[inspect.Parameter]:
+    """Return the options as keyword-only parameters, for `help(Trainer)` and completion."""
+    return [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(TrainingConfig)
+    ]

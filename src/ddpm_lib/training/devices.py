@@ -1,0 +1,125 @@
+"""Choices that depend on the hardware: device, precision, memory layout, and the accelerate object that carries them."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def pick_device(wanted: str) -> str:
+    """Return the device type to use: "cuda", "mps", "xpu" or "cpu".
+
+    Raises:
+        ConfigError: If the wanted device is not there.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(name for name, there in present.items() if there)
+    if not present[wanted]:
+        built = f"torch {torch.__version__}"
+        there = ", ".join(name for name, ok in present.items() if ok)
+        raise ConfigError(f"device={wanted!r} is not available here ({built}); available: {there}. Use --device auto.")
+    return wanted
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether the CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
+
+
+def pick_precision(wanted: str, device: str) -> str:
+    """Return "no", "bf16" or "fp16"; auto is bf16 where the hardware has it.
+
+    Raises:
+        ConfigError: If the device cannot do what is wanted.
+    """
+    has_bf16 = {
+        "cuda": device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": cpu_has_bf16(),
+        "xpu": True,
+        "mps": False,
+    }[device]
+    if wanted == "auto":
+        return "bf16" if has_bf16 else "no"
+    if wanted == "bf16" and device == "cuda" and not has_bf16:
+        raise ConfigError("mixed_precision='bf16' needs a GPU of compute capability 8.0 or newer. Use fp16 or no.")
+    if wanted == "fp16" and device in ("cpu", "mps"):
+        raise ConfigError(f"mixed_precision='fp16' does not train on {device}. Use bf16 or no.")
+    return wanted
+
+
+def use_channels_last(wanted: str, device: str, precision: str) -> bool:
+    """Say whether images go channel by channel in memory: yes where tensor cores or AMX like it."""
+    if wanted == "auto":
+        return device == "cuda" or (device == "cpu" and precision == "bf16")
+    return wanted == "yes"
+
+
+def under_torchrun() -> bool:
+    """Say whether an elastic launcher (torchrun, accelerate launch --multi_gpu) runs this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def local_world_size() -> int:
+    """Return how many of our processes share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0])
+
+
+def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
+    """Build accelerate's Accelerator for a training run; data order, files and random state stay ours."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+
+    device = pick_device(config.device)
+    precision = pick_precision(config.mixed_precision, device)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        # A notebook trains twice with different precisions; the singleton would refuse the second.
+        AcceleratorState._reset_state(reset_partial_state=False)
+    for tracker in config.trackers:
+        _check_tracker(tracker)
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=device == "cpu",
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))],
+    )
+
+
+def _check_tracker(name: str) -> None:
+    import importlib.util
+
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    from accelerate.utils import LoggerType
+
+    known = [str(t) for t in LoggerType if str(t) != "all"]
+    if name not in known:
+        from ddpm_lib.registry import unknown_name
+
+        raise ConfigError(unknown_name("tracker", name, known))
+    package = {"comet_ml": "comet_ml", "dvclive": "dvclive"}.get(name, name)
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"The tracker {name!r} needs its package. Install it with: pip install {package}")
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ConfigError(f"The tracker {name!r} is not usable with this version of accelerate.")
+
+
+def collective_ready(accelerator: Accelerator) -> bool:
+    """Say whether there is anybody to agree with."""
+    return accelerator.num_processes > 1

@@ -1,0 +1,88 @@
+"""Exponential moving averages of the weights by ema-pytorch, one per decay, kept on every rank."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverages:
+    """Several EMAs of one network; the decay of each warms up as 1 - (1 + n)^-power, capped at its own value.
+
+    Every update happens at every step (ema-pytorch's default of each tenth step makes the decay mean something else), in
+    float32, and the counters live on the CPU so that reading them never waits for the device. The averages are functions of
+    the step: resuming sets `set_step`.
+
+    Args:
+        model: The network to follow; it must be deep-copyable.
+        decays: One or more decays in [0, 1).
+        power: Exponent of the warm-up; 3/4 reaches 0.999 after 10,000 steps.
+    """
+
+    def __init__(self, model: nn.Module, decays: Sequence[float], power: float = 0.75) -> None:
+        from ema_pytorch import EMA
+
+        try:
+            copies = [copy.deepcopy(model).requires_grad_(False) for _ in decays]
+        except Exception as error:
+            raise TypeError(
+                f"The model cannot be deep-copied, which the EMA needs ({type(error).__name__}: {error}). "
+                "Remove lazy layers, hooks or open handles from it, or pass ema_decay=()."
+            ) from error
+        self.decays = tuple(decays)
+        averages = [
+            EMA(
+                model,
+                ema_model=shadow,
+                beta=decay,
+                update_after_step=0,
+                update_every=1,
+                inv_gamma=1.0,
+                power=power,
+                include_online_model=False,
+                use_foreach=True,
+            )
+            for decay, shadow in zip(decays, copies)
+        ]
+        for average in self.averages:
+            average.ema_model.eval()
+            average.initted, average.step = average.initted.cpu(), average.step.cpu()
+        self.averages: list[Any] = averages
+
+    def update(self) -> None:
+        """Take in the network's weights after one optimizer step."""
+        for average in self.averages:
+            average.update()
+
+    def set_step(self, step: int) -> None:
+        """Set the counters to a number of updates done."""
+        for average in self.averages:
+            average.step = torch.tensor(step)
+            average.initted = torch.tensor(step > 0)
+
+    def network(self, decay: float | None = None) -> nn.Module:
+        """Return the averaged network of a decay; default: the first."""
+        if decay is None:
+            return self.averages[0].ema_model
+        if decay not in self.decays:
+            raise ValueError(f"No EMA with decay {decay}. This run keeps: {', '.join(map(str, self.decays))}.")
+        return self.averages[self.decays.index(decay)].ema_model
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all averaged tensors under `<decay>/<name>`."""
+        return {
+            f"{decay}/{name}": tensor
+            for decay, average in zip(self.decays, self.averages)
+            for name, tensor in average.ema_model.state_dict().items()
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Load what `tensors` returned; a decay that was not kept before starts from the online weights."""
+        for decay, average in zip(self.decays, self.averages):
+            prefix = f"{decay}/"
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            average.ema_model.load_state_dict(own or average.model.state_dict())

@@ -1,0 +1,129 @@
+"""From a run directory or a checkpoint back to a `GaussianDiffusion` that samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_lib.training import checkpoint as files
+from ddpm_lib.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained process.
+
+    Attributes:
+        diffusion: The process with the chosen weights loaded, in evaluation mode, on the CPU.
+        checkpoint: The directory read.
+        step: Its step.
+        weights: Which weights were loaded: "model" or "ema <decay>".
+        class_names: Names of the classes, where the data had labels.
+        state: All of the checkpoint's state.json.
+    """
+
+    diffusion: GaussianDiffusion
+    checkpoint: Path
+    step: int
+    weights: str
+    class_names: tuple[str, ...] | None
+    state: dict[str, Any]
+
+
+def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
+    """Find checkpoints of a run directory, or take the path itself if it is one.
+
+    Args:
+        path: A run directory or a checkpoint directory.
+        which: "latest", "all", a step ("1200") or a directory name ("step-000001200").
+
+    Raises:
+        CheckpointError: If there is none, naming what is there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise files.CheckpointError(
+            f"{path} does not exist. Give a run directory such as runs/shapes, or one of its checkpoints."
+        )
+    if (path / files.MANIFEST).is_file():
+        if which != "latest":
+            raise files.CheckpointError(
+                f"{path} is one checkpoint; to choose with checkpoint={which!r}, give the run directory {path.parent.parent}."
+            )
+        files.verify(path)
+        return [path]
+    there = files.list_checkpoints(path / "checkpoints")
+    if not there:
+        raise files.CheckpointError(f"{path} holds no checkpoints. Train first: ddpm train --output-dir {path}")
+    names = ", ".join(p.name for p in there)
+    if which == "latest":
+        broken: list[str] = []
+        newest = files.newest_complete(path / "checkpoints", broken.append)
+        if newest is None:
+            raise files.CheckpointError(f"{path} holds no complete checkpoint. " + " ".join(broken))
+        return [newest]
+    wanted = files.checkpoint_name(int(which)) if which.isdigit() else which
+    chosen = there if which == "all" else [p for p in there if p.name == wanted]
+    if not chosen:
+        raise files.CheckpointError(f"{path} has no checkpoint {which!r}. There are: {names}; or 'latest', or 'all'.")
+    for checkpoint in chosen:
+        files.verify(checkpoint)
+    return chosen
+
+
+def load_run(
+    path: str | Path, checkpoint: str = "latest", weights: str = "ema", ema_decay: float | None = None
+) -> LoadedRun:
+    """Rebuild a trained process from its run directory.
+
+    Args:
+        path: A run directory or a checkpoint directory.
+        checkpoint: "latest", a step, or a directory name.
+        weights: "ema" or "model".
+        ema_decay: Which average, where several were kept; default: the first.
+
+    Returns:
+        The process with the weights loaded, and what the checkpoint says of itself.
+
+    Raises:
+        CheckpointError: If there is no complete checkpoint, or it is of a network that only Python code can build.
+        ConfigError: If the weights asked for were not kept.
+    """
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.nn import Unet
+
+    if weights not in ("ema", "model"):
+        raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
+    found = find_checkpoints(path, checkpoint)[-1]
+    state = files.read_state(found)
+    described = state["model"]
+    if described["class"] != "Unet" or described["config"] is None:
+        raise files.CheckpointError(
+            f"{found} holds the weights of a {described['class']}, which only your own code can build. "
+            "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
+        )
+    model = Unet(**described["config"])
+    diffusion = GaussianDiffusion(model, **state["diffusion"])
+    tensors, label = _choose(found, state, weights, ema_decay)
+    files.load_weights(model, tensors, str(found))
+    diffusion.eval()
+    names = state["data"]["class_names"]
+    return LoadedRun(diffusion, found, int(state["step"]), label, tuple(names) if names else None, state)
+
+
+def _choose(path: Path, state: dict[str, Any], weights: str, decay: float | None) -> tuple[dict[str, Any], str]:
+    if weights == "model":
+        return files.read_tensors(path, "model"), "model"
+    kept = state["ema_decay"]
+    if not kept:
+        raise ConfigError(f"{path} was trained without an EMA. Ask for weights='model' (--weights model).")
+    decay = kept[0] if decay is None else decay
+    if decay not in kept:
+        raise ConfigError(f"{path} keeps no EMA of decay {decay}. It keeps: {', '.join(map(str, kept))}.")
+    prefix = f"{decay}/"
+    tensors = {k.removeprefix(prefix): v for k, v in files.read_tensors(path, "ema").items() if k.startswith(prefix)}
+    return tensors, f"ema {decay}"

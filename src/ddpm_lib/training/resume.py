@@ -1,0 +1,156 @@
+"""What a run is made of, how that is saved, and whether a checkpoint belongs to it."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddpm_lib.training import checkpoint as files
+from ddpm_lib.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.trainer import Trainer
+
+
+def describe_model(trainer: Trainer) -> dict[str, Any]:
+    """Return the class and the arguments of the network, for rebuilding and comparing."""
+    model = trainer.diffusion.model
+    return {"class": type(model).__name__, "config": getattr(model, "config", None)}
+
+
+def describe_data(trainer: Trainer) -> dict[str, Any]:
+    """Return what identifies the training data."""
+    data = trainer.dataset
+    return {
+        "source": trainer.source_name,
+        "images": len(data),
+        "fingerprint": data.fingerprint,
+        "class_names": list(data.class_names) if data.class_names else None,
+    }
+
+
+def describe_versions() -> dict[str, Any]:
+    """Return what a bitwise repetition would need to match."""
+    names = ("ddpm-lib", "torch", "accelerate", "ema-pytorch", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {**found, "python": platform.python_version(), "threads": torch.get_num_threads()}
+
+
+def run_state(trainer: Trainer) -> dict[str, Any]:
+    """Collect everything but the tensors, JSON-able."""
+    scaler = trainer.accelerator.scaler
+    return {
+        "step": trainer.step,
+        "images_seen": trainer.images_seen,
+        "elapsed_seconds": trainer.elapsed_seconds,
+        "seed": trainer.config.seed,
+        "batch_size": trainer.config.batch_size,
+        "shards": trainer.randomness.shards,
+        "model": describe_model(trainer),
+        "diffusion": trainer.diffusion.config,
+        "data": describe_data(trainer),
+        "ema_decay": list(trainer.config.ema_decay),
+        "training": trainer.config.to_dict(),
+        "callbacks": {callback.name: callback.state_dict(trainer) for callback in trainer.callbacks},
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "versions": describe_versions(),
+    }
+
+
+def write_checkpoint(trainer: Trainer) -> files.SavedCheckpoint | None:
+    """Save the run on the main process while the others wait; prune when the new checkpoint is complete.
+
+    Returns:
+        What was written (the same on every rank), or None when the disk refused (a warning has said so).
+    """
+    saved: files.SavedCheckpoint | None = None
+    state = run_state(trainer)  # callbacks may need all ranks for their state
+    if trainer.is_main:
+        folder = trainer.output_dir / "checkpoints"
+        tensors = {"model": trainer.diffusion.model.state_dict()}
+        tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
+        if trainer.ema is not None:
+            tensors["ema"] = trainer.ema.tensors()
+        trainer.records.flush()
+        try:
+            saved = files.save_checkpoint(folder, trainer.step, tensors, state)
+            files.prune(folder, trainer.config.keep_last, trainer.config.keep_every)
+        except OSError as error:
+            kept = files.list_checkpoints(folder)
+            left = f"The last good checkpoint is {kept[-1].name}" if kept else "There is no checkpoint yet"
+            trainer.say(
+                f"The checkpoint of step {trainer.step} could not be written to {folder}: {error}. {left}; training goes on."
+            )
+    return trainer.from_main(saved)
+
+
+def differences(saved: Any, now: Any, path: str = "") -> list[str]:
+    """List where two JSON-like values differ, as `path: saved -> now`."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*saved, *now]))
+        return [line for k in keys for line in differences(saved.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
+    as_list = [list(v) if isinstance(v, tuple) else v for v in (saved, now)]
+    return [] if as_list[0] == as_list[1] else [f"{path}: {saved!r} in the checkpoint, {now!r} now"]
+
+
+def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another network or process; data, batch size and seed may change only on request.
+
+    Raises:
+        ConfigError: Listing what differs.
+    """
+    now = {"model": describe_model(trainer), "diffusion": trainer.diffusion.config}
+    hard = differences({k: state.get(k) for k in now}, now)
+    if hard:
+        raise ConfigError(
+            f"{path} was trained with other settings:\n  "
+            + "\n  ".join(hard)
+            + "\nUse the settings of the checkpoint, or another output_dir."
+        )
+    soft_now = {"data": describe_data(trainer), "batch_size": trainer.config.batch_size, "seed": trainer.config.seed}
+    soft = differences({k: state.get(k) for k in soft_now}, soft_now)
+    soft = [line for line in soft if not line.startswith("data.source")]
+    if soft and not trainer.config.override:
+        raise ConfigError(
+            f"{path} was trained on other data or with another order:\n  "
+            + "\n  ".join(soft)
+            + "\nSet override=True (--override) to go on all the same, or use another output_dir."
+        )
+    for line in soft:
+        trainer.say(f"Continuing although {line}.")
+
+
+def restore(trainer: Trainer, path: Path) -> None:
+    """Load a verified checkpoint into the trainer."""
+    state = files.read_state(path)
+    check_same_run(trainer, state, path)
+    files.load_weights(trainer.diffusion.model, files.read_tensors(path, "model"), str(path))
+    files.load_optimizer_tensors(trainer.optimizer, trainer.diffusion, files.read_tensors(path, "optimizer"))
+    trainer.step, trainer.images_seen = int(state["step"]), int(state["images_seen"])
+    trainer.elapsed_seconds = float(state["elapsed_seconds"])
+    if trainer.ema is not None:
+        new = [d for d in trainer.config.ema_decay if d not in state["ema_decay"]]
+        if new:
+            trainer.say(
+                f"The checkpoint has no EMA of decay {', '.join(map(str, new))}: it starts from the current weights."
+            )
+        trainer.ema.load_tensors(files.read_tensors(path, "ema") if state["ema_decay"] else {})
+        trainer.ema.set_step(trainer.step)
+    if state["scaler"] is not None and trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    for callback in trainer.callbacks:
+        callback.load_state_dict(state["callbacks"].get(callback.name, {}))
+    threads = state["versions"].get("threads")
+    if trainer.device.type == "cpu" and threads != torch.get_num_threads():
+        trainer.say(
+            f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up to rounding, not bitwise."
+        )

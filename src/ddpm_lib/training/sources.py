@@ -1,0 +1,122 @@
+"""The two datasets of a run, training and held-out, checked against the process that is to learn them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+
+def data_name(data: Any) -> str:
+    """Return a short name of a data source, safe as a directory name."""
+    name = Path(data).resolve().stem if isinstance(data, (str, Path)) else type(data).__name__
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in str(name)).strip(".-")
+    return safe.lower() or "run"
+
+
+def open_training_data(
+    data: Any, config: TrainingConfig, diffusion: GaussianDiffusion, log: Callable[[str], None]
+) -> tuple[ImageDataset, ImageDataset | None]:
+    """Open the training set and the held-out set as the config says.
+
+    Returns:
+        The training images and the held-out ones, or None where there are none.
+    """
+    train = _open(data, config, diffusion, config.split, log)
+    if config.val_data is not None:
+        held_out: ImageDataset | None = _open(config.val_data, config, diffusion, None, log)
+    elif config.val_every and config.val_fraction and len(train) >= 10:
+        # 1,000 held-out images estimate the loss well; a share of a million would only be lost to training.
+        count = min(1000, max(1, math.floor(len(train) * config.val_fraction)))
+        train, held_out = train.split(count, config.seed)
+    else:
+        held_out = None
+    if len(train) < config.batch_size:
+        log(
+            f"The batch of {config.batch_size} is larger than the {len(train)} training images: each batch repeats some of them."
+        )
+    check_classes(train, diffusion)
+    return train, held_out
+
+
+def _open(
+    data: Any, config: TrainingConfig, diffusion: GaussianDiffusion, split: str | None, log: Callable[[str], None]
+) -> ImageDataset:
+    from ddpm_lib.data import ImageDataset
+
+    if isinstance(data, ImageDataset):
+        wanted = (diffusion.channels, *diffusion.image_size)
+        got = (data.channels, *data.image_size)
+        if wanted != got:
+            raise ConfigError(
+                f"The dataset's images are {got} (channels, height, width) but the diffusion is built for {wanted}."
+            )
+        return data
+    return open_images(data, config, diffusion.image_size, diffusion.channels, split, log)
+
+
+def open_images(
+    data: Any,
+    config: TrainingConfig,
+    size: tuple[int, ...],
+    channels: int,
+    split: str | None,
+    log: Callable[[str], None],
+) -> ImageDataset:
+    """Open any source of images with the data options of a config.
+
+    Args:
+        data: What `ddpm_lib.data.open_dataset` takes.
+        config: Gives fit, labels, columns, cache and workers.
+        size: Height and width.
+        channels: 1, 3 or 4.
+        split: Split of a dataset that has several.
+        log: Gets lines for the user.
+    """
+    from ddpm_lib.data import open_dataset
+
+    return open_dataset(
+        data,
+        image_size=size,
+        channels=channels,
+        fit=config.fit,
+        labels=config.labels,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        split=split,
+        on_bad_image=config.on_bad_image,
+        cache=config.cache,
+        cache_limit_mb=config.cache_limit_mb,
+        num_workers=config.num_workers,
+        log=log,
+    )
+
+
+def check_classes(dataset: ImageDataset, diffusion: GaussianDiffusion) -> None:
+    """Check that a class-conditional network finds its labels, and enough classes for them.
+
+    Raises:
+        ConfigError: If not.
+    """
+    conditioners = getattr(diffusion.model, "conditioners", {})
+    if "class_label" not in conditioners:
+        return
+    classes = conditioners["class_label"].num_classes
+    if dataset.num_classes is None:
+        raise ConfigError(
+            f"The network is conditional on {classes} classes but the data has no labels. "
+            "Sort the images into one sub-folder per class, set labels='prefix' or label_column, "
+            "or build the Unet without num_classes."
+        )
+    if dataset.num_classes > classes:
+        raise ConfigError(
+            f"The data has {dataset.num_classes} classes but the network num_classes={classes}. "
+            f"Set num_classes={dataset.num_classes}."
+        )

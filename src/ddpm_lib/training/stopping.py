@@ -1,0 +1,92 @@
+"""Reasons to stop that come from outside: signals, time limits, a STOP file. Handlers only set a flag."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_SIGNALS = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
+
+
+class StopSignals:
+    """Turn termination signals into a flag while active; a second Ctrl-C interrupts at once.
+
+    Handlers are installed in the main thread only (Python allows no other) and restored on exit.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for name in _SIGNALS:
+                number = getattr(signal, name)
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._old.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if name == "SIGINT" and self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = name
+
+
+def slurm_end_time() -> float | None:
+    """Return the end of the surrounding SLURM job in seconds since the epoch, or None outside SLURM or where unknown."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        return None
+    known = os.environ.get("SLURM_JOB_END_TIME", "")
+    if known.isdigit():
+        return float(known)
+    command = ["squeue", "--noheader", "--jobs", job, "--format=%e"]
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return time.mktime(time.strptime(out.splitlines()[0], "%Y-%m-%dT%H:%M:%S"))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+class TimeLimit:
+    """Says when to stop so that a last checkpoint still fits before the limit.
+
+    Args:
+        max_hours: Limit on this call's wall time, or None.
+        use_slurm: Also respect the end of the SLURM job.
+    """
+
+    def __init__(self, max_hours: float | None, use_slurm: bool = True) -> None:
+        self._start = time.monotonic()
+        self.limits: list[tuple[float, float, str]] = []
+        if max_hours is not None:
+            self.limits.append((self._start + 3600.0 * max_hours, 0.0, f"max_hours={max_hours:g} reached"))
+        end = slurm_end_time() if use_slurm else None
+        if end is not None:
+            self.limits.append((self._start + end - time.time(), 60.0, "the SLURM job's time limit is near"))
+
+    def reached(self, slowest_step: float, save_seconds: float) -> str | None:
+        """Return the reason to stop now, or None; margins cover one step and one save (twice each before a hard limit)."""
+        now = time.monotonic()
+        for end, least, reason in self.limits:
+            margin = max(least, 2 * save_seconds + 2 * slowest_step + 30.0) if least else slowest_step
+            if now >= end - margin:
+                return reason
+        return None
+
+
+def stop_file_present(run: Path) -> bool:
+    """Say whether somebody has put a file named STOP into the run directory."""
+    return (run / "STOP").exists()

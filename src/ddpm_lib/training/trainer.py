@@ -1,0 +1,443 @@
+"""The training loop: it reads as a recipe, and everything that is not the recipe is a callback."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.training import devices
+from ddpm_lib.training.batches import BatchPlan, TrainingBatches, flip_rows, to_device
+from ddpm_lib.training.callbacks import Callback, default_callbacks
+from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
+from ddpm_lib.training.context import RunContext
+from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
+from ddpm_lib.training.randomness import StepRandomness
+from ddpm_lib.training.records import flat_scalars, write_run_config
+from ddpm_lib.training.resume import restore, write_checkpoint
+from ddpm_lib.training.sampling import default_condition, sample_shared
+from ddpm_lib.training.sources import data_name, open_training_data
+from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+logger = logging.getLogger("ddpm_lib")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a call of `Trainer.train` ended.
+
+    Attributes:
+        status: "finished", or "stopped" (the same command continues).
+        step: Optimizer steps done in the whole run.
+        reason: Why it stopped.
+        output_dir: The run directory.
+        checkpoint: The last checkpoint.
+        exit_code: 0 finished, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a launcher may requeue).
+    """
+
+    status: str
+    step: int
+    reason: str
+    output_dir: Path
+    checkpoint: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """Return the process exit code that fits; under torchrun always 0, because it would restart the job otherwise."""
+        if self.status == "finished" or devices.under_torchrun():
+            return 0
+        return 130 if "SIGINT" in self.reason else 143
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step leaves behind for the callbacks: tensors on the device, read by nobody unless needed.
+
+    Attributes:
+        losses: Loss of each image of this process (b,).
+        levels: The noise level t of each image (b,), on the CPU.
+        grad_norm: Norm of the gradient before clipping, a scalar tensor.
+        learning_rate: The rate used.
+    """
+
+    losses: Tensor
+    levels: Tensor
+    grad_norm: Tensor
+    learning_rate: float
+
+
+class Trainer(RunContext):
+    """Train a `GaussianDiffusion` on images; the same call continues a run that was cut off.
+
+    Args:
+        diffusion: The process with its network.
+        data: A folder of images, a 🤗 dataset (path, hub name or object), a .npz or .parquet file, an `ImageDataset`, any torch
+            Dataset, or "shapes" for the built-in images.
+        config: The options as one object, instead of keywords.
+        callbacks: Added after the default ones (progress, metrics, validation, sample grids, checkpoints).
+        **options: The fields of `TrainingConfig`.
+
+    Raises:
+        ConfigError: For unknown, impossible or contradictory options.
+        ValueError: For data that cannot be used.
+
+    Example:
+        >>> from ddpm_lib import GaussianDiffusion, Trainer, Unet                                  # doctest: +SKIP
+        >>> diffusion = GaussianDiffusion(Unet(dim=64), image_size=64)                             # doctest: +SKIP
+        >>> Trainer(diffusion, "path/to/images", output_dir="runs/mine", max_steps=5000).train()   # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        data: Any = "shapes",
+        *,
+        config: TrainingConfig | None = None,
+        callbacks: Sequence[Callback] = (),
+        **options: Any,
+    ) -> None:
+        if config is not None and options:
+            raise ConfigError(f"Give either config= or options, not both; got config and {', '.join(options)}.")
+        self.config = config or TrainingConfig.from_options(options)
+        self.diffusion = diffusion
+        self.data_source = data
+        self.source_name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
+        self.callbacks: list[Callback] = [*default_callbacks(self.config), *callbacks]
+        self.output_dir = Path(self.config.output_dir or f"runs/{data_name(data)}")
+        self.step = 0
+        self.images_seen = 0
+        self.elapsed_seconds = 0.0
+        self.last: StepResult | None = None
+        self.metrics: dict[str, Any] = {}
+        self.last_checkpoint: Path | None = None
+        self.last_grid: Path | None = None
+        self._row: dict[str, Any] = {}
+        self._prepared = False
+        self._stop_reason: str | None = None
+        self._save_requested = False
+        self._save_seconds = 0.0
+        self._slowest_step = 0.0
+        check_size = getattr(diffusion.model, "check_size", None)
+        if check_size is not None:
+            check_size(diffusion.image_size)
+
+    def train(self) -> TrainingResult:
+        """Train until `max_steps`, a time limit or a signal; resume from the newest checkpoint in the run directory.
+
+        Returns:
+            How it ended; call `train()` again to continue after an interruption.
+        """
+        self.prepare()
+        self._stop_reason = None
+        with self._session() as (network, signals, limit):
+            batches = self._open_batches()
+            try:
+                self._each_callback("on_train_start")
+                while self.step < self.config.max_steps and not self._agree_to_stop(signals, limit):
+                    began = time.monotonic()
+                    self._optimizer_step(network, batches)
+                    self._each_callback("on_step_end")
+                    self._save_if_requested()
+                    self._slowest_step = max(self._slowest_step, time.monotonic() - began)
+                self._save_at_end()
+                self._each_callback("on_train_end")
+            finally:
+                batches.close()
+        return self._finish()
+
+    def _optimizer_step(self, network: nn.Module, batches: TrainingBatches) -> None:
+        config, rows_of = self.config, self.plan.rows()
+        rate = learning_rate(self.step, config)
+        set_learning_rate(self.optimizer, rate)
+        losses, levels = [], []
+        for i, rows in enumerate(rows_of):
+            last = i == len(rows_of) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(network):
+                per_image, t = self._forward(network, next(batches), rows)
+                self.accelerator.backward(per_image.mean() / len(rows_of))
+            losses.append(per_image.detach())
+            levels.append(t)
+        norm = self.accelerator.clip_grad_norm_(self.diffusion.parameters(), config.max_grad_norm or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        self.step += 1
+        self.images_seen += config.batch_size
+        self.last = StepResult(torch.cat(losses), torch.cat(levels), norm, rate)
+
+    def _forward(self, network: nn.Module, batch: dict[str, Any], rows: range) -> tuple[Tensor, Tensor]:
+        randomness, slot = self.randomness, self.images_seen
+        batch = to_device(batch, self.device)
+        images = batch.pop("image")
+        if self.config.horizontal_flip:
+            images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
+        uniform = randomness.uniform("t", slot, rows)
+        t, _ = self.diffusion.time_sampler(uniform, self.diffusion.timesteps)
+        noise = randomness.noise(self.step, rows, tuple(images.shape[1:]), self.device)
+        cond = self.conditions(batch)
+        drop = {name: randomness.uniform(f"drop {name}", slot, rows).numpy() for name in cond or {}}
+        randomness.seed_dropout(self.step, rows)
+        # NumPy, because DDP would move CPU tensors to the GPU, and reading them back there would wait for it.
+        return network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop or None, reduction="none"), t
+
+    def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
+        """Pick the fields of a batch that the network is conditioned on."""
+        names = getattr(self.diffusion.model, "conditioners", {})
+        cond = {name: batch[name] for name in names if name in batch}
+        return cond or None
+
+    def prepare(self) -> None:
+        """Open the data, place the network, and restore the newest checkpoint; `train` calls it, calling it first is allowed."""
+        if self._prepared:
+            return
+        config = self.config
+        self._join(devices.make_accelerator(config, self.output_dir))
+        checkpoint = self._find_checkpoint()
+        self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say)
+        self.plan = BatchPlan(config.batch_size, self.processes, self.rank, config.accumulation_steps)
+        self._place_network()
+        self.randomness = StepRandomness(config.seed, config.batch_size, self._shards(checkpoint))
+        if checkpoint is not None:
+            restore(self, checkpoint)
+            self.last_checkpoint = checkpoint
+            self.say(f"Resumed {checkpoint} at step {self.step:,} of {config.max_steps:,}.")
+        if self.is_main:
+            self.records.cut_back(self.step)
+            (self.output_dir / "STOP").unlink(missing_ok=True)
+            write_run_config(self)
+        self.accelerator.wait_for_everyone()
+        self._describe_run()
+        self._prepared = True
+
+    def _find_checkpoint(self) -> Path | None:
+        from ddpm_lib.training.checkpoint import newest_complete
+
+        found = newest_complete(self.output_dir / "checkpoints", self.say) if self.is_main else None
+        found = self.from_main(found)
+        if found is not None and self.config.resume == "never":
+            raise ConfigError(
+                f"{self.output_dir} holds {found.name} already. Choose another output_dir, or resume='auto' to continue it."
+            )
+        return found
+
+    def _shards(self, checkpoint: Path | None) -> int:
+        if checkpoint is not None:
+            from ddpm_lib.training.checkpoint import read_state
+
+            return int(read_state(checkpoint)["shards"])
+        return self.config.shards or self.processes * self.config.accumulation_steps
+
+    def _place_network(self) -> None:
+        config, model = self.config, self.diffusion.model
+        precision = str(self.accelerator.mixed_precision)
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.channels_last = model_dims(model) == 2 and devices.use_channels_last(
+            config.channels_last, self.device.type, precision
+        )
+        self.diffusion.to(self.device)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.ema = WeightAverages(model, config.ema_decay, config.ema_power) if config.ema_decay else None
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.diffusion, config, self.device))
+        if config.compile:
+            model.compile()
+
+    def _describe_run(self) -> None:
+        precision = {"no": "float32"}.get(str(self.accelerator.mixed_precision), str(self.accelerator.mixed_precision))
+        parameters = sum(p.numel() for p in self.diffusion.model.parameters())
+        ranks = f"{self.processes} processes, {self.plan.per_process} each" if self.processes > 1 else "one process"
+        held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
+        micro = f" in micro-batches of {self.plan.micro}" if self.plan.accumulation > 1 else ""
+        self.say(
+            f"Training {parameters / 1e6:.2f} M parameters on {len(self.dataset):,} images{held_out}; "
+            f"batch {self.config.batch_size} ({ranks}{micro}), {precision} on {self.device}; run directory {self.output_dir}."
+        )
+
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[tuple[nn.Module, StopSignals, TimeLimit]]:
+        network = self.accelerator.prepare_model(self.diffusion)
+        self.diffusion.train()
+        if self.config.trackers and not self.accelerator.trackers:
+            self.accelerator.init_trackers(self.output_dir.name, flat_scalars(self.config.to_dict()))
+        self._status("running", "")
+        self._clock = time.monotonic() - self.elapsed_seconds
+        try:
+            with StopSignals() as signals:
+                yield network, signals, TimeLimit(self.config.max_hours)
+        except BaseException as error:
+            self._status("failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            for callback in self.callbacks:
+                close = getattr(callback, "close", None)
+                if close is not None:
+                    close()
+            self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+            self.accelerator._models.clear()
+            self.diffusion.__dict__.pop("_is_accelerate_prepared", None)
+
+    def _open_batches(self) -> TrainingBatches:
+        from ddpm_lib.data import default_num_workers
+
+        workers = self.config.num_workers
+        if workers is None:
+            workers = default_num_workers(devices.local_world_size(), self.dataset.in_memory)
+        return TrainingBatches(
+            self.dataset, self.plan, self.config.seed, self.images_seen, workers, pin_memory=self.device.type == "cuda"
+        )
+
+    def _each_callback(self, hook: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self)
+        self._flush_row()
+
+    def _agree_to_stop(self, signals: StopSignals, limit: TimeLimit) -> bool:
+        """Say on every rank alike whether to stop; on a GPU the ranks ask each other every tenth step only."""
+        reason = self._stop_reason
+        if reason is None and signals.received:
+            reason = f"received {signals.received}"
+        if reason is None:
+            reason = limit.reached(self._slowest_step, self._save_seconds)
+        if reason is None and self.is_main and stop_file_present(self.output_dir):
+            reason = "found the file STOP"
+        if self.processes > 1:
+            if self.device.type != "cpu" and self.step % 10:
+                return False
+            flag = torch.tensor(float(reason is not None), device=self.device)
+            if not float(self.sum_over_ranks(flag)):
+                return False
+            from accelerate.utils import gather_object
+
+            reason = next(r for r in gather_object([reason]) if r is not None)
+        self._stop_reason = reason
+        return reason is not None
+
+    def _save_if_requested(self) -> None:
+        if not self._save_requested:
+            return
+        self._save_requested = False
+        self.check_finite()
+        self.elapsed_seconds = time.monotonic() - self._clock
+        saved = write_checkpoint(self)
+        if saved is not None:
+            self.last_checkpoint, self._save_seconds = saved.path, saved.seconds
+            logger.info("Saved %s: %.1f MiB in %.2f s.", saved.path, saved.megabytes, saved.seconds)
+
+    def _save_at_end(self) -> None:
+        from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name
+
+        if self.last_checkpoint is not None and self.last_checkpoint.name == checkpoint_name(self.step):
+            return
+        self._save_requested = True
+        self._save_if_requested()
+        if self.last_checkpoint is None or self.last_checkpoint.name != checkpoint_name(self.step):
+            raise CheckpointError(
+                f"The last checkpoint (step {self.step}) could not be written. Free space in {self.output_dir} and run again."
+            )
+
+    def _finish(self) -> TrainingResult:
+        finished = self.step >= self.config.max_steps
+        status = "finished" if finished else "stopped"
+        reason = f"reached max_steps {self.config.max_steps}" if finished else str(self._stop_reason)
+        self._status(status, reason)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers.clear()
+        self.diffusion.eval()
+        self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
+        return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint)
+
+    def save(self) -> None:
+        """Ask for a checkpoint after this step; to be called on every rank."""
+        self._save_requested = True
+
+    def stop(self, reason: str) -> None:
+        """Ask to stop after this step with a checkpoint, giving the reason."""
+        self._stop_reason = reason
+
+    def check_finite(self) -> None:
+        """Raise when the loss or the gradient has become NaN or infinite (reads the device; the same on every rank).
+
+        Raises:
+            DivergedError: Naming the step and the last good checkpoint.
+        """
+        if self.last is None:
+            return
+        values = [self.last.losses.sum()]
+        if str(self.accelerator.mixed_precision) != "fp16":  # there the scaler skips steps with infinite gradients
+            values.append(self.last.grad_norm.to(values[0]))
+        if not torch.isfinite(self.sum_over_ranks(torch.stack(values))).all():
+            good = (
+                f"The last good checkpoint is {self.last_checkpoint}"
+                if self.last_checkpoint
+                else "There is no checkpoint yet"
+            )
+            raise DivergedError(
+                f"The loss or gradient is not finite at step {self.step}. {good}. "
+                "Lower learning_rate, set max_grad_norm, or use mixed_precision='no'."
+            )
+
+    def close(self) -> None:
+        """Leave the process group, where there is one; a script with several processes calls it at its end."""
+        if self._prepared and self.processes > 1:
+            self.accelerator.wait_for_everyone()
+            self.accelerator.state.destroy_process_group()
+
+    def averaged_network(self) -> nn.Module:
+        """Return the EMA network, or the trained one where no average is kept."""
+        return self.ema.network() if self.ema is not None else self.diffusion.model
+
+    def sample(
+        self, n: int = 16, *, cond: dict[str, Tensor] | None = None, weights: str = "ema", **options: Any
+    ) -> Tensor:
+        """Draw images, shared over the ranks; to be called on every rank.
+
+        Args:
+            n: Number of images over all ranks.
+            cond: Conditions of all n images, for example {"class_label": labels}; default: the classes in turn.
+            weights: "ema" (the average) or "model" (the trained weights).
+            **options: Further arguments of `GaussianDiffusion.sample`: sampler, num_steps, seed, guidance_scale, …
+
+        Returns:
+            float32 (n, c, h, w) in [0, 1], on every rank.
+        """
+        self.prepare()
+        if weights not in ("ema", "model"):
+            raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
+        network = self.averaged_network() if weights == "ema" else self.diffusion.model
+        cond = cond if cond is not None else default_condition(self.diffusion, n)
+        with self.accelerator.autocast():
+            return sample_shared(
+                self.diffusion, n, self.accelerator, cond=cond, model=network, device=self.device, **options
+            )
+
+
+class DivergedError(RuntimeError):
+    """Training whose loss or gradient is no longer finite."""
+
+
+def model_dims(model: nn.Module) -> int | None:
+    """Return how many spatial dimensions the network's data has, where it says so."""
+    return getattr(model, "dims", None)
+
+
+def _sign(function: Callable[..., None]) -> None:
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = inspect.Signature([*own, *signature_of_options()])  # type: ignore[attr-defined]
+
+
+_sign(Trainer.__init__)
