@@ -1,0 +1,142 @@
+"""From what a caller says about conditions to what the network is given: names, nulls, dropping, broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ddpm_lib.registry import unknown_name
+
+Cond = dict[str, Tensor]
+
+
+class Droppable(Protocol):
+    """What the diffusion needs of an entry of `model.conditioners`."""
+
+    drop_prob: float
+
+    def null_like(self, value: Tensor) -> Tensor:
+        """Return the null in the shape of a value."""
+
+    def null_for(self, x: Tensor) -> Tensor:
+        """Return the null for a batch of network inputs."""
+
+    def validate(self, value: Tensor, batch: int) -> None:
+        """Raise if a value does not fit a batch of that size."""
+
+
+Conditioners = Mapping[str, Droppable]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a small CPU tensor without making the host wait for the device."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def check_names(conditioners: Conditioners | None, cond: Mapping[str, Any]) -> None:
+    """Refuse conditions the network was not built for; a network without `conditioners` takes what it is given.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if conditioners is None:
+        return
+    for name in cond:
+        if name not in conditioners:
+            if not len(conditioners):
+                raise ValueError(f"This network takes no conditions; got {name!r}. Build it with one, or leave it out.")
+            raise ValueError(unknown_name("condition", name, conditioners.keys()))
+
+
+def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], device: torch.device) -> Cond | None:
+    """Return the conditions of a training batch on the device, None if there are none.
+
+    A network that was built for a condition and never sees it would train a part of itself on nothing, so a missing
+    one is an error.
+
+    Raises:
+        ValueError: If a name is unknown or a condition is missing.
+    """
+    check_names(conditioners, cond)
+    for name in conditioners or ():
+        if name not in cond:
+            raise ValueError(
+                f"The network was built for the condition {name!r}, which this batch lacks. Give the dataset a field "
+                f"{name!r}, pass cond={{{name!r}: …}}, or build the network without it."
+            )
+    return {name: to_device(value, device) for name, value in cond.items()} or None
+
+
+def drop(conditioners: Conditioners, cond: Cond, draws: Tensor | Mapping[str, Tensor]) -> Cond:
+    """Replace conditions by their nulls for some samples, so that the network also learns to do without.
+
+    Args:
+        conditioners: Of the network.
+        cond: Values, first dimension b.
+        draws: Shape (b,): uniform numbers in [0, 1), where u < drop_prob drops, or booleans, where True drops. One
+            tensor is shared by all conditions, which then drop together as guidance needs it; a mapping gives each
+            condition its own.
+    """
+    result = dict(cond)
+    for name, value in cond.items():
+        u = draws if isinstance(draws, Tensor) else draws.get(name)
+        if u is None:
+            continue
+        if u.shape != value.shape[:1]:
+            raise ValueError(f"drop must have shape ({len(value)},) for {name!r}, got {tuple(u.shape)}.")
+        mask = u if u.dtype == torch.bool else u < conditioners[name].drop_prob
+        mask = to_device(mask, value.device).view(-1, *[1] * (value.ndim - 1))
+        result[name] = torch.where(mask, conditioners[name].null_like(value), value)
+    return result
+
+
+def for_sampling(conditioners: Conditioners | None, cond: Mapping[str, Any] | None, n: int) -> Cond:
+    """Return the conditions given for `n` samples as tensors (n, …); a number or a 0-d tensor counts for all samples.
+
+    Raises:
+        ValueError: If a name is unknown, a length does not fit, or a condition is missing that cannot be null.
+    """
+    given = dict(cond or {})
+    check_names(conditioners, given)
+    result: Cond = {}
+    for name, value in given.items():
+        tensor = torch.as_tensor(value)
+        tensor = tensor.expand(n) if tensor.ndim == 0 else tensor
+        if len(tensor) != n:
+            raise ValueError(f"The condition {name!r} has {len(tensor)} entries for {n} samples. Give one or {n}.")
+        if conditioners is not None:
+            conditioners[name].validate(tensor, n)
+        result[name] = tensor
+    for name, conditioner in (conditioners or {}).items():
+        if name not in given and not conditioner.drop_prob > 0:
+            raise ValueError(
+                f"The network needs the condition {name!r}: it was trained with drop_prob=0 and knows no null. "
+                f"Pass cond={{{name!r}: …}}, or train with drop_prob > 0 to sample without."
+            )
+    return result
+
+
+def fill_nulls(conditioners: Conditioners | None, cond: Cond, x: Tensor) -> Cond | None:
+    """Add the nulls of missing conditions for network inputs x (b, c, *spatial); None if there are no conditions."""
+    missing = {name: c.null_for(x) for name, c in (conditioners or {}).items() if name not in cond}
+    return {**cond, **missing} or None
+
+
+def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
+    """Return the conditions with every one that can be dropped replaced by its null: the other half of guidance.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    able = [name for name, c in (conditioners or {}).items() if c.drop_prob > 0 and name in (cond or {})]
+    if not able or cond is None or conditioners is None:
+        raise ValueError(
+            "Guidance needs a condition that the network also learned to do without. Train with a conditioner of "
+            "drop_prob > 0 (0.1 is common), or use guidance_scale=1."
+        )
+    return {k: conditioners[k].null_like(v) if k in able else v for k, v in cond.items()}

@@ -1,0 +1,352 @@
+"""The diffusion process around a network: its parts, the loss and one denoising step (sampling: `generation.py`)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.clipping import CLIPS
+from ddpm_lib.conditions import Cond, drop, for_training, nulls, to_device
+from ddpm_lib.generation import Generation
+from ddpm_lib.guidance import Guidance
+from ddpm_lib.images import check_unit_range, to_model_range
+from ddpm_lib.levels import Level
+from ddpm_lib.options import build, registered_name
+from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
+from ddpm_lib.registry import Registry
+from ddpm_lib.samplers import Prediction
+from ddpm_lib.schedules import Schedule
+from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler
+from ddpm_lib.variance import VARIANCES, Variance
+from ddpm_lib.weighting import WEIGHTINGS, Weighting
+
+
+class GaussianDiffusion(Generation):
+    """A Gaussian diffusion process and the network that reverses it.
+
+    Images are uint8 or float in [0, 1] at every method with `images` in its signature, and [-1, 1] inside. The state
+    dict holds the network only: everything else is rebuilt from `config`.
+
+    Args:
+        model: The network, called as model(x, t, cond) with x (b, c, *spatial), t (b,) float32 counting from 0, and
+            cond a dict of tensors or None; returns the shape of x.
+        image_size: Height and width of the images, or one number for both. One or three numbers for signals and
+            volumes.
+        channels: Image channels. Default: `model.channels`.
+        timesteps: Number of noise levels T, at least 2.
+        schedule: Noise schedule: linear, cosine, sigmoid, quad, const, warmup10, warmup50 or betas; or a `Schedule`.
+        schedule_options: Options of the schedule, such as {"zero_terminal_snr": True}.
+        parametrization: What the network predicts: eps (the noise), x0 (the image) or v (a mix that is well-posed at
+            every level, hence the default).
+        weighting: Weight of the levels in the loss: simple, min_snr, flat, p2 or snr_plus_one. The default min_snr
+            is Ho et al.'s L_simple at high noise and stops it from spending itself on nearly clean images, which
+            speeds up training for every parametrization (Hang et al. 2023).
+        weighting_options: Options of the weighting, such as {"gamma": 5.0}.
+        variance: Variance of ancestral sampling: fixed_small or fixed_large.
+        time_sampler: How training draws levels: uniform or stratified.
+        clip: What sampling does to predicted images outside the range: static (clip), dynamic (threshold per image)
+            or none.
+        dynamic_threshold_ratio: Quantile of the pixel magnitudes that clip="dynamic" maps to the range, in (0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range, or parts do not fit together.
+        TypeError: If `model` is no module.
+
+    >>> diffusion = GaussianDiffusion(nn.Identity(), image_size=8, channels=3, timesteps=100)
+    >>> diffusion.schedule
+    Schedule.make('cosine', 100)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_size: int | tuple[int, ...],
+        channels: int | None = None,
+        timesteps: int = 1000,
+        schedule: str | Schedule = "cosine",
+        schedule_options: dict[str, float] | None = None,
+        parametrization: str | Parametrization = "v",
+        weighting: str | Weighting = "min_snr",
+        weighting_options: dict[str, float] | None = None,
+        variance: str | Variance = "fixed_small",
+        time_sampler: str | TimeSampler = "uniform",
+        clip: Literal["static", "dynamic", "none"] = "static",
+        dynamic_threshold_ratio: float = 0.995,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module called as model(x, t, cond), got {type(model).__name__}.")
+        self.model = model
+        self.channels = _channels(model, channels)
+        self.image_size = _spatial(image_size)
+        self.schedule = _schedule(schedule, schedule_options, timesteps)
+        self.parametrization: Parametrization = _part(PARAMETRIZATIONS, parametrization)
+        self.weighting: Weighting = _part(WEIGHTINGS, weighting, weighting_options)
+        self.variance: Variance = _part(VARIANCES, variance)
+        self.time_sampler: TimeSampler = _part(TIME_SAMPLERS, time_sampler)
+        if not 0.0 < dynamic_threshold_ratio <= 1.0:
+            raise ValueError(f"dynamic_threshold_ratio must be in (0, 1], got {dynamic_threshold_ratio}. Use 0.995.")
+        self.clip, self.dynamic_threshold_ratio = clip, dynamic_threshold_ratio
+        self._clip = CLIPS[clip]
+        self._range_checked = False
+        self._check_fit()
+        self.loss_weights = self._loss_weights()
+
+    def _check_fit(self) -> None:
+        if self.parametrization.needs_signal and float(self.schedule.alpha[-1]) == 0:
+            raise ValueError(
+                "The schedule ends in pure noise (zero terminal SNR), where a predicted eps says nothing about the "
+                "image. Use parametrization='v' or 'x0', or a schedule that keeps some signal."
+            )
+        outputs, wanted = getattr(self.model, "out_channels", None), self.channels * self.variance.outputs
+        if isinstance(outputs, int) and outputs != wanted:
+            raise ValueError(
+                f"The network returns {outputs} channels, but images of {self.channels} channels and this variance "
+                f"need {wanted}. Build the network with that many output channels."
+            )
+
+    def _loss_weights(self) -> Tensor:
+        """Tabulate w(SNR_t)·c_out², the weight of the network's squared error; 0 at t = 0, which is never trained."""
+        alpha, sigma = self.schedule.alpha[1:], self.schedule.sigma[1:]
+        weights = self.weighting(self.schedule.snr[1:]) * self.parametrization.c_out(alpha, sigma).square()
+        if not torch.all(torch.isfinite(weights) & (weights >= 0)):
+            raise ValueError(
+                f"{self.weighting} with {self.parametrization} and {self.schedule} gives weights that are negative or "
+                "not finite. Choose another weighting."
+            )
+        if weights[-1] == 0:
+            warnings.warn(
+                f"The weighting {self.config['weighting']!r} gives the noisiest level, where sampling starts, the "
+                "weight 0 on this schedule: it would never be trained. Use weighting='snr_plus_one' or 'flat'.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return torch.cat([weights.new_zeros(1), weights])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments, JSON-able, from which GaussianDiffusion(model, **config) builds the same process."""
+        return {
+            "image_size": list(self.image_size),
+            "channels": self.channels,
+            "timesteps": self.timesteps,
+            "schedule": self.schedule.name,
+            "schedule_options": dict(self.schedule.options),
+            "parametrization": registered_name(PARAMETRIZATIONS, self.parametrization),
+            "weighting": registered_name(WEIGHTINGS, self.weighting),
+            "weighting_options": dict(vars(self.weighting)),
+            "variance": registered_name(VARIANCES, self.variance),
+            "time_sampler": registered_name(TIME_SAMPLERS, self.time_sampler),
+            "clip": self.clip,
+            "dynamic_threshold_ratio": self.dynamic_threshold_ratio,
+        }
+
+    def extra_repr(self) -> str:
+        """Show the arguments in repr()."""
+        return ", ".join(f"{k}={v!r}" for k, v in self.config.items() if k != "schedule_options")
+
+    def forward(
+        self,
+        images: Tensor | Mapping[str, Tensor],
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        uniform: Tensor | None = None,
+        drop: Tensor | Mapping[str, Tensor] | None = None,
+        reduction: Literal["mean", "none"] = "mean",
+        model: nn.Module | None = None,
+    ) -> Tensor:
+        """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its values.
+
+        What is not given is drawn from torch's global generators.
+
+        Args:
+            images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …, "class_label": …} of
+                which the fields that the network has conditioners for are used.
+            cond: Conditions by name, (b, …).
+            t: Levels in 1 … T, (b,) integers. Default: drawn by the time sampler.
+            noise: ε, the shape of the images.
+            uniform: Numbers in [0, 1), (b,) on the CPU, from which the time sampler makes t.
+            drop: Numbers in [0, 1), (b,) on the CPU, or booleans, that decide whose condition is hidden; one tensor
+                or one per condition. Default: drawn in training mode, nothing hidden in eval mode.
+            reduction: "mean" for a scalar, "none" for one loss per image.
+            model: A network to use instead of `self.model` (wrapped or compiled, say).
+
+        Returns:
+            The loss in float32 (float64 for float64 images), scalar or (b,).
+        """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
+        images, cond = self._unpack(images, cond)
+        device = self.device if images.device.type == "cpu" else images.device
+        self.check_images(images)
+        x0 = to_model_range(images.to(device, non_blocking=True))
+        conditions = self._drop(for_training(self.conditioners, cond, device), drop, len(x0))
+        t, importance = self._draw_t(t, uniform, len(x0))
+        weights = self.loss_weights[t] if importance is None else self.loss_weights[t] * importance
+        # One transfer for everything that depends on t; the arithmetic on the tables is float64.
+        table = torch.stack([*self.schedule.gather(t), weights, (t - 1).double()]).to(x0.dtype)
+        alpha, sigma, weight, time = to_device(table, device)
+        alpha, sigma = (v.view(-1, *[1] * (x0.ndim - 1)) for v in (alpha, sigma))
+        eps = torch.randn_like(x0) if noise is None else noise.to(x0)
+        x_t = self.parametrization.scale_input(alpha * x0 + sigma * eps, alpha, sigma)
+        output = self._call(model or self.model, x_t, time.float(), conditions)
+        error = output.to(x0.dtype) - self.parametrization.target(x0, eps, alpha, sigma)
+        losses = weight * error.square().flatten(1).mean(1)
+        return losses.mean() if reduction == "mean" else losses
+
+    def q_sample(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return x_t = α_t·x_0 + σ_t·ε in [-1, 1] units (Ho et al. 2020, eq. 4).
+
+        Args:
+            images: Images (b, c, *spatial), uint8 or float in [0, 1].
+            t: Levels in 0 … T, (b,) integers.
+            noise: ε, the shape of the images.
+        """
+        x0 = to_model_range(images)
+        alpha, sigma = (
+            to_device(v.to(x0.dtype), x0.device).view(-1, *[1] * (x0.ndim - 1)) for v in self.schedule.gather(t.cpu())
+        )
+        return alpha * x0 + sigma * noise
+
+    def denoise(
+        self,
+        x: Tensor,
+        level: Level,
+        cond: Cond | None = None,
+        *,
+        guidance: Guidance | None = None,
+        model: nn.Module | None = None,
+        clip: str | None = None,
+    ) -> Prediction:
+        """Predict the clean image and the noise in x = x_t.
+
+        Always in this order: network → guidance on its raw output → x̂_0 = c_skip·x_t + c_out·F → clip → ε̂ from the
+        clipped x̂_0.
+
+        Args:
+            x: Noisy images (b, c, *spatial) in [-1, 1] units, all at one level.
+            level: That level. At level 0 the answer is known, (x, 0), and the network is not called.
+            cond: Conditions by name, (b, …), on the device of x.
+            guidance: Classifier-free guidance.
+            model: A network to use instead of `self.model`.
+            clip: "static", "dynamic" or "none", instead of what the process was built with.
+        """
+        variance = partial(self.variance, raw=None)
+        if level.sigma == 0:
+            return Prediction(x, torch.zeros_like(x), variance)
+        network = model or self.model
+        seen = self.parametrization.scale_input(x, level.alpha, level.sigma)
+        time = torch.full((len(x),), level.t - 1.0, device=x.device, dtype=torch.float32)
+        if guidance is not None and guidance.active(level.t / self.timesteps):
+            other = nulls(self.conditioners, cond)
+            both = {name: torch.cat([value, other[name]]) for name, value in (cond or {}).items()}
+            raw = self._call(network, torch.cat([seen, seen]), torch.cat([time, time]), both)
+            output = guidance.combine(*raw.to(x.dtype).chunk(2))
+        else:
+            output = self._call(network, seen, time, cond).to(x.dtype)
+        p = self.parametrization
+        x0 = p.c_skip(level.alpha, level.sigma) * x + p.c_out(level.alpha, level.sigma) * output
+        x0 = (self._clip if clip is None else CLIPS[clip])(x0, self.dynamic_threshold_ratio)
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma, variance)
+
+    def _unpack(
+        self, images: Tensor | Mapping[str, Tensor], cond: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        given = dict(cond or {})
+        if isinstance(images, Tensor):
+            return images, given
+        if "image" not in images:
+            raise ValueError(f"A batch needs the field 'image'; got {', '.join(map(repr, images)) or 'none'}.")
+        named = {k: v for k, v in images.items() if k in (self.conditioners or {})}
+        return images["image"], {**named, **given}
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuse images of another shape, or outside the range.
+
+        Raises:
+            ValueError: If they are.
+        """
+        if images.ndim < 2 or tuple(images.shape[1:]) != self.image_shape or not len(images):
+            raise ValueError(
+                f"Images must have shape (b, {', '.join(map(str, self.image_shape))}) with b ≥ 1; got "
+                f"{tuple(images.shape)}. Resize them, or change image_size and channels."
+            )
+        # Reading values back from a GPU makes every step wait, and a wrong range shows in the first batch.
+        if images.device.type == "cpu" or not self._range_checked:
+            check_unit_range(images)
+            self._range_checked = True
+
+    def _drop(self, cond: Cond | None, draws: Tensor | Mapping[str, Tensor] | None, n: int) -> Cond | None:
+        conditioners = self.conditioners
+        if cond is None or conditioners is None:
+            return cond
+        if draws is None:
+            if not (self.training and any(c.drop_prob > 0 for c in conditioners.values())):
+                return cond
+            draws = torch.rand(n, dtype=torch.float64)
+        return drop(conditioners, cond, draws)
+
+    def _draw_t(self, t: Tensor | None, uniform: Tensor | None, n: int) -> tuple[Tensor, Tensor | None]:
+        if t is None:
+            return self.time_sampler(torch.rand(n, dtype=torch.float64) if uniform is None else uniform, self.timesteps)
+        if uniform is not None:
+            raise ValueError("Give t or uniform, not both.")
+        t = t.cpu().long()
+        if t.shape != (n,) or int(t.min()) < 1 or int(t.max()) > self.timesteps:
+            raise ValueError(
+                f"t must be {n} levels in 1 … {self.timesteps}; got shape {tuple(t.shape)} with values in "
+                f"{int(t.min())} … {int(t.max())}. Level 0 is clean data."
+            )
+        return t, None
+
+    def _call(self, model: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
+        output = model(x, time, cond)
+        expected = (x.shape[0], self.channels * self.variance.outputs, *x.shape[2:])
+        # A wrong shape may broadcast against the target and train on nonsense.
+        if tuple(output.shape) != expected:
+            raise ValueError(f"The network returned shape {tuple(output.shape)}, expected {expected}.")
+        return output
+
+
+def _channels(model: nn.Module, channels: int | None) -> int:
+    found = channels if channels is not None else getattr(model, "channels", None)
+    if not isinstance(found, int) or found < 1:
+        raise ValueError(
+            f"channels must be a positive integer; got {found!r}, and the network has no .channels. Pass it."
+        )
+    return found
+
+
+def _spatial(image_size: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if not 1 <= len(sizes) <= 3 or any(not isinstance(s, int) or s < 1 for s in sizes):
+        raise ValueError(f"image_size must be one positive integer, or a tuple of 1 to 3 of them; got {image_size!r}.")
+    return sizes
+
+
+def _schedule(schedule: str | Schedule, options: Mapping[str, float] | None, timesteps: int) -> Schedule:
+    if not isinstance(schedule, Schedule):
+        return Schedule.make(schedule, timesteps, options)
+    if options:
+        raise ValueError("schedule_options only go with the name of a schedule; build them into the Schedule.")
+    if timesteps not in (1000, schedule.timesteps):
+        raise ValueError(f"timesteps={timesteps} contradicts a Schedule of {schedule.timesteps}. Leave timesteps out.")
+    return schedule
+
+
+def _part(registry: Registry[Any], value: Any, options: Mapping[str, float] | None = None) -> Any:
+    """Build a part from its name and options, or take it as it is if a checkpoint could name it."""
+    if isinstance(value, str):
+        return build(registry, value, options)
+    if options:
+        raise ValueError(f"Options only go with the name of a {registry.kind}; build them into the object.")
+    registered_name(registry, value)
+    return value

@@ -1,0 +1,96 @@
+"""What the network predicts: x̂_0 = c_skip·x_t + c_out·F(x_t, t), and the target of F in terms of (x_0, ε)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from ddpm_lib.registry import Registry
+
+N = TypeVar("N", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Parametrization(ABC):
+    """How the output F of a network stands for the clean image.
+
+    α and σ are Python floats, or tensors that broadcast against images.
+    """
+
+    needs_signal: ClassVar[bool] = False
+    """True if x̂_0 cannot be had from F where α = 0."""
+
+    @abstractmethod
+    def c_skip(self, alpha: N, sigma: N) -> N:
+        """Return the factor of x_t in x̂_0."""
+
+    @abstractmethod
+    def c_out(self, alpha: N, sigma: N) -> N:
+        """Return the factor of F in x̂_0."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return what F should be: (x_0 − c_skip·x_t)/c_out, written in (x_0, ε) so that nothing cancels."""
+
+    def scale_input(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """Return what the network sees for x_t (c_in·x_t; here x_t has unit variance already)."""
+        return x
+
+
+@dataclass(frozen=True)
+class Eps(Parametrization):
+    """F predicts the noise ε (Ho et al. 2020, eq. 14): x̂_0 = (x_t − σ·F)/α."""
+
+    needs_signal: ClassVar[bool] = True
+
+    def c_skip(self, alpha: N, sigma: N) -> N:
+        """Return 1/α."""
+        return 1.0 / alpha
+
+    def c_out(self, alpha: N, sigma: N) -> N:
+        """Return −σ/α."""
+        return -sigma / alpha
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return ε."""
+        return eps
+
+
+@dataclass(frozen=True)
+class X0(Parametrization):
+    """F predicts the clean image x_0."""
+
+    def c_skip(self, alpha: N, sigma: N) -> N:
+        """Return 0."""
+        return 0.0 * alpha
+
+    def c_out(self, alpha: N, sigma: N) -> N:
+        """Return 1."""
+        return 0.0 * alpha + 1.0
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return x_0."""
+        return x0
+
+
+@dataclass(frozen=True)
+class V(Parametrization):
+    """F predicts v = α·ε − σ·x_0 (Salimans & Ho 2022, app. D): x̂_0 = α·x_t − σ·F."""
+
+    def c_skip(self, alpha: N, sigma: N) -> N:
+        """Return α."""
+        return alpha
+
+    def c_out(self, alpha: N, sigma: N) -> N:
+        """Return −σ."""
+        return -sigma
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return α·ε − σ·x_0."""
+        return alpha * eps - sigma * x0
+
+
+PARAMETRIZATIONS: Registry[type[Parametrization]] = Registry("parametrization", {"eps": Eps, "x0": X0, "v": V})

@@ -1,0 +1,353 @@
+"""Noise schedules, and which of their levels a sampler visits.
+
+A schedule is two tables (α_t, σ_t), t = 0 … T. The functions of `SCHEDULES` return log α̅_t for t = 1 … T (α̅ = α²),
+because from it both α = exp(½·log α̅) and σ = √(−expm1(log α̅)) come without cancellation. A schedule that is
+defined by a continuous log-SNR(t/T) only has to return −softplus(−log SNR) on the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_lib.levels import Level
+from ddpm_lib.options import build, option_names
+from ddpm_lib.registry import Registry, unknown_name
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """The noise levels 0 … T of a discrete diffusion process; immutable.
+
+    Args:
+        name: The entry of `SCHEDULES` that built it.
+        options: The options it was built with, JSON-able.
+        alpha: Signal scales α_0 … α_T, float64 on the CPU; α_0 = 1.
+        sigma: Noise scales σ_0 … σ_T, float64 on the CPU; σ_0 = 0.
+
+    Raises:
+        ValueError: If there are fewer than two levels, or the SNR does not strictly decrease from ∞.
+
+    >>> Schedule.make("cosine", 1000)
+    Schedule.make('cosine', 1000)
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(repr=False)
+    alpha: Tensor
+    sigma: Tensor
+
+    def __post_init__(self) -> None:
+        alpha, sigma = self.alpha, self.sigma
+        if alpha.shape != sigma.shape or alpha.ndim != 1 or len(alpha) < 3:
+            raise ValueError(
+                f"A schedule needs timesteps ≥ 2; got tables of shapes {tuple(alpha.shape)} and {tuple(sigma.shape)}."
+            )
+        if alpha.dtype != torch.float64 or sigma.dtype != torch.float64:
+            raise TypeError(f"Schedule tables must be float64; got {alpha.dtype} and {sigma.dtype}.")
+        if alpha[0] != 1 or sigma[0] != 0 or not torch.all(torch.isfinite(alpha) & torch.isfinite(sigma)):
+            raise ValueError("A schedule starts with clean data, (α, σ) = (1, 0), and all its levels are finite.")
+        if not torch.all(self.snr[1:] < self.snr[:-1]):
+            raise ValueError(
+                f"The signal-to-noise ratio of a schedule must strictly decrease; {self.name!r} with "
+                f"options {dict(self.options)} does not. Choose less extreme options."
+            )
+
+    @classmethod
+    def make(cls, name: str, timesteps: int = 1000, options: Mapping[str, Any] | None = None) -> Schedule:
+        """Build a named schedule.
+
+        Args:
+            name: An entry of `SCHEDULES`.
+            timesteps: Number of noise levels T ≥ 2.
+            options: Options of that entry; for each of them also `zero_terminal_snr` (bool): shift and scale α so that
+                α_T = 0 exactly and α_1 stays (Lin et al. 2024, algorithm 1).
+
+        Raises:
+            ValueError: If the name or an option is unknown or out of range.
+        """
+        if not isinstance(timesteps, int) or timesteps < 2:
+            raise ValueError(f"timesteps must be an integer ≥ 2, got {timesteps!r}. Usual values are 100 … 4000.")
+        given = dict(options or {})
+        known = [*option_names(SCHEDULES[name]), "zero_terminal_snr"]
+        for key in given:
+            if key not in known:
+                raise ValueError(unknown_name(f"option of the schedule {name!r}", key, known))
+        build_options = {k: v for k, v in given.items() if k != "zero_terminal_snr"}
+        alpha, sigma = _tables(build(SCHEDULES, name, build_options, timesteps), bool(given.get("zero_terminal_snr")))
+        return cls(name, given, alpha, sigma)
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float] | Tensor) -> Schedule:
+        """Build a schedule from β_1 … β_T in (0, 1); the last may be 1."""
+        values = [float(b) for b in betas]
+        return cls.make("betas", len(values), {"betas": values})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+        """Rebuild a schedule from what `to_config` returned."""
+        return cls.make(config["name"], config["timesteps"], config["options"])
+
+    def to_config(self) -> dict[str, Any]:
+        """Return a JSON-able dict from which `from_config` builds the same schedule."""
+        return {"name": self.name, "timesteps": self.timesteps, "options": dict(self.options)}
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of noise levels above clean data."""
+        return len(self.alpha) - 1
+
+    @property
+    def snr(self) -> Tensor:
+        """SNR_t = α_t²/σ_t² for t = 0 … T, float64; infinite at 0."""
+        return (self.alpha / self.sigma).square()
+
+    @property
+    def betas(self) -> Tensor:
+        """β_t = 1 − α_t²/α_{t−1}² for t = 1 … T (Ho et al. 2020, eq. 2), float64."""
+        previous = self.alpha[:-1]
+        return (previous - self.alpha[1:]) * (previous + self.alpha[1:]) / previous.square()
+
+    def level(self, t: int) -> Level:
+        """Return level t in 0 … T as Python floats."""
+        if not 0 <= t <= self.timesteps:
+            raise ValueError(f"Level {t} does not exist; the levels of this schedule are 0 … {self.timesteps}.")
+        return Level(t, float(self.alpha[t]), float(self.sigma[t]))
+
+    def gather(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (α_t, σ_t), float64 on the CPU, for levels t, int64 on the CPU."""
+        return self.alpha[t], self.sigma[t]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return torch.equal(self.alpha, other.alpha) and torch.equal(self.sigma, other.sigma)
+
+    def __hash__(self) -> int:
+        return hash((self.timesteps, float(self.alpha[-1]), float(self.alpha[1])))
+
+    def __repr__(self) -> str:
+        shown = {k: "[…]" if isinstance(v, list) else v for k, v in self.options.items()}
+        return f"Schedule.make({self.name!r}, {self.timesteps}{f', {shown}' if shown else ''})"
+
+
+def _tables(log_alpha_bar: Tensor, zero_terminal_snr: bool) -> tuple[Tensor, Tensor]:
+    """Turn log α̅_1 … log α̅_T into (α, σ) with level 0 in front."""
+    alpha, sigma = torch.exp(log_alpha_bar / 2), torch.sqrt(-torch.expm1(log_alpha_bar))
+    if zero_terminal_snr:
+        first, last = alpha[0], alpha[-1]
+        away = -torch.expm1(log_alpha_bar / 2)  # 1 − α, which the rescaling below needs to full relative precision
+        away = (first * away - last * away[0]) / (first - last)
+        alpha = (alpha - last) * first / (first - last)
+        sigma = torch.sqrt(away * (2 - away))
+    return torch.cat([alpha.new_ones(1), alpha]), torch.cat([sigma.new_zeros(1), sigma])
+
+
+def _accumulate(betas: Tensor, name: str) -> Tensor:
+    """Return log α̅_t = Σ log(1 − β_i), after a check of the betas."""
+    inner, last = betas[:-1], betas[-1]
+    if not (torch.all(inner > 0) and torch.all(inner < 1) and 0 < last <= 1):
+        raise ValueError(
+            f"The schedule {name!r} needs betas strictly between 0 and 1 (the last may be 1); got "
+            f"[{float(betas.min()):.3g}, {float(betas.max()):.3g}]. Change its options or timesteps."
+        )
+    return torch.log1p(-betas).cumsum(0)
+
+
+def _check_ends(name: str, beta_start: float, beta_end: float) -> None:
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(
+            f"The schedule {name!r} needs 0 < beta_start ≤ beta_end < 1; got {beta_start} and {beta_end}. "
+            "Ho et al. use 1e-4 and 0.02."
+        )
+
+
+def _check_max_beta(name: str, max_beta: float) -> None:
+    if not 0 < max_beta <= 1:
+        raise ValueError(f"The schedule {name!r} needs max_beta in (0, 1], got {max_beta}. The usual value is 0.999.")
+
+
+def linear(
+    timesteps: int,
+    /,
+    *,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    rescale: bool = True,
+    max_beta: float = 0.999,
+) -> Tensor:
+    """β linear from `beta_start` to `beta_end` (Ho et al. 2020, §4).
+
+    `rescale` multiplies both ends by 1000/T, so that any T ends near the same α̅ (Nichol & Dhariwal 2021, code).
+    Below T = 20 that passes 1, where no published implementation works: `max_beta` caps it, as the cosine schedule
+    is capped.
+    """
+    _check_ends("linear", beta_start, beta_end)
+    _check_max_beta("linear", max_beta)
+    scale = 1000.0 / timesteps if rescale else 1.0
+    betas = torch.linspace(scale * beta_start, scale * beta_end, timesteps, dtype=torch.float64)
+    return _accumulate(betas.clamp(max=max_beta), "linear")
+
+
+def cosine(timesteps: int, /, *, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """α̅(u) = cos²((u + s)/(1 + s)·π/2), u = t/T, β capped at `max_beta` (Nichol & Dhariwal 2021, eq. 17).
+
+    β = (cos²a − cos²b)/cos²a = sin(a + b)·sin(b − a)/cos²a, which does not cancel. With `max_beta=1`, α_T = 0 exactly.
+    """
+    if s < 0:
+        raise ValueError(f"The schedule 'cosine' needs s ≥ 0, got {s}. Nichol & Dhariwal use 0.008.")
+    _check_max_beta("cosine", max_beta)
+    angle = (torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + s) / (1 + s) * (math.pi / 2)
+    a, b = angle[:-1], angle[1:]
+    betas = torch.sin(a + b) * torch.sin(b - a) / torch.cos(a).square()
+    return _accumulate(betas.clamp(max=max_beta), "cosine")
+
+
+def sigmoid(
+    timesteps: int, /, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+) -> Tensor:
+    """α̅(u) = (S(end/τ) − S((u(end − start) + start)/τ)) / (S(end/τ) − S(start/τ)) (Jabri et al. 2022, §3), S the sigmoid."""
+    if not (start < end and tau > 0):
+        raise ValueError(f"The schedule 'sigmoid' needs start < end and tau > 0; got {start}, {end}, {tau}.")
+    _check_max_beta("sigmoid", max_beta)
+    x = (torch.linspace(0, 1, timesteps + 1, dtype=torch.float64) * (end - start) + start) / tau
+    # S(p) − S(q) = sinh((p − q)/2) / (2·cosh(p/2)·cosh(q/2)): β is a ratio of two such differences, none of which cancels.
+    a, b, e = x[:-1], x[1:], x[-1]
+    betas = torch.sinh((b - a) / 2) * torch.cosh(e / 2) / (torch.cosh(b / 2) * torch.sinh((e - a) / 2))
+    return _accumulate(betas.clamp(max=max_beta), "sigmoid")
+
+
+def quad(timesteps: int, /, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """√β linear from √beta_start to √beta_end (Ho et al. 2020, code; "scaled linear" elsewhere)."""
+    _check_ends("quad", beta_start, beta_end)
+    return _accumulate(torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64).square(), "quad")
+
+
+def const(timesteps: int, /, *, beta: float = 0.02) -> Tensor:
+    """The same β at every step (Ho et al. 2020, code)."""
+    return _accumulate(torch.full((timesteps,), beta, dtype=torch.float64), "const")
+
+
+def _warmup(timesteps: int, name: str, beta_start: float, beta_end: float, fraction: float) -> Tensor:
+    _check_ends(name, beta_start, beta_end)
+    betas = torch.full((timesteps,), beta_end, dtype=torch.float64)
+    rising = int(timesteps * fraction)
+    betas[:rising] = torch.linspace(beta_start, beta_end, rising, dtype=torch.float64)
+    return _accumulate(betas, name)
+
+
+def warmup10(timesteps: int, /, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """β linear over the first 10 % of the steps, then constant (Ho et al. 2020, code)."""
+    return _warmup(timesteps, "warmup10", beta_start, beta_end, 0.1)
+
+
+def warmup50(timesteps: int, /, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """β linear over the first 50 % of the steps, then constant (Ho et al. 2020, code)."""
+    return _warmup(timesteps, "warmup50", beta_start, beta_end, 0.5)
+
+
+def given_betas(timesteps: int, /, *, betas: Sequence[float]) -> Tensor:
+    """The betas themselves, one per timestep."""
+    if len(betas) != timesteps:
+        raise ValueError(f"The schedule 'betas' needs one beta per timestep ({timesteps}), got {len(betas)}.")
+    return _accumulate(torch.tensor(list(betas), dtype=torch.float64), "betas")
+
+
+SCHEDULES: Registry[Callable[..., Tensor]] = Registry(
+    "schedule",
+    {
+        "linear": linear,
+        "cosine": cosine,
+        "sigmoid": sigmoid,
+        "quad": quad,
+        "const": const,
+        "warmup10": warmup10,
+        "warmup50": warmup50,
+        "betas": given_betas,
+    },
+)
+
+
+def leading(timesteps: int, num_steps: int) -> list[int]:
+    """Levels 1, 1 + d, 1 + 2d, … with d = T//S, DDIM's original subsequence; the noisiest is below T unless S = T."""
+    stride = timesteps // num_steps
+    return [1 + k * stride for k in range(num_steps)]
+
+
+def trailing(timesteps: int, num_steps: int) -> list[int]:
+    """Levels T, T − T/S, T − 2T/S, … rounded (Lin et al. 2024, table 2)."""
+    return [round(Fraction(timesteps * k, num_steps)) for k in range(1, num_steps + 1)]
+
+
+def linspace(timesteps: int, num_steps: int) -> list[int]:
+    """Levels evenly from 1 to T, rounded; one step goes from T."""
+    if num_steps == 1:
+        return [timesteps]
+    return [1 + round(Fraction((timesteps - 1) * k, num_steps - 1)) for k in range(num_steps)]
+
+
+def quadratic(timesteps: int, num_steps: int) -> list[int]:
+    """Levels T·(k/S)², denser near clean data (Song et al. 2021, §D.2).
+
+    Rounded values that collide near 0 are moved up by one: published code visits such levels twice.
+    """
+    levels: list[int] = []
+    for k in range(1, num_steps + 1):
+        wanted = round(Fraction(timesteps * k * k, num_steps * num_steps))
+        levels.append(max(wanted, levels[-1] + 1 if levels else 1))
+    return levels
+
+
+SPACINGS: Registry[Callable[[int, int], list[int]]] = Registry(
+    "spacing", {"trailing": trailing, "linspace": linspace, "leading": leading, "quadratic": quadratic}
+)
+
+
+def sampling_levels(
+    timesteps: int, num_steps: int | None = None, spacing: str | Sequence[int] = "trailing"
+) -> list[int]:
+    """Return the levels that a sampler visits: strictly decreasing integers, `num_steps` noisy ones and then 0.
+
+    "trailing" is the default because it starts at level T, the only level whose x_T is what sampling draws: "leading" starts
+    below, where the network still expects some signal (Lin et al. 2024, §3.3).
+
+    Args:
+        timesteps: T of the schedule.
+        num_steps: Number of steps, 1 … T; None: all T.
+        spacing: An entry of `SPACINGS`, or the noisy levels themselves in decreasing order (a 0 at the end may be left out).
+
+    Raises:
+        ValueError: If there are more steps than levels, the spacing is unknown or the list is not as described.
+
+    >>> sampling_levels(1000, 4)
+    [1000, 750, 500, 250, 0]
+    """
+    if not isinstance(spacing, str):
+        return _checked_levels(timesteps, num_steps, [int(t) for t in spacing])
+    make = SPACINGS[spacing]
+    steps = timesteps if num_steps is None else num_steps
+    if not 1 <= steps <= timesteps:
+        raise ValueError(
+            f"num_steps must be in 1 … {timesteps} (the timesteps the model was trained on), got {num_steps}."
+        )
+    return [*reversed(make(timesteps, steps)), 0]
+
+
+def _checked_levels(timesteps: int, num_steps: int | None, levels: list[int]) -> list[int]:
+    if levels and levels[-1] != 0:
+        levels = [*levels, 0]
+    decreasing = all(a > b for a, b in pairwise(levels))
+    if len(levels) < 2 or not decreasing or levels[0] > timesteps:
+        raise ValueError(
+            f"A list of levels must decrease strictly within {timesteps} … 0, with at least one above 0; got {levels}."
+        )
+    if num_steps is not None and num_steps != len(levels) - 1:
+        raise ValueError(f"num_steps={num_steps} contradicts a list of {len(levels) - 1} levels. Leave num_steps out.")
+    return levels
