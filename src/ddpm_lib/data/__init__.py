@@ -1,17 +1,19 @@
 """Images for training: folders, 🤗 datasets, arrays, any torch Dataset, and the built-in Shapes.
 
-`open_dataset` returns an `ImageDataset`; `make_loader` turns batches of indices into batches of tensors; `prepare_sysu` lays out
-the SYSU-Shape dataset.
+`open_dataset` returns an `ImageDataset`; `make_loader` turns batches of indices into batches of tensors;
+`prepare_sysu` lays out the SYSU-Shape dataset.
 """
 
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset
 from ddpm_lib.data.decode import DecodeSpec
+from ddpm_lib.data.loader import BatchStream, make_loader
 from ddpm_lib.data.opening import open_dataset
 from ddpm_lib.data.shapes import Shapes
 from ddpm_lib.data.workers import available_cpus, available_memory, check_num_workers, default_num_workers, worker_init
 
 __all__ = [
     "BadImagesError",
+    "BatchStream",
     "DecodeSpec",
     "ImageDataset",
     "Shapes",
@@ -19,6 +21,7 @@ __all__ = [
     "available_memory",
     "check_num_workers",
     "default_num_workers",
+    "make_loader",
     "open_dataset",
     "worker_init",
 ]

@@ -1,4 +1,4 @@
-"""The one dataset type of the library: uint8 images of one shape with optional class labels, from RAM or decoded on demand."""
+"""The one dataset type: uint8 images of one shape with optional class labels, from RAM or decoded on demand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,14 +33,15 @@ class BadImagesError(ValueError):
     def __init__(self, bad: Sequence[tuple[str, str]], total: int, hint: str | None = None) -> None:
         self.bad = list(bad)
         self.total = total
+        self.hint = hint
         lines = [f"  {name}: {reason}" for name, reason in self.bad[:_SHOWN]]
         if len(self.bad) > _SHOWN:
             lines.append(f"  … and {len(self.bad) - _SHOWN:,} more")
         hint = hint or 'Repair or remove them, or leave them out with on_bad_image="skip".'
         super().__init__(f"{len(self.bad):,} of {total:,} images cannot be used:\n" + "\n".join(lines) + f"\n{hint}")
 
-    def __reduce__(self) -> tuple[type[BadImagesError], tuple[list[tuple[str, str]], int]]:
-        return type(self), (self.bad, self.total)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.bad, self.total, self.hint)
 
 
 class Source:
@@ -117,7 +118,9 @@ class StreamStore:
         try:
             return load_patiently(self.source, row, self.spec).pixels
         except (ImageError, OSError) as error:
-            hint = "It was not checked, or has changed, since the dataset was opened. Restore it, or open the dataset again."
+            hint = (
+                "It was not checked when the set was opened, or has changed since. Restore it, or open the set again."
+            )
             raise BadImagesError([(self.source.names[row], reason(error))], len(self.source), hint) from None
 
 
@@ -145,8 +148,9 @@ def load_patiently(source: Source, row: int, spec: DecodeSpec, pause: float = 0.
 class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Images of one shape, with class labels where there are any. Build it with `open_dataset`.
 
-    Items are `{"image": uint8 (c, h, w), "class_label": int64 ()}`; the label is absent without labels. Everything is held in
-    arrays, so the object may be pickled and is shared, not copied, by forked workers. No random numbers are ever drawn.
+    Items are `{"image": uint8 (c, h, w), "class_label": int64 ()}`; the label is absent without labels. Everything
+    is held in arrays, so the object may be pickled and is shared, not copied, by forked workers. No random numbers
+    are ever drawn.
 
     Args:
         store: The images.
@@ -254,8 +258,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     def split(self, held_out: float | int, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
         """Cut into (train, held out) by a hash of each name, class by class.
 
-        A fraction keeps each image on its side when other files are added or removed; a count is exact, and moves few images
-        then. Byte-identical images (for sets in RAM) go to the same side.
+        A fraction keeps each image on its side when other files are added or removed; a count is exact, and moves
+        few images then. Byte-identical images (for sets in RAM) go to the same side.
 
         Args:
             held_out: A float in (0, 1), the fraction held out, or an int, the number of images.
@@ -273,10 +277,9 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """Number the groups of byte-identical images, int64 (n,); None where that would mean decoding everything."""
         if not isinstance(self._store, MemoryStore):
             return None
-        images, groups = self._store.images.numpy(), {}
-        digests = (
-            hashlib.blake2b(np.ascontiguousarray(images[row]), digest_size=16).digest() for row in self._rows.tolist()
-        )
+        images = self._store.images.numpy()
+        groups: dict[bytes, int] = {}
+        digests = (hashlib.blake2b(images[row].tobytes(), digest_size=16).digest() for row in self._rows.tolist())
         return np.array([groups.setdefault(digest, k) for k, digest in enumerate(digests)], dtype=np.int64)
 
     def __repr__(self) -> str:

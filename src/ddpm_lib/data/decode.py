@@ -57,8 +57,8 @@ class DecodeSpec:
     Args:
         image_size: (height, width) of the result.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        fit: "crop": keep the aspect ratio, fill the frame, cut what is outside (centred); "pad": keep the aspect ratio, show
-            the whole picture, fill the border with `background`; "stretch": squash to the frame.
+        fit: "crop": keep the aspect ratio, fill the frame, cut what is outside (centred); "pad": keep the aspect
+            ratio, show the whole picture, fill the border with `background`; "stretch": squash to the frame.
         background: Three values 0 … 255: under transparent pixels (channels 1 and 3) and around padded pictures.
         max_pixels: Pictures with more pixels are refused before they are decompressed.
     """
@@ -222,8 +222,8 @@ def _draft(picture: Image.Image, spec: DecodeSpec, turned: bool) -> None:
     """Let the JPEG decoder leave out detail beyond twice the resolution that is needed (2-3 times faster)."""
     if picture.format == "JPEG":
         width, height = reversed(picture.size) if turned else picture.size
-        scale = 2 * max(_scale((width, height), spec), spec.image_size[1] / width if spec.fit == "stretch" else 0)
-        picture.draft(None, (math.ceil(picture.size[0] * scale), math.ceil(picture.size[1] * scale)))  # type: ignore[arg-type]
+        scale = 2 * _scale((width, height), spec)
+        picture.draft(None, (math.ceil(picture.size[0] * scale), math.ceil(picture.size[1] * scale)))
 
 
 def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
@@ -242,7 +242,7 @@ def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         if spec.channels != 4:
-            if picture.getextrema()[3][0] < 255:  # type: ignore[index]
+            if np.asarray(picture.getchannel("A")).min() < 255:
                 flags |= COMPOSITED
             below = Image.new("RGBA", picture.size, (*spec.background, 255))
             picture = Image.alpha_composite(below, picture).convert("RGB")
@@ -271,7 +271,7 @@ def _resize(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
         return _resample(picture, (width, height), (max(0.0, left), max(0.0, top), min(w, w - left), min(h, h - top)))
     scale = min(width / w, height / h)
     inner = max(1, min(width, round(w * scale))), max(1, min(height, round(h * scale)))
-    fill = {1: round(sum(spec.background) / 3), 3: spec.background, 4: (*spec.background, 0)}[spec.channels]
+    fill: Any = {1: round(sum(spec.background) / 3), 3: spec.background, 4: (*spec.background, 0)}[spec.channels]
     frame = Image.new(spec.mode, (width, height), fill)
     frame.paste(
         _resample(picture, inner, (0.0, 0.0, float(w), float(h))), ((width - inner[0]) // 2, (height - inner[1]) // 2)

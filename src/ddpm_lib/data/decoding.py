@@ -26,7 +26,7 @@ _BLOCK = 32
 
 @dataclass
 class Scan:
-    """What decoding every image showed: `images` uint8 (n, c, h, w) if kept, flags, sizes as stored, and reasons by row."""
+    """What decoding showed: `images` uint8 (n, c, h, w) if kept, flags, sizes as stored, and reasons by row."""
 
     images: np.ndarray | None
     flags: np.ndarray
@@ -162,10 +162,13 @@ def _collect(
 def _death(code: int | None, name: str) -> str:
     if code == -9:
         return (
-            "A process that decodes images was killed by the system, most likely for memory. Use fewer (num_workers=1), a "
-            'smaller image_size, or cache="none".'
+            "A process that decodes images was killed by the system, most likely for memory. Use fewer "
+            '(num_workers=1), a smaller image_size, or cache="none".'
         )
-    return f"A process that decodes images died (exit code {code}) at {name!r}. Remove that file, or see with num_workers=0."
+    return (
+        f"A process that decodes images died (exit code {code}) at {name!r}. Remove that file, or look closer with "
+        "num_workers=0."
+    )
 
 
 class _Progress:
@@ -180,9 +183,8 @@ class _Progress:
         now = time.monotonic()
         if self._log is not None and now >= self._next and done:
             rate = done / (now - self._start)
-            self._log(
-                f"decoding {done:,} of {self._total:,} images, {rate:,.0f}/s, {(self._total - done) / rate:,.0f} s to go"
-            )
+            left = (self._total - done) / rate
+            self._log(f"decoding {done:,} of {self._total:,} images, {rate:,.0f}/s, {left:,.0f} s to go")
             self._next = now + 5.0
 
 

@@ -7,6 +7,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +15,11 @@ from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
 from ddpm_lib.data.names import PackedNames, show
 
-EXTENSIONS = frozenset(
-    b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split()  # as Pillow's allow-list
-)
+EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
 _FOREIGN = frozenset(b".heic .heif .avif .svg .psd .raw .cr2 .cr3 .nef .arw .dng .jp2 .jxl .exr .pdf .eps .ico".split())
 _JUNK = frozenset((b"thumbs.db", b"desktop.ini", b"__macosx"))
-_SPLITS = frozenset(
-    "train training test testing val valid validation eval dev train_data eval_data normalized_eval_data".split()
-)
+_SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"))
+_PREPARED = frozenset(("train_data", "eval_data", "normalized_eval_data"))
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
 
 
@@ -30,12 +28,13 @@ class FolderSource(Source):
 
     Args:
         root: The folder.
-        labels: "auto": classes are the first level of sub-folders if there are two or more and hold every picture; "folder": the
-            same, or an error; "prefix": the file name up to the first "_"; "none".
+        labels: "auto": classes are the first level of sub-folders if there are two or more and hold every picture;
+            "folder": the same, or an error; "prefix": the file name up to the first "_"; "none".
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture, saying what was found.
-        ValueError: If the layout does not fit `labels`, or looks like something that must not be trained on as a whole.
+        ValueError: If the layout does not fit `labels`, or looks like something that must not be trained on as a
+            whole.
     """
 
     def __init__(self, root: Path, labels: str = "auto") -> None:
@@ -94,26 +93,26 @@ class FolderSource(Source):
         elif how == "none":
             return
         if how == "prefix":
-            tops = [os.path.basename(self.names.raw(i)).partition(b"_")[0::2] for i in range(len(tops))]  # type: ignore[misc]
-            wrong = [self.names[i] for i, (_, rest) in enumerate(tops) if not rest]  # type: ignore[misc]
+            bases = [os.path.basename(self.names.raw(i)) for i in range(len(tops))]
+            wrong = [show(base) for base in bases if b"_" not in base[1:]]
             if wrong:
                 raise ValueError(
                     f'labels="prefix" needs names like "cat_001.jpg"; {len(wrong):,} have no "_": {wrong[:5]}.'
                 )
-            tops = [prefix for prefix, _ in tops]  # type: ignore[misc]
+            tops = [base.partition(b"_")[0] for base in bases]
             classes = sorted(set(tops))
         elif loose:
             first = self.names[tops.index(b"")]
             raise ValueError(
-                f'labels="folder" needs every image in a class folder; {loose:,} lie directly in {str(self.root)!r}, the first is '
-                f'{first!r}. Move them, or use labels="none".'
+                f'labels="folder" needs every image in a class folder; {loose:,} lie directly in {str(self.root)!r}, '
+                f'the first is {first!r}. Move them, or use labels="none".'
             )
         number = {name: k for k, name in enumerate(classes)}
         self.labels = np.array([number[top] for top in tops], dtype=np.int64)
         self.class_names = tuple(show(name) for name in classes)
 
 
-def _open_without_waiting(path: bytes, flags: int) -> int:
+def _open_without_waiting(path: Any, flags: int) -> int:
     """Open so that a named pipe put in the place of a file cannot block for ever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
 
@@ -122,7 +121,7 @@ Entry = tuple[bytes, int, int, str | None]
 
 
 def _walk(root: bytes) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
-    """Find pictures: (relative name, size, mtime in ns, what is wrong with it); count other files and unsupported pictures."""
+    """Find pictures (relative name, size, mtime in ns, what is wrong with it) and count all other files."""
     found: list[Entry] = []
     others: Counter[bytes] = Counter()
     foreign: Counter[bytes] = Counter()
@@ -183,10 +182,10 @@ def _nothing_found(root: Path, others: Counter[bytes], foreign: Counter[bytes]) 
 
 def _refuse_layouts(root: Path, classes: list[bytes]) -> None:
     names = [show(name) for name in classes]
-    if names and all(name.lower() in _SPLITS for name in names):
+    if names and all(name.lower() in _SPLITS | _PREPARED for name in names):
         raise ValueError(
             f"The sub-folders of {str(root)!r} look like splits, not classes: {', '.join(names)}. Open one of them "
-            f'({str(root / names[-1])!r}), or pass split={names[-1]!r}; labels="folder" takes them for classes all the same.'
+            f'({str(root / names[-1])!r}), or pass split={names[-1]!r}; labels="folder" takes them for classes.'
         )
     if any((root / name / "contours").is_dir() and (root / name / "images").is_dir() for name in names):
         raise ValueError(

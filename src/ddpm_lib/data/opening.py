@@ -55,28 +55,34 @@ def open_dataset(
 ) -> ImageDataset:
     """Open images from almost anywhere as uint8 tensors of one shape.
 
-    Every image is decoded once when the set is opened, in parallel: into RAM if it fits (then training needs no workers), else
-    only to check it, so that a broken file stops the run now and not after a night. All broken files are named at once.
+    Every image is decoded once when the set is opened, in parallel: into RAM if it fits (then training needs no
+    workers), else only to check it, so that a broken file stops the run now and not after a night. All broken files
+    are named at once.
 
     Args:
-        data: "shapes" or None (the built-in `Shapes`); a folder of pictures (recursive; JPEG, PNG, WEBP, BMP, TIFF, GIF, PPM); a
-            🤗 dataset as a local path (`save_to_disk`, parquet), a hub name or an object; `.npz`/`.npy` of uint8 images; any
-            torch Dataset of dicts, (image, label) tuples or images (uint8 or PIL); a uint8 array (n, h, w, c) or (n, c, h, w).
+        data: "shapes" or None (the built-in `Shapes`); a folder of pictures (recursive; JPEG, PNG, WEBP, BMP, TIFF,
+            GIF, PPM); a 🤗 dataset as a local path (`save_to_disk`, parquet), a hub name or an object; `.npz`/`.npy`
+            of uint8 images; any torch Dataset of dicts, (image, label) tuples or images (uint8 or PIL); a uint8
+            array (n, h, w, c) or (n, c, h, w).
         image_size: Side in pixels, or (height, width).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with `background`), "stretch" (squash).
-        labels: "auto" (sub-folders if there are two or more; the label column), "folder", "prefix" (`cat_001.jpg`), "none".
+        fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with `background`),
+            "stretch" (squash).
+        labels: "auto" (sub-folders if there are two or more; the label column), "folder", "prefix" (`cat_001.jpg`),
+            "none".
         image_column: Column or key of the images, where the usual names do not find it.
         label_column: Column or key of the labels.
         split: Which split of a 🤗 dataset, a folder of splits or of parquet files.
-        on_bad_image: "error" names every unusable file; "skip" leaves them out, counted (the fingerprint changes with them).
+        on_bad_image: "error" names every unusable file; "skip" leaves them out, counted (the fingerprint changes
+            with them).
         cache: "auto" (RAM if it fits the limit), "ram", "none" (decode on demand).
-        cache_limit_mb: Limit of "auto" in MB per process; default: 4,096 or a quarter of the available memory, shared over the
-            local ranks.
+        cache_limit_mb: Limit of "auto" in MB per process; default: 4,096 or a quarter of the available memory,
+            shared over the local ranks.
         num_workers: Processes for decoding; default: the CPUs this process may use, shared over the local ranks.
         background: Colour under transparent pixels (channels 1 and 3) and around padded images.
         max_pixels: Larger images are refused before they are decompressed.
-        verify: False skips the check of sets that do not fit in RAM; a broken file is then named when it is first met.
+        verify: False skips the check of sets that do not fit in RAM; a broken file is then named when it is first
+            met.
         scan_file: Remembers the result of that check (JSON), so that it runs once as long as no file changes.
         log: Is given progress and the `notes`, line by line.
 
@@ -128,8 +134,8 @@ def _ready(data: Any, spec: DecodeSpec, labels: str) -> ImageDataset | None:
     if isinstance(data, ImageDataset):
         if (data.channels, *data.image_size) != spec.shape:
             raise ValueError(
-                f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but {spec.shape} is asked for. "
-                "Open it with the image_size and channels of the model."
+                f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but {spec.shape} is "
+                "asked for. Open it with the image_size and channels of the model."
             )
         return without_labels(data) if labels == "none" else data
     return None

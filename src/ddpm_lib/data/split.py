@@ -25,8 +25,8 @@ def hold_out(
         names: One name per image.
         labels: int64 (n,) or None.
         groups: int64 (n,): images of one number stay together; None: each on its own.
-        held_out: A float in (0, 1): the fraction, each image decided by its own hash. An int: the exact number (up to groups),
-            those with the smallest hashes, shared over the classes in proportion.
+        held_out: A float in (0, 1): the fraction, each image decided by its own hash. An int: the exact number (up
+            to groups), those with the smallest hashes, shared over the classes in proportion.
         seed: Another seed, another choice.
 
     Returns:

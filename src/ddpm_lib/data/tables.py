@@ -1,0 +1,177 @@
+"""Images from columns of Arrow tables: 🤗 datasets and parquet files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, choose, content_hash, make_labels
+from ddpm_lib.data.dataset import Source
+from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode, decode_bytes, fit_array
+from ddpm_lib.data.names import Names, NumberedNames, PackedNames
+from ddpm_lib.data.workers import available_memory
+
+
+class TableSource(Source):
+    """Images in one Arrow column: `{bytes, path}` structs (🤗 Image), bytes, paths, or nested lists of pixels.
+
+    Args:
+        column: The images, a `pyarrow.ChunkedArray`.
+        rows: Rows of the column that count, int64 (n,), or None for all.
+        base: Folder that relative paths start from.
+    """
+
+    def __init__(self, column: Any, rows: np.ndarray | None = None, base: Path | None = None) -> None:
+        import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+
+        self.notes = []
+        while isinstance(column.type, pa.BaseExtensionType):
+            column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=column.type.storage_type)
+        self._column = column
+        self._rows = rows
+        self._base = base
+        self.names = self._paths() or NumberedNames(len(column) if rows is None else len(rows))
+        if not len(self):
+            raise ValueError("The dataset is empty.")
+
+    def load(self, row: int, spec: DecodeSpec) -> Decoded:
+        """Decode one cell; raises `ImageError` or OSError."""
+        cell = self._column[int(row if self._rows is None else self._rows[row])].as_py()
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if cell is None:
+            raise ImageError("no image in this row")
+        if isinstance(cell, bytes):
+            return decode_bytes(cell, spec)
+        if isinstance(cell, str):
+            path = os.path.join(self._base or "", cell)
+            if not os.path.isfile(path):
+                raise ImageError(f"its file {cell!r} is missing")
+            return decode(path, spec)
+        values = np.asarray(cell)
+        if values.dtype.kind in "iu" and values.size and values.min() >= 0 and values.max() <= 255:
+            values = values.astype(np.uint8)
+        return fit_array(values, spec)
+
+    def sizes(self) -> np.ndarray:
+        """Return the lengths of the encoded images in bytes, int64 (n,); of pixels and paths, a hash."""
+        import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+        import pyarrow.compute as pc  # type: ignore[import-untyped,unused-ignore]
+
+        column = self._field("bytes") if pa.types.is_struct(self._column.type) else self._column
+        if column is not None and (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+            lengths = pc.fill_null(pc.binary_length(column), 0)
+            sizes = np.concatenate(
+                [np.asarray(chunk, dtype=np.int64) for chunk in lengths.chunks] or [np.zeros(0, np.int64)]
+            )
+        else:
+            sizes = np.array([content_hash(np.frombuffer(repr(c.as_py()).encode(), np.uint8)) for c in self._column])
+        return sizes if self._rows is None else sizes[self._rows]
+
+    def _field(self, name: str) -> Any:
+        import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+        import pyarrow.compute as pc  # type: ignore[import-untyped,unused-ignore]
+
+        kind = self._column.type
+        return (
+            pc.struct_field(self._column, name)
+            if pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
+            else None
+        )
+
+    def _paths(self) -> Names | None:
+        """File names, if every row has its own."""
+        column = self._field("path")
+        if column is None or column.null_count:
+            return None
+        paths = column.to_pylist()
+        paths = paths if self._rows is None else [paths[row] for row in self._rows]
+        names = [os.path.basename(path).encode() for path in paths]
+        return PackedNames(names) if len(set(names)) == len(names) and all(names) else None
+
+
+def _pick(
+    columns: Sequence[str], images: Sequence[str], labels: str, asked: tuple[str | None, str | None], where: str
+) -> tuple[str, str | None]:
+    """Choose the image and the label column; `images` are columns that are images by their type."""
+    image = choose("image", asked[0], [*IMAGE_NAMES], columns, where) or (images[0] if len(images) == 1 else None)
+    if image is None:
+        raise ValueError(f"{where} has no column named image. There are: {', '.join(columns)}. Pass image_column.")
+    rest = [name for name in columns if name != image]
+    return image, None if labels == "none" else choose("label", asked[1], LABEL_NAMES, rest, where)
+
+
+def from_hf(data: Any, labels: str, image_column: str | None, label_column: str | None) -> TableSource:
+    """Open a `datasets.Dataset`; its transform or format, if any, is not applied (and a note says so)."""
+    features = data.features
+    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    image, label = _pick(list(features), images, labels, (image_column, label_column), "The dataset")
+    indices = getattr(data, "_indices", None)
+    rows = None if indices is None else np.asarray(indices.column(0)).astype(np.int64)
+    source = TableSource(data.data.column(image), rows)
+    if (data.format or {}).get("type") == "custom":
+        source.notes.append("the transform set on the dataset is not applied: images are fitted here")
+    if label is not None:
+        values = data.with_format(None)[label]
+        names = getattr(features[label], "names", None)
+        source.labels, source.class_names = make_labels(list(values), names, label_column is not None, source.notes)
+    return source
+
+
+def from_parquet(files: Sequence[Path], labels: str, image_column: str | None, label_column: str | None) -> TableSource:
+    """Open parquet files of one schema; the encoded images are held in RAM.
+
+    Raises:
+        ValueError: If a file is damaged, columns are missing, or the files do not fit in RAM.
+    """
+    import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+
+    total = sum(file.stat().st_size for file in files)
+    if total > available_memory() * 0.7:
+        raise ValueError(
+            f"The parquet files hold {total / 1e9:.1f} GB, more than this process may use. Convert them once: "
+            "datasets.load_dataset('parquet', data_files=...).save_to_disk(folder), and open that folder."
+        )
+    where = files[0].name if len(files) == 1 else f"{files[0].name} … {files[-1].name}"
+    tables, chosen = [], None
+    for file in files:
+        try:
+            columns = pq.read_schema(file).names
+            if chosen is None:
+                chosen = _pick(columns, _typed_images(file), labels, (image_column, label_column), where)
+            wanted = [name for name in chosen if name]
+            missing = [name for name in wanted if name not in columns]
+            if missing:
+                raise ValueError(f"{file} has no column {missing[0]!r}, which {files[0].name} has.")
+            tables.append(pq.read_table(file, columns=wanted, use_threads=False))
+        except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as error:
+            raise ValueError(f"{file} is no readable parquet file: {error}") from None
+    assert chosen is not None
+    table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
+    source = TableSource(table.column(chosen[0]), base=files[0].parent)
+    if chosen[1] is not None:
+        feature = _features(tables[0].schema).get(chosen[1], {})
+        names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+        values = table.column(chosen[1]).to_pylist()
+        source.labels, source.class_names = make_labels(values, names, label_column is not None, source.notes)
+    return source
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """Read the column types that 🤗 datasets notes in a parquet file."""
+    try:
+        return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _typed_images(file: Path) -> list[str]:
+    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+
+    return [name for name, feature in _features(pq.read_schema(file)).items() if feature.get("_type") == "Image"]
