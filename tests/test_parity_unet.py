@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from unet_weights import convert
 
 from ddpm_lib.nn import Conditioner, Unet
 from ddpm_lib.nn.embeddings import sinusoids
+from unet_weights import convert
 
 
 class LowRes(Conditioner):

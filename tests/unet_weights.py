@@ -51,11 +51,11 @@ def openai_paths(model: Unet) -> Paths:
         index += 1
     index = 0
     for s, stage in enumerate(model.up):
-        for i, layer in enumerate(stage.layers):
+        for i in range(len(stage.layers)):
             paths |= {f"up.{s}.layers.{i}.res": f"output_blocks.{index}.0"}
             paths |= {f"up.{s}.layers.{i}.attn": f"output_blocks.{index}.1"}
             index += 1
-        last = f"output_blocks.{index - 1}.{2 if layer.attn is not None else 1}"
+        last = f"output_blocks.{index - 1}.{2 if stage.layers[-1].attn is not None else 1}"
         paths |= resample_path(stage, f"up.{s}.resample", f"{last}.conv", last)
     return paths
 
