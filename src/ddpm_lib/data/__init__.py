@@ -9,6 +9,7 @@ from ddpm_lib.data.decode import DecodeSpec
 from ddpm_lib.data.loader import BatchStream, make_loader
 from ddpm_lib.data.opening import open_dataset
 from ddpm_lib.data.shapes import Shapes
+from ddpm_lib.data.sysu import SysuSummary, prepare_sysu
 from ddpm_lib.data.workers import available_cpus, available_memory, check_num_workers, default_num_workers, worker_init
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "DecodeSpec",
     "ImageDataset",
     "Shapes",
+    "SysuSummary",
     "available_cpus",
     "available_memory",
     "check_num_workers",
     "default_num_workers",
     "make_loader",
     "open_dataset",
+    "prepare_sysu",
     "worker_init",
 ]

@@ -107,8 +107,8 @@ class ArraySource(Source):
             images = images[..., None]
         if images.ndim != 4 or not len(images) or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4)):
             raise ValueError(
-                f"Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3 or 4; got shape "
-                f"{images.shape}."
+                f"Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3 or 4; got "
+                f"shape {images.shape}."
             )
         if images.shape[3] in (1, 3, 4) and images.shape[1:] != spec.shape:
             images = images.transpose(0, 3, 1, 2)

@@ -163,9 +163,8 @@ class BatchStream(Iterator[Batch]):
         before, self.num_workers = self.num_workers, self.num_workers // 2
         self._stop()
         if self._log is not None:
-            self._log(
-                f"{_cause(error)} Going on with {self.num_workers} instead of {before} workers: the batches are the same."
-            )
+            now = self.num_workers
+            self._log(f"{_cause(error)} Going on with {now} instead of {before} workers: the batches are the same.")
 
 
 def make_loader(

@@ -72,7 +72,9 @@ def _from_path(
             from datasets import load_from_disk
 
             return _from_hf_object(load_from_disk(str(path)), split, labels, *columns)
-        return from_parquet(_split_files(sorted(path.rglob("*.parquet")), split, path), labels, *columns)
+        return from_parquet(
+            _split_files(sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]), split, path), labels, *columns
+        )
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix in (".npz", ".npy"):
@@ -100,7 +102,8 @@ def _is_table(path: Path) -> bool:
     """Whether a folder is a saved 🤗 dataset, or holds parquet files and no picture beside them."""
     if _is_saved(path):
         return True
-    if not any(path.glob("*.parquet")) and not any(path.glob("*/*.parquet")):
+    tables = [file for pattern in ("*.parquet", "data/*.parquet") for file in path.glob(pattern)]
+    if not any(not file.name.startswith("metadata") for file in tables):
         return False
     return not any(os.fsencode(file.suffix.lower()) in EXTENSIONS for file in path.iterdir())
 
@@ -168,8 +171,8 @@ def _from_hub(name: str, path: Path) -> Any:
         text = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"{name!r} is no local path ({path.absolute()} does not exist), and the dataset of that name could not be "
-            f"loaded from the hub: {type(error).__name__}: {text}. Check the path. On nodes without internet download it before "
-            "(ddpm_lib needs no network for local data), and set HF_HUB_OFFLINE=1 to spare the retries of about 25 s."
+            f"loaded from the hub: {type(error).__name__}: {text}. Check the path. On nodes without internet download it "
+            "before (local data needs no network), and set HF_HUB_OFFLINE=1 to spare retries of about 25 s."
         ) from error
 
 
