@@ -130,7 +130,7 @@ def parse(cls: type, args: list[str], default: Any, prog: str, description: str)
         default=default,
         prog=prog,
         description=description,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
+        config=(tyro.conf.HelptextFromCommentsOff,),
     )
 
 

@@ -11,7 +11,8 @@ from ddpm_lib.cli import options
 
 DESCRIPTION = (
     "Make train_data, eval_data and normalized_eval_data from a clone of the SYSU-Shape dataset. "
-    "masked: the object's contour mask on white; fit: a crop around the object without invented borders; stretch: the whole photo squashed to a square."
+    "masked: the object's contour mask on white; fit: a crop around the object without invented borders; "
+    "stretch: the whole photo squashed to a square."
 )
 
 

@@ -122,7 +122,7 @@ def save_checkpoint(
             save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
             _readable(path)
         (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
         for path in sorted(temporary.iterdir()):
             _flush(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -263,5 +263,16 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         by_parameter.setdefault(name, {})[entry] = tensor
     structure = optimizer.state_dict()
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    structure["state"] = {i: by_parameter[names[id(p)]] for i, p in enumerate(ordered) if names[id(p)] in by_parameter}
+    structure["state"] = {
+        i: {entry: _laid_out_like(tensor, p) for entry, tensor in by_parameter[names[id(p)]].items()}
+        for i, p in enumerate(ordered)
+        if names[id(p)] in by_parameter
+    }
     optimizer.load_state_dict(structure)
+
+
+def _laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    # Fused optimizers walk through memory: a moment in another layout than its weight would go to the wrong elements.
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device, requires_grad=False).copy_(tensor)

@@ -213,7 +213,7 @@ class TrainingConfig:
     """With several processes: how long to wait for a lost one before giving up."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(TrainingConfig)
+        hints = typing.get_type_hints(type(self))
         for field in fields(self):
             object.__setattr__(self, field.name, check_type(field.name, getattr(self, field.name), hints[field.name]))
         self._check_ranges()

@@ -48,7 +48,7 @@ class WeightAverages:
             )
             for decay, shadow in zip(decays, copies)
         ]
-        for average in self.averages:
+        for average in averages:
             average.ema_model.eval()
             average.initted, average.step = average.initted.cpu(), average.step.cpu()
         self.averages: list[Any] = averages

@@ -188,10 +188,10 @@ class Trainer(RunContext):
         t, _ = self.diffusion.time_sampler(uniform, self.diffusion.timesteps)
         noise = randomness.noise(self.step, rows, tuple(images.shape[1:]), self.device)
         cond = self.conditions(batch)
-        drop = {name: randomness.uniform(f"drop {name}", slot, rows).numpy() for name in cond or {}}
+        drop = randomness.uniform("drop", slot, rows).numpy() if cond else None
         randomness.seed_dropout(self.step, rows)
         # NumPy, because DDP would move CPU tensors to the GPU, and reading them back there would wait for it.
-        return network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop or None, reduction="none"), t
+        return network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="none"), t
 
     def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
         """Pick the fields of a batch that the network is conditioned on."""
@@ -242,11 +242,10 @@ class Trainer(RunContext):
 
     def _place_network(self) -> None:
         config, model = self.config, self.diffusion.model
-        precision = str(self.accelerator.mixed_precision)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
         self.channels_last = model_dims(model) == 2 and devices.use_channels_last(
-            config.channels_last, self.device.type, precision
+            config.channels_last, self.device.type
         )
         self.diffusion.to(self.device)
         if self.channels_last:
