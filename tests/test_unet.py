@@ -334,7 +334,7 @@ def test_one_channel_per_group_with_added_time_warns():
         ({"dim": 40, "groups": 32}, ["groups=32", "does not divide", "20 or 40", "multiple of 32"]),
         ({"heads": 3}, ["heads=3", "128", "2 or 4"]),
         ({"head_dim": 48}, ["head_dim=48", "128", "32 or 64"]),
-        ({"heads_up": 7}, ["heads=7", "4 or 8"]),
+        ({"heads_up": 7}, ["heads_up=7", "4 or 8"]),
         ({"attention_levels": (4,)}, ["(4,)", "0 (full resolution) to 3", "nearest value that fits: 3"]),
         ({"attention_levels": (-1,)}, ["-1 is out of range", "fits: 0"]),
         ({"dims": 4}, ["dims", "got 4", "3 (volumes)"]),

@@ -77,7 +77,7 @@ def _does_not_divide(name: str, value: int, width: int) -> str:
     )
 
 
-def resolve_heads(width: int, heads: int, head_dim: int | None) -> int:
+def resolve_heads(width: int, heads: int, head_dim: int | None, name: str = "heads") -> int:
     """Return the number of attention heads at a width."""
     if head_dim is not None:
         if width % head_dim:
@@ -87,7 +87,7 @@ def resolve_heads(width: int, heads: int, head_dim: int | None) -> int:
             )
         return width // head_dim
     if width % heads:
-        raise ValueError(_does_not_divide("heads", heads, width))
+        raise ValueError(_does_not_divide(name, heads, width))
     return heads
 
 

@@ -169,12 +169,7 @@ class Unet(nn.Module):
             dropout=dropout,
             time_conditioning=time_conditioning,
         )
-        if time_conditioning == "add" and settings.groups in widths:
-            warnings.warn(
-                f"With groups={groups} a level of {settings.groups} channels normalises each channel alone, which "
-                "removes the added time embedding. Use fewer groups or time_conditioning='scale_shift'.",
-                stacklevel=2,
-            )
+        _warn_if_time_is_lost(settings, widths)
         self.time_embedding = TimeEmbedding(dim, settings.emb_dim, time_order, freq_shift, time_scale)
         self.conditioners = nn.ModuleDict({c.name: c for c in self.build_conditioners(settings.emb_dim)})
         extra = sum(cast(Conditioner, c).extra_channels for c in self.conditioners.values())
@@ -198,8 +193,8 @@ class Unet(nn.Module):
         attention = checks.resolve_attention_levels(config["attention_levels"], len(widths))
         heads_up = config["heads"] if config["heads_up"] is None else config["heads_up"]
 
-        def heads(level: int, count: int) -> int | None:
-            return checks.resolve_heads(widths[level], count, config["head_dim"]) if level in attention else None
+        def heads(level: int, count: int, name: str) -> int | None:
+            return checks.resolve_heads(widths[level], count, config["head_dim"], name) if level in attention else None
 
         def resampler(width: int, direction: Direction) -> Resampler:
             return Resampler(width, direction, config["resample"], config["down_padding"], settings)
@@ -209,7 +204,7 @@ class Unet(nn.Module):
         width = dim
         for level, level_width in enumerate(widths):
             ins_and_outs = pairwise([width] + [level_width] * blocks)
-            layers = [Layer(i, o, heads(level, config["heads"]), settings) for i, o in ins_and_outs]
+            layers = [Layer(i, o, heads(level, config["heads"], "heads"), settings) for i, o in ins_and_outs]
             self.down.append(Stage(layers, resampler(level_width, "down") if level < last else None))
             width = level_width
             skips += [width] * (blocks + (level < last))
@@ -220,7 +215,7 @@ class Unet(nn.Module):
         for level, level_width in reversed(list(enumerate(widths))):
             layers = []
             for _ in range(blocks + 1):
-                layers.append(Layer(width + skips.pop(), level_width, heads(level, heads_up), settings))
+                layers.append(Layer(width + skips.pop(), level_width, heads(level, heads_up, "heads_up"), settings))
                 width = level_width
             self.up.append(Stage(layers, resampler(width, "up") if level > 0 else None))
 
@@ -339,6 +334,16 @@ def preset_config(name: str, **overrides: Any) -> dict[str, Any]:
         if argument not in choices:
             raise ValueError(unknown_name("argument of Unet", argument, choices))
     return {**PRESETS[name], **overrides}
+
+
+def _warn_if_time_is_lost(settings: BlockSettings, widths: Sequence[int]) -> None:
+    """Warn when some blocks cannot see the time: published networks of this kind exist, so it is no error."""
+    if settings.time_conditioning == "add" and settings.groups in widths:
+        warnings.warn(
+            f"With groups={settings.groups} a level of {settings.groups} channels normalises each channel alone, which "
+            "removes the added time embedding. Use fewer groups or time_conditioning='scale_shift'.",
+            stacklevel=3,
+        )
 
 
 def _check_arguments(config: dict[str, Any]) -> None:
