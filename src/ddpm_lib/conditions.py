@@ -84,7 +84,7 @@ def drop(conditioners: Conditioners, cond: Cond, draws: Tensor | Mapping[str, Te
     """
     result = dict(cond)
     for name, value in cond.items():
-        u = draws if isinstance(draws, Tensor) else draws.get(name)
+        u = draws.get(name) if isinstance(draws, Mapping) else torch.as_tensor(draws)
         if u is None:
             continue
         if u.shape != value.shape[:1]:

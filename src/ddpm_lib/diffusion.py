@@ -296,7 +296,8 @@ class GaussianDiffusion(Generation):
 
     def _draw_t(self, t: Tensor | None, uniform: Tensor | None, n: int) -> tuple[Tensor, Tensor | None]:
         if t is None:
-            return self.time_sampler(torch.rand(n, dtype=torch.float64) if uniform is None else uniform, self.timesteps)
+            u = torch.rand(n, dtype=torch.float64) if uniform is None else torch.as_tensor(uniform)
+            return self.time_sampler(u, self.timesteps)
         if uniform is not None:
             raise ValueError("Give t or uniform, not both.")
         t = t.cpu().long()
