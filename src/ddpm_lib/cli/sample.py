@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
-from ddpm_lib.training import ConfigError
+from ddpm_lib.training import ConfigError, process_state
+from ddpm_lib.training.devices import pick_device, pick_precision
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.training.sampling import sample_shared
 
@@ -77,13 +78,8 @@ def main(args: list[str]) -> int:
     default = SampleCommand(run=tyro.MISSING)
     command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
     _check(command)
-    from accelerate import PartialState
-
-    from ddpm_lib.training.devices import pick_device, pick_precision
-
-    device = pick_device(command.device)
-    precision = pick_precision(command.mixed_precision, device)
-    state = PartialState(cpu=device == "cpu")
+    precision = pick_precision(command.mixed_precision, pick_device(command.device))
+    state = process_state(command.device)
     chosen = find_checkpoints(command.run, command.checkpoint)
     folder = new_folder(command, chosen[0]) if state.is_main_process else None
     for checkpoint in chosen:

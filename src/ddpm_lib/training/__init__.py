@@ -5,6 +5,7 @@ from __future__ import annotations
 from ddpm_lib.training.callbacks import Callback
 from ddpm_lib.training.checkpoint import CheckpointError
 from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.devices import process_state
 from ddpm_lib.training.loading import LoadedRun, load_run
 from ddpm_lib.training.trainer import DivergedError, Trainer, TrainingResult
 
@@ -18,4 +19,5 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "load_run",
+    "process_state",
 ]

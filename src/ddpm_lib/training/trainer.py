@@ -245,7 +245,7 @@ class Trainer(RunContext):
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
         self.channels_last = model_dims(model) == 2 and devices.use_channels_last(
-            config.channels_last, self.device.type
+            config.channels_last, self.device.type, str(self.accelerator.mixed_precision)
         )
         self.diffusion.to(self.device)
         if self.channels_last:
@@ -294,7 +294,7 @@ class Trainer(RunContext):
 
         workers = self.config.num_workers
         if workers is None:
-            workers = default_num_workers(devices.local_world_size(), self.dataset.in_memory)
+            workers = default_num_workers(in_memory=self.dataset.in_memory)
         return TrainingBatches(
             self.dataset, self.plan, self.config.seed, self.images_seen, workers, pin_memory=self.device.type == "cuda"
         )
