@@ -86,7 +86,7 @@ def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: If it is not one or two positive whole numbers.
     """
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
         raise ValueError(f"image_size must be a positive int or (height, width); got {image_size!r}.")
     return pair[0], pair[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset
-from ddpm_lib.data.workers import default_num_workers, start_method, worker_init
+from ddpm_lib.data.workers import default_num_workers, signals_held, start_method, worker_init
 
 Batch = dict[str, Tensor]
 Indices = Sequence[int] | np.ndarray | Tensor
@@ -123,21 +123,22 @@ class BatchStream(Iterator[Batch]):
     def _start(self) -> None:
         """Fork the workers; they begin with the batches that are still owed."""
         owed, self._pending = list(self._pending), deque()
-        loader = DataLoader(
-            self._data,
-            batch_size=None,
-            sampler=self._remembered(itertools.chain(owed, self._source)),
-            num_workers=self.num_workers,
-            prefetch_factor=self._prefetch,
-            pin_memory=self._pin,
-            persistent_workers=True,
-            worker_init_fn=worker_init,
-            multiprocessing_context=start_method(),
-            generator=torch.Generator(),
-        )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._pool = iter(loader)
+            warnings.simplefilter("ignore")  # torch's advice on the number of workers; `check_num_workers` gives ours
+            loader = DataLoader(
+                self._data,
+                batch_size=None,
+                sampler=self._remembered(itertools.chain(owed, self._source)),
+                num_workers=self.num_workers,
+                prefetch_factor=self._prefetch,
+                pin_memory=self._pin,
+                persistent_workers=True,
+                worker_init_fn=worker_init,
+                multiprocessing_context=start_method(),
+                generator=torch.Generator(),
+            )
+            with signals_held():
+                self._pool = iter(loader)
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             # torch raises "worker killed" out of any line of the main thread; `next` reports it just as well
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -150,13 +151,12 @@ class BatchStream(Iterator[Batch]):
     def _stop(self) -> None:
         pool, self._pool = self._pool, None
         workers = list(getattr(pool, "_workers", ()))
-        for worker in workers:
-            worker.kill()  # they ignore SIGTERM and hold nothing that could be lost
-        if pool is not None:
+        if pool is not None:  # first in good order: a worker killed here might hold a lock that this needs
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 pool._shutdown_workers()
         for worker in workers:
+            worker.kill()  # those that are stuck; they ignore SIGTERM
             worker.join(5)
 
     def _weaken(self, error: BaseException) -> None:

@@ -68,7 +68,8 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     tip, notch = np.array([outer, 0.0]), inner * np.array([np.cos(sector), np.sin(sector)])
     edge = notch - tip
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-    return (along - tip[0]) * normal[0] + (across - tip[1]) * normal[1]
+    side = (along - tip[0]) * normal[0] + (across - tip[1]) * normal[1]
+    return np.maximum(side, along - outer)
 
 
 _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -112,8 +113,9 @@ def _draw(indices: np.ndarray, labels: np.ndarray, size: tuple[int, int], channe
     def draw(what: str) -> np.ndarray:
         return uniform(indices, seed, "shapes", what).numpy().astype(np.float32)[:, None, None]
 
-    radius = side * (0.24 + 0.14 * draw("radius"))
-    margin = radius * 1.1 + 0.5
+    largest = (side / 2 - 1) / 1.1  # the edge pixels stay background, however small the picture
+    radius = np.minimum(side * (0.24 + 0.14 * draw("radius")), largest)
+    margin = radius * 1.1 + 1
     centre_x = margin + (width - 2 * margin) * draw("x")
     centre_y = margin + (height - 2 * margin) * draw("y")
     x = (np.arange(width, dtype=np.float32) + 0.5 - centre_x) / radius

@@ -6,6 +6,7 @@ allow. The number of cores in the machine is never the answer on a shared node.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -16,6 +17,9 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 MAX_WORKERS = 8
+_JOB_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def available_cpus() -> int:
@@ -89,9 +93,23 @@ def available_memory() -> int:
 
 def ignore_signals() -> None:
     """Ignore the signals that batch systems send to whole jobs: the trainer decides when workers end."""
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _JOB_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _JOB_SIGNALS)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold those signals back while workers are forked, so that none can hit one that does not ignore them yet."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_method() -> str | None:
