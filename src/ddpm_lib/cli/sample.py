@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -37,8 +37,8 @@ class SampleCommand:
     """The averaged weights, or the raw ones."""
     ema_decay: float | None = None
     """Which average, where several were kept; default: the first."""
-    num: int = 16
-    """Number of images over all processes."""
+    num: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
+    """Number of images over all processes (under torchrun write -n: it takes --num for an option of its own)."""
     format: Literal["grid", "png", "npz", "gif", "all"] = "grid"
     """One picture, numbered PNGs, one .npz (arr_0: uint8 NHWC), a GIF of the denoising, or all of them."""
     columns: int | None = None

@@ -1,0 +1,72 @@
+"""What the distributed tests run under torchrun: run_two_ranks.py OUT [single]."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def digest(tensors) -> str:
+    h = hashlib.sha256()
+    for tensor in tensors:
+        h.update(tensor.detach().contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+def main() -> None:
+    from training_helpers import StopAt, tiny_diffusion, tiny_trainer
+
+    from ddpm_lib import Shapes
+    from ddpm_lib.training import Callback
+
+    out, single = Path(sys.argv[1]), len(sys.argv) > 2
+
+    class SeenImages(Callback):
+        def on_train_start(self, trainer):
+            self.seen = []
+            real = trainer.dataset.batch
+            trainer.dataset.batch = lambda indices: (self.seen.extend(int(i) for i in indices), real(indices))[1]
+
+    options = {
+        "batch_size": 6, "max_steps": 8, "log_every": 2, "val_every": 4, "sample_every": 4, "sample_count": 3,
+        "sample_steps": 2, "accumulation_steps": 2 if single else 1, "val_data": None, "val_fraction": 0.0,
+    }  # fmt: skip
+
+    def trainer(run: str, callbacks=(), **changes):
+        data = Shapes(size=8, n=24)
+        return tiny_trainer(out / run, tiny_diffusion(), data, callbacks=list(callbacks), **options | changes)
+
+    seen = SeenImages()
+    watched = trainer("watched", [seen], max_steps=4, val_every=0, sample_every=0)
+    watched.train()
+    first_epoch = list(seen.seen)
+    whole = trainer("whole", val_fraction=0.25)
+    whole.train()
+    stop = trainer("cut", [StopAt(3)], val_fraction=0.25).train()
+    trainer("cut", val_fraction=0.25).train()
+    calls = []
+    real = whole.diffusion.sample
+    whole.diffusion.sample = lambda n, **kw: (calls.append(n), real(n, **kw))[1]
+    images = whole.sample(5, sampler="ddim", num_steps=2)
+    report = {
+        "weights": digest(whole.diffusion.model.parameters()),
+        "ema": digest(whole.ema.network().parameters()),
+        "first_epoch": first_epoch,
+        "sample_shape": list(images.shape),
+        "samples": digest([images]),
+        "sampled_here": sum(calls),
+        "stopped_at": stop.step,
+    }
+    (out / f"rank{whole.rank}.json").write_text(json.dumps(report))
+    whole.close()
+
+
+if __name__ == "__main__":
+    main()

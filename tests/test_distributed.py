@@ -1,0 +1,88 @@
+"""Two real processes that meet over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_helpers import assert_same_tensors, curve, final_tensors
+
+HERE = Path(__file__).parent
+
+
+def torchrun(*args: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of two processes that trains, validates, samples, stops in the middle and resumes."""
+    out = tmp_path_factory.mktemp("ranks")
+    torchrun(str(HERE / "run_two_ranks.py"), str(out))
+    return out
+
+
+def reports(out: Path) -> list[dict]:
+    return [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
+
+
+def test_parameters_and_averages_of_both_ranks_are_equal(two_ranks: Path) -> None:
+    a, b = reports(two_ranks)
+    assert a["weights"] == b["weights"]
+    assert a["ema"] == b["ema"]
+
+
+def test_data_of_the_ranks_are_disjoint_and_complete(two_ranks: Path) -> None:
+    """Within an epoch no image is seen twice, and together the ranks see all."""
+    a, b = (set(report["first_epoch"]) for report in reports(two_ranks))
+    assert not a & b
+    assert a | b == set(range(24))
+
+
+def test_both_ranks_sample_and_get_all_images(two_ranks: Path) -> None:
+    a, b = reports(two_ranks)
+    assert a["sample_shape"] == b["sample_shape"] == [5, 3, 8, 8]
+    assert a["samples"] == b["samples"]
+    assert a["sampled_here"] + b["sampled_here"] == 5
+    assert min(a["sampled_here"], b["sampled_here"]) >= 1
+
+
+def test_stopped_on_the_same_step(two_ranks: Path) -> None:
+    a, b = reports(two_ranks)
+    assert a["stopped_at"] == b["stopped_at"] == 3
+
+
+def test_resumed_equals_uninterrupted_with_two_processes(two_ranks: Path) -> None:
+    assert_same_tensors(final_tensors(two_ranks / "whole"), final_tensors(two_ranks / "cut"))
+    assert curve(two_ranks / "whole") == curve(two_ranks / "cut")
+
+
+def test_one_process_makes_the_same_run(two_ranks: Path) -> None:
+    """Two micro-batches in one process are the two shares of two processes: same images, noise, levels and dropout."""
+    one = two_ranks / "one"
+    torchrun(str(HERE / "run_two_ranks.py"), str(one), "single", processes=1)
+    ours, theirs = curve(one / "whole"), curve(two_ranks / "whole")
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for a, b in zip(ours, theirs):
+        for name in ("loss", "val_loss", "grad_norm"):
+            if name in a:
+                assert a[name] == pytest.approx(b[name], rel=1e-5)  # float32 sums in another order
+
+
+def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    run = str(two_ranks / "whole")
+    flags = ["-n", "5", "--num-steps", "3", "--format", "npz", "--device", "cpu", "--no-progress"]
+    torchrun("-m", "ddpm_lib.cli", "sample", run, *flags, "--output-dir", str(tmp_path / "two"))
+    torchrun("-m", "ddpm_lib.cli", "sample", run, *flags, "--output-dir", str(tmp_path / "one"), processes=1)
+    two, one = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("two", "one"))
+    assert two.shape == (5, 8, 8, 3)
+    assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1  # float32 rounding of another batch size
