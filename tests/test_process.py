@@ -2,6 +2,7 @@ import inspect
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,15 +133,17 @@ def test_loss_of_the_default_against_its_formula() -> None:
     d = tiny()
     images, noise = torch.rand(4, 3, 4, 4), torch.randn(4, 3, 4, 4)
     t = torch.tensor([1, 7, 13, 20])
-    losses = d(images, t=t, noise=noise, reduction="none")
+    with torch.no_grad():
+        losses = d(images, t=t, noise=noise, reduction="none")
     assert losses.dtype == torch.float32
     for i, level in enumerate(d.schedule.level(int(k)) for k in t):
         x0 = images[i : i + 1] * 2 - 1
         x_t = level.alpha * x0 + level.sigma * noise[i : i + 1]
         v = level.alpha * noise[i : i + 1] - level.sigma * x0
         error = (d.model(x_t, torch.tensor([level.t - 1.0])) - v).square().mean()
-        assert float(losses[i]) == pytest.approx(float(error) * min(level.snr, 5) / (level.snr + 1), rel=1e-5)
-    assert float(d(images, t=t, noise=noise)) == pytest.approx(float(losses.mean()))
+        assert float(losses[i]) == pytest.approx(error.item() * min(level.snr, 5) / (level.snr + 1), rel=1e-5)
+    with torch.no_grad():
+        assert float(d(images, t=t, noise=noise)) == pytest.approx(float(losses.mean()))
     assert torch.equal(
         d.q_sample(images, t, noise)[0],
         (d.schedule.alpha[1].float() * (images[0] * 2 - 1)) + d.schedule.sigma[1].float() * noise[0],
@@ -159,6 +162,7 @@ def test_draws_and_gradients() -> None:
     u, noise = torch.rand(8, dtype=torch.float64), torch.randn(8, 3, 4, 4)
     t = (u * 20).long() + 1
     assert torch.equal(d(images, uniform=u, noise=noise), d(images, t=t, noise=noise))
+    assert torch.equal(d(images, uniform=u.numpy(), noise=noise), d(images, t=t, noise=noise))
     torch.manual_seed(3)
     a = d(images)
     torch.manual_seed(3)
@@ -332,6 +336,10 @@ def test_wrong_batches() -> None:
         d(images, t=torch.tensor([1, 1]), uniform=torch.rand(2))
     with pytest.raises(ValueError, match="reduction"):
         d(images, reduction="sum")
+    with pytest.raises(ValueError, match="noise must have the shape"):
+        d(images, noise=torch.randn(3, 4, 4))
+    with pytest.raises(ValueError, match="uniform must hold 2 numbers"):
+        d(images, uniform=torch.rand(3))
     d.model = nn.Conv2d(3, 1, 1)
     d.model.forward = lambda x, t, cond: x[:, :1]  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="returned shape"):
@@ -359,7 +367,8 @@ def test_dropping() -> None:
     d(images, {"class_label": labels}, drop=torch.tensor([0.1, 0.9, 0.4, 0.6]))
     d(images, {"class_label": labels}, drop={"class_label": torch.tensor([True, False, False, False])})
     d(images, {"class_label": labels}, drop={})
-    assert [seen.tolist() for seen in d.model.calls] == [[-1, 1, -1, 3], [-1, 1, 2, 3], [0, 1, 2, 3]]
+    d(images, {"class_label": labels}, drop=np.array([0.9, 0.1, 0.9, 0.9]))
+    assert [seen.tolist() for seen in d.model.calls] == [[-1, 1, -1, 3], [-1, 1, 2, 3], [0, 1, 2, 3], [0, -1, 2, 3]]
     with pytest.raises(ValueError, match="drop must have shape"):
         d(images, {"class_label": labels}, drop=torch.rand(3))
     d.model.calls.clear()
@@ -477,6 +486,7 @@ def test_given_start() -> None:
         ({"n": 2, "x_T": x_t}, "not clear"),
         ({"x_T": x_t[:, :1]}, "x_T must be"),
         ({"n": 0}, "at least 1"),
+        ({"n": 2, "batch_size": 0}, "batch_size must be at least 1"),
         ({"n": 2, "seeds": [1]}, "not clear"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -514,7 +524,8 @@ def test_another_network_can_be_used() -> None:
     zero.forward = lambda x, t, cond: torch.zeros_like(x)  # type: ignore[method-assign]
     assert not torch.equal(d.sample(1, num_steps=3), d.sample(1, num_steps=3, model=zero))
     images, t, noise = torch.rand(1, 3, 4, 4), torch.tensor([5]), torch.randn(1, 3, 4, 4)
-    assert float(d(images, t=t, noise=noise, model=zero)) != float(d(images, t=t, noise=noise))
+    with torch.no_grad():
+        assert float(d(images, t=t, noise=noise, model=zero)) != float(d(images, t=t, noise=noise))
 
 
 def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm_lib.registry import unknown_name
 
 Cond = dict[str, Tensor]
+Draws = Tensor | np.ndarray
+"""Uniform numbers or booleans, one per sample, on the CPU."""
 
 
 class Droppable(Protocol):
@@ -72,7 +75,7 @@ def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], 
     return {name: to_device(value, device) for name, value in cond.items()} or None
 
 
-def drop(conditioners: Conditioners, cond: Cond, draws: Tensor | Mapping[str, Tensor]) -> Cond:
+def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Draws]) -> Cond:
     """Replace conditions by their nulls for some samples, so that the network also learns to do without.
 
     Args:
@@ -84,9 +87,10 @@ def drop(conditioners: Conditioners, cond: Cond, draws: Tensor | Mapping[str, Te
     """
     result = dict(cond)
     for name, value in cond.items():
-        u = draws.get(name) if isinstance(draws, Mapping) else torch.as_tensor(draws)
-        if u is None:
+        given = draws.get(name) if isinstance(draws, Mapping) else draws
+        if given is None:
             continue
+        u = torch.as_tensor(given)
         if u.shape != value.shape[:1]:
             raise ValueError(f"drop must have shape ({len(value)},) for {name!r}, got {tuple(u.shape)}.")
         mask = u if u.dtype == torch.bool else u < conditioners[name].drop_prob

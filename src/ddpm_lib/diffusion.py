@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.clipping import CLIPS
-from ddpm_lib.conditions import Cond, drop, for_training, nulls, to_device
+from ddpm_lib.conditions import Cond, Draws, drop, for_training, nulls, to_device
 from ddpm_lib.generation import Generation
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range, to_model_range
@@ -158,14 +158,15 @@ class GaussianDiffusion(Generation):
         *,
         t: Tensor | None = None,
         noise: Tensor | None = None,
-        uniform: Tensor | None = None,
-        drop: Tensor | Mapping[str, Tensor] | None = None,
+        uniform: Draws | None = None,
+        drop: Draws | Mapping[str, Draws] | None = None,
         reduction: Literal["mean", "none"] = "mean",
         model: nn.Module | None = None,
     ) -> Tensor:
         """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its values.
 
-        What is not given is drawn from torch's global generators.
+        What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy arrays: wrappers for
+        several GPUs move tensors to the device, and reading them back would make every step wait.
 
         Args:
             images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …, "class_label": …} of
@@ -196,6 +197,8 @@ class GaussianDiffusion(Generation):
         alpha, sigma, weight, time = to_device(table, device)
         alpha, sigma = (v.view(-1, *[1] * (x0.ndim - 1)) for v in (alpha, sigma))
         eps = torch.randn_like(x0) if noise is None else noise.to(x0)
+        if eps.shape != x0.shape:
+            raise ValueError(f"noise must have the shape of the images {tuple(x0.shape)}, got {tuple(eps.shape)}.")
         x_t = self.parametrization.scale_input(alpha * x0 + sigma * eps, alpha, sigma)
         output = self._call(model or self.model, x_t, time.float(), conditions)
         error = output.to(x0.dtype) - self.parametrization.target(x0, eps, alpha, sigma)
@@ -284,7 +287,7 @@ class GaussianDiffusion(Generation):
             check_unit_range(images)
             self._range_checked = True
 
-    def _drop(self, cond: Cond | None, draws: Tensor | Mapping[str, Tensor] | None, n: int) -> Cond | None:
+    def _drop(self, cond: Cond | None, draws: Draws | Mapping[str, Draws] | None, n: int) -> Cond | None:
         conditioners = self.conditioners
         if cond is None or conditioners is None:
             return cond
@@ -294,9 +297,11 @@ class GaussianDiffusion(Generation):
             draws = torch.rand(n, dtype=torch.float64)
         return drop(conditioners, cond, draws)
 
-    def _draw_t(self, t: Tensor | None, uniform: Tensor | None, n: int) -> tuple[Tensor, Tensor | None]:
+    def _draw_t(self, t: Tensor | None, uniform: Draws | None, n: int) -> tuple[Tensor, Tensor | None]:
         if t is None:
-            u = torch.rand(n, dtype=torch.float64) if uniform is None else torch.as_tensor(uniform)
+            u = torch.rand(n, dtype=torch.float64) if uniform is None else torch.as_tensor(uniform).cpu()
+            if u.shape != (n,):
+                raise ValueError(f"uniform must hold {n} numbers, one per image; got shape {tuple(u.shape)}.")
             return self.time_sampler(u, self.timesteps)
         if uniform is not None:
             raise ValueError("Give t or uniform, not both.")

@@ -129,9 +129,12 @@ class Generation(nn.Module):
         n = _count(n, seeds, x_T, self.image_shape)
         conditions = for_sampling(self.conditioners, cond, n)
         kept = _kept_frames(return_trajectory, len(levels))
+        size = n if batch_size is None else batch_size
+        if size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {size}. Leave it out to draw all images at once.")
         images, trajectories = [], []
-        for start in range(0, n, batch_size or n):
-            stop = min(start + (batch_size or n), n)
+        for start in range(0, n, size):
+            stop = min(start + size, n)
             streams = [_generator(where, seed, seeds, first_index, i) for i in range(start, stop)]
             x_start = None if x_T is None else x_T[start:stop].to(where)
             noise = Noise(self.image_shape, streams, torch.float32 if x_start is None else x_start.dtype)
@@ -151,12 +154,42 @@ class Generation(nn.Module):
                 progress=progress,
             )
             images.append(to_unit_range(x))
-            trajectories.append(torch.stack(frames, 1) if kept else x)
+            trajectories.extend([torch.stack(frames, 1)] if kept else [])
         return (torch.cat(images), torch.cat(trajectories)) if kept else torch.cat(images)
 
-    def decode(self, x_T: Tensor, **options: Any) -> Tensor:
-        """Return the images that deterministic DDIM makes of x_T, the inverse of `encode`; options as for `sample`."""
-        return cast(Tensor, self.sample(x_T=x_T, **{"sampler": "ddim", **options}))
+    def decode(
+        self,
+        x_T: Tensor,
+        num_steps: int | None = None,
+        *,
+        spacing: str | Sequence[int] = "trailing",
+        cond: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        model: nn.Module | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return the images (n, c, *spatial) that deterministic DDIM makes of x_T: the inverse of `encode`.
+
+        Args:
+            x_T: Of `encode`, (n, c, *spatial).
+            num_steps: As for `sample`, like the other arguments.
+            spacing: As for `sample`.
+            cond: As for `sample`.
+            batch_size: As for `sample`.
+            model: As for `sample`.
+            progress: As for `sample`.
+        """
+        images: Tensor = self.sample(
+            sampler=DDIM(),
+            num_steps=num_steps,
+            spacing=spacing,
+            cond=cond,
+            batch_size=batch_size,
+            model=model,
+            progress=progress,
+            x_T=x_T,
+        )
+        return images
 
     def encode(
         self,
