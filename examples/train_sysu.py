@@ -61,7 +61,7 @@ class Options:
     sample_every: int = 1000
     """Steps between sample grids."""
     val_every: int = 500
-    """Steps between validations on eval_data."""
+    """Steps between validations on normalized_eval_data."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     seed: int = 0
@@ -72,7 +72,9 @@ def main() -> int:
     options = tyro.cli(Options, description=__doc__)
     prepared = options.output_dir / f"data-{options.mode}-{options.image_size}"
     with process_state().main_process_first():
-        prepare_sysu(options.data, prepared, size=options.image_size, mode=options.mode, num_workers=options.num_workers)
+        prepare_sysu(
+            options.data, prepared, size=options.image_size, mode=options.mode, num_workers=options.num_workers
+        )
 
     torch.manual_seed(options.seed)
     model = Unet(
@@ -87,7 +89,8 @@ def main() -> int:
     trainer = Trainer(
         diffusion,
         prepared / "train_data",
-        val_data=str(prepared / "eval_data"),
+        val_data=str(prepared / "normalized_eval_data"),
+        val_labels="prefix",
         output_dir=str(options.output_dir),
         resume=options.resume,
         num_workers=options.num_workers,

@@ -21,10 +21,9 @@ def digest(tensors) -> str:
 
 
 def main() -> None:
-    from training_helpers import StopAt, tiny_diffusion, tiny_trainer
-
     from ddpm_lib import Shapes
     from ddpm_lib.training import Callback
+    from training_helpers import StopAt, tiny_diffusion, tiny_trainer
 
     out, single = Path(sys.argv[1]), len(sys.argv) > 2
 

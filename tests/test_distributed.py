@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from training_helpers import assert_same_tensors, curve, final_tensors
 
 HERE = Path(__file__).parent
@@ -16,7 +17,9 @@ HERE = Path(__file__).parent
 
 def torchrun(*args: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 
 from ddpm_lib import GaussianDiffusion, Shapes, TrainingConfig, Unet
 from ddpm_lib.training import Callback, CheckpointError, ConfigError, DivergedError, load_run
@@ -22,6 +21,7 @@ from ddpm_lib.training.batches import BatchPlan
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.optim import learning_rate
 from ddpm_lib.training.randomness import DataOrder, StepRandomness
+from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 
 HERE = Path(__file__).parent
 
@@ -71,7 +71,9 @@ def test_streaming_equals_ram(tmp_path: Path, workers: int) -> None:
     for i in range(len(shapes)):
         save_image(shapes[i]["image"], folder / f"{i:03d}.png")
     tiny_trainer(tmp_path / "ram", data=str(folder), cache="ram").train()
-    tiny_trainer(tmp_path / "stream", data=str(folder), cache="none", num_workers=workers, callbacks=[StopAt(3)]).train()
+    tiny_trainer(
+        tmp_path / "stream", data=str(folder), cache="none", num_workers=workers, callbacks=[StopAt(3)]
+    ).train()
     tiny_trainer(tmp_path / "stream", data=str(folder), cache="none", num_workers=workers).train()
     assert_same_tensors(final_tensors(tmp_path / "ram"), final_tensors(tmp_path / "stream"))
 
@@ -168,7 +170,9 @@ def test_changed_process_names_the_difference(tmp_path: Path) -> None:
 def test_changed_data_batch_and_seed_are_refused_unless_overridden(tmp_path: Path) -> None:
     tiny_trainer(tmp_path).train()
     changed = {"data": Shapes(size=8, n=41), "batch_size": 12, "seed": 5, "max_steps": 8}
-    with pytest.raises(ConfigError, match=r"(?s)data\.images.*batch_size: 6.*seed: 0 in the checkpoint, 5 now.*override"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)data\.images.*batch_size: 6.*seed: 0 in the checkpoint, 5 now.*override"
+    ):
         tiny_trainer(tmp_path, **changed).train()
     assert tiny_trainer(tmp_path, **changed, override=True).train().step == 8
     assert "Continuing although batch_size" in (tmp_path / "train.log").read_text()
@@ -240,7 +244,9 @@ def test_accumulation_is_the_same_batch(tmp_path: Path) -> None:
 
 
 def test_loss_falls(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, tiny_diffusion(dropout=0.0), max_steps=120, log_every=20, learning_rate=3e-3, batch_size=8)
+    trainer = tiny_trainer(
+        tmp_path, tiny_diffusion(dropout=0.0), max_steps=120, log_every=20, learning_rate=3e-3, batch_size=8
+    )
     trainer.train()
     losses = [row["loss"] for row in curve(tmp_path)]
     assert losses[-1] < 0.7 * losses[0]

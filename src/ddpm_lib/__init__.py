@@ -36,7 +36,18 @@ _HOME = {
     "load_run": "training",
 }
 
-__all__ = ["Callback", "GaussianDiffusion", "ImageDataset", "Schedule", "Shapes", "Trainer", "TrainingConfig", "Unet", "load_run", "open_dataset"]
+__all__ = [
+    "Callback",
+    "GaussianDiffusion",
+    "ImageDataset",
+    "Schedule",
+    "Shapes",
+    "Trainer",
+    "TrainingConfig",
+    "Unet",
+    "load_run",
+    "open_dataset",
+]
 
 
 def __getattr__(name: str) -> Any:

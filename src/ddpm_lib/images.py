@@ -78,7 +78,9 @@ def grid_columns(n: int) -> int:
     return max(1, math.ceil(math.sqrt(n)))
 
 
-def make_grid(images: Tensor | Sequence[Tensor], columns: int | None = None, padding: int = 2, fill: int = 255) -> Tensor:
+def make_grid(
+    images: Tensor | Sequence[Tensor], columns: int | None = None, padding: int = 2, fill: int = 255
+) -> Tensor:
     """Tile images (b, c, h, w), uint8 or float in [0, 1], row by row into one uint8 picture (c, H, W).
 
     Args:

@@ -30,7 +30,7 @@ class PrepareCommand:
     """Side of the images in pixels."""
     mode: Literal["masked", "fit", "stretch"] = "masked"
     """What to make of a photo."""
-    val_fraction: float = 0.2
+    val_fraction: float = 0.185
     """Share of each class held out, by hash of the file name."""
     seed: int = 0
     """Names the split."""
@@ -50,6 +50,7 @@ def main(args: list[str]) -> int:
     )  # fmt: skip
     print(summary)
     print(
-        f"\nNext:\n  ddpm train {command.out}/train_data --val-data {command.out}/eval_data --image-size {command.size}"
+        f"\nNext:\n  ddpm train {command.out}/train_data --val-data {command.out}/normalized_eval_data --val-labels prefix "
+        f"--image-size {command.size} --horizontal-flip"
     )
     return 0

@@ -121,16 +121,9 @@ def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) 
         if wants_gif and state.is_main_process:
             shown = min(command.num, 36)
             cond = {k: v[:shown] for k, v in kwargs["cond"].items()} if kwargs["cond"] else None
-            path = diffusion.sample(shown, **{**kwargs, "cond": cond}, return_trajectory=True)
-            frames = trajectory_grids(path, command.columns)
+            _, states = diffusion.sample(shown, **{**kwargs, "cond": cond}, return_trajectory=40)
+            frames = [pictures.make_grid(moment, command.columns) for moment in states.transpose(0, 1)]
     return images, frames
-
-
-def trajectory_grids(path: Any, columns: int | None, most: int = 40) -> list[Tensor]:
-    """Pick at most `most` evenly spaced moments of a trajectory and tile each."""
-    moments = path.images if hasattr(path, "images") else path
-    keep = sorted({round(i * (len(moments) - 1) / max(1, most - 1)) for i in range(most)})
-    return [pictures.make_grid(moments[i], columns) for i in keep if i < len(moments)]
 
 
 def condition(loaded: LoadedRun, command: SampleCommand) -> dict[str, Tensor] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,8 @@ class TrainingBatches:
         seed: Names the order.
         first_slot: Images that all processes together have used before.
         num_workers: Decoding processes (0 for sets in RAM).
+        pin_memory: Whether batches go to page-locked memory, for a GPU.
+        log: Gets a line when workers are lost and fewer go on.
     """
 
     def __init__(
@@ -74,12 +76,15 @@ class TrainingBatches:
         first_slot: int,
         num_workers: int,
         pin_memory: bool = False,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         from ddpm_lib.data import make_loader
 
         self._order = DataOrder(len(dataset), seed)
         self._plan, self._slot = plan, first_slot
-        self._loader = make_loader(dataset, self._index_batches(), num_workers=num_workers, pin_memory=pin_memory)
+        self._loader = make_loader(
+            dataset, self._index_batches(), num_workers=num_workers, pin_memory=pin_memory, log=log
+        )
         self._iterator = iter(self._loader)
 
     def _index_batches(self) -> Iterator[list[int]]:

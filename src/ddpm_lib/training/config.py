@@ -167,6 +167,8 @@ class TrainingConfig:
 
     val_data: str | None = None
     """Held-out images (any source that training data can come from)."""
+    val_labels: Literal["auto", "folder", "prefix", "none"] = "auto"
+    """Class labels of val_data, as for labels; its classes must be those of the training data."""
     val_fraction: float = 0.05
     """Share of the training data held out by hash of the name, where val_data is not given; 0: none."""
     val_every: int = 500

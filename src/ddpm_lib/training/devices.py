@@ -127,4 +127,3 @@ def _check_tracker(name: str) -> None:
         raise ConfigError(f"The tracker {name!r} needs its package. Install it with: pip install {package}")
     if name not in LOGGER_TYPE_TO_CLASS:
         raise ConfigError(f"The tracker {name!r} is not usable with this version of accelerate.")
-

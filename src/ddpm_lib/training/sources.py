@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,14 @@ def open_training_data(
         The training images and the held-out ones, or None where there are none.
     """
     train = _open(data, config, diffusion, config.split, log)
+    held_out: ImageDataset | None = None
     if config.val_data is not None:
-        held_out: ImageDataset | None = _open(config.val_data, config, diffusion, None, log)
+        held_out = _open(config.val_data, replace(config, labels=config.val_labels), diffusion, None, log)
+        check_same_classes(train, held_out, diffusion)
     elif config.val_every and config.val_fraction and len(train) >= 10:
         # 1,000 held-out images estimate the loss well; a share of a million would only be lost to training.
         count = min(1000, max(1, math.floor(len(train) * config.val_fraction)))
         train, held_out = train.split(count, config.seed)
-    else:
-        held_out = None
     if len(train) < config.batch_size:
         log(
             f"The batch of {config.batch_size} is larger than the {len(train)} training images: each batch repeats some of them."
@@ -119,4 +120,18 @@ def check_classes(dataset: ImageDataset, diffusion: GaussianDiffusion) -> None:
         raise ConfigError(
             f"The data has {dataset.num_classes} classes but the network num_classes={classes}. "
             f"Set num_classes={dataset.num_classes}."
+        )
+
+
+def check_same_classes(train: ImageDataset, held_out: ImageDataset, diffusion: GaussianDiffusion) -> None:
+    """Check that label i means the same class in both sets, where the network reads labels.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if "class_label" in getattr(diffusion.model, "conditioners", {}) and train.class_names != held_out.class_names:
+        found = ", ".join(held_out.class_names or ["none"])
+        raise ConfigError(
+            f"val_data has the classes {found}, the training data {', '.join(train.class_names or ['none'])}. "
+            "They must be the same; val_labels says where the labels of val_data are (folder, prefix)."
         )

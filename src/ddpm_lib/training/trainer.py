@@ -296,7 +296,7 @@ class Trainer(RunContext):
         if workers is None:
             workers = default_num_workers(in_memory=self.dataset.in_memory)
         return TrainingBatches(
-            self.dataset, self.plan, self.config.seed, self.images_seen, workers, pin_memory=self.device.type == "cuda"
+            self.dataset, self.plan, self.config.seed, self.images_seen, workers, self.device.type == "cuda", self.say
         )
 
     def _each_callback(self, hook: str) -> None:
