@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import typing
 
 import pytest
@@ -368,7 +369,7 @@ def test_argument_types_are_checked():
     ("x", "t", "words"),
     [
         (torch.zeros(2, 1, 8, 8), torch.zeros(2), ["3 channels", "(2, 1, 8, 8)", "channels=1"]),
-        (torch.zeros(2, 3, 9, 8), torch.zeros(2), ["9×8", "divisible by 4", "halves it 2 times", "8×8 or 12×8"]),
+        (torch.zeros(2, 3, 9, 8), torch.zeros(2), ["9×8", "divisible by 4", "deepest level", "8×8 or 12×8"]),
         (torch.zeros(2, 3, 8), torch.zeros(2), ["4 dimensions", "(2, 3, 8)"]),
         (torch.zeros(2, 3, 8, 8), torch.zeros(3), ["shape (2,)", "got (3,)"]),
         (torch.zeros(2, 3, 8, 8), torch.tensor(0.0), ["shape (2,)", "got ()"]),
@@ -429,3 +430,25 @@ def test_resizing_is_repetition_and_averaging():
     x = torch.randn(1, 2, 4, 4)
     assert torch.equal(resize(x, "up"), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
     torch.testing.assert_close(resize(x, "down")[0, 0, 0, 0], x[0, 0, :2, :2].mean())
+
+
+@pytest.mark.parametrize(("dims", "size"), [(1, (24,)), (2, (8, 24)), (3, (4, 8, 8))])
+def test_patches_go_there_and_back(dims: int, size: tuple[int, ...]) -> None:
+    """Every pixel of a patch becomes a channel of the same place, and returns."""
+    from ddpm_lib.nn.patches import from_patches, to_patches
+
+    x = torch.arange(2 * 3 * math.prod(size), dtype=torch.float32).reshape(2, 3, *size)
+    patches = to_patches(x, 4)
+    assert patches.shape == (2, 3 * 4**dims, *(s // 4 for s in size))
+    assert torch.equal(patches[0, : 4**dims, *[0] * dims], x[0, 0, *[slice(4)] * dims].flatten())
+    assert torch.equal(from_patches(patches, 4), x)
+
+
+def test_patch_network() -> None:
+    model = Unet(dim=8, dim_mults=(1, 2), patch_size=2)
+    assert model.downsample_factor == 4
+    assert model(torch.randn(2, 3, 8, 12), torch.tensor([0, 1])).shape == (2, 3, 8, 12)
+    plain = Unet(dim=8, dim_mults=(1, 2)).summary(image_size=32)
+    assert model.summary(image_size=32).macs < 0.3 * plain.macs
+    with pytest.raises(ValueError, match="divisible by 4"):
+        model(torch.randn(2, 3, 6, 6), torch.tensor([0, 1]))

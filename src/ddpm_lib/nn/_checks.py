@@ -111,7 +111,7 @@ def check_spatial(size: Sequence[int], factor: int) -> None:
         down = "×".join(str(max(s // factor, 1) * factor) for s in size)
         up = "×".join(str(max(math.ceil(s / factor), 1) * factor) for s in size)
         raise ValueError(
-            f"The image size {'×'.join(map(str, size))} must be divisible by {factor} in every direction, because this "
-            f"network halves it {factor.bit_length() - 1} times. The nearest sizes that fit: {down}"
+            f"The image size {'×'.join(map(str, size))} must be divisible by {factor} in every direction, which is "
+            f"how much smaller this network's deepest level is. The nearest sizes that fit: {down}"
             + (f" or {up}." if up != down else ".")
         )
