@@ -89,3 +89,17 @@ def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_pat
     two, one = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("two", "one"))
     assert two.shape == (5, 8, 8, 3)
     assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1  # float32 rounding of another batch size
+
+
+def test_notebook_launcher(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "run_notebook_launcher.py"), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert sorted(p.name for p in tmp_path.glob("rank*")) == ["rank0-of-2", "rank1-of-2"]
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
+
+
+def test_accelerate_launch(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+    command += [str(HERE / "run_tiny.py"), str(tmp_path), "6"]
+    subprocess.run(command, check=True, timeout=120, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
