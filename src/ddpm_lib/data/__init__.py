@@ -10,6 +10,7 @@ from ddpm_lib.data.loader import BatchStream, make_loader
 from ddpm_lib.data.opening import open_dataset
 from ddpm_lib.data.shapes import Shapes
 from ddpm_lib.data.sysu import SysuSummary, prepare_sysu
+from ddpm_lib.data.tensors import tensor_dataset
 from ddpm_lib.data.workers import available_cpus, available_memory, check_num_workers, default_num_workers, worker_init
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "make_loader",
     "open_dataset",
     "prepare_sysu",
+    "tensor_dataset",
     "worker_init",
 ]

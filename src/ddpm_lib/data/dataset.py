@@ -71,8 +71,12 @@ class Source:
 class Store(Protocol):
     """Rows of images of one shape."""
 
-    shape: tuple[int, int, int]
     in_memory: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(c, *spatial) of one row."""
+        ...
 
     def get(self, rows: np.ndarray) -> Tensor:
         """Return uint8 images (n, c, h, w)."""
@@ -80,13 +84,13 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Images in RAM: one uint8 tensor (n, c, h, w)."""
+    """Images in RAM: one uint8 tensor (n, c, h, w), or any other tensor (n, c, *spatial) in [0, 1]."""
 
     in_memory = True
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
-        self.shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        self.shape = tuple(images.shape[1:])
 
     def get(self, rows: np.ndarray) -> Tensor:
         """Return uint8 images (n, c, h, w), copied."""
@@ -185,9 +189,9 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.notes = list(notes)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of every image."""
-        return self._store.shape[1], self._store.shape[2]
+    def image_size(self) -> tuple[int, ...]:
+        """(height, width) of every image; the spatial shape of other data."""
+        return self._store.shape[1:]
 
     @property
     def channels(self) -> int:
@@ -283,7 +287,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return np.array([groups.setdefault(digest, k) for k, digest in enumerate(digests)], dtype=np.int64)
 
     def __repr__(self) -> str:
-        h, w = self.image_size
+        size = "×".join(map(str, (self.channels, *self.image_size)))
         classes = "no labels" if self._labels is None else f"{self.num_classes} classes"
         where = "in RAM" if self.in_memory else "streamed"
-        return f"ImageDataset({len(self):,} images, {self.channels}×{h}×{w}, {classes}, {where})"
+        return f"ImageDataset({len(self):,} images, {size}, {classes}, {where})"

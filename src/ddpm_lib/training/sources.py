@@ -51,13 +51,16 @@ def _open(
     data: Any, config: TrainingConfig, diffusion: GaussianDiffusion, split: str | None, log: Callable[[str], None]
 ) -> ImageDataset:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.tensors import collect
 
+    if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
+        data = collect(data)
     if isinstance(data, ImageDataset):
         wanted = (diffusion.channels, *diffusion.image_size)
         got = (data.channels, *data.image_size)
         if wanted != got:
             raise ConfigError(
-                f"The dataset's images are {got} (channels, height, width) but the diffusion is built for {wanted}."
+                f"The dataset's entries are {got} (channels, then sizes) but the diffusion is built for {wanted}."
             )
         return data
     return open_images(data, config, diffusion.image_size, diffusion.channels, split, log)
