@@ -10,7 +10,8 @@ from ddpm_lib.clipping import CLIPS
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.samplers import SAMPLERS
-from ddpm_lib.schedules import SCHEDULES, SPACINGS
+from ddpm_lib.schedules import SCHEDULES
+from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.time_sampling import TIME_SAMPLERS
 from ddpm_lib.variance import VARIANCES
 from ddpm_lib.weighting import WEIGHTINGS

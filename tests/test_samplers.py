@@ -11,7 +11,8 @@ from torch import Tensor
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.levels import Level, tau
 from ddpm_lib.samplers import DDIM, DDPM, SAMPLERS, Prediction, Sampler, make_sampler, sample_loop
-from ddpm_lib.schedules import Schedule, sampling_levels
+from ddpm_lib.schedules import Schedule
+from ddpm_lib.spacing import sampling_levels
 from process_tools import gaussian_diffusion
 
 MU, S = 0.3, 0.5

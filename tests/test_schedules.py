@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_lib.levels import Level, tau
-from ddpm_lib.schedules import SCHEDULES, SPACINGS, Schedule, sampling_levels
+from ddpm_lib.schedules import SCHEDULES, Schedule
+from ddpm_lib.spacing import SPACINGS, sampling_levels
 
 NAMED = [name for name in SCHEDULES if name != "betas"]
 

@@ -21,7 +21,8 @@ from ddpm_lib.images import to_model_range, to_unit_range
 from ddpm_lib.levels import Level
 from ddpm_lib.registry import Registry
 from ddpm_lib.samplers import DDIM, Prediction, Sampler, make_sampler, sample_loop
-from ddpm_lib.schedules import Schedule, sampling_levels
+from ddpm_lib.schedules import Schedule
+from ddpm_lib.spacing import sampling_levels
 
 
 class Generation(nn.Module):

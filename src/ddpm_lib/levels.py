@@ -16,6 +16,14 @@ class Level(NamedTuple):
     alpha: float
     sigma: float
 
+    @classmethod
+    def of_log_snr(cls, t: float, log_snr: float) -> Level:
+        """Return the level with a given finite log-SNR: α² = 1/(1 + e^−λ), σ² = 1/(1 + e^λ), without cancellation."""
+        # e^(−|λ|) cannot overflow.
+        small = math.exp(-abs(log_snr))
+        large, little = math.sqrt(1.0 / (1.0 + small)), math.sqrt(small / (1.0 + small))
+        return cls(t, large, little) if log_snr >= 0 else cls(t, little, large)
+
     @property
     def snr(self) -> float:
         """Signal-to-noise ratio α²/σ²: infinite for clean data, 0 for pure noise."""

@@ -1,4 +1,4 @@
-"""Noise schedules, and which of their levels a sampler visits.
+"""Noise schedules.
 
 A schedule is two tables (α_t, σ_t), t = 0 … T. The functions of `SCHEDULES` return log α̅_t for t = 1 … T (α̅ = α²),
 because from it both α = exp(½·log α̅) and σ = √(−expm1(log α̅)) come without cancellation. A schedule that is
@@ -8,10 +8,10 @@ defined by a continuous log-SNR(t/T) only has to return −softplus(−log SNR) 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -115,11 +115,52 @@ class Schedule:
         previous = self.alpha[:-1]
         return (previous - self.alpha[1:]) * (previous + self.alpha[1:]) / previous.square()
 
-    def level(self, t: int) -> Level:
-        """Return level t in 0 … T as Python floats."""
+    @cached_property
+    def _log_snr(self) -> list[float]:
+        return [Level(t, a, s).log_snr for t, (a, s) in enumerate(zip(self.alpha.tolist(), self.sigma.tolist()))]
+
+    def level(self, t: float) -> Level:
+        """Return level t in 0 … T as Python floats.
+
+        Between two levels the log-SNR is linear in t. At an end where it is infinite (clean data, pure noise) the
+        ratio that is 0 there, σ/α or α/σ, is linear instead.
+        """
         if not 0 <= t <= self.timesteps:
             raise ValueError(f"Level {t} does not exist; the levels of this schedule are 0 … {self.timesteps}.")
-        return Level(t, float(self.alpha[t]), float(self.sigma[t]))
+        below = int(t)
+        part = t - below
+        if not part:
+            return Level(below, float(self.alpha[below]), float(self.sigma[below]))
+        low, high = self._log_snr[below], self._log_snr[below + 1]
+        if math.isinf(low):
+            log_snr = high - 2.0 * math.log(part)
+        elif math.isinf(high):
+            log_snr = low + 2.0 * math.log1p(-part)
+        else:
+            log_snr = low + part * (high - low)
+        return Level.of_log_snr(t, log_snr)
+
+    def level_at(self, log_snr: float) -> Level:
+        """Return the level, fractional in general, with a given log-SNR: the inverse of `level(t).log_snr`.
+
+        A log-SNR below that of level T gives level T: a network knows nothing noisier.
+        """
+        table = self._log_snr
+        if log_snr <= table[-1]:
+            return self.level(self.timesteps)
+        if log_snr == math.inf:
+            return self.level(0)
+        below = bisect_right(table, -log_snr, key=lambda v: -v) - 1
+        low, high = table[below], table[below + 1]
+        if log_snr == low:
+            return self.level(below)
+        if math.isinf(low):
+            part = math.exp((high - log_snr) / 2.0)
+        elif math.isinf(high):
+            part = -math.expm1((log_snr - low) / 2.0)
+        else:
+            part = (log_snr - low) / (high - low)
+        return Level.of_log_snr(below + part, log_snr)
 
     def gather(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (α_t, σ_t), float64 on the CPU, for levels t, int64 on the CPU."""
@@ -273,81 +314,3 @@ SCHEDULES: Registry[Callable[..., Tensor]] = Registry(
         "betas": given_betas,
     },
 )
-
-
-def leading(timesteps: int, num_steps: int) -> list[int]:
-    """Levels 1, 1 + d, 1 + 2d, … with d = T//S, DDIM's original subsequence; the noisiest is below T unless S = T."""
-    stride = timesteps // num_steps
-    return [1 + k * stride for k in range(num_steps)]
-
-
-def trailing(timesteps: int, num_steps: int) -> list[int]:
-    """Levels T, T − T/S, T − 2T/S, … rounded (Lin et al. 2024, table 2)."""
-    return [round(Fraction(timesteps * k, num_steps)) for k in range(1, num_steps + 1)]
-
-
-def linspace(timesteps: int, num_steps: int) -> list[int]:
-    """Levels evenly from 1 to T, rounded; one step goes from T."""
-    if num_steps == 1:
-        return [timesteps]
-    return [1 + round(Fraction((timesteps - 1) * k, num_steps - 1)) for k in range(num_steps)]
-
-
-def quadratic(timesteps: int, num_steps: int) -> list[int]:
-    """Levels T·(k/S)², denser near clean data (Song et al. 2021, §D.2).
-
-    Rounded values that collide near 0 are moved up by one: published code visits such levels twice.
-    """
-    levels: list[int] = []
-    for k in range(1, num_steps + 1):
-        wanted = round(Fraction(timesteps * k * k, num_steps * num_steps))
-        levels.append(max(wanted, levels[-1] + 1 if levels else 1))
-    return levels
-
-
-SPACINGS: Registry[Callable[[int, int], list[int]]] = Registry(
-    "spacing", {"trailing": trailing, "linspace": linspace, "leading": leading, "quadratic": quadratic}
-)
-
-
-def sampling_levels(
-    timesteps: int, num_steps: int | None = None, spacing: str | Sequence[int] = "trailing"
-) -> list[int]:
-    """Return the levels that a sampler visits: strictly decreasing integers, `num_steps` noisy ones and then 0.
-
-    "trailing" is the default because it starts at level T, the only level whose x_T is what sampling draws: "leading" starts
-    below, where the network still expects some signal (Lin et al. 2024, §3.3).
-
-    Args:
-        timesteps: T of the schedule.
-        num_steps: Number of steps, 1 … T; None: all T.
-        spacing: An entry of `SPACINGS`, or the noisy levels themselves in decreasing order (a 0 at the end may be left out).
-
-    Raises:
-        ValueError: If there are more steps than levels, the spacing is unknown or the list is not as described.
-
-    >>> sampling_levels(1000, 4)
-    [1000, 750, 500, 250, 0]
-    """
-    if not isinstance(spacing, str):
-        return _checked_levels(timesteps, num_steps, [int(t) for t in spacing])
-    make = SPACINGS[spacing]
-    steps = timesteps if num_steps is None else num_steps
-    if not 1 <= steps <= timesteps:
-        raise ValueError(
-            f"num_steps must be in 1 … {timesteps} (the timesteps the model was trained on), got {num_steps}."
-        )
-    return [*reversed(make(timesteps, steps)), 0]
-
-
-def _checked_levels(timesteps: int, num_steps: int | None, levels: list[int]) -> list[int]:
-    if levels and levels[-1] != 0:
-        levels = [*levels, 0]
-    decreasing = all(a > b for a, b in pairwise(levels))
-    if len(levels) < 2 or not decreasing or levels[0] > timesteps:
-        raise ValueError(
-            f"A list of levels must decrease strictly within {timesteps} … 0, with at least one above 0; got {levels}."
-        )
-    if num_steps is not None and num_steps != len(levels) - 1:
-        raise ValueError(f"num_steps={num_steps} contradicts a list of {len(levels) - 1} levels. Leave num_steps out.")
-    return levels
