@@ -31,7 +31,8 @@ def tiny_trainer(run: Path, diffusion: GaussianDiffusion | None = None, data: An
 
 def final_tensors(run: Path) -> dict[str, torch.Tensor]:
     newest = list_checkpoints(run / "checkpoints")[-1]
-    return {f"{stem}:{k}": v for stem in ("model", "ema", "optimizer") for k, v in read_tensors(newest, stem).items()}
+    stems = sorted(path.stem for path in newest.glob("*.safetensors"))
+    return {f"{stem}:{k}": v for stem in stems for k, v in read_tensors(newest, stem).items()}
 
 
 def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

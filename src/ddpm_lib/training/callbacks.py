@@ -49,6 +49,9 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned (an empty dict where the checkpoint has none)."""
 
+    def close(self) -> None:
+        """Let go of what is open; runs last, also when training ends in an error."""
+
 
 class MetricLogger(Callback):
     """Average the loss, also by quarter of t, and the gradient norm, and log them every `every` steps.
@@ -64,10 +67,10 @@ class MetricLogger(Callback):
         self._clock = (0.0, 0)
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Start the window, from the checkpoint's sums where there are some."""
-        start = self._restored if self._restored and trainer.is_main else [0.0] * 10
-        self._sums = torch.tensor(start, dtype=trainer.sum_dtype, device=trainer.device)
-        self._restored = None
+        """Start the window, from the checkpoint's sums where there are some; a second call of `train` continues it."""
+        if self._sums is None:
+            start = self._restored if self._restored and trainer.is_main else [0.0] * 10
+            self._sums = torch.tensor(start, dtype=trainer.sum_dtype, device=trainer.device)
         self._clock = (time.monotonic(), trainer.images_seen)
 
     def on_step_end(self, trainer: Trainer) -> None:
@@ -142,9 +145,13 @@ class Validation(Callback):
         total = torch.zeros((), dtype=trainer.sum_dtype, device=trainer.device)
         network = trainer.averaged_network()
         size = max(trainer.plan.micro, 16)
-        for start in range(0, len(own), size):
-            rows = own[start : start + size]
-            total += self._losses(trainer, network, dataset, spread[rows], rows).to(total.dtype).sum()
+        trainer.diffusion.eval()  # no dropout, no hidden labels
+        try:
+            for start in range(0, len(own), size):
+                rows = own[start : start + size]
+                total += self._losses(trainer, network, dataset, spread[rows], rows).to(total.dtype).sum()
+        finally:
+            trainer.diffusion.train()
         return float(trainer.sum_over_ranks(total)) / n
 
     def _losses(
@@ -185,11 +192,10 @@ class SampleGrid(Callback):
         )
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
             scale = max(1, 128 // max(batch.shape[-2:]))
-            path = pictures.save_grid(
-                batch, trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png", scale=scale
-            )
-            trainer.last_grid = path
-            _show_inline(path)
+            path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"
+            with trainer.going_on(str(path)):
+                trainer.last_grid = pictures.save_grid(batch, path, scale=scale)
+                _show_inline(path)
 
 
 def _show_inline(path: Any) -> None:
@@ -267,10 +273,6 @@ class ProgressBar(Callback):
             val = f", val {trainer.metrics['val_loss']:.4f}" if "val_loss" in trainer.metrics else ""
             self._bar.set_postfix_str(f"loss {self._smooth:.4f}{val}, {rate:,.0f} images/s", refresh=False)
             self._shown = now
-
-    def on_train_end(self, trainer: Trainer) -> None:
-        """Close the bar."""
-        self.close()
 
     def close(self) -> None:
         """Close the bar, also when training ends in an error."""

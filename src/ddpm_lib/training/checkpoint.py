@@ -107,6 +107,7 @@ def save_checkpoint(
     Raises:
         OSError: If the disk refuses; older checkpoints are untouched and nothing half-written stays.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     began = time.monotonic()
@@ -119,7 +120,10 @@ def save_checkpoint(
         temporary.mkdir()
         for stem, group in tensors.items():
             path = temporary / f"{stem}.safetensors"
-            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, path)
+            try:
+                save_file(_separate(group), path)
+            except SafetensorError as error:  # what a full disk looks like from there
+                raise OSError(str(error)) from error
             _readable(path)
         (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         files: dict[str, dict[str, Any]] = {}
@@ -141,6 +145,18 @@ def save_checkpoint(
     return SavedCheckpoint(final, size, time.monotonic() - began)
 
 
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring tensors to the CPU, none sharing memory with another: safetensors refuses tied weights."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        result[name] = plain.clone() if memory in seen else plain
+        seen.add(memory)
+    return result
+
+
 def _remove(path: Path) -> None:
     # Renamed first: a half-deleted directory must not look like a checkpoint.
     doomed = path.with_name(f".tmp-removed-{path.name}-{os.getpid()}")
@@ -148,10 +164,13 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def prune(folder: Path, keep_last: int, keep_every: int | None = None) -> list[Path]:
-    """Remove all but the newest `keep_last` checkpoints and those of multiples of `keep_every`; return what went."""
+def prune(folder: Path, newest: int, keep_last: int, keep_every: int | None = None) -> list[Path]:
+    """Remove all but the newest `keep_last` checkpoints and those of multiples of `keep_every`; return what went.
+
+    Checkpoints after step `newest`, which was just written, are damaged ones that the run passed over: they do not count.
+    """
     gone = []
-    for path in list_checkpoints(folder)[:-keep_last]:
+    for path in [p for p in list_checkpoints(folder) if step_of(p) <= newest][:-keep_last]:
         if keep_every and step_of(path) % keep_every == 0:
             continue
         _remove(path)

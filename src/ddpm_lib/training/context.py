@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ddpm_lib.data import ImageDataset
+
+T = TypeVar("T")
+logger = logging.getLogger("ddpm_lib")
 
 
 class RunContext:
@@ -47,7 +53,18 @@ class RunContext:
 
     def _status(self, status: str, reason: str) -> None:
         if self.is_main:
-            write_status(self.output_dir, status=status, step=self.step, max_steps=self.config.max_steps, reason=reason)
+            with self.going_on("status.json"):
+                write_status(
+                    self.output_dir, status=status, step=self.step, max_steps=self.config.max_steps, reason=reason
+                )
+
+    @contextlib.contextmanager
+    def going_on(self, what: str) -> Iterator[None]:
+        """Turn a disk that refuses a record into a warning: training is worth more than its diary."""
+        try:
+            yield
+        except OSError as error:
+            logger.warning("%s could not be written (%s). Training goes on.", what, error)
 
     def log(self, values: dict[str, Any]) -> None:
         """Add values to this step's line of metrics.jsonl, metrics.csv and the trackers; to be called on every rank."""
@@ -68,8 +85,18 @@ class RunContext:
         self.metrics.update(row)
         self._row = {}
         if self.is_main:
-            self.records.append(row)
-            self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
+            with self.going_on("metrics.jsonl"):
+                self.records.append(row)
+            self._track({k: v for k, v in row.items() if k != "step"})
+
+    def _track(self, values: dict[str, Any]) -> None:
+        try:
+            self.accelerator.log(values, step=self.step)
+        except Exception as error:  # a tracker whose server is away must not end a run
+            logger.warning(
+                "The trackers failed and get nothing more from this run (%s: %s).", type(error).__name__, error
+            )
+            self.accelerator.trackers.clear()
 
     def say(self, line: str) -> None:
         """Show one line to the user and keep it in train.log; the main process speaks."""
@@ -77,8 +104,9 @@ class RunContext:
             return
         from tqdm.auto import tqdm
 
-        tqdm.write(line, file=sys.stderr)
-        with (self.output_dir / "train.log").open("a", encoding="utf-8") as file:
+        with self.going_on("A line on stderr"):
+            tqdm.write(line, file=sys.stderr)
+        with self.going_on("train.log"), (self.output_dir / "train.log").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {line}\n")
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
@@ -92,3 +120,25 @@ class RunContext:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run a function on the main process and return its value on every rank; if it fails there, every rank fails.
+
+        Raises:
+            RuntimeError: On the other ranks, saying what the main process failed with (there the error itself is raised).
+        """
+        if self.processes == 1:
+            return function()
+        value, failure = None, None
+        if self.is_main:
+            try:
+                value = function()
+            except Exception as error:
+                failure = error
+        told = f"{type(failure).__name__}: {failure}" if failure is not None else None
+        value, told = self.from_main((value, told))
+        if failure is not None:
+            raise failure
+        if told is not None:
+            raise RuntimeError(f"The main process failed with {told}")
+        return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,23 +94,62 @@ def process_state(device: str = "auto") -> PartialState:
 def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
     """Build accelerate's Accelerator for a training run; data order, files and random state stay ours."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
     device = pick_device(config.device)
     precision = pick_precision(config.mixed_precision, device)
+    # accelerate's state is one per process: a notebook that trains twice would get the first device, or be refused
+    # another precision.
+    if PartialState._shared_state and PartialState().num_processes == 1 and PartialState().device.type != device:
+        AcceleratorState._reset_state(reset_partial_state=True)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        # A notebook trains twice with different precisions; the singleton would refuse the second.
         AcceleratorState._reset_state(reset_partial_state=False)
     for tracker in config.trackers:
         _check_tracker(tracker)
     return Accelerator(
         mixed_precision=precision,
         cpu=device == "cpu",
+        # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))],
     )
+
+
+def claim_precision(precision: str) -> None:
+    """Tell accelerate's process-wide state the precision of the trainer at work, another of which may have run since."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState()._mixed_precision = precision
+
+
+@contextlib.contextmanager
+def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Give torch's random state and determinism switches back as they were.
+
+    Args:
+        device: Where training runs; dropout is seeded anew at every step there and on the CPU.
+        deterministic: Whether to allow deterministic kernels only meanwhile.
+    """
+    switches = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    indices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(indices):
+            yield
+    finally:
+        if deterministic:
+            torch.use_deterministic_algorithms(switches[0], warn_only=switches[1])
+            torch.backends.cudnn.benchmark = switches[2]
 
 
 def _check_tracker(name: str) -> None:
@@ -122,8 +163,7 @@ def _check_tracker(name: str) -> None:
         from ddpm_lib.registry import unknown_name
 
         raise ConfigError(unknown_name("tracker", name, known))
-    package = {"comet_ml": "comet_ml", "dvclive": "dvclive"}.get(name, name)
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"The tracker {name!r} needs its package. Install it with: pip install {package}")
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"The tracker {name!r} needs its package. Install it with: pip install {name}")
     if name not in LOGGER_TYPE_TO_CLASS:
         raise ConfigError(f"The tracker {name!r} is not usable with this version of accelerate.")

@@ -31,6 +31,7 @@ class MetricsFile:
     def __init__(self, run: Path) -> None:
         self.jsonl, self.csv = run / "metrics.jsonl", run / "metrics.csv"
         self._columns: list[str] = []
+        self._waiting: list[dict[str, Any]] = []
 
     def rows(self) -> list[dict[str, Any]]:
         """Read all complete lines; a last line cut off by a crash is left out."""
@@ -51,15 +52,28 @@ class MetricsFile:
         self._rewrite_csv(rows)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one line and flush it to the disk's cache."""
-        row = {k: _plain(v) for k, v in row.items()}
-        with self.jsonl.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if set(row) - set(self._columns):
+        """Add one line and flush it to the disk's cache.
+
+        Raises:
+            OSError: If the disk refuses; no half line stays, and the next call writes this line too.
+        """
+        self._waiting.append({k: _plain(v) for k, v in row.items()})
+        length = self.jsonl.stat().st_size if self.jsonl.exists() else 0
+        try:
+            with self.jsonl.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in self._waiting))
+        except OSError:
+            if self.jsonl.exists():
+                os.truncate(self.jsonl, length)
+            raise
+        rows, self._waiting = self._waiting, []
+        known, self._columns = self._columns, []  # a table that could not be completed is written anew next time
+        if {name for line in rows for name in line} - set(known):
             self._rewrite_csv(self.rows())
         else:
             with self.csv.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+                csv.DictWriter(file, known).writerows(rows)
+            self._columns = known
 
     def flush(self) -> None:
         """Bring metrics.jsonl to the disk itself; called before a checkpoint, which must not be ahead of its curve."""
@@ -68,16 +82,17 @@ class MetricsFile:
                 os.fsync(file.fileno())
 
     def _rewrite_csv(self, rows: list[dict[str, Any]]) -> None:
-        self._columns = list(dict.fromkeys(name for row in rows for name in row))
+        columns = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns)
+        writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.csv, text.getvalue())
+        self._columns = columns
 
 
 def write_status(run: Path, **status: Any) -> None:
-    """Write status.json: running | finished | preempted | failed, the step and the reason."""
+    """Write status.json: running | finished | stopped | failed, the step and the reason."""
     write_atomically(run / "status.json", json.dumps(status, indent=1) + "\n")
 
 

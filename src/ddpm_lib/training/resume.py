@@ -13,6 +13,7 @@ from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
+    from ddpm_lib.training.callbacks import Callback
     from ddpm_lib.training.trainer import Trainer
 
 
@@ -60,7 +61,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "data": describe_data(trainer),
         "ema_decay": list(trainer.config.ema_decay),
         "training": trainer.config.to_dict(),
-        "callbacks": {callback.name: callback.state_dict(trainer) for callback in trainer.callbacks},
+        "callbacks": {name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
         "scaler": scaler.state_dict() if scaler is not None else None,
         "versions": describe_versions(),
     }
@@ -72,25 +73,77 @@ def write_checkpoint(trainer: Trainer) -> files.SavedCheckpoint | None:
     Returns:
         What was written (the same on every rank), or None when the disk refused (a warning has said so).
     """
-    saved: files.SavedCheckpoint | None = None
     state = run_state(trainer)  # callbacks may need all ranks for their state
-    if trainer.is_main:
-        folder = trainer.output_dir / "checkpoints"
-        tensors = {"model": trainer.diffusion.model.state_dict()}
-        tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
-        if trainer.ema is not None:
-            tensors["ema"] = trainer.ema.tensors()
+    return trainer.on_main(lambda: _write(trainer, state))
+
+
+def _write(trainer: Trainer, state: dict[str, Any]) -> files.SavedCheckpoint | None:
+    folder = trainer.output_dir / "checkpoints"
+    tensors = {"model": trainer.diffusion.model.state_dict()}
+    tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
+    if trainer.ema is not None:
+        tensors["ema"] = trainer.ema.tensors()
+    try:
         trainer.records.flush()
-        try:
-            saved = files.save_checkpoint(folder, trainer.step, tensors, state)
-            files.prune(folder, trainer.config.keep_last, trainer.config.keep_every)
-        except OSError as error:
-            kept = files.list_checkpoints(folder)
-            left = f"The last good checkpoint is {kept[-1].name}" if kept else "There is no checkpoint yet"
-            trainer.say(
-                f"The checkpoint of step {trainer.step} could not be written to {folder}: {error}. {left}; training goes on."
-            )
-    return trainer.from_main(saved)
+        saved = files.save_checkpoint(folder, trainer.step, tensors, state)
+    except OSError as error:
+        last = trainer.last_checkpoint
+        left = f"The last good checkpoint is {last.name}" if last is not None else "There is no checkpoint yet"
+        trainer.say(f"The checkpoint of step {trainer.step} could not be written to {folder}: {error}. {left}.")
+        return None
+    with trainer.going_on("The removal of old checkpoints"):
+        files.prune(folder, trainer.step, trainer.config.keep_last, trainer.config.keep_every)
+    return saved
+
+
+def named(callbacks: list[Callback]) -> dict[str, Callback]:
+    """Return the callbacks by name; further ones of the same name are numbered."""
+    result: dict[str, Callback] = {}
+    for callback in callbacks:
+        name, number = callback.name, 1
+        while name in result:
+            number += 1
+            name = f"{callback.name}-{number}"
+        result[name] = callback
+    return result
+
+
+def find_checkpoint(trainer: Trainer) -> Path | None:
+    """Return the newest complete checkpoint of the run directory, None in a new one.
+
+    Raises:
+        ConfigError: If there is one and resume="never".
+        CheckpointError: If there are checkpoints but none is complete: starting again would overwrite what is left of them.
+    """
+    folder = trainer.output_dir / "checkpoints"
+    there = files.list_checkpoints(folder)
+    if there and trainer.config.resume == "never":
+        raise ConfigError(
+            f"{trainer.output_dir} holds {there[-1].name} already. "
+            "Choose another output_dir, or resume='auto' to continue it."
+        )
+    found = files.newest_complete(folder, trainer.say)
+    if there and found is None:
+        raise files.CheckpointError(
+            f"None of the {len(there)} checkpoints in {folder} is complete. Choose another output_dir to start anew, "
+            "or move them away."
+        )
+    return found
+
+
+def shards_of_run(trainer: Trainer, checkpoint: Path | None) -> int:
+    """Return how many noise keys the global batch has: what the run began with, unless the batch size is another now."""
+    config = trainer.config
+    fresh = config.shards or trainer.processes * config.accumulation_steps
+    if checkpoint is None:
+        return fresh
+    state = files.read_state(checkpoint)
+    if state["batch_size"] != config.batch_size:
+        return fresh
+    shards = int(state["shards"])
+    if config.shards not in (None, shards):
+        trainer.say(f"shards stays {shards}, which this run began with; {config.shards} was asked for.")
+    return shards
 
 
 def differences(saved: Any, now: Any, path: str = "") -> list[str]:
@@ -137,6 +190,9 @@ def restore(trainer: Trainer, path: Path) -> None:
     files.load_optimizer_tensors(trainer.optimizer, trainer.diffusion, files.read_tensors(path, "optimizer"))
     trainer.step, trainer.images_seen = int(state["step"]), int(state["images_seen"])
     trainer.elapsed_seconds = float(state["elapsed_seconds"])
+    lost = [d for d in state["ema_decay"] if d not in trainer.config.ema_decay]
+    if lost:
+        trainer.say(f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not name it.")
     if trainer.ema is not None:
         new = [d for d in trainer.config.ema_decay if d not in state["ema_decay"]]
         if new:
@@ -147,8 +203,8 @@ def restore(trainer: Trainer, path: Path) -> None:
         trainer.ema.set_step(trainer.step)
     if state["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
-    for callback in trainer.callbacks:
-        callback.load_state_dict(state["callbacks"].get(callback.name, {}))
+    for name, callback in named(trainer.callbacks).items():
+        callback.load_state_dict(state["callbacks"].get(name, {}))
     threads = state["versions"].get("threads")
     if trainer.device.type == "cpu" and threads != torch.get_num_threads():
         trainer.say(

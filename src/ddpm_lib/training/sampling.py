@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddpm_lib.registry import unknown_name
+from ddpm_lib.training.config import ConfigError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
     from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.training.config import TrainingConfig
 
 
 def own_share(n: int, rank: int, processes: int) -> range:
@@ -26,6 +30,24 @@ def default_condition(diffusion: GaussianDiffusion, n: int) -> dict[str, Tensor]
     if "class_label" not in conditioners:
         return None
     return {"class_label": torch.arange(n) % conditioners["class_label"].num_classes}
+
+
+def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
+    """Refuse at the start what would end a run at its first grid of samples.
+
+    Raises:
+        ConfigError: If there is no such sampler, or guidance is asked of a network that never trains without its condition.
+    """
+    from ddpm_lib.samplers import SAMPLERS
+
+    if config.sample_sampler not in SAMPLERS:
+        raise ConfigError(unknown_name("sampler", config.sample_sampler, SAMPLERS))
+    conditioners = getattr(diffusion.model, "conditioners", {})
+    if config.sample_guidance_scale != 1.0 and not any(c.drop_prob > 0 for c in conditioners.values()):
+        raise ConfigError(
+            f"sample_guidance_scale={config.sample_guidance_scale:g} needs a condition that is sometimes hidden in training. "
+            "Train with classes (class_drop_prob > 0), or leave it at 1."
+        )
 
 
 def sample_shared(
@@ -49,12 +71,25 @@ def sample_shared(
 
     Returns:
         float32 (n, c, *spatial) in [0, 1], on every rank.
+
+    Raises:
+        ValueError: If `seeds` or `x_T` are not n, or a trajectory is asked of several processes.
     """
     own = own_share(n, state.process_index, state.num_processes)
+    if state.num_processes > 1 and options.get("return_trajectory"):
+        raise ValueError("return_trajectory works with one process only. Use diffusion.sample on one of them.")
+    for name in ("seeds", "x_T"):
+        given = options.get(name)
+        if given is not None:
+            if len(given) != n:
+                raise ValueError(f"{name} has {len(given)} entries for {n} images. Make them agree.")
+            options[name] = given[own.start : own.stop]
+    if options.get("seeds") is None:  # a seed of its own already names the image
+        first_index += own.start
     part = {k: v[own.start : own.stop] for k, v in cond.items()} if cond else None
     shape = (diffusion.channels, *diffusion.image_size)
     if len(own):
-        images = diffusion.sample(len(own), cond=part, first_index=first_index + own.start, **options)
+        images = diffusion.sample(len(own), cond=part, first_index=first_index, **options)
     else:
         images = torch.zeros(0, *shape)
     if state.num_processes == 1:

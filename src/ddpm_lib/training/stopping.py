@@ -29,6 +29,8 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for name in _SIGNALS:
                 number = getattr(signal, name)
+                if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # under nohup a closed terminal is no reason to stop
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
@@ -65,17 +67,16 @@ class TimeLimit:
 
     Args:
         max_hours: Limit on this call's wall time, or None.
-        use_slurm: Also respect the end of the SLURM job.
+        began: When the call began by `time.monotonic()`; opening the data counts too.
     """
 
-    def __init__(self, max_hours: float | None, use_slurm: bool = True) -> None:
-        self._start = time.monotonic()
+    def __init__(self, max_hours: float | None, began: float) -> None:
         self.limits: list[tuple[float, float, str]] = []
         if max_hours is not None:
-            self.limits.append((self._start + 3600.0 * max_hours, 0.0, f"max_hours={max_hours:g} reached"))
-        end = slurm_end_time() if use_slurm else None
+            self.limits.append((began + 3600.0 * max_hours, 0.0, f"max_hours={max_hours:g} reached"))
+        end = slurm_end_time()
         if end is not None:
-            self.limits.append((self._start + end - time.time(), 60.0, "the SLURM job's time limit is near"))
+            self.limits.append((time.monotonic() + end - time.time(), 60.0, "the SLURM job's time limit is near"))
 
     def reached(self, slowest_step: float, save_seconds: float) -> str | None:
         """Return the reason to stop now, or None; margins cover one step and one save (twice each before a hard limit)."""

@@ -7,7 +7,6 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,13 @@ from ddpm_lib.training.callbacks import Callback, default_callbacks
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.lock import RunLock
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.records import flat_scalars, write_run_config
-from ddpm_lib.training.resume import restore, write_checkpoint
-from ddpm_lib.training.sampling import default_condition, sample_shared
+from ddpm_lib.training.results import DivergedError, StepResult, TrainingResult
+from ddpm_lib.training.resume import find_checkpoint, restore, shards_of_run, write_checkpoint
+from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
 from ddpm_lib.training.sources import data_name, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
 
@@ -32,50 +33,6 @@ if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
 
 logger = logging.getLogger("ddpm_lib")
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a call of `Trainer.train` ended.
-
-    Attributes:
-        status: "finished", or "stopped" (the same command continues).
-        step: Optimizer steps done in the whole run.
-        reason: Why it stopped.
-        output_dir: The run directory.
-        checkpoint: The last checkpoint.
-        exit_code: 0 finished, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a launcher may requeue).
-    """
-
-    status: str
-    step: int
-    reason: str
-    output_dir: Path
-    checkpoint: Path | None
-
-    @property
-    def exit_code(self) -> int:
-        """Return the process exit code that fits; under torchrun always 0, because it would restart the job otherwise."""
-        if self.status == "finished" or devices.under_torchrun():
-            return 0
-        return 130 if "SIGINT" in self.reason else 143
-
-
-@dataclass
-class StepResult:
-    """What one optimizer step leaves behind for the callbacks: tensors on the device, read by nobody unless needed.
-
-    Attributes:
-        losses: Loss of each image of this process (b,).
-        levels: The noise level t of each image (b,), on the CPU.
-        grad_norm: Norm of the gradient before clipping, a scalar tensor.
-        learning_rate: The rate used.
-    """
-
-    losses: Tensor
-    levels: Tensor
-    grad_norm: Tensor
-    learning_rate: float
 
 
 class Trainer(RunContext):
@@ -132,6 +89,8 @@ class Trainer(RunContext):
         check_size = getattr(diffusion.model, "check_size", None)
         if check_size is not None:
             check_size(diffusion.image_size)
+        if self.config.sample_every:
+            check_grids(diffusion, self.config)
 
     def train(self) -> TrainingResult:
         """Train until `max_steps`, a time limit or a signal; resume from the newest checkpoint in the run directory.
@@ -139,9 +98,10 @@ class Trainer(RunContext):
         Returns:
             How it ended; call `train()` again to continue after an interruption.
         """
+        called = time.monotonic()
         self.prepare()
-        self._stop_reason = None
-        with self._session() as (network, signals, limit):
+        with self._session() as (network, signals):
+            limit = TimeLimit(self.config.max_hours, called)
             batches = self._open_batches()
             try:
                 self._each_callback("on_train_start")
@@ -205,47 +165,29 @@ class Trainer(RunContext):
             return
         config = self.config
         self._join(devices.make_accelerator(config, self.output_dir))
-        checkpoint = self._find_checkpoint()
+        self.precision = str(self.accelerator.mixed_precision)
+        checkpoint = self.on_main(lambda: find_checkpoint(self))
         self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say)
         self.plan = BatchPlan(config.batch_size, self.processes, self.rank, config.accumulation_steps)
         self._place_network()
-        self.randomness = StepRandomness(config.seed, config.batch_size, self._shards(checkpoint))
+        self.randomness = StepRandomness(config.seed, config.batch_size, shards_of_run(self, checkpoint))
         if checkpoint is not None:
             restore(self, checkpoint)
             self.last_checkpoint = checkpoint
             self.say(f"Resumed {checkpoint} at step {self.step:,} of {config.max_steps:,}.")
-        if self.is_main:
-            self.records.cut_back(self.step)
-            (self.output_dir / "STOP").unlink(missing_ok=True)
-            write_run_config(self)
-        self.accelerator.wait_for_everyone()
+        self.on_main(self._start_records)
         self._describe_run()
         self._prepared = True
 
-    def _find_checkpoint(self) -> Path | None:
-        from ddpm_lib.training.checkpoint import newest_complete
-
-        found = newest_complete(self.output_dir / "checkpoints", self.say) if self.is_main else None
-        found = self.from_main(found)
-        if found is not None and self.config.resume == "never":
-            raise ConfigError(
-                f"{self.output_dir} holds {found.name} already. Choose another output_dir, or resume='auto' to continue it."
-            )
-        return found
-
-    def _shards(self, checkpoint: Path | None) -> int:
-        if checkpoint is not None:
-            from ddpm_lib.training.checkpoint import read_state
-
-            return int(read_state(checkpoint)["shards"])
-        return self.config.shards or self.processes * self.config.accumulation_steps
+    def _start_records(self) -> None:
+        self.records.cut_back(self.step)
+        (self.output_dir / "STOP").unlink(missing_ok=True)
+        write_run_config(self)
 
     def _place_network(self) -> None:
         config, model = self.config, self.diffusion.model
-        if config.deterministic:
-            torch.use_deterministic_algorithms(True)
         self.channels_last = model_dims(model) == 2 and devices.use_channels_last(
-            config.channels_last, self.device.type, str(self.accelerator.mixed_precision)
+            config.channels_last, self.device.type, self.precision
         )
         self.diffusion.to(self.device)
         if self.channels_last:
@@ -256,7 +198,7 @@ class Trainer(RunContext):
             model.compile()
 
     def _describe_run(self) -> None:
-        precision = {"no": "float32"}.get(str(self.accelerator.mixed_precision), str(self.accelerator.mixed_precision))
+        precision = "float32" if self.precision == "no" else self.precision
         parameters = sum(p.numel() for p in self.diffusion.model.parameters())
         ranks = f"{self.processes} processes, {self.plan.per_process} each" if self.processes > 1 else "one process"
         held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
@@ -267,27 +209,41 @@ class Trainer(RunContext):
         )
 
     @contextlib.contextmanager
-    def _session(self) -> Iterator[tuple[nn.Module, StopSignals, TimeLimit]]:
-        network = self.accelerator.prepare_model(self.diffusion)
-        self.diffusion.train()
-        if self.config.trackers and not self.accelerator.trackers:
-            self.accelerator.init_trackers(self.output_dir.name, flat_scalars(self.config.to_dict()))
-        self._status("running", "")
-        self._clock = time.monotonic() - self.elapsed_seconds
+    def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
+        lock = RunLock(self.output_dir)
+        self.on_main(lock.acquire)
+        own_forward = self.diffusion.__dict__.get("forward")
+        self._stop_reason, self._save_requested, self._row = None, False, {}
         try:
-            with StopSignals() as signals:
-                yield network, signals, TimeLimit(self.config.max_hours)
+            devices.claim_precision(self.precision)
+            network = self.accelerator.prepare_model(self.diffusion)
+            self.diffusion.train()
+            if self.config.trackers and not self.accelerator.trackers:
+                self.accelerator.init_trackers(self.output_dir.name, flat_scalars(self.config.to_dict()))
+            self._status("running", "")
+            self._clock = time.monotonic() - self.elapsed_seconds
+            with devices.global_state_kept(self.device, self.config.deterministic), StopSignals() as signals:
+                yield network, signals
         except BaseException as error:
             self._status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             for callback in self.callbacks:
-                close = getattr(callback, "close", None)
-                if close is not None:
-                    close()
-            self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
-            self.accelerator._models.clear()
-            self.diffusion.__dict__.pop("_is_accelerate_prepared", None)
+                callback.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers.clear()
+            self._give_back_network(own_forward)
+            lock.release()
+
+    def _give_back_network(self, forward: Any) -> None:
+        # accelerate puts its autocast into the process itself; a user must get back what he passed in.
+        self.accelerator._models.clear()
+        for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
+            self.diffusion.__dict__.pop(name, None)
+        if forward is not None:
+            self.diffusion.__dict__["forward"] = forward
+        self.diffusion.eval()
 
     def _open_batches(self) -> TrainingBatches:
         from ddpm_lib.data import default_num_workers
@@ -353,10 +309,8 @@ class Trainer(RunContext):
         status = "finished" if finished else "stopped"
         reason = f"reached max_steps {self.config.max_steps}" if finished else str(self._stop_reason)
         self._status(status, reason)
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        self.accelerator.trackers.clear()
-        self.diffusion.eval()
+        if self.is_main:
+            (self.output_dir / "STOP").unlink(missing_ok=True)  # it has been obeyed
         self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
         return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint)
 
@@ -377,7 +331,7 @@ class Trainer(RunContext):
         if self.last is None:
             return
         values = [self.last.losses.sum()]
-        if str(self.accelerator.mixed_precision) != "fp16":  # there the scaler skips steps with infinite gradients
+        if self.precision != "fp16":  # there the scaler skips steps with infinite gradients
             values.append(self.last.grad_norm.to(values[0]))
         if not torch.isfinite(self.sum_over_ranks(torch.stack(values))).all():
             good = (
@@ -419,14 +373,11 @@ class Trainer(RunContext):
             raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
         network = self.averaged_network() if weights == "ema" else self.diffusion.model
         cond = cond if cond is not None else default_condition(self.diffusion, n)
+        devices.claim_precision(self.precision)
         with self.accelerator.autocast():
             return sample_shared(
                 self.diffusion, n, self.accelerator, cond=cond, model=network, device=self.device, **options
             )
-
-
-class DivergedError(RuntimeError):
-    """Training whose loss or gradient is no longer finite."""
 
 
 def model_dims(model: nn.Module) -> int | None:

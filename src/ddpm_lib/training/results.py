@@ -1,0 +1,58 @@
+"""What a step, a run and a failed run leave behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ddpm_lib.training import devices
+
+
+class DivergedError(RuntimeError):
+    """Training whose loss or gradient is no longer finite."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a call of `Trainer.train` ended.
+
+    Attributes:
+        status: "finished", or "stopped" (the same command continues).
+        step: Optimizer steps done in the whole run.
+        reason: Why it stopped.
+        output_dir: The run directory.
+        checkpoint: The last checkpoint.
+        exit_code: 0 finished, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a launcher may requeue).
+    """
+
+    status: str
+    step: int
+    reason: str
+    output_dir: Path
+    checkpoint: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """Return the process exit code that fits; under torchrun always 0, because it would restart the job otherwise."""
+        if self.status == "finished" or devices.under_torchrun():
+            return 0
+        return 130 if "SIGINT" in self.reason else 143
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step leaves behind for the callbacks: tensors on the device, read by nobody unless needed.
+
+    Attributes:
+        losses: Loss of each image of this process (b,).
+        levels: The noise level t of each image (b,), on the CPU.
+        grad_norm: Norm of the gradient before clipping, a scalar tensor.
+        learning_rate: The rate used.
+    """
+
+    losses: Tensor
+    levels: Tensor
+    grad_norm: Tensor
+    learning_rate: float
