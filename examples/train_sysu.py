@@ -44,6 +44,12 @@ class Options:
     """Width of each level as a multiple of dim."""
     blocks_per_level: int = 2
     """Residual blocks per level."""
+    patch_size: int = 1
+    """2 makes the network four times cheaper: worth it on a CPU, with parametrization x0 and weighting flat."""
+    parametrization: Literal["v", "x0", "eps"] = "v"
+    """What the network predicts."""
+    weighting: Literal["min_snr", "flat", "simple", "snr_plus_one"] = "min_snr"
+    """Weight of the noise levels in the loss."""
     batch_size: int = 32
     """Images per step over all processes."""
     accumulation_steps: int = 1
@@ -60,6 +66,8 @@ class Options:
     """Steps between checkpoints."""
     sample_every: int = 1000
     """Steps between sample grids."""
+    guidance_scale: float = 1.5
+    """Classifier-free guidance of the grids of a class-conditional network."""
     val_every: int = 500
     """Steps between validations on normalized_eval_data."""
     log_every: int = 50
@@ -80,12 +88,15 @@ def main() -> int:
     model = Unet(
         dim=options.dim,
         dim_mults=options.dim_mults,
+        patch_size=options.patch_size,
         blocks_per_level=options.blocks_per_level,
         attention_levels=(len(options.dim_mults) - 1,),
         dropout=0.1,
         num_classes=5 if options.class_conditional else None,
     )
-    diffusion = GaussianDiffusion(model, image_size=options.image_size)
+    diffusion = GaussianDiffusion(
+        model, image_size=options.image_size, parametrization=options.parametrization, weighting=options.weighting
+    )
     trainer = Trainer(
         diffusion,
         prepared / "train_data",
@@ -104,6 +115,7 @@ def main() -> int:
         save_every=options.save_every,
         sample_every=options.sample_every,
         sample_count=25,
+        sample_guidance_scale=options.guidance_scale if options.class_conditional else 1.0,
         val_every=options.val_every,
         log_every=options.log_every,
         seed=options.seed,

@@ -32,11 +32,16 @@ DESCRIPTION = (
 )
 
 SHAPES_DEFAULTS: dict[str, Any] = {
-    "image_size": (32,), "preset": "tiny", "max_steps": 1000, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 50,
-    "lr_schedule": "cosine", "sample_every": 250, "val_every": 250, "save_every": 500, "log_every": 25, "sample_count": 36,
-    "sample_steps": 30,
+    "image_size": [32], "preset": "tiny", "class_conditional": True, "max_steps": 1500, "batch_size": 32, "learning_rate": 2e-3,
+    "warmup_steps": 50, "lr_schedule": "cosine", "sample_every": 500, "val_every": 250, "save_every": 500, "log_every": 25,
+    "sample_count": 36, "sample_steps": 30, "sample_guidance_scale": 2.0,
+    "model": {"patch_size": 2}, "diffusion": {"parametrization": "x0", "weighting": "flat"},
 }  # fmt: skip
-"""What suits the built-in images on two CPU cores; only used for them, and every flag still wins."""
+"""What suits the built-in images on two CPU cores; only used for them, and every flag still wins.
+
+Patches make the network four times cheaper, and with patches a narrow network learns to predict x0 far sooner than noise or v,
+whose every pixel it would have to carry through. Labels with guidance make the shapes definite after few images.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +104,8 @@ def resolve(args: list[str]) -> TrainCommand:
         first = options.parse(
             TrainCommand, args, options.from_mapping(TrainCommand, file, base, str(path)), "ddpm train", DESCRIPTION
         )
-        demo = first.data == "shapes"
-        base = dataclasses.replace(base, **SHAPES_DEFAULTS) if demo else base
+        if first.data == "shapes":
+            base = options.from_mapping(TrainCommand, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
         preset = options.flag_value(args, "--preset") or file.get("preset", base.preset)
         base = with_preset(base, str(preset))
     base = options.from_mapping(TrainCommand, file, base, f"the config file {path}")
