@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
+from ddpm_lib.samplers import make_sampler
 from ddpm_lib.training import ConfigError, process_state
-from ddpm_lib.training.devices import pick_device, pick_precision
+from ddpm_lib.training.devices import pick_device, pick_precision, use_channels_last
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.training.sampling import sample_shared
 
@@ -78,15 +78,19 @@ def main(args: list[str]) -> int:
     default = SampleCommand(run=tyro.MISSING)
     command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
     _check(command)
+    make_sampler(command.sampler, eta=command.eta)
     precision = pick_precision(command.mixed_precision, pick_device(command.device))
     state = process_state(command.device)
     chosen = find_checkpoints(command.run, command.checkpoint)
-    folder = new_folder(command, chosen[0]) if state.is_main_process else None
+    folder: Path | None = None
     for checkpoint in chosen:
         loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
         loaded.diffusion.to(state.device)
+        if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, precision):
+            loaded.diffusion.to(memory_format=torch.channels_last)
         images, frames = draw(loaded, command, state, precision)
-        if folder is not None:
+        if state.is_main_process:
+            folder = folder or new_folder(command, chosen[0])
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command)
             sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
@@ -101,6 +105,15 @@ def _check(command: SampleCommand) -> None:
         value = getattr(command, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
+    if command.first_index < 0:
+        raise ConfigError(f"--first-index must be 0 or more; got {command.first_index}.")
+    if command.output_dir is not None:
+        _refuse_used(Path(command.output_dir))
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
 
 def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> tuple[Tensor, list[Tensor]]:
@@ -160,8 +173,7 @@ def new_folder(command: SampleCommand, checkpoint: Path) -> Path:
     """
     if command.output_dir is not None:
         folder = Path(command.output_dir)
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
+        _refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     base = checkpoint.parent.parent / "samples"
@@ -197,5 +209,5 @@ def write(images: Tensor, frames: list[Tensor], folder: Path, prefix: str, comma
         made.append(str(path))
     if "gif" in formats:
         made.append(str(pictures.save_gif(frames, folder / f"{prefix}denoising.gif", scale=max(1, scale // 2))))
-    (folder / f"{prefix}settings.yaml").write_text(options.dump(dataclasses.replace(command)), encoding="utf-8")
+    (folder / f"{prefix}settings.yaml").write_text(options.dump(command), encoding="utf-8")
     return made
