@@ -75,8 +75,10 @@ class Generation(nn.Module):
         n: int | None = None,
         *,
         sampler: str | Sampler = "ddpm",
+        sampler_options: Mapping[str, Any] | None = None,
         num_steps: int | None = None,
-        spacing: str | Sequence[int] = "trailing",
+        spacing: str | Sequence[float] = "trailing",
+        spacing_options: Mapping[str, Any] | None = None,
         eta: float | None = None,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
@@ -99,10 +101,13 @@ class Generation(nn.Module):
 
         Args:
             n: Number of images. Default: the length of seeds or x_T, else 1.
-            sampler: "ddpm", "ddim", or a sampler object.
+            sampler: ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, heun or euler; or a sampler object.
+            sampler_options: Options of that sampler, such as {"order": 3} for unipc.
             num_steps: Number of steps, 1 … T. Default: T.
-            spacing: How the steps are spread: trailing, linspace, leading, quadratic; or the levels themselves.
-            eta: Noise of DDIM, 0 … 1.
+            spacing: How the steps are spread: trailing, linspace, leading, quadratic, log_snr or karras; levels per
+                section ("10,15,20"), "ddim25"; or the levels themselves.
+            spacing_options: Options of that spacing, such as {"rho": 5.0} for karras.
+            eta: Noise of samplers that have this option, 0 … 1; short for sampler_options={"eta": …}.
             seed: Names the stream of random numbers.
             seeds: One seed per image instead: image i is what sample(1, seed=seeds[i]) draws.
             first_index: Number of the first image in its stream, so that several calls or processes can share one.
@@ -124,8 +129,8 @@ class Generation(nn.Module):
         """
         network = model or self.model
         where = torch.device(device) if device is not None else _device_of(network)
-        chosen = make_sampler(sampler, eta=eta)
-        levels = self._levels(sampling_levels(self.timesteps, num_steps, spacing))
+        chosen = make_sampler(sampler, sampler_options, eta=eta)
+        levels = self._levels(sampling_levels(self.schedule, num_steps, spacing, spacing_options))
         guidance = Guidance(guidance_scale, (guidance_interval[0], guidance_interval[1]), guidance_rescale)
         n = _count(n, seeds, x_T, self.image_shape)
         conditions = for_sampling(self.conditioners, cond, n)
@@ -163,7 +168,7 @@ class Generation(nn.Module):
         x_T: Tensor,
         num_steps: int | None = None,
         *,
-        spacing: str | Sequence[int] = "trailing",
+        spacing: str | Sequence[float] = "trailing",
         cond: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         model: nn.Module | None = None,
@@ -197,7 +202,7 @@ class Generation(nn.Module):
         images: Tensor,
         num_steps: int | None = None,
         *,
-        spacing: str | Sequence[int] = "trailing",
+        spacing: str | Sequence[float] = "trailing",
         cond: Mapping[str, Any] | None = None,
         model: nn.Module | None = None,
         progress: bool = False,
@@ -222,7 +227,7 @@ class Generation(nn.Module):
         network = model or self.model
         x = to_model_range(images.to(_device_of(network)))
         conditions = for_sampling(self.conditioners, cond, len(x))
-        levels = self._levels(sampling_levels(self.timesteps, num_steps, spacing)[::-1])
+        levels = self._levels(sampling_levels(self.schedule, num_steps, spacing)[::-1])
         x = self._run(DDIM(), x, levels, _no_noise, conditions, network, clip="none", progress=progress)
         return x.clone()  # Outside inference mode a clone is an ordinary tensor again.
 
@@ -236,7 +241,7 @@ class Generation(nn.Module):
         fraction: float = 0.5,
         num_steps: int | None = None,
         sampler: str | Sampler | None = None,
-        spacing: str | Sequence[int] = "trailing",
+        spacing: str | Sequence[float] = "trailing",
         seed: int = 0,
         cond: Mapping[str, Any] | None = None,
         model: nn.Module | None = None,
@@ -270,7 +275,7 @@ class Generation(nn.Module):
             raise ValueError(f"Images are interpolated in pairs of one shape; got {tuple(a.shape)}, {tuple(b.shape)}.")
         network = model or self.model
         where, default_sampler = _device_of(network), _INTERPOLATIONS[method]
-        visited = sampling_levels(self.timesteps, num_steps, spacing)
+        visited = sampling_levels(self.schedule, num_steps, spacing)
         rows = [i for i in range(len(a)) for _ in weights]
         # Every stop between one pair has the same noise, so that the sequence changes smoothly.
         noise = Noise(self.image_shape, [keys.generator(where, i, seed, "interpolate") for i in rows], torch.float32)
@@ -292,7 +297,7 @@ class Generation(nn.Module):
         x = self._run(chosen, x, self._levels(visited), noise, here, network)
         return to_unit_range(x).unflatten(0, (len(a), len(weights)))
 
-    def _levels(self, visited: Sequence[int]) -> list[Level]:
+    def _levels(self, visited: Sequence[float]) -> list[Level]:
         return [self.schedule.level(t) for t in visited]
 
     def _level_at(self, fraction: float) -> int:
@@ -319,7 +324,16 @@ class Generation(nn.Module):
         complete = fill_nulls(self.conditioners, here, x)
         predict = partial(self.denoise, cond=complete, guidance=guidance, model=network, clip=clip)
         with _evaluating(network):
-            return sample_loop(sampler, x, levels, predict, noise, on_state=on_state, progress=progress)
+            return sample_loop(
+                sampler,
+                x,
+                levels,
+                predict,
+                noise,
+                level_at=self.schedule.level_at,
+                on_state=on_state,
+                progress=progress,
+            )
 
 
 _INTERPOLATIONS: Registry[str] = Registry("interpolation method", {"noise": "ddpm", "ddim": "ddim"})

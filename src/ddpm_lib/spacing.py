@@ -2,86 +2,248 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
+from ddpm_lib.options import build
 from ddpm_lib.registry import Registry
+from ddpm_lib.schedules import Schedule
+
+Ladder = Schedule | int
+"""A schedule, or only its number of levels T, which suffices for all spacings that do not look at the noise."""
 
 
-def leading(timesteps: int, num_steps: int) -> list[int]:
+def leading(schedule: Ladder, num_steps: int, /) -> list[float]:
     """Levels 1, 1 + d, 1 + 2d, … with d = T//S, DDIM's original subsequence; the noisiest is below T unless S = T."""
-    stride = timesteps // num_steps
+    stride = _timesteps(schedule) // num_steps
     return [1 + k * stride for k in range(num_steps)]
 
 
-def trailing(timesteps: int, num_steps: int) -> list[int]:
+def trailing(schedule: Ladder, num_steps: int, /) -> list[float]:
     """Levels T, T − T/S, T − 2T/S, … rounded (Lin et al. 2024, table 2)."""
-    return [round(Fraction(timesteps * k, num_steps)) for k in range(1, num_steps + 1)]
+    return [round(Fraction(_timesteps(schedule) * k, num_steps)) for k in range(1, num_steps + 1)]
 
 
-def linspace(timesteps: int, num_steps: int) -> list[int]:
+def linspace(schedule: Ladder, num_steps: int, /) -> list[float]:
     """Levels evenly from 1 to T, rounded; one step goes from T."""
+    timesteps = _timesteps(schedule)
     if num_steps == 1:
         return [timesteps]
     return [1 + round(Fraction((timesteps - 1) * k, num_steps - 1)) for k in range(num_steps)]
 
 
-def quadratic(timesteps: int, num_steps: int) -> list[int]:
+def quadratic(schedule: Ladder, num_steps: int, /) -> list[float]:
     """Levels T·(k/S)², denser near clean data (Song et al. 2021, §D.2).
 
     Rounded values that collide near 0 are moved up by one: published code visits such levels twice.
     """
-    levels: list[int] = []
-    for k in range(1, num_steps + 1):
-        wanted = round(Fraction(timesteps * k * k, num_steps * num_steps))
-        levels.append(max(wanted, levels[-1] + 1 if levels else 1))
-    return levels
+    timesteps = _timesteps(schedule)
+    return _distinct([Fraction(timesteps * k * k, num_steps**2) for k in range(1, num_steps + 1)], timesteps)
 
 
-SPACINGS: Registry[Callable[[int, int], list[int]]] = Registry(
-    "spacing", {"trailing": trailing, "linspace": linspace, "leading": leading, "quadratic": quadratic}
+def log_snr(
+    schedule: Ladder,
+    num_steps: int,
+    /,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    fractional: bool = False,
+) -> list[float]:
+    """Levels of evenly spaced log-SNR, the natural steps of the DPM-Solvers (Lu et al. 2022a, §3.4).
+
+    The noise σ̃ = σ/α falls by the same factor each step from `sigma_max` to `sigma_min`. Schedules that come close to
+    pure noise spend many of these steps there: a `sigma_max` of 80 leaves them out.
+
+    Args:
+        schedule: The schedule.
+        num_steps: Number of steps S.
+        sigma_min: σ̃ of the last noisy level. Default: that of level 1.
+        sigma_max: σ̃ of the first level; where it is below that of level T, one of the steps goes from T to it.
+            Default: that of level T, or of T − 1 if T is pure noise.
+        fractional: Visit fractional levels. Default: the nearest whole ones, all different, because networks are
+            trained on those.
+    """
+    spread = _noise_range(schedule, "log_snr", sigma_min, sigma_max)
+
+    def at(u: float) -> float:
+        low, high = (math.log(v) for v in spread)
+        return low + u * (high - low)
+
+    return _by_noise(schedule, num_steps, spread, at, fractional)
+
+
+def karras(
+    schedule: Ladder,
+    num_steps: int,
+    /,
+    *,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    fractional: bool = False,
+) -> list[float]:
+    """Levels where σ̃^(1/ρ), σ̃ = σ/α, is evenly spaced: short steps at low noise (Karras et al. 2022, eq. 5).
+
+    Args:
+        schedule: The schedule.
+        num_steps: Number of steps S.
+        rho: ρ; 1 is uniform in σ̃, large values approach "log_snr".
+        sigma_min: As for "log_snr".
+        sigma_max: As for "log_snr".
+        fractional: As for "log_snr".
+    """
+    if not rho > 0:
+        raise ValueError(f"The spacing 'karras' needs rho > 0, got {rho}. Karras et al. use 7.")
+    spread = _noise_range(schedule, "karras", sigma_min, sigma_max)
+
+    def at(u: float) -> float:
+        low, high = (v ** (1.0 / rho) for v in spread)
+        return rho * math.log(low + u * (high - low))
+
+    return _by_noise(schedule, num_steps, spread, at, fractional)
+
+
+SPACINGS: Registry[Callable[..., list[float]]] = Registry(
+    "spacing",
+    {
+        "trailing": trailing,
+        "linspace": linspace,
+        "leading": leading,
+        "quadratic": quadratic,
+        "log_snr": log_snr,
+        "karras": karras,
+    },
 )
+"""Functions of (schedule, number of steps) that return the noisy levels in increasing order; options by keyword."""
+
+_SECTIONS = re.compile(r"ddim\d+|\d+(\s*,\s*\d+)*")
 
 
 def sampling_levels(
-    timesteps: int, num_steps: int | None = None, spacing: str | Sequence[int] = "trailing"
-) -> list[int]:
-    """Return the levels that a sampler visits: strictly decreasing integers, `num_steps` noisy ones and then 0.
+    schedule: Ladder,
+    num_steps: int | None = None,
+    spacing: str | Sequence[float] = "trailing",
+    spacing_options: Mapping[str, Any] | None = None,
+) -> list[float]:
+    """Return the levels that a sampler visits, strictly decreasing: `num_steps` noisy ones and then 0.
 
-    "trailing" is the default because it starts at level T, the only level whose x_T is what sampling draws: "leading" starts
-    below, where the network still expects some signal (Lin et al. 2024, §3.3).
+    "trailing" is the default because it starts at level T, the only level whose x_T is what sampling draws: "leading"
+    starts below, where the network still expects some signal (Lin et al. 2024, §3.3).
 
     Args:
-        timesteps: T of the schedule.
-        num_steps: Number of steps, 1 … T; None: all T.
-        spacing: An entry of `SPACINGS`, or the noisy levels themselves in decreasing order (a 0 at the end may be left out).
+        schedule: The schedule, or its T where the spacing does not look at the noise.
+        num_steps: Number of steps, 1 … T; None: all T, or as many as the spacing itself says.
+        spacing: An entry of `SPACINGS`; or the noisy levels themselves in decreasing order, whole or fractional (a 0 at
+            the end may be left out); or "10,15,20", that many levels in each of three equal sections of 1 … T, cleanest
+            first, or "ddim25", 25 levels of one whole stride from 1 on (both: Nichol & Dhariwal 2021, code).
+        spacing_options: Options of the named spacing, such as {"rho": 5.0}.
 
     Raises:
         ValueError: If there are more steps than levels, the spacing is unknown or the list is not as described.
 
     >>> sampling_levels(1000, 4)
     [1000, 750, 500, 250, 0]
+    >>> sampling_levels(1000, spacing="1,2")
+    [1000, 501, 1, 0]
     """
+    timesteps = _timesteps(schedule)
+    if spacing_options and (not isinstance(spacing, str) or _SECTIONS.fullmatch(spacing)):
+        raise ValueError(f"spacing={spacing!r} takes no options; got {', '.join(spacing_options)}. Leave them out.")
     if not isinstance(spacing, str):
-        return _checked_levels(timesteps, num_steps, [int(t) for t in spacing])
-    make = SPACINGS[spacing]
+        return _checked_levels(timesteps, num_steps, list(spacing))
+    if _SECTIONS.fullmatch(spacing):
+        return _checked_levels(timesteps, num_steps, _sections(timesteps, spacing)[::-1])
     steps = timesteps if num_steps is None else num_steps
-    if not 1 <= steps <= timesteps:
+    if spacing in SPACINGS and not 1 <= steps <= timesteps:
         raise ValueError(
             f"num_steps must be in 1 … {timesteps} (the timesteps the model was trained on), got {num_steps}."
         )
-    return [*reversed(make(timesteps, steps)), 0]
+    return _checked_levels(timesteps, steps, build(SPACINGS, spacing, spacing_options, schedule, steps)[::-1])
 
 
-def _checked_levels(timesteps: int, num_steps: int | None, levels: list[int]) -> list[int]:
+def _checked_levels(timesteps: int, num_steps: int | None, levels: list[float]) -> list[float]:
+    levels = [int(t) if float(t).is_integer() else float(t) for t in levels]
     if levels and levels[-1] != 0:
         levels = [*levels, 0]
     decreasing = all(a > b for a, b in pairwise(levels))
-    if len(levels) < 2 or not decreasing or levels[0] > timesteps:
+    if len(levels) < 2 or not decreasing or levels[0] > timesteps or levels[-1] != 0:
         raise ValueError(
             f"A list of levels must decrease strictly within {timesteps} … 0, with at least one above 0; got {levels}."
         )
     if num_steps is not None and num_steps != len(levels) - 1:
         raise ValueError(f"num_steps={num_steps} contradicts a list of {len(levels) - 1} levels. Leave num_steps out.")
     return levels
+
+
+def _sections(timesteps: int, spacing: str) -> list[float]:
+    """Return the increasing levels of "10,15,20" or "ddim25"."""
+    if spacing.startswith("ddim"):
+        wanted = int(spacing[4:])
+        for stride in range(1, timesteps + 1):
+            if len(range(0, timesteps, stride)) == wanted:
+                return [1 + t for t in range(0, timesteps, stride)]
+        raise ValueError(f"No whole stride makes {wanted} steps of {timesteps} levels. Use spacing='trailing' instead.")
+    counts = [int(part) for part in spacing.split(",")]
+    size, longer = divmod(timesteps, len(counts))
+    levels: list[float] = []
+    first = 1
+    for i, count in enumerate(counts):
+        length = size + (i < longer)
+        if not 1 <= count <= length:
+            raise ValueError(f"spacing={spacing!r} wants {count} of the {length} levels of a section. Use fewer.")
+        # Both ends of a section belong to it; one level alone is its first.
+        step = Fraction(length - 1, count - 1) if count > 1 else Fraction(0)
+        levels += [first + round(step * k) for k in range(count)]
+        first += length
+    return levels
+
+
+def _timesteps(schedule: Ladder) -> int:
+    return schedule if isinstance(schedule, int) else schedule.timesteps
+
+
+def _noise_range(schedule: Ladder, name: str, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    """Return the lowest and the highest σ̃ of a grid."""
+    if isinstance(schedule, int):
+        raise ValueError(f"The spacing {name!r} depends on the noise. Pass the schedule, not only its timesteps.")
+    ratio = (schedule.sigma / schedule.alpha)[1:]
+    last = ratio[-2] if ratio[-1].isinf() else ratio[-1]
+    low = float(ratio[0]) if sigma_min is None else sigma_min
+    high = max(low, float(last)) if sigma_max is None else sigma_max
+    if not float(ratio[0]) * (1 - 1e-9) <= low <= high <= float(ratio[-1]) * (1 + 1e-9) or high == math.inf:
+        raise ValueError(
+            f"sigma_min ≤ sigma_max must lie within the noise σ/α of the schedule, {float(ratio[0]):.4g} … "
+            f"{float(last):.4g}; got {low} and {high}."
+        )
+    return low, high
+
+
+def _by_noise(
+    schedule: Ladder, num_steps: int, spread: tuple[float, float], at: Callable[[float], float], fractional: bool
+) -> list[float]:
+    """Return the levels with log σ̃ = at(u), u evenly from 0 to 1; the last is T, an extra one if it is noisier."""
+    assert isinstance(schedule, Schedule)
+    top = schedule.timesteps
+    above = -0.5 * schedule.level(top).log_snr > math.log(spread[1]) * (1 + 1e-12) + 1e-12
+    count = num_steps - above
+    exact = [schedule.level_at(-2.0 * at(k / (count - 1) if count > 1 else 1.0)).t for k in range(count)]
+    if above:
+        exact.append(top)
+    elif exact:
+        exact[-1] = top
+    return exact if fractional else _distinct(exact, top)
+
+
+def _distinct(wanted: Sequence[float | Fraction], timesteps: int) -> list[float]:
+    """Round increasing levels to whole ones in 1 … T, all different."""
+    levels: list[int] = []
+    for t in wanted:
+        levels.append(max(round(t), levels[-1] + 1 if levels else 1))
+    for k in range(len(levels)):
+        levels[-1 - k] = min(levels[-1 - k], timesteps - k)
+    return list(levels)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,16 +28,49 @@ Predict = Callable[[Tensor, Level], Prediction]
 Noise = Callable[[], Tensor]
 """Draws fresh standard Gaussian noise in the shape of x; a deterministic sampler never calls it."""
 
-History = list[tuple[Level, Prediction]]
-"""A multistep solver's memory of earlier predictions: empty at the start of a trajectory, kept by the solver itself."""
+LevelAt = Callable[[float], Level]
+"""Finds the level of a log-SNR, between the levels of the schedule too."""
+
+
+class Past(NamedTuple):
+    """An earlier step: where it started from and what the network said there."""
+
+    level: Level
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass
+class History:
+    """What a step may know besides its own two levels; one per trajectory.
+
+    Args:
+        steps: How many steps the trajectory has.
+        remaining: How many of them come after the present one.
+        level_at: Finds levels in between, for solvers that evaluate the network there.
+        past: A multistep solver's memory, oldest first: empty at the start, kept by the solver itself.
+    """
+
+    steps: int = 1
+    remaining: int = 0
+    level_at: LevelAt | None = None
+    past: list[Past] = field(default_factory=list)
+
+    def between(self, log_snr: float) -> Level:
+        """Return the level with a given log-SNR."""
+        if self.level_at is None:
+            raise ValueError("This sampler visits levels in between. Pass level_at=schedule.level_at to sample_loop.")
+        return self.level_at(log_snr)
+
+    def remember(self, level: Level, x: Tensor, x0: Tensor, keep: int) -> None:
+        """Add an earlier step, and forget all but the `keep` newest."""
+        self.past.append(Past(level, x, x0))
+        del self.past[:-keep]
 
 
 @dataclass(frozen=True)
 class Sampler(ABC):
     """One step from level t to a cleaner level s; the fields of a subclass are its options."""
-
-    order: ClassVar[int] = 1
-    """Order of convergence of the distribution of samples in the number of steps."""
 
     @abstractmethod
     def step(self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History) -> Tensor:
@@ -51,6 +84,7 @@ def sample_loop(
     predict: Predict,
     noise: Noise,
     *,
+    level_at: LevelAt | None = None,
     on_state: Callable[[int, Tensor], None] | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -64,18 +98,20 @@ def sample_loop(
         levels: The levels to visit. They decrease for sampling; a deterministic sampler may also go up (encoding).
         predict: Evaluates the network.
         noise: Draws noise like x.
+        level_at: Finds levels in between (`Schedule.level_at`), for samplers that need them.
         on_state: Called with (index of the level, state) for every level, the first included.
         progress: Show a progress bar.
 
     Returns:
         The state at levels[-1].
     """
-    history: History = []
     pairs = list(enumerate(pairwise(levels), start=1))
+    history = History(steps=len(pairs), level_at=level_at)
     with torch.inference_mode():
         if on_state is not None:
             on_state(0, x)
         for i, (t, s) in _bar(pairs, progress):
+            history.remaining = len(pairs) - i
             x = sampler.step(x, t, s, predict, noise, history)
             if on_state is not None:
                 on_state(i, x)
