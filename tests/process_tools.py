@@ -22,36 +22,40 @@ class GaussianNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
         shape = (-1, *[1] * (x.ndim - 1))
-        alpha, sigma = (v.view(shape) for v in self.schedule.gather(t.long() + 1))
+        # Some samplers visit fractional levels, one at a time.
+        level = self.schedule.level(float(t[0]) + 1) if float(t[0]) % 1 else None
+        found = (level.alpha, level.sigma) if level else self.schedule.gather(t.long() + 1)
+        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).expand(len(t)).view(shape) for v in found)
         away = (x - alpha * self.mu) / (alpha**2 * self.s**2 + sigma**2)
         return self.target(self.mu + alpha * self.s**2 * away, sigma * away, alpha, sigma).to(x.dtype)
 
 
 class ToyNet(nn.Module):
-    """A·x + B + C·t/1000, the network of the published numbers; t counts from 0."""
+    """A·x + B + C·t/1000, the network of the published numbers; t counts from 0. With twice the rows it sees x twice."""
 
     def __init__(self, data: dict[str, Tensor], name: str = "toy1") -> None:
         super().__init__()
         self.a, self.b, self.c = (data[f"{name}/{k}"].double() for k in "ABC")
 
     def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
+        x = x.repeat(1, len(self.a) // x.shape[1], *[1] * (x.ndim - 2))
         return self.a * x + self.b + self.c * (t.double().view(-1, *[1] * (x.ndim - 1)) / 1000)
 
 
 class TinyNet(nn.Module):
     """A trainable network that treats every sample by itself, so that its output does not depend on the batch."""
 
-    def __init__(self, channels: int = 3, hidden: int = 8) -> None:
+    def __init__(self, channels: int = 3, hidden: int = 8, outputs: int = 1) -> None:
         super().__init__()
         self.channels = channels
         self.a = nn.Parameter(0.1 * torch.randn(channels, hidden, generator=torch.Generator().manual_seed(0)))
-        self.b = nn.Parameter(0.1 * torch.randn(hidden, channels, generator=torch.Generator().manual_seed(1)))
+        self.b = nn.Parameter(0.1 * torch.randn(hidden, outputs * channels, generator=torch.Generator().manual_seed(1)))
         self.time = nn.Parameter(torch.zeros(hidden))
 
     def forward(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
         rows = x.flatten(2).movedim(1, 2)[..., None]
         hidden = torch.tanh((rows * self.a).sum(2) + self.time * t.view(-1, 1, 1) / 1000)
-        return (hidden[..., None] * self.b).sum(2).movedim(2, 1).reshape(x.shape)
+        return (hidden[..., None] * self.b).sum(2).movedim(2, 1).reshape(len(x), -1, *x.shape[2:])
 
 
 def gaussian_diffusion(

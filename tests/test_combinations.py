@@ -58,7 +58,7 @@ def build(
         # A weighting may give level T no weight on a schedule of zero terminal SNR; that it is said is tested elsewhere.
         warnings.simplefilter("ignore", UserWarning)
         return GaussianDiffusion(
-            TinyNet(),
+            TinyNet(outputs=VARIANCES[variance].outputs),
             image_size=3,
             timesteps=T,
             schedule=schedule,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -16,14 +16,18 @@ from ddpm_lib.generation import Generation
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range, to_model_range
 from ddpm_lib.levels import Level
-from ddpm_lib.options import build, registered_name
+from ddpm_lib.losses import Chain
+from ddpm_lib.options import registered_name
 from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
+from ddpm_lib.parts import channels_of, make_part, make_schedule, spatial_size
 from ddpm_lib.registry import Registry
 from ddpm_lib.samplers import Prediction
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler
 from ddpm_lib.variance import VARIANCES, Variance
 from ddpm_lib.weighting import WEIGHTINGS, Weighting
+
+LOSSES: Registry[str] = Registry("loss", {name: name for name in ("simple", "hybrid", "vlb")})
 
 
 class GaussianDiffusion(Generation):
@@ -34,7 +38,7 @@ class GaussianDiffusion(Generation):
 
     Args:
         model: The network, called as model(x, t, cond) with x (b, c, *spatial), t (b,) float32 counting from 0, and
-            cond a dict of tensors or None; returns the shape of x.
+            cond a dict of tensors or None; returns the shape of x, with twice the channels for a learned variance.
         image_size: Height and width of the images, or one number for both. One or three numbers for signals and
             volumes.
         channels: Image channels. Default: `model.channels`.
@@ -47,7 +51,12 @@ class GaussianDiffusion(Generation):
             is Ho et al.'s L_simple at high noise and stops it from spending itself on nearly clean images, which
             speeds up training for every parametrization (Hang et al. 2023).
         weighting_options: Options of the weighting, such as {"gamma": 5.0}.
-        variance: Variance of ancestral sampling: fixed_small or fixed_large.
+        variance: Variance of ancestral sampling: fixed_small, fixed_large, or learned_range, where the second half of
+            the network's output channels says where between the two it lies (Nichol & Dhariwal 2021).
+        loss: simple (the weighted squared error), vlb (the terms of the variational bound in bits/dim, times T), or
+            hybrid (simple + vlb_weight·vlb, where the vlb trains the variance only). Default: hybrid for a learned
+            variance, else simple.
+        vlb_weight: λ of the hybrid loss; 0.001 in Nichol & Dhariwal 2021.
         time_sampler: How training draws levels: uniform or stratified.
         clip: What sampling does to predicted images outside the range: static (clip), dynamic (threshold per image)
             or none.
@@ -75,6 +84,8 @@ class GaussianDiffusion(Generation):
         weighting: str | Weighting = "min_snr",
         weighting_options: dict[str, float] | None = None,
         variance: str | Variance = "fixed_small",
+        loss: Literal["simple", "hybrid", "vlb"] | None = None,
+        vlb_weight: float = 0.001,
         time_sampler: str | TimeSampler = "uniform",
         clip: Literal["static", "dynamic", "none"] = "static",
         dynamic_threshold_ratio: float = 0.995,
@@ -83,17 +94,20 @@ class GaussianDiffusion(Generation):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module called as model(x, t, cond), got {type(model).__name__}.")
         self.model = model
-        self.channels = _channels(model, channels)
-        self.image_size = _spatial(image_size)
-        self.schedule = _schedule(schedule, schedule_options, timesteps)
-        self.parametrization: Parametrization = _part(PARAMETRIZATIONS, parametrization)
-        self.weighting: Weighting = _part(WEIGHTINGS, weighting, weighting_options)
-        self.variance: Variance = _part(VARIANCES, variance)
-        self.time_sampler: TimeSampler = _part(TIME_SAMPLERS, time_sampler)
+        self.channels = channels_of(model, channels)
+        self.image_size = spatial_size(image_size)
+        self.schedule = make_schedule(schedule, schedule_options, timesteps)
+        self.parametrization: Parametrization = make_part(PARAMETRIZATIONS, parametrization)
+        self.weighting: Weighting = make_part(WEIGHTINGS, weighting, weighting_options)
+        self.variance: Variance = make_part(VARIANCES, variance)
+        self.time_sampler: TimeSampler = make_part(TIME_SAMPLERS, time_sampler)
         if not 0.0 < dynamic_threshold_ratio <= 1.0:
             raise ValueError(f"dynamic_threshold_ratio must be in (0, 1], got {dynamic_threshold_ratio}. Use 0.995.")
         self.clip, self.dynamic_threshold_ratio = clip, dynamic_threshold_ratio
         self._clip = CLIPS[clip]
+        learned = self.variance.outputs > 1
+        self.loss: str = LOSSES[("hybrid" if learned else "simple") if loss is None else loss]
+        self.vlb_weight = vlb_weight
         self._range_checked = False
         self._check_fit()
         self.loss_weights = self._loss_weights()
@@ -108,8 +122,18 @@ class GaussianDiffusion(Generation):
         if isinstance(outputs, int) and outputs != wanted:
             raise ValueError(
                 f"The network returns {outputs} channels, but images of {self.channels} channels and this variance "
-                f"need {wanted}. Build the network with that many output channels."
+                f"need {wanted}. Build the network with out_channels={wanted}."
             )
+        learned = self.variance.outputs > 1
+        if learned and self.loss == "simple":
+            raise ValueError("loss='simple' would never train a learned variance. Use loss='hybrid' or 'vlb'.")
+        if not learned and self.loss == "hybrid":
+            raise ValueError(
+                "In loss='hybrid' the bound trains the variance only, and a fixed one has nothing to train. Use "
+                "variance='learned_range', or loss='simple' or 'vlb'."
+            )
+        if not self.vlb_weight > 0:
+            raise ValueError(f"vlb_weight must be > 0, got {self.vlb_weight}. Nichol & Dhariwal use 0.001.")
 
     def _loss_weights(self) -> Tensor:
         """Tabulate w(SNR_t)·c_out², the weight of the network's squared error; 0 at t = 0, which is never trained."""
@@ -142,6 +166,8 @@ class GaussianDiffusion(Generation):
             "weighting": registered_name(WEIGHTINGS, self.weighting),
             "weighting_options": dict(vars(self.weighting)),
             "variance": registered_name(VARIANCES, self.variance),
+            "loss": self.loss,
+            "vlb_weight": self.vlb_weight,
             "time_sampler": registered_name(TIME_SAMPLERS, self.time_sampler),
             "clip": self.clip,
             "dynamic_threshold_ratio": self.dynamic_threshold_ratio,
@@ -164,6 +190,8 @@ class GaussianDiffusion(Generation):
         model: nn.Module | None = None,
     ) -> Tensor:
         """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its values.
+
+        That is loss="simple"; the others add or are T·(bits/dim of the step t → t − 1), whose mean over t is the bound.
 
         What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy arrays: wrappers for
         several GPUs move tensors to the device, and reading them back would make every step wait.
@@ -191,18 +219,27 @@ class GaussianDiffusion(Generation):
         x0 = to_model_range(images.to(device, non_blocking=True))
         conditions = self._drop(for_training(self.conditioners, cond, device), drop, len(x0))
         t, importance = self._draw_t(t, uniform, len(x0))
-        weights = self.loss_weights[t] if importance is None else self.loss_weights[t] * importance
+        importance = torch.ones(len(x0), dtype=torch.float64) if importance is None else importance
         # One transfer for everything that depends on t; the arithmetic on the tables is float64.
-        table = torch.stack([*self.schedule.gather(t), weights, (t - 1).double()]).to(x0.dtype)
-        alpha, sigma, weight, time = to_device(table, device)
+        table = torch.stack([*self.schedule.gather(t), self.loss_weights[t], importance, (t - 1).double()]).to(x0.dtype)
+        alpha, sigma, weight, importance, time = to_device(table, device)
         alpha, sigma = (v.view(-1, *[1] * (x0.ndim - 1)) for v in (alpha, sigma))
         eps = torch.randn_like(x0) if noise is None else noise.to(x0)
         if eps.shape != x0.shape:
             raise ValueError(f"noise must have the shape of the images {tuple(x0.shape)}, got {tuple(eps.shape)}.")
-        x_t = self.parametrization.scale_input(alpha * x0 + sigma * eps, alpha, sigma)
-        output = self._call(model or self.model, x_t, time.float(), conditions)
-        error = output.to(x0.dtype) - self.parametrization.target(x0, eps, alpha, sigma)
-        losses = weight * error.square().flatten(1).mean(1)
+        x_t = alpha * x0 + sigma * eps
+        seen = self.parametrization.scale_input(x_t, alpha, sigma)
+        output, raw = self._split(self._call(model or self.model, seen, time.float(), conditions).to(x0.dtype))
+        losses = torch.zeros_like(time)
+        if self.loss != "vlb":
+            error = output - self.parametrization.target(x0, eps, alpha, sigma)
+            losses = weight * error.square().flatten(1).mean(1)
+        if self.loss != "simple":
+            guess = self.parametrization.c_skip(alpha, sigma) * x_t + self.parametrization.c_out(alpha, sigma) * output
+            # In the hybrid loss the bound teaches the variance and leaves the mean alone.
+            guess, scale = (guess.detach(), self.vlb_weight) if self.loss == "hybrid" else (guess, 1.0)
+            losses = losses + scale * self.timesteps * self.chain.terms(t, x0, guess, raw, self.variance)
+        losses = importance * losses
         return losses.mean() if reduction == "mean" else losses
 
     def q_sample(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -232,7 +269,8 @@ class GaussianDiffusion(Generation):
         """Predict the clean image and the noise in x = x_t.
 
         Always in this order: network → guidance on its raw output → x̂_0 = c_skip·x_t + c_out·F → clip → ε̂ from the
-        clipped x̂_0.
+        clipped x̂_0. Guidance leaves a learned variance alone and keeps the conditional one: extrapolated, it would
+        leave its range.
 
         Args:
             x: Noisy images (b, c, *spatial) in [-1, 1] units, all at one level.
@@ -242,23 +280,35 @@ class GaussianDiffusion(Generation):
             model: A network to use instead of `self.model`.
             clip: "static", "dynamic" or "none", instead of what the process was built with.
         """
-        variance = partial(self.variance, raw=None)
         if level.sigma == 0:
-            return Prediction(x, torch.zeros_like(x), variance)
+            return Prediction(x, torch.zeros_like(x), partial(self.variance, raw=torch.zeros_like(x)))
         network = model or self.model
         seen = self.parametrization.scale_input(x, level.alpha, level.sigma)
-        time = torch.full((len(x),), level.t - 1.0, device=x.device, dtype=torch.float32)
+        # Below level 1 a network knows nothing cleaner.
+        time = torch.full((len(x),), max(level.t - 1.0, 0.0), device=x.device, dtype=torch.float32)
         if guidance is not None and guidance.active(level.t / self.timesteps):
             other = nulls(self.conditioners, cond)
             both = {name: torch.cat([value, other[name]]) for name, value in (cond or {}).items()}
-            raw = self._call(network, torch.cat([seen, seen]), torch.cat([time, time]), both)
-            output = guidance.combine(*raw.to(x.dtype).chunk(2))
+            pair = self._call(network, torch.cat([seen, seen]), torch.cat([time, time]), both)
+            (output, raw), (null, _) = map(self._split, pair.to(x.dtype).chunk(2))
+            output = guidance.combine(output, null)
         else:
-            output = self._call(network, seen, time, cond).to(x.dtype)
+            output, raw = self._split(self._call(network, seen, time, cond).to(x.dtype))
         p = self.parametrization
         x0 = p.c_skip(level.alpha, level.sigma) * x + p.c_out(level.alpha, level.sigma) * output
         x0 = (self._clip if clip is None else CLIPS[clip])(x0, self.dynamic_threshold_ratio)
-        return Prediction(x0, (x - level.alpha * x0) / level.sigma, variance)
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma, partial(self.variance, raw=raw))
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The full reverse chain, whose terms the losses "hybrid" and "vlb" are made of."""
+        return Chain.of(self.schedule)
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Split the network's output into F and its word on the variance."""
+        if self.variance.outputs == 1:
+            return output, None
+        return output[:, : self.channels], output[:, self.channels :]
 
     def _unpack(
         self, images: Tensor | Mapping[str, Tensor], cond: Mapping[str, Tensor] | None
@@ -320,39 +370,3 @@ class GaussianDiffusion(Generation):
         if tuple(output.shape) != expected:
             raise ValueError(f"The network returned shape {tuple(output.shape)}, expected {expected}.")
         return output
-
-
-def _channels(model: nn.Module, channels: int | None) -> int:
-    found = channels if channels is not None else getattr(model, "channels", None)
-    if not isinstance(found, int) or found < 1:
-        raise ValueError(
-            f"channels must be a positive integer; got {found!r}, and the network has no .channels. Pass it."
-        )
-    return found
-
-
-def _spatial(image_size: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if not 1 <= len(sizes) <= 3 or any(not isinstance(s, int) or s < 1 for s in sizes):
-        raise ValueError(f"image_size must be one positive integer, or a tuple of 1 to 3 of them; got {image_size!r}.")
-    return sizes
-
-
-def _schedule(schedule: str | Schedule, options: Mapping[str, float] | None, timesteps: int) -> Schedule:
-    if not isinstance(schedule, Schedule):
-        return Schedule.make(schedule, timesteps, options)
-    if options:
-        raise ValueError("schedule_options only go with the name of a schedule; build them into the Schedule.")
-    if timesteps not in (1000, schedule.timesteps):
-        raise ValueError(f"timesteps={timesteps} contradicts a Schedule of {schedule.timesteps}. Leave timesteps out.")
-    return schedule
-
-
-def _part(registry: Registry[Any], value: Any, options: Mapping[str, float] | None = None) -> Any:
-    """Build a part from its name and options, or take it as it is if a checkpoint could name it."""
-    if isinstance(value, str):
-        return build(registry, value, options)
-    if options:
-        raise ValueError(f"Options only go with the name of a {registry.kind}; build them into the object.")
-    registered_name(registry, value)
-    return value

@@ -135,6 +135,8 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
         model_options["num_classes"] = data.num_classes
     torch.manual_seed(config.seed)
     diffusion_options = options.to_plain(config.diffusion)
+    if diffusion_options["variance"] == "learned_range" and model_options["out_channels"] is None:
+        model_options["out_channels"] = 2 * config.channels  # the second half says the variance
     model = Unet(channels=config.channels, **model_options)
     return GaussianDiffusion(model, image_size=config.size, channels=config.channels, **diffusion_options), data
 

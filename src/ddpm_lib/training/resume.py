@@ -13,6 +13,7 @@ from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.callbacks import Callback
     from ddpm_lib.training.trainer import Trainer
 
@@ -155,6 +156,14 @@ def differences(saved: Any, now: Any, path: str = "") -> list[str]:
     return [] if as_list[0] == as_list[1] else [f"{path}: {saved!r} in the checkpoint, {now!r} now"]
 
 
+def completed(diffusion: GaussianDiffusion, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved options of a process with the defaults of those that it was saved too early to know."""
+    try:
+        return type(diffusion)(diffusion.model, **saved).config
+    except (TypeError, ValueError):
+        return saved
+
+
 def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another network or process; data, batch size and seed may change only on request.
 
@@ -162,7 +171,8 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         ConfigError: Listing what differs.
     """
     now = {"model": describe_model(trainer), "diffusion": trainer.diffusion.config}
-    hard = differences({k: state.get(k) for k in now}, now)
+    saved = {"model": state["model"], "diffusion": completed(trainer.diffusion, state["diffusion"])}
+    hard = differences(saved, now)
     if hard:
         raise ConfigError(
             f"{path} was trained with other settings:\n  "
