@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from ddpm_lib.options import build
@@ -197,8 +197,9 @@ def _sections(timesteps: int, spacing: str) -> list[float]:
         if not 1 <= count <= length:
             raise ValueError(f"spacing={spacing!r} wants {count} of the {length} levels of a section. Use fewer.")
         # Both ends of a section belong to it; one level alone is its first.
-        step = Fraction(length - 1, count - 1) if count > 1 else Fraction(0)
-        levels += [first + round(step * k) for k in range(count)]
+        step = (length - 1) / (count - 1) if count > 1 else 0.0
+        # Summed, not multiplied: ties are then rounded as in the code that published models were sampled with.
+        levels += [first + round(position) for position in accumulate([0.0] + [step] * (count - 1))]
         first += length
     return levels
 
