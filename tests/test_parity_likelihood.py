@@ -165,3 +165,26 @@ def test_tqch_terms(shared: Path, case: str) -> None:
             loss = d((x0 + 1) / 2, t=t, noise=noise, reduction="none")
             inner = t > 1
             close(loss[inner] / timesteps, data[f"f64/{theirs}/{variance}/loss_kl"][inner], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["cosine_T10", "linear_T50"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+def test_whole_bound(shared: Path, case: str, variance: str) -> None:
+    """The full chain, and one that visits every fifth level; noise[k] belongs to the k-th step from the top."""
+    data, meta = load(shared, f"B_process/bpd_{case}")
+    schedule = Schedule.make(meta["config"]["schedule"], meta["config"]["T"])
+    x0 = data["x_start"].double()
+    for kind, levels in [("full", None), ("respaced", [t + 1 for t in meta["values"]["respaced"]["steps"]])]:
+        chain = Chain.of(schedule, levels)
+        for theirs, name in MEANS:
+            d = toy(data, schedule, name, variance)
+            for key, clip in CLIPS if kind == "full" else CLIPS[:1]:
+                prefix = f"f64/{kind}/{theirs}/{variance.upper()}/{key}"
+                close(chain.prior(x0), data[f"{prefix}/prior_bpd"], atol=1e-14)
+                for i in range(len(chain) - 1):  # The decoder of the last column is at its floor, and seen above.
+                    k = torch.full((len(x0),), len(chain) - i)
+                    alpha, sigma = (v.view(-1, 1, 1, 1) for v in chain.table[:2, k - 1])
+                    x_t = alpha * x0 + sigma * data["noise"][i].double()
+                    guess, raw = d.estimate(x_t, alpha, sigma, chain.levels[k - 1], None, clip=clip)
+                    close(chain.terms(k, x0, guess, raw, d.variance), data[f"{prefix}/vb"][:, i], rtol=1e-6)
+                    close((guess - x0).square().flatten(1).mean(1), data[f"{prefix}/xstart_mse"][:, i])

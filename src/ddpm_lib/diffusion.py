@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ddpm_lib.clipping import CLIPS
 from ddpm_lib.conditions import Cond, Draws, drop, for_training, nulls, to_device
-from ddpm_lib.generation import Generation
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range, to_model_range
 from ddpm_lib.levels import Level
+from ddpm_lib.likelihood import Likelihood
 from ddpm_lib.losses import Chain
 from ddpm_lib.options import registered_name
-from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
+from ddpm_lib.parametrization import PARAMETRIZATIONS, N, Parametrization
 from ddpm_lib.parts import channels_of, make_part, make_schedule, spatial_size
 from ddpm_lib.registry import Registry
 from ddpm_lib.samplers import Prediction
@@ -30,7 +30,7 @@ from ddpm_lib.weighting import WEIGHTINGS, Weighting
 LOSSES: Registry[str] = Registry("loss", {name: name for name in ("simple", "hybrid", "vlb")})
 
 
-class GaussianDiffusion(Generation):
+class GaussianDiffusion(Likelihood):
     """A Gaussian diffusion process and the network that reverses it.
 
     Images are uint8 or float in [0, 1] at every method with `images` in its signature, and [-1, 1] inside. The state
@@ -235,7 +235,7 @@ class GaussianDiffusion(Generation):
             error = output - self.parametrization.target(x0, eps, alpha, sigma)
             losses = weight * error.square().flatten(1).mean(1)
         if self.loss != "simple":
-            guess = self.parametrization.c_skip(alpha, sigma) * x_t + self.parametrization.c_out(alpha, sigma) * output
+            guess = self._clean(x_t, output, alpha, sigma, "none")
             # In the hybrid loss the bound teaches the variance and leaves the mean alone.
             guess, scale = (guess.detach(), self.vlb_weight) if self.loss == "hybrid" else (guess, 1.0)
             losses = losses + scale * self.timesteps * self.chain.terms(t, x0, guess, raw, self.variance)
@@ -294,10 +294,41 @@ class GaussianDiffusion(Generation):
             output = guidance.combine(output, null)
         else:
             output, raw = self._split(self._call(network, seen, time, cond).to(x.dtype))
-        p = self.parametrization
-        x0 = p.c_skip(level.alpha, level.sigma) * x + p.c_out(level.alpha, level.sigma) * output
-        x0 = (self._clip if clip is None else CLIPS[clip])(x0, self.dynamic_threshold_ratio)
+        x0 = self._clean(x, output, level.alpha, level.sigma, clip)
         return Prediction(x0, (x - level.alpha * x0) / level.sigma, partial(self.variance, raw=raw))
+
+    def estimate(
+        self,
+        x: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        t: Tensor,
+        cond: Cond | None,
+        *,
+        model: nn.Module | None = None,
+        clip: str | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return x̂_0 and the raw variance (None for a fixed one) for noisy images each at its own level, unguided.
+
+        Args:
+            x: Noisy images (b, c, *spatial) in [-1, 1] units.
+            alpha: α of their levels, (b, 1, …).
+            sigma: σ of their levels, (b, 1, …).
+            t: The levels, (b,) on the CPU.
+            cond: Conditions by name, (b, …), on the device of x.
+            model: As for `denoise`.
+            clip: As for `denoise`.
+        """
+        time = to_device((t - 1.0).clamp(min=0.0).float(), x.device)
+        seen = self.parametrization.scale_input(x, alpha, sigma)
+        output, raw = self._split(self._call(model or self.model, seen, time, cond).to(x.dtype))
+        return self._clean(x, output, alpha, sigma, clip), raw
+
+    def _clean(self, x: Tensor, output: Tensor, alpha: N, sigma: N, clip: str | None) -> Tensor:
+        """Return x̂_0 = c_skip·x_t + c_out·F, clipped."""
+        p = self.parametrization
+        x0 = p.c_skip(alpha, sigma) * x + p.c_out(alpha, sigma) * output
+        return (self._clip if clip is None else CLIPS[clip])(x0, self.dynamic_threshold_ratio)
 
     @cached_property
     def chain(self) -> Chain:

@@ -78,7 +78,7 @@ class Chain:
     """A reverse chain through some levels of a schedule: step k = 1 … K goes from levels[k] to levels[k − 1], levels[0] = 0.
 
     Args:
-        levels: The levels in ascending order, without 0.
+        levels: The levels in ascending order, without 0, float64: they may be fractional.
         table: Rows α_t, σ_t, α_s·τ, log σ_s²τ, log σ_t²τ of the steps 1 … K, float64 (5, K). Step 1 has the lower bound
             of step 2.
     """
@@ -87,9 +87,9 @@ class Chain:
     table: Tensor
 
     @classmethod
-    def of(cls, schedule: Schedule, levels: Sequence[int] | None = None) -> Chain:
+    def of(cls, schedule: Schedule, levels: Sequence[float] | None = None) -> Chain:
         """Tabulate a chain; `levels` ascend without 0, all levels of the schedule by default."""
-        visited = list(range(1, schedule.timesteps + 1)) if levels is None else list(levels)
+        visited: list[float] = list(range(1, schedule.timesteps + 1)) if levels is None else list(levels)
         steps = [schedule.level(t) for t in [0, *visited]]
         rows = []
         for k in range(1, len(steps)):
@@ -97,7 +97,7 @@ class Chain:
             # One step alone has none before it: σ_t² is all that is known there.
             small, large = log_bounds(t, s, steps[k + 1] if k + 1 < len(steps) else Level(0, 0.0, 1.0))
             rows.append((t.alpha, t.sigma, s.alpha * tau(t, s), small, large))
-        return cls(torch.tensor(visited), torch.tensor(rows, dtype=torch.float64).T.contiguous())
+        return cls(torch.tensor(visited, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64).T.contiguous())
 
     def __len__(self) -> int:
         return len(self.levels)
