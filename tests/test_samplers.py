@@ -186,7 +186,7 @@ def test_order_of_convergence(sampler: Sampler, order: int, predict: Callable[[T
     """The error of the end point falls with num_steps^-order: the slope over five step counts says so."""
     slope = slope_of(COUNTS, [end_error(sampler, predict, count) for count in COUNTS])
     # The next term of the expansion still moves the slope; in third order it dominates for simple data.
-    assert order - 0.25 < slope < (order + 0.2 if order < 3 else 5), slope
+    assert order - 0.25 < slope < (order + 0.2 if order < 3 else 6), slope
 
 
 def test_the_published_third_order_is_second() -> None:
@@ -209,7 +209,7 @@ def test_the_reference_solution_is_exact() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "order"),
-    [(SAMPLERS[name](), ORDERS[name]) for name in SAMPLERS]
+    [(SAMPLERS[name](), ORDERS[name]) for name in SAMPLERS if ORDERS[name] < 3]
     + [
         (DDIM(0.5), 1),
         (DPMSolver2S(0.5), 1),
@@ -219,7 +219,10 @@ def test_the_reference_solution_is_exact() -> None:
     ],
 )
 def test_order_of_the_law_of_samples(sampler: Sampler, order: int) -> None:
-    """For Gaussian data mean and standard deviation of the samples are known without Monte Carlo (see `moments`)."""
+    """For Gaussian data mean and standard deviation of the samples are known without Monte Carlo (see `moments`).
+
+    At third order they are so exact that errors of both signs cancel; the end points above say more there.
+    """
     first, last = RANGES[gaussian_predict]
     counts, errors = (32, 64, 128, 256, 512) if order == 1 else COUNTS, []
     for count in counts:
@@ -228,7 +231,7 @@ def test_order_of_the_law_of_samples(sampler: Sampler, order: int) -> None:
         end = levels[-1]
         wanted = math.sqrt(end.alpha**2 * S**2 + end.sigma**2)
         errors.append(abs(mean - end.alpha * MU) + abs(std - wanted))
-    assert order - 0.2 < slope_of(counts, errors) < order + 1.3, errors
+    assert order - 0.2 < slope_of(counts, errors) < order + 0.3, errors
     assert errors[-1] < 0.01
 
 
