@@ -116,6 +116,37 @@ class MetricLogger(Callback):
         self._restored = state.get("sums")
 
 
+class LossAwareTimes(Callback):
+    """Tell a time sampler that learns the losses of all ranks in the order of the global batch, and keep its state.
+
+    Reading the losses makes every step wait for the device.
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Hand over what a checkpoint held; a new run starts without a memory."""
+        if self._restored is not None or not trainer.step:
+            trainer.diffusion.time_sampler.load_state_dict(self._restored or {})
+            self._restored = None
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Tell the losses of this step."""
+        assert trainer.last is not None
+        seen = torch.stack([trainer.last.levels.to(trainer.last.losses), trainer.last.losses], 1)
+        seen = trainer.accelerator.gather(seen).cpu() if trainer.processes > 1 else seen.cpu()
+        trainer.diffusion.time_sampler.update(seen[:, 0].long(), seen[:, 1].double())
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the sampler's state, the same on every rank."""
+        return trainer.diffusion.time_sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep it until training starts."""
+        self._restored = state
+
+
 class Validation(Callback):
     """Loss of the averaged weights on held-out images and on as many training images, with the same noise every time.
 
@@ -199,10 +230,11 @@ class SampleGrid(Callback):
 
 
 def _show_inline(path: Any) -> None:
-    # In a notebook the grid belongs under the cell; elsewhere there is nothing to show it in.
+    # In a notebook the grid belongs under the cell; elsewhere there is nothing to show it in. That ipykernel was imported says
+    # little (tools import it); that the shell has a kernel says it.
     import sys
 
-    if "ipykernel" in sys.modules:
+    if hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel"):
         from IPython.display import Image, display
 
         display(Image(filename=str(path)))
@@ -281,9 +313,11 @@ class ProgressBar(Callback):
             self._bar = None
 
 
-def default_callbacks(config: TrainingConfig) -> list[Callback]:
-    """Return the callbacks that the options ask for, in the order in which they run."""
+def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:
+    """Return the callbacks that the options, and a time sampler that learns, ask for, in the order in which they run."""
     chosen: list[Callback] = [MetricLogger(config.log_every), FiniteLoss(config.log_every)]
+    if learns_times:
+        chosen.append(LossAwareTimes())
     if config.val_every:
         chosen.append(Validation(config.val_every, config.val_max_images, config.seed))
     if config.sample_every:
