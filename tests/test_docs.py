@@ -1,0 +1,172 @@
+"""The guides keep their word: snippets run and print what they say, commands parse, links lead somewhere.
+
+In `docs/*.md` a ```python block runs if it stands in `extending.md`, where every block is complete, or below a line
+`<!-- runs -->`, where the blocks of a page share their names. A ```text block below a block that runs is what it prints;
+… stands for anything. A ```yaml block whose first line is `# run.yaml` is that file for the commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tyro
+
+from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
+from ddpm_lib.cli import options
+from ddpm_lib.cli.prepare import PrepareCommand
+from ddpm_lib.cli.sample import SampleCommand
+from ddpm_lib.cli.train import TrainCommand, resolve
+from ddpm_lib.samplers import SAMPLERS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+COMMANDS = {"train": TrainCommand, "sample": SampleCommand, "prepare": PrepareCommand}
+REGISTRIES = [
+    schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
+    SAMPLERS, spacing.SPACINGS, clipping.CLIPS,
+]  # fmt: skip
+FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--help", "--version", "--data"} | {
+    f"--{name}" for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode")
+}
+"""Flags of other programs, and those that every command has."""
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, its line, whether it runs, and what it prints."""
+
+    language: str
+    text: str
+    line: int
+    runs: bool
+    printed: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    lines = page.read_text(encoding="utf-8").splitlines()
+    fences = [i for i, line in enumerate(lines) if line.startswith("```")]
+    assert len(fences) % 2 == 0, f"{page.name}: a block is not closed"
+    previous = None
+    for start, end in zip(fences[::2], fences[1::2]):
+        language, text = lines[start][3:].strip(), "\n".join(lines[start + 1 : end])
+        marked = start > 0 and lines[start - 1].strip() == "<!-- runs -->"
+        runs = language == "python" and (marked or page.name == "extending.md")
+        if language == "text" and previous is not None and found[-1].runs and not any(lines[previous + 1 : start]):
+            found[-1] = found[-1]._replace(printed=text)
+        found.append(Block(language, text, start + 2, runs, None))
+        previous = end
+    return found
+
+
+@pytest.fixture
+def registries_kept() -> Iterator[None]:
+    before = [dict(registry._entries) for registry in REGISTRIES]
+    yield
+    for registry, entries in zip(REGISTRIES, before):
+        registry._entries = entries
+
+
+def matches(wanted: str, got: str) -> bool:
+    pattern = r"\s+".join(re.escape(word).replace("…", ".*?") for word in wanted.split())
+    return re.fullmatch(pattern, " ".join(got.split()), re.DOTALL) is not None
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.runs for b in blocks(p))], ids=lambda p: p.stem)
+def test_snippets_run_and_print_what_the_page_says(
+    page: Path, registries_kept: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks(page):
+        if not block.runs:
+            continue
+        names = {"__name__": "docs"} if page.name == "extending.md" else names
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
+            exec(code, names)
+        if block.printed is not None:
+            assert matches(block.printed, printed.getvalue()), (
+                f"{page.name}:{block.line} printed:\n{printed.getvalue()}"
+            )
+
+
+def flags_of(cls: type, prefix: str = "") -> set[str]:
+    found = set()
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name.replace("_", "-")
+        inner = field.default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            found |= flags_of(inner, f"{name}.")
+        else:
+            found |= {f"--{name}", f"--{prefix}no-{field.name.replace('_', '-')}"}
+    return found
+
+
+KNOWN = set().union(*map(flags_of, COMMANDS.values())) | FOREIGN
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_every_flag_exists(page: Path) -> None:
+    # References in pairs of backticks and blocks; words after -- in running text are prose.
+    text = page.read_text(encoding="utf-8")
+    spans = [b.text for b in blocks(page) if b.language != "python"]
+    spans += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    flags = {flag for span in spans for flag in re.findall(r"(?<![\w-])--[a-zA-Z][\w.-]*", span)}
+    assert flags - KNOWN == set()
+
+
+def commands(page: Path) -> list[list[str]]:
+    """All `ddpm …` lines of the shell blocks, also behind a launcher, without what the shell adds."""
+    found = []
+    for block in blocks(page):
+        if block.language != "bash":
+            continue
+        for line in block.text.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|\||;|\|", line.split(" #")[0]):
+                words = shlex.split(part, comments=True)
+                for i, word in enumerate(words[:-1]):
+                    if word in ("ddpm", "ddpm_lib.cli") and words[i + 1] in COMMANDS:
+                        found.append([w for w in words[i + 1 :] if w not in ("&",)])
+                if words[-1:] == ["ddpm"]:
+                    raise AssertionError(f"{page.name}: a command without a name in {line!r}")
+    return found
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.stem)
+def test_every_command_parses(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page):
+        if block.language == "yaml" and block.text.startswith("# run.yaml"):
+            Path("run.yaml").write_text(block.text, encoding="utf-8")
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("max_steps: 10\n")
+    for name, *args in commands(page):
+        if {"-h", "--help"} & set(args):
+            continue
+        if name == "train":
+            resolve(args)
+        else:
+            cls = COMMANDS[name]
+            missing = {f.name: tyro.MISSING for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+            options.parse(cls, args, cls(**missing), f"ddpm {name}", "")
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
+def test_every_choice_is_named(registry: Any) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in registry if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
