@@ -69,6 +69,15 @@ def test_quickstart_is_committed_without_outputs() -> None:
     assert notebook.metadata["kernelspec"]["name"] == "python3"
 
 
+def test_outside_a_kernel_nothing_is_displayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import ipykernel  # noqa: F401  (tools import it in ordinary scripts)
+
+    from ddpm_lib.training.callbacks import _show_inline
+
+    _show_inline(tmp_path / "grid.png")
+    assert capsys.readouterr().out == ""
+
+
 class Kernel:
     """A kernel in which cells run one after the other."""
 
