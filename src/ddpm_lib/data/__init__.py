@@ -1,4 +1,4 @@
-"""Images for training: folders, 🤗 datasets, arrays, any torch Dataset, and the built-in Shapes.
+"""Images for training: folders, 🤗 datasets, arrays, any torch Dataset, the built-in Shapes, and toys in the plane.
 
 `open_dataset` returns an `ImageDataset`; `make_loader` turns batches of indices into batches of tensors;
 `prepare_sysu` lays out the SYSU-Shape dataset.
@@ -11,22 +11,28 @@ from ddpm_lib.data.opening import open_dataset
 from ddpm_lib.data.shapes import Shapes
 from ddpm_lib.data.sysu import SysuSummary, prepare_sysu
 from ddpm_lib.data.tensors import tensor_dataset
+from ddpm_lib.data.toys import TOYS, Toy, points_to_values, toy_points, values_to_points
 from ddpm_lib.data.workers import available_cpus, available_memory, check_num_workers, default_num_workers, worker_init
 
 __all__ = [
+    "TOYS",
     "BadImagesError",
     "BatchStream",
     "DecodeSpec",
     "ImageDataset",
     "Shapes",
     "SysuSummary",
+    "Toy",
     "available_cpus",
     "available_memory",
     "check_num_workers",
     "default_num_workers",
     "make_loader",
     "open_dataset",
+    "points_to_values",
     "prepare_sysu",
     "tensor_dataset",
+    "toy_points",
+    "values_to_points",
     "worker_init",
 ]

@@ -1,7 +1,14 @@
-"""Networks: the U-Net, its blocks and its conditioners."""
+"""Networks: the U-Net, its blocks and its conditioners; an MLP for points."""
+
+from torch import nn
 
 from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
+from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.unet import Unet, preset_config
+from ddpm_lib.registry import Registry
 
-__all__ = ["PRESETS", "ClassLabel", "Conditioner", "Unet", "preset_config"]
+NETWORKS: Registry[type[nn.Module]] = Registry("network", {"Unet": Unet, "MLP": MLP})
+"""The networks that a checkpoint can name: each is rebuilt as `NETWORKS[name](**config)`."""
+
+__all__ = ["MLP", "NETWORKS", "PRESETS", "ClassLabel", "Conditioner", "Unet", "preset_config"]
