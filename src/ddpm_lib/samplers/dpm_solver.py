@@ -36,7 +36,8 @@ class DPMSolver2M(Sampler):
     """DPM-Solver++ 2M: x_s = (σ_s/σ_t)·x + α_s(1 − e^{−h})·D, D = x̂_0 + ½(h/h′)(x̂_0 − x̂_0′) (Lu et al. 2022b, alg. 2).
 
     h = λ_s − λ_t with λ = log(α/σ); x̂_0′ and h′ are those of the step before. The one to choose for few steps: second
-    order from one network call per step; 15 to 25 steps usually suffice. The first step, and the last one to clean
+    order from one network call per step; 15 to 25 steps usually suffice, best with spacing="log_snr" and a sigma_max
+    of 80 or less: steps of very different h spoil the extrapolation. The first step, and the last one to clean
     data, are of first order, so that pure noise at the start (λ = −∞) needs no special treatment.
 
     Args:
@@ -147,8 +148,8 @@ class DPMSolver2S(Sampler):
     order.
 
     Args:
-        eta: Noise of ancestral sampling as in DDIM(η): go to the level σ_s√(1 − η²τ) and add noise back. The order is
-            then 1.
+        eta: Noise of ancestral sampling as in DDIM(η): go to the level σ_s√(1 − η²τ) and add noise back, which costs
+            nothing in order.
 
     Raises:
         ValueError: If eta is outside [0, 1].
