@@ -49,7 +49,7 @@ def test_quickstart_runs_from_top_to_bottom(one_thread: None, tmp_path: Path, mo
 
     monkeypatch.setenv("QUICKSTART_STEPS", "8")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     outputs = {i: cell.outputs for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"}
     training = next(i for i, cell in enumerate(notebook.cells) if "trainer = Trainer(" in cell.source)
@@ -88,14 +88,14 @@ class Kernel:
         self.manager.start_kernel(cwd=str(folder), env={**os.environ, "OMP_NUM_THREADS": "1"})
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=180)
 
     def start(self, code: str) -> str:
         return self.client.execute(code)
 
     def finish(self, cell: str) -> dict[str, Any]:
         while True:
-            reply = self.client.get_shell_msg(timeout=60)
+            reply = self.client.get_shell_msg(timeout=240)
             if reply["parent_header"].get("msg_id") == cell:
                 return reply["content"]
 
@@ -118,7 +118,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
 def test_interrupting_the_kernel_saves_and_returns_and_training_continues(kernel: Kernel, tmp_path: Path) -> None:
     assert kernel.finish(kernel.start(PREPARE))["status"] == "ok"
     cell = kernel.start("result = trainer.train()")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (tmp_path / "reached").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
