@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import pairwise
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.levels import Level, tau
+from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.samplers import (
     DDIM,
     DDPM,
@@ -31,8 +33,8 @@ from ddpm_lib.samplers import (
     sample_loop,
 )
 from ddpm_lib.samplers.exponential import quadrature
-from ddpm_lib.schedules import Schedule
-from ddpm_lib.spacing import sampling_levels
+from ddpm_lib.schedules import SCHEDULES, Schedule
+from ddpm_lib.spacing import SPACINGS, sampling_levels
 from ddpm_lib.variance import FixedSmall
 from process_tools import TinyNet, gaussian_diffusion
 
@@ -462,6 +464,33 @@ def test_images_do_not_depend_on_the_batch(name: str) -> None:
     torch.testing.assert_close(whole, parts, rtol=0, atol=0)
     torch.testing.assert_close(whole[2:], diffusion.sample(2, sampler=name, num_steps=6, seed=3, first_index=2))
     assert whole.shape == (4, 3, 4, 4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_schedule_parametrization_and_spacing(name: str) -> None:
+    """With and without pure noise at the end, and few steps of very different size."""
+    needed = {"betas": {"betas": [0.1 * k for k in range(1, 9)]}, "shifted_cosine": {"size": 128}}
+    spacings = itertools.cycle([*SPACINGS, "2,3", [8, 7, 2.5, 1]])
+    for schedule, parametrization, zero in itertools.product(SCHEDULES, PARAMETRIZATIONS, (False, True)):
+        if (zero or schedule == "jsd") and PARAMETRIZATIONS[parametrization].needs_signal:
+            continue
+        options = {**needed.get(schedule, {}), "zero_terminal_snr": zero}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            diffusion = GaussianDiffusion(
+                TinyNet(),
+                image_size=3,
+                schedule=Schedule.make(schedule, 8, options),
+                parametrization=parametrization,
+                weighting="flat",
+                clip="none",
+            )
+        # Twice, so that each spacing meets every sampler with many schedules.
+        for spacing in (next(spacings), next(spacings)):
+            images = diffusion.sample(
+                1, sampler=name, spacing=spacing, num_steps=5 if spacing in list(SPACINGS) else None
+            )
+            assert torch.isfinite(images).all(), (schedule, parametrization, zero, spacing)
 
 
 def test_sample_takes_options_of_samplers_and_spacings() -> None:

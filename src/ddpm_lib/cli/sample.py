@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
-from ddpm_lib.samplers import make_sampler
+from ddpm_lib.samplers import SAMPLERS, make_sampler
+from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
 from ddpm_lib.training.devices import pick_device, pick_precision, use_channels_last
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
@@ -47,14 +48,14 @@ class SampleCommand:
     """Enlarge the grid by whole pixels; default: tiles of about 128 pixels."""
     output_dir: str | None = None
     """Where to write; default: samples/ in the run, a new directory per call."""
-    sampler: str = "ddim"
-    """Sampler: ddpm, ddim."""
+    sampler: Annotated[str, tyro.conf.arg(help=f"Sampler: {', '.join(SAMPLERS)}.")] = "ddim"
     num_steps: int | None = None
-    """Sampling steps; default: 50 for ddim, all for ddpm."""
-    spacing: str | None = None
-    """Which levels are visited: trailing, leading, linspace, quadratic; default: the sampler's."""
+    """Sampling steps; default: all for ddpm, 50 for the others."""
+    spacing: Annotated[str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")] = (
+        "trailing"
+    )
     eta: float | None = None
-    """Noise of ddim: 0 deterministic, 1 like ddpm."""
+    """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1: none."""
     class_label: str | None = None
@@ -119,7 +120,9 @@ def _refuse_used(folder: Path) -> None:
 def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> tuple[Tensor, list[Tensor]]:
     """Draw the images, shared over the ranks; with a GIF also the grids of the way there."""
     diffusion = loaded.diffusion
-    steps = command.num_steps or (min(50, diffusion.timesteps) if command.sampler == "ddim" else diffusion.timesteps)
+    # Ancestral sampling takes all steps, and "10,15,20" says itself how many.
+    own = command.sampler == "ddpm" or command.spacing not in SPACINGS
+    steps = command.num_steps or (None if own else min(50, diffusion.timesteps))
     extra = {k: getattr(command, k) for k in ("spacing", "eta") if getattr(command, k) is not None}
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     wants_gif = command.format in ("gif", "all")
