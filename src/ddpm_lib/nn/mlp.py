@@ -75,7 +75,7 @@ class MLP(nn.Module):
         depth: int = 3,
         out_channels: int | None = None,
         *,
-        frequencies: int = 4,
+        frequencies: int = 6,
         dropout: float = 0.0,
         time_dim: int | None = None,
         num_classes: int | None = None,
