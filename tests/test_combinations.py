@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_lib.clipping import CLIPS
-from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.diffusion import LOSSES, GaussianDiffusion
 from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.schedules import SCHEDULES
@@ -18,8 +18,14 @@ from ddpm_lib.weighting import WEIGHTINGS
 from process_tools import TinyNet
 
 T = 8
-REQUIRED = {"betas": {"betas": [0.1 * k for k in range(1, T + 1)]}}
+REQUIRED = {"betas": {"betas": [0.1 * k for k in range(1, T + 1)]}, "shifted_cosine": {"size": 128}}
 """Options without which an entry cannot be built."""
+FITTING = [
+    (variance, loss)
+    for variance, loss in product(VARIANCES, LOSSES)
+    if loss != ("simple" if VARIANCES[variance].outputs > 1 else "hybrid")
+]
+"""A learned variance has to be trained, and a fixed one cannot be."""
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
@@ -27,32 +33,55 @@ REQUIRED = {"betas": {"betas": [0.1 * k for k in range(1, T + 1)]}}
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_combination(schedule: str, parametrization: str, zero_terminal_snr: bool) -> None:
     options = {**REQUIRED.get(schedule, {}), "zero_terminal_snr": zero_terminal_snr}
-    if zero_terminal_snr and PARAMETRIZATIONS[parametrization].needs_signal:
+    if (zero_terminal_snr or schedule == "jsd") and PARAMETRIZATIONS[parametrization].needs_signal:
         with pytest.raises(ValueError, match="zero terminal SNR"):
             build(schedule, options, parametrization, "simple", "fixed_small", "uniform", "static")
         return
     torch.manual_seed(0)
     images = torch.rand(2, 3, 3, 3)
-    for i, (weighting, variance) in enumerate(product(WEIGHTINGS, VARIANCES)):
-        # These two meet every variance and parametrization; the way they are reached does not depend on the weighting.
+    ways = list(product(SAMPLERS, SPACINGS))
+    # Where the walk through clips, time samplers and ways to sample begins; `test_every_way_to_sample` sees all of those.
+    start = 5 * list(SCHEDULES).index(schedule) + 7 * list(PARAMETRIZATIONS).index(parametrization)
+    for i, weighting in enumerate(WEIGHTINGS, start):
+        # Any two parts meet somewhere on the walk over schedules and parametrizations.
+        variance, loss = FITTING[i % len(FITTING)]
         clip, time_sampler = list(CLIPS)[i % len(CLIPS)], list(TIME_SAMPLERS)[i % len(TIME_SAMPLERS)]
-        diffusion = build(schedule, options, parametrization, weighting, variance, time_sampler, clip)
+        parts = (schedule, options, parametrization, weighting, variance, time_sampler, clip, loss)
+        diffusion = build(*parts)
         optimizer = torch.optim.SGD(diffusion.parameters(), lr=1e-3)
         for _ in range(2):
             optimizer.zero_grad()
-            loss = diffusion(images)
-            loss.backward()
+            value = diffusion(images)
+            value.backward()
             # Some weights on some schedules span thirty orders of magnitude.
             torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
             optimizer.step()
-            assert torch.isfinite(loss)
-        for sampler, spacing in product(SAMPLERS, SPACINGS):
-            result = diffusion.sample(1, sampler=sampler, spacing=spacing, num_steps=3)
-            assert torch.isfinite(result).all(), (weighting, variance, sampler, spacing)
+            assert torch.isfinite(value), parts
+        sampler, spacing = ways[i % len(ways)]
+        result = diffusion.sample(1, sampler=sampler, spacing=spacing, num_steps=3)
+        assert torch.isfinite(result).all(), (parts, sampler, spacing)
+    assert torch.isfinite(diffusion.bits_per_dim(images, num_levels=3).total).all()
+
+
+@pytest.mark.parametrize(("variance", "loss"), list(product(VARIANCES, LOSSES)))
+def test_every_loss(variance: str, loss: str) -> None:
+    parts = ("cosine", {}, "v", "flat", variance, "uniform", "static", loss)
+    if (variance, loss) in FITTING:
+        assert torch.isfinite(build(*parts)(torch.rand(2, 3, 3, 3)))
+    else:
+        with pytest.raises(ValueError, match=r"never train a learned variance|nothing to train"):
+            build(*parts)
 
 
 def build(
-    schedule: str, options: dict, parametrization: str, weighting: str, variance: str, time_sampler: str, clip: str
+    schedule: str,
+    options: dict,
+    parametrization: str,
+    weighting: str,
+    variance: str,
+    time_sampler: str,
+    clip: str,
+    loss: str | None = None,
 ) -> GaussianDiffusion:
     with warnings.catch_warnings():
         # A weighting may give level T no weight on a schedule of zero terminal SNR; that it is said is tested elsewhere.
@@ -68,6 +97,7 @@ def build(
             variance=variance,
             time_sampler=time_sampler,
             clip=clip,
+            loss=loss,
         )
 
 

@@ -188,3 +188,54 @@ def test_whole_bound(shared: Path, case: str, variance: str) -> None:
                     guess, raw = d.estimate(x_t, alpha, sigma, chain.levels[k - 1], None, clip=clip)
                     close(chain.terms(k, x0, guess, raw, d.variance), data[f"{prefix}/vb"][:, i], rtol=1e-6)
                     close((guess - x0).square().flatten(1).mean(1), data[f"{prefix}/xstart_mse"][:, i])
+
+
+def test_edm_preconditioning(shared: Path) -> None:
+    """Theirs is x = y + σn with σ = σ_ours/α_ours; here the same images at the levels of one schedule with just these σ."""
+    data, meta = load(shared, "B_process/edm_precond_loss")
+    config, y, noise = meta["config"], data["y"].double(), data["noise"].double()
+    normal = data["rnd_normal"].double()
+    drawn = (normal * config["P_std"] + config["P_mean"]).exp().flatten()
+    order = drawn.argsort()
+    alpha_bar = 1 / (1 + drawn[order] ** 2)
+    schedule = Schedule.from_betas(1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]]))
+    t = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))) + 1
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor, time: Tensor, cond: None = None) -> Tensor:
+            c_noise = ((schedule.sigma / schedule.alpha)[time.long() + 1].log() / 4).view(-1, 1, 1, 1)
+            return data["A"].double() * x + data["B"].double() + data["C"].double() * c_noise
+
+    options = {"sigma_data": config["sigma_data"]}
+    d = GaussianDiffusion(
+        Net(),
+        image_size=(4, 2),
+        channels=3,
+        schedule=schedule,
+        parametrization="edm",
+        parametrization_options=options,
+        weighting="edm",
+        weighting_options=options,
+        clip="none",
+    )
+    # Images go in as [0, 1]; theirs are not bounded, so the parts of the loss are called.
+    alpha, sigma = (v.view(-1, 1, 1, 1) for v in schedule.gather(t))
+    x_t = alpha * (y + drawn.view(-1, 1, 1, 1) * noise)
+    guess, _ = d.estimate(x_t, alpha, sigma, t, None, clip="none")
+    weight = d.weighting(schedule.snr[1:])[t - 1].view(-1, 1, 1, 1)
+    close(weight * (guess - y).square(), data["f64/edm/loss"], rtol=1e-6)
+
+
+def test_sigma_parameterisation(shared: Path) -> None:
+    data, _ = load(shared, "B_process/sigma_parameterisation")
+    schedule = Schedule.make("linear", 1000)
+    close(schedule.alpha[1:] ** 2, data["alphas_cumprod"])
+    close(schedule.snr[1:] ** -0.5, data["f64/sigmas"])
+    between = [schedule.level(float(t) + 1) for t in data["query_t"]]
+    close(torch.tensor([k.sigma / k.alpha for k in between], dtype=torch.float64), data["f64/sigma_of_t"])
+    # Below its first level the peer's t stays 0, where ours goes on to clean data; above the last both stop.
+    inside = (data["query_sigma"] >= data["f64/sigmas"][0]) & (data["query_sigma"] <= data["f64/sigmas"][-1])
+    levels = [schedule.level_at(-2 * math.log(float(s))) for s in data["query_sigma"]]
+    close(
+        torch.tensor([k.t - 1 for k in levels], dtype=torch.float64)[inside], data["f64/t_of_sigma"][inside], rtol=1e-6
+    )

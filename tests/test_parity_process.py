@@ -140,6 +140,17 @@ def test_diffusers_schedules(shared: Path) -> None:
     assert seen > 20
 
 
+def test_diffusers_laplace(shared: Path) -> None:
+    """It takes α for α̅, on t/T with 1e-6 inside the logarithm; its α̅² at the same log-SNR is ours."""
+    data, _ = load(shared, "A_schedules/diffusers")
+    theirs = data["laplace/T1000/plain/f64/alphas_cumprod"]
+    u = torch.arange(1000, dtype=torch.float64) / 1000
+    log_snr = -0.5 * torch.sign(0.5 - u) * torch.log(1 - 2 * (0.5 - u).abs() + 1e-6)
+    close(theirs[:-1] * torch.sigmoid(log_snr[0]).sqrt(), torch.sigmoid(log_snr[1:]).sqrt(), rtol=1e-6)
+    # Our grid leaves out both ends, where the distribution ends at infinity.
+    close(Schedule.make("laplace", 999).alpha[1:] ** 2, torch.sigmoid(log_snr[1:]), rtol=1e-3)
+
+
 def test_timesteps(shared: Path) -> None:
     values = json.loads((shared / "fixtures/A_schedules/timesteps.json").read_text())["values"]
     for case in values["diffusers"]:

@@ -19,11 +19,11 @@ from ddpm_lib.likelihood import Likelihood
 from ddpm_lib.losses import Chain
 from ddpm_lib.options import registered_name
 from ddpm_lib.parametrization import PARAMETRIZATIONS, N, Parametrization
-from ddpm_lib.parts import channels_of, make_part, make_schedule, spatial_size
+from ddpm_lib.parts import channels_of, make_part, make_schedule, options_of, spatial_size
 from ddpm_lib.registry import Registry
 from ddpm_lib.samplers import Prediction
 from ddpm_lib.schedules import Schedule
-from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler
+from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler, drawn_levels
 from ddpm_lib.variance import VARIANCES, Variance
 from ddpm_lib.weighting import WEIGHTINGS, Weighting
 
@@ -43,13 +43,15 @@ class GaussianDiffusion(Likelihood):
             volumes.
         channels: Image channels. Default: `model.channels`.
         timesteps: Number of noise levels T, at least 2.
-        schedule: Noise schedule: linear, cosine, sigmoid, quad, const, warmup10, warmup50 or betas; or a `Schedule`.
+        schedule: Noise schedule: linear, cosine, sigmoid, quad, scaled_linear, const, warmup10, warmup50, jsd, laplace,
+            log_linear, karras, shifted_cosine (large images) or betas; or a `Schedule`.
         schedule_options: Options of the schedule, such as {"zero_terminal_snr": True}.
         parametrization: What the network predicts: eps (the noise), x0 (the image) or v (a mix that is well-posed at
-            every level, hence the default).
-        weighting: Weight of the levels in the loss: simple, min_snr, flat, p2 or snr_plus_one. The default min_snr
-            is Ho et al.'s L_simple at high noise and stops it from spending itself on nearly clean images, which
-            speeds up training for every parametrization (Hang et al. 2023).
+            every level, hence the default), or edm (v for data of another spread than 1, Karras et al. 2022).
+        parametrization_options: Options of the parametrization, such as {"sigma_data": 0.5}.
+        weighting: Weight of the levels in the loss: simple, min_snr, flat, p2, snr_plus_one, soft_min_snr, vlb,
+            sigmoid or edm. The default min_snr is Ho et al.'s L_simple at high noise and stops it from spending
+            itself on nearly clean images, which speeds up training for every parametrization (Hang et al. 2023).
         weighting_options: Options of the weighting, such as {"gamma": 5.0}.
         variance: Variance of ancestral sampling: fixed_small, fixed_large, or learned_range, where the second half of
             the network's output channels says where between the two it lies (Nichol & Dhariwal 2021).
@@ -57,7 +59,9 @@ class GaussianDiffusion(Likelihood):
             hybrid (simple + vlb_weight·vlb, where the vlb trains the variance only). Default: hybrid for a learned
             variance, else simple.
         vlb_weight: λ of the hybrid loss; 0.001 in Nichol & Dhariwal 2021.
-        time_sampler: How training draws levels: uniform or stratified.
+        time_sampler: How training draws levels: uniform, stratified, loss_aware (where the losses are large, unbiased;
+            for loss="vlb") or log_normal_sigma (Karras et al. 2022).
+        time_sampler_options: Options of the time sampler, such as {"P_mean": -1.2}.
         clip: What sampling does to predicted images outside the range: static (clip), dynamic (threshold per image)
             or none.
         dynamic_threshold_ratio: Quantile of the pixel magnitudes that clip="dynamic" maps to the range, in (0, 1].
@@ -81,12 +85,14 @@ class GaussianDiffusion(Likelihood):
         schedule: str | Schedule = "cosine",
         schedule_options: dict[str, float] | None = None,
         parametrization: str | Parametrization = "v",
+        parametrization_options: dict[str, float] | None = None,
         weighting: str | Weighting = "min_snr",
         weighting_options: dict[str, float] | None = None,
         variance: str | Variance = "fixed_small",
         loss: Literal["simple", "hybrid", "vlb"] | None = None,
         vlb_weight: float = 0.001,
         time_sampler: str | TimeSampler = "uniform",
+        time_sampler_options: dict[str, float] | None = None,
         clip: Literal["static", "dynamic", "none"] = "static",
         dynamic_threshold_ratio: float = 0.995,
     ) -> None:
@@ -97,10 +103,11 @@ class GaussianDiffusion(Likelihood):
         self.channels = channels_of(model, channels)
         self.image_size = spatial_size(image_size)
         self.schedule = make_schedule(schedule, schedule_options, timesteps)
-        self.parametrization: Parametrization = make_part(PARAMETRIZATIONS, parametrization)
+        self.parametrization: Parametrization = make_part(PARAMETRIZATIONS, parametrization, parametrization_options)
         self.weighting: Weighting = make_part(WEIGHTINGS, weighting, weighting_options)
         self.variance: Variance = make_part(VARIANCES, variance)
-        self.time_sampler: TimeSampler = make_part(TIME_SAMPLERS, time_sampler)
+        self.time_sampler: TimeSampler = make_part(TIME_SAMPLERS, time_sampler, time_sampler_options)
+        self.time_sampler.bind(self.schedule)
         if not 0.0 < dynamic_threshold_ratio <= 1.0:
             raise ValueError(f"dynamic_threshold_ratio must be in (0, 1], got {dynamic_threshold_ratio}. Use 0.995.")
         self.clip, self.dynamic_threshold_ratio = clip, dynamic_threshold_ratio
@@ -163,12 +170,14 @@ class GaussianDiffusion(Likelihood):
             "schedule": self.schedule.name,
             "schedule_options": dict(self.schedule.options),
             "parametrization": registered_name(PARAMETRIZATIONS, self.parametrization),
+            "parametrization_options": options_of(self.parametrization),
             "weighting": registered_name(WEIGHTINGS, self.weighting),
-            "weighting_options": dict(vars(self.weighting)),
+            "weighting_options": options_of(self.weighting),
             "variance": registered_name(VARIANCES, self.variance),
             "loss": self.loss,
             "vlb_weight": self.vlb_weight,
             "time_sampler": registered_name(TIME_SAMPLERS, self.time_sampler),
+            "time_sampler_options": options_of(self.time_sampler),
             "clip": self.clip,
             "dynamic_threshold_ratio": self.dynamic_threshold_ratio,
         }
@@ -218,7 +227,7 @@ class GaussianDiffusion(Likelihood):
         self.check_images(images)
         x0 = to_model_range(images.to(device, non_blocking=True))
         conditions = self._drop(for_training(self.conditioners, cond, device), drop, len(x0))
-        t, importance = self._draw_t(t, uniform, len(x0))
+        t, importance = drawn_levels(self.time_sampler, t, uniform, len(x0), self.timesteps)
         importance = torch.ones(len(x0), dtype=torch.float64) if importance is None else importance
         # One transfer for everything that depends on t; the arithmetic on the tables is float64.
         table = torch.stack([*self.schedule.gather(t), self.loss_weights[t], importance, (t - 1).double()]).to(x0.dtype)
@@ -377,22 +386,6 @@ class GaussianDiffusion(Likelihood):
                 return cond
             draws = torch.rand(n, dtype=torch.float64)
         return drop(conditioners, cond, draws)
-
-    def _draw_t(self, t: Tensor | None, uniform: Draws | None, n: int) -> tuple[Tensor, Tensor | None]:
-        if t is None:
-            u = torch.rand(n, dtype=torch.float64) if uniform is None else torch.as_tensor(uniform).cpu()
-            if u.shape != (n,):
-                raise ValueError(f"uniform must hold {n} numbers, one per image; got shape {tuple(u.shape)}.")
-            return self.time_sampler(u, self.timesteps)
-        if uniform is not None:
-            raise ValueError("Give t or uniform, not both.")
-        t = t.cpu().long()
-        if t.shape != (n,) or int(t.min()) < 1 or int(t.max()) > self.timesteps:
-            raise ValueError(
-                f"t must be {n} levels in 1 … {self.timesteps}; got shape {tuple(t.shape)} with values in "
-                f"{int(t.min())} … {int(t.max())}. Level 0 is clean data."
-            )
-        return t, None
 
     def _call(self, model: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
         output = model(x, time, cond)

@@ -93,4 +93,44 @@ class V(Parametrization):
         return alpha * eps - sigma * x0
 
 
-PARAMETRIZATIONS: Registry[type[Parametrization]] = Registry("parametrization", {"eps": Eps, "x0": X0, "v": V})
+@dataclass(frozen=True)
+class EDM(Parametrization):
+    """F and its input have unit variance for data of standard deviation σ_d (Karras et al. 2022, table 1).
+
+    Theirs in terms of σ/α with x = x_t/α. With σ_d = 1 it is −v. The network is told the level, not ¼·ln(σ/α).
+
+    Args:
+        sigma_data: σ_d, the standard deviation of the data in [-1, 1], > 0.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"The parametrization 'edm' needs sigma_data > 0, got {self.sigma_data}. 0.5 is usual.")
+
+    def _spread(self, alpha: N, sigma: N) -> N:
+        """Return α²σ_d² + σ², the variance of x_t."""
+        return alpha**2 * self.sigma_data**2 + sigma**2
+
+    def c_skip(self, alpha: N, sigma: N) -> N:
+        """Return ασ_d²/(α²σ_d² + σ²)."""
+        return alpha * self.sigma_data**2 / self._spread(alpha, sigma)
+
+    def c_out(self, alpha: N, sigma: N) -> N:
+        """Return σσ_d/√(α²σ_d² + σ²)."""
+        return sigma * self.sigma_data * self._spread(alpha, sigma) ** -0.5
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return (σ·x_0 − ασ_d²·ε)/(σ_d·√(α²σ_d² + σ²))."""
+        scale = self._spread(alpha, sigma) ** -0.5
+        return scale * (sigma / self.sigma_data * x0 - alpha * self.sigma_data * eps)
+
+    def scale_input(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """Return x_t/√(α²σ_d² + σ²)."""
+        return x * (alpha**2 * self.sigma_data**2 + sigma**2) ** -0.5
+
+
+PARAMETRIZATIONS: Registry[type[Parametrization]] = Registry(
+    "parametrization", {"eps": Eps, "x0": X0, "v": V, "edm": EDM}
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ddpm_lib.options import build, registered_name
+from ddpm_lib.options import build, option_names, registered_name
 from ddpm_lib.registry import Registry
 from ddpm_lib.schedules import Schedule
 
@@ -49,3 +49,8 @@ def make_part(registry: Registry[Any], value: Any, options: Mapping[str, Any] | 
         raise ValueError(f"Options only go with the name of a {registry.kind}; build them into the object.")
     registered_name(registry, value)
     return value
+
+
+def options_of(part: object) -> dict[str, Any]:
+    """Return the options a part was built with; it keeps them in attributes of the same names."""
+    return {name: getattr(part, name) for name in option_names(type(part))}

@@ -182,7 +182,7 @@ class Schedule:
 def _tables(log_alpha_bar: Tensor, zero_terminal_snr: bool) -> tuple[Tensor, Tensor]:
     """Turn log α̅_1 … log α̅_T into (α, σ) with level 0 in front."""
     alpha, sigma = torch.exp(log_alpha_bar / 2), torch.sqrt(-torch.expm1(log_alpha_bar))
-    if zero_terminal_snr:
+    if zero_terminal_snr and float(alpha[-1]) > 0:
         first, last = alpha[0], alpha[-1]
         away = -torch.expm1(log_alpha_bar / 2)  # 1 − α, which the rescaling below needs to full relative precision
         away = (first * away - last * away[0]) / (first - last)
@@ -271,6 +271,11 @@ def quad(timesteps: int, /, *, beta_start: float = 1e-4, beta_end: float = 0.02)
     return _accumulate(torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64).square(), "quad")
 
 
+def scaled_linear(timesteps: int, /, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """√β linear like `quad`, with the ends of Stable Diffusion (Rombach et al. 2022, code)."""
+    return quad(timesteps, beta_start=beta_start, beta_end=beta_end)
+
+
 def const(timesteps: int, /, *, beta: float = 0.02) -> Tensor:
     """The same β at every step (Ho et al. 2020, code)."""
     return _accumulate(torch.full((timesteps,), beta, dtype=torch.float64), "const")
@@ -294,6 +299,65 @@ def warmup50(timesteps: int, /, *, beta_start: float = 1e-4, beta_end: float = 0
     return _warmup(timesteps, "warmup50", beta_start, beta_end, 0.5)
 
 
+def jsd(timesteps: int, /) -> Tensor:
+    """β_t = 1/(T − t + 1), hence α̅_t = 1 − t/T: linear down to pure noise (Sohl-Dickstein et al. 2015; Ho et al. 2020, code)."""
+    t = torch.arange(1, timesteps + 1, dtype=torch.float64)
+    return torch.log1p(-t / timesteps)
+
+
+def _of_log_snr(log_snr: Tensor) -> Tensor:
+    """Return log α̅ = −log(1 + e^−λ)."""
+    return -torch.nn.functional.softplus(-log_snr)
+
+
+def laplace(timesteps: int, /, *, mu: float = 0.0, b: float = 0.5) -> Tensor:
+    """Log SNR λ = μ − b·sgn(½ − u)·log(1 − 2|½ − u|), u = t/(T + 1): quantiles of a Laplace distribution (Hang et al. 2024).
+
+    Most levels lie around λ = μ.
+    """
+    if not b > 0:
+        raise ValueError(f"The schedule 'laplace' needs b > 0, got {b}. Hang et al. use 0.5.")
+    centre = torch.arange(1, timesteps + 1, dtype=torch.float64) / (timesteps + 1) - 0.5
+    return _of_log_snr(mu + b * torch.sign(centre) * torch.log1p(-2 * centre.abs()))
+
+
+def log_linear(timesteps: int, /, *, log_snr_max: float = 13.3, log_snr_min: float = -7.0) -> Tensor:
+    """Log SNR linear in t (Kingma et al. 2021, app. H, for their fixed ends)."""
+    if not log_snr_min < log_snr_max:
+        raise ValueError(
+            f"The schedule 'log_linear' needs log_snr_min < log_snr_max; got {log_snr_min}, {log_snr_max}."
+        )
+    return _of_log_snr(torch.linspace(log_snr_max, log_snr_min, timesteps, dtype=torch.float64))
+
+
+def karras(timesteps: int, /, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """(σ/α)^{1/ρ} linear from σ_min to σ_max (Karras et al. 2022, eq. 5), for parametrization "edm"."""
+    if not (0 < sigma_min < sigma_max and rho > 0):
+        raise ValueError(
+            f"The schedule 'karras' needs 0 < sigma_min < sigma_max and rho > 0; got {sigma_min}, {sigma_max}, {rho}."
+        )
+    ends = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return -torch.log1p(torch.linspace(*ends, timesteps, dtype=torch.float64) ** (2 * rho))
+
+
+def shifted_cosine(timesteps: int, /, *, size: float, reference: float = 64.0, reference_low: float = 0.0) -> Tensor:
+    """Log SNR of the cosine schedule plus 2·log(reference/size), for large images (Hoogeboom et al. 2023, §3.1).
+
+    An image of `size` then has the noise that one of `reference` has after averaging. With `reference_low` the shift goes
+    from that of `reference_low` at clean images to that of `reference` at noise, linearly in t/T: interpolated (eq. 8).
+    """
+    if not (size > 0 and reference > 0 and reference_low >= 0):
+        raise ValueError(
+            f"The schedule 'shifted_cosine' needs size, reference > 0 and reference_low ≥ 0; got {size}, {reference}, "
+            f"{reference_low}. Give the side of the images, {{'size': 256}}."
+        )
+    log_alpha_bar = cosine(timesteps)
+    log_snr = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+    u = torch.linspace(1 / timesteps, 1, timesteps, dtype=torch.float64)
+    noisy, clean = 2 * math.log(reference / size), 2 * math.log((reference_low or reference) / size)
+    return _of_log_snr(log_snr + u * noisy + (1 - u) * clean)
+
+
 def given_betas(timesteps: int, /, *, betas: Sequence[float]) -> Tensor:
     """The betas themselves, one per timestep."""
     if len(betas) != timesteps:
@@ -311,6 +375,12 @@ SCHEDULES: Registry[Callable[..., Tensor]] = Registry(
         "const": const,
         "warmup10": warmup10,
         "warmup50": warmup50,
+        "scaled_linear": scaled_linear,
+        "jsd": jsd,
+        "laplace": laplace,
+        "log_linear": log_linear,
+        "karras": karras,
+        "shifted_cosine": shifted_cosine,
         "betas": given_betas,
     },
 )

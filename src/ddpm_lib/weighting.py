@@ -6,12 +6,19 @@ predicts ε (Ho et al. 2020, eq. 14), w = SNR + 1 weighs a network that predicts
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ddpm_lib.registry import Registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Weighting(ABC):
 
     @abstractmethod
     def __call__(self, snr: Tensor) -> Tensor:
-        """Return w for SNR in [0, ∞), float64."""
+        """Return w for the SNRs of levels 1 … T in their order, float64 in [0, ∞); most weights look at each SNR alone."""
 
 
 def _require_positive(weighting: Weighting, **options: float) -> None:
@@ -96,6 +103,109 @@ class SNRPlusOne(Weighting):
         return snr + 1.0
 
 
+@dataclass(frozen=True)
+class SoftMinSNR(Weighting):
+    """w = SNR·γ/(SNR + γ): min-SNR-γ without the kink (Crowson et al. 2024, §4).
+
+    Args:
+        gamma: What it tends to for clean images, > 0.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, gamma=self.gamma)
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        """Return SNR·γ/(SNR + γ)."""
+        return snr * self.gamma / (snr + self.gamma)
+
+
+@dataclass(frozen=True)
+class VLB(Weighting):
+    """w = ½·T·(SNR_{t−1} − SNR_t)/ln 2: the variational bound in bits/dim with the variance fixed_small (Ho et al. 2020, eq. 12).
+
+    At t = 1, where SNR_0 is infinite, the decoder counts as a Gaussian whose variance is that of the step 2 → 1.
+    """
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        """Return half the differences, in bits, times T."""
+        first = (1.0 + snr[:1]) / (1.0 - snr[1:2] / snr[:1])  # 1/(σ_1²·τ)
+        return torch.cat([first, snr[:-1] - snr[1:]]) * (0.5 * len(snr) / math.log(2.0))
+
+
+@dataclass(frozen=True)
+class Sigmoid(Weighting):
+    """w = −dSNR/d(t/T)·S(b − log SNR): the bound, with what nobody sees taken out of it (Kingma & Gao 2023, §5; S the sigmoid).
+
+    Args:
+        b: The log-SNR from which on levels are too clean to matter.
+    """
+
+    b: float = 2.0
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        """Return the differences of the SNR times S(b − log SNR)."""
+        # SNR_0 is infinite; the first difference stands for the step 0 → 1 as well.
+        falls = torch.cat([snr[:1] - snr[1:2], snr[:-1] - snr[1:]]) * len(snr)
+        return falls / (1.0 + snr * math.exp(-self.b))
+
+
+@dataclass(frozen=True)
+class EDMWeight(Weighting):
+    """w = SNR + 1/σ_d², which is (σ² + σ_d²)/(σσ_d)² for σ → σ/α: uniform in the error of edm's F (Karras et al. 2022, table 1).
+
+    Args:
+        sigma_data: σ_d of the parametrization "edm", > 0. With 1 it is snr_plus_one.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_positive(self, sigma_data=self.sigma_data)
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        """Return SNR + 1/σ_d²."""
+        return snr + self.sigma_data**-2
+
+
 WEIGHTINGS: Registry[type[Weighting]] = Registry(
-    "weighting", {"simple": Simple, "min_snr": MinSNR, "flat": Flat, "p2": P2, "snr_plus_one": SNRPlusOne}
+    "weighting",
+    {
+        "simple": Simple,
+        "min_snr": MinSNR,
+        "flat": Flat,
+        "p2": P2,
+        "snr_plus_one": SNRPlusOne,
+        "soft_min_snr": SoftMinSNR,
+        "vlb": VLB,
+        "sigmoid": Sigmoid,
+        "edm": EDMWeight,
+    },
 )
+
+
+def plot_weightings(snr: Tensor, names: Sequence[str] = (), *, on: str = "eps") -> Figure:
+    """Draw the weights of the squared error over log SNR, each scaled to a mean of 1 over the levels.
+
+    Args:
+        snr: SNR_1 … SNR_T of a schedule, `schedule.snr[1:]`.
+        names: Entries of `WEIGHTINGS`. Default: all.
+        on: Whose error is weighed: "eps" or "x0".
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    if on not in ("eps", "x0"):
+        raise ValueError(f"on must be 'eps' or 'x0', got {on!r}.")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    snr = snr[snr > 0]
+    for name in names or WEIGHTINGS:
+        weights = WEIGHTINGS[name]()(snr) / (snr if on == "eps" else 1.0)
+        axes.plot(snr.log().tolist(), (weights / weights.mean()).tolist(), label=name)
+    axes.set(xlabel="log SNR", ylabel=f"weight of the error of {on}", yscale="log")
+    axes.legend()
+    return figure

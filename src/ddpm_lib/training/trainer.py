@@ -71,7 +71,7 @@ class Trainer(RunContext):
         self.diffusion = diffusion
         self.data_source = data
         self.source_name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
-        self.callbacks: list[Callback] = [*default_callbacks(self.config), *callbacks]
+        self.callbacks: list[Callback] = [*default_callbacks(self.config, diffusion.time_sampler.learns), *callbacks]
         self.output_dir = Path(self.config.output_dir or f"runs/{data_name(data)}")
         self.step = 0
         self.images_seen = 0
