@@ -85,7 +85,7 @@ def test_sampling_with_the_exact_variance_is_exact_at_any_step_count(parametriza
         assert float(got) == pytest.approx(exact, rel=1e-12)
         # The mean of the step is linear in x_t: its gain is found with the unit impulse.
         p = d.denoise(torch.ones(1, 1, 4, 4, dtype=torch.float64), t)
-        gain = float((below.alpha * p.x0 + below.sigma * math.sqrt(1 - share) * p.eps).flatten()[0])
+        gain = (below.alpha * p.x0 + below.sigma * math.sqrt(1 - share) * p.eps).flatten()[0].item()
         variance = gain**2 * variance + exact
         assert variance == pytest.approx(below.alpha**2 * s**2 + below.sigma**2, rel=1e-9)
 

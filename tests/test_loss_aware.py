@@ -8,6 +8,7 @@ import torch
 from ddpm_lib import GaussianDiffusion, Unet
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import LogNormalSigma, LossAware
+from ddpm_lib.training.resume import completed
 from process_tools import TinyNet, load
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_trainer
 
@@ -85,6 +86,15 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
     assert_same_tensors(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "cut"))
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
     assert again.diffusion.time_sampler.state_dict() == whole.diffusion.time_sampler.state_dict()
+
+
+def test_a_checkpoint_may_be_older_than_an_option() -> None:
+    now = GaussianDiffusion(TinyNet(), image_size=4, timesteps=20)
+    saved = {k: v for k, v in now.config.items() if k not in ("loss", "vlb_weight", "time_sampler_options")}
+    assert completed(now, saved) == now.config
+    other = {**saved, "timesteps": 30}
+    assert completed(now, other) == {**now.config, "timesteps": 30}
+    assert completed(now, {"timestep": 30}) == {"timestep": 30}
 
 
 def test_log_normal_sigma() -> None:
