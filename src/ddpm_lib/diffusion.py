@@ -233,9 +233,7 @@ class GaussianDiffusion(Likelihood):
         table = torch.stack([*self.schedule.gather(t), self.loss_weights[t], importance, (t - 1).double()]).to(x0.dtype)
         alpha, sigma, weight, importance, time = to_device(table, device)
         alpha, sigma = (v.view(-1, *[1] * (x0.ndim - 1)) for v in (alpha, sigma))
-        eps = torch.randn_like(x0) if noise is None else noise.to(x0)
-        if eps.shape != x0.shape:
-            raise ValueError(f"noise must have the shape of the images {tuple(x0.shape)}, got {tuple(eps.shape)}.")
+        eps = _noise_like(x0, noise)
         x_t = alpha * x0 + sigma * eps
         seen = self.parametrization.scale_input(x_t, alpha, sigma)
         output, raw = self._split(self._call(model or self.model, seen, time.float(), conditions).to(x0.dtype))
@@ -248,8 +246,7 @@ class GaussianDiffusion(Likelihood):
             # In the hybrid loss the bound teaches the variance and leaves the mean alone.
             guess, scale = (guess.detach(), self.vlb_weight) if self.loss == "hybrid" else (guess, 1.0)
             losses = losses + scale * self.timesteps * self.chain.terms(t, x0, guess, raw, self.variance)
-        losses = importance * losses
-        return losses.mean() if reduction == "mean" else losses
+        return (importance * losses).mean() if reduction == "mean" else importance * losses
 
     def q_sample(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return x_t = α_t·x_0 + σ_t·ε in [-1, 1] units (Ho et al. 2020, eq. 4).
@@ -394,3 +391,10 @@ class GaussianDiffusion(Likelihood):
         if tuple(output.shape) != expected:
             raise ValueError(f"The network returned shape {tuple(output.shape)}, expected {expected}.")
         return output
+
+
+def _noise_like(x0: Tensor, noise: Tensor | None) -> Tensor:
+    eps = torch.randn_like(x0) if noise is None else noise.to(x0)
+    if eps.shape != x0.shape:
+        raise ValueError(f"noise must have the shape of the images {tuple(x0.shape)}, got {tuple(eps.shape)}.")
+    return eps
