@@ -45,7 +45,7 @@ def truth() -> Tensor:
 
 
 def endpoint_error(x: Tensor) -> float:
-    """Return the mean distance from the end points of the ODE; medians would hide those that end on another Gaussian."""
+    """Return the mean distance from the end points of the ODE; a median would hide those gone to another blob."""
     return float((x - truth()).norm(dim=1).mean())
 
 

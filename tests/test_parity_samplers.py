@@ -1,7 +1,7 @@
 """Trajectories of published solvers with the exact denoiser of Gaussian data, in float64.
 
-The peers give the noise σ̃ = σ/α of every step; ours run on levels of just that noise. Where a peer does something else, the test
-says what.
+The peers give the noise σ̃ = σ/α of every step; ours run on levels of just that noise. Where a peer does something
+else, the test says what.
 """
 
 import math
@@ -99,7 +99,7 @@ DIFFUSERS: dict[str, Sampler] = {
     "unipc_bh2_2_nocorrector": UniPC(order=2, corrector=False),
     "unipc_bh2_2_karras": UniPC(order=2),
 }
-"""Left out: DPM-Solver (not ++), DEIS, PNDM and the solver that takes single steps over pairs of levels, which are not ours."""
+"""Left out, because not ours: DPM-Solver (not ++), DEIS, PNDM, and single steps over pairs of levels."""
 
 
 @pytest.mark.parametrize("steps", [8, 16, 40])
@@ -201,7 +201,7 @@ def test_edm(shared: Path, run: str, steps: int) -> None:
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("grid", ["iddpm", "edm"])
 def test_edm_ablation(shared: Path, grid: str, solver: str, steps: int) -> None:
-    """Euler and Heun on two more grids. On those named vp and ve the peer integrates in another time than the noise: not ours."""
+    """Euler and Heun on two more grids. On those named vp and ve the peer integrates in a time other than the noise."""
     data, _ = load(shared, f"C_samplers/edm_{steps}")
     visited = data[f"ablation_{solver}_{grid}/net_sigma"].tolist()
     sigmas = visited if solver == "euler" else visited[:1] + visited[1::2]
@@ -224,7 +224,7 @@ K_DIFFUSION: dict[str, Sampler] = {
     "dpmpp_2m_sde_eta0": DPMSolver2MSDE(eta=0.0),
     "dpmpp_3m_sde": DPMSolver3M(eta=1.0, curvature=0.5, lower_order_final=False),
 }
-"""Left out: DPM-Solver-2, LMS and dpmpp_sde, which are not ours; heun_churn, whose settings are not recorded (edm's are)."""
+"""Left out: DPM-Solver-2, LMS and dpmpp_sde, which are not ours; heun_churn, whose settings are not recorded."""
 
 
 @pytest.mark.parametrize("steps", [6, 15])

@@ -69,8 +69,8 @@ class Heun(Euler):
     """Heun's second-order method in σ̃ with optional churn (Karras et al. 2022, alg. 1 and 2).
 
     Euler's x_s' is corrected with the x̂_0' found there, x_s = x_s' + α_s·½(σ̃_t/σ̃_s − 1)(x̂_0' − x̂_0), which is the
-    average of the slopes at both ends, of second order with or without churn. Two network calls per step, one in the last to clean data. Choose it with
-    spacing="karras" and 18 … 40 steps, where accuracy matters more than time.
+    average of the slopes at both ends. Of second order, with or without churn. Two network calls per step, one in the
+    last to clean data. Choose it with spacing="karras" and 18 … 40 steps, where accuracy matters more than time.
 
     Where σ̃ falls by a large factor in one step, as from nearly pure noise, the factor ½(σ̃_t/σ̃_s − 1) extrapolates
     wildly. Above `limit` the weight 1 − (1 − e^{−h})/h of the exponential form of the same method takes its place,
