@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -101,21 +102,24 @@ class SmallFiles(Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit if inside else hard, hard))
 
 
-@pytest.fixture
-def file_limit():
+@contextlib.contextmanager
+def limit_lifted_after():
+    """Not a fixture: pytest writes its report before fixtures are torn down."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit", [0, 3000])
-@pytest.mark.usefixtures("file_limit")
 def test_full_disk_does_not_end_training(tmp_path: Path, limit: int) -> None:
     """Neither a checkpoint nor a line of metrics nor a picture; when there is room again, nothing is missing."""
     options = {"save_every": 2, "log_every": 1, "sample_every": 2, "sample_count": 1, "sample_steps": 1}
     tiny_trainer(tmp_path / "a", **options).train()
     small = SmallFiles(2, 5, limit)
-    result = tiny_trainer(tmp_path / "b", callbacks=[small], **options).train()
+    with limit_lifted_after():
+        result = tiny_trainer(tmp_path / "b", callbacks=[small], **options).train()
     assert result.status == "finished"
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     table = (tmp_path / "b" / "metrics.csv").read_text().splitlines()
@@ -125,15 +129,16 @@ def test_full_disk_does_not_end_training(tmp_path: Path, limit: int) -> None:
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
 
 
-@pytest.mark.usefixtures("file_limit")
 def test_full_disk_at_the_end_is_an_error_and_keeps_what_there_was(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, save_every=3, callbacks=[SmallFiles(5, 99, 4096)])
-    with pytest.raises(CheckpointError, match=r"last checkpoint \(step 6\) could not be written.*Free space"):
+    with (
+        limit_lifted_after(),
+        pytest.raises(CheckpointError, match=r"last checkpoint \(step 6\) could not be written.*Free space"),
+    ):
         trainer.train()
     assert "step 6 could not be written" in (tmp_path / "train.log").read_text()
     assert "The last good checkpoint is step-000000003" in (tmp_path / "train.log").read_text()
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     assert tiny_trainer(tmp_path).train().status == "finished"
 
 
@@ -274,8 +279,10 @@ def test_second_job_in_a_run_directory_is_refused(tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not (tmp_path / "metrics.csv").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
+        record = (tmp_path / "metrics.jsonl").stat().st_ino
         with pytest.raises(ConfigError, match=rf"is being trained by process {other.pid} on .*another output_dir"):
             tiny_trainer(tmp_path).train()
+        assert (tmp_path / "metrics.jsonl").stat().st_ino == record, "the refused job rewrote the other one's records"
     finally:
         other.kill()
         other.wait(30)
@@ -339,11 +346,11 @@ def test_two_trainers_of_two_precisions_take_turns(tmp_path: Path) -> None:
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
 
 
-def test_trainer_gets_the_device_it_asks_for_after_another_one(tmp_path: Path) -> None:
+def test_trainer_gets_the_device_it_asks_for_after_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import PartialState
 
     PartialState(cpu=True)
-    PartialState._shared_state["device"] = torch.device("meta")
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
     config = tiny_trainer(tmp_path).config
     assert hardware.make_accelerator(config, tmp_path).device.type == "cpu"
 
@@ -367,6 +374,26 @@ def test_sample_before_train(tmp_path: Path) -> None:
     assert not torch.equal(fresh.sample(2, num_steps=2), fresh.sample(2, num_steps=2, weights="model"))
     with pytest.raises(ConfigError, match="weights must be 'ema' or 'model'; got 'best'"):
         fresh.sample(2, weights="best")
+
+
+def test_what_fails_on_the_main_process_fails_on_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of waiting for it in the next collective."""
+    told = []
+    main, other = tiny_trainer(tmp_path), tiny_trainer(tmp_path)
+    monkeypatch.setattr(main, "from_main", lambda value: (told.append(value), value)[1])
+    monkeypatch.setattr(other, "from_main", lambda value: told[0])
+    for rank, trainer in enumerate((main, other)):
+        trainer.rank, trainer.processes, trainer.is_main = rank, 2, rank == 0
+
+    def fail():
+        raise ConfigError("no such thing")
+
+    with pytest.raises(ConfigError, match="no such thing"):
+        main.on_main(fail)
+    with pytest.raises(RuntimeError, match="main process failed with ConfigError: no such thing"):
+        other.on_main(fail)
+    told.clear()
+    assert main.on_main(lambda: 3) == other.on_main(fail) == 3
 
 
 # --- options ----------------------------------------------------------------------------------------------------------------
@@ -432,6 +459,11 @@ def test_val_data(tmp_path: Path) -> None:
     trainer.train()
     assert (len(trainer.dataset), len(trainer.held_out)) == (14, 6)
     assert [row["step"] for row in curve(tmp_path / "run") if "val_loss" in row] == [3, 6]
+
+
+def test_too_few_images_to_validate_on_is_said(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, data=Shapes(size=8, n=9), val_every=2, val_fraction=0.2).train()
+    assert "9 images are too few to hold some out" in (tmp_path / "train.log").read_text()
 
 
 def test_override_with_another_batch_size_never_draws_the_same_noise_twice(tmp_path: Path) -> None:
@@ -543,7 +575,10 @@ def test_shared_sampling_shares_seeds_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_compile_trains_and_resumes(tmp_path: Path) -> None:
+def test_compile_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capture and autograd as on a GPU; only the generation of kernels, minutes on a CPU, is left out."""
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend="aot_eager"))
     options = {"compile": True, "max_steps": 4, "val_every": 2, "val_fraction": 0.2}
     tiny_trainer(tmp_path / "a", **options).train()
     tiny_trainer(tmp_path / "b", callbacks=[StopAt(2)], **options).train()

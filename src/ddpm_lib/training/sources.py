@@ -35,7 +35,9 @@ def open_training_data(
     if config.val_data is not None:
         held_out = _open(config.val_data, replace(config, labels=config.val_labels), diffusion, None, log)
         check_same_classes(train, held_out, diffusion)
-    elif config.val_every and config.val_fraction and len(train) >= 10:
+    elif config.val_every and config.val_fraction and len(train) < 10:
+        log(f"{len(train)} images are too few to hold some out: there is no validation. val_data can name others.")
+    elif config.val_every and config.val_fraction:
         # 1,000 held-out images estimate the loss well; a share of a million would only be lost to training.
         count = min(1000, max(1, math.floor(len(train) * config.val_fraction)))
         train, held_out = train.split(count, config.seed)

@@ -175,7 +175,6 @@ class Trainer(RunContext):
             restore(self, checkpoint)
             self.last_checkpoint = checkpoint
             self.say(f"Resumed {checkpoint} at step {self.step:,} of {config.max_steps:,}.")
-        self.on_main(self._start_records)
         self._describe_run()
         self._prepared = True
 
@@ -215,6 +214,7 @@ class Trainer(RunContext):
         own_forward = self.diffusion.__dict__.get("forward")
         self._stop_reason, self._save_requested, self._row = None, False, {}
         try:
+            self.on_main(self._start_records)
             devices.claim_precision(self.precision)
             network = self.accelerator.prepare_model(self.diffusion)
             self.diffusion.train()
@@ -309,8 +309,6 @@ class Trainer(RunContext):
         status = "finished" if finished else "stopped"
         reason = f"reached max_steps {self.config.max_steps}" if finished else str(self._stop_reason)
         self._status(status, reason)
-        if self.is_main:
-            (self.output_dir / "STOP").unlink(missing_ok=True)  # it has been obeyed
         self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
         return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint)
 
