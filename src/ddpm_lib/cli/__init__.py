@@ -47,7 +47,7 @@ def _is_for_users(error: Exception) -> bool:
     # A sentence we wrote ourselves says what to do; a traceback around it only hides it. Everything else keeps its traceback.
     from ddpm_lib.training import CheckpointError, DivergedError
 
-    return isinstance(error, (CheckpointError, DivergedError, ValueError, FileNotFoundError, ImportError))
+    return isinstance(error, (CheckpointError, DivergedError, ValueError, OSError, ImportError))
 
 
 def _top_level(args: list[str]) -> int:

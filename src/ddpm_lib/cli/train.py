@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import tyro
@@ -32,8 +32,8 @@ DESCRIPTION = (
 )
 
 SHAPES_DEFAULTS: dict[str, Any] = {
-    "image_size": [32], "preset": "tiny", "class_conditional": True, "max_steps": 1500, "batch_size": 32, "learning_rate": 2e-3,
-    "warmup_steps": 50, "lr_schedule": "cosine", "sample_every": 500, "val_every": 250, "save_every": 500, "log_every": 25,
+    "image_size": [32], "preset": "tiny", "class_conditional": True, "max_steps": 900, "batch_size": 32, "learning_rate": 2e-3,
+    "warmup_steps": 50, "lr_schedule": "cosine", "sample_every": 300, "val_every": 300, "save_every": 300, "log_every": 25,
     "sample_count": 36, "sample_steps": 30, "sample_guidance_scale": 2.0,
     "model": {"patch_size": 2}, "diffusion": {"parametrization": "x0", "weighting": "flat"},
 }  # fmt: skip
@@ -57,7 +57,7 @@ class RunConfig(TrainingConfig):
     preset: str = "small"
     """Network to start from: tiny, small, cifar10, imagenet64; --model.* flags change it."""
     class_conditional: bool = False
-    """Learn the classes of the data (sets model.num_classes from its labels)."""
+    """Learn the classes of the data (sets model.num_classes from its labels, where that is not given)."""
     model: UnetOptions = dataclasses.field(default_factory=UnetOptions)  # type: ignore[valid-type]
     """The network."""
     diffusion: DiffusionOptions = dataclasses.field(default_factory=DiffusionOptions)  # type: ignore[valid-type]
@@ -108,6 +108,14 @@ def resolve(args: list[str]) -> TrainCommand:
             base = options.from_mapping(TrainCommand, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
         preset = options.flag_value(args, "--preset") or file.get("preset", base.preset)
         base = with_preset(base, str(preset))
+    command = _over(base, file, path, args)
+    if not command.class_conditional and options.to_plain(command.model)["num_classes"] is None:
+        # The guidance that suits the shapes needs their classes; one that was asked for stays, and is refused later.
+        command = _over(dataclasses.replace(base, sample_guidance_scale=1.0), file, path, args)
+    return command
+
+
+def _over(base: TrainCommand, file: dict[str, Any], path: str | None, args: list[str]) -> TrainCommand:
     base = options.from_mapping(TrainCommand, file, base, f"the config file {path}")
     command: TrainCommand = options.parse(TrainCommand, args, base, "ddpm train", DESCRIPTION)
     return command
@@ -126,7 +134,7 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
 
     data: str | ImageDataset = config.data
     model_options = options.to_plain(config.model)
-    if config.class_conditional:
+    if config.class_conditional and model_options["num_classes"] is None:
         data = open_data(config)
         if not data.num_classes:
             raise ConfigError(
@@ -206,10 +214,9 @@ def report(trainer: Trainer, config: RunConfig, status: str) -> None:
             print(f"  {path!s:{width}}  {text}")
     more = config.max_steps * 2 if status == "finished" else config.max_steps
     size = " ".join(str(s) for s in config.image_size)
-    resume = f"ddpm train {config.data} --output-dir {run} --max-steps {more}"
-    if Path(config.data).exists():
-        resume = f"ddpm train --config {run / 'config.yaml'} --max-steps {more}"
+    # The file, not the flags: whatever this run was given on the command line is in it.
+    resume = f"ddpm train --config {shlex.quote(str(run / 'config.yaml'))} --max-steps {more}"
     print("\nNext:")
     print(f"  your own images   ddpm train path/to/images --image-size {size} --output-dir runs/mine")
-    print(f"  more samples      ddpm sample {run} --num 64")
+    print(f"  more samples      ddpm sample {shlex.quote(str(run))} --num 64")
     print(f"  {'train longer' if status == 'finished' else 'resume      '}      {resume}")

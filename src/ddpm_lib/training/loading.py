@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
+
+logger = logging.getLogger("ddpm_lib")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
         newest = files.newest_complete(path / "checkpoints", broken.append)
         if newest is None:
             raise files.CheckpointError(f"{path} holds no complete checkpoint. " + " ".join(broken))
+        for line in broken:
+            logger.warning("%s Taking %s.", line, newest.name)
         return [newest]
     wanted = files.checkpoint_name(int(which)) if which.isdigit() else which
     chosen = there if which == "all" else [p for p in there if p.name == wanted]
@@ -94,19 +99,19 @@ def load_run(
         ConfigError: If the weights asked for were not kept.
     """
     from ddpm_lib.diffusion import GaussianDiffusion
-    from ddpm_lib.nn import Unet
+    from ddpm_lib.nn import NETWORKS
 
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
     found = find_checkpoints(path, checkpoint)[-1]
     state = files.read_state(found)
     described = state["model"]
-    if described["class"] != "Unet" or described["config"] is None:
+    if described["class"] not in NETWORKS or described["config"] is None:
         raise files.CheckpointError(
             f"{found} holds the weights of a {described['class']}, which only your own code can build. "
             "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
         )
-    model = Unet(**described["config"])
+    model = NETWORKS[described["class"]](**described["config"])
     diffusion = GaussianDiffusion(model, **state["diffusion"])
     tensors, label = _choose(found, state, weights, ema_decay)
     files.load_weights(model, tensors, str(found))

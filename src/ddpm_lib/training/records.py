@@ -109,6 +109,7 @@ def write_run_config(trainer: Trainer) -> None:
         "data": trainer.source_name,
         "image_size": list(size) if isinstance(size, (list, tuple)) else [size],
         "channels": channels,
+        "class_conditional": model.get("num_classes") is not None,
         **trainer.config.to_dict(),
         "output_dir": str(trainer.output_dir),
         "model": model,
