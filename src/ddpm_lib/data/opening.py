@@ -228,8 +228,8 @@ def _check(
                 return Scan(
                     None, empty, np.zeros((0, 2)), {int(k): v for k, v in saved["bad"].items()}, 0.0, 0, known=True
                 )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{path.name} cannot be used, so the images are checked again ({type(error).__name__})")
     scan = decode_all(source, spec, keep=False, num_workers=workers, log=log)
     notes.append(f"{len(source):,} images checked in {scan.seconds:.1f} s")
     if path is not None:
