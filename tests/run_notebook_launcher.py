@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 def train(run: str) -> None:
     import torch
+
     from training_helpers import tiny_trainer
 
     torch.set_num_threads(1)

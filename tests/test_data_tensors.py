@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_helpers import tiny_trainer
 
 from ddpm_lib import GaussianDiffusion, Unet
 from ddpm_lib.data import tensor_dataset
+from training_helpers import tiny_trainer
 
 
 @pytest.mark.parametrize(("dims", "size"), [(1, (16,)), (3, (4, 4, 8))])
