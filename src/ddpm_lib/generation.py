@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ddpm_lib import keys
 from ddpm_lib.conditions import Cond, Conditioners, fill_nulls, for_sampling, to_device
+from ddpm_lib.drawing import Noise, count_images, image_generator, keep_frame, kept_frames
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import to_model_range, to_unit_range
 from ddpm_lib.levels import Level
@@ -132,16 +133,16 @@ class Generation(nn.Module):
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         levels = self._levels(sampling_levels(self.schedule, num_steps, spacing, spacing_options))
         guidance = Guidance(guidance_scale, (guidance_interval[0], guidance_interval[1]), guidance_rescale)
-        n = _count(n, seeds, x_T, self.image_shape)
+        n = count_images(n, seeds, x_T, self.image_shape)
         conditions = for_sampling(self.conditioners, cond, n)
-        kept = _kept_frames(return_trajectory, len(levels))
+        kept = kept_frames(return_trajectory, len(levels))
         size = n if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, got {size}. Leave it out to draw all images at once.")
         images, trajectories = [], []
         for start in range(0, n, size):
             stop = min(start + size, n)
-            streams = [_generator(where, seed, seeds, first_index, i) for i in range(start, stop)]
+            streams = [image_generator(where, seed, seeds, first_index, i) for i in range(start, stop)]
             x_start = None if x_T is None else x_T[start:stop].to(where)
             noise = Noise(self.image_shape, streams, torch.float32 if x_start is None else x_start.dtype)
             # Drawn also where x_T is given, so that the noise of the steps is never the noise it starts from.
@@ -156,7 +157,7 @@ class Generation(nn.Module):
                 here,
                 network,
                 guidance=guidance,
-                on_state=partial(_keep_frame, frames, kept) if kept else None,
+                on_state=partial(keep_frame, frames, kept) if kept else None,
                 progress=progress,
             )
             images.append(to_unit_range(x))
@@ -340,64 +341,8 @@ _INTERPOLATIONS: Registry[str] = Registry("interpolation method", {"noise": "ddp
 """The sampler that each method uses unless told otherwise."""
 
 
-class Noise:
-    """Standard Gaussian noise in which every image of the batch has its own stream.
-
-    Args:
-        shape: Of one image.
-        generators: One per image, all on one device.
-        dtype: float32, or float64 for computations in float64.
-    """
-
-    def __init__(self, shape: tuple[int, ...], generators: Sequence[torch.Generator], dtype: torch.dtype) -> None:
-        self.shape, self.generators, self.dtype = shape, generators, dtype
-
-    def __call__(self) -> Tensor:
-        """Draw the next noise (b, *shape)."""
-        return torch.stack(
-            [torch.randn(self.shape, generator=g, device=g.device, dtype=self.dtype) for g in self.generators]
-        )
-
-
 def _no_noise() -> Tensor:
     raise AssertionError("A deterministic sampler draws no noise.")
-
-
-def _generator(
-    device: torch.device, seed: int, seeds: Sequence[int] | None, first_index: int, i: int
-) -> torch.Generator:
-    if seeds is not None:
-        return keys.generator(device, first_index, int(seeds[i]), "sample")
-    return keys.generator(device, first_index + i, seed, "sample")
-
-
-def _count(n: int | None, seeds: Sequence[int] | None, x_T: Tensor | None, shape: tuple[int, ...]) -> int:
-    """Agree on the number of images."""
-    if n is not None and n < 1:
-        raise ValueError(f"n must be at least 1, got {n}.")
-    if x_T is not None and (tuple(x_T.shape[1:]) != shape or x_T.dtype not in (torch.float32, torch.float64)):
-        raise ValueError(
-            f"x_T must be float32 or float64 of shape (n, {', '.join(map(str, shape))}); got {tuple(x_T.shape)}."
-        )
-    said = {"n": n, "seeds": None if seeds is None else len(seeds), "x_T": None if x_T is None else len(x_T)}
-    counts = {name: count for name, count in said.items() if count is not None}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"The number of images is not clear: {counts}. Make them agree, or leave n out.")
-    return next(iter(counts.values()), 1)
-
-
-def _kept_frames(wanted: bool | int, states: int) -> set[int]:
-    """Return the indices of the states that a trajectory holds."""
-    if wanted is True or wanted is False:
-        return set(range(states)) if wanted else set()
-    if wanted < 2:
-        raise ValueError(f"return_trajectory must be True, False or at least 2 (first and last), got {wanted}.")
-    return {round(k * (states - 1) / (wanted - 1)) for k in range(wanted)}
-
-
-def _keep_frame(frames: list[Tensor], kept: set[int], index: int, x: Tensor) -> None:
-    if index in kept:
-        frames.append(((x + 1.0) * 0.5).clamp(0.0, 1.0))
 
 
 def _slerp(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
