@@ -153,7 +153,7 @@ class TrainingConfig:
     label_column: str | None = None
     """Column of the labels in a table; default: found."""
     split: str | None = None
-    """Split of a dataset that has several; default: train."""
+    """Split of a dataset that has several (then it must be named)."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A file that cannot be decoded: list all of them and stop, or leave them out and count them."""
     cache: Literal["auto", "ram", "none"] = "auto"
