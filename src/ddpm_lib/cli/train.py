@@ -32,8 +32,8 @@ DESCRIPTION = (
 )
 
 SHAPES_DEFAULTS: dict[str, Any] = {
-    "image_size": [32], "preset": "tiny", "class_conditional": True, "max_steps": 700, "batch_size": 32, "learning_rate": 2e-3,
-    "warmup_steps": 50, "lr_schedule": "cosine", "sample_every": 350, "val_every": 175, "save_every": 350, "log_every": 25,
+    "image_size": [32], "preset": "tiny", "class_conditional": True, "max_steps": 900, "batch_size": 32, "learning_rate": 2e-3,
+    "warmup_steps": 50, "lr_schedule": "cosine", "sample_every": 300, "val_every": 300, "save_every": 300, "log_every": 25,
     "sample_count": 36, "sample_steps": 30, "sample_guidance_scale": 2.0,
     "model": {"patch_size": 2}, "diffusion": {"parametrization": "x0", "weighting": "flat"},
 }  # fmt: skip
