@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ class BadImagesError(ValueError):
         return type(self), (self.bad, self.total, self.hint)
 
 
-class Source:
+class Source(ABC):
     """Where images come from: `load(row, spec)` by row number, names, and labels where there are any."""
 
     names: Names
@@ -55,13 +56,13 @@ class Source:
     def __len__(self) -> int:
         return len(self.names)
 
+    @abstractmethod
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Decode one image; raises `ImageError` or OSError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sizes(self) -> np.ndarray:
         """Return one int64 per row that changes when the image is replaced: the length of its file."""
-        raise NotImplementedError
 
     def mtimes(self) -> np.ndarray | None:
         """Return the times of last change, int64, where that is known."""

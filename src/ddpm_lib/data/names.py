@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -17,12 +18,9 @@ def show(raw: bytes) -> str:
 class Names(Sequence[str]):
     """Names of n images, by index; `raw(i)` gives the bytes as the file system knows them."""
 
+    @abstractmethod
     def raw(self, i: int) -> bytes:
         """Return the bytes of name `i`."""
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, i: int) -> str: ...

@@ -204,6 +204,9 @@ class _Thumbnails(Source):
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         return decode(str(self.source.photo(row)), spec)
 
+    def sizes(self) -> np.ndarray:
+        return self.source.sizes()
+
 
 def _thumbnails(source: SysuSource, workers: int, log: Callable[[str], None] | None) -> np.ndarray:
     scan = decode_all(_Thumbnails(source), make_spec(16, 1, "stretch"), keep=True, num_workers=workers, log=log)
