@@ -20,6 +20,14 @@ class Droppable(Protocol):
     """What the diffusion needs of an entry of `model.conditioners`."""
 
     drop_prob: float
+    guided: bool
+
+    @property
+    def optional(self) -> bool:
+        """Whether the condition may be left out."""
+
+    def derive(self, x0: Tensor) -> Tensor | None:
+        """Return the value that training makes of clean images, None if it comes with the batch."""
 
     def null_like(self, value: Tensor) -> Tensor:
         """Return the null in the shape of a value."""
@@ -56,23 +64,27 @@ def check_names(conditioners: Conditioners | None, cond: Mapping[str, Any]) -> N
             raise ValueError(unknown_name("condition", name, conditioners.keys()))
 
 
-def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], device: torch.device) -> Cond | None:
-    """Return the conditions of a training batch on the device, None if there are none.
+def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], x0: Tensor) -> Cond | None:
+    """Return the conditions of a training batch on the device of its images x0 in [-1, 1], None if there are none.
 
     A network that was built for a condition and never sees it would train a part of itself on nothing, so a missing
-    one is an error.
+    one is an error, but for those that training makes itself, of the images or on the way.
 
     Raises:
         ValueError: If a name is unknown or a condition is missing.
     """
     check_names(conditioners, cond)
-    for name in conditioners or ():
-        if name not in cond:
+    result = {name: to_device(value, x0.device) for name, value in cond.items()}
+    for name, conditioner in (conditioners or {}).items():
+        made = conditioner.derive(x0) if name not in cond else None
+        if made is not None:
+            result[name] = made
+        elif name not in cond and (conditioner.guided or not conditioner.optional):
             raise ValueError(
                 f"The network was built for the condition {name!r}, which this batch lacks. Give the dataset a field "
                 f"{name!r}, pass cond={{{name!r}: …}}, or build the network without it."
             )
-    return {name: to_device(value, device) for name, value in cond.items()} or None
+    return result or None
 
 
 def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Draws]) -> Cond:
@@ -117,7 +129,7 @@ def for_sampling(conditioners: Conditioners | None, cond: Mapping[str, Any] | No
             conditioners[name].validate(tensor, n)
         result[name] = tensor
     for name, conditioner in (conditioners or {}).items():
-        if name not in given and not conditioner.drop_prob > 0:
+        if name not in given and not conditioner.optional:
             raise ValueError(
                 f"The network needs the condition {name!r}: it was trained with drop_prob=0 and knows no null. "
                 f"Pass cond={{{name!r}: …}}, or train with drop_prob > 0 to sample without."
@@ -137,7 +149,7 @@ def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
     Raises:
         ValueError: If there is none.
     """
-    able = [name for name, c in (conditioners or {}).items() if c.drop_prob > 0 and name in (cond or {})]
+    able = [k for k, c in (conditioners or {}).items() if c.guided and c.drop_prob > 0 and k in (cond or {})]
     if not able or cond is None or conditioners is None:
         raise ValueError(
             "Guidance needs a condition that the network also learned to do without. Train with a conditioner of "

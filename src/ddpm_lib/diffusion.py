@@ -226,7 +226,7 @@ class GaussianDiffusion(Likelihood):
         device = self.device if images.device.type == "cpu" else images.device
         self.check_images(images)
         x0 = to_model_range(images.to(device, non_blocking=True))
-        conditions = self._drop(for_training(self.conditioners, cond, device), drop, len(x0))
+        conditions = self._drop(for_training(self.conditioners, cond, x0), drop, len(x0))
         t, importance = drawn_levels(self.time_sampler, t, uniform, len(x0), self.timesteps)
         importance = torch.ones(len(x0), dtype=torch.float64) if importance is None else importance
         # One transfer for everything that depends on t; the arithmetic on the tables is float64.

@@ -22,11 +22,23 @@ class Conditioner(nn.Module):
     extra_channels: int = 0
     """Number of channels that `channels_of` adds to the input of the network."""
 
+    guided: bool = True
+    """Whether classifier-free guidance contrasts the condition with its null; False keeps it in both halves."""
+
     def __init__(self, name: str, drop_prob: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= drop_prob <= 1.0:
             raise ValueError(f"drop_prob of the condition {name!r} must be in [0, 1], got {drop_prob}.")
         self.name, self.drop_prob = name, float(drop_prob)
+
+    @property
+    def optional(self) -> bool:
+        """Whether the network knows the null, so that the condition may be left out."""
+        return self.drop_prob > 0
+
+    def derive(self, x0: Tensor) -> Tensor | None:
+        """Return the value that training makes itself of clean images x0 (b, c, *spatial) in [-1, 1]; None: it comes with the batch."""
+        return None
 
     def embed(self, value: Tensor) -> Tensor | None:
         """Return the embedding of shape (b, emb_dim), or None when this condition has none."""

@@ -43,7 +43,7 @@ def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
     if config.sample_sampler not in SAMPLERS:
         raise ConfigError(unknown_name("sampler", config.sample_sampler, SAMPLERS))
     conditioners = getattr(diffusion.model, "conditioners", {})
-    if config.sample_guidance_scale != 1.0 and not any(c.drop_prob > 0 for c in conditioners.values()):
+    if config.sample_guidance_scale != 1.0 and not any(c.guided and c.drop_prob > 0 for c in conditioners.values()):
         raise ConfigError(
             f"sample_guidance_scale={config.sample_guidance_scale:g} needs a condition that is sometimes hidden in training. "
             "Train with classes (class_drop_prob > 0), or leave it at 1."
