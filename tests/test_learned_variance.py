@@ -10,6 +10,7 @@ from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.levels import Level, tau
 from ddpm_lib.losses import Chain, discretised_log_likelihood, gaussian_kl
+from ddpm_lib.nn import Conditioner
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.variance import LearnedRange
 from process_tools import GaussianNet, TinyNet
@@ -175,8 +176,9 @@ def test_guidance_leaves_the_variance_alone() -> None:
     assert d.sample(2, num_steps=3, cond=cond, guidance_scale=2.0).shape == (2, 1, 4, 4)
 
 
-class _Null:
-    drop_prob = 0.1
+class _Null(Conditioner):
+    def __init__(self) -> None:
+        super().__init__("class_label", 0.1)
 
     def null_like(self, value: Tensor) -> Tensor:
         return torch.zeros_like(value)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddpm_lib.clipping import dynamic_threshold
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.nn import Conditioner
 from ddpm_lib.parametrization import PARAMETRIZATIONS, X0
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS, Stratified, Uniform
@@ -24,11 +25,11 @@ def tiny(**options: object) -> GaussianDiffusion:
     return GaussianDiffusion(TinyNet(), **{"image_size": 4, "timesteps": 20, **options})
 
 
-class Label:
-    """A conditioner as the diffusion sees one."""
+class Label(Conditioner):
+    """The least that a conditioner has to say."""
 
     def __init__(self, drop_prob: float = 0.0) -> None:
-        self.drop_prob = drop_prob
+        super().__init__("class_label", drop_prob)
 
     def null_like(self, value: Tensor) -> Tensor:
         return torch.full_like(value, -1)

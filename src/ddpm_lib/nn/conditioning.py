@@ -37,7 +37,7 @@ class Conditioner(nn.Module):
         return self.drop_prob > 0
 
     def derive(self, x0: Tensor) -> Tensor | None:
-        """Return the value that training makes itself of clean images x0 (b, c, *spatial) in [-1, 1]; None: it comes with the batch."""
+        """Return the value that training makes of clean images (b, c, *spatial) in [-1, 1]; None: it comes with the batch."""
         return None
 
     def embed(self, value: Tensor) -> Tensor | None:
