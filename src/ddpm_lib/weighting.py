@@ -29,6 +29,10 @@ class Weighting(ABC):
     def __call__(self, snr: Tensor) -> Tensor:
         """Return w for the SNRs of levels 1 … T in their order, float64 in [0, ∞); most weights look at each SNR alone."""
 
+    def between(self, snr: Tensor, fall: Tensor) -> Tensor:
+        """Return w in continuous time for SNRs (b,) where −dSNR/d(t/T) = fall; weights that look at neighbours define it."""
+        return self(snr)
+
 
 def _require_positive(weighting: Weighting, **options: float) -> None:
     for name, value in options.items():
@@ -133,6 +137,10 @@ class VLB(Weighting):
         first = (1.0 + snr[:1]) / (1.0 - snr[1:2] / snr[:1])  # 1/(σ_1²·τ)
         return torch.cat([first, snr[:-1] - snr[1:]]) * (0.5 * len(snr) / math.log(2.0))
 
+    def between(self, snr: Tensor, fall: Tensor) -> Tensor:
+        """Return −½·dSNR/d(t/T)/ln 2, the bound of infinitely many steps (Kingma et al. 2021, eq. 15)."""
+        return fall * (0.5 / math.log(2.0))
+
 
 @dataclass(frozen=True)
 class Sigmoid(Weighting):
@@ -148,7 +156,11 @@ class Sigmoid(Weighting):
         """Return the differences of the SNR times S(b − log SNR)."""
         # SNR_0 is infinite; the first difference stands for the step 0 → 1 as well.
         falls = torch.cat([snr[:1] - snr[1:2], snr[:-1] - snr[1:]]) * len(snr)
-        return falls / (1.0 + snr * math.exp(-self.b))
+        return self.between(snr, falls)
+
+    def between(self, snr: Tensor, fall: Tensor) -> Tensor:
+        """Return −dSNR/d(t/T)·S(b − log SNR)."""
+        return fall / (1.0 + snr * math.exp(-self.b))
 
 
 @dataclass(frozen=True)
