@@ -122,6 +122,18 @@ class Objective(Likelihood):
             losses = losses + scale * self.timesteps * self.chain.terms(t, x0, guess, raw, self.variance)
         return (importance * losses).mean() if reduction == "mean" else importance * losses
 
+    def effective_weights(self) -> Tensor:
+        """Return the weights of ‖x_0 − x̂_0‖² at levels 1 … T, float64: those of the weighting, divided by e^u where u is learned.
+
+        `plot_weightings(schedule.snr[1:], extra={"learned": diffusion.effective_weights()})` shows them beside the others.
+        """
+        weights = self.weighting(self.schedule.snr[1:])
+        if self.uncertainty is None:
+            return weights
+        with torch.no_grad():
+            u = self.uncertainty(self.schedule.log_snr[1:].to(self.uncertainty.weight))
+        return weights * torch.exp(-u.double().cpu())
+
     def _at(self, t: Tensor, importance: Tensor | None, x0: Tensor) -> list[Tensor]:
         """Return α, σ (b, 1, …), the weight of F's error, the importance, the network's time and the log-SNR (b,) of a batch."""
         alpha, sigma = self.schedule.gather(t)
