@@ -21,6 +21,8 @@ import tyro
 
 from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
+from ddpm_lib.cli.edit import EditCommand
+from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import TrainCommand, resolve
@@ -28,7 +30,9 @@ from ddpm_lib.samplers import SAMPLERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-COMMANDS = {"train": TrainCommand, "sample": SampleCommand, "prepare": PrepareCommand}
+COMMANDS = {
+    "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand, "prepare": PrepareCommand,
+}  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
     SAMPLERS, spacing.SPACINGS, clipping.CLIPS,

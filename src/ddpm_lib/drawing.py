@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -30,12 +30,23 @@ class Noise:
 
 
 def image_generator(
-    device: torch.device, seed: int, seeds: Sequence[int] | None, first_index: int, i: int
+    device: torch.device, seed: int, seeds: Sequence[int] | None, first_index: int, i: int, purpose: str = "sample"
 ) -> torch.Generator:
-    """Return the random numbers of image i: of its own seed if there are seeds, else of (seed, first_index + i)."""
+    """Return the random numbers of image i: of its own seed if there are seeds, else of (seed, first_index + i).
+
+    Each purpose has its own: an image that was sampled with a seed must not be edited with the noise it came from.
+    """
     if seeds is not None:
-        return keys.generator(device, first_index, int(seeds[i]), "sample")
-    return keys.generator(device, first_index + i, seed, "sample")
+        return keys.generator(device, first_index, int(seeds[i]), purpose)
+    return keys.generator(device, first_index + i, seed, purpose)
+
+
+def batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+    """Return the (start, stop) of the batches of n images; None: all at once."""
+    size = n if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {size}. Leave it out to draw all images at once.")
+    return ((start, min(start + size, n)) for start in range(0, n, size))
 
 
 def count_images(n: int | None, seeds: Sequence[int] | None, x_T: Tensor | None, shape: tuple[int, ...]) -> int:

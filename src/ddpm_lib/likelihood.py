@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ddpm_lib import keys
 from ddpm_lib.conditions import Cond, fill_nulls, for_sampling, to_device
-from ddpm_lib.generation import Generation, _device_of, _evaluating
+from ddpm_lib.editing import Editing
+from ddpm_lib.generation import _device_of, _evaluating
 from ddpm_lib.images import to_model_range
 from ddpm_lib.levels import Level
 from ddpm_lib.losses import LN2, Chain
@@ -61,7 +62,7 @@ class BitsPerDim:
         return float(self.total.std() / math.sqrt(len(self.total))) if len(self.total) > 1 else math.nan
 
 
-class Likelihood(Generation):
+class Likelihood(Editing):
     """The part of `GaussianDiffusion` that says how likely images are."""
 
     variance: Variance

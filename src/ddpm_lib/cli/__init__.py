@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `ddpm sample`, `ddpm prepare`."""
+"""The command line: `ddpm train`, `ddpm sample`, `ddpm edit`, `ddpm inpaint`, `ddpm prepare`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
     "sample": "draw images from a run",
+    "edit": "redraw images from their noisy versions",
+    "inpaint": "paint the masked part of images",
     "prepare": "make a training set from a published dataset (sysu)",
 }
 

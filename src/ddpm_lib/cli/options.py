@@ -9,7 +9,7 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,6 +132,23 @@ def parse(cls: type, args: list[str], default: Any, prog: str, description: str)
         description=description,
         config=(tyro.conf.HelptextFromCommentsOff,),
     )
+
+
+def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """Read `name=value` pairs; a value is read as in YAML: a number, true or false, else a word.
+
+    Raises:
+        ConfigError: If a pair has no "=", or a name comes twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals or name in found:
+            raise ConfigError(
+                f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got {pair!r}."
+            )
+        found[name.replace("-", "_")] = yaml.load(value, Loader=_Loader)
+    return found
 
 
 def flag_value(args: list[str], name: str) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
+from ddpm_lib.guidance import Guidance
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
@@ -49,15 +50,23 @@ class SampleCommand:
     output_dir: str | None = None
     """Where to write; default: samples/ in the run, a new directory per call."""
     sampler: Annotated[str, tyro.conf.arg(help=f"Sampler: {', '.join(SAMPLERS)}.")] = "ddim"
+    sampler_options: tuple[str, ...] = ()
+    """Options of the sampler, as order=3 for unipc or s_churn=10 for heun."""
     num_steps: int | None = None
     """Sampling steps; default: all for ddpm, 50 for the others."""
     spacing: Annotated[str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")] = (
         "trailing"
     )
+    spacing_options: tuple[str, ...] = ()
+    """Options of the spacing, as rho=5 for karras."""
     eta: float | None = None
     """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1: none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guide only where low < t/T <= high."""
+    guidance_rescale: float = 0.0
+    """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
     class_label: str | None = None
     """Class name or number of all images; default: the classes in turn."""
     seed: int = 0
@@ -79,7 +88,9 @@ def main(args: list[str]) -> int:
     default = SampleCommand(run=tyro.MISSING)
     command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
     _check(command)
-    make_sampler(command.sampler, eta=command.eta)
+    # Before the weights are read.
+    make_sampler(command.sampler, options.key_values(command.sampler_options, "--sampler-options"), eta=command.eta)
+    Guidance(command.guidance_scale, command.guidance_interval, command.guidance_rescale)
     precision = pick_precision(command.mixed_precision, pick_device(command.device))
     state = process_state(command.device)
     chosen = find_checkpoints(command.run, command.checkpoint)
@@ -91,7 +102,7 @@ def main(args: list[str]) -> int:
             loaded.diffusion.to(memory_format=torch.channels_last)
         images, frames = draw(loaded, command, state, precision)
         if state.is_main_process:
-            folder = folder or new_folder(command, chosen[0])
+            folder = folder or new_folder(command.output_dir, chosen[0])
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command)
             sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
@@ -109,10 +120,11 @@ def _check(command: SampleCommand) -> None:
     if command.first_index < 0:
         raise ConfigError(f"--first-index must be 0 or more; got {command.first_index}.")
     if command.output_dir is not None:
-        _refuse_used(Path(command.output_dir))
+        refuse_used(Path(command.output_dir))
 
 
-def _refuse_used(folder: Path) -> None:
+def refuse_used(folder: Path) -> None:
+    """Refuse a directory that holds something."""
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
@@ -120,16 +132,12 @@ def _refuse_used(folder: Path) -> None:
 def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> tuple[Tensor, list[Tensor]]:
     """Draw the images, shared over the ranks; with a GIF also the grids of the way there."""
     diffusion = loaded.diffusion
-    # Ancestral sampling takes all steps, and "10,15,20" says itself how many.
-    own = command.sampler == "ddpm" or command.spacing not in SPACINGS
-    steps = command.num_steps or (None if own else min(50, diffusion.timesteps))
-    extra = {k: getattr(command, k) for k in ("spacing", "eta") if getattr(command, k) is not None}
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     wants_gif = command.format in ("gif", "all")
     kwargs = dict(
-        cond=condition(loaded, command), first_index=command.first_index, sampler=command.sampler, num_steps=steps,
-        seed=command.seed, guidance_scale=command.guidance_scale, batch_size=command.batch_size,
-        progress=command.progress and state.is_main_process, device=state.device, **extra,
+        cond=condition(loaded, command), first_index=command.first_index, seed=command.seed,
+        batch_size=command.batch_size, progress=command.progress and state.is_main_process, device=state.device,
+        **steps(command, diffusion.timesteps),
     )  # fmt: skip
     with torch.autocast(state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         images = sample_shared(diffusion, command.num, state, **kwargs).cpu()
@@ -142,47 +150,75 @@ def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) 
     return images, frames
 
 
+def steps(command: Any, timesteps: int) -> dict[str, Any]:
+    """Return what the flags say about sampler, steps and guidance, as arguments of `GaussianDiffusion.sample`."""
+    # Ancestral sampling takes all steps, and "10,15,20" says itself how many.
+    own = command.sampler == "ddpm" or command.spacing not in SPACINGS
+    return {
+        "sampler": command.sampler,
+        "sampler_options": options.key_values(command.sampler_options, "--sampler-options"),
+        "num_steps": command.num_steps or (None if own else min(50, timesteps)),
+        "spacing": command.spacing,
+        "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
+        "eta": command.eta,
+        "guidance_scale": command.guidance_scale,
+        "guidance_interval": command.guidance_interval,
+        "guidance_rescale": command.guidance_rescale,
+    }
+
+
 def condition(loaded: LoadedRun, command: SampleCommand) -> dict[str, Tensor] | None:
     """Return the labels of the images for a class-conditional network.
 
     Raises:
         ConfigError: For a class that does not exist, or a class asked of an unconditional network.
     """
-    conditioners = getattr(loaded.diffusion.model, "conditioners", {})
+    label, conditioners = label_of(loaded, command.class_label), getattr(loaded.diffusion.model, "conditioners", {})
     if "class_label" not in conditioners:
-        if command.class_label is not None:
-            raise ConfigError("--class-label was given, but this network was trained without classes.")
         return None
-    classes = conditioners["class_label"].num_classes
-    names = list(loaded.class_names or [str(i) for i in range(classes)])
-    if command.class_label is None:
+    if label is None:
+        classes = conditioners["class_label"].num_classes
         return {"class_label": (torch.arange(command.num) + command.first_index) % classes}
-    if command.class_label in names:
-        label = names.index(command.class_label)
-    elif command.class_label.isdigit() and int(command.class_label) < classes:
-        label = int(command.class_label)
-    else:
-        from ddpm_lib.registry import unknown_name
-
-        raise ConfigError(unknown_name("class", command.class_label, names))
     return {"class_label": torch.full((command.num,), label)}
 
 
-def new_folder(command: SampleCommand, checkpoint: Path) -> Path:
+def label_of(loaded: LoadedRun, text: str | None) -> int | None:
+    """Return the number of a class given by name or number, None for none.
+
+    Raises:
+        ConfigError: For a class that does not exist, or a class asked of an unconditional network.
+    """
+    if text is None:
+        return None
+    conditioners = getattr(loaded.diffusion.model, "conditioners", {})
+    if "class_label" not in conditioners:
+        raise ConfigError("--class-label was given, but this network was trained without classes.")
+    classes = conditioners["class_label"].num_classes
+    names = list(loaded.class_names or [str(i) for i in range(classes)])
+    if text in names:
+        return names.index(text)
+    if text.isdigit() and int(text) < classes:
+        return int(text)
+    from ddpm_lib.registry import unknown_name
+
+    raise ConfigError(unknown_name("class", text, names))
+
+
+def new_folder(output_dir: str | None, checkpoint: Path, word: str = "draw") -> Path:
     """Make the directory to write to: the one asked for if it is empty, else a new numbered one in the run.
 
     Raises:
         ConfigError: If the directory asked for holds something.
     """
-    if command.output_dir is not None:
-        folder = Path(command.output_dir)
-        _refuse_used(folder)
+    if output_dir is not None:
+        folder = Path(output_dir)
+        refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     base = checkpoint.parent.parent / "samples"
     base.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10**6):
-        folder = base / f"draw-{number:04d}"
+        folder = base / f"{word}-{number:04d}"
         try:
             folder.mkdir()
         except FileExistsError:
