@@ -101,7 +101,7 @@ class Generation(nn.Module):
         mode meanwhile.
 
         Args:
-            n: Number of images. Default: the length of seeds or x_T, else 1.
+            n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
             sampler: ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, heun or euler; or a sampler object.
             sampler_options: Options of that sampler, such as {"order": 3} for unipc.
             num_steps: Number of steps, 1 … T. Default: T.
@@ -133,8 +133,9 @@ class Generation(nn.Module):
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         levels = self._levels(sampling_levels(self.schedule, num_steps, spacing, spacing_options))
         guidance = Guidance(guidance_scale, (guidance_interval[0], guidance_interval[1]), guidance_rescale)
-        n = count_images(n, seeds, x_T, self.image_shape)
-        conditions = for_sampling(self.conditioners, cond, n)
+        n = count_images(n, seeds, x_T, self.image_shape, cond)
+        random = partial(image_generator, "cpu", seed, seeds, first_index, purpose="condition")
+        conditions = for_sampling(self.conditioners, cond, n, random)
         kept = kept_frames(return_trajectory, len(levels))
         size = n if batch_size is None else batch_size
         if size < 1:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from ddpm_lib.registry import unknown_name
+from ddpm_lib.resizing import nearest_multiples
 
 
 def divisors(n: int) -> list[int]:
@@ -108,10 +109,8 @@ def resolve_attention_levels(attention_levels: Sequence[int] | None, levels: int
 def check_spatial(size: Sequence[int], factor: int) -> None:
     """Raise when a spatial size cannot be halved as often as the network does."""
     if any(s < 1 or s % factor for s in size):
-        down = "×".join(str(max(s // factor, 1) * factor) for s in size)
-        up = "×".join(str(max(math.ceil(s / factor), 1) * factor) for s in size)
         raise ValueError(
             f"The image size {'×'.join(map(str, size))} must be divisible by {factor} in every direction, which is "
-            f"how much smaller this network's deepest level is. The nearest sizes that fit: {down}"
-            + (f" or {up}." if up != down else ".")
+            f"how much smaller this network's deepest level is. The nearest sizes that fit: "
+            f"{nearest_multiples(size, factor)}."
         )

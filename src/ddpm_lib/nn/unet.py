@@ -28,6 +28,7 @@ from ddpm_lib.nn.blocks import (
 )
 from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
 from ddpm_lib.nn.embeddings import TimeEmbedding, TimeOrder
+from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.registry import unknown_name
@@ -109,6 +110,10 @@ class Unet(nn.Module):
         time_scale: Factor on t before the time embedding.
         num_classes: Number of classes for a condition "class_label"; None for none.
         class_drop_prob: Probability of hiding the class label in training, for classifier-free guidance.
+        low_res_factor: For super-resolution, how many times smaller the image of the condition "low_res" is, which training
+            makes of its images (docs/super_resolution.md); None for no such condition.
+        low_res_max_noise: Largest level, in [0, 1], of the noise that training puts on the small image; 0 for none.
+        low_res_drop_prob: Probability of hiding the small image in training, for guidance by it.
         dims: 1 for sequences, 2 for images, 3 for volumes.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
 
@@ -150,6 +155,9 @@ class Unet(nn.Module):
         time_scale: float = 1.0,
         num_classes: int | None = None,
         class_drop_prob: float = 0.1,
+        low_res_factor: int | None = None,
+        low_res_max_noise: float = 0.5,
+        low_res_drop_prob: float = 0.0,
         dims: int = 2,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -189,8 +197,13 @@ class Unet(nn.Module):
         Args:
             emb_dim: Length of the vectors that `Conditioner.embed` must return.
         """
-        num_classes = self.config["num_classes"]
-        return [] if num_classes is None else [ClassLabel(num_classes, emb_dim, self.config["class_drop_prob"])]
+        config, found = self.config, list[Conditioner]()
+        if config["num_classes"] is not None:
+            found.append(ClassLabel(config["num_classes"], emb_dim, config["class_drop_prob"]))
+        if config["low_res_factor"] is not None:
+            low_res = (config[f"low_res_{name}"] for name in ("factor", "max_noise", "drop_prob"))
+            found += low_res_conditioners(config["channels"], config["dims"], emb_dim, *low_res)
+        return found
 
     def _build_paths(self, dim: int, widths: Sequence[int], settings: BlockSettings) -> None:
         """Make the way down, the middle and the way up."""
@@ -311,6 +324,8 @@ class Unet(nn.Module):
         if len(sizes) != self.dims:
             raise ValueError(f"image_size must have {self.dims} entries, one per direction, got {sizes}.")
         checks.check_spatial(sizes, self.downsample_factor)
+        for conditioner in self.conditioners.values():
+            cast(Conditioner, conditioner).check_size(sizes)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Unet:
