@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ import tyro
 from torch import Tensor
 
 from ddpm_lib import images as pictures
-from ddpm_lib.cli import options
+from ddpm_lib.cascade import Cascade, stage_seed
+from ddpm_lib.cli import low_res, options
+from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
@@ -38,8 +41,19 @@ class SampleCommand:
     """The averaged weights, or the raw ones."""
     ema_decay: float | None = None
     """Which average, where several were kept; default: the first."""
-    num: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """Number of images over all processes (under torchrun write -n: it takes --num for an option of its own)."""
+    num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of images over all processes (under torchrun write -n: it takes --num for an option of its own); default: 16, or as
+    many as --low-res holds."""
+    low_res: str | None = None
+    """For super-resolution: the picture to enlarge, or a folder of them; samples take them in turn."""
+    base: str | None = None
+    """For super-resolution: a run that draws the images to enlarge, from its newest checkpoint (a cascade)."""
+    base_num_steps: int | None = None
+    """Sampling steps of that run; default: as for --num-steps."""
+    base_guidance_scale: float = 1.0
+    """Classifier-free guidance of that run."""
+    low_res_noise: float | None = None
+    """Level of the noise put on the images to enlarge, against their faults; default: none."""
     format: Literal["grid", "png", "npz", "gif", "all"] = "grid"
     """One picture, numbered PNGs, one .npz (arr_0: uint8 NHWC), a GIF of the denoising, or all of them."""
     columns: int | None = None
@@ -80,20 +94,21 @@ def main(args: list[str]) -> int:
     command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
     _check(command)
     make_sampler(command.sampler, eta=command.eta)
+    small: SmallImages | None = None
     precision = pick_precision(command.mixed_precision, pick_device(command.device))
     state = process_state(command.device)
     chosen = find_checkpoints(command.run, command.checkpoint)
     folder: Path | None = None
     for checkpoint in chosen:
         loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
-        loaded.diffusion.to(state.device)
-        if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, precision):
-            loaded.diffusion.to(memory_format=torch.channels_last)
-        images, frames = draw(loaded, command, state, precision)
+        place(loaded, state, precision)
+        if small is None:
+            small = small_images(loaded, command, state, precision)
+        images, frames = draw(loaded, command, state, precision, small)
         if state.is_main_process:
             folder = folder or new_folder(command, chosen[0])
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
-            written = write(images, frames, folder, prefix, command)
+            written = write(images, frames, folder, prefix, command, small)
             sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
     state.wait_for_everyone()
     if state.num_processes > 1:
@@ -102,7 +117,7 @@ def main(args: list[str]) -> int:
 
 
 def _check(command: SampleCommand) -> None:
-    for name in ("num", "batch_size", "columns", "scale", "num_steps"):
+    for name in ("num", "batch_size", "columns", "scale", "num_steps", "base_num_steps"):
         value = getattr(command, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
@@ -117,9 +132,40 @@ def _refuse_used(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
 
-def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> tuple[Tensor, list[Tensor]]:
+def place(loaded: LoadedRun, state: Any, precision: str) -> None:
+    """Bring the network to the device, in the memory layout that is fastest there."""
+    loaded.diffusion.to(state.device)
+    if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, precision):
+        loaded.diffusion.to(memory_format=torch.channels_last)
+
+
+def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> SmallImages | None:
+    """Read the images to enlarge, or draw them with the base run, shared over the ranks; None for other networks."""
+    low_res.check_wishes(loaded.diffusion, command.low_res, command.base, command.low_res_noise)
+    if command.low_res is not None:
+        return low_res.read_small_images(command.low_res, loaded.diffusion)
+    if command.base is None:
+        return None
+    base = load_run(command.base, weights=command.weights)
+    Cascade([base.diffusion, loaded.diffusion])  # refuses sizes that do not fit
+    low_res.check_wishes(base.diffusion, None, None, None)
+    place(base, state, precision)
+    wishes = dataclasses.replace(
+        command, num_steps=command.base_num_steps, guidance_scale=command.base_guidance_scale, format="grid"
+    )
+    drawn, _ = draw(base, wishes, state, precision, None)
+    return SmallImages(drawn, first_index=command.first_index)
+
+
+def draw(
+    loaded: LoadedRun, command: SampleCommand, state: Any, precision: str, small: SmallImages | None
+) -> tuple[Tensor, list[Tensor]]:
     """Draw the images, shared over the ranks; with a GIF also the grids of the way there."""
-    diffusion = loaded.diffusion
+    diffusion, num = loaded.diffusion, count(command, small)
+    cond, seed = condition(loaded, command, num), command.seed
+    if small is not None:
+        cond |= low_res.conditions(diffusion, small.take(num, command.first_index), command.low_res_noise)
+        seed = stage_seed(seed, 1) if command.base is not None else seed
     # Ancestral sampling takes all steps, and "10,15,20" says itself how many.
     own = command.sampler == "ddpm" or command.spacing not in SPACINGS
     steps = command.num_steps or (None if own else min(50, diffusion.timesteps))
@@ -127,36 +173,44 @@ def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     wants_gif = command.format in ("gif", "all")
     kwargs = dict(
-        cond=condition(loaded, command), first_index=command.first_index, sampler=command.sampler, num_steps=steps,
-        seed=command.seed, guidance_scale=command.guidance_scale, batch_size=command.batch_size,
+        cond=cond, first_index=command.first_index, sampler=command.sampler, num_steps=steps,
+        seed=seed, guidance_scale=command.guidance_scale, batch_size=command.batch_size,
         progress=command.progress and state.is_main_process, device=state.device, **extra,
     )  # fmt: skip
     with torch.autocast(state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        images = sample_shared(diffusion, command.num, state, **kwargs).cpu()
+        images = sample_shared(diffusion, num, state, **kwargs).cpu()
         frames: list[Tensor] = []
         if wants_gif and state.is_main_process:
-            shown = min(command.num, 36)
-            cond = {k: v[:shown] for k, v in kwargs["cond"].items()} if kwargs["cond"] else None
-            _, states = diffusion.sample(shown, **{**kwargs, "cond": cond}, return_trajectory=40)
+            shown = min(num, 36)
+            few = {k: v[:shown] for k, v in cond.items()}
+            _, states = diffusion.sample(shown, **{**kwargs, "cond": few}, return_trajectory=40)
             frames = [pictures.make_grid(moment, command.columns) for moment in states.transpose(0, 1)]
     return images, frames
 
 
-def condition(loaded: LoadedRun, command: SampleCommand) -> dict[str, Tensor] | None:
+def count(command: SampleCommand, small: SmallImages | None) -> int:
+    """Return the number of images to draw."""
+    if command.num is not None:
+        return command.num
+    return len(small.images) if small is not None else 16
+
+
+def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, Tensor]:
     """Return the labels of the images for a class-conditional network.
 
     Raises:
-        ConfigError: For a class that does not exist, or a class asked of an unconditional network.
+        ConfigError: For a class that does not exist, or a class asked of an unconditional network (in a cascade, the other
+            one may know it).
     """
     conditioners = getattr(loaded.diffusion.model, "conditioners", {})
     if "class_label" not in conditioners:
-        if command.class_label is not None:
+        if command.class_label is not None and command.base is None:
             raise ConfigError("--class-label was given, but this network was trained without classes.")
-        return None
+        return {}
     classes = conditioners["class_label"].num_classes
     names = list(loaded.class_names or [str(i) for i in range(classes)])
     if command.class_label is None:
-        return {"class_label": (torch.arange(command.num) + command.first_index) % classes}
+        return {"class_label": (torch.arange(num) + command.first_index) % classes}
     if command.class_label in names:
         label = names.index(command.class_label)
     elif command.class_label.isdigit() and int(command.class_label) < classes:
@@ -165,7 +219,7 @@ def condition(loaded: LoadedRun, command: SampleCommand) -> dict[str, Tensor] | 
         from ddpm_lib.registry import unknown_name
 
         raise ConfigError(unknown_name("class", command.class_label, names))
-    return {"class_label": torch.full((command.num,), label)}
+    return {"class_label": torch.full((num,), label)}
 
 
 def new_folder(command: SampleCommand, checkpoint: Path) -> Path:
@@ -191,8 +245,10 @@ def new_folder(command: SampleCommand, checkpoint: Path) -> Path:
     raise ConfigError(f"{base} is full of draws. Give --output-dir.")
 
 
-def write(images: Tensor, frames: list[Tensor], folder: Path, prefix: str, command: SampleCommand) -> list[str]:
-    """Write the images in the formats asked for and return the paths."""
+def write(
+    images: Tensor, frames: list[Tensor], folder: Path, prefix: str, command: SampleCommand, small: SmallImages | None
+) -> list[str]:
+    """Write the images in the formats asked for and return the paths; the grid shows enlarged images beside the small ones."""
     import numpy as np
 
     pixels = pictures.to_uint8(images)
@@ -200,11 +256,15 @@ def write(images: Tensor, frames: list[Tensor], folder: Path, prefix: str, comma
     formats = ("grid", "png", "npz", "gif") if command.format == "all" else (command.format,)
     made: list[str] = []
     if "grid" in formats:
-        made.append(str(pictures.save_grid(pixels, folder / f"{prefix}grid.png", command.columns, scale)))
+        tiles, columns = pixels, command.columns
+        if small is not None:
+            tiles, columns = low_res.beside(pixels, small.take(len(pixels), command.first_index), columns)
+        made.append(str(pictures.save_grid(tiles, folder / f"{prefix}grid.png", columns, scale)))
     if "png" in formats:
         digits = max(6, len(str(command.first_index + len(pixels))))
         for i, image in enumerate(pixels):
-            pictures.save_image(image, folder / f"{prefix}{command.first_index + i:0{digits}d}.png")
+            name = small.name_of(command.first_index + i) if small is not None else ""
+            pictures.save_image(image, folder / f"{prefix}{command.first_index + i:0{digits}d}{name}.png")
         made.append(f"{folder}/{prefix}*.png")
     if "npz" in formats:
         path = folder / f"{prefix}samples.npz"
