@@ -85,13 +85,14 @@ def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], 
         made = conditioner.derive(x0) if name not in cond else None
         if made is not None:
             result[name] = made
-        elif name not in cond and (conditioner.guided or not conditioner.optional):
+    for conditioner in (conditioners or {}).values():
+        result = conditioner.prepare(result)
+    for name, conditioner in (conditioners or {}).items():
+        if name not in result and (conditioner.guided or not conditioner.optional):
             raise ValueError(
                 f"The network was built for the condition {name!r}, which this batch lacks. Give the dataset a field "
                 f"{name!r}, pass cond={{{name!r}: …}}, or build the network without it."
             )
-    for conditioner in (conditioners or {}).values():
-        result = conditioner.prepare(result)
     return result or None
 
 

@@ -123,6 +123,8 @@ def _check(command: SampleCommand) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
     if command.first_index < 0:
         raise ConfigError(f"--first-index must be 0 or more; got {command.first_index}.")
+    if command.base is None and (command.base_num_steps is not None or command.base_guidance_scale != 1.0):
+        raise ConfigError("--base-num-steps and --base-guidance-scale are for a base run. Name it with --base.")
     if command.output_dir is not None:
         _refuse_used(Path(command.output_dir))
 
@@ -147,7 +149,10 @@ def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precisio
     if command.base is None:
         return None
     base = load_run(command.base, weights=command.weights)
-    Cascade([base.diffusion, loaded.diffusion])  # refuses sizes that do not fit
+    stages = [base.diffusion, loaded.diffusion]
+    Cascade(stages)  # refuses sizes that do not fit
+    if command.class_label is not None and not any("class_label" in (stage.conditioners or {}) for stage in stages):
+        raise ConfigError("--class-label was given, but both networks were trained without classes.")
     low_res.check_wishes(base.diffusion, None, None, None)
     place(base, state, precision)
     wishes = dataclasses.replace(
