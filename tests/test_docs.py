@@ -7,6 +7,7 @@ In `docs/*.md` a ```python block runs if it stands in `extending.md`, where ever
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -114,7 +115,17 @@ def flags_of(cls: type, prefix: str = "") -> set[str]:
     return found
 
 
-KNOWN = set().union(*map(flags_of, COMMANDS.values())) | FOREIGN
+def flags_of_examples() -> set[str]:
+    """The options of the scripts in examples/, which each keep in a dataclass `Options`."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "examples").glob("*.py")]
+    classes = [
+        node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options"
+    ]
+    fields = [field.target.id for node in classes for field in node.body if isinstance(field, ast.AnnAssign)]
+    return {f"--{name.replace('_', '-')}" for name in fields}
+
+
+KNOWN = set().union(*map(flags_of, COMMANDS.values())) | flags_of_examples() | FOREIGN
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -102,7 +102,7 @@ class Generation(nn.Module):
         mode meanwhile.
 
         Args:
-            n: Number of images. Default: the length of seeds or x_T, else 1.
+            n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
             sampler: ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, heun or euler; or a sampler object.
             sampler_options: Options of that sampler, such as {"order": 3} for unipc.
             num_steps: Number of steps, 1 … T. Default: T.
@@ -138,8 +138,9 @@ class Generation(nn.Module):
         levels = self._levels(sampling_levels(self.schedule, num_steps, spacing, spacing_options))
         interval = (guidance_interval[0], guidance_interval[1])
         guidance = Guidance(guidance_scale, interval, guidance_rescale, classifier, classifier_scale)
-        n = count_images(n, seeds, x_T, self.image_shape)
-        conditions = for_sampling(self.conditioners, cond, n)
+        n = count_images(n, seeds, x_T, self.image_shape, cond)
+        random = partial(image_generator, "cpu", seed, seeds, first_index, purpose="condition")
+        conditions = for_sampling(self.conditioners, cond, n, random)
         kept = kept_frames(return_trajectory, len(levels))
         images, trajectories = [], []
         for start, stop in batches(n, batch_size):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib import keys
 from ddpm_lib.training.batches import to_device
+from ddpm_lib.training.examples import beside_examples
 
 if TYPE_CHECKING:
     from torch import nn
@@ -206,7 +207,10 @@ class Validation(Callback):
 
 
 class SampleGrid(Callback):
-    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the ranks."""
+    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the ranks.
+
+    Of a super-resolution network it shows held-out images: small copy, sample, truth.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -226,8 +230,9 @@ class SampleGrid(Callback):
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
             scale = max(1, 128 // max(batch.shape[-2:]))
             path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"
+            tiles, columns = beside_examples(trainer, batch)
             with trainer.going_on(str(path)):
-                trainer.last_grid = pictures.save_grid(batch, path, scale=scale)
+                trainer.last_grid = pictures.save_grid(tiles, path, columns, scale)
                 _show_inline(path)
 
 

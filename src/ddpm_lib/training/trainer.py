@@ -20,6 +20,7 @@ from ddpm_lib.training.callbacks import Callback, default_callbacks
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.lock import RunLock
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
 from ddpm_lib.training.randomness import StepRandomness
@@ -367,7 +368,8 @@ class Trainer(RunContext):
 
         Args:
             n: Number of images over all ranks.
-            cond: Conditions of all n images, for example {"class_label": labels}; default: the classes in turn.
+            cond: Conditions of all n images, for example {"class_label": labels}; default: the classes in turn, and for
+                super-resolution small copies of held-out images.
             weights: "ema" (the average) or "model" (the trained weights).
             **options: Further arguments of `GaussianDiffusion.sample`: sampler, num_steps, seed, guidance_scale, …
 
@@ -378,7 +380,8 @@ class Trainer(RunContext):
         if weights not in ("ema", "model"):
             raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
         network = self.averaged_network() if weights == "ema" else self.diffusion.model
-        cond = cond if cond is not None else default_condition(self.diffusion, n)
+        if cond is None:
+            cond = example_conditions(self, n) or default_condition(self.diffusion, n)
         devices.claim_precision(self.precision)
         with self.accelerator.autocast():
             return sample_shared(
