@@ -21,7 +21,7 @@ def digest(tensors) -> str:
 
 
 def main() -> None:
-    from ddpm_lib import Shapes
+    from ddpm_lib import GaussianDiffusion, Shapes, Unet
     from ddpm_lib.training import Callback
     from training_helpers import StopAt, tiny_diffusion, tiny_trainer
 
@@ -50,6 +50,13 @@ def main() -> None:
     whole.train()
     stop = trainer("cut", [StopAt(3)], val_fraction=0.25).train()
     trainer("cut", val_fraction=0.25).train()
+    torch.manual_seed(0)
+    learns = GaussianDiffusion(
+        Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=4,
+        time_sampler="loss_aware", time_sampler_options={"history": 2},
+    )  # fmt: skip
+    aware = tiny_trainer(out / "aware", learns, Shapes(size=8, n=24), **options | {"val_every": 0, "sample_every": 0})
+    aware.train()
     calls = []
     real = whole.diffusion.sample
     whole.diffusion.sample = lambda n, **kw: (calls.append(n), real(n, **kw))[1]
@@ -62,6 +69,11 @@ def main() -> None:
         "samples": digest([images]),
         "sampled_here": sum(calls),
         "stopped_at": stop.step,
+        "time_sampler": {
+            k: v.tolist() if hasattr(v, "tolist") else v for k, v in learns.time_sampler.state_dict().items()
+        },
+        "probabilities": learns.time_sampler.probabilities.tolist(),
+        "aware_weights": digest(learns.model.parameters()),
     }
     (out / f"rank{whole.rank}.json").write_text(json.dumps(report))
     whole.close()

@@ -32,6 +32,14 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def single(two_ranks: Path) -> Path:
+    """The same run as one process with two micro-batches."""
+    out = two_ranks / "one"
+    torchrun(str(HERE / "run_two_ranks.py"), str(out), "single", processes=1)
+    return out
+
+
 def reports(out: Path) -> list[dict]:
     return [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
 
@@ -67,16 +75,31 @@ def test_resumed_equals_uninterrupted_with_two_processes(two_ranks: Path) -> Non
     assert curve(two_ranks / "whole") == curve(two_ranks / "cut")
 
 
-def test_one_process_makes_the_same_run(two_ranks: Path) -> None:
+def test_one_process_makes_the_same_run(two_ranks: Path, single: Path) -> None:
     """Two micro-batches in one process are the two shares of two processes: same images, noise, levels and dropout."""
-    one = two_ranks / "one"
-    torchrun(str(HERE / "run_two_ranks.py"), str(one), "single", processes=1)
-    ours, theirs = curve(one / "whole"), curve(two_ranks / "whole")
+    ours, theirs = curve(single / "whole"), curve(two_ranks / "whole")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours, theirs):
         for name in ("loss", "val_loss", "grad_norm"):
             if name in a:
                 assert a[name] == pytest.approx(b[name], rel=1e-5)  # float32 sums in another order
+
+
+def test_loss_aware_levels_are_learned_alike_on_both_ranks(two_ranks: Path) -> None:
+    """Both hear the losses of the whole batch in its order, so that their memories are equal to the last bit."""
+    a, b = reports(two_ranks)
+    assert a["time_sampler"] == b["time_sampler"]
+    assert a["aware_weights"] == b["aware_weights"]
+    assert a["probabilities"] == b["probabilities"]
+    assert a["probabilities"] != [0.25] * 4
+
+
+def test_loss_aware_levels_of_one_process_are_those_of_two(two_ranks: Path, single: Path) -> None:
+    """Two micro-batches instead of two processes."""
+    one, two = json.loads((single / "rank0.json").read_text()), reports(two_ranks)[0]
+    assert one["time_sampler"].keys() == two["time_sampler"].keys()
+    # Each loss is one image's, so that only the float32 sums of the gradients differ.
+    assert one["probabilities"] == pytest.approx(two["probabilities"], rel=1e-4)
 
 
 def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Generation(nn.Module):
 
         Args:
             n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
-            sampler: ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, heun or euler; or a sampler object.
+            sampler: ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, deis, heun or euler; or an object.
             sampler_options: Options of that sampler, such as {"order": 3} for unipc.
             num_steps: Number of steps, 1 … T. Default: T.
             spacing: How the steps are spread: trailing, linspace, leading, quadratic, log_snr or karras; levels per
