@@ -364,3 +364,12 @@ def test_volumes_train_without_grids_of_pictures(tmp_path: Path) -> None:
 def test_guided_grids_need_a_hidden_condition() -> None:
     with pytest.raises(ConfigError, match="needs a condition that is sometimes hidden"):
         Trainer(sr(), Shapes(size=8, n=10), sample_guidance_scale=2.0, progress=False)
+
+
+def test_likelihood_is_that_given_the_small_image() -> None:
+    diffusion = sr()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    small = diffusion.conditioners["low_res"].derive(images / 127.5 - 1)
+    by_itself = diffusion.bits_per_dim(images, num_levels=4).total
+    torch.testing.assert_close(by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": small}).total)
+    assert not torch.equal(by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": 1 - small}).total)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib import keys
+from ddpm_lib.images import to_model_range
 from ddpm_lib.registry import unknown_name
 
 Cond = dict[str, Tensor]
@@ -159,6 +160,13 @@ def for_sampling(
 
 def _of_seed_zero(i: int) -> torch.Generator:
     return keys.generator("cpu", i, 0, "condition")
+
+
+def with_derived(conditioners: Conditioners | None, cond: Mapping[str, Any] | None, images: Tensor) -> dict[str, Any]:
+    """Add the conditions that training would make of images, uint8 or in [0, 1], where they are not given."""
+    x0 = to_model_range(images)
+    made = {name: c.derive(x0) for name, c in (conditioners or {}).items() if name not in (cond or {})}
+    return {**(cond or {}), **{name: value for name, value in made.items() if value is not None}}
 
 
 def fill_nulls(conditioners: Conditioners | None, cond: Cond, x: Tensor) -> Cond | None:
