@@ -269,6 +269,15 @@ def test_dropping_hides_image_and_level_together() -> None:
     assert (cond["low_res_noise"] == 1).tolist() == [True, True, False, False]
 
 
+def test_one_small_image_for_all_samples() -> None:
+    diffusion = sr()
+    small = torch.rand(1, 3, 4, 4)
+    several = diffusion.sample(3, cond={"low_res": small}, num_steps=2)
+    assert torch.equal(several, diffusion.sample(3, cond={"low_res": small.expand(3, -1, -1, -1)}, num_steps=2))
+    with pytest.raises(ValueError, match=r"has 2 entries for 3 samples. Give one or 3"):
+        diffusion.sample(3, cond={"low_res": torch.rand(2, 3, 4, 4)}, num_steps=2)
+
+
 # --- training -----------------------------------------------------------------------------------------------------------
 
 

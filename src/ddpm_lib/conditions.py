@@ -124,7 +124,7 @@ def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Dra
 def for_sampling(
     conditioners: Conditioners | None, cond: Mapping[str, Any] | None, n: int, stream: Stream | None = None
 ) -> Cond:
-    """Return the conditions given for `n` samples as tensors (n, …); a number or a 0-d tensor counts for all samples.
+    """Return the conditions given for `n` samples as tensors (n, …); a number or a single entry counts for all samples.
 
     Args:
         conditioners: Of the network.
@@ -140,7 +140,8 @@ def for_sampling(
     result: Cond = {}
     for name, value in given.items():
         tensor = torch.as_tensor(value)
-        tensor = tensor.expand(n) if tensor.ndim == 0 else tensor
+        if tensor.ndim == 0 or len(tensor) == 1:
+            tensor = tensor.expand(n, *tensor.shape[1:])
         if len(tensor) != n:
             raise ValueError(f"The condition {name!r} has {len(tensor)} entries for {n} samples. Give one or {n}.")
         result[name] = tensor
