@@ -45,10 +45,10 @@ class Options:
     """Width of each level as a multiple of dim."""
     patch_size: int = 1
     """2 makes the network four times cheaper: worth it on a CPU."""
-    parametrization: Literal["v", "x0", "eps", "edm"] = "edm"
-    """What the network predicts."""
-    sigma_data: float = 0.25
-    """Of the parametrization edm: how far images are from what the small ones say of them."""
+    blocks_per_level: int = 2
+    """Residual blocks per level."""
+    parametrization: Literal["v", "x0", "eps"] = "x0"
+    """What the network predicts; with patches, x0 learns soonest."""
     batch_size: int = 32
     """Images per step over all processes."""
     max_steps: int = 20_000
@@ -79,6 +79,7 @@ def main() -> int:
         dim=options.dim,
         dim_mults=options.dim_mults,
         patch_size=options.patch_size,
+        blocks_per_level=options.blocks_per_level,
         attention_levels=(len(options.dim_mults) - 1,),
         low_res_factor=options.factor,
         low_res_max_noise=options.max_noise,
@@ -87,7 +88,6 @@ def main() -> int:
         model,
         image_size=options.image_size,
         parametrization=options.parametrization,
-        parametrization_options={"sigma_data": options.sigma_data} if options.parametrization == "edm" else None,
         weighting="flat",
     )
     trainer = Trainer(

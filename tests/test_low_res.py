@@ -269,6 +269,15 @@ def test_dropping_hides_image_and_level_together() -> None:
     assert (cond["low_res_noise"] == 1).tolist() == [True, True, False, False]
 
 
+def test_one_small_image_for_all_samples() -> None:
+    diffusion = sr()
+    small = torch.rand(1, 3, 4, 4)
+    several = diffusion.sample(3, cond={"low_res": small}, num_steps=2)
+    assert torch.equal(several, diffusion.sample(3, cond={"low_res": small.expand(3, -1, -1, -1)}, num_steps=2))
+    with pytest.raises(ValueError, match=r"has 2 entries for 3 samples. Give one or 3"):
+        diffusion.sample(3, cond={"low_res": torch.rand(2, 3, 4, 4)}, num_steps=2)
+
+
 # --- training -----------------------------------------------------------------------------------------------------------
 
 
@@ -364,3 +373,12 @@ def test_volumes_train_without_grids_of_pictures(tmp_path: Path) -> None:
 def test_guided_grids_need_a_hidden_condition() -> None:
     with pytest.raises(ConfigError, match="needs a condition that is sometimes hidden"):
         Trainer(sr(), Shapes(size=8, n=10), sample_guidance_scale=2.0, progress=False)
+
+
+def test_likelihood_is_that_given_the_small_image() -> None:
+    diffusion = sr()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    small = diffusion.conditioners["low_res"].derive(images / 127.5 - 1)
+    by_itself = diffusion.bits_per_dim(images, num_levels=4).total
+    torch.testing.assert_close(by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": small}).total)
+    assert not torch.equal(by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": 1 - small}).total)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib import keys
+from ddpm_lib.images import to_model_range
 from ddpm_lib.registry import unknown_name
 
 Cond = dict[str, Tensor]
@@ -136,7 +137,7 @@ def hidden(conditioner: Droppable, name: str, draws: Draws | Mapping[str, Draws]
 def for_sampling(
     conditioners: Conditioners | None, cond: Mapping[str, Any] | None, n: int, stream: Stream | None = None
 ) -> Cond:
-    """Return the conditions given for `n` samples as tensors (n, …); a number or a 0-d tensor counts for all samples.
+    """Return the conditions given for `n` samples as tensors (n, …); a number or a single entry counts for all samples.
 
     Args:
         conditioners: Of the network.
@@ -152,7 +153,8 @@ def for_sampling(
     result: Cond = {}
     for name, value in given.items():
         tensor = torch.as_tensor(value)
-        tensor = tensor.expand(n) if tensor.ndim == 0 else tensor
+        if tensor.ndim == 0 or len(tensor) == 1:
+            tensor = tensor.expand(n, *tensor.shape[1:])
         if len(tensor) != n:
             raise ValueError(f"The condition {name!r} has {len(tensor)} entries for {n} samples. Give one or {n}.")
         result[name] = tensor
@@ -172,6 +174,13 @@ def for_sampling(
 
 def _of_seed_zero(i: int) -> torch.Generator:
     return keys.generator("cpu", i, 0, "condition")
+
+
+def with_derived(conditioners: Conditioners | None, cond: Mapping[str, Any] | None, images: Tensor) -> dict[str, Any]:
+    """Add the conditions that training would make of images, uint8 or in [0, 1], where they are not given."""
+    x0 = to_model_range(images)
+    made = {name: c.derive(x0) for name, c in (conditioners or {}).items() if name not in (cond or {})}
+    return {**(cond or {}), **{name: value for name, value in made.items() if value is not None}}
 
 
 def fill_nulls(conditioners: Conditioners | None, cond: Cond, x: Tensor) -> Cond | None:

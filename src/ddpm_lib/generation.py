@@ -113,7 +113,7 @@ class Generation(nn.Module):
             seed: Names the stream of random numbers.
             seeds: One seed per image instead: image i is what sample(1, seed=seeds[i]) draws.
             first_index: Number of the first image in its stream, so that several calls or processes can share one.
-            cond: Conditions by name: one number for all images, or one entry per image. A condition left out is null
+            cond: Conditions by name: one entry for all images, or one per image. A condition left out is null
                 if the network knows a null (drop_prob > 0), an error otherwise.
             guidance_scale: Strength of classifier-free guidance; 1 is none.
             guidance_interval: Guide where lo < t/T ≤ hi.

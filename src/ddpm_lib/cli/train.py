@@ -221,5 +221,8 @@ def report(trainer: Trainer, config: RunConfig, status: str) -> None:
     resume = f"ddpm train --config {shlex.quote(str(run / 'config.yaml'))} --max-steps {more}"
     print("\nNext:")
     print(f"  your own images   ddpm train path/to/images --image-size {size} --output-dir runs/mine")
-    print(f"  more samples      ddpm sample {shlex.quote(str(run))} --num 64")
+    enlarges = options.to_plain(config.model)["low_res_factor"] is not None
+    print(
+        f"  more samples      ddpm sample {shlex.quote(str(run))} {'--low-res path/to/small' if enlarges else '--num 64'}"
+    )
     print(f"  {'train longer' if status == 'finished' else 'resume      '}      {resume}")
