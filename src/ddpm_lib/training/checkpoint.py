@@ -208,9 +208,17 @@ def verify(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that verifies, warning about each broken one passed over; None if there is none."""
-    for path in reversed(list_checkpoints(folder)):
+def newest_complete(
+    folder: Path, warn: Callable[[str], None], accept: Callable[[int], bool] = lambda step: True
+) -> Path | None:
+    """Return the newest checkpoint that verifies, warning about each broken one passed over; None if there is none.
+
+    Args:
+        folder: The run's `checkpoints` directory.
+        warn: Gets a line for each broken one.
+        accept: Says by the step which checkpoints to consider.
+    """
+    for path in reversed([p for p in list_checkpoints(folder) if accept(step_of(p))]):
         try:
             verify(path)
         except (CheckpointError, OSError) as error:

@@ -211,6 +211,12 @@ class TrainingConfig:
     """Compile the network with torch.compile (minutes at the start, faster steps on a GPU)."""
     deterministic: bool = False
     """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is NaN or infinite: stop, leave out that update, or go back to a checkpoint with other images."""
+    max_nonfinite: int = 3
+    """Updates to leave out, or times to roll back, before the run stops after all."""
+    stall_minutes: float = 5.0
+    """Say where the run hangs, and which process is missing, when nothing has moved for this long."""
     process_timeout_minutes: float = 10.0
     """With several processes: how long to wait for a lost one before giving up."""
 
@@ -225,6 +231,7 @@ class TrainingConfig:
         at_least = {
             "max_steps": 1, "batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
             "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
+            "max_nonfinite": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -237,6 +244,7 @@ class TrainingConfig:
             "ema_power",
             "cache_limit_mb",
             "process_timeout_minutes",
+            "stall_minutes",
         )
         for name in positive:
             value = getattr(self, name)

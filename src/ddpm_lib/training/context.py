@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.records import MetricsFile, write_status
+from ddpm_lib.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,6 +41,7 @@ class RunContext:
     step: int
     images_seen: int
     metrics: dict[str, Any]
+    watchdog: Watchdog
     _row: dict[str, Any]
     _clock: float
 

@@ -63,6 +63,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "ema_decay": list(trainer.config.ema_decay),
         "training": trainer.config.to_dict(),
         "callbacks": {name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
+        "guard": trainer.guard.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "versions": describe_versions(),
     }
@@ -213,6 +214,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         trainer.ema.set_step(trainer.step)
     if state["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    trainer.guard.load_state_dict(state.get("guard", {}))
     for name, callback in named(trainer.callbacks).items():
         callback.load_state_dict(state["callbacks"].get(name, {}))
     threads = state["versions"].get("threads")

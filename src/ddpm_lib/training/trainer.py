@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.training import devices
+from ddpm_lib.training import devices, failures
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches, flip_rows, to_device
 from ddpm_lib.training.callbacks import Callback, default_callbacks
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
@@ -23,11 +23,12 @@ from ddpm_lib.training.lock import RunLock
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.records import flat_scalars, write_run_config
-from ddpm_lib.training.results import DivergedError, StepResult, TrainingResult
+from ddpm_lib.training.results import StepResult, TrainingResult
 from ddpm_lib.training.resume import find_checkpoint, restore, shards_of_run, write_checkpoint
 from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
 from ddpm_lib.training.sources import data_name, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
+from ddpm_lib.training.watchdog import Watchdog, meeting_store
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -86,6 +87,7 @@ class Trainer(RunContext):
         self._save_requested = False
         self._save_seconds = 0.0
         self._slowest_step = 0.0
+        self.guard = failures.NonFiniteGuard(self.config.on_nonfinite, self.config.max_nonfinite)
         check_size = getattr(diffusion.model, "check_size", None)
         if check_size is not None:
             check_size(diffusion.image_size)
@@ -102,23 +104,36 @@ class Trainer(RunContext):
         self.prepare()
         with self._session() as (network, signals):
             limit = TimeLimit(self.config.max_hours, called)
-            batches = self._open_batches()
-            try:
-                self._each_callback("on_train_start")
-                while self.step < self.config.max_steps and not self._agree_to_stop(signals, limit):
-                    began = time.monotonic()
-                    self._optimizer_step(network, batches)
-                    self._each_callback("on_step_end")
-                    self._save_if_requested()
-                    self._slowest_step = max(self._slowest_step, time.monotonic() - began)
-                self._save_at_end()
-                self._each_callback("on_train_end")
-            finally:
-                batches.close()
+            while True:
+                try:
+                    self._walk(network, signals, limit)
+                    break
+                except failures.StartOver as again:
+                    again.apply(self)
         return self._finish()
+
+    def _walk(self, network: nn.Module, signals: StopSignals, limit: TimeLimit) -> None:
+        """Train from the present state to the end, a reason to stop, or a failure that means to start over."""
+        batches = self._open_batches()
+        try:
+            self._each_callback("on_train_start")
+            while self.step < self.config.max_steps and not self._agree_to_stop(signals, limit):
+                began = time.monotonic()
+                with failures.memory_answered(self):
+                    self._optimizer_step(network, batches)
+                if self.step % self.config.log_every == 0:
+                    self.guard.look(self)
+                self._each_callback("on_step_end")
+                self._save_if_requested()
+                self._slowest_step = max(self._slowest_step, time.monotonic() - began)
+            self._save_at_end()
+            self._each_callback("on_train_end")
+        finally:
+            batches.close()
 
     def _optimizer_step(self, network: nn.Module, batches: TrainingBatches) -> None:
         config, rows_of = self.config, self.plan.rows()
+        self.watchdog.at(self.step, "the next step")
         rate = learning_rate(self.step, config)
         set_learning_rate(self.optimizer, rate)
         losses, levels = [], []
@@ -130,13 +145,14 @@ class Trainer(RunContext):
             losses.append(per_image.detach())
             levels.append(t)
         norm = self.accelerator.clip_grad_norm_(self.diffusion.parameters(), config.max_grad_norm or float("inf"))
-        self.optimizer.step()
+        loss = torch.cat(losses)
+        self.guard.step(self, loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
         self.step += 1
         self.images_seen += config.batch_size
-        self.last = StepResult(torch.cat(losses), torch.cat(levels), norm, rate)
+        self.last = StepResult(loss, torch.cat(levels), norm, rate)
 
     def _forward(self, network: nn.Module, batch: dict[str, Any], rows: range) -> tuple[Tensor, Tensor]:
         randomness, slot = self.randomness, self.images_seen
@@ -222,10 +238,20 @@ class Trainer(RunContext):
                 self.accelerator.init_trackers(self.output_dir.name, flat_scalars(self.config.to_dict()))
             self._status("running", "")
             self._clock = time.monotonic() - self.elapsed_seconds
-            with devices.global_state_kept(self.device, self.config.deterministic), StopSignals() as signals:
+            self.guard.reset(self.device)
+            store = meeting_store(self.processes)
+            self.watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir, self.rank, self.processes, store)
+            with (
+                devices.global_state_kept(self.device, self.config.deterministic),
+                StopSignals() as signals,
+                self.watchdog,
+            ):
                 yield network, signals
         except BaseException as error:
-            self._status("failed", f"{type(error).__name__}: {error}")
+            lost = failures.lost_process(error, self)
+            self._status("lost" if lost else "failed", f"{type(error).__name__}: {error}")
+            if lost:
+                raise lost from error
             raise
         finally:
             for callback in self.callbacks:
@@ -257,6 +283,7 @@ class Trainer(RunContext):
 
     def _each_callback(self, hook: str) -> None:
         for callback in self.callbacks:
+            self.watchdog.at(self.step, f"{callback.name}.{hook}")
             getattr(callback, hook)(self)
         self._flush_row()
 
@@ -285,7 +312,8 @@ class Trainer(RunContext):
         if not self._save_requested:
             return
         self._save_requested = False
-        self.check_finite()
+        self.guard.look(self)
+        self.watchdog.at(self.step, "saving")
         self.elapsed_seconds = time.monotonic() - self._clock
         saved = write_checkpoint(self)
         if saved is not None:
@@ -319,28 +347,6 @@ class Trainer(RunContext):
     def stop(self, reason: str) -> None:
         """Ask to stop after this step with a checkpoint, giving the reason."""
         self._stop_reason = reason
-
-    def check_finite(self) -> None:
-        """Raise when the loss or the gradient has become NaN or infinite (reads the device; the same on every rank).
-
-        Raises:
-            DivergedError: Naming the step and the last good checkpoint.
-        """
-        if self.last is None:
-            return
-        values = [self.last.losses.sum()]
-        if self.precision != "fp16":  # there the scaler skips steps with infinite gradients
-            values.append(self.last.grad_norm.to(values[0]))
-        if not torch.isfinite(self.sum_over_ranks(torch.stack(values))).all():
-            good = (
-                f"The last good checkpoint is {self.last_checkpoint}"
-                if self.last_checkpoint
-                else "There is no checkpoint yet"
-            )
-            raise DivergedError(
-                f"The loss or gradient is not finite at step {self.step}. {good}. "
-                "Lower learning_rate, set max_grad_norm, or use mixed_precision='no'."
-            )
 
     def close(self) -> None:
         """Leave the process group, where there is one; a script with several processes calls it at its end."""
