@@ -160,7 +160,9 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_output_directory_that_cannot_be_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(
+        ConfigError, match=r"file/run cannot be written to \(Not a directory\). Choose another output_dir"
+    ):
         tiny_trainer(tmp_path / "file" / "run").train()
 
 

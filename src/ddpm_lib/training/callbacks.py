@@ -49,6 +49,10 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned (an empty dict where the checkpoint has none)."""
 
+    def keeps(self) -> set[int]:
+        """Return steps whose checkpoints are not to be removed."""
+        return set()
+
     def close(self) -> None:
         """Let go of what is open; runs last, also when training ends in an error."""
 

@@ -10,13 +10,14 @@ The manifest is written last, so a directory that lacks it, or whose files diffe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise  # some network file systems flush files, but know no such thing for directories
     finally:
         os.close(handle)
 
@@ -164,14 +168,16 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def prune(folder: Path, newest: int, keep_last: int, keep_every: int | None = None) -> list[Path]:
-    """Remove all but the newest `keep_last` checkpoints and those of multiples of `keep_every`; return what went.
+def prune(
+    folder: Path, newest: int, keep_last: int, keep_every: int | None = None, keep: Collection[int] = ()
+) -> list[Path]:
+    """Remove all but the newest `keep_last` checkpoints, those of multiples of `keep_every` and `keep`; return what went.
 
     Checkpoints after step `newest`, which was just written, are damaged ones that the run passed over: they do not count.
     """
     gone = []
     for path in [p for p in list_checkpoints(folder) if step_of(p) <= newest][:-keep_last]:
-        if keep_every and step_of(path) % keep_every == 0:
+        if (keep_every and step_of(path) % keep_every == 0) or step_of(path) in keep:
             continue
         _remove(path)
         gone.append(path)

@@ -184,6 +184,10 @@ class TrainingConfig:
     """Newest checkpoints to keep (at least 2: one may be damaged)."""
     keep_every: int | None = None
     """Also keep the checkpoints of multiples of this step for good."""
+    keep_best: str | None = None
+    """Also save and keep the checkpoint with the lowest value of this logged metric (val_loss); max:NAME for the highest."""
+    save_async: bool = False
+    """Write checkpoints in a thread: training waits only for a copy in RAM."""
     sample_every: int = 1000
     """Steps between sample grids; 0: never."""
     sample_count: int = 16

@@ -57,6 +57,7 @@ class RollBack(StartOver):
         from ddpm_lib.training.checkpoint import newest_complete
         from ddpm_lib.training.resume import restore
 
+        trainer.saver.settle(trainer)
         folder = trainer.output_dir / "checkpoints"
         every = trainer.config.save_every
         # One that the uninterrupted run has too, and not one of an interruption, so that both go on from the same step.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.training import checkpoint as files
+from ddpm_lib.training.best import best_step
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
 
     Args:
         path: A run directory or a checkpoint directory.
-        which: "latest", "all", a step ("1200") or a directory name ("step-000001200").
+        which: "latest", "best" (by keep_best), "all", a step ("1200") or a directory name ("step-000001200").
 
     Raises:
         CheckpointError: If there is none, naming what is there.
@@ -71,6 +72,14 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
         for line in broken:
             logger.warning("%s Taking %s.", line, newest.name)
         return [newest]
+    if which == "best":
+        newest = find_checkpoints(path)[-1]
+        step = best_step(files.read_state(newest))
+        if step is None:
+            raise files.CheckpointError(
+                f"{path} was trained without keep_best, so no checkpoint is the best. There are: {names}."
+            )
+        which = str(step)
     wanted = files.checkpoint_name(int(which)) if which.isdigit() else which
     chosen = there if which == "all" else [p for p in there if p.name == wanted]
     if not chosen:
@@ -87,7 +96,7 @@ def load_run(
 
     Args:
         path: A run directory or a checkpoint directory.
-        checkpoint: "latest", a step, or a directory name.
+        checkpoint: "latest", "best" (by keep_best), a step, or a directory name.
         weights: "ema" or "model".
         ema_decay: Which average, where several were kept; default: the first.
 

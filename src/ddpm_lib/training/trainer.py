@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ddpm_lib.training import devices, failures
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches, flip_rows, to_device
+from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
+from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.ema import WeightAverages
@@ -24,8 +26,9 @@ from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.records import flat_scalars, write_run_config
 from ddpm_lib.training.results import StepResult, TrainingResult
-from ddpm_lib.training.resume import find_checkpoint, restore, shards_of_run, write_checkpoint
+from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
 from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
+from ddpm_lib.training.saving import Saver, check_space
 from ddpm_lib.training.sources import data_name, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
 from ddpm_lib.training.watchdog import Watchdog, meeting_store
@@ -73,6 +76,9 @@ class Trainer(RunContext):
         self.data_source = data
         self.source_name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
         self.callbacks: list[Callback] = [*default_callbacks(self.config, diffusion.time_sampler.learns), *callbacks]
+        if self.config.keep_best:  # last, so that it hears what other callbacks log
+            check_metric(self.config)
+            self.callbacks.append(KeepBest(self.config.keep_best))
         self.output_dir = Path(self.config.output_dir or f"runs/{data_name(data)}")
         self.step = 0
         self.images_seen = 0
@@ -85,7 +91,7 @@ class Trainer(RunContext):
         self._prepared = False
         self._stop_reason: str | None = None
         self._save_requested = False
-        self._save_seconds = 0.0
+        self.saver = Saver(self.config.save_async)
         self._slowest_step = 0.0
         self.guard = failures.NonFiniteGuard(self.config.on_nonfinite, self.config.max_nonfinite)
         check_size = getattr(diffusion.model, "check_size", None)
@@ -191,7 +197,7 @@ class Trainer(RunContext):
             restore(self, checkpoint)
             self.last_checkpoint = checkpoint
             self.say(f"Resumed {checkpoint} at step {self.step:,} of {config.max_steps:,}.")
-        self._describe_run()
+        self.say(describe_run(self))
         self._prepared = True
 
     def _start_records(self) -> None:
@@ -212,24 +218,16 @@ class Trainer(RunContext):
         if config.compile:
             model.compile()
 
-    def _describe_run(self) -> None:
-        precision = "float32" if self.precision == "no" else self.precision
-        parameters = sum(p.numel() for p in self.diffusion.model.parameters())
-        ranks = f"{self.processes} processes, {self.plan.per_process} each" if self.processes > 1 else "one process"
-        held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
-        micro = f" in micro-batches of {self.plan.micro}" if self.plan.accumulation > 1 else ""
-        self.say(
-            f"Training {parameters / 1e6:.2f} M parameters on {len(self.dataset):,} images{held_out}; "
-            f"batch {self.config.batch_size} ({ranks}{micro}), {precision} on {self.device}; run directory {self.output_dir}."
-        )
-
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
         lock = RunLock(self.output_dir)
-        self.on_main(lock.acquire)
+        note = self.on_main(lock.acquire)
         own_forward = self.diffusion.__dict__.get("forward")
         self._stop_reason, self._save_requested, self._row = None, False, {}
         try:
+            if note:
+                self.say(note)
+            self.on_main(lambda: check_space(self))
             self.on_main(self._start_records)
             devices.claim_precision(self.precision)
             network = self.accelerator.prepare_model(self.diffusion)
@@ -254,6 +252,7 @@ class Trainer(RunContext):
                 raise lost from error
             raise
         finally:
+            self.saver.close()
             for callback in self.callbacks:
                 callback.close()
             for tracker in self.accelerator.trackers:
@@ -293,7 +292,7 @@ class Trainer(RunContext):
         if reason is None and signals.received:
             reason = f"received {signals.received}"
         if reason is None:
-            reason = limit.reached(self._slowest_step, self._save_seconds)
+            reason = limit.reached(self._slowest_step, self.saver.seconds)
         if reason is None and self.is_main and stop_file_present(self.output_dir):
             reason = "found the file STOP"
         if self.processes > 1:
@@ -315,19 +314,17 @@ class Trainer(RunContext):
         self.guard.look(self)
         self.watchdog.at(self.step, "saving")
         self.elapsed_seconds = time.monotonic() - self._clock
-        saved = write_checkpoint(self)
-        if saved is not None:
-            self.last_checkpoint, self._save_seconds = saved.path, saved.seconds
-            logger.info("Saved %s: %.1f MiB in %.2f s.", saved.path, saved.megabytes, saved.seconds)
+        self.saver.save(self)
 
     def _save_at_end(self) -> None:
-        from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name
-
-        if self.last_checkpoint is not None and self.last_checkpoint.name == checkpoint_name(self.step):
+        name = checkpoint_name(self.step)
+        self.saver.settle(self)
+        if self.last_checkpoint is not None and self.last_checkpoint.name == name:
             return
         self._save_requested = True
         self._save_if_requested()
-        if self.last_checkpoint is None or self.last_checkpoint.name != checkpoint_name(self.step):
+        self.saver.settle(self)
+        if self.last_checkpoint is None or self.last_checkpoint.name != name:
             raise CheckpointError(
                 f"The last checkpoint (step {self.step}) could not be written. Free space in {self.output_dir} and run again."
             )
