@@ -195,13 +195,17 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name}: {MANIFEST} is missing, so it was never completed")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        version, files = manifest["format"], manifest["files"]
+        version, step, files = manifest["format"], manifest["step"], manifest["files"]
         expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path.name}: format {version!r}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
+        )
+    if _NAME.fullmatch(path.name) and step != step_of(path):
+        raise CheckpointError(
+            f"{path.name}: {MANIFEST} says step {step!r}, so it is damaged or the directory was renamed"
         )
     for name, (size, digest) in expected.items():
         file = path / name
