@@ -164,9 +164,9 @@ def test_ten_points_of_a_save_where_the_disk_is_full(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_system_without_room(tmp_path: Path) -> None:
-    """A real ENOSPC, on a tmpfs of 160 kB; needs the right to mount."""
+    """A real ENOSPC, on a tmpfs of 400 kB; needs the right to mount."""
     (tmp_path / "run").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(tmp_path / "run")]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path / "run")]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
     try:
@@ -178,7 +178,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
             shutil.rmtree(path)
         assert trainer_of(run, keep_last=2).train().status == "finished"
     finally:
-        subprocess.run(["umount", str(tmp_path / "run")], check=True)
+        subprocess.run(["umount", "--lazy", str(tmp_path / "run")], check=True)
 
 
 def test_too_little_space_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,12 +240,16 @@ def newest_complete(
 
 def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     """Read one tensor file of a checkpoint into CPU memory."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = path / f"{stem}.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{path} holds no {stem} tensors.")
-    return load_file(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is no safetensors file ({error}).") from error
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -284,6 +284,11 @@ class TrainingConfig:
                 f"batch_size {self.batch_size} is not divisible by shards {self.shards}. "
                 f"Shards that fit: {divisors(self.batch_size)}."
             )
+        if self.keep_every and self.keep_every % self.save_every:
+            raise ConfigError(
+                f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}, so those steps are not saved. "
+                f"Set keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
+            )
         if self.val_data is not None and self.val_every == 0:
             raise ConfigError(
                 "val_data is given but val_every is 0, so it would never be used. Set val_every or drop val_data."

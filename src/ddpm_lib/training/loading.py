@@ -38,6 +38,31 @@ class LoadedRun:
     state: dict[str, Any]
 
 
+_FOREIGN = {
+    "model_index.json": "a pipeline of diffusers",
+    "random_states_0.pkl": "a state saved by accelerate",
+    "pytorch_model.bin": "a model of transformers or diffusers",
+    "diffusion_pytorch_model.safetensors": "a model of diffusers",
+    ".metadata": "a distributed checkpoint of torch",
+}
+
+
+def refuse_foreign(path: Path) -> None:
+    """Recognise what other libraries save, by names alone: nothing is read.
+
+    Raises:
+        CheckpointError: Saying what it is and what is needed instead.
+    """
+    what = next((words for name, words in _FOREIGN.items() if (path / name).exists()), None)
+    if path.is_file():
+        pickles = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+        what = "a pickle, which can run code and is never loaded" if path.suffix in pickles else "a file"
+    if what:
+        raise files.CheckpointError(
+            f"{path} is {what}. Give a run directory of ddpm_lib such as runs/shapes, or a checkpoint in it."
+        )
+
+
 def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
     """Find checkpoints of a run directory, or take the path itself if it is one.
 
@@ -53,6 +78,8 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
         raise files.CheckpointError(
             f"{path} does not exist. Give a run directory such as runs/shapes, or one of its checkpoints."
         )
+    if not path.is_dir() or not (path / files.MANIFEST).is_file():
+        refuse_foreign(path)
     if (path / files.MANIFEST).is_file():
         if which != "latest":
             raise files.CheckpointError(
@@ -123,6 +150,12 @@ def load_run(
     model = NETWORKS[described["class"]](**described["config"])
     diffusion = GaussianDiffusion(model, **state["diffusion"])
     tensors, label = _choose(found, state, weights, ema_decay)
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise files.CheckpointError(
+            f"{found} holds NaN or infinite weights ({len(broken)} of {len(tensors)} tensors, the first is {broken[0]}). "
+            "Choose an older checkpoint."
+        )
     files.load_weights(model, tensors, str(found))
     diffusion.eval()
     names = state["data"]["class_names"]

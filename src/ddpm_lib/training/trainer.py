@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.training import devices, failures
+from ddpm_lib.training.agreement import check_alike, check_place
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches, flip_rows, to_device
 from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
@@ -80,6 +81,7 @@ class Trainer(RunContext):
             check_metric(self.config)
             self.callbacks.append(KeepBest(self.config.keep_best))
         self.output_dir = Path(self.config.output_dir or f"runs/{data_name(data)}")
+        check_place(self.output_dir, data)
         self.step = 0
         self.images_seen = 0
         self.elapsed_seconds = 0.0
@@ -188,6 +190,7 @@ class Trainer(RunContext):
         config = self.config
         self._join(devices.make_accelerator(config, self.output_dir))
         self.precision = str(self.accelerator.mixed_precision)
+        check_alike(self)
         checkpoint = self.on_main(lambda: find_checkpoint(self))
         self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say)
         self.plan = BatchPlan(config.batch_size, self.processes, self.rank, config.accumulation_steps)
