@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from ddpm_lib import TrainingConfig
+from ddpm_lib.locks import holder
 from ddpm_lib.training import Callback, CheckpointError, ConfigError, checkpoint, load_run, saving
 from ddpm_lib.training.checkpoint import list_checkpoints, newest_complete, save_checkpoint, step_of
-from ddpm_lib.training.lock import RunLock, held
+from ddpm_lib.training.lock import RunLock
 from training_helpers import StopAt, assert_same_tensors, curve, tiny_diffusion, tiny_trainer
 
 HERE = Path(__file__).parent
@@ -314,7 +315,7 @@ def test_a_stale_lock_is_recognised(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("process 999999999 on gone, SLURM job 7")
     trainer_of(tmp_path, max_steps=3).train()
     assert "The last run here (process 999999999 on gone, SLURM job 7) ended without a word" in log_of(tmp_path)
-    assert held(tmp_path) is None
+    assert holder(tmp_path) is None
 
 
 def test_without_file_locks_the_owner_s_name_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,10 +163,11 @@ def ended(pids: dict[int, int | None], limit: float) -> bool:
     return True
 
 
-def writing(run: Path) -> bool:
-    """Whether a checkpoint is half-written."""
+def writing(run: Path, pids: Iterable[int]) -> bool:
+    """Whether a checkpoint of these processes is half-written; what earlier attempts left behind does not count."""
     folder = run / "checkpoints"
-    return folder.is_dir() and any(name.startswith(".tmp-step") for name in os.listdir(folder))
+    ends = tuple(f"-{pid}" for pid in pids)
+    return folder.is_dir() and any(n.startswith(".tmp-step") and n.endswith(ends) for n in os.listdir(folder))
 
 
 def wait_for_moment(run: Path, mode: str, pids: dict[int, int | None], draw: random.Random, seconds: float) -> bool:
@@ -173,14 +175,14 @@ def wait_for_moment(run: Path, mode: str, pids: dict[int, int | None], draw: ran
     if mode != "writes":
         return not ended(pids, draw.uniform(0.0, seconds))
     for _ in range(draw.randint(1, 3)):  # not always the first checkpoint
-        while not writing(run):
+        while not writing(run, pids):
             if ended(pids, 0.0):
                 return False
             time.sleep(0.0005)
         until = time.monotonic() + draw.uniform(0.0, 0.03)
-        while writing(run) and time.monotonic() < until:
+        while writing(run, pids) and time.monotonic() < until:
             time.sleep(0.0005)
-        if writing(run):
+        if writing(run, pids):
             return True
     return not ended(pids, 0.0)
 
@@ -247,7 +249,7 @@ def series(mode: str, kills: int, seed: int, folder: Path) -> Report:
         if not last and wait_for_moment(run, mode, pids, draw, whole):
             kill(pids, mode, draw)
             report.kills += 1
-            report.inside_a_write += writing(run)
+            report.inside_a_write += writing(run, pids)
             if not ended(pids, LIMIT):
                 report.failures.append(f"{run.name}: a process did not end after the kill of another")
         elif not ended(pids, LIMIT):

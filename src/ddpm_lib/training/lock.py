@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 from pathlib import Path
 from typing import IO
 
+from ddpm_lib.locks import lives_here
 from ddpm_lib.training.config import ConfigError
-
-_OWNER = re.compile(r"process (\d+) on (\S+?)(?:, SLURM job \S+)?")
 
 
 class RunLock:
@@ -74,37 +72,6 @@ class RunLock:
             self._file.truncate(0)
             self._file.close()
             self._file = None
-
-
-def lives_here(owner: str) -> bool:
-    """Say whether a lock file's owner is a process that lives on this host."""
-    match = _OWNER.fullmatch(owner)
-    if not match or match[2] != socket.gethostname() or int(match[1]) == os.getpid():
-        return False
-    try:
-        os.kill(int(match[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def held(run: Path) -> str | None:
-    """Return who trains in a run directory now, or None; for looking only."""
-    path = run / ".lock"
-    try:
-        import fcntl
-
-        with path.open("r+", encoding="utf-8") as file:
-            owner = file.read().strip()
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                return owner if error.errno in (errno.EACCES, errno.EAGAIN) or lives_here(owner) else None
-            return None
-    except (OSError, ImportError):
-        return None
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
