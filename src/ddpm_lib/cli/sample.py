@@ -37,7 +37,7 @@ class SampleCommand:
     run: tyro.conf.Positional[str]
     """A run directory, or one of its checkpoints."""
     checkpoint: str = "latest"
-    """latest, all, a step (1200) or a name (step-000001200)."""
+    """latest, best (by keep_best), all, a step (1200) or a name (step-000001200)."""
     weights: Literal["ema", "model"] = "ema"
     """The averaged weights, or the raw ones."""
     ema_decay: float | None = None

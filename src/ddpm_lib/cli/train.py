@@ -29,7 +29,7 @@ DiffusionOptions = options.options_class(
 DESCRIPTION = (
     "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The same command continues a run "
     "that was cut off. Flags win over --config, which wins over --preset. Exit codes: 0 finished; 130 interrupted by Ctrl-C; "
-    "143 stopped early by a signal or a time limit with a checkpoint saved; 2 wrong input."
+    "143 stopped early by a signal or a time limit with a checkpoint saved; 75 another process was lost; 2 wrong input."
 )
 
 SHAPES_DEFAULTS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from ddpm_lib.training.checkpoint import CheckpointError
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.devices import process_state
 from ddpm_lib.training.loading import LoadedRun, load_run
-from ddpm_lib.training.results import DivergedError, TrainingResult
+from ddpm_lib.training.results import DivergedError, LostProcessError, OutOfMemoryError, TrainingResult
 from ddpm_lib.training.trainer import Trainer
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "ConfigError",
     "DivergedError",
     "LoadedRun",
+    "LostProcessError",
+    "OutOfMemoryError",
     "Trainer",
     "TrainingConfig",
     "TrainingResult",

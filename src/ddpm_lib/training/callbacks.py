@@ -35,7 +35,7 @@ class Callback:
         return type(self).__name__
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Run before the first step of a call of `train`."""
+        """Run before the first step of a call of `train`, and again after a roll-back (then `close` has run between)."""
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Run after every optimizer step; `trainer.step` counts the steps done, `trainer.last` holds the step's tensors."""
@@ -49,6 +49,10 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned (an empty dict where the checkpoint has none)."""
+
+    def keeps(self) -> set[int]:
+        """Return steps whose checkpoints are not to be removed."""
+        return set()
 
     def close(self) -> None:
         """Let go of what is open; runs last, also when training ends in an error."""
@@ -116,7 +120,7 @@ class MetricLogger(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the window."""
-        self._restored = state.get("sums")
+        self._sums, self._restored = None, state.get("sums")
 
 
 class LossAwareTimes(Callback):
@@ -259,18 +263,6 @@ class SaveCheckpoints(Callback):
             trainer.save()
 
 
-class FiniteLoss(Callback):
-    """Stop a run whose loss or gradient is no longer finite, looking only where metrics are read anyway."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-
-    def on_step_end(self, trainer: Trainer) -> None:
-        """Look when it is time."""
-        if trainer.step % self.every == 0:
-            trainer.check_finite()
-
-
 class ProgressBar(Callback):
     """A tqdm bar on the main process with loss, images/s and the time left."""
 
@@ -322,7 +314,7 @@ class ProgressBar(Callback):
 
 def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:
     """Return the callbacks that the options, and a time sampler that learns, ask for, in the order in which they run."""
-    chosen: list[Callback] = [MetricLogger(config.log_every), FiniteLoss(config.log_every)]
+    chosen: list[Callback] = [MetricLogger(config.log_every)]
     if learns_times:
         chosen.append(LossAwareTimes())
     if config.val_every:

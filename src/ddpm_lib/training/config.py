@@ -187,6 +187,10 @@ class TrainingConfig:
     """Newest checkpoints to keep (at least 2: one may be damaged)."""
     keep_every: int | None = None
     """Also keep the checkpoints of multiples of this step for good."""
+    keep_best: str | None = None
+    """Also save and keep the checkpoint with the lowest value of this logged metric (val_loss); max:NAME for the highest."""
+    save_async: bool = False
+    """Write checkpoints in a thread: training waits only for a copy in RAM."""
     sample_every: int = 1000
     """Steps between sample grids; 0: never."""
     sample_count: int = 16
@@ -214,6 +218,12 @@ class TrainingConfig:
     """Compile the network with torch.compile (minutes at the start, faster steps on a GPU)."""
     deterministic: bool = False
     """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is NaN or infinite: stop, leave out that update, or go back to a checkpoint with other images."""
+    max_nonfinite: int = 3
+    """Updates to leave out, or times to roll back, before the run stops after all."""
+    stall_minutes: float = 5.0
+    """Say where the run hangs, and which process is missing, when nothing has moved for this long."""
     process_timeout_minutes: float = 10.0
     """With several processes: how long to wait for a lost one before giving up."""
 
@@ -228,6 +238,7 @@ class TrainingConfig:
         at_least = {
             "max_steps": 1, "batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
             "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
+            "max_nonfinite": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -240,6 +251,7 @@ class TrainingConfig:
             "ema_power",
             "cache_limit_mb",
             "process_timeout_minutes",
+            "stall_minutes",
         )
         for name in positive:
             value = getattr(self, name)
@@ -276,6 +288,11 @@ class TrainingConfig:
             raise ConfigError(
                 f"batch_size {self.batch_size} is not divisible by shards {self.shards}. "
                 f"Shards that fit: {divisors(self.batch_size)}."
+            )
+        if self.keep_every and self.keep_every % self.save_every:
+            raise ConfigError(
+                f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}, so those steps are not saved. "
+                f"Set keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
             )
         if self.val_data is not None and self.val_every == 0:
             raise ConfigError(
