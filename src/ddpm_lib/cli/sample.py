@@ -73,7 +73,7 @@ class SampleCommand:
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1: none."""
     class_label: str | None = None
-    """Class name or number of all images; default: the classes in turn."""
+    """Class name or number of all images; default: the classes in turn, or none for the pictures of --low-res."""
     seed: int = 0
     """Names the images: image i is a function of seed and i."""
     first_index: int = 0
@@ -214,6 +214,10 @@ def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, 
         return {}
     classes = conditioners["class_label"].num_classes
     names = list(loaded.class_names or [str(i) for i in range(classes)])
+    if command.class_label is None and command.low_res is not None:
+        if conditioners["class_label"].optional:
+            return {}  # of what class the pictures are, only the user knows
+        raise ConfigError("This network must be told the class of the pictures. Name it with --class-label.")
     if command.class_label is None:
         return {"class_label": (torch.arange(num) + command.first_index) % classes}
     if command.class_label in names:
