@@ -175,6 +175,24 @@ def test_cascade_of_two_runs(runs: tuple[Path, Path], tmp_path: Path) -> None:
     assert torch.equal(drawn, to_uint8(sample_cascade(stages, 3, cond={"class_label": label}, seed=4)))
 
 
+def test_pictures_have_no_class_unless_one_is_named(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--model.low-res-factor", 2, "--class-conditional", "--image-size", 16, "--sample-guidance-scale", 1)
+    more += ("--learning-rate", 0.05, "--warmup-steps", 0, "--ema-decay", 0.1)
+    draws = []
+    for drop_prob in (0.1, 0.0):
+        run = tmp_path / str(drop_prob)
+        assert ddpm("train", *TINY, *more, "--model.class-drop-prob", drop_prob, "--output-dir", run) == 0
+    for label in ((), ("--class-label", "star")):
+        out = tmp_path / f"out{len(draws)}"
+        options = ("--low-res", folder, *DRAW, *label, "--format", "npz")
+        assert ddpm("sample", tmp_path / "0.1", *options, "--output-dir", out) == 0
+        draws.append(np.load(out / "samples.npz")["arr_0"])
+    assert not np.array_equal(*draws)
+    assert "Name it with --class-label" in error_of(capsys, "sample", tmp_path / "0.0", "--low-res", folder, *DRAW)
+
+
 def test_wrong_wishes_are_refused(
     runs: tuple[Path, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,7 +82,7 @@ class SampleCommand:
     guidance_rescale: float = 0.0
     """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
     class_label: str | None = None
-    """Class name or number of all images; default: the classes in turn."""
+    """Class name or number of all images; default: the classes in turn, or none for the pictures of --low-res."""
     seed: int = 0
     """Names the images: image i is a function of seed and i."""
     first_index: int = 0
@@ -238,6 +238,10 @@ def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, 
     label = label_of(loaded, command.class_label)
     if "class_label" not in conditioners:
         return {}
+    if label is None and command.low_res is not None:
+        if conditioners["class_label"].optional:
+            return {}  # of what class the pictures are, only the user knows
+        raise ConfigError("This network must be told the class of the pictures. Name it with --class-label.")
     if label is None:
         classes = conditioners["class_label"].num_classes
         return {"class_label": (torch.arange(num) + command.first_index) % classes}
