@@ -90,7 +90,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise ConfigError(f"The config file {path} does not exist.")
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8
         raise ConfigError(f"The config file {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The config file {path} must hold `option: value` lines; got {type(values).__name__}.")

@@ -197,7 +197,7 @@ def verify(path: Path) -> dict[str, Any]:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         version, step, files = manifest["format"], manifest["step"], manifest["files"]
         expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -209,7 +209,7 @@ def verify(path: Path) -> dict[str, Any]:
         )
     for name, (size, digest) in expected.items():
         file = path / name
-        if Path(name).name != name or not file.is_file():
+        if Path(name).name != name or "\0" in name or not file.is_file():
             raise CheckpointError(f"{path.name}: {name} is missing")
         if file.stat().st_size != size:
             raise CheckpointError(f"{path.name}: {name} has {file.stat().st_size} bytes instead of {size}")
@@ -256,7 +256,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state.json."""
     try:
         return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path / 'state.json'} cannot be read ({type(error).__name__}: {error}).") from error
 
 

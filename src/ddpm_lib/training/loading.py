@@ -12,6 +12,8 @@ from ddpm_lib.training.best import best_step
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ddpm_lib.diffusion import GaussianDiffusion
 
 logger = logging.getLogger("ddpm_lib")
@@ -134,21 +136,20 @@ def load_run(
         CheckpointError: If there is no complete checkpoint, or it is of a network that only Python code can build.
         ConfigError: If the weights asked for were not kept.
     """
-    from ddpm_lib.diffusion import GaussianDiffusion
-    from ddpm_lib.nn import NETWORKS
-
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
     found = find_checkpoints(path, checkpoint)[-1]
     state = files.read_state(found)
-    described = state["model"]
-    if described["class"] not in NETWORKS or described["config"] is None:
+    try:
+        model, diffusion = _build(found, state)
+        names, step, kept = state["data"]["class_names"], int(state["step"]), state["ema_decay"]
+        state["ema_decay"] = [float(decay) for decay in kept]
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
+        if isinstance(error, files.CheckpointError):
+            raise
         raise files.CheckpointError(
-            f"{found} holds the weights of a {described['class']}, which only your own code can build. "
-            "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
-        )
-    model = NETWORKS[described["class"]](**described["config"])
-    diffusion = GaussianDiffusion(model, **state["diffusion"])
+            f"{found / 'state.json'} describes nothing that this version can build ({type(error).__name__}: {error})."
+        ) from error
     tensors, label = _choose(found, state, weights, ema_decay)
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
@@ -160,8 +161,22 @@ def load_run(
     if diffusion.uncertainty is not None:
         files.load_weights(diffusion.uncertainty, files.read_tensors(found, "uncertainty"), str(found))
     diffusion.eval()
-    names = state["data"]["class_names"]
-    return LoadedRun(diffusion, found, int(state["step"]), label, tuple(names) if names else None, state)
+    return LoadedRun(diffusion, found, step, label, tuple(names) if names else None, state)
+
+
+def _build(found: Path, state: dict[str, Any]) -> tuple[nn.Module, GaussianDiffusion]:
+    """Build the network and the process that a checkpoint's state.json describes, by the names of registered classes."""
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.nn import NETWORKS
+
+    described = state["model"]
+    if described["class"] not in NETWORKS or described["config"] is None:
+        raise files.CheckpointError(
+            f"{found} holds the weights of a {described['class']}, which only your own code can build. "
+            "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
+        )
+    model = NETWORKS[described["class"]](**described["config"])
+    return model, GaussianDiffusion(model, **state["diffusion"])
 
 
 def _choose(path: Path, state: dict[str, Any], weights: str, decay: float | None) -> tuple[dict[str, Any], str]:
