@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `ddpm sample`, `ddpm prepare`."""
+"""The command line: `ddpm train`, `ddpm sample`, `ddpm evaluate`, `ddpm prepare`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
     "sample": "draw images from a run",
+    "evaluate": "score a run: bits/dim by the bound and by the probability flow",
     "prepare": "make a training set from a published dataset (sysu)",
 }
 
