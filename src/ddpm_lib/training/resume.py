@@ -84,6 +84,8 @@ def _write(trainer: Trainer, state: dict[str, Any]) -> files.SavedCheckpoint | N
     tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
     if trainer.ema is not None:
         tensors["ema"] = trainer.ema.tensors()
+    if trainer.posthoc.sigma_rels:
+        tensors["posthoc"] = trainer.posthoc.tensors()
     try:
         trainer.records.flush()
         saved = files.save_checkpoint(folder, trainer.step, tensors, state)
@@ -211,6 +213,7 @@ def restore(trainer: Trainer, path: Path) -> None:
             )
         trainer.ema.load_tensors(files.read_tensors(path, "ema") if state["ema_decay"] else {})
         trainer.ema.set_step(trainer.step)
+    trainer.posthoc.restore(path, state)
     if state["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     for name, callback in named(trainer.callbacks).items():
