@@ -204,7 +204,8 @@ class Likelihood(Editing):
 
     def _dequantise(self, images: Tensor, first: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return images plus uniform noise of one 8-bit step, and probes of ±1, float64 on the CPU."""
-        x = _eight_bits(images.cpu().double())
+        values = images.cpu().double()
+        x = _eight_bits(values / 255.0 if images.dtype == torch.uint8 else values)
         streams = [keys.generator("cpu", first + i, seed, "flow") for i in range(len(x))]
         uniform = torch.stack([torch.rand(x.shape[1:], generator=g, dtype=torch.float64) for g in streams])
         probe = torch.stack([torch.randint(0, 2, x.shape[1:], generator=g) for g in streams])

@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `ddpm sample`, `ddpm edit`, `ddpm inpaint`, `ddpm status`, `ddpm prepare`."""
+"""The command line: `ddpm train`, `sample`, `edit`, `inpaint`, `evaluate`, `ema`, `status`, `prepare`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ COMMANDS = {
     "edit": "redraw images from their noisy versions",
     "inpaint": "paint the masked part of images",
     "status": "say how a run stands: running, finished, stopped, killed, failed",
+    "evaluate": "score a run: bits/dim by the bound and by the probability flow",
+    "ema": "make weight averages of any length from a run's snapshots",
     "prepare": "make a training set from a published dataset (sysu)",
 }
 

@@ -8,6 +8,7 @@ from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.devices import process_state
 from ddpm_lib.training.loading import LoadedRun, load_run
 from ddpm_lib.training.results import DivergedError, LostProcessError, OutOfMemoryError, TrainingResult
+from ddpm_lib.training.synthesis import SynthesisedEma, synthesise_ema
 from ddpm_lib.training.trainer import Trainer
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "LoadedRun",
     "LostProcessError",
     "OutOfMemoryError",
+    "SynthesisedEma",
     "Trainer",
     "TrainingConfig",
     "TrainingResult",
     "load_run",
     "process_state",
+    "synthesise_ema",
 ]

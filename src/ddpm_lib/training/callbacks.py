@@ -321,6 +321,10 @@ def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> lis
         chosen.append(Validation(config.val_every, config.val_max_images, config.seed))
     if config.sample_every:
         chosen.append(SampleGrid(config.sample_every))
+    if config.posthoc_ema:
+        from ddpm_lib.training.posthoc import PostHocSnapshots
+
+        chosen.append(PostHocSnapshots(config.posthoc_every))
     chosen.append(SaveCheckpoints(config.save_every))
     if config.progress:
         chosen.append(ProgressBar())

@@ -143,6 +143,10 @@ class TrainingConfig:
     """One or several decays of weight averages; the first is used for sampling. Empty: no average."""
     ema_power: float = 0.75
     """Warm-up of the average: the decay at step n is at most 1 - n^-ema_power, which suits short runs."""
+    posthoc_ema: tuple[float, ...] = ()
+    """Relative lengths of power-function averages to store, from which `ddpm ema` makes any length later, such as 0.05 0.1."""
+    posthoc_every: int = 1000
+    """Steps between their snapshots, which are kept for good; each holds one copy of the weights per length."""
 
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How images get the training size: keep the aspect and crop the centre, keep it and pad, or stretch."""
@@ -238,7 +242,7 @@ class TrainingConfig:
         at_least = {
             "max_steps": 1, "batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
             "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
-            "max_nonfinite": 1,
+            "max_nonfinite": 1, "posthoc_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -277,6 +281,10 @@ class TrainingConfig:
                     raise ConfigError(f"{name} must lie in [0, 1); got {value}.")
 
     def _check_together(self) -> None:
+        if not all(0 < s < 0.288 for s in self.posthoc_ema) or len(set(self.posthoc_ema)) < len(self.posthoc_ema):
+            raise ConfigError(
+                f"posthoc_ema must be different numbers between 0 and 0.288; got {list(self.posthoc_ema)}."
+            )
         if len(set(self.ema_decay)) != len(self.ema_decay):
             raise ConfigError(f"ema_decay names the same decay twice: {self.ema_decay}.")
         if self.batch_size % self.accumulation_steps:

@@ -211,6 +211,7 @@ def restore(trainer: Trainer, path: Path) -> None:
             )
         trainer.ema.load_tensors(files.read_tensors(path, "ema") if state["ema_decay"] else {})
         trainer.ema.set_step(trainer.step)
+    trainer.posthoc.restore(path, state)
     if state["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.guard.load_state_dict(state.get("guard", {}))

@@ -113,6 +113,8 @@ def run_tensors(trainer: Trainer, copy: bool = False) -> Tensors:
     tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
     if trainer.ema is not None:
         tensors["ema"] = trainer.ema.tensors()
+    if trainer.posthoc.sigma_rels:
+        tensors["posthoc"] = trainer.posthoc.tensors()
     if trainer.diffusion.uncertainty is not None:
         tensors["uncertainty"] = trainer.diffusion.uncertainty.state_dict()
     if not copy:

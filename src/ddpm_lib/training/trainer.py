@@ -26,6 +26,7 @@ from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.lock import RunLock
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
+from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.records import flat_scalars, write_run_config
 from ddpm_lib.training.results import StepResult, TrainingResult
@@ -162,6 +163,7 @@ class Trainer(RunContext):
         if self.ema is not None:
             self.ema.update()
         self.step += 1
+        self.posthoc.update(self.step)
         self.images_seen += config.batch_size
         self.last = StepResult(loss, torch.cat(levels), norm, rate)
 
@@ -209,6 +211,7 @@ class Trainer(RunContext):
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         self.ema = WeightAverages(model, config.ema_decay, config.ema_power) if config.ema_decay else None
+        self.posthoc = PostHocAverages(model, config.posthoc_ema)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.diffusion, config, self.device))
         if config.compile:
             model.compile()
