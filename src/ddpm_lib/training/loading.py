@@ -143,7 +143,8 @@ def load_run(
     try:
         model, diffusion = _build(found, state)
         names, step, kept = state["data"]["class_names"], int(state["step"]), state["ema_decay"]
-        state["ema_decay"] = [float(decay) for decay in kept]
+        # An average that was synthesised is named by its length, not by a decay.
+        state["ema_decay"] = [decay if isinstance(decay, str) else float(decay) for decay in kept]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
         if isinstance(error, files.CheckpointError):
             raise
@@ -158,7 +159,7 @@ def load_run(
             "Choose an older checkpoint."
         )
     files.load_weights(model, tensors, str(found))
-    if diffusion.uncertainty is not None:
+    if diffusion.uncertainty is not None and (found / "uncertainty.safetensors").is_file():
         files.load_weights(diffusion.uncertainty, files.read_tensors(found, "uncertainty"), str(found))
     diffusion.eval()
     return LoadedRun(diffusion, found, step, label, tuple(names) if names else None, state)
