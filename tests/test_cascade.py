@@ -179,7 +179,7 @@ def test_pictures_have_no_class_unless_one_is_named(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--model.low-res-factor", 2, "--class-conditional", "--image-size", 16, "--sample-guidance-scale", 1)
-    more += ("--learning-rate", 0.05, "--warmup-steps", 0, "--ema-decay", 0.1)
+    more += ("--sample-every", 0, "--val-every", 0, "--learning-rate", 0.05, "--warmup-steps", 0, "--ema-decay", 0.1)
     draws = []
     for drop_prob in (0.1, 0.0):
         run = tmp_path / str(drop_prob)
