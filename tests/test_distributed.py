@@ -114,6 +114,29 @@ def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_pat
     assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1  # float32 rounding of another batch size
 
 
+@pytest.mark.slow
+def test_two_ranks_draw_a_cascade(two_ranks: Path, tmp_path: Path) -> None:
+    """Both stages are shared; every rank enlarges images that the other one drew."""
+    import numpy as np
+    import torch
+
+    from ddpm_lib import GaussianDiffusion, Shapes, Unet
+    from training_helpers import tiny_trainer
+
+    torch.manual_seed(0)
+    network = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1, low_res_factor=2)
+    large = GaussianDiffusion(network, image_size=16, timesteps=50)
+    tiny_trainer(tmp_path / "sr", large, Shapes(size=16, n=8), max_steps=2, learning_rate=0.01).train()
+    flags = ["--base", str(two_ranks / "whole"), "--low-res-noise", "0.2", "-n", "5", "--num-steps", "3"]
+    flags += ["--format", "npz", "--device", "cpu", "--no-progress", "--batch-size", "2"]
+    for processes in (1, 2):
+        out = ["--output-dir", str(tmp_path / str(processes))]
+        torchrun("-m", "ddpm_lib.cli", "sample", str(tmp_path / "sr"), *flags, *out, processes=processes)
+    one, two = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("1", "2"))
+    assert two.shape == (5, 16, 16, 3)
+    assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 2  # rounding of the first stage, seen by the second
+
+
 def test_notebook_launcher(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "run_notebook_launcher.py"), str(tmp_path)]
     subprocess.run(command, check=True, timeout=120, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddpm_lib.data import Shapes as Shapes
     from ddpm_lib.data import open_dataset as open_dataset
     from ddpm_lib.diffusion import GaussianDiffusion as GaussianDiffusion
+    from ddpm_lib.evaluation import evaluate as evaluate
     from ddpm_lib.nn import Unet as Unet
     from ddpm_lib.schedules import Schedule as Schedule
     from ddpm_lib.training import Callback as Callback
@@ -34,6 +35,7 @@ _HOME = {
     "TrainingConfig": "training",
     "Callback": "training",
     "load_run": "training",
+    "evaluate": "evaluation",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "Unet",
+    "evaluate",
     "load_run",
     "open_dataset",
 ]

@@ -19,8 +19,9 @@ from ddpm_lib.drawing import Noise, batches, count_images, image_generator, keep
 from ddpm_lib.guidance import Guidance, LogProb
 from ddpm_lib.images import to_unit_range
 from ddpm_lib.levels import Level
-from ddpm_lib.samplers import Prediction, Sampler, make_sampler, sample_loop
+from ddpm_lib.samplers import Predict, Prediction, Sampler, make_sampler, sample_loop
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.self_conditioning import SelfConditioned, takes_itself
 from ddpm_lib.spacing import sampling_levels
 
 
@@ -101,7 +102,7 @@ class Generation(nn.Module):
         mode meanwhile.
 
         Args:
-            n: Number of images. Default: the length of seeds or x_T, else 1.
+            n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
             sampler: ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, deis, heun or euler; or an object.
             sampler_options: Options of that sampler, such as {"order": 3} for unipc.
             num_steps: Number of steps, 1 … T. Default: T.
@@ -112,7 +113,7 @@ class Generation(nn.Module):
             seed: Names the stream of random numbers.
             seeds: One seed per image instead: image i is what sample(1, seed=seeds[i]) draws.
             first_index: Number of the first image in its stream, so that several calls or processes can share one.
-            cond: Conditions by name: one number for all images, or one entry per image. A condition left out is null
+            cond: Conditions by name: one entry for all images, or one per image. A condition left out is null
                 if the network knows a null (drop_prob > 0), an error otherwise.
             guidance_scale: Strength of classifier-free guidance; 1 is none.
             guidance_interval: Guide where lo < t/T ≤ hi.
@@ -137,8 +138,9 @@ class Generation(nn.Module):
         levels = self._levels(sampling_levels(self.schedule, num_steps, spacing, spacing_options))
         interval = (guidance_interval[0], guidance_interval[1])
         guidance = Guidance(guidance_scale, interval, guidance_rescale, classifier, classifier_scale)
-        n = count_images(n, seeds, x_T, self.image_shape)
-        conditions = for_sampling(self.conditioners, cond, n)
+        n = count_images(n, seeds, x_T, self.image_shape, cond)
+        random = partial(image_generator, "cpu", seed, seeds, first_index, purpose="condition")
+        conditions = for_sampling(self.conditioners, cond, n, random)
         kept = kept_frames(return_trajectory, len(levels))
         images, trajectories = [], []
         for start, stop in batches(n, batch_size):
@@ -190,7 +192,9 @@ class Generation(nn.Module):
         """Run a loop like `sample_loop` on one batch with the network in eval mode."""
         here = {name: to_device(value, x.device) for name, value in cond.items()}
         complete = fill_nulls(self.conditioners, here, x)
-        predict = partial(self.denoise, cond=complete, guidance=guidance, model=network, clip=clip)
+        predict: Predict = partial(self.denoise, cond=complete, guidance=guidance, model=network, clip=clip)
+        if takes_itself(self.conditioners):
+            predict = SelfConditioned(partial(self.denoise, guidance=guidance, model=network, clip=clip), complete)
         with _evaluating(network):
             return loop(
                 sampler,

@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `ddpm sample`, `ddpm edit`, `ddpm inpaint`, `ddpm prepare`."""
+"""The command line: `ddpm train`, `sample`, `edit`, `inpaint`, `evaluate`, `ema`, `status`, `prepare`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ COMMANDS = {
     "sample": "draw images from a run",
     "edit": "redraw images from their noisy versions",
     "inpaint": "paint the masked part of images",
+    "status": "say how a run stands: running, finished, stopped, killed, failed",
+    "evaluate": "score a run: bits/dim by the bound and by the probability flow",
+    "ema": "make weight averages of any length from a run's snapshots",
     "prepare": "make a training set from a published dataset (sysu)",
 }
 
@@ -39,17 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
-        if not _is_for_users(error):
+        code = _code_for_users(error)
+        if code is None:
             raise
         print(f"ddpm {args[0]}: {error}", file=sys.stderr)
-        return 2
+        return code
 
 
-def _is_for_users(error: Exception) -> bool:
+def _code_for_users(error: Exception) -> int | None:
     # A sentence we wrote ourselves says what to do; a traceback around it only hides it. Everything else keeps its traceback.
-    from ddpm_lib.training import CheckpointError, DivergedError
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return 2
+    from ddpm_lib.training import CheckpointError, DivergedError, LostProcessError, OutOfMemoryError
 
-    return isinstance(error, (CheckpointError, DivergedError, ValueError, OSError, ImportError))
+    if isinstance(error, LostProcessError):
+        return 75  # "try again": the same command continues
+    return 2 if isinstance(error, (CheckpointError, DivergedError, OutOfMemoryError)) else None
 
 
 def _top_level(args: list[str]) -> int:

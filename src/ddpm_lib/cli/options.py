@@ -90,7 +90,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise ConfigError(f"The config file {path} does not exist.")
     try:
         values = _parse_yaml(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8
         raise ConfigError(f"The config file {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The config file {path} must hold `option: value` lines; got {type(values).__name__}.")
@@ -153,7 +153,7 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
             )
         try:
             found[name.replace("-", "_")] = _parse_yaml(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{flag}: {value!r} is not a number, a word, or true or false.") from error
     return found
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Stream = Callable[[int], torch.Generator]
+"""Returns the random numbers of the sample with that position in the batch."""
 
 
 class Conditioner(nn.Module):
@@ -37,8 +42,23 @@ class Conditioner(nn.Module):
         return self.drop_prob > 0
 
     def derive(self, x0: Tensor) -> Tensor | None:
-        """Return the value that training makes of clean images (b, c, *spatial) in [-1, 1]; None: it comes with the batch."""
+        """Return the value that training makes of clean images (b, c, *spatial) in [-1, 1], as a caller would give it.
+
+        None: the value comes with the batch.
+        """
         return None
+
+    def prepare(self, cond: dict[str, Tensor], stream: Stream | None = None) -> dict[str, Tensor]:
+        """Return the conditions of a batch as the network takes them, of what a caller gave; values of others stay.
+
+        Args:
+            cond: All conditions that were given or derived, by name.
+            stream: Returns the random numbers of sample i; None in training, which draws from torch's global generators.
+        """
+        return cond
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Raise ValueError when images of this size do not fit the condition."""
 
     def embed(self, value: Tensor) -> Tensor | None:
         """Return the embedding of shape (b, emb_dim), or None when this condition has none."""
@@ -119,3 +139,65 @@ class ClassLabel(Conditioner):
                     f"The condition {self.name!r} has a label {wrong}; labels go from 0 to {self.num_classes - 1}, "
                     "and -1 means no class."
                 )
+
+
+class SelfCondition(Conditioner):
+    """The network's own last estimate of the clean image, as further input channels; 0 where there is none (Chen et al. 2023).
+
+    The diffusion makes it, in training for half of the images and in sampling from the evaluation before.
+
+    Args:
+        channels: Channels of the images.
+        drop_prob: Probability of showing nothing in training.
+    """
+
+    guided = False
+
+    def __init__(self, channels: int, drop_prob: float = 0.5) -> None:
+        super().__init__("self_cond", drop_prob)
+        self.extra_channels = channels
+
+    def channels_of(self, value: Tensor, x: Tensor) -> Tensor:
+        """Return the estimate (b, channels, *spatial)."""
+        return value.to(x.dtype)
+
+    def null_like(self, value: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(value)
+
+    def null_for(self, x: Tensor) -> Tensor:
+        """Return 0 in the shape of the images."""
+        return x.new_zeros(x.shape[0], self.extra_channels, *x.shape[2:])
+
+
+class Augmentation(Conditioner):
+    """What was done to an image, (b, augment_dim) numbers that are 0 for nothing, as a vector (Karras et al. 2022, app. F.2).
+
+    Args:
+        augment_dim: How many numbers.
+        dim: Length of the vectors.
+    """
+
+    guided = False
+
+    def __init__(self, augment_dim: int, dim: int) -> None:
+        super().__init__("augment")
+        self.augment_dim = augment_dim
+        self.linear = nn.Linear(augment_dim, dim, bias=False)
+
+    @property
+    def optional(self) -> bool:
+        """Left out, it says that nothing was done, which most training images say."""
+        return True
+
+    def embed(self, value: Tensor) -> Tensor:
+        """Return the vectors (b, dim)."""
+        return self.linear(value.to(self.linear.weight.dtype))
+
+    def null_like(self, value: Tensor) -> Tensor:
+        """Return 0: nothing was done."""
+        return torch.zeros_like(value)
+
+    def null_for(self, x: Tensor) -> Tensor:
+        """Return 0: nothing was done."""
+        return x.new_zeros(x.shape[0], self.augment_dim)

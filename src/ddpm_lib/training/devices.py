@@ -107,15 +107,41 @@ def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
     for tracker in config.trackers:
         _check_tracker(tracker)
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=device == "cpu",
-        # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))],
-    )
+    with meeting_explained():
+        return Accelerator(
+            mixed_precision=precision,
+            cpu=device == "cpu",
+            # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))],
+        )
+
+
+@contextlib.contextmanager
+def meeting_explained() -> Iterator[None]:
+    """Turn a failure of the processes to meet into an error that says what to set.
+
+    Raises:
+        ConfigError: If the port is taken or the other processes cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        if "address already in use" in text.lower() or "EADDRINUSE" in text:
+            raise ConfigError(
+                f"The processes were to meet at {place}, but that port is in use. Set MASTER_PORT to a free one "
+                "(torchrun --standalone, or --master_port, finds or takes another)."
+            ) from error
+        if isinstance(error, torch.distributed.DistError) or "connectFullMesh" in text:
+            raise ConfigError(
+                f"The processes could not meet at {place}: {text[:300]}. Check MASTER_ADDR and MASTER_PORT; on nodes with "
+                "several networks name the right one: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME."
+            ) from error
+        raise
 
 
 def claim_precision(precision: str) -> None:

@@ -1,0 +1,78 @@
+"""The images that an evaluation looks at: the run's own, checked against what it was trained on, or others."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.loading import LoadedRun
+from ddpm_lib.training.sources import open_training_data
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.evaluation.options import EvaluationOptions
+
+
+def open_evaluation_data(loaded: LoadedRun, options: EvaluationOptions) -> ImageDataset:
+    """Open the images that `options.data` names.
+
+    Raises:
+        ConfigError: If the run's own data cannot be opened, has changed, or holds nothing out; or classes do not fit.
+    """
+    training = dict(loaded.state["training"])
+    config = TrainingConfig.from_options(training, str(loaded.checkpoint))
+    own = options.data in ("held-out", "train")
+    if own and options.split is not None:
+        raise ConfigError(f"split goes with a dataset of yours in data; data={options.data!r} is the run's own.")
+    if not own:
+        alone = dataclasses.replace(
+            config,
+            val_data=None,
+            val_fraction=0.0,
+            split=options.split,
+            batch_size=1,
+            accumulation_steps=1,
+            shards=None,
+        )
+        return check_fits(open_training_data(options.data, alone, loaded.diffusion, _quiet)[0], loaded)
+    described = loaded.state["data"]
+    try:
+        train, held_out = open_training_data(described["source"], config, loaded.diffusion, _quiet)
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The data of this run, {described['source']!r}, cannot be opened from here: {error} "
+            "Name images with data= (--data PATH), or pass them in Python: evaluate(run, dataset)."
+        ) from error
+    if train.fingerprint != described["fingerprint"]:
+        raise ConfigError(
+            f"{described['source']!r} is not the data that this run was trained on: {len(train):,} training images now, "
+            f"{described['images']:,} then, or other files. Restore it, or name images with data= (--data PATH)."
+        )
+    if options.data == "train":
+        return train
+    if held_out is None:
+        raise ConfigError(
+            "This run held nothing out (val_every or val_fraction was 0). Use data='train' (--data train), or name images."
+        )
+    return held_out
+
+
+def check_fits(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:
+    """Check that a dataset has the run's shape and, where the network reads labels, its classes."""
+    wanted, got = loaded.diffusion.image_shape, (dataset.channels, *dataset.image_size)
+    if wanted != got:
+        raise ConfigError(
+            f"The run needs entries of shape {wanted}; the dataset has {got}. Open it with that image_size."
+        )
+    names = getattr(loaded.diffusion.model, "conditioners", {})
+    if "class_label" in names and dataset.class_names != loaded.class_names:
+        raise ConfigError(
+            f"The run was trained on the classes {', '.join(loaded.class_names or ['none'])}; the data has "
+            f"{', '.join(dataset.class_names or ['none'])}. They must be the same."
+        )
+    return dataset
+
+
+def _quiet(_: str) -> None:
+    """Drop the lines that opening data says: they were said when the run was trained."""
