@@ -226,7 +226,8 @@ class Editing(Encoding):
         n, where = len(images), _device_of(how.network)
         if how.seeds is not None and len(how.seeds) != n:
             raise ValueError(f"There are {len(how.seeds)} seeds for {n} images. Give one per image.")
-        conditions = for_sampling(self.conditioners, how.cond, n)
+        random = partial(image_generator, "cpu", how.seed, how.seeds, how.first_index, purpose="condition")
+        conditions = for_sampling(self.conditioners, how.cond, n, random)
         done = []
         for start, stop in batches(n, how.batch_size):
             x0 = to_model_range(images[start:stop].to(where))
