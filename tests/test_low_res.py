@@ -168,6 +168,19 @@ def test_augmentation_is_a_function_of_seed_and_index() -> None:
     assert not torch.equal(whole, diffusion.sample(cond=cond, num_steps=2, seed=8))
 
 
+def test_augmentation_in_edits_is_a_function_of_seed_and_index_too() -> None:
+    diffusion = sr()
+    images, small = torch.rand(3, 3, 8, 8), torch.rand(3, 3, 4, 4)
+
+    def edited(rows: slice, **options) -> torch.Tensor:
+        return diffusion.edit(
+            images[rows], 0.5, num_steps=4, cond={"low_res": small[rows], "low_res_noise": 0.4}, **options
+        )
+
+    whole = edited(slice(3), seed=1)
+    torch.testing.assert_close(edited(slice(2, 3), seed=1, first_index=2), whole[2:])
+
+
 def test_sampling_leaves_the_noise_of_the_small_image_out_of_its_own() -> None:
     """x_T is the same at every level of augmentation, so that levels can be compared."""
     diffusion = sr()
