@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `sample`, `evaluate`, `ema`, `prepare`."""
+"""The command line: `ddpm train`, `ddpm sample`, `ddpm evaluate`, `ddpm ema`, `ddpm ablate`, `ddpm prepare`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
     "sample": "draw images from a run",
     "evaluate": "score a run: bits/dim by the bound and by the probability flow",
+    "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "prepare": "make a training set from a published dataset (sysu)",
 }
