@@ -21,6 +21,7 @@ import tyro
 
 from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
+from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.prepare import PrepareCommand
@@ -32,12 +33,9 @@ from ddpm_lib.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
-    "train": TrainCommand,
-    "sample": SampleCommand,
-    "evaluate": EvaluateCommand,
-    "ema": EmaCommand,
-    "prepare": PrepareCommand,
-}
+    "train": TrainCommand, "sample": SampleCommand, "evaluate": EvaluateCommand, "ema": EmaCommand,
+    "ablate": AblateCommand, "prepare": PrepareCommand,
+}  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
     SAMPLERS, spacing.SPACINGS, clipping.CLIPS, METRICS,
