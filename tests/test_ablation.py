@@ -219,6 +219,21 @@ def test_what_the_library_refuses_is_reported_and_a_mistake_is_an_error(tmp_path
     assert not (tmp_path / "b").exists()
 
 
+def test_cells_that_diverge_do_not_end_the_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = Trainer.sample, []
+
+    def broken(self: Trainer, n: int, **options: Any) -> Tensor:
+        calls.append(n)
+        return real(self, n, **options) * (float("nan") if len(calls) == 1 else 1.0)
+
+    monkeypatch.setattr(Trainer, "sample", broken)
+    result = small(tmp_path, {"learning_rate": [1e-3, 2e-3]})
+    assert [o.status for o in result.outcomes] == ["diverged", "measured"]
+    assert "| 0.001 | diverged |" in result.markdown()
+    assert small(tmp_path, {"learning_rate": [1e-3, 2e-3]}).outcomes == result.outcomes
+    assert len(calls) == 2
+
+
 def test_images_seen_must_be_equal(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"images must be a multiple of the batch size 24; got 64. The nearest is 72"):
         small(tmp_path, {"batch_size": [32, 24]})

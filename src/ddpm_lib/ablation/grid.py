@@ -23,18 +23,9 @@ GROUPS = ("model", "diffusion", "sample", "training")
 _OWNED = {"output_dir", "max_steps", "seed", "resume", "override", "progress", "device"}
 """Options of training that an ablation sets itself."""
 _NOT_SAMPLING = {
-    "self",
-    "n",
-    "seed",
-    "seeds",
-    "model",
-    "return_trajectory",
-    "x_T",
-    "device",
-    "progress",
-    "first_index",
-    "cond",
-}
+    "self", "n", "seed", "seeds", "model", "return_trajectory", "x_T", "device", "progress", "first_index", "cond", "batch_size",
+}  # fmt: skip
+"""Arguments of sampling that an ablation sets itself."""
 
 
 @dataclass(frozen=True)

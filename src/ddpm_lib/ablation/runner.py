@@ -153,16 +153,14 @@ def _run_cell(
     diffusion = _build(subject, cell, seed)
     trainer = Trainer(diffusion, subject.train, output_dir=str(run), progress=False, **options)
     status, reason, measures = "measured", "", {}
-    with contextlib.redirect_stderr(io.StringIO()):  # what the trainer says stands in the train.log of each run
-        try:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what the trainer says stands in the train.log of each run
             result = trainer.train()
-        except DivergedError as error:
-            status, reason = "diverged", str(error)
-        else:
-            if result.status != "finished":
-                return result.exit_code or 143
-    if status == "measured":
+        if result.status != "finished":
+            return result.exit_code or 143
         measures = _measure(subject, trainer, cell.settings["sample"], seed)
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
     seconds = round(trainer.elapsed_seconds, 2)
     found = {"status": status, "reason": reason, "measures": measures, "seconds": seconds}
     write_atomically(path, json.dumps({**found, **sampled}, indent=1) + "\n")
@@ -174,6 +172,8 @@ def _measure(subject: Subject, trainer: Trainer, sample: dict[str, Any], seed: i
     weights = sample.get("weights", "ema")
     network = trainer.diffusion.model if weights == "model" else trainer.averaged_network()
     points = subject.points(trainer.sample(len(first), seed=seed, batch_size=1024, **sample))
+    if not torch.isfinite(points).all():
+        raise DivergedError("The samples hold NaN or infinite values.")
     distances = {name: measure(points, first) for name, measure in subject.measures.items()}
     return {**distances, **subject.denoising(trainer.diffusion, network)}
 
