@@ -22,6 +22,7 @@ import tyro
 
 from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
+from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
@@ -36,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
     "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand,
-    "evaluate": EvaluateCommand, "ema": EmaCommand, "prepare": PrepareCommand,
+    "evaluate": EvaluateCommand, "ema": EmaCommand, "ablate": AblateCommand, "prepare": PrepareCommand,
 }  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,

@@ -89,7 +89,7 @@ def read_config(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"The config file {path} does not exist.")
     try:
-        values = _parse_yaml(file.read_text(encoding="utf-8"))
+        values = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8
         raise ConfigError(f"The config file {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -97,7 +97,12 @@ def read_config(path: str) -> dict[str, Any]:
     return values
 
 
-def _parse_yaml(text: str) -> Any:
+def read_yaml(text: str) -> Any:
+    """Read YAML safely, numbers such as 1e-4 included.
+
+    Raises:
+        yaml.YAMLError: If it is none.
+    """
     return yaml.load(text, Loader=_Loader)
 
 
@@ -152,7 +157,7 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
                 f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got {pair!r}."
             )
         try:
-            found[name.replace("-", "_")] = _parse_yaml(value)
+            found[name.replace("-", "_")] = read_yaml(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{flag}: {value!r} is not a number, a word, or true or false.") from error
     return found
