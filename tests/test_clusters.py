@@ -89,7 +89,11 @@ def twin(tmp_path: Path) -> Path:
 
 
 def plain_environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in ("RANK", "WORLD_SIZE")}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if (k == "SLURM_CONF" or not k.startswith("SLURM_")) and k not in ("RANK", "WORLD_SIZE")
+    }
     return {**kept, "OMP_NUM_THREADS": "1", **more}
 
 

@@ -174,7 +174,7 @@ def meeting_explained() -> Iterator[None]:
             from ddpm_lib.training.results import LostProcessError
 
             raise LostProcessError(
-                f"The processes could not meet at {place}. If none of them died, check MASTER_ADDR and MASTER_PORT; on nodes with "
+                f"The processes could not meet at {place}. If none died, check MASTER_ADDR and MASTER_PORT; on nodes with "
                 f"several networks name the right one: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME. [{text[:300]}]"
             ) from error
         raise
