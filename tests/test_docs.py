@@ -44,8 +44,20 @@ REGISTRIES = [
     SAMPLERS, spacing.SPACINGS, clipping.CLIPS, METRICS,
 ]  # fmt: skip
 FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--help", "--version", "--data"} | {
-    f"--{name}" for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode")
+    f"--{name}"
+    for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode", "ntasks", "nodes")
 }
+FOREIGN |= {"--ntasks-per-node", "--gpus-per-node", "--kill-on-bad-exit", "--signal", "--standalone", "--max-restarts"}
+FOREIGN |= {
+    "--nnodes",
+    "--rdzv-backend",
+    "--rdzv-id",
+    "--rdzv-endpoint",
+    "--local-addr",
+    "--num_machines",
+    "--machine_rank",
+}
+FOREIGN |= {"--main_process_ip", "--main_process_port", "--mixed_precision", "--dynamo_backend", "--word", "--json"}
 """Flags of other programs, and those that every command has."""
 
 
