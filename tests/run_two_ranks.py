@@ -36,6 +36,7 @@ def main() -> None:
     options = {
         "batch_size": 6, "max_steps": 8, "log_every": 2, "val_every": 4, "sample_every": 4, "sample_count": 3,
         "sample_steps": 2, "accumulation_steps": 2 if single else 1, "val_data": None, "val_fraction": 0.0,
+        "posthoc_ema": (0.1,), "posthoc_every": 4,
     }  # fmt: skip
 
     def trainer(run: str, callbacks=(), **changes):
@@ -64,6 +65,7 @@ def main() -> None:
     report = {
         "weights": digest(whole.diffusion.model.parameters()),
         "ema": digest(whole.ema.network().parameters()),
+        "posthoc": digest(whole.posthoc.tensors().values()),
         "first_epoch": first_epoch,
         "sample_shape": list(images.shape),
         "samples": digest([images]),

@@ -82,6 +82,8 @@ def test_key_values() -> None:
     assert pairs == {"rho": 5, "sigma_max": 100.0, "fractional": True, "solver": "heun"}
     with pytest.raises(ConfigError, match="--x takes name=value pairs"):
         options.key_values(["=3"], "--x")
+    with pytest.raises(ConfigError, match="is not a number, a word"):
+        options.key_values(["a=[1"], "--x")
 
 
 def test_edit(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

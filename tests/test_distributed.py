@@ -48,6 +48,9 @@ def test_parameters_and_averages_of_both_ranks_are_equal(two_ranks: Path) -> Non
     a, b = reports(two_ranks)
     assert a["weights"] == b["weights"]
     assert a["ema"] == b["ema"]
+    assert a["posthoc"] == b["posthoc"]
+    names = [sorted(p.name for p in (two_ranks / run / "posthoc").iterdir()) for run in ("whole", "cut")]
+    assert names == [["step-000000004.safetensors", "step-000000008.safetensors"]] * 2
 
 
 def test_data_of_the_ranks_are_disjoint_and_complete(two_ranks: Path) -> None:

@@ -22,6 +22,7 @@ import tyro
 
 from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
+from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
@@ -36,15 +37,27 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
     "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand,
-    "evaluate": EvaluateCommand, "ema": EmaCommand, "prepare": PrepareCommand,
+    "evaluate": EvaluateCommand, "ema": EmaCommand, "ablate": AblateCommand, "prepare": PrepareCommand,
 }  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
     SAMPLERS, spacing.SPACINGS, clipping.CLIPS, METRICS,
 ]  # fmt: skip
 FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--help", "--version", "--data"} | {
-    f"--{name}" for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode")
+    f"--{name}"
+    for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode", "ntasks", "nodes")
 }
+FOREIGN |= {"--ntasks-per-node", "--gpus-per-node", "--kill-on-bad-exit", "--signal", "--standalone", "--max-restarts"}
+FOREIGN |= {
+    "--nnodes",
+    "--rdzv-backend",
+    "--rdzv-id",
+    "--rdzv-endpoint",
+    "--local-addr",
+    "--num_machines",
+    "--machine_rank",
+}
+FOREIGN |= {"--main_process_ip", "--main_process_port", "--mixed_precision", "--dynamo_backend", "--word", "--json"}
 """Flags of other programs, and those that every command has."""
 
 

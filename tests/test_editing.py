@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ddpm_lib import Unet
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.drawing import image_generator
 from ddpm_lib.images import to_model_range
@@ -123,3 +124,27 @@ def test_interpolation_at_a_noise_level() -> None:
     mixed = 0.75 * ours[:, 0] + 0.25 * ours[:, 2]
     assert inside.sum() >= 4
     torch.testing.assert_close(ours[:, 1][inside], mixed[inside], rtol=0, atol=1e-5)
+
+
+def test_noisy_small_images_and_estimates_of_itself_are_named_by_the_image() -> None:
+    """A network with every kind of condition: whatever the batch, and without a draw from the global generator."""
+    torch.manual_seed(0)
+    net = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, low_res_factor=2, low_res_max_noise=0.5, self_condition=True)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    d, images = GaussianDiffusion(net, image_size=8, timesteps=20), torch.rand(3, 3, 8, 8)
+    cond = {"low_res": torch.rand(3, 3, 4, 4), "low_res_noise": torch.tensor([0.1, 0.3, 0.5])}
+    mask = torch.ones(8, 8)
+    before = torch.get_rng_state()
+    runs = [
+        lambda rows, **more: d.edit(images[rows], cond={k: v[rows] for k, v in cond.items()}, num_steps=4, **more),
+        lambda rows, **more: d.inpaint(
+            images[rows], mask, cond={k: v[rows] for k, v in cond.items()}, num_steps=4, num_resamples=1, **more
+        ),
+    ]
+    for run in runs:
+        whole = run(slice(0, 3))
+        torch.testing.assert_close(whole, run(slice(0, 3), batch_size=1), rtol=0, atol=1e-4)
+        torch.testing.assert_close(whole[1:], run(slice(1, 3), first_index=1), rtol=0, atol=1e-4)
+    d.interpolate(images[:1], images[1:2], method="ddim", cond={k: v[:1] for k, v in cond.items()}, num_steps=2)
+    assert torch.equal(before, torch.get_rng_state())

@@ -476,6 +476,15 @@ def test_bad_options_name_what_was_got_and_what_fits(options: dict, message: str
         TrainingConfig.from_options(options)
 
 
+def test_options_of_parts_may_be_switches() -> None:
+    from ddpm_lib.training.config import check_type
+
+    given = {"zero_terminal_snr": True, "s": 1}
+    assert check_type("schedule_options", given, dict[str, float] | None) == {"zero_terminal_snr": True, "s": 1.0}
+    with pytest.raises(ConfigError):
+        check_type("schedule_options", {"s": "much"}, dict[str, float] | None)
+
+
 def test_config_round_trip() -> None:
     config = TrainingConfig(ema_decay=(0.9, 0.99), batch_size=8)
     assert TrainingConfig.from_options(json.loads(json.dumps(config.to_dict()))) == config

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ddpm_lib import keys
 from ddpm_lib.conditions import for_sampling
-from ddpm_lib.drawing import Noise
+from ddpm_lib.drawing import Noise, image_generator
 from ddpm_lib.generation import Generation, _device_of
 from ddpm_lib.images import to_model_range, to_unit_range
 from ddpm_lib.registry import Registry
@@ -87,7 +88,9 @@ class Encoding(Generation):
         self.check_images(images)
         network = model or self.model
         x = to_model_range(images.to(_device_of(network)))
-        conditions = for_sampling(self.conditioners, cond, len(x))
+        # The same noise on conditions as `decode` puts on them.
+        random = partial(image_generator, "cpu", 0, None, 0, purpose="condition")
+        conditions = for_sampling(self.conditioners, cond, len(x), random)
         levels = self._levels(sampling_levels(self.schedule, num_steps, spacing)[::-1])
         x = self._run(DDIM(), x, levels, _no_noise, conditions, network, clip="none", progress=progress)
         return x.clone()  # Outside inference mode a clone is an ordinary tensor again.
@@ -152,7 +155,8 @@ class Encoding(Generation):
                 self.encode(images, num_steps, spacing=spacing, cond=cond, model=model)[rows] for images in (a, b)
             )
             x = _slerp(x_a, x_b, w)
-        conditions = for_sampling(self.conditioners, cond, len(a))
+        random = partial(image_generator, "cpu", seed, None, 0, purpose="condition")
+        conditions = for_sampling(self.conditioners, cond, len(a), random)
         here = {name: value[rows] for name, value in conditions.items()}
         chosen = make_sampler(sampler if sampler is not None else default_sampler)
         x = self._run(chosen, x, self._levels(visited), noise, here, network)

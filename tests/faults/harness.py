@@ -77,11 +77,27 @@ def trainer_of(run: Path, mode: str, world: int) -> Any:
         "max_steps": STEPS[mode], "batch_size": 4, "save_every": 5, "log_every": 2, "keep_last": 3, "ema_decay": (0.9, 0.99),
         "process_timeout_minutes": 0.3, "stall_minutes": 0.15,
     }  # fmt: skip
+    model: dict[str, Any] = {"dim": 4, "dim_mults": (1,)}
+    process: dict[str, Any] = {}
+    if mode == "random":  # also kills inside validations and sample grids, and a memory of losses
+        options |= {
+            "val_every": 6,
+            "val_fraction": 0.2,
+            "val_max_images": 8,
+            "keep_best": "val_loss",
+            "mixed_precision": "bf16",
+        }
+        options |= {"sample_every": 10, "sample_count": 2, "sample_steps": 2, "save_async": True}
+        process = {"time_sampler": "loss_aware", "time_sampler_options": {"history": 2}}
     if mode == "worlds":
         options |= {"accumulation_steps": 2 // world, "shards": 2}
     if mode == "workers":
         options |= {"data": str(run.parents[0] / "images"), "cache": "none", "num_workers": 2, "max_steps": STEPS[mode]}
-    diffusion = tiny_diffusion(dim=4, dim_mults=(1,), num_classes=6 if mode != "workers" else None)
+    diffusion = tiny_diffusion(**model, num_classes=6 if mode != "workers" else None, class_drop_prob=0.2)
+    if process:
+        from ddpm_lib import GaussianDiffusion
+
+        diffusion = GaussianDiffusion(diffusion.model, image_size=8, timesteps=50, **process)
     return tiny_trainer(run, diffusion, **options)
 
 

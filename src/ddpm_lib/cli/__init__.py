@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `sample`, `edit`, `inpaint`, `evaluate`, `ema`, `status`, `prepare`."""
+"""The command line: `ddpm train`, `sample`, `edit`, `inpaint`, `evaluate`, `ema`, `ablate`, `status`, `prepare`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "inpaint": "paint the masked part of images",
     "status": "say how a run stands: running, finished, stopped, killed, failed",
     "evaluate": "score a run: bits/dim by the bound and by the probability flow",
+    "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "prepare": "make a training set from a published dataset (sysu)",
 }

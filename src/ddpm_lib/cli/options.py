@@ -89,12 +89,21 @@ def read_config(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"The config file {path} does not exist.")
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        values = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8
         raise ConfigError(f"The config file {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The config file {path} must hold `option: value` lines; got {type(values).__name__}.")
     return values
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML safely, numbers such as 1e-4 included.
+
+    Raises:
+        yaml.YAMLError: If it is none.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 class _Loader(yaml.SafeLoader):
@@ -147,7 +156,10 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got {pair!r}."
             )
-        found[name.replace("-", "_")] = yaml.load(value, Loader=_Loader)
+        try:
+            found[name.replace("-", "_")] = read_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{flag}: {value!r} is not a number, a word, or true or false.") from error
     return found
 
 

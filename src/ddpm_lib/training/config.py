@@ -61,7 +61,10 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
         if len(items) == len(value):
             return tuple(check_type(f"{name}[{i}]", v, a) for i, (v, a) in enumerate(zip(value, items)))
     elif origin is dict and isinstance(value, Mapping):
-        return {str(k): check_type(f"{name}[{k!r}]", v, args[1]) for k, v in value.items()}
+        # Options of parts are numbers or switches, such as {"zero_terminal_snr": True}.
+        return {
+            str(k): v if isinstance(v, bool) else check_type(f"{name}[{k!r}]", v, args[1]) for k, v in value.items()
+        }
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)

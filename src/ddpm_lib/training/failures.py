@@ -313,6 +313,23 @@ def _memory_numbers(device: torch.device) -> str:
     return f"{available_memory() / gib:.2f} GiB of memory free"
 
 
+@contextlib.contextmanager
+def losses_explained(trainer: Trainer) -> Iterator[None]:
+    """Turn errors that mean the loss of another process into one clear error, and note it in status.json.
+
+    Raises:
+        LostProcessError: Where another process is gone or silent.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = lost_process(error, trainer)
+        if lost is None:
+            raise
+        trainer._status("lost", str(lost))
+        raise lost from error
+
+
 def lost_process(error: BaseException, trainer: Trainer) -> LostProcessError | None:
     """Return a clear error where one means that another process of the run is gone or silent, else None."""
     if trainer.processes == 1 or not isinstance(error, RuntimeError) or isinstance(error, LostProcessError):

@@ -94,6 +94,7 @@ class Trainer(RunContext):
         self.last_grid: Path | None = None
         self._row: dict[str, Any] = {}
         self._prepared = False
+        self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
         self._stop_reason: str | None = None
         self._save_requested = False
         self.saver = Saver(self.config.save_async)
@@ -113,15 +114,16 @@ class Trainer(RunContext):
             How it ended; call `train()` again to continue after an interruption.
         """
         called = time.monotonic()
-        self.prepare()
-        with self._session() as (network, signals):
-            limit = TimeLimit(self.config.max_hours, called)
-            while True:
-                try:
-                    self._walk(network, signals, limit)
-                    break
-                except failures.StartOver as again:
-                    again.apply(self)
+        with failures.losses_explained(self):
+            self.prepare()
+            with self._session() as (network, signals):
+                limit = TimeLimit(self.config.max_hours, called)
+                while True:
+                    try:
+                        self._walk(network, signals, limit)
+                        break
+                    except failures.StartOver as again:
+                        again.apply(self)
         return self._finish()
 
     def _walk(self, network: nn.Module, signals: StopSignals, limit: TimeLimit) -> None:
@@ -244,10 +246,7 @@ class Trainer(RunContext):
             ):
                 yield network, signals
         except BaseException as error:
-            lost = failures.lost_process(error, self)
-            self._status("lost" if lost else "failed", f"{type(error).__name__}: {error}")
-            if lost:
-                raise lost from error
+            self._status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self.saver.close()
