@@ -227,6 +227,8 @@ def _row(words: Sequence[str]) -> str:
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return ""
-    mean = float(np.mean(values))
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 3
-    return f"{mean:.{digits}f}" + (f" ± {float(np.std(values, ddof=1)):.{digits}f}" if len(values) > 1 else "")
+    if spread:  # also where it is small, its first digit
+        digits = max(digits, -math.floor(math.log10(spread)))
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
