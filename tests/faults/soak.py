@@ -101,7 +101,8 @@ def main() -> int:
     children = {pid: [r for r in rows if r[0] == pid and r[1] >= WARM_UP] for pid in dict.fromkeys(r[0] for r in rows)}
     slopes = {pid: 1000 * slope([(r[1], r[2]) for r in part]) for pid, part in children.items() if len(part) > 10}
     report = {
-        "minutes": args.minutes, "faults": faults, "children": len(children), "steps": sum(p[-1][1] for p in children.values() if p),
+        "minutes": args.minutes, "faults": faults, "children": len(children),
+        "steps": sum(part[-1][1] for part in children.values() if part),
         "mb_per_1000_steps": {pid: round(s, 3) for pid, s in slopes.items()},
         "memory_mb": [round(min(r[2] for r in rows)), round(max(r[2] for r in rows))],
         "open_files": sorted({r[3] for part in children.values() for r in part}),
