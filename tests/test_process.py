@@ -222,8 +222,8 @@ def test_levels_are_in_range(name: str, timesteps: int, b: int) -> None:
     for edge in (0.0, 1 - 2**-53):
         t, weights = sampler(torch.full((b,), edge, dtype=torch.float64), timesteps)
         assert t.shape == (b,)
-        assert t.dtype == torch.int64
-        assert 1 <= int(t.min()) <= int(t.max()) <= timesteps
+        assert t.dtype == (torch.float64 if sampler.continuous else torch.int64)
+        assert 1 <= float(t.min()) <= float(t.max()) <= timesteps
         assert weights is None or torch.allclose(weights, torch.ones(b).double())
 
 

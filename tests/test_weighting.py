@@ -54,5 +54,14 @@ def test_plot() -> None:
     lines = figure.axes[0].get_lines()
     assert [line.get_label() for line in lines] == ["simple", "min_snr", "sigmoid"]
     assert len(plot_weightings(SNR, on="x0").axes[0].get_lines()) == len(WEIGHTINGS)
+    d = GaussianDiffusion(TinyNet(), image_size=4, timesteps=50, schedule="linear", learn_uncertainty=True)
+    d.uncertainty.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    learned = d.effective_weights()
+    u = d.uncertainty(SNR.log().float()).double().detach()
+    torch.testing.assert_close(learned, weights("min_snr") * torch.exp(-u), rtol=1e-5, atol=0)
+    lines = plot_weightings(SNR, [], extra={"learned": learned}, on="x0").axes[0].get_lines()
+    torch.testing.assert_close(torch.tensor(lines[0].get_ydata(), dtype=torch.float64), learned / learned.mean())
     with pytest.raises(ValueError, match="on must be"):
         plot_weightings(SNR, on="v")
+    with pytest.raises(ValueError, match=r"'short' must have one entry per SNR \(50\)"):
+        plot_weightings(SNR, extra={"short": SNR[1:]})

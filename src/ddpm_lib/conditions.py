@@ -87,6 +87,12 @@ def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], 
     return result or None
 
 
+def fresh_draws(conditioners: Conditioners, n: int) -> dict[str, Draws]:
+    """Draw n uniform numbers per condition from torch's global generator, the same for all that guidance contrasts."""
+    shared = torch.rand(n, dtype=torch.float64)
+    return {k: shared if c.guided else torch.rand(n, dtype=torch.float64) for k, c in conditioners.items()}
+
+
 def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Draws]) -> Cond:
     """Replace conditions by their nulls for some samples, so that the network also learns to do without.
 
@@ -99,16 +105,23 @@ def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Dra
     """
     result = dict(cond)
     for name, value in cond.items():
-        given = draws.get(name) if isinstance(draws, Mapping) else draws
-        if given is None:
+        if isinstance(draws, Mapping) and name not in draws:
             continue
-        u = torch.as_tensor(given)
-        if u.shape != value.shape[:1]:
-            raise ValueError(f"drop must have shape ({len(value)},) for {name!r}, got {tuple(u.shape)}.")
-        mask = u if u.dtype == torch.bool else u < conditioners[name].drop_prob
+        mask = hidden(conditioners[name], name, draws, len(value))
         mask = to_device(mask, value.device).view(-1, *[1] * (value.ndim - 1))
         result[name] = torch.where(mask, conditioners[name].null_like(value), value)
     return result
+
+
+def hidden(conditioner: Droppable, name: str, draws: Draws | Mapping[str, Draws] | None, n: int) -> Tensor:
+    """Return for which of n samples a condition is hidden, booleans on the CPU; for none where there are no draws."""
+    given = draws.get(name) if isinstance(draws, Mapping) else draws
+    if given is None:
+        return torch.zeros(n, dtype=torch.bool)
+    u = torch.as_tensor(given).cpu()
+    if u.shape != (n,):
+        raise ValueError(f"drop must have shape ({n},) for {name!r}, got {tuple(u.shape)}.")
+    return u if u.dtype == torch.bool else u < conditioner.drop_prob
 
 
 def for_sampling(conditioners: Conditioners | None, cond: Mapping[str, Any] | None, n: int) -> Cond:

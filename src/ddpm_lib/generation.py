@@ -21,8 +21,9 @@ from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import to_model_range, to_unit_range
 from ddpm_lib.levels import Level
 from ddpm_lib.registry import Registry
-from ddpm_lib.samplers import DDIM, Prediction, Sampler, make_sampler, sample_loop
+from ddpm_lib.samplers import DDIM, Predict, Prediction, Sampler, make_sampler, sample_loop
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.self_conditioning import SelfConditioned, takes_itself
 from ddpm_lib.spacing import sampling_levels
 
 
@@ -323,7 +324,9 @@ class Generation(nn.Module):
         """Run the sampling loop on one batch with the network in eval mode."""
         here = {name: to_device(value, x.device) for name, value in cond.items()}
         complete = fill_nulls(self.conditioners, here, x)
-        predict = partial(self.denoise, cond=complete, guidance=guidance, model=network, clip=clip)
+        predict: Predict = partial(self.denoise, cond=complete, guidance=guidance, model=network, clip=clip)
+        if takes_itself(self.conditioners):
+            predict = SelfConditioned(partial(self.denoise, guidance=guidance, model=network, clip=clip), complete)
         with _evaluating(network):
             return sample_loop(
                 sampler,

@@ -8,7 +8,6 @@ defined by a continuous log-SNR(t/T) only has to return −softplus(−log SNR) 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_lib.interpolation import log_snr_between, times_of
 from ddpm_lib.levels import Level
 from ddpm_lib.options import build, option_names
 from ddpm_lib.registry import Registry, unknown_name
@@ -116,55 +116,43 @@ class Schedule:
         return (previous - self.alpha[1:]) * (previous + self.alpha[1:]) / previous.square()
 
     @cached_property
-    def _log_snr(self) -> list[float]:
-        return [Level(t, a, s).log_snr for t, (a, s) in enumerate(zip(self.alpha.tolist(), self.sigma.tolist()))]
+    def log_snr(self) -> Tensor:
+        """Log SNR_t for t = 0 … T, float64; ∞ at 0."""
+        return 2.0 * (self.alpha.log() - self.sigma.log())
 
     def level(self, t: float) -> Level:
-        """Return level t in 0 … T as Python floats.
-
-        Between two levels the log-SNR is linear in t. At an end where it is infinite (clean data, pure noise) the
-        ratio that is 0 there, σ/α or α/σ, is linear instead.
-        """
+        """Return level t in 0 … T as Python floats; between two levels the log-SNR is linear (see `interpolation`)."""
         if not 0 <= t <= self.timesteps:
             raise ValueError(f"Level {t} does not exist; the levels of this schedule are 0 … {self.timesteps}.")
-        below = int(t)
-        part = t - below
-        if not part:
-            return Level(below, float(self.alpha[below]), float(self.sigma[below]))
-        low, high = self._log_snr[below], self._log_snr[below + 1]
-        if math.isinf(low):
-            log_snr = high - 2.0 * math.log(part)
-        elif math.isinf(high):
-            log_snr = low + 2.0 * math.log1p(-part)
-        else:
-            log_snr = low + part * (high - low)
-        return Level.of_log_snr(t, log_snr)
+        if t == int(t):
+            return Level(int(t), float(self.alpha[int(t)]), float(self.sigma[int(t)]))
+        return Level.of_log_snr(t, float(log_snr_between(self.log_snr, torch.tensor(t, dtype=torch.float64))[0]))
 
     def level_at(self, log_snr: float) -> Level:
         """Return the level, fractional in general, with a given log-SNR: the inverse of `level(t).log_snr`.
 
         A log-SNR below that of level T gives level T: a network knows nothing noisier.
         """
-        table = self._log_snr
-        if log_snr <= table[-1]:
+        if log_snr <= float(self.log_snr[-1]):
             return self.level(self.timesteps)
         if log_snr == math.inf:
             return self.level(0)
-        below = bisect_right(table, -log_snr, key=lambda v: -v) - 1
-        low, high = table[below], table[below + 1]
-        if log_snr == low:
-            return self.level(below)
-        if math.isinf(low):
-            part = math.exp((high - log_snr) / 2.0)
-        elif math.isinf(high):
-            part = -math.expm1((log_snr - low) / 2.0)
-        else:
-            part = (log_snr - low) / (high - low)
-        return Level.of_log_snr(below + part, log_snr)
+        t = float(times_of(self.log_snr, torch.tensor(log_snr, dtype=torch.float64)))
+        return self.level(t) if t == int(t) else Level.of_log_snr(t, log_snr)
 
     def gather(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (α_t, σ_t), float64 on the CPU, for levels t, int64 on the CPU."""
-        return self.alpha[t], self.sigma[t]
+        """Return (α_t, σ_t), float64 on the CPU, for levels t on the CPU: int64, or float64 in (0, T] between levels."""
+        if not t.is_floating_point():
+            return self.alpha[t], self.sigma[t]
+        log_snr, _ = log_snr_between(self.log_snr, t)
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+    def snr_between(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the SNR at real t in (0, T], and how fast it falls, −dSNR/d(t/T): what weights in continuous time need."""
+        log_snr, fall = log_snr_between(self.log_snr, t)
+        snr = log_snr.exp()
+        # Towards pure noise the SNR vanishes faster than its logarithm falls.
+        return snr, torch.where(snr > 0, snr * fall * self.timesteps, 0.0)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):

@@ -9,8 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.interpolation import times_of
 from ddpm_lib.registry import Registry
 from ddpm_lib.schedules import Schedule
+
+
+def _shifted_grid(u: Tensor) -> Tensor:
+    """Return (u_0 + i/b) mod 1 for i = 0 … b−1: uniform one by one, evenly spread together."""
+    return (u[:1].double() + torch.arange(len(u), dtype=torch.float64) / max(len(u), 1)) % 1.0
 
 
 class TimeSampler:
@@ -28,13 +34,17 @@ class TimeSampler:
             timesteps: T.
 
         Returns:
-            t in 1 … T, int64 on the CPU, shape (b,); and weights 1/(T·p(t)), shape (b,), or None where all are 1.
+            t in 1 … T, int64 on the CPU, shape (b,), or float64 where `continuous`; and weights 1/(T·p(t)), shape (b,),
+            or None where all are 1.
         """
         # A u just below 1 can round up in the product.
         return (u.double() * timesteps).long().clamp_(0, timesteps - 1) + 1, None
 
     learns: ClassVar[bool] = False
     """True if the sampler wants to be told the losses."""
+
+    continuous: ClassVar[bool] = False
+    """True if t is real, between the levels too."""
 
     def bind(self, schedule: Schedule) -> None:
         """Take note of the schedule whose levels are drawn; called once, before any other method.
@@ -70,8 +80,7 @@ class Stratified(TimeSampler):
 
     def __call__(self, u: Tensor, timesteps: int) -> tuple[Tensor, Tensor | None]:
         """Return floor(T·((u_0 + i/b) mod 1)) + 1 for i = 0 … b−1; only the first number is used."""
-        grid = torch.arange(len(u), dtype=torch.float64) / max(len(u), 1)
-        return super().__call__((u[:1].double() + grid) % 1.0, timesteps)
+        return super().__call__(_shifted_grid(u), timesteps)
 
 
 class LossAware(TimeSampler):
@@ -145,8 +154,54 @@ class LossAware(TimeSampler):
         self._probabilities = None
 
 
-class LogNormalSigma(TimeSampler):
-    """ln(σ/α) ~ N(P_mean, P_std²), rounded to the nearest level in log-SNR (Karras et al. 2022, table 1).
+class Continuous(TimeSampler):
+    """Real t, uniform in [1, T): continuous time (Kingma et al. 2021, §4) over the noise that the levels span.
+
+    With the schedule "log_linear" the log-SNR is uniform; with "cosine" it is the cosine one in continuous time. Each batch is
+    spread evenly over the range (Kingma et al. 2021, app. I.1), unless told otherwise.
+
+    Args:
+        stratified: One random shift of an even grid per batch, instead of independent t.
+    """
+
+    continuous: ClassVar[bool] = True
+
+    def __init__(self, *, stratified: bool = True) -> None:
+        self.stratified = bool(stratified)
+
+    def __call__(self, u: Tensor, timesteps: int) -> tuple[Tensor, Tensor | None]:
+        """Return 1 + (T − 1)·u."""
+        return 1.0 + (timesteps - 1) * (_shifted_grid(u) if self.stratified else u.double()), None
+
+
+class _OfNoise(TimeSampler):
+    """Draws the noise itself and finds the real t in [1, T] that has it; noise beyond the ends counts as the ends."""
+
+    continuous: ClassVar[bool] = True
+
+    def bind(self, schedule: Schedule) -> None:
+        """Keep the table that t is looked up in."""
+        self._log_snr = schedule.log_snr
+
+    def _times(self, log_snr: Tensor) -> Tensor:
+        ends = float(self._log_snr[-1]), float(self._log_snr[1])
+        return times_of(self._log_snr, log_snr.clamp(*ends)).clamp_(1.0, len(self._log_snr) - 1.0)
+
+
+class UniformAlphaBar(_OfNoise):
+    """α̅ = α² uniform between those of the levels T and 1, which are nearly 0 and 1: every share of signal is as likely.
+
+    Which noise to train on is the point of it, so there are no importance weights.
+    """
+
+    def __call__(self, u: Tensor, timesteps: int) -> tuple[Tensor, Tensor | None]:
+        """Return the t of α̅_1 + u·(α̅_T − α̅_1)."""
+        first, last = torch.sigmoid(self._log_snr[1]), torch.sigmoid(self._log_snr[-1])
+        return self._times(torch.logit(torch.lerp(first, last, u.double()))), None
+
+
+class LogNormalSigma(_OfNoise):
+    """ln(σ/α) ~ N(P_mean, P_std²) (Karras et al. 2022, table 1), between the levels too.
 
     Without importance weights: which noise to train on is the point of it.
 
@@ -162,20 +217,21 @@ class LogNormalSigma(TimeSampler):
             )
         self.P_mean, self.P_std = P_mean, P_std
 
-    def bind(self, schedule: Schedule) -> None:
-        """Tabulate where between two levels the rounding changes."""
-        log_sigma = (schedule.sigma[1:] / schedule.alpha[1:]).log()
-        between = (log_sigma[1:] + log_sigma[:-1]) / 2
-        self._edges = torch.special.ndtr((between - self.P_mean) / self.P_std)
-
     def __call__(self, u: Tensor, timesteps: int) -> tuple[Tensor, Tensor | None]:
-        """Return the level whose cell of the distribution u falls into."""
-        return torch.searchsorted(self._edges, u.double(), right=True) + 1, None
+        """Return the t of the quantile u."""
+        return self._times(-2.0 * (self.P_mean + self.P_std * torch.special.ndtri(u.double()))), None
 
 
 TIME_SAMPLERS: Registry[type[TimeSampler]] = Registry(
     "time sampler",
-    {"uniform": Uniform, "stratified": Stratified, "loss_aware": LossAware, "log_normal_sigma": LogNormalSigma},
+    {
+        "uniform": Uniform,
+        "stratified": Stratified,
+        "loss_aware": LossAware,
+        "continuous": Continuous,
+        "uniform_alpha_bar": UniformAlphaBar,
+        "log_normal_sigma": LogNormalSigma,
+    },
 )
 
 
@@ -194,10 +250,10 @@ def drawn_levels(
         return sampler(u, timesteps)
     if uniform is not None:
         raise ValueError("Give t or uniform, not both.")
-    t = t.cpu().long()
-    if t.shape != (n,) or int(t.min()) < 1 or int(t.max()) > timesteps:
+    t = t.cpu().double() if t.is_floating_point() else t.cpu().long()
+    if t.shape != (n,) or float(t.min()) < 1 or float(t.max()) > timesteps:
         raise ValueError(
             f"t must be {n} levels in 1 … {timesteps}; got shape {tuple(t.shape)} with values in "
-            f"{int(t.min())} … {int(t.max())}. Level 0 is clean data."
+            f"{t.min().item():g} … {t.max().item():g}. Level 0 is clean data."
         )
     return t, None

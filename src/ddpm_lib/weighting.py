@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,10 @@ class Weighting(ABC):
     @abstractmethod
     def __call__(self, snr: Tensor) -> Tensor:
         """Return w for the SNRs of levels 1 … T in their order, float64 in [0, ∞); most weights look at each SNR alone."""
+
+    def between(self, snr: Tensor, fall: Tensor) -> Tensor:
+        """Return w in continuous time for SNRs (b,) where −dSNR/d(t/T) = fall; weights that look at neighbours define it."""
+        return self(snr)
 
 
 def _require_positive(weighting: Weighting, **options: float) -> None:
@@ -133,6 +137,10 @@ class VLB(Weighting):
         first = (1.0 + snr[:1]) / (1.0 - snr[1:2] / snr[:1])  # 1/(σ_1²·τ)
         return torch.cat([first, snr[:-1] - snr[1:]]) * (0.5 * len(snr) / math.log(2.0))
 
+    def between(self, snr: Tensor, fall: Tensor) -> Tensor:
+        """Return −½·dSNR/d(t/T)/ln 2, the bound of infinitely many steps (Kingma et al. 2021, eq. 15)."""
+        return fall * (0.5 / math.log(2.0))
+
 
 @dataclass(frozen=True)
 class Sigmoid(Weighting):
@@ -148,7 +156,11 @@ class Sigmoid(Weighting):
         """Return the differences of the SNR times S(b − log SNR)."""
         # SNR_0 is infinite; the first difference stands for the step 0 → 1 as well.
         falls = torch.cat([snr[:1] - snr[1:2], snr[:-1] - snr[1:]]) * len(snr)
-        return falls / (1.0 + snr * math.exp(-self.b))
+        return self.between(snr, falls)
+
+    def between(self, snr: Tensor, fall: Tensor) -> Tensor:
+        """Return −dSNR/d(t/T)·S(b − log SNR)."""
+        return fall / (1.0 + snr * math.exp(-self.b))
 
 
 @dataclass(frozen=True)
@@ -185,27 +197,44 @@ WEIGHTINGS: Registry[type[Weighting]] = Registry(
 )
 
 
-def plot_weightings(snr: Tensor, names: Sequence[str] = (), *, on: str = "eps") -> Figure:
+def plot_weightings(
+    snr: Tensor, names: Sequence[str] | None = None, *, on: str = "eps", extra: Mapping[str, Tensor] | None = None
+) -> Figure:
     """Draw the weights of the squared error over log SNR, each scaled to a mean of 1 over the levels.
 
     Args:
         snr: SNR_1 … SNR_T of a schedule, `schedule.snr[1:]`.
         names: Entries of `WEIGHTINGS`. Default: all.
         on: Whose error is weighed: "eps" or "x0".
+        extra: Further weights of the error of x_0 by their names, each like snr: what a run has learned, for example.
 
     Returns:
         A matplotlib figure.
-    """
-    from matplotlib.figure import Figure
 
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If `on` is something else, or a weight has another shape than snr.
+    """
     if on not in ("eps", "x0"):
         raise ValueError(f"on must be 'eps' or 'x0', got {on!r}.")
+    curves = {name: WEIGHTINGS[name]()(snr) for name in (WEIGHTINGS if names is None else names)}
+    curves.update(extra or {})
+    for name, weights in curves.items():
+        if weights.shape != snr.shape:
+            raise ValueError(
+                f"The weights {name!r} must have one entry per SNR ({len(snr)}), got {tuple(weights.shape)}."
+            )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("Figures need matplotlib. Install it: pip install matplotlib") from None
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    snr = snr[snr > 0]
-    for name in names or WEIGHTINGS:
-        weights = WEIGHTINGS[name]()(snr) / (snr if on == "eps" else 1.0)
-        axes.plot(snr.log().tolist(), (weights / weights.mean()).tolist(), label=name)
+    seen = snr > 0
+    for name, weights in curves.items():
+        shown = weights[seen] / (snr[seen] if on == "eps" else 1.0)
+        axes.plot(snr[seen].log().tolist(), (shown / shown.mean()).tolist(), label=name)
     axes.set(xlabel="log SNR", ylabel=f"weight of the error of {on}", yscale="log")
     axes.legend()
     return figure

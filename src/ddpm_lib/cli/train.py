@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import tyro
 
+from ddpm_lib.augmentation import AUGMENT_DIM
 from ddpm_lib.cli import options
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
@@ -141,6 +142,8 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
                 f"class_conditional needs labels, but {config.data} has none. Sort the images into one sub-folder per class."
             )
         model_options["num_classes"] = data.num_classes
+    if config.augment and model_options["augment_dim"] is None:
+        model_options["augment_dim"] = AUGMENT_DIM
     torch.manual_seed(config.seed)
     diffusion_options = options.to_plain(config.diffusion)
     if diffusion_options["variance"] == "learned_range" and model_options["out_channels"] is None:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
+from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
 from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.unet import Unet, preset_config
@@ -11,4 +11,14 @@ from ddpm_lib.registry import Registry
 NETWORKS: Registry[type[nn.Module]] = Registry("network", {"Unet": Unet, "MLP": MLP})
 """The networks that a checkpoint can name: each is rebuilt as `NETWORKS[name](**config)`."""
 
-__all__ = ["MLP", "NETWORKS", "PRESETS", "ClassLabel", "Conditioner", "Unet", "preset_config"]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "PRESETS",
+    "Augmentation",
+    "ClassLabel",
+    "Conditioner",
+    "SelfCondition",
+    "Unet",
+    "preset_config",
+]

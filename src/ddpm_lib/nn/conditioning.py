@@ -119,3 +119,65 @@ class ClassLabel(Conditioner):
                     f"The condition {self.name!r} has a label {wrong}; labels go from 0 to {self.num_classes - 1}, "
                     "and -1 means no class."
                 )
+
+
+class SelfCondition(Conditioner):
+    """The network's own last estimate of the clean image, as further input channels; 0 where there is none (Chen et al. 2023).
+
+    The diffusion makes it, in training for half of the images and in sampling from the evaluation before.
+
+    Args:
+        channels: Channels of the images.
+        drop_prob: Probability of showing nothing in training.
+    """
+
+    guided = False
+
+    def __init__(self, channels: int, drop_prob: float = 0.5) -> None:
+        super().__init__("self_cond", drop_prob)
+        self.extra_channels = channels
+
+    def channels_of(self, value: Tensor, x: Tensor) -> Tensor:
+        """Return the estimate (b, channels, *spatial)."""
+        return value.to(x.dtype)
+
+    def null_like(self, value: Tensor) -> Tensor:
+        """Return 0."""
+        return torch.zeros_like(value)
+
+    def null_for(self, x: Tensor) -> Tensor:
+        """Return 0 in the shape of the images."""
+        return x.new_zeros(x.shape[0], self.extra_channels, *x.shape[2:])
+
+
+class Augmentation(Conditioner):
+    """What was done to an image, (b, augment_dim) numbers that are 0 for nothing, as a vector (Karras et al. 2022, app. F.2).
+
+    Args:
+        augment_dim: How many numbers.
+        dim: Length of the vectors.
+    """
+
+    guided = False
+
+    def __init__(self, augment_dim: int, dim: int) -> None:
+        super().__init__("augment")
+        self.augment_dim = augment_dim
+        self.linear = nn.Linear(augment_dim, dim, bias=False)
+
+    @property
+    def optional(self) -> bool:
+        """Left out, it says that nothing was done, which most training images say."""
+        return True
+
+    def embed(self, value: Tensor) -> Tensor:
+        """Return the vectors (b, dim)."""
+        return self.linear(value.to(self.linear.weight.dtype))
+
+    def null_like(self, value: Tensor) -> Tensor:
+        """Return 0: nothing was done."""
+        return torch.zeros_like(value)
+
+    def null_for(self, x: Tensor) -> Tensor:
+        """Return 0: nothing was done."""
+        return x.new_zeros(x.shape[0], self.augment_dim)

@@ -26,7 +26,7 @@ from ddpm_lib.nn.blocks import (
     TimeConditioning,
     zeroed,
 )
-from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
+from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
 from ddpm_lib.nn.embeddings import TimeEmbedding, TimeOrder
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
@@ -109,6 +109,9 @@ class Unet(nn.Module):
         time_scale: Factor on t before the time embedding.
         num_classes: Number of classes for a condition "class_label"; None for none.
         class_drop_prob: Probability of hiding the class label in training, for classifier-free guidance.
+        self_condition: Let the network see its own last estimate of the image (Chen et al. 2023): better samples for a sixth
+            more time in training.
+        augment_dim: Numbers that say how an image was augmented, 9 for the training option `augment`; None for none.
         dims: 1 for sequences, 2 for images, 3 for volumes.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
 
@@ -150,6 +153,8 @@ class Unet(nn.Module):
         time_scale: float = 1.0,
         num_classes: int | None = None,
         class_drop_prob: float = 0.1,
+        self_condition: bool = False,
+        augment_dim: int | None = None,
         dims: int = 2,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -189,8 +194,14 @@ class Unet(nn.Module):
         Args:
             emb_dim: Length of the vectors that `Conditioner.embed` must return.
         """
-        num_classes = self.config["num_classes"]
-        return [] if num_classes is None else [ClassLabel(num_classes, emb_dim, self.config["class_drop_prob"])]
+        config, made = self.config, list[Conditioner]()
+        if config["num_classes"] is not None:
+            made.append(ClassLabel(config["num_classes"], emb_dim, config["class_drop_prob"]))
+        if config["self_condition"]:
+            made.append(SelfCondition(config["channels"]))
+        if config["augment_dim"] is not None:
+            made.append(Augmentation(config["augment_dim"], emb_dim))
+        return made
 
     def _build_paths(self, dim: int, widths: Sequence[int], settings: BlockSettings) -> None:
         """Make the way down, the middle and the way up."""
@@ -355,7 +366,7 @@ def _check_arguments(config: dict[str, Any]) -> None:
     """Raise for arguments that are wrong on their own."""
     for name in ("dim", "channels", "patch_size", "blocks_per_level", "heads"):
         checks.check_int(name, config[name])
-    for name in ("out_channels", "head_dim", "heads_up", "time_dim", "num_classes"):
+    for name in ("out_channels", "head_dim", "heads_up", "time_dim", "num_classes", "augment_dim"):
         if config[name] is not None:
             checks.check_int(name, config[name])
     if isinstance(config["dim_mults"], int) or not config["dim_mults"]:

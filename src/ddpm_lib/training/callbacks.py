@@ -78,7 +78,9 @@ class MetricLogger(Callback):
         assert self._sums is not None
         assert trainer.last is not None
         losses, levels = trainer.last.losses.to(self._sums.dtype), trainer.last.levels
-        quarter = ((levels - 1) * 4 // trainer.diffusion.timesteps).clamp(0, 3).to(losses.device, non_blocking=True)
+        quarter = (
+            ((levels - 1) * 4 // trainer.diffusion.timesteps).long().clamp(0, 3).to(losses.device, non_blocking=True)
+        )
         # 0-3 loss sums by quarter, 4-7 counts by quarter, 8 gradient norms, 9 steps
         self._sums.index_add_(0, quarter, losses)
         self._sums.index_add_(0, quarter + 4, torch.ones_like(losses))

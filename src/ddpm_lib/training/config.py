@@ -164,6 +164,9 @@ class TrainingConfig:
     """Processes that decode images; default: from the CPUs this process may use, 0 where the set is in RAM."""
     horizontal_flip: bool = False
     """Mirror half of the images, on the device."""
+    augment: float = 0.0
+    """Probability of each of six transformations that the network is told of, so that samples do not show them; 0.12 suits
+    small sets; 0: none."""
 
     val_data: str | None = None
     """Held-out images (any source that training data can come from)."""
@@ -250,6 +253,8 @@ class TrainingConfig:
             raise ConfigError(f"num_workers must be 0 or more; got {self.num_workers}. 0 decodes in the main process.")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction must lie in [0, 1); got {self.val_fraction}.")
+        if not 0 <= self.augment <= 1:
+            raise ConfigError(f"augment must lie in [0, 1]; got {self.augment}. Karras et al. use 0.12 … 0.15.")
         if not 0 <= self.final_learning_rate_ratio <= 1:
             raise ConfigError(f"final_learning_rate_ratio must lie in [0, 1]; got {self.final_learning_rate_ratio}.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

@@ -115,6 +115,8 @@ def load_run(
     diffusion = GaussianDiffusion(model, **state["diffusion"])
     tensors, label = _choose(found, state, weights, ema_decay)
     files.load_weights(model, tensors, str(found))
+    if diffusion.uncertainty is not None:
+        files.load_weights(diffusion.uncertainty, files.read_tensors(found, "uncertainty"), str(found))
     diffusion.eval()
     names = state["data"]["class_names"]
     return LoadedRun(diffusion, found, int(state["step"]), label, tuple(names) if names else None, state)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
@@ -84,6 +86,8 @@ def _write(trainer: Trainer, state: dict[str, Any]) -> files.SavedCheckpoint | N
     tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
     if trainer.ema is not None:
         tensors["ema"] = trainer.ema.tensors()
+    if trainer.diffusion.uncertainty is not None:
+        tensors["uncertainty"] = trainer.diffusion.uncertainty.state_dict()
     try:
         trainer.records.flush()
         saved = files.save_checkpoint(folder, trainer.step, tensors, state)
@@ -164,6 +168,15 @@ def completed(diffusion: GaussianDiffusion, saved: dict[str, Any]) -> dict[str, 
         return saved
 
 
+def completed_model(model: nn.Module, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved description of a network with the defaults of the arguments that it was saved too early to know."""
+    if saved.get("class") != type(model).__name__ or not isinstance(saved.get("config"), dict):
+        return saved
+    known = inspect.signature(type(model).__init__).parameters.values()
+    defaults = {p.name: p.default for p in known if p.default is not inspect.Parameter.empty}
+    return {**saved, "config": {**defaults, **saved["config"]}}
+
+
 def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another network or process; data, batch size and seed may change only on request.
 
@@ -171,7 +184,8 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         ConfigError: Listing what differs.
     """
     now = {"model": describe_model(trainer), "diffusion": trainer.diffusion.config}
-    saved = {"model": state["model"], "diffusion": completed(trainer.diffusion, state["diffusion"])}
+    model = completed_model(trainer.diffusion.model, state["model"])
+    saved = {"model": model, "diffusion": completed(trainer.diffusion, state["diffusion"])}
     hard = differences(saved, now)
     if hard:
         raise ConfigError(
@@ -197,6 +211,8 @@ def restore(trainer: Trainer, path: Path) -> None:
     state = files.read_state(path)
     check_same_run(trainer, state, path)
     files.load_weights(trainer.diffusion.model, files.read_tensors(path, "model"), str(path))
+    if trainer.diffusion.uncertainty is not None:
+        files.load_weights(trainer.diffusion.uncertainty, files.read_tensors(path, "uncertainty"), str(path))
     files.load_optimizer_tensors(trainer.optimizer, trainer.diffusion, files.read_tensors(path, "optimizer"))
     trainer.step, trainer.images_seen = int(state["step"]), int(state["images_seen"])
     trainer.elapsed_seconds = float(state["elapsed_seconds"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.augmentation import AUGMENT_DIM
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 
 if TYPE_CHECKING:
@@ -139,4 +140,30 @@ def check_same_classes(train: ImageDataset, held_out: ImageDataset, diffusion: G
         raise ConfigError(
             f"val_data has the classes {found}, the training data {', '.join(train.class_names or ['none'])}. "
             "They must be the same; val_labels says where the labels of val_data are (folder, prefix)."
+        )
+
+
+def check_augmentation(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
+    """Check that a network is told of the augmentation that training does, and the other way round.
+
+    Raises:
+        ConfigError: If not.
+    """
+    told = dict(getattr(diffusion.model, "conditioners", {}).items()).get("augment")
+    if told is None and config.augment:
+        raise ConfigError(
+            f"augment={config.augment:g} needs a network that is told of it, else samples would be turned and shifted too. "
+            f"Build the Unet with augment_dim={AUGMENT_DIM}; horizontal_flip works with any network."
+        )
+    if told is not None and not config.augment:
+        raise ConfigError(
+            "The network has augment_dim, but nothing is augmented. Set augment=0.12, or build it without."
+        )
+    if config.augment and len(diffusion.image_size) != 2:
+        raise ConfigError(
+            f"augment turns and shifts images; this data has {len(diffusion.image_size)} spatial dimensions."
+        )
+    if told is not None and told.augment_dim != AUGMENT_DIM:
+        raise ConfigError(
+            f"The augmentation is described by {AUGMENT_DIM} numbers; got augment_dim={told.augment_dim}."
         )

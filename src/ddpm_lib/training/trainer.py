@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.augmentation import AUGMENT_DRAWS, augment
 from ddpm_lib.training import devices
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches, flip_rows, to_device
 from ddpm_lib.training.callbacks import Callback, default_callbacks
@@ -26,7 +27,7 @@ from ddpm_lib.training.records import flat_scalars, write_run_config
 from ddpm_lib.training.results import DivergedError, StepResult, TrainingResult
 from ddpm_lib.training.resume import find_checkpoint, restore, shards_of_run, write_checkpoint
 from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
-from ddpm_lib.training.sources import data_name, open_training_data
+from ddpm_lib.training.sources import check_augmentation, data_name, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Trainer(RunContext):
         check_size = getattr(diffusion.model, "check_size", None)
         if check_size is not None:
             check_size(diffusion.image_size)
+        check_augmentation(diffusion, self.config)
         if self.config.sample_every:
             check_grids(diffusion, self.config)
 
@@ -144,11 +146,17 @@ class Trainer(RunContext):
         images = batch.pop("image")
         if self.config.horizontal_flip:
             images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
+        cond = self.conditions(batch)
+        if self.config.augment:
+            draws = torch.stack([randomness.uniform(f"augment {k}", slot, rows) for k in range(AUGMENT_DRAWS)], 1)
+            images, done = augment(images, draws, self.config.augment)
+            cond = {**(cond or {}), "augment": done}
         uniform = randomness.uniform("t", slot, rows)
         t, _ = self.diffusion.time_sampler(uniform, self.diffusion.timesteps)
         noise = randomness.noise(self.step, rows, tuple(images.shape[1:]), self.device)
-        cond = self.conditions(batch)
-        drop = randomness.uniform("drop", slot, rows).numpy() if cond else None
+        droppable = [(k, c) for k, c in getattr(self.diffusion.model, "conditioners", {}).items() if c.drop_prob > 0]
+        # What guidance contrasts drops together.
+        drop = {k: randomness.uniform("drop" if c.guided else k, slot, rows).numpy() for k, c in droppable}
         randomness.seed_dropout(self.step, rows)
         # NumPy, because DDP would move CPU tensors to the GPU, and reading them back there would wait for it.
         return network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="none"), t

@@ -1,0 +1,78 @@
+"""Whether the parts of a process fit each other, and the weights that follow from them; asked once, at construction."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ddpm_lib.objective import Objective
+from ddpm_lib.options import registered_name
+from ddpm_lib.time_sampling import TIME_SAMPLERS
+from ddpm_lib.weighting import WEIGHTINGS
+
+
+def check_fit(process: Objective) -> None:
+    """Refuse what could never train or sample.
+
+    Raises:
+        ValueError: Saying which parts contradict each other, and what to use.
+    """
+    if process.parametrization.needs_signal and float(process.schedule.alpha[-1]) == 0:
+        raise ValueError(
+            "The schedule ends in pure noise (zero terminal SNR), where a predicted eps says nothing about the "
+            "image. Use parametrization='v' or 'x0', or a schedule that keeps some signal."
+        )
+    outputs, wanted = getattr(process.model, "out_channels", None), process.channels * process.variance.outputs
+    if isinstance(outputs, int) and outputs != wanted:
+        raise ValueError(
+            f"The network returns {outputs} channels, but images of {process.channels} channels and this variance "
+            f"need {wanted}. Build the network with out_channels={wanted}."
+        )
+    _check_loss(process)
+
+
+def _check_loss(process: Objective) -> None:
+    learned = process.variance.outputs > 1
+    if learned and process.loss == "simple":
+        raise ValueError("loss='simple' would never train a learned variance. Use loss='hybrid' or 'vlb'.")
+    if not learned and process.loss == "hybrid":
+        raise ValueError(
+            "In loss='hybrid' the bound trains the variance only, and a fixed one has nothing to train. Use "
+            "variance='learned_range', or loss='simple' or 'vlb'."
+        )
+    if process.loss != "simple" and process.time_sampler.continuous:
+        name = registered_name(TIME_SAMPLERS, process.time_sampler)
+        raise ValueError(
+            f"loss={process.loss!r} sums over the steps between levels, and the time sampler "
+            f"{name!r} draws times between them. Use loss='simple' with weighting='vlb', which is "
+            "the bound in continuous time, and a fixed variance; or time_sampler='uniform'."
+        )
+    if process.loss == "vlb" and process.uncertainty is not None:
+        raise ValueError(
+            "learn_uncertainty balances the noise levels, which loss='vlb' forbids: its levels have their weights. Use "
+            "loss='simple' or 'hybrid'."
+        )
+    if not process.vlb_weight > 0:
+        raise ValueError(f"vlb_weight must be > 0, got {process.vlb_weight}. Nichol & Dhariwal use 0.001.")
+
+
+def loss_weights(process: Objective) -> Tensor:
+    """Tabulate w(SNR_t)·c_out², the weight of the network's squared error; 0 at t = 0, which is never trained."""
+    alpha, sigma = process.schedule.alpha[1:], process.schedule.sigma[1:]
+    weights = process.weighting(process.schedule.snr[1:]) * process.parametrization.c_out(alpha, sigma).square()
+    if not torch.all(torch.isfinite(weights) & (weights >= 0)):
+        raise ValueError(
+            f"{process.weighting} with {process.parametrization} and {process.schedule} gives weights that are negative or "
+            "not finite. Choose another weighting."
+        )
+    if weights[-1] == 0:
+        name = registered_name(WEIGHTINGS, process.weighting)
+        warnings.warn(
+            f"The weighting {name!r} gives the noisiest level, where sampling starts, the "
+            "weight 0 on this schedule: it would never be trained. Use weighting='snr_plus_one' or 'flat'.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return torch.cat([weights.new_zeros(1), weights])
