@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `ddpm sample`, `ddpm evaluate`, `ddpm prepare`."""
+"""The command line: `ddpm train`, `ddpm sample`, `ddpm evaluate`, `ddpm compare`, `ddpm weights`, `ddpm prepare`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
     "sample": "draw images from a run",
-    "evaluate": "score a run: bits/dim by the bound and by the probability flow",
+    "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",
+    "compare": "put evaluations of several runs side by side",
+    "weights": "list, fetch and verify the weights of published feature extractors",
     "prepare": "make a training set from a published dataset (sysu)",
 }
 
@@ -54,7 +56,7 @@ def _is_for_users(error: Exception) -> bool:
 def _top_level(args: list[str]) -> int:
     from ddpm_lib import __version__
 
-    lines = "\n".join(f"  {name:9s}{text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="ddpm",
         description="Train and sample denoising diffusion models on your own images.",

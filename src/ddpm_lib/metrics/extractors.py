@@ -20,13 +20,8 @@ from ddpm_lib.registry import Registry
 class Extractor(ABC):
     """Features of several layers at once.
 
-    Attributes:
-        name: As in the table.
-        weights: Digest of its weights (or of the code that stands for them), part of every cache's key.
+    The call takes uint8 RGB images (n, 3, h, w) on the extractor's device; no image's features depend on the others.
     """
-
-    name: str
-    weights: str
 
     @abstractmethod
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -53,14 +48,11 @@ class RandomProjection(Extractor):
     Not a measure of what people see; useful to try a pipeline, and blind to nothing that 8×8 pixels show.
     """
 
-    name = "random"
-
     def __init__(self, layers: Sequence[str], device: torch.device) -> None:
         generator = torch.Generator().manual_seed(20150512)
         sizes = {"64": 64, "spatial": 49, "logits": 10}
         self._maps = {k: (torch.randn(192, n, generator=generator) / 192**0.5).to(device) for k, n in sizes.items()}
         self._layers = tuple(layers)
-        self.weights = "seed-20150512"
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
@@ -72,11 +64,8 @@ class RandomProjection(Extractor):
 class Pixels(Extractor):
     """The image itself, averaged to at most 32×32, in [0, 1]: the pixel space of the memorisation metric."""
 
-    name = "pixels"
-
     def __init__(self, layers: Sequence[str], device: torch.device) -> None:
         self._layers = tuple(layers)
-        self.weights = "none"
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
@@ -93,11 +82,9 @@ class Inception(Extractor):
     mixed_6/conv, 17×17, of Nash et al. 2021's sFID). The network runs in channels_last, the faster layout.
     """
 
-    name = "inception"
-
     def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
         file = get_weights("inception", path)
-        self.weights = check_tensors(file, "inception")
+        check_tensors(file, "inception")
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self._layers = tuple(layers)
@@ -130,11 +117,9 @@ class Inception(Extractor):
 class PytorchFid(Extractor):
     """The same network as pytorch-fid runs it, with PyTorch's bilinear resizing: a cross-check, apart by a percent."""
 
-    name = "pytorchfid"
-
     def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
         file = get_weights("inception", path)
-        self.weights = check_tensors(file, "inception")
+        check_tensors(file, "inception")
         import pytorch_fid.inception as peer
 
         state = read_tensors(file)
@@ -156,8 +141,6 @@ class DinoV2(Extractor):
     torch-fidelity takes the network's code from torch.hub's cache, so both the code and the weights must lie there.
     """
 
-    name = "dinov2"
-
     def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
         del path  # torch-fidelity reads torch's cache only
         entry = WEIGHTS["dinov2"]
@@ -169,9 +152,8 @@ class DinoV2(Extractor):
                 f"code, https://github.com/facebookresearch/dinov2/archive/main.zip unpacked as {hub_folder().parent}/"
                 "facebookresearch_dinov2_main. Where there is internet, `ddpm weights fetch dinov2` brings the first."
             )
-        self.weights = sha256_of(file)
-        if self.weights != entry.sha256:
-            raise ValueError(f"{file} is not the published file: SHA-256 {self.weights}, expected {entry.sha256}.")
+        if sha256_of(file) != entry.sha256:
+            raise ValueError(f"{file} is not the published file: SHA-256 {sha256_of(file)}, expected {entry.sha256}.")
         from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
         self._layers = tuple(layers)
@@ -184,15 +166,13 @@ class DinoV2(Extractor):
         return {k: found.clone() for k in self._layers}
 
 
-def check_tensors(file: Path, name: str) -> str:
-    """Return the digest of a file of weights; one that is not the published file must hold tensors only.
+def check_tensors(file: Path, name: str) -> None:
+    """Refuse a file of weights that is neither the published one nor holds tensors only.
 
     The libraries unpickle without restraint: what the safe unpickler takes cannot run code there either.
     """
-    digest = sha256_of(file)
-    if digest != WEIGHTS[name].sha256:
+    if sha256_of(file) != WEIGHTS[name].sha256:
         read_tensors(file)
-    return digest
 
 
 @contextlib.contextmanager
@@ -223,6 +203,8 @@ FEATURES: Registry[tuple[str, str]] = Registry(
 )
 """Name in scores → (extractor, layer)."""
 
+_WEIGHTS = {"inception": "inception", "pytorchfid": "inception", "dinov2": "dinov2"}
+
 SPATIAL = {"inception": "spatial", "random": "spatial"}
 LOGITS = {"inception": "logits", "random": "logits"}
 
@@ -241,6 +223,15 @@ def make_extractor(
     Raises:
         MissingWeightsError: If its weights cannot be had.
     """
-    build = EXTRACTORS[name]
-    where = torch.device(device)
-    return build(layers, where) if name in ("random", "pixels") else build(layers, where, path)
+    build, where = EXTRACTORS[name], torch.device(device)
+    return build(layers, where, path) if name in _WEIGHTS else build(layers, where)
+
+
+def weights_digest(name: str, path: str | Path | None = None) -> str:
+    """Return what tells an extractor's features from those of another: the digest of its weights, or its name.
+
+    Raises:
+        MissingWeightsError: If its weights cannot be had.
+    """
+    EXTRACTORS[name]
+    return sha256_of(get_weights(_WEIGHTS[name], path)) if name in _WEIGHTS else name
