@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -26,6 +27,9 @@ class EvaluateCommand(EvaluationOptions):
 
     run: tyro.conf.Positional[str]
     """A run directory or one of its checkpoints; or images: a folder, or .npz or .npy of uint8 (n, h, w, c)."""
+    num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of samples (default: 10,000), or of images spread evenly over the data (default: all). Under torchrun write -n: it
+    takes --num for an option of its own."""
 
 
 def main(args: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ddpm_lib.evaluation.bank import Bank, Need
+from ddpm_lib.evaluation.callback import Evaluate
 from ddpm_lib.evaluation.metrics import METRICS, Metric
 from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.result import Evaluation
@@ -13,6 +14,7 @@ from ddpm_lib.evaluation.task import Score, Task, mean_score
 __all__ = [
     "METRICS",
     "Bank",
+    "Evaluate",
     "Evaluation",
     "EvaluationOptions",
     "Metric",

@@ -74,6 +74,15 @@ class Bank:
         """Number of samples."""
         return self.sets["samples"].n
 
+    def with_samples(self, samples: ImageSet) -> Bank:
+        """Take other samples and keep what is known of the other sets."""
+        others = {images.fingerprint for which, images in self.sets.items() if which != "samples"}
+        for table in (self._features, self._statistics):
+            for key in [key for key in table if key[0] not in others]:
+                del table[key]
+        self.sets = {**self.sets, "samples": samples}
+        return self
+
     def word(self, which: str) -> str:
         """Return the set's word in names of scores."""
         return self.given[2] if which == "reference" and self.given else self.sets[which].name

@@ -77,7 +77,7 @@ def _differences(found: Sequence[dict[str, Any]], heads: Sequence[str]) -> list[
         "sampling steps": ("samples", "steps"),
         "number of samples": ("samples", "n"),
         "guidance scale": ("options", "guidance_scale"),
-        "feature weights": ("features",),
+        **{f"weights of {name}": ("features", name) for values in found for name in values.get("features", {})},
     }
     lines = []
     for what, keys in asked.items():

@@ -149,7 +149,7 @@ class Engine:
         waiting: list[tuple[int, dict[str, Tensor]]] = []
         since, size = time.monotonic(), self.batch_size
         shown = tqdm(
-            total=len(groups) * size,
+            total=sum(min(size, images.n - g * size) for g in groups),
             desc=f"features of {images.name}" + (f" ({had * size:,} kept)" if had else ""),
             unit="image",
             disable=not (self.progress and self.state.is_main_process),
@@ -164,7 +164,7 @@ class Engine:
                 found.append(_write_part(folder, waiting))
                 waiting, since = [], time.monotonic()
             waiting.append((rows.start, got))
-            shown.update(size)
+            shown.update(len(rows))
             if rows.stop - waiting[0][0] >= FLUSH_IMAGES or time.monotonic() - since > FLUSH_SECONDS:
                 found.append(_write_part(folder, waiting))
                 waiting, since = [], time.monotonic()

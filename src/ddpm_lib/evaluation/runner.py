@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -117,7 +117,7 @@ class Runner:
             task = dataclasses.replace(task, bank=bank)
         scores = [score for name in options.metric_names if name not in skipped for score in METRICS[name](task)]
         scores += _difference(scores)
-        about = {**self._describe(target, task), **about, **self.describe_bank(task, engine), "skipped": skipped}
+        about = {**self._describe(target, task), **about, **self.describe_bank(task, engine, needs), "skipped": skipped}
         engine.finish()
         about["seconds"] = round(time.monotonic() - began, 3)
         folder = run_folder(loaded) if loaded is not None else Path()
@@ -188,7 +188,7 @@ class Runner:
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
 
-    def describe_bank(self, task: Task, engine: Engine) -> dict[str, Any]:
+    def describe_bank(self, task: Task, engine: Engine, needs: Collection[str]) -> dict[str, Any]:
         """Describe samples and reference, and write the reference's statistics where that was asked for."""
         bank, options = task.bank, self.options
         if bank is None:
@@ -216,7 +216,7 @@ class Runner:
                 images = bank.sets[which]
                 about[which] = {"name": images.name, "n": images.n, "fingerprint": images.fingerprint}
         about["features"] = engine.digests()
-        if bank.n < FEW and {"fid", "sfid"} & set(options.metric_names):
+        if bank.n < FEW and any(name in needs for name in ("fid", "sfid")):
             about["notes"].append(
                 f"{bank.n:,} samples are few: Fréchet distances of fewer than {FEW:,} are biased upwards, and only comparable at "
                 "the same number. 'infinity' is an estimate without that bias (Chong & Forsyth 2020); so is kid."

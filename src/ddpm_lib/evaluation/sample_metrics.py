@@ -20,6 +20,7 @@ from ddpm_lib.metrics import (
     inception_score,
     kernel_distance,
     manifolds,
+    share_interval,
 )
 from ddpm_lib.metrics.extractors import LOGITS, SPATIAL
 from ddpm_lib.metrics.kernel import inception_influence, kernel_influence
@@ -65,11 +66,11 @@ def _bank(task: Task) -> Bank:
     return task.bank
 
 
-def influenced(task: Task, name: str, value: float, influence: Tensor, unit: str) -> Score:
-    """Return a score with the standard error and the interval that resampling gives."""
+def influenced(task: Task, name: str, value: float, influence: Tensor, unit: str, share: bool = False) -> Score:
+    """Return a score with its standard error and interval: Wilson's for a share, else what resampling gives."""
     n = len(influence)
     error = float(influence.std()) / math.sqrt(n) if n > 1 else None
-    interval = bootstrap_interval(value, influence, seed=task.options.seed)
+    interval = share_interval(influence) if share else bootstrap_interval(value, influence, seed=task.options.seed)
     return Score(name, value, error, unit, interval=interval)
 
 
@@ -177,7 +178,11 @@ def _neighbours(task: Task, k: int, names: tuple[str, str]) -> list[Score]:
             unit = {"precision": "of samples", "recall": "of reference", "coverage": "of reference"}.get(
                 name, "mean count/k"
             )
-            found.append(influenced(task, f"{name}_k{k}_{features}_{ends}", float(values.mean()), values, unit))
+            found.append(
+                influenced(
+                    task, f"{name}_k{k}_{features}_{ends}", float(values.mean()), values, unit, name != "density"
+                )
+            )
     return found
 
 
@@ -190,7 +195,7 @@ def memorisation(task: Task) -> list[Score]:
             continue
         samples, train = bank.features("samples", layer), bank.features("train", layer)
         share = copies(samples, train)
-        found.append(influenced(task, f"copies_{name}_{ends}", float(share.mean()), share, "of samples"))
+        found.append(influenced(task, f"copies_{name}_{ends}", float(share.mean()), share, "of samples", share=True))
         if bank.has("held_out", layer):
             value, influence = copying_test(samples, bank.features("held_out", layer), train, seed=task.options.seed)
             found.append(influenced(task, f"copying_ct_{name}_{ends}", value, influence, "z-score; copying below -3"))

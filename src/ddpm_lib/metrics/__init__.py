@@ -4,7 +4,7 @@ The functions work on features (n, d); `make_extractor` makes them from images. 
 when their networks are asked for. `ddpm_lib.evaluation` puts it all together.
 """
 
-from ddpm_lib.metrics.bootstrap import bootstrap_interval
+from ddpm_lib.metrics.bootstrap import bootstrap_interval, share_interval
 from ddpm_lib.metrics.extractors import EXTRACTORS, FEATURES, Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
 from ddpm_lib.metrics.kernel import inception_score, kernel_distance, mmd2
@@ -38,6 +38,7 @@ __all__ = [
     "nearest_distances",
     "read_statistics",
     "save_statistics",
+    "share_interval",
     "statistics_of",
     "to_rgb",
 ]

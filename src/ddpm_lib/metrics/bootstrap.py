@@ -38,3 +38,17 @@ def bootstrap_interval(
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return value + float(low), value + float(high)
+
+
+def share_interval(values: Tensor, z: float = 1.96) -> tuple[float, float] | None:
+    """Return Wilson's interval for a share (Wilson 1927), from float (n,) of 0 and 1; None for fewer than two.
+
+    Resampling cannot say anything where all images agree: 0 of 100 is no proof of 0 %.
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    p = float(values.double().mean())
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
