@@ -21,16 +21,21 @@ import tyro
 
 from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
+from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import TrainCommand, resolve
+from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
 from ddpm_lib.samplers import SAMPLERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-COMMANDS = {"train": TrainCommand, "sample": SampleCommand, "evaluate": EvaluateCommand, "prepare": PrepareCommand}
+COMMANDS = {
+    "train": TrainCommand, "sample": SampleCommand, "evaluate": EvaluateCommand, "prepare": PrepareCommand,
+    "compare": CompareCommand, "weights": WeightsCommand,
+}  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
     SAMPLERS, spacing.SPACINGS, clipping.CLIPS, METRICS,
