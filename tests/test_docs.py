@@ -23,6 +23,7 @@ import tyro
 from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
 from ddpm_lib.cli.ablate import AblateCommand
+from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
@@ -30,14 +31,15 @@ from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import TrainCommand, resolve
+from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
 from ddpm_lib.samplers import SAMPLERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
-    "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand,
-    "evaluate": EvaluateCommand, "ema": EmaCommand, "ablate": AblateCommand, "prepare": PrepareCommand,
+    "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand, "evaluate": EvaluateCommand,
+    "compare": CompareCommand, "weights": WeightsCommand, "ema": EmaCommand, "ablate": AblateCommand, "prepare": PrepareCommand,
 }  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,

@@ -31,10 +31,9 @@ def imported_by(code: str) -> set[str]:
 
 
 def name_of(node: ast.AST) -> str:
-    """`a.b.c` for an attribute or a name, else an empty string."""
+    """`a.b.c` for an attribute or a name, `.c` for an attribute of something else, else an empty string."""
     if isinstance(node, ast.Attribute):
-        left = name_of(node.value)
-        return f"{left}.{node.attr}" if left else node.attr
+        return f"{name_of(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
 
 
@@ -113,6 +112,12 @@ def test_nothing_reads_pickles_or_runs_text() -> None:
             if name in ("eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"):
                 found.append(f"{where(path, node)} {name}")
             options = {k.arg: k.value for k in node.keywords}
+            if (
+                name == "torch.load"
+                and path.name == "foreign.py"
+                and getattr(options.get("weights_only"), "value", False)
+            ):
+                found.pop()  # the one place that reads published weights, with the unpickler that builds only tensors
             if name in ("np.load", "numpy.load") and getattr(options.get("allow_pickle"), "value", False):
                 found.append(f"{where(path, node)} {name}")
             if name.startswith("subprocess.") and getattr(options.get("shell"), "value", False):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddpm_lib.data import Shapes as Shapes
     from ddpm_lib.data import open_dataset as open_dataset
     from ddpm_lib.diffusion import GaussianDiffusion as GaussianDiffusion
+    from ddpm_lib.evaluation import Evaluate as Evaluate
     from ddpm_lib.evaluation import evaluate as evaluate
     from ddpm_lib.nn import Unet as Unet
     from ddpm_lib.schedules import Schedule as Schedule
@@ -35,11 +36,13 @@ _HOME = {
     "TrainingConfig": "training",
     "Callback": "training",
     "load_run": "training",
+    "Evaluate": "evaluation",
     "evaluate": "evaluation",
 }
 
 __all__ = [
     "Callback",
+    "Evaluate",
     "GaussianDiffusion",
     "ImageDataset",
     "Schedule",

@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `sample`, `edit`, `inpaint`, `evaluate`, `ema`, `ablate`, `status`, `prepare`."""
+"""The command line: `ddpm COMMAND`, one module per command."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ COMMANDS = {
     "edit": "redraw images from their noisy versions",
     "inpaint": "paint the masked part of images",
     "status": "say how a run stands: running, finished, stopped, killed, failed",
-    "evaluate": "score a run: bits/dim by the bound and by the probability flow",
     "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
+    "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",
+    "compare": "put evaluations of several runs side by side",
+    "weights": "list, fetch and verify the weights of published feature extractors",
     "prepare": "make a training set from a published dataset (sysu)",
 }
 
@@ -64,7 +66,7 @@ def _code_for_users(error: Exception) -> int | None:
 def _top_level(args: list[str]) -> int:
     from ddpm_lib import __version__
 
-    lines = "\n".join(f"  {name:9s}{text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="ddpm",
         description="Train and sample denoising diffusion models on your own images.",

@@ -1,20 +1,23 @@
-"""`ddpm evaluate RUN`."""
+"""`ddpm evaluate RUN|CHECKPOINT|IMAGES`."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.evaluation import METRICS, EvaluationOptions, evaluate
+from ddpm_lib.evaluation import METRICS, EvaluationOptions, evaluate, evaluate_checkpoints
+from ddpm_lib.evaluation.compare import curve
 from ddpm_lib.training import process_state
 
 DESCRIPTION = (
-    f"Score a run on the images it held out, on its training images or on others. Metrics: {', '.join(METRICS)}. The numbers "
-    "depend neither on the batch size nor on the number of processes (torchrun shares the images). Prints a table and writes "
-    "evaluations/eval-….json into the run, with everything that repeating it needs."
+    f"Score a run, or a set of images. Metrics: {', '.join(METRICS)}. Samples go from the sampler to the metrics without files; "
+    "image i is a function of the seed and i, so the numbers depend neither on the batch size nor on the number of processes "
+    "(torchrun shares the images), and an interrupted evaluation continues where it was. Prints a table and writes "
+    "evaluations/eval-….json, with everything that repeating it needs."
 )
 
 
@@ -23,21 +26,28 @@ class EvaluateCommand(EvaluationOptions):
     """Options of `ddpm evaluate`."""
 
     run: tyro.conf.Positional[str]
-    """A run directory, or one of its checkpoints."""
+    """A run directory or one of its checkpoints; or images: a folder, or .npz or .npy of uint8 (n, h, w, c)."""
+    num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of samples (default: 10,000), or of images spread evenly over the data (default: all). Under torchrun write -n: it
+    takes --num for an option of its own."""
 
 
 def main(args: list[str]) -> int:
-    """Run the command."""
+    """Run the command; 1 says that a metric had to be left out."""
     command: EvaluateCommand = options.parse(
         EvaluateCommand, args, EvaluateCommand(run=tyro.MISSING), "ddpm evaluate", DESCRIPTION
     )
     chosen = {f.name: getattr(command, f.name) for f in dataclasses.fields(EvaluationOptions)}
-    result = evaluate(command.run, **chosen)
+    every = command.checkpoint == "all"
+    results = evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]
     state = process_state(command.device)
     if state.is_main_process:
-        print(result.table())
-        print(f"wrote {result.save()}")
+        for result in results:
+            print(result.table())
+            print(f"wrote {result.save()}")
+        if every:
+            print(curve(results))
     state.wait_for_everyone()
     if state.num_processes > 1:
         state.destroy_process_group()
-    return 0
+    return int(any(result.about["skipped"] for result in results))

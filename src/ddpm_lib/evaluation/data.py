@@ -14,48 +14,86 @@ if TYPE_CHECKING:
     from ddpm_lib.evaluation.options import EvaluationOptions
 
 
-def open_evaluation_data(loaded: LoadedRun, options: EvaluationOptions) -> ImageDataset:
+class RunData:
+    """The sets of a run, opened again when asked for, once.
+
+    Args:
+        loaded: The run.
+    """
+
+    def __init__(self, loaded: LoadedRun) -> None:
+        self.loaded = loaded
+        self._sets: tuple[ImageDataset, ImageDataset | None] | None = None
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The options of the run's training."""
+        return TrainingConfig.from_options(dict(self.loaded.state["training"]), str(self.loaded.checkpoint))
+
+    def get(self, which: str) -> ImageDataset:
+        """Return "train" or "held-out".
+
+        Raises:
+            ConfigError: If the data cannot be opened, has changed, or holds nothing out.
+        """
+        train, held_out = self.sets()
+        if which == "train":
+            return train
+        if held_out is None:
+            raise ConfigError(
+                "This run held nothing out (val_every or val_fraction was 0). Use data='train' (--data train), or name images."
+            )
+        return held_out
+
+    def sets(self) -> tuple[ImageDataset, ImageDataset | None]:
+        """Return the training set and, where there is one, the held-out set; neither is augmented.
+
+        Raises:
+            ConfigError: If the data cannot be opened, or is not what the run was trained on.
+        """
+        if self._sets is None:
+            self._sets = self._open()
+        return self._sets
+
+    def _open(self) -> tuple[ImageDataset, ImageDataset | None]:
+        described = self.loaded.state["data"]
+        try:
+            train, held_out = open_training_data(described["source"], self.config, self.loaded.diffusion, _quiet)
+        except (OSError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The data of this run, {described['source']!r}, cannot be opened from here: {error} "
+                "Name images with data= (--data PATH), or pass them in Python: evaluate(run, dataset)."
+            ) from error
+        if train.fingerprint != described["fingerprint"]:
+            raise ConfigError(
+                f"{described['source']!r} is not the data that this run was trained on: {len(train):,} training images now, "
+                f"{described['images']:,} then, or other files. Restore it, or name images with data= (--data PATH)."
+            )
+        return train, held_out
+
+    def other(self, data: str, split: str | None) -> ImageDataset:
+        """Open other images as the run opens its own, whole.
+
+        Raises:
+            ConfigError: If they do not fit the run.
+        """
+        alone = dataclasses.replace(
+            self.config, val_data=None, val_fraction=0.0, split=split, batch_size=1, accumulation_steps=1, shards=None
+        )
+        return check_fits(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
+
+
+def open_evaluation_data(own: RunData, options: EvaluationOptions) -> ImageDataset:
     """Open the images that `options.data` names.
 
     Raises:
         ConfigError: If the run's own data cannot be opened, has changed, or holds nothing out; or classes do not fit.
     """
-    training = dict(loaded.state["training"])
-    config = TrainingConfig.from_options(training, str(loaded.checkpoint))
-    own = options.data in ("held-out", "train")
-    if own and options.split is not None:
+    if options.data not in ("held-out", "train"):
+        return own.other(options.data, options.split)
+    if options.split is not None:
         raise ConfigError(f"split goes with a dataset of yours in data; data={options.data!r} is the run's own.")
-    if not own:
-        alone = dataclasses.replace(
-            config,
-            val_data=None,
-            val_fraction=0.0,
-            split=options.split,
-            batch_size=1,
-            accumulation_steps=1,
-            shards=None,
-        )
-        return check_fits(open_training_data(options.data, alone, loaded.diffusion, _quiet)[0], loaded)
-    described = loaded.state["data"]
-    try:
-        train, held_out = open_training_data(described["source"], config, loaded.diffusion, _quiet)
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The data of this run, {described['source']!r}, cannot be opened from here: {error} "
-            "Name images with data= (--data PATH), or pass them in Python: evaluate(run, dataset)."
-        ) from error
-    if train.fingerprint != described["fingerprint"]:
-        raise ConfigError(
-            f"{described['source']!r} is not the data that this run was trained on: {len(train):,} training images now, "
-            f"{described['images']:,} then, or other files. Restore it, or name images with data= (--data PATH)."
-        )
-    if options.data == "train":
-        return train
-    if held_out is None:
-        raise ConfigError(
-            "This run held nothing out (val_every or val_fraction was 0). Use data='train' (--data train), or name images."
-        )
-    return held_out
+    return own.get(options.data)
 
 
 def check_fits(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:

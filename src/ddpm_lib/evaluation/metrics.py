@@ -7,13 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ddpm_lib.evaluation.gap import gap
+from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
 from ddpm_lib.evaluation.task import Score, Task, mean_score
 from ddpm_lib.registry import Registry
 
 
 def nll(task: Task) -> list[Score]:
     """Bits/dim by the variational bound: the whole, the prior, the steps between, and the decoder (Ho et al. 2020, eq. 5)."""
-    options, diffusion = task.options, task.run.diffusion
+    options, diffusion = task.options, task.model()
 
     def score(rows: range) -> Tensor:
         images, cond = task.batch(rows)
@@ -30,7 +32,7 @@ def nll(task: Task) -> list[Score]:
 
 def flow_nll(task: Task) -> list[Score]:
     """Bits/dim by the density along the probability flow (Song et al. 2021, §4.3)."""
-    options, diffusion = task.options, task.run.diffusion
+    options, diffusion = task.options, task.model()
 
     def score(rows: range) -> Tensor:
         images, cond = task.batch(rows)
@@ -49,4 +51,4 @@ def flow_nll(task: Task) -> list[Score]:
 
 
 Metric = Callable[[Task], list[Score]]
-METRICS: Registry[Metric] = Registry("metric", {"nll": nll, "flow_nll": flow_nll})
+METRICS: Registry[Metric] = Registry("metric", {"nll": nll, "flow_nll": flow_nll, "gap": gap, **SAMPLE_METRICS})

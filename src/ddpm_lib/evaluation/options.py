@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ddpm_lib.evaluation.metrics import METRICS
+from ddpm_lib.metrics import FEATURES
+from ddpm_lib.samplers import make_sampler
 from ddpm_lib.training.config import ConfigError, check_type
 
 
@@ -19,15 +21,31 @@ class EvaluationOptions:
     """
 
     metrics: str = "nll"
-    """Names separated by commas: nll (bits/dim by the variational bound), flow_nll (bits/dim by the probability flow)."""
+    """Names separated by commas: fid, sfid, kid, is, pr (precision, recall), dc (density, coverage) and memorisation look at
+    samples; nll (bits/dim by the variational bound), flow_nll (by the probability flow) and gap (held-out minus training) score
+    the model itself."""
     data: str = "held-out"
-    """held-out: what the run held out; train: what it was trained on; else a folder, file or dataset."""
+    """Images for nll and flow_nll. held-out: what the run held out; train: what it was trained on; else a folder, file or
+    dataset, which is then the reference too."""
+    reference: str | None = None
+    """What samples are compared with: train (the default), held-out, a folder, file or dataset, or a file of statistics."""
+    held_out: str | None = None
+    """memorisation: images that were not trained on; default: those that the run held out."""
+    features: str = "inception2048"
+    """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2, random64 and pixels (both need no
+    weights and are for trials)."""
+    feature_weights: str | None = None
+    """File of Inception weights; default: $DDPM_LIB_INCEPTION_WEIGHTS, the libraries' caches, a checked download."""
+    image_size: int | None = None
+    """Size at which folders of pictures of different sizes are compared; default: as they are."""
+    save_stats: str | None = None
+    """Write the reference's mean and covariance to this .npz, which --reference reads back."""
     split: str | None = None
     """Split of `data`, where it is a dataset that has several."""
     num: int | None = None
-    """Number of images, spread evenly over the data; default: all."""
+    """Number of samples (default: 10,000), or of images spread evenly over the data (default: all)."""
     checkpoint: str = "latest"
-    """latest, a step (1200) or a name (step-000001200)."""
+    """latest, a step (1200), a name (step-000001200), or all: a curve over the checkpoints."""
     weights: Literal["ema", "model"] = "ema"
     """The averaged weights, or the raw ones."""
     ema_decay: float | None = None
@@ -40,10 +58,20 @@ class EvaluationOptions:
     """flow_nll: relative and absolute tolerance of the solver."""
     flow_group: int = 16
     """flow_nll: images integrated together. They share the solver's steps, so another group agrees up to the tolerance only."""
+    sampler: str = "ddim"
+    """Sampler that draws the samples."""
+    sample_steps: int | None = None
+    """Steps of the sampler; default: all for ddpm, 50 for the others."""
+    spacing: str = "trailing"
+    """Levels that the sampler visits."""
+    eta: float | None = None
+    """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance of the samples; 1: none. Classes are taken in turn."""
     batch_size: int = 64
-    """nll: images and network evaluations at a time, per process; no effect on the numbers."""
+    """Images and network evaluations at a time, per process; no effect on the numbers."""
     seed: int = 0
-    """Names the noise: that of image i is a function of seed and i."""
+    """Names the noise and the samples: those of image i are a function of seed and i."""
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     """Where to evaluate. The network runs in float32."""
     progress: bool = True
@@ -55,7 +83,19 @@ class EvaluationOptions:
             object.__setattr__(self, name, check_type(name, getattr(self, name), hint))
         for name in self.metric_names:
             METRICS[name]
-        at_least = {"num": 1, "num_levels": 2, "num_steps": 1, "flow_group": 1, "batch_size": 1, "seed": 0}
+        for name in self.feature_names:
+            FEATURES[name]
+        make_sampler(self.sampler, eta=self.eta)
+        at_least = {
+            "num": 1,
+            "sample_steps": 1,
+            "image_size": 1,
+            "num_levels": 2,
+            "num_steps": 1,
+            "flow_group": 1,
+            "batch_size": 1,
+            "seed": 0,
+        }
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -69,3 +109,8 @@ class EvaluationOptions:
     def metric_names(self) -> list[str]:
         """The names in `metrics`, each once, in the order given."""
         return list(dict.fromkeys(name.strip() for name in self.metrics.split(",")))
+
+    @property
+    def feature_names(self) -> list[str]:
+        """The names in `features`, each once, in the order given."""
+        return list(dict.fromkeys(name.strip() for name in self.features.split(",")))

@@ -1,130 +1,241 @@
-"""`evaluate`: load a run, open the images, run the metrics, and say all that repeating it needs."""
+"""`evaluate`: load a run or open images, run the metrics, and say all that repeating it needs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from ddpm_lib.evaluation.data import check_fits, open_evaluation_data
+from ddpm_lib.evaluation.bank import Bank, layer_of
+from ddpm_lib.evaluation.data import RunData, check_fits, open_evaluation_data
+from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.evaluation.metrics import METRICS
 from ddpm_lib.evaluation.options import EvaluationOptions
-from ddpm_lib.evaluation.task import Score, Task, mean_score
-from ddpm_lib.registry import Registry
+from ddpm_lib.evaluation.result import Evaluation
+from ddpm_lib.evaluation.sample_metrics import FEW, SampleMetric
+from ddpm_lib.evaluation.sets import open_bank, plan
+from ddpm_lib.evaluation.sources import evenly, open_pictures, sample_images
+from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score
+from ddpm_lib.metrics import save_statistics
 from ddpm_lib.training.checkpoint import MANIFEST
 from ddpm_lib.training.config import ConfigError, unknown_options
 from ddpm_lib.training.devices import process_state, use_channels_last
-from ddpm_lib.training.loading import LoadedRun, load_run
+from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.training.resume import describe_versions
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from ddpm_lib.data import ImageDataset
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found.
-
-    Attributes:
-        scores: In the order of the metrics.
-        about: Checkpoint, data, options, versions: what repeating it needs; JSON-able.
-        folder: Where `save` writes, the run's `evaluations`.
-    """
-
-    scores: tuple[Score, ...]
-    about: dict[str, Any]
-    folder: Path
-
-    def __getitem__(self, name: str) -> float:
-        """Return the value of a score by name."""
-        return Registry("score", {s.name: s.value for s in self.scores})[name]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain JSON values."""
-        fields = ("name", "value", "standard_error", "unit")
-        return {"scores": [{k: getattr(s, k) for k in fields} for s in self.scores], **self.about}
-
-    def table(self) -> str:
-        """Word it for people: one line per score, parts indented."""
-        data = self.about["data"]
-        which = f"{data['images']:,} of {data['of']:,} images ({data['name']})"
-        lines = [
-            f"{self.about['checkpoint']} ({self.about['weights']}), {which}",
-            f"{'metric':<18}{'mean':>12}{'std. error':>12}",
-        ]
-        for s in self.scores:
-            name = "  " + s.name.split("/", 1)[1] if "/" in s.name else s.name
-            lines.append(f"{name:<16}{_number(s.value):>12}{_number(s.standard_error):>12}  {s.unit}")
-        return "\n".join(lines)
-
-    def save(self) -> Path:
-        """Write eval-0001.json, or the next free number, and return its path; to be called on one process."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        for number in range(1, 10**6):
-            path = self.folder / f"eval-{number:04d}.json"
-            try:
-                with path.open("x", encoding="utf-8") as file:
-                    file.write(text)
-            except FileExistsError:
-                continue
-            return path
-        raise ConfigError(f"{self.folder} is full of evaluations. Move some away.")
+DEFAULT_SAMPLES = 10_000
 
 
-def evaluate(run: str | Path, dataset: ImageDataset | None = None, **options: Any) -> Evaluation:
-    """Score a trained run; under torchrun all processes call it and get the same result.
+def evaluate(run: Any, dataset: ImageDataset | None = None, **options: Any) -> Evaluation:
+    """Score a trained run, or a set of images; under torchrun all processes call it and get the same result.
 
     Args:
-        run: A run directory, or one of its checkpoints.
-        dataset: Images to score, instead of what the option `data` names.
+        run: A run directory or one of its checkpoints; or images: a folder, .npz or .npy, an `ImageDataset`, a uint8 tensor
+            (n, c, h, w).
+        dataset: Images to score and to compare samples with, instead of what the option `data` names.
         **options: The fields of `EvaluationOptions`.
 
     Raises:
         ConfigError: For wrong options, or data that is not what the run was trained on.
         CheckpointError: If there is no complete checkpoint.
+        MissingWeightsError: If no metric can run for want of weights.
 
     Example:
         >>> evaluate("runs/mine", metrics="nll", num=100, num_levels=20)["nll"]       # doctest: +SKIP
         3.91
     """
+    chosen = _options(dataset, options)
+    if chosen.checkpoint == "all":
+        raise ConfigError("checkpoint='all' gives several results: call evaluate_checkpoints.")
+    return Runner(chosen, dataset).evaluate(run)
+
+
+def evaluate_checkpoints(run: str | Path, dataset: ImageDataset | None = None, **options: Any) -> list[Evaluation]:
+    """Score all checkpoints of a run, oldest first; arguments and errors are those of `evaluate`."""
+    chosen = _options(dataset, options)
+    if not is_run(run):
+        raise ConfigError(f"{run} is no run with checkpoints. Leave checkpoint='all' out.")
+    return [Runner(chosen, dataset).evaluate(path) for path in find_checkpoints(run, "all")]
+
+
+def _options(dataset: ImageDataset | None, options: dict[str, Any]) -> EvaluationOptions:
     unknown_options(options, [f.name for f in dataclasses.fields(EvaluationOptions)], "evaluate")
     if dataset is not None and {"data", "split"} & set(options):
         raise ConfigError("Give either dataset= or data=, not both.")
-    chosen = EvaluationOptions(**options)
-    began = time.monotonic()
-    loaded = load_run(run, chosen.checkpoint, chosen.weights, chosen.ema_decay)
-    name, whole = (
-        ("given", check_fits(dataset, loaded))
-        if dataset is not None
-        else (chosen.data, open_evaluation_data(loaded, chosen))
-    )
-    if chosen.num is not None and chosen.num > len(whole):
-        raise ConfigError(f"num must be at most {len(whole):,}, the number of images ({name}); got {chosen.num:,}.")
-    n = chosen.num or len(whole)
-    images = whole.subset(np.arange(n) * len(whole) // n)
-    state = process_state(chosen.device)
-    loaded.diffusion.to(state.device)
-    if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, "no"):
-        loaded.diffusion.to(memory_format=torch.channels_last)
-    task = Task(loaded, images, chosen, state)
-    scores = [score for metric in chosen.metric_names for score in METRICS[metric](task)]
-    scores += _difference(scores)
-    data = {
-        "name": name,
-        "images": n,
-        "of": len(whole),
-        "chosen": "row i·of//images",
-        "fingerprint": images.fingerprint,
-    }
-    return Evaluation(tuple(scores), _about(task, data, time.monotonic() - began), _run_folder(loaded) / "evaluations")
+    return EvaluationOptions(**options)
+
+
+def is_run(target: Any) -> bool:
+    """Say whether a target is a run or a checkpoint rather than images."""
+    if not isinstance(target, (str, Path)):
+        return False
+    path = Path(target)
+    if path.suffix in (".npz", ".npy") and path.is_file():
+        return False
+    holds = (path / MANIFEST).is_file() or (path / "checkpoints").is_dir() or (path / "status.json").is_file()
+    return holds or not path.is_dir() or not any(p.is_file() for p in path.iterdir())
+
+
+@dataclass
+class Runner:
+    """One evaluation: options, and the images given as an object."""
+
+    options: EvaluationOptions
+    dataset: ImageDataset | None = None
+
+    def evaluate(self, target: Any) -> Evaluation:
+        """Score a run, a checkpoint or images."""
+        began, options = time.monotonic(), self.options
+        loaded = self._load(target) if is_run(target) else None
+        state = process_state(options.device)
+        own = RunData(loaded) if loaded is not None else None
+        images, about = self._images(loaded, own)
+        if loaded is not None:
+            loaded.diffusion.to(state.device)
+            if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, "no"):
+                loaded.diffusion.to(memory_format=torch.channels_last)
+        engine = self.engine(state)
+        needs, skipped = plan(options, engine)
+        task = Task(loaded, images, options, state, None, own)
+        if needs:
+            samples = self._samples(target, loaded, state)
+            every = [need for wanted in needs.values() for need in wanted]
+            bank = open_bank(samples, every, engine, options, own, self.dataset)
+            bank.prepare(every)
+            task = dataclasses.replace(task, bank=bank)
+        scores = [score for name in options.metric_names if name not in skipped for score in METRICS[name](task)]
+        scores += _difference(scores)
+        about = {**self._describe(target, task), **about, **self.describe_bank(task, engine, needs), "skipped": skipped}
+        engine.finish()
+        about["seconds"] = round(time.monotonic() - began, 3)
+        folder = run_folder(loaded) if loaded is not None else Path()
+        return Evaluation(tuple(scores), about, folder / "evaluations")
+
+    def engine(self, state: PartialState) -> Engine:
+        """Return what extracts features."""
+        options = self.options
+        return Engine(state, batch_size=options.batch_size, progress=options.progress, weights=options.feature_weights)
+
+    def _load(self, target: str | Path) -> LoadedRun:
+        options = self.options
+        # One of several checkpoints comes as its own directory, which is "latest" of itself.
+        which = "latest" if options.checkpoint == "all" else options.checkpoint
+        return load_run(target, which, options.weights, options.ema_decay)
+
+    def _images(self, loaded: LoadedRun | None, own: RunData | None) -> tuple[ImageDataset | None, dict[str, Any]]:
+        """Open what metrics of the model look at, where there is such a metric."""
+        options, dataset = self.options, self.dataset
+        if all(isinstance(METRICS[name], SampleMetric) for name in options.metric_names):
+            return None, {}
+        if loaded is None or own is None:
+            raise ConfigError(NO_MODEL)
+        name, whole = (
+            ("given", check_fits(dataset, loaded))
+            if dataset is not None
+            else (options.data, open_evaluation_data(own, options))
+        )
+        drawing = any(isinstance(METRICS[name], SampleMetric) for name in options.metric_names)
+        n = options.num or len(whole)
+        if n > len(whole) and not drawing:
+            raise ConfigError(f"num must be at most {len(whole):,}, the number of images ({name}); got {n:,}.")
+        n = min(n, len(whole))
+        images = whole.subset(evenly(n, len(whole)))
+        data = {
+            "name": name,
+            "images": n,
+            "of": len(whole),
+            "chosen": "row i·of//images",
+            "fingerprint": images.fingerprint,
+        }
+        return images, {"data": {**data, "source": loaded.state["data"]["source"]}}
+
+    def _samples(self, target: Any, loaded: LoadedRun | None, state: PartialState) -> ImageSet:
+        options = self.options
+        if loaded is None:
+            return dataclasses.replace(open_pictures(target, None, options, options.num), name="samples")
+        about = [str(loaded.checkpoint.resolve()), weights_digest(loaded), loaded.weights]
+        return sample_images(loaded.diffusion, options, options.num or DEFAULT_SAMPLES, about, state.device)
+
+    def _describe(self, target: Any, task: Task) -> dict[str, Any]:
+        loaded = task.run
+        about: dict[str, Any] = {"target": str(target) if isinstance(target, (str, Path)) else "given images"}
+        if loaded is not None:
+            about = {
+                "run": str(run_folder(loaded)),
+                "checkpoint": loaded.checkpoint.name,
+                "step": loaded.step,
+                "weights": loaded.weights,
+                "weights_sha256": weights_digest(loaded),
+            }
+        return {
+            **about,
+            "options": dataclasses.asdict(self.options),
+            "processes": task.state.num_processes,
+            "device": str(task.state.device),
+            "versions": {**describe_versions(), **_libraries()},
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+
+    def describe_bank(self, task: Task, engine: Engine, needs: Collection[str]) -> dict[str, Any]:
+        """Describe samples and reference, and write the reference's statistics where that was asked for."""
+        bank, options = task.bank, self.options
+        if bank is None:
+            if options.save_stats:
+                raise ConfigError("save_stats writes the reference's statistics: ask for fid.")
+            return {}
+        about: dict[str, Any] = {"samples": {"n": bank.n, "fingerprint": bank.sets["samples"].fingerprint}, "notes": []}
+        if task.run is not None:
+            steps = options.sample_steps or (
+                task.run.diffusion.timesteps if options.sampler == "ddpm" else min(50, task.run.diffusion.timesteps)
+            )
+            about["samples"] |= {
+                "sampler": options.sampler,
+                "steps": steps,
+                "seeds": "image i is a function of seed and i",
+            }
+        if bank.given is not None:
+            about["reference"] = {
+                "name": bank.given[2],
+                "n": bank.given[0].n,
+                "statistics": options.reference or options.data,
+            }
+        for which in ("reference", "train", "held_out"):
+            if which in bank.sets:
+                images = bank.sets[which]
+                about[which] = {"name": images.name, "n": images.n, "fingerprint": images.fingerprint}
+        about["features"] = engine.digests()
+        if bank.n < FEW and any(name in needs for name in ("fid", "sfid")):
+            about["notes"].append(
+                f"{bank.n:,} samples are few: Fréchet distances of fewer than {FEW:,} are biased upwards, and only comparable at "
+                "the same number. 'infinity' is an estimate without that bias (Chong & Forsyth 2020); so is kid."
+            )
+        if options.save_stats:
+            self._save_stats(bank)
+        return about
+
+    def _save_stats(self, bank: Bank) -> None:
+        names = self.options.feature_names
+        if len(names) != 1 or "fid" not in self.options.metric_names:
+            raise ConfigError(
+                "save_stats writes the statistics of one kind of features: ask for fid, and for one in features."
+            )
+        layer = layer_of(names[0])
+        statistics = bank.statistics("reference", layer)
+        if bank.state.is_main_process:
+            about = {"features": layer, "images": bank.word("reference")}
+            save_statistics(str(self.options.save_stats), statistics, **about)
 
 
 def _difference(scores: Sequence[Score]) -> list[Score]:
@@ -134,31 +245,23 @@ def _difference(scores: Sequence[Score]) -> list[Score]:
     return [] if bound is None or flow is None else [mean_score("nll - flow_nll", bound - flow, "bits/dim")]
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.5f}" if abs(value) < 1e5 else f"{value:.4g}"
-
-
-def _run_folder(loaded: LoadedRun) -> Path:
+def run_folder(loaded: LoadedRun) -> Path:
+    """Return the run directory of a checkpoint."""
     return loaded.checkpoint.parent.parent
 
 
-def _about(task: Task, data: dict[str, Any], seconds: float) -> dict[str, Any]:
-    checkpoint = task.run.checkpoint
-    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    stem = "model" if task.run.weights == "model" else "ema"
-    return {
-        "run": str(_run_folder(task.run)),
-        "checkpoint": checkpoint.name,
-        "step": task.run.step,
-        "weights": task.run.weights,
-        "weights_sha256": manifest["files"][f"{stem}.safetensors"]["sha256"],
-        "data": {**data, "source": task.run.state["data"]["source"]},
-        "options": dataclasses.asdict(task.options),
-        "processes": task.state.num_processes,
-        "device": str(task.state.device),
-        "versions": describe_versions(),
-        "seconds": round(seconds, 3),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+def weights_digest(loaded: LoadedRun) -> str:
+    """Return the SHA-256 of the file of the weights that were loaded."""
+    manifest = json.loads((loaded.checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    stem = "model" if loaded.weights == "model" else "ema"
+    return str(manifest["files"][f"{stem}.safetensors"]["sha256"])
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in ("torch-fidelity", "pytorch-fid", "scipy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

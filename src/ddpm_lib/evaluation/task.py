@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.metrics import bootstrap_interval
+from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.sampling import own_share
 
@@ -23,7 +25,12 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.evaluation.bank import Bank
+    from ddpm_lib.evaluation.data import RunData
     from ddpm_lib.evaluation.options import EvaluationOptions
+
+NO_MODEL = "This metric scores a model, and there are only images. Give a run or a checkpoint."
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,10 @@ class Score:
     Attributes:
         name: Such as "nll" or, for a part of it, "nll/decoder".
         value: Mean over the images.
-        standard_error: Of that mean, from the choice of images and the noise; None where a metric has none.
+        standard_error: From the choice of images and the noise; None where a metric has none.
         unit: Such as "bits/dim".
         per_image: The numbers it is the mean of, float64 (n,), where there are some; not written to files.
+        interval: 95 % bootstrap interval for the choice of images; it says nothing of bias.
     """
 
     name: str
@@ -43,6 +51,7 @@ class Score:
     standard_error: float | None
     unit: str
     per_image: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,47 @@ class Task:
     """What a metric works on.
 
     Attributes:
-        run: The process with the chosen weights, on this rank's device.
-        images: The images to score, in order; the same set on every rank.
+        run: The process with the chosen weights, on this rank's device; None where sets of images are compared.
+        images: The images to score, in order; the same set on every rank; None where no metric looks at any.
         options: All options.
         state: accelerate's object that knows the ranks.
+        bank: Features of samples and reference, for metrics that asked for them.
+        data: The run's own sets.
     """
 
-    run: LoadedRun
-    images: ImageDataset
+    run: LoadedRun | None
+    images: ImageDataset | None
     options: EvaluationOptions
     state: PartialState
+    bank: Bank | None = None
+    data: RunData | None = None
 
-    def batch(self, rows: range) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def model(self) -> GaussianDiffusion:
+        """Return the process.
+
+        Raises:
+            ConfigError: If there is none.
+        """
+        if self.run is None:
+            raise ConfigError(NO_MODEL)
+        return self.run.diffusion
+
+    def own(self, which: str) -> ImageDataset:
+        """Return the run's "train" or "held-out" images.
+
+        Raises:
+            ConfigError: If there is no run, or it held nothing out.
+        """
+        if self.data is None:
+            raise ConfigError(NO_MODEL)
+        return self.data.get(which)
+
+    def batch(self, rows: range, images: ImageDataset | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return images of these rows, as they are stored, and the conditions that the network knows."""
-        batch = self.images.batch(np.arange(rows.start, rows.stop))
-        names = getattr(self.run.diffusion.model, "conditioners", {})
+        chosen = images if images is not None else self.images
+        assert chosen is not None
+        batch = chosen.batch(np.arange(rows.start, rows.stop))
+        names = getattr(self.model().model, "conditioners", {})
         return batch["image"], {k: v for k, v in batch.items() if k in names} or None
 
     def per_image(self, what: str, columns: int, group: int, score: Callable[[range], Tensor]) -> Tensor:
@@ -79,9 +114,14 @@ class Task:
         Returns:
             float64 (n, k) on the CPU.
         """
+        assert self.images is not None
+        return self.over(len(self.images), what, columns, group, score)
+
+    def over(self, n: int, what: str, columns: int, group: int, score: Callable[[range], Tensor]) -> Tensor:
+        """Do as `per_image` for rows 0 … n-1 of anything."""
         from tqdm.auto import tqdm
 
-        n, ranks = len(self.images), self.state.num_processes
+        ranks = self.state.num_processes
         groups = own_share(math.ceil(n / group), self.state.process_index, ranks)
         quiet = not (self.options.progress and self.state.is_main_process)
         shown = tqdm(groups, desc=what, disable=quiet, leave=False)
@@ -100,6 +140,7 @@ class Task:
 
 
 def mean_score(name: str, values: Tensor, unit: str) -> Score:
-    """Return the mean of float64 (n,) with its standard error s/√n, None for one image."""
+    """Return the mean of float64 (n,) with its standard error s/√n and its bootstrap interval, None for one image."""
+    value = float(values.mean())
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
-    return Score(name, float(values.mean()), error, unit, values)
+    return Score(name, value, error, unit, values, bootstrap_interval(value, values))

@@ -1,0 +1,230 @@
+"""The features that the metrics of one evaluation share, and the statistics of reference sets, remembered between evaluations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ddpm_lib.evaluation.engine import Engine, ImageSet
+from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
+from ddpm_lib.metrics.weights import cache_folder
+from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.sampling import own_share
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+logger = logging.getLogger("ddpm_lib")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a metric asks for before anything is extracted.
+
+    Attributes:
+        which: samples, reference, train or held_out.
+        features: "extractor/layer".
+        only_statistics: Whether mean and covariance are enough.
+        optional: Whether the metric can do without, where weights or images are missing.
+    """
+
+    which: str
+    features: str
+    only_statistics: bool = False
+    optional: bool = False
+
+
+def layer_of(features: str) -> str:
+    """Turn a name of `FEATURES` such as inception2048 into "extractor/layer"."""
+    return "/".join(FEATURES[features])
+
+
+@dataclass
+class Bank:
+    """Features and statistics by set and layer.
+
+    Attributes:
+        engine: Extracts them.
+        sets: By role: samples, reference, train, held_out, where there are such.
+        given: Statistics that stand for the reference instead of images, and what they say of their features.
+    """
+
+    engine: Engine
+    sets: dict[str, ImageSet]
+    given: tuple[Statistics, dict[str, str], str] | None = None
+    _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _statistics: dict[tuple[str, str], Statistics] = field(default_factory=dict)
+
+    @property
+    def state(self) -> PartialState:
+        """Accelerate's object that knows the ranks."""
+        return self.engine.state
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.sets["samples"].n
+
+    def with_samples(self, samples: ImageSet) -> Bank:
+        """Take other samples and keep what is known of the other sets."""
+        others = {images.fingerprint for which, images in self.sets.items() if which != "samples"}
+        for table in (self._features, self._statistics):
+            for key in [key for key in table if key[0] not in others]:
+                del table[key]
+        self.sets = {**self.sets, "samples": samples}
+        return self
+
+    def word(self, which: str) -> str:
+        """Return the set's word in names of scores."""
+        return self.given[2] if which == "reference" and self.given else self.sets[which].name
+
+    def has(self, which: str, layer: str) -> bool:
+        """Say whether features of a set were extracted."""
+        return which in self.sets and (self.sets[which].fingerprint, layer) in self._features
+
+    def prepare(self, needs: Iterable[Need]) -> None:
+        """Extract what the metrics need: each set once, all layers of all extractors in one pass."""
+        wanted: dict[str, dict[str, dict[str, None]]] = {}
+        for need in needs:
+            self._check(need)
+            if need.which not in self.sets:
+                continue
+            images = self.sets[need.which]
+            key = images.fingerprint, need.features
+            if key in self._features or (need.only_statistics and self._remembered(images, need.features)):
+                continue
+            loaded = self._load(images, need.features)
+            if loaded is not None:
+                self._features[key] = loaded
+                continue
+            extractor, layer = need.features.split("/")
+            wanted.setdefault(images.fingerprint, {}).setdefault(extractor, {})[layer] = None
+        by_key = {images.fingerprint: images for images in reversed(self.sets.values())}
+        for fingerprint, layers in wanted.items():
+            images = by_key[fingerprint]
+            found = self.engine.features(images, {k: sorted(v) for k, v in layers.items()})
+            for name, features in found.items():
+                self._features[fingerprint, name] = features
+                self._save(images, name, features)
+
+    def _check(self, need: Need) -> None:
+        if need.which == "reference" and self.given is not None and not need.only_statistics:
+            raise ConfigError(
+                f"{self.given[2]} is a file of statistics, enough for fid and sfid only; kid, pr, dc and memorisation compare "
+                "single images. Name the images with reference= (--reference PATH)."
+            )
+        if need.which not in self.sets and not (need.optional or (need.which == "reference" and self.given)):
+            raise ConfigError(f"There are no {need.which} images. Name them with reference= (--reference PATH).")
+
+    def features(self, which: str, layer: str) -> Tensor:
+        """Return float32 (n, d) on the CPU."""
+        return self._features[self.sets[which].fingerprint, layer]
+
+    def statistics(self, which: str, layer: str) -> Statistics:
+        """Return mean and covariance; sums are taken on all ranks in float64 and merged.
+
+        Raises:
+            ConfigError: If statistics from a file are of other features.
+        """
+        if which == "reference" and self.given is not None:
+            return self._given(layer)
+        images = self.sets[which]
+        key = images.fingerprint, layer
+        if key not in self._statistics:
+            self._statistics[key] = self._merged(self._features[key])
+            if images.cached and self.state.is_main_process:
+                self._remember(images, layer, self._statistics[key])
+        return self._statistics[key]
+
+    def _given(self, layer: str) -> Statistics:
+        assert self.given is not None
+        statistics, about, name = self.given
+        if about.get("features", layer) != layer:
+            raise ConfigError(f"{name} holds statistics of {about['features']}, not of {layer}.")
+        return statistics
+
+    def _merged(self, features: Tensor) -> Statistics:
+        ranks = self.state.num_processes
+        # Statistics do not depend on the number of processes beyond the last digits: float64, merged in the order of the rows.
+        own = own_share(len(features), self.state.process_index, ranks)
+        moments = Moments(features.shape[1]).update(features[own.start : own.stop])
+        if ranks == 1:
+            return moments.statistics()
+        from accelerate.utils import gather
+
+        dtype = torch.float32 if self.state.device.type == "mps" else torch.float64
+        here: dict[str, Any] = {"device": self.state.device, "dtype": dtype}
+        counts = gather(torch.tensor([moments.n], device=self.state.device)).tolist()
+        means = gather(moments.mean.to(**here)[None])
+        scatters = gather(moments.scatter.to(**here)[None])
+        whole = Moments(features.shape[1])
+        for n, mean, scatter in zip(counts, means, scatters):
+            part = Moments(features.shape[1])
+            part.n, part.mean, part.scatter = n, mean.cpu().double(), scatter.cpu().double()
+            whole.merge(part)
+        return whole.statistics()
+
+    def _path(self, images: ImageSet, layer: str, suffix: str) -> Path:
+        extractor = layer.split("/")[0]
+        text = json.dumps([images.fingerprint, images.n, layer, self.engine.digest(extractor)])
+        return cache_folder() / "references" / (hashlib.blake2b(text.encode(), digest_size=12).hexdigest() + suffix)
+
+    def _remembered(self, images: ImageSet, layer: str) -> bool:
+        key = images.fingerprint, layer
+        path = self._path(images, layer, ".npz") if images.cached else None
+        if key not in self._statistics and path is not None and self._all_see(path):
+            self._statistics[key] = read_statistics(path)[0]
+        return key in self._statistics
+
+    def _remember(self, images: ImageSet, layer: str, statistics: Statistics) -> None:
+        about = {"features": layer, "images": images.name, "fingerprint": images.fingerprint}
+        path = self._path(images, layer, ".npz")
+        _quietly(path, lambda: save_statistics(path, statistics, **about))
+
+    def _load(self, images: ImageSet, layer: str) -> Tensor | None:
+        path = self._path(images, layer, ".safetensors") if images.cached else None
+        if path is None or not self._all_see(path):
+            return None
+        from safetensors.torch import load_file
+
+        return load_file(path)["features"]
+
+    def _save(self, images: ImageSet, layer: str, features: Tensor) -> None:
+        if images.cached and self.state.is_main_process:
+            path = self._path(images, layer, ".safetensors")
+            _quietly(path, lambda: _save_features(path, features))
+
+    def _all_see(self, path: Path) -> bool:
+        """Say whether every rank sees a file, so that all take the same way."""
+        seen = path.is_file()
+        if self.state.num_processes == 1:
+            return seen
+        from accelerate.utils import gather
+
+        return bool(gather(torch.tensor([int(seen)], device=self.state.device)).min())
+
+
+def _quietly(path: Path, write: Callable[[], object]) -> None:
+    """Write what can be made again; a disk that refuses costs time later, not this evaluation."""
+    try:
+        write()
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); it will be computed again next time.", path, error)
+
+
+def _save_features(path: Path, features: Tensor) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({"features": features.contiguous()}, temporary)
+    temporary.replace(path)

@@ -1,0 +1,104 @@
+"""Evaluation while training: a callback that judges samples of the averaged weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ddpm_lib.evaluation.bank import Bank
+from ddpm_lib.evaluation.engine import Engine
+from ddpm_lib.evaluation.metrics import METRICS
+from ddpm_lib.evaluation.options import EvaluationOptions
+from ddpm_lib.evaluation.sample_metrics import SampleMetric
+from ddpm_lib.evaluation.sets import plan
+from ddpm_lib.evaluation.sources import dataset_images, sample_images
+from ddpm_lib.evaluation.task import Score, Task
+from ddpm_lib.training.callbacks import Callback
+from ddpm_lib.training.config import ConfigError, unknown_options
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.trainer import Trainer
+
+_ALLOWED = (
+    "metrics", "num", "features", "feature_weights", "reference", "sampler", "sample_steps", "spacing", "eta",
+    "guidance_scale", "batch_size", "seed",
+)  # fmt: skip
+
+
+class Evaluate(Callback):
+    """Judge samples of the averaged weights every `every` steps and after the last one, shared over the ranks.
+
+    The scores go into metrics.jsonl and the trackers under their names. The same seeds are drawn every time, so that a curve
+    shows the model and not the noise; features of the training images are taken once.
+
+    Args:
+        every: Steps between evaluations.
+        **options: Of `EvaluationOptions`: metrics (of samples; default fid), num (default 1,000), features, feature_weights,
+            reference (train or held-out), sampler, sample_steps, spacing, eta, guidance_scale, batch_size, seed.
+
+    Raises:
+        ConfigError: For other options, or metrics that are not of samples.
+
+    Example:
+        >>> Trainer(diffusion, data, callbacks=[Evaluate(5000, metrics="fid,memorisation", num=2000)])  # doctest: +SKIP
+    """
+
+    def __init__(self, every: int, **options: Any) -> None:
+        unknown_options(options, list(_ALLOWED), "Evaluate")
+        if every < 1:
+            raise ConfigError(f"every must be at least 1; got {every}. It counts steps.")
+        self.every = every
+        self.options = EvaluationOptions(**{"metrics": "fid", "num": 1000, "progress": False, **options})
+        if self.options.num is None:
+            raise ConfigError("num must say how many samples to draw. Use num=1000.")
+        if self.options.reference not in (None, "train", "held-out"):
+            raise ConfigError(f"reference must be train or held-out during training; got {self.options.reference!r}.")
+        for name in self.options.metric_names:
+            if not isinstance(METRICS[name], SampleMetric):
+                raise ConfigError(
+                    f"{name} scores the model itself: validation shows its loss, `ddpm evaluate` the rest."
+                )
+        self._bank: Bank | None = None
+        self.scores: tuple[Score, ...] = ()
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Find weights and images now rather than at the first evaluation.
+
+        Raises:
+            ConfigError: If held-out images are the reference and the run holds nothing out, or a metric lacks its weights.
+        """
+        from accelerate import PartialState
+
+        sets = {"train": dataset_images(trainer.dataset, "train")}
+        if trainer.held_out is not None:
+            sets["held_out"] = dataset_images(trainer.held_out, "heldout")
+        reference = "held_out" if self.options.reference == "held-out" else "train"
+        if reference not in sets:
+            raise ConfigError("This run holds nothing out. Use reference='train'.")
+        engine = Engine(
+            PartialState(),
+            batch_size=self.options.batch_size,
+            progress=False,
+            weights=self.options.feature_weights,
+            folder=trainer.output_dir / "evaluations" / "unfinished",
+        )
+        _, skipped = plan(self.options, engine)
+        if skipped:
+            raise ConfigError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
+        self._bank = Bank(engine, {**sets, "reference": sets[reference]})
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Evaluate when it is time."""
+        if trainer.step % self.every and trainer.step != trainer.config.max_steps:
+            return
+        assert self._bank is not None
+        engine, options = self._bank.engine, self.options
+        assert options.num is not None
+        about, network = [str(trainer.output_dir), trainer.step], trainer.averaged_network()
+        samples = sample_images(trainer.diffusion, options, options.num, about, trainer.device, network)
+        needs, _ = plan(options, engine)
+        bank = self._bank.with_samples(samples)
+        bank.prepare(need for wanted in needs.values() for need in wanted)
+        task = Task(None, None, options, engine.state, bank)
+        self.scores = tuple(score for name in options.metric_names for score in METRICS[name](task))
+        engine.finish()
+        trainer.log({score.name: score.value for score in self.scores})

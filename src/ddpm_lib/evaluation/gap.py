@@ -1,0 +1,88 @@
+"""Over-fitting in numbers: loss and bits/dim of training images beside those of held-out ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddpm_lib import keys
+from ddpm_lib.data import ImageDataset
+from ddpm_lib.evaluation.sources import evenly
+from ddpm_lib.evaluation.task import Score, Task, mean_score
+from ddpm_lib.metrics import bootstrap_interval
+
+LEVELS_OF_GAP = 10
+"""Levels per image from which the bound is estimated; the same for both sets."""
+
+
+def gap(task: Task) -> list[Score]:
+    """Held-out minus training images: the training loss, and bits/dim by the bound, with the same noise for both.
+
+    Positive is over-fitting. The k-th images of both sets share their noise and their levels, and each set is spread evenly.
+    """
+    train, held_out = task.own("train"), task.own("held-out")
+    n = min(len(train), len(held_out), task.options.num or 1000)
+    pair = {"train": train, "heldout": held_out}
+    scores: list[Score] = []
+    for name, unit, columns in (("loss", "loss", _loss), ("nll", "bits/dim", _bits)):
+        found = {}
+        for word, dataset in pair.items():
+            images = dataset.subset(evenly(n, len(dataset)))
+            values = task.over(n, f"{name} of {word}", 1, task.options.batch_size, columns(task, images))[:, 0]
+            found[word] = values
+            scores.append(mean_score(f"{name}_{word}_{n}", values, unit))
+        scores.append(difference(task, f"{name}_gap_{n}", found["heldout"], found["train"], unit))
+    return scores
+
+
+def difference(task: Task, name: str, a: Tensor, b: Tensor, unit: str) -> Score:
+    """Return mean a − mean b of two independent sets, with its standard error and interval."""
+    value = float(a.mean() - b.mean())
+    if len(a) < 2:
+        return Score(name, value, None, unit)
+    error = math.sqrt(float(a.var()) / len(a) + float(b.var()) / len(b))
+    ends = [bootstrap_interval(float(x.mean()), x, seed=task.options.seed + k) for k, x in enumerate((a, b))]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    # Half-widths of independent intervals add as standard errors do.
+    half = [math.hypot(ends[0][i] - float(a.mean()), ends[1][1 - i] - float(b.mean())) for i in (0, 1)]
+    return Score(name, value, error, unit, interval=(value - half[0], value + half[1]))
+
+
+def _loss(task: Task, images: ImageDataset) -> Callable[[range], Tensor]:
+    diffusion = task.model()
+    shape = (diffusion.channels, *diffusion.image_size)
+
+    def score(rows: range) -> Tensor:
+        pixels, cond = task.batch(rows, images)
+        k = torch.arange(rows.start, rows.stop, dtype=torch.float64)
+        # A golden-ratio sequence spreads the levels evenly however many images there are.
+        t = ((k * 0.6180339887498949 + 0.5) % 1.0 * diffusion.timesteps).long().clamp_(0, diffusion.timesteps - 1) + 1
+        noise = torch.stack(
+            [torch.randn(shape, generator=keys.generator("cpu", i, task.options.seed, "gap")) for i in rows]
+        )
+        device = task.state.device
+        here = {name: value.to(device) for name, value in cond.items()} if cond else None
+        with torch.inference_mode():
+            losses = diffusion(pixels.to(device), here, t=t, noise=noise.to(device), reduction="none")
+        return losses.cpu().double()[:, None]
+
+    return score
+
+
+def _bits(task: Task, images: ImageDataset) -> Callable[[range], Tensor]:
+    options, diffusion = task.options, task.model()
+    levels = options.num_levels or min(LEVELS_OF_GAP, diffusion.timesteps)
+
+    def score(rows: range) -> Tensor:
+        pixels, cond = task.batch(rows, images)
+        bits = diffusion.bits_per_dim(
+            pixels, num_levels=levels, num_steps=options.num_steps, seed=options.seed, first_index=rows.start, cond=cond,
+            batch_size=options.batch_size,
+        )  # fmt: skip
+        return bits.total[:, None]
+
+    return score

@@ -1,0 +1,91 @@
+"""What an evaluation found, as values, as a table for people and as a file that says how to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm_lib.evaluation.task import Score
+from ddpm_lib.registry import Registry
+from ddpm_lib.training.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        scores: In the order of the metrics.
+        about: Checkpoint, data, options, versions: what repeating it needs; JSON-able.
+        folder: Where `save` writes, the run's `evaluations`.
+    """
+
+    scores: tuple[Score, ...]
+    about: dict[str, Any]
+    folder: Path
+
+    def __getitem__(self, name: str) -> float:
+        """Return the value of a score by name."""
+        return Registry("score", {s.name: s.value for s in self.scores})[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain JSON values."""
+        fields = ("name", "value", "standard_error", "interval", "unit")
+        return {"scores": [{k: getattr(s, k) for k in fields} for s in self.scores], **self.about}
+
+    def table(self) -> str:
+        """Word it for people: one line per score, parts indented, then what to be careful about."""
+        lines = [*self._heading(), *score_lines(self.scores)]
+        lines += [f"skipped {name}: {why}" for name, why in self.about.get("skipped", {}).items()]
+        return "\n".join([*lines, *(f"Note: {line}" for line in self.about.get("notes", ()))])
+
+    def _heading(self) -> list[str]:
+        about = self.about
+        parts = [f"{about['checkpoint']} ({about['weights']})" if about.get("checkpoint") else str(about["target"])]
+        if "data" in about:
+            data = about["data"]
+            parts.append(f"{data['images']:,} of {data['of']:,} images ({data['name']})")
+        if "samples" in about:
+            drawn = about["samples"]
+            how = f" by {drawn['sampler']} in {drawn['steps']} steps" if "sampler" in drawn else ""
+            parts.append(f"{drawn['n']:,} samples{how}")
+        if "reference" in about:
+            reference = about["reference"]
+            count = f" ({reference['n']:,} images)" if reference["n"] else ""
+            parts.append(f"reference {reference['name']}{count}")
+        return [", ".join(parts)]
+
+    def save(self) -> Path:
+        """Write eval-0001.json, or the next free number, and return its path; to be called on one process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        for number in range(1, 10**6):
+            path = self.folder / f"eval-{number:04d}.json"
+            try:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                continue
+            return path
+        raise ConfigError(f"{self.folder} is full of evaluations. Move some away.")
+
+
+def score_lines(scores: Sequence[Score]) -> list[str]:
+    """Word scores as a table."""
+    names = ["  " + s.name.split("/", 1)[1] if "/" in s.name else s.name for s in scores]
+    width = max(16, *map(len, names)) if names else 16
+    lines = [f"{'metric':<{width}}{'value':>12}{'std. error':>12}{'95 % interval':>24}"]
+    for name, s in zip(names, scores):
+        ends = "" if s.interval is None else f"[{number(s.interval[0])}, {number(s.interval[1])}]"
+        lines.append(f"{name:<{width}}{number(s.value):>12}{number(s.standard_error):>12}{ends:>24}  {s.unit}")
+    return lines
+
+
+def number(value: float | None) -> str:
+    """Word a number with five digits behind the point, or four significant ones where it is large."""
+    if value is None:
+        return ""
+    return f"{value:.5f}" if abs(value) < 1e5 else f"{value:.4g}"

@@ -1,0 +1,229 @@
+"""Metrics of samples: distances to a reference set, inception score, neighbours, memorisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ddpm_lib.evaluation.bank import Bank, Need, layer_of
+from ddpm_lib.evaluation.task import Score, Task
+from ddpm_lib.metrics import (
+    bootstrap_interval,
+    copies,
+    copying_test,
+    frechet_infinity,
+    frechet_of_features,
+    inception_score,
+    kernel_distance,
+    manifolds,
+    share_interval,
+)
+from ddpm_lib.metrics.extractors import LOGITS, SPATIAL
+from ddpm_lib.metrics.kernel import inception_influence, kernel_influence
+from ddpm_lib.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from ddpm_lib.evaluation.options import EvaluationOptions
+
+FEW = 10_000
+"""Below so many samples the bias of Fréchet distances is large: the value comes with a warning and an estimate without it."""
+NEIGHBOURS = 3
+NEIGHBOURS_DC = 5
+
+
+@dataclass(frozen=True)
+class SampleMetric:
+    """A metric that looks at samples.
+
+    Attributes:
+        needs: What it wants extracted, for given options.
+        score: From the task, with its bank filled, to scores.
+    """
+
+    needs: Callable[[EvaluationOptions], list[Need]]
+    score: Callable[[Task], list[Score]]
+
+    def __call__(self, task: Task) -> list[Score]:
+        """Score."""
+        return self.score(task)
+
+
+def count_word(n: int) -> str:
+    """Write a number of images as names do: 50k, 1001.
+
+    >>> count_word(50_000), count_word(1001)
+    ('50k', '1001')
+    """
+    return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else str(n)
+
+
+def _bank(task: Task) -> Bank:
+    assert task.bank is not None
+    return task.bank
+
+
+def influenced(task: Task, name: str, value: float, influence: Tensor, unit: str, share: bool = False) -> Score:
+    """Return a score with its standard error and interval: Wilson's for a share, else what resampling gives."""
+    n = len(influence)
+    error = float(influence.std()) / math.sqrt(n) if n > 1 else None
+    interval = share_interval(influence) if share else bootstrap_interval(value, influence, seed=task.options.seed)
+    return Score(name, value, error, unit, interval=interval)
+
+
+def _extractor_pairs(options: EvaluationOptions) -> list[tuple[str, str]]:
+    return [(name, layer_of(name)) for name in options.feature_names]
+
+
+def _distance_word(kind: str, features: str) -> str:
+    """FID and KID are Inception's; with other features the distance has another name."""
+    inception = features.startswith(("inception", "pytorchfid"))
+    return {"fid": "fid" if inception else "fd", "kid": "kid" if inception else "kd"}[kind]
+
+
+def _both(options: EvaluationOptions, only_statistics: bool = False) -> list[Need]:
+    return [
+        need
+        for _, layer in _extractor_pairs(options)
+        for need in (Need("samples", layer), Need("reference", layer, only_statistics))
+    ]
+
+
+def _frechet(task: Task, name: str, layer: str) -> list[Score]:
+    bank = _bank(task)
+    reference, mine = bank.statistics("reference", layer), bank.statistics("samples", layer)
+    features = bank.features("samples", layer)
+    value, influence = frechet_of_features(features, reference, mine)
+    found = [influenced(task, name, value, influence, "squared distance")]
+    if bank.n < FEW:
+        corrected = frechet_infinity(features, reference, task.options.seed)
+        if corrected is not None:
+            found.append(Score(f"{name}/infinity", corrected, None, "extrapolated to infinitely many samples"))
+    return found
+
+
+def fid(task: Task) -> list[Score]:
+    """Fréchet distance of features to the reference's (Heusel et al. 2017)."""
+    bank, suffix = _bank(task), count_word(_bank(task).n)
+    return [
+        score
+        for features, layer in _extractor_pairs(task.options)
+        for score in _frechet(
+            task, f"{_distance_word('fid', features)}_{features}_{bank.word('reference')}_{suffix}", layer
+        )
+    ]
+
+
+def _layers(options: EvaluationOptions, table: dict[str, str], metric: str) -> dict[str, str]:
+    """Find the layer of another kind in the extractors of the chosen features."""
+    names = dict.fromkeys(layer.split("/")[0] for _, layer in _extractor_pairs(options))
+    found = {name: f"{name}/{table[name]}" for name in names if name in table}
+    if not found:
+        raise ConfigError(
+            f"{metric} is defined for features of {', '.join(table)}; got features={options.features!r}. Add one of them."
+        )
+    return found
+
+
+def sfid(task: Task) -> list[Score]:
+    """Fréchet distance of spatial features (Nash et al. 2021)."""
+    bank = _bank(task)
+    ends = f"{bank.word('reference')}_{count_word(bank.n)}"
+    layers = _layers(task.options, SPATIAL, "sfid")
+    return [score for name, layer in layers.items() for score in _frechet(task, f"sfid_{name}_{ends}", layer)]
+
+
+def inception(task: Task) -> list[Score]:
+    """Inception score over ten splits, shuffled as torch-fidelity does (Salimans et al. 2016)."""
+    bank, found = _bank(task), []
+    for name, layer in _layers(task.options, LOGITS, "is").items():
+        logits = bank.features("samples", layer)
+        value, _ = inception_score(logits)
+        found.append(
+            influenced(task, f"is_{name}_{count_word(bank.n)}", value, inception_influence(logits), "exp(nat)")
+        )
+    return found
+
+
+def kid(task: Task) -> list[Score]:
+    """Kernel distance over 100 subsets of at most 1,000 images (Bińkowski et al. 2018)."""
+    bank, found = _bank(task), []
+    for features, layer in _extractor_pairs(task.options):
+        x, y = bank.features("samples", layer), bank.features("reference", layer)
+        name = f"{_distance_word('kid', features)}_{features}_{bank.word('reference')}_{count_word(bank.n)}"
+        found.append(influenced(task, name, kernel_distance(x, y), kernel_influence(x, y), "MMD²"))
+    return found
+
+
+def precision_recall(task: Task) -> list[Score]:
+    """Improved precision and recall, k = 3 (Kynkäänniemi et al. 2019)."""
+    return _neighbours(task, NEIGHBOURS, ("precision", "recall"))
+
+
+def density_coverage(task: Task) -> list[Score]:
+    """Density and coverage, k = 5 (Naeem et al. 2020)."""
+    return _neighbours(task, NEIGHBOURS_DC, ("density", "coverage"))
+
+
+def _neighbours(task: Task, k: int, names: tuple[str, str]) -> list[Score]:
+    bank, found = _bank(task), []
+    ends = f"{bank.word('reference')}_{count_word(bank.n)}"
+    for features, layer in _extractor_pairs(task.options):
+        balls = manifolds(bank.features("samples", layer), bank.features("reference", layer), k)
+        for name in names:
+            values = getattr(balls, name)
+            unit = {"precision": "of samples", "recall": "of reference", "coverage": "of reference"}.get(
+                name, "mean count/k"
+            )
+            found.append(
+                influenced(
+                    task, f"{name}_k{k}_{features}_{ends}", float(values.mean()), values, unit, name != "density"
+                )
+            )
+    return found
+
+
+def memorisation(task: Task) -> list[Score]:
+    """Copies of training images among the samples, and C_T against held-out images, in pixels and in features."""
+    bank, found = _bank(task), []
+    ends = f"{bank.word('train')}_{count_word(bank.n)}"
+    for name, layer in {"pixels": "pixels/pixels", **dict(_extractor_pairs(task.options))}.items():
+        if not (bank.has("samples", layer) and bank.has("train", layer)):
+            continue
+        samples, train = bank.features("samples", layer), bank.features("train", layer)
+        share = copies(samples, train)
+        found.append(influenced(task, f"copies_{name}_{ends}", float(share.mean()), share, "of samples", share=True))
+        if bank.has("held_out", layer):
+            value, influence = copying_test(samples, bank.features("held_out", layer), train, seed=task.options.seed)
+            found.append(influenced(task, f"copying_ct_{name}_{ends}", value, influence, "z-score; copying below -3"))
+    return found
+
+
+def _memorisation_needs(options: EvaluationOptions) -> list[Need]:
+    layers = {"pixels/pixels": False, **{layer: True for _, layer in _extractor_pairs(options)}}
+    return [
+        Need(which, layer, optional=optional or which == "held_out")
+        for layer, optional in layers.items()
+        for which in ("samples", "train", "held_out")
+    ]
+
+
+SAMPLE_METRICS = {
+    "fid": SampleMetric(lambda o: _both(o, only_statistics=True), fid),
+    "sfid": SampleMetric(
+        lambda o: [
+            need
+            for layer in _layers(o, SPATIAL, "sfid").values()
+            for need in (Need("samples", layer), Need("reference", layer, only_statistics=True))
+        ],
+        sfid,
+    ),
+    "is": SampleMetric(lambda o: [Need("samples", layer) for layer in _layers(o, LOGITS, "is").values()], inception),
+    "kid": SampleMetric(_both, kid),
+    "pr": SampleMetric(_both, precision_recall),
+    "dc": SampleMetric(_both, density_coverage),
+    "memorisation": SampleMetric(_memorisation_needs, memorisation),
+}

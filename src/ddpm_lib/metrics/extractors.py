@@ -1,0 +1,237 @@
+"""From images to features, by name: published networks through the libraries that carry them, and small ones without weights."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddpm_lib.metrics.foreign import read_tensors
+from ddpm_lib.metrics.weights import WEIGHTS, MissingWeightsError, get_weights, hub_folder, sha256_of
+from ddpm_lib.registry import Registry
+
+
+class Extractor(ABC):
+    """Features of several layers at once.
+
+    The call takes uint8 RGB images (n, 3, h, w) on the extractor's device; no image's features depend on the others.
+    """
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return float32 (n, d) by layer, for uint8 RGB images (n, 3, h, w) on the extractor's device."""
+
+
+def to_rgb(images: Tensor) -> Tensor:
+    """Bring uint8 images (n, c, h, w) to three channels as PIL's convert("RGB") does: grey is repeated, alpha is dropped.
+
+    Raises:
+        ValueError: For data that is no picture.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
+        raise ValueError(
+            f"Features are taken of uint8 pictures (n, 1 | 3 | 4, h, w); got {images.dtype} {tuple(images.shape)}. "
+            "Metrics of pictures do not apply to other data."
+        )
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+
+
+class RandomProjection(Extractor):
+    """Fixed random projections of the image averaged to 8×8: features in microseconds, without weights, for tests and trials.
+
+    Not a measure of what people see; useful to try a pipeline, and blind to nothing that 8×8 pixels show.
+    """
+
+    def __init__(self, layers: Sequence[str], device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(20150512)
+        sizes = {"64": 64, "spatial": 49, "logits": 10}
+        self._maps = {k: (torch.randn(192, n, generator=generator) / 192**0.5).to(device) for k, n in sizes.items()}
+        self._layers = tuple(layers)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return float32 (n, d) by layer."""
+        small = F.adaptive_avg_pool2d(images.float() / 255.0, 8).flatten(1)
+        scale = {"logits": 8.0}
+        return {k: small @ self._maps[k] * scale.get(k, 1.0) for k in self._layers}
+
+
+class Pixels(Extractor):
+    """The image itself, averaged to at most 32×32, in [0, 1]: the pixel space of the memorisation metric."""
+
+    def __init__(self, layers: Sequence[str], device: torch.device) -> None:
+        self._layers = tuple(layers)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return float32 (n, d) by layer."""
+        x = images.float() / 255.0
+        if max(x.shape[-2:]) > 32:
+            x = F.adaptive_avg_pool2d(x, (min(32, x.shape[-2]), min(32, x.shape[-1])))
+        return {k: x.flatten(1) for k in self._layers}
+
+
+class Inception(Extractor):
+    """Inception-v3 of the FID paper through torch-fidelity, with TensorFlow's resizing.
+
+    Layers: 64, 192, 768, 2048, logits (without bias, as the inception score uses them) and spatial (the first 7 channels of
+    mixed_6/conv, 17×17, of Nash et al. 2021's sFID). The network runs in channels_last, the faster layout.
+    """
+
+    def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
+        file = get_weights("inception", path)
+        check_tensors(file, "inception")
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self._layers = tuple(layers)
+        wanted = ["logits_unbiased" if k == "logits" else k for k in layers if k != "spatial"]
+        # The order in which the network reaches them; with nothing but spatial asked for, the 768 that follow it cost least.
+        order = ("64", "192", "768", "2048", "logits_unbiased")
+        self._wanted = [k for k in order if k in wanted] or ["768"]
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", self._wanted, feature_extractor_weights_path=str(file)
+        )
+        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        self._spatial: Tensor | None = None
+        if "spatial" in layers:
+            self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+
+    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._spatial = output[:, :7].flatten(1).float()
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return float32 (n, d) by layer."""
+        with torch.inference_mode():
+            found = dict(zip(self._wanted, self._network(images)))
+        if self._spatial is not None:
+            found["spatial"], self._spatial = self._spatial, None
+        if "logits_unbiased" in found:
+            found["logits"] = found.pop("logits_unbiased")
+        return {k: found[k].clone() for k in self._layers}
+
+
+class PytorchFid(Extractor):
+    """The same network as pytorch-fid runs it, with PyTorch's bilinear resizing: a cross-check, apart by a percent."""
+
+    def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
+        file = get_weights("inception", path)
+        check_tensors(file, "inception")
+        import pytorch_fid.inception as peer
+
+        state = read_tensors(file)
+        self._layers = tuple(sorted(layers, key=int))
+        with _replaced(peer, "load_state_dict_from_url", lambda *_, **__: state):
+            network = peer.InceptionV3([peer.InceptionV3.BLOCK_INDEX_BY_DIM[int(k)] for k in self._layers])
+        self._network = network.to(device, memory_format=torch.channels_last).eval()
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return float32 (n, d) by layer."""
+        with torch.inference_mode():
+            maps = self._network(images.float() / 255.0)
+        return {k: F.adaptive_avg_pool2d(x, 1).flatten(1).clone() for k, x in zip(self._layers, maps)}
+
+
+class DinoV2(Extractor):
+    """DINOv2 ViT-L/14 through torch-fidelity, for FD-DINOv2 (Stein et al. 2023).
+
+    torch-fidelity takes the network's code from torch.hub's cache, so both the code and the weights must lie there.
+    """
+
+    def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
+        del path  # torch-fidelity reads torch's cache only
+        entry = WEIGHTS["dinov2"]
+        file = hub_folder() / entry.filenames[0]
+        code = next((p for p in sorted(hub_folder().parent.glob("facebookresearch_dinov2_*")) if p.is_dir()), None)
+        if code is None or not file.is_file():
+            raise MissingWeightsError(
+                f"FD-DINOv2 needs {file} ({entry.urls[0]}, {entry.size / 1e6:,.0f} MB, SHA-256 {entry.sha256}) and the network's "
+                f"code, https://github.com/facebookresearch/dinov2/archive/main.zip unpacked as {hub_folder().parent}/"
+                "facebookresearch_dinov2_main. Where there is internet, `ddpm weights fetch dinov2` brings the first."
+            )
+        if sha256_of(file) != entry.sha256:
+            raise ValueError(f"{file} is not the published file: SHA-256 {sha256_of(file)}, expected {entry.sha256}.")
+        from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+
+        self._layers = tuple(layers)
+        self._network = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"]).to(device).eval()
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return float32 (n, d) by layer."""
+        with torch.inference_mode():
+            (found,) = self._network(images)
+        return {k: found.clone() for k in self._layers}
+
+
+def check_tensors(file: Path, name: str) -> None:
+    """Refuse a file of weights that is neither the published one nor holds tensors only.
+
+    The libraries unpickle without restraint: what the safe unpickler takes cannot run code there either.
+    """
+    if sha256_of(file) != WEIGHTS[name].sha256:
+        read_tensors(file)
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+Build = Callable[..., Extractor]
+EXTRACTORS: Registry[Build] = Registry(
+    "extractor",
+    {"inception": Inception, "pytorchfid": PytorchFid, "dinov2": DinoV2, "random": RandomProjection, "pixels": Pixels},
+)
+
+FEATURES: Registry[tuple[str, str]] = Registry(
+    "features",
+    {
+        **{f"inception{d}": ("inception", str(d)) for d in (2048, 768, 192, 64)},
+        **{f"pytorchfid{d}": ("pytorchfid", str(d)) for d in (2048, 768, 192, 64)},
+        "dinov2": ("dinov2", "dinov2"),
+        "random64": ("random", "64"),
+        "pixels": ("pixels", "pixels"),
+    },
+)
+"""Name in scores → (extractor, layer)."""
+
+_WEIGHTS = {"inception": "inception", "pytorchfid": "inception", "dinov2": "dinov2"}
+
+SPATIAL = {"inception": "spatial", "random": "spatial"}
+LOGITS = {"inception": "logits", "random": "logits"}
+
+
+def make_extractor(
+    name: str, layers: Sequence[str], device: torch.device | str, path: str | Path | None = None
+) -> Extractor:
+    """Build an extractor that returns these layers.
+
+    Args:
+        name: Of `EXTRACTORS`.
+        layers: Names of its layers.
+        device: Where to run it.
+        path: A file of weights, for extractors that have some.
+
+    Raises:
+        MissingWeightsError: If its weights cannot be had.
+    """
+    build, where = EXTRACTORS[name], torch.device(device)
+    return build(layers, where, path) if name in _WEIGHTS else build(layers, where)
+
+
+def weights_digest(name: str, path: str | Path | None = None) -> str:
+    """Return what tells an extractor's features from those of another: the digest of its weights, or its name.
+
+    Raises:
+        MissingWeightsError: If its weights cannot be had.
+    """
+    EXTRACTORS[name]
+    return sha256_of(get_weights(_WEIGHTS[name], path)) if name in _WEIGHTS else name

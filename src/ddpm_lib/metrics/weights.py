@@ -1,0 +1,233 @@
+"""Weights of published feature extractors: where they are looked for, how they are checked, how they are fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ddpm_lib.registry import Registry
+
+
+class MissingWeightsError(OSError):
+    """Weights that are not here and cannot be fetched from here."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published file.
+
+    Attributes:
+        name: What `ddpm weights` calls it.
+        filenames: Names under which libraries keep it in torch's cache; ours is the first.
+        urls: Where it is published.
+        sha256: Its digest.
+        size: Its length in bytes.
+        variable: Environment variable that may hold its path.
+        used_by: What needs it.
+    """
+
+    name: str
+    filenames: tuple[str, ...]
+    urls: tuple[str, ...]
+    sha256: str
+    size: int
+    variable: str
+    used_by: str
+
+
+_FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+_PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+_DINO = "https://dl.fbaipublicfiles.com/dinov2/"
+_INCEPTION = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+
+WEIGHTS: Registry[Weights] = Registry(
+    "weights",
+    {
+        "inception": Weights(
+            "inception",
+            _INCEPTION,
+            (_FIDELITY + _INCEPTION[0], _PYTORCH_FID + _INCEPTION[1]),
+            "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            95_628_359,
+            "DDPM_LIB_INCEPTION_WEIGHTS",
+            "inception… and pytorchfid… features: FID, sFID, KID, IS, precision, recall",
+        ),
+        "dinov2": Weights(
+            "dinov2",
+            ("dinov2_vitl14_pretrain.pth",),
+            (_DINO + "dinov2_vitl14/dinov2_vitl14_pretrain.pth",),
+            "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+            1_217_586_395,
+            "DDPM_LIB_DINOV2_WEIGHTS",
+            "dinov2 features: FD-DINOv2",
+        ),
+    },
+)
+
+
+def cache_folder() -> Path:
+    """Return where the library keeps what it can make again: $DDPM_LIB_CACHE, else ddpm_lib below the user's cache."""
+    own = os.environ.get("DDPM_LIB_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddpm_lib"
+
+
+def hub_folder() -> Path:
+    """Return torch's folder of downloaded weights, which torch-fidelity and pytorch-fid use too."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    return Path(os.environ.get("TORCH_HOME") or cache).expanduser() / "hub" / "checkpoints"
+
+
+def candidates(entry: Weights, path: str | Path | None = None) -> list[tuple[Path, str]]:
+    """Return where a file may lie, first choice first, with how one got there; a place that the user named comes alone."""
+    if path is not None:
+        return [(Path(path).expanduser(), "the path given")]
+    named = os.environ.get(entry.variable)
+    if named:
+        return [(Path(named).expanduser(), f"${entry.variable}")]
+    folders = (hub_folder(), cache_folder() / "weights")
+    return [(folder / name, str(folder)) for folder in folders for name in entry.filenames]
+
+
+def find_weights(name: str, path: str | Path | None = None) -> Path | None:
+    """Return the first file that is there; None if none is.
+
+    Raises:
+        MissingWeightsError: If the user named a file that does not exist.
+        ValueError: If a file in a cache is not the published one.
+    """
+    entry = WEIGHTS[name]
+    found = candidates(entry, path)
+    explicit = path is not None or bool(os.environ.get(entry.variable))
+    for file, how in found:
+        if file.is_file():
+            if not explicit and sha256_of(file) != entry.sha256:
+                raise ValueError(
+                    f"{file} is not the published file: SHA-256 {sha256_of(file)}, expected {entry.sha256}. Delete it, then "
+                    f"fetch it again: ddpm weights fetch {name}"
+                )
+            return file
+        if explicit:
+            raise MissingWeightsError(f"{file} ({how}) does not exist. Name the file of the {name} weights.")
+    return None
+
+
+def missing_weights(entry: Weights, why: str = "") -> str:
+    """Word what to bring, from where, and how to check it."""
+    return (
+        f"The weights {entry.filenames[0]} ({entry.size / 1e6:,.0f} MB) are needed for {entry.used_by}; they are not here"
+        f"{why}. Where there is internet: `ddpm weights fetch {entry.name} --output {entry.filenames[0]}` (from {entry.urls[0]}, "
+        f"SHA-256 {entry.sha256}). Then bring the file to {hub_folder()}, or set {entry.variable} to its path, and check it: "
+        f"ddpm weights verify {entry.name}"
+    )
+
+
+def get_weights(name: str, path: str | Path | None = None, download: bool = True) -> Path:
+    """Return the file of weights: an explicit path, the environment variable, the libraries' caches, a checked download.
+
+    Args:
+        name: Of `WEIGHTS`.
+        path: A file to use, published or not.
+        download: Whether to try the internet; $DDPM_LIB_OFFLINE and $HF_HUB_OFFLINE forbid it.
+
+    Raises:
+        MissingWeightsError: If they cannot be had, saying which file to bring from where.
+        ValueError: If a cached or downloaded file is not the published one.
+    """
+    entry = WEIGHTS[name]
+    found = find_weights(name, path)
+    if found is not None:
+        return found
+    forbidden = next(
+        (v for v in ("DDPM_LIB_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(v) not in (None, "", "0")), None
+    )
+    if not download or forbidden:
+        raise MissingWeightsError(missing_weights(entry, f" ({forbidden} is set)" if forbidden else ""))
+    try:
+        return fetch_weights(name, hub_folder() / entry.filenames[0])
+    except OSError as error:
+        raise MissingWeightsError(missing_weights(entry, f", and cannot be downloaded ({error})")) from error
+
+
+def fetch_weights(name: str, to: str | Path, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Download a file under a temporary name, check length and SHA-256, and rename it.
+
+    Args:
+        name: Of `WEIGHTS`.
+        to: The file to write.
+        progress: Is told bytes so far and in all.
+
+    Raises:
+        OSError: If no address answers.
+        ValueError: If what comes is not the published file.
+    """
+    entry, target = WEIGHTS[name], Path(to)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    failed: OSError | None = None
+    try:
+        for url in entry.urls:
+            try:
+                _download(url, part, entry.size, progress)
+            except OSError as error:
+                failed = error
+                continue
+            got = sha256_of(part)
+            if got != entry.sha256:
+                raise ValueError(f"{url} gave another file: SHA-256 {got}, expected {entry.sha256}. It was not kept.")
+            part.replace(target)
+            return target
+    finally:
+        part.unlink(missing_ok=True)
+    assert failed is not None
+    raise failed
+
+
+def _download(url: str, part: Path, size: int, progress: Callable[[int, int], None] | None) -> None:
+    with urllib.request.urlopen(url, timeout=20) as answer, part.open("wb") as file:
+        done = 0
+        while block := answer.read(1 << 20):
+            file.write(block)
+            done += len(block)
+            if done > size:
+                raise OSError(f"{url} sends more than the {size:,} bytes of the published file.")
+            if progress is not None:
+                progress(done, size)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, remembered as long as its length and time of change stay."""
+    info = os.stat(path)
+    return _sha256(str(path), info.st_size, info.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, size: int, mtime: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_weights(name: str, path: str | Path | None = None) -> tuple[Path | None, bool, str]:
+    """Say where weights are found, whether they are the published file, and what is wrong if not."""
+    entry = WEIGHTS[name]
+    for file, _ in candidates(entry, path):
+        if file.is_file():
+            got = sha256_of(file)
+            right = got == entry.sha256
+            return file, right, "" if right else f"SHA-256 {got}, expected {entry.sha256}"
+    return None, False, "not found"
+
+
+def describe_all() -> Mapping[str, tuple[Weights, Path | None, bool, str]]:
+    """Return, by name, the entry and what `verify_weights` says."""
+    return {name: (entry, *verify_weights(name)) for name, entry in WEIGHTS.items()}
