@@ -278,7 +278,7 @@ def test_watchdog_names_the_silent_and_the_late(tmp_path: Path) -> None:
     store = HashStore()
     dogs = [Watchdog(0.2, tmp_path, rank, 3, store) for rank in range(3)]
     for rank, dog in enumerate(dogs):
-        dog.interval = 0.1
+        dog.interval = 0.2
         dog.at(7 if rank else 6, "saving" if rank == 0 else "the next step")
         dog._publish(1)
     with dogs[0], dogs[1]:
