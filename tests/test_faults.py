@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -105,3 +106,67 @@ def test_max_restarts_continues_after_a_lost_rank(tmp_path: Path) -> None:
     assert said >= 1
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(p) for p in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
+
+
+HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "flags", "target", "name", "code"),
+    [
+        ("python", (), "launcher", "SIGTERM", 143),
+        ("python", (), "group", "SIGUSR1", 143),
+        ("python", (), "launcher", "SIGUSR2", 143),
+        ("python", (), "launcher", "SIGHUP", 143),
+        ("python", (), "group", "SIGINT", 130),
+        ("torchrun", (), "launcher", "SIGTERM", 1),
+        ("torchrun", (), "launcher", "SIGINT", 1),
+        ("torchrun", (), "group", "SIGTERM", 1),
+        ("torchrun", (), "one rank", "SIGTERM", 0),
+        ("torchrun", (), "one rank", "SIGUSR1", 0),
+        ("torchrun", HANDLED, "launcher", "SIGUSR1", 1),
+        ("torchrun", HANDLED, "group", "SIGUSR1", 1),
+        ("accelerate", (), "group", "SIGTERM", None),
+        ("accelerate", (), "one rank", "SIGUSR1", None),
+    ],
+)
+def test_signals_by_launcher(
+    tmp_path: Path, launcher: str, flags: tuple, target: str, name: str, code: int | None
+) -> None:
+    """Wherever a handler can run: a checkpoint, the same step on all ranks, no orphan. `code` is the launcher's."""
+    run, program = tmp_path / "run", [str(HERE / "run_tiny.py"), str(tmp_path / "run"), "1000000"]
+    start = {
+        "python": [sys.executable],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *flags],
+        "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"],
+    }[launcher]
+    process = subprocess.Popen(
+        [*start, *program], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+    )
+    try:
+        wait_for_steps(run, 4, process)
+        ranks = children_of(process.pid)
+        began, number = time.monotonic(), getattr(signal, name)
+        if target == "group":
+            os.killpg(process.pid, number)
+        else:
+            os.kill(ranks[-1] if target == "one rank" else process.pid, number)
+        while json.loads((run / "status.json").read_text())["status"] != "stopped" and time.monotonic() < began + 60:
+            time.sleep(0.01)
+        seconds = time.monotonic() - began
+        _, err = process.communicate(timeout=90)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    status = json.loads((run / "status.json").read_text())
+    print(f"| {launcher} {' '.join(flags[:1])} | {target} | {name} | saved in {seconds:.1f} s | {process.returncode} |")
+    assert status["status"] == "stopped", err[-2000:]
+    assert status["reason"] == f"received {name}"
+    assert (run / "checkpoints" / f"step-{status['step']:09d}" / "manifest.json").is_file()
+    assert code is None or process.returncode == code
+    assert not subprocess.run(["pgrep", "-f", str(run)], capture_output=True).stdout

@@ -136,8 +136,8 @@ class NonFiniteGuard:
         scaler, optimizer = trainer.accelerator.scaler, trainer.optimizer
         shut = torch.zeros_like(self._closed) if scaler is not None else ~torch.isfinite(norm)
         bad = shut | ~torch.isfinite(losses.sum())
-        place = self._count.clamp(max=self.most + 1)
-        self._steps[place] = torch.where(bad, trainer.step + 1, self._steps[place])
+        place = self._count.clamp(max=self.most + 1).view(1)  # not as an index: that would be read by the CPU
+        self._steps.scatter_(0, place, torch.where(bad, trainer.step + 1, self._steps.gather(0, place)))
         self._count += bad
         if self.policy != "skip":
             self._closed |= shut
