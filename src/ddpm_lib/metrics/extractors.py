@@ -101,7 +101,8 @@ class Inception(Extractor):
             self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._spatial = output[:, :7].flatten(1).float()
+        # Position by position, in the order of ADM's published statistics.
+        self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1).float()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
