@@ -95,7 +95,8 @@ class Inception(Extractor):
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", self._wanted, feature_extractor_weights_path=str(file)
         )
-        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        self._network = network.to(device, memory_format=torch.channels_last)
+        self._network.eval()
         self._spatial: Tensor | None = None
         if "spatial" in layers:
             self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
@@ -127,7 +128,8 @@ class PytorchFid(Extractor):
         self._layers = tuple(sorted(layers, key=int))
         with _replaced(peer, "load_state_dict_from_url", lambda *_, **__: state):
             network = peer.InceptionV3([peer.InceptionV3.BLOCK_INDEX_BY_DIM[int(k)] for k in self._layers])
-        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        self._network = network.to(device, memory_format=torch.channels_last)
+        self._network.eval()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
@@ -158,7 +160,8 @@ class DinoV2(Extractor):
         from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
         self._layers = tuple(layers)
-        self._network = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"]).to(device).eval()
+        self._network = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"]).to(device)
+        self._network.eval()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
