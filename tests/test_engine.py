@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_samples_and_the_training_images(run: Path) -> N
     assert other["fd_random64_heldout_25"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("n", [2, 7, 101])
+@pytest.mark.parametrize("n", [2, 7, 41, pytest.param(1001, marks=pytest.mark.slow)])
 def test_numbers_do_not_depend_on_the_batch(run: Path, n: int) -> None:
     asked = {"metrics": "fid,is,kid" if n < 4 else EVERY, "num": n, **SMALL}
     found = [scores(evaluate(run, batch_size=size, **asked)) for size in (1, 8, 64)]
@@ -204,8 +204,19 @@ def test_statistics_are_written_and_read_back(run: Path, tmp_path: Path) -> None
     assert again["fd_random64_train_9"] == pytest.approx(first["fd_random64_train_9"], rel=1e-9)
     with pytest.raises(ConfigError, match=r"a file of statistics, enough for fid and sfid only"):
         evaluate(run, metrics="kid", num=9, reference=str(path), **SMALL)
-    with pytest.raises(ConfigError, match=r"holds statistics of random/64, not of random/spatial"):
+    with pytest.raises(ConfigError, match=r"train holds statistics of random/64, not of random/spatial"):
         evaluate(run, metrics="sfid", num=9, reference=str(path), **SMALL)
+
+
+def test_files_of_statistics_and_images_serve_each_metric_with_what_it_needs(tmp_path: Path) -> None:
+    """ADM's reference batches: statistics of a whole dataset, and some of its images for precision and recall."""
+    images = pictures(30)
+    other = statistics_of(torch.randn(50, 64, generator=torch.Generator().manual_seed(0)))
+    np.savez(tmp_path / "batch.npz", arr_0=images, mu=other.mean, sigma=other.cov)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
+    found = evaluate(tensor, metrics="fid,pr,kid", reference=str(tmp_path / "batch.npz"), **NO_STEPS)
+    assert found["fd_random64_batch_30"] > 10
+    assert found["recall_k3_random64_batch_30"] == 1.0
 
 
 def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
@@ -323,3 +334,45 @@ def test_callback_scores_the_averaged_weights(tmp_path: Path) -> None:
         Evaluate(2, metrics="nll")
     with pytest.raises(ConfigError, match=r"'metric' \(did you mean 'metrics'\?\)"):
         Evaluate(2, metric="fid")
+
+
+@pytest.mark.slow
+def test_trivial_baselines_on_photos_stand_in_order(shared: Path, tmp_path: Path) -> None:
+    """SYSU-Shape at 64×64: copies of training images, held-out images, blurred ones and noise, as distances and as copies."""
+    from torchvision.transforms.functional import gaussian_blur
+
+    from ddpm_lib import open_dataset
+    from ddpm_lib.data import prepare_sysu
+    from ddpm_lib.images import to_uint8
+
+    photos = shared / "data" / "sysu-shape-dataset"
+    if not photos.is_dir():
+        pytest.skip(f"no photos at {photos}")
+    prepare_sysu(str(photos), str(tmp_path / "sysu"), size=64, mode="fit", num_workers=0)
+    train = open_dataset(str(tmp_path / "sysu" / "train_data"), image_size=64)
+    held_out = open_dataset(str(tmp_path / "sysu" / "normalized_eval_data"), image_size=64, labels="none")
+    x, h = (d.batch(np.arange(len(d)))["image"] for d in (train, held_out))
+    noise = torch.randn(h.shape, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "train.npy", x)
+    np.save(tmp_path / "held.npy", h)
+    sets = {
+        "copies": x[torch.arange(len(h)) * len(x) // len(h)], "held out": h, "blurred": gaussian_blur(h, [33, 33], [6.0, 6.0]),
+        "noise": to_uint8((0.5 + 0.25 * noise).clamp(0, 1)),
+    }  # fmt: skip
+    found = {
+        name: evaluate(
+            images,
+            metrics="fid,memorisation",
+            reference=str(tmp_path / "train.npy"),
+            held_out=str(tmp_path / "held.npy"),
+            **NO_STEPS,
+        )
+        for name, images in sets.items()
+    }
+    distances = [result[f"fd_random64_train_{len(h)}"] for result in found.values()]
+    assert distances == sorted(distances)
+    for space in ("pixels", "random64"):
+        assert found["copies"][f"copies_{space}_train_{len(h)}"] >= 0.99
+        assert found["held out"][f"copies_{space}_train_{len(h)}"] <= 0.02
+        assert found["copies"][f"copying_ct_{space}_train_{len(h)}"] < -3
+        assert abs(found["held out"][f"copying_ct_{space}_train_{len(h)}"]) < 1

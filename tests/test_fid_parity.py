@@ -223,8 +223,23 @@ def test_files_that_hold_code_are_refused(places: dict[str, Path]) -> None:
         make_extractor("inception", ["64"], "cpu", places["file"])
 
 
-def test_dinov2_says_what_it_needs(places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_dinov2_says_what_it_needs_and_runs_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the code in torch.hub's cache: one linear layer of the mean colour that torch-fidelity hands over."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(MissingWeightsError, match=r"dinov2_vitl14_pretrain.pth .*facebookresearch_dinov2_main"):
+    monkeypatch.setenv("DDPM_LIB_OFFLINE", "1")
+    with pytest.raises(
+        MissingWeightsError, match=r"facebookresearch_dinov2_main.*dinov2_vitl14_pretrain.pth .*SHA-256"
+    ):
         make_extractor("dinov2", ["dinov2"], "cpu")
+    code = (
+        "import torch\ndependencies = []\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.head = torch.nn.Linear(3, 2)\n    def forward(self, x):\n        return self.head(x.mean((2, 3)))\n"
+        "def dinov2_vitl14(pretrained=True):\n    assert not pretrained\n    return Net()\n"
+    )
+    put(tmp_path / "hub" / "facebookresearch_dinov2_main" / "hubconf.py", code.encode())
+    weight, bias = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([0.0, 1.0])
+    torch.save({"head.weight": weight, "head.bias": bias}, tmp_path / "own.pth")
+    monkeypatch.setenv(WEIGHTS["dinov2"].variable, str(tmp_path / "own.pth"))
+    got = make_extractor("dinov2", ["dinov2"], "cpu")(torch.full((1, 3, 20, 20), 51, dtype=torch.uint8))["dinov2"]
+    red, green = (0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224  # ImageNet's normalisation
+    assert got[0].tolist() == pytest.approx([red, 2 * green + 1], rel=1e-4)

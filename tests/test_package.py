@@ -112,11 +112,8 @@ def test_nothing_reads_pickles_or_runs_text() -> None:
             if name in ("eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"):
                 found.append(f"{where(path, node)} {name}")
             options = {k.arg: k.value for k in node.keywords}
-            if (
-                name == "torch.load"
-                and path.name == "foreign.py"
-                and getattr(options.get("weights_only"), "value", False)
-            ):
+            safe = getattr(options.get("weights_only"), "value", False)
+            if name == "torch.load" and path.name == "foreign.py" and safe:
                 found.pop()  # the one place that reads published weights, with the unpickler that builds only tensors
             if name in ("np.load", "numpy.load") and getattr(options.get("allow_pickle"), "value", False):
                 found.append(f"{where(path, node)} {name}")

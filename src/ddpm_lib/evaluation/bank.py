@@ -48,6 +48,19 @@ def layer_of(features: str) -> str:
     return "/".join(FEATURES[features])
 
 
+@dataclass(frozen=True)
+class Given:
+    """Statistics of the reference from a file.
+
+    Attributes:
+        name: The reference's word in names of scores.
+        layers: By "extractor/layer".
+    """
+
+    name: str
+    layers: dict[str, Statistics]
+
+
 @dataclass
 class Bank:
     """Features and statistics by set and layer.
@@ -55,12 +68,12 @@ class Bank:
     Attributes:
         engine: Extracts them.
         sets: By role: samples, reference, train, held_out, where there are such.
-        given: Statistics that stand for the reference instead of images, and what they say of their features.
+        given: Statistics from a file, which stand for the reference.
     """
 
     engine: Engine
     sets: dict[str, ImageSet]
-    given: tuple[Statistics, dict[str, str], str] | None = None
+    given: Given | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _statistics: dict[tuple[str, str], Statistics] = field(default_factory=dict)
 
@@ -85,7 +98,7 @@ class Bank:
 
     def word(self, which: str) -> str:
         """Return the set's word in names of scores."""
-        return self.given[2] if which == "reference" and self.given else self.sets[which].name
+        return self.given.name if which == "reference" and self.given else self.sets[which].name
 
     def has(self, which: str, layer: str) -> bool:
         """Say whether features of a set were extracted."""
@@ -96,7 +109,7 @@ class Bank:
         wanted: dict[str, dict[str, dict[str, None]]] = {}
         for need in needs:
             self._check(need)
-            if need.which not in self.sets:
+            if need.which not in self.sets or (need.only_statistics and self._given(need)):
                 continue
             images = self.sets[need.which]
             key = images.fingerprint, need.features
@@ -116,27 +129,30 @@ class Bank:
                 self._features[fingerprint, name] = features
                 self._save(images, name, features)
 
+    def _given(self, need: Need) -> bool:
+        return need.which == "reference" and self.given is not None and need.features in self.given.layers
+
     def _check(self, need: Need) -> None:
-        if need.which == "reference" and self.given is not None and not need.only_statistics:
+        if need.which in self.sets or need.optional or (need.only_statistics and self._given(need)):
+            return
+        if need.which == "reference" and self.given is not None:
+            if need.only_statistics:
+                held = ", ".join(self.given.layers)
+                raise ConfigError(f"{self.given.name} holds statistics of {held}, not of {need.features}.")
             raise ConfigError(
-                f"{self.given[2]} is a file of statistics, enough for fid and sfid only; kid, pr, dc and memorisation compare "
+                f"{self.given.name} is a file of statistics, enough for fid and sfid only; kid, pr, dc and memorisation compare "
                 "single images. Name the images with reference= (--reference PATH)."
             )
-        if need.which not in self.sets and not (need.optional or (need.which == "reference" and self.given)):
-            raise ConfigError(f"There are no {need.which} images. Name them with reference= (--reference PATH).")
+        raise ConfigError(f"There are no {need.which} images. Name them with reference= (--reference PATH).")
 
     def features(self, which: str, layer: str) -> Tensor:
         """Return float32 (n, d) on the CPU."""
         return self._features[self.sets[which].fingerprint, layer]
 
     def statistics(self, which: str, layer: str) -> Statistics:
-        """Return mean and covariance; sums are taken on all ranks in float64 and merged.
-
-        Raises:
-            ConfigError: If statistics from a file are of other features.
-        """
-        if which == "reference" and self.given is not None:
-            return self._given(layer)
+        """Return mean and covariance; sums are taken on all ranks in float64 and merged."""
+        if which == "reference" and self.given is not None and layer in self.given.layers:
+            return self.given.layers[layer]
         images = self.sets[which]
         key = images.fingerprint, layer
         if key not in self._statistics:
@@ -144,13 +160,6 @@ class Bank:
             if images.cached and self.state.is_main_process:
                 self._remember(images, layer, self._statistics[key])
         return self._statistics[key]
-
-    def _given(self, layer: str) -> Statistics:
-        assert self.given is not None
-        statistics, about, name = self.given
-        if about.get("features", layer) != layer:
-            raise ConfigError(f"{name} holds statistics of {about['features']}, not of {layer}.")
-        return statistics
 
     def _merged(self, features: Tensor) -> Statistics:
         ranks = self.state.num_processes

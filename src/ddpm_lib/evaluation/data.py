@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.loading import LoadedRun
-from ddpm_lib.training.sources import open_training_data
+from ddpm_lib.training.sources import open_images, open_training_data
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -81,6 +81,12 @@ class RunData:
             self.config, val_data=None, val_fraction=0.0, split=split, batch_size=1, accumulation_steps=1, shards=None
         )
         return check_fits(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
+
+    def pictures(self, data: str, split: str | None) -> ImageDataset:
+        """Open images to compare samples with: of the run's size and channels, labels or none."""
+        bare = dataclasses.replace(self.config, labels="none", label_column=None)
+        diffusion = self.loaded.diffusion
+        return open_images(data, bare, diffusion.image_size, diffusion.channels, split, _quiet)
 
 
 def open_evaluation_data(own: RunData, options: EvaluationOptions) -> ImageDataset:

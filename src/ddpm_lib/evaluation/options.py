@@ -100,6 +100,10 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}; got {value}.")
+        if self.save_stats and (len(self.feature_names) != 1 or "fid" not in self.metric_names):
+            raise ConfigError(
+                "save_stats writes the statistics of one kind of features: ask for fid, and for one in features."
+            )
         if not 0 < self.tolerance < 1:
             raise ConfigError(
                 f"tolerance must lie between 0 and 1; got {self.tolerance}. Use 1e-5, or 1e-3 for a quick look."

@@ -192,8 +192,6 @@ class Runner:
         """Describe samples and reference, and write the reference's statistics where that was asked for."""
         bank, options = task.bank, self.options
         if bank is None:
-            if options.save_stats:
-                raise ConfigError("save_stats writes the reference's statistics: ask for fid.")
             return {}
         about: dict[str, Any] = {"samples": {"n": bank.n, "fingerprint": bank.sets["samples"].fingerprint}, "notes": []}
         if task.run is not None:
@@ -205,16 +203,14 @@ class Runner:
                 "steps": steps,
                 "seeds": "image i is a function of seed and i",
             }
-        if bank.given is not None:
-            about["reference"] = {
-                "name": bank.given[2],
-                "n": bank.given[0].n,
-                "statistics": options.reference or options.data,
-            }
         for which in ("reference", "train", "held_out"):
             if which in bank.sets:
                 images = bank.sets[which]
                 about[which] = {"name": images.name, "n": images.n, "fingerprint": images.fingerprint}
+        if bank.given is not None:
+            n = next(iter(bank.given.layers.values())).n
+            about["statistics"] = {"name": bank.given.name, "n": n, "file": options.reference or options.data}
+            about.setdefault("reference", about["statistics"])
         about["features"] = engine.digests()
         if bank.n < FEW and any(name in needs for name in ("fid", "sfid")):
             about["notes"].append(

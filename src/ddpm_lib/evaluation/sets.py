@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ddpm_lib.evaluation.bank import Bank, Need
+from ddpm_lib.evaluation.bank import Bank, Given, Need, layer_of
 from ddpm_lib.evaluation.data import RunData
 from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.evaluation.metrics import METRICS
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sources import dataset_images, open_pictures, safe_word
 from ddpm_lib.metrics import MissingWeightsError, Statistics, read_statistics
-from ddpm_lib.metrics.moments import has_statistics
+from ddpm_lib.metrics.moments import contents
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.evaluation.options import EvaluationOptions
-
-Given = tuple[Statistics, dict[str, str], str]
 
 
 def plan(options: EvaluationOptions, engine: Engine) -> tuple[dict[str, list[Need]], dict[str, str]]:
@@ -78,11 +76,8 @@ def open_bank(
     roles = {need.which for need in needs}
     sets, given = {"samples": samples}, None
     if roles & {"reference", "train"}:
-        found = _reference(options, own, dataset)
-        if isinstance(found, ImageSet):
-            sets["reference"] = found
-        else:
-            given = found
+        images, given = _reference(options, own, dataset)
+        sets |= {} if images is None else {"reference": images}
     if "train" in roles:
         if own is not None:
             sets["train"] = dataset_images(own.get("train"), "train")
@@ -96,21 +91,37 @@ def open_bank(
     return Bank(engine, sets, given)
 
 
-def _reference(options: EvaluationOptions, own: RunData | None, dataset: Any) -> ImageSet | Given:
+def _reference(
+    options: EvaluationOptions, own: RunData | None, dataset: ImageDataset | None
+) -> tuple[ImageSet | None, Given | None]:
+    """Open the reference: images, statistics, or a file that holds both."""
     own_names = ("train", "held-out")
     name = options.reference
     if name is None and dataset is not None:
-        return dataset_images(dataset, "given")
+        return dataset_images(dataset, "given"), None
     if name is None:
         name = "train" if own is not None and options.data in own_names else options.data
     if own is None and name in own_names:
         raise ConfigError("Images are compared with a reference. Name it with reference= (--reference PATH), or data=.")
     if own is not None and name in own_names:
-        return dataset_images(own.get(name), name)
+        return dataset_images(own.get(name), name), None
     path = Path(name)
-    if path.is_file() and has_statistics(path):
-        statistics, about = read_statistics(path)
-        return statistics, about, safe_word(path.stem)
+    word = safe_word(path.stem)
+    held = contents(path) if path.is_file() else set()
+    given = _given(path, word, held, options) if held & {"statistics", "spatial"} else None
+    if given is not None and "images" not in held:
+        return None, given
     if own is not None:
-        return dataset_images(own.other(name, options.split), safe_word(path.stem))
-    return open_pictures(name, None, options)
+        return dataset_images(own.pictures(name, options.split), word), given
+    return open_pictures(name, word, options), given
+
+
+def _given(path: Path, word: str, held: set[str], options: EvaluationOptions) -> Given:
+    layers: dict[str, Statistics] = {}
+    if "statistics" in held:
+        statistics, about = read_statistics(path)
+        # A published file does not say of which features it is; the first ones asked for must have its dimension.
+        layers[about.get("features", layer_of(options.feature_names[0]))] = statistics
+    if "spatial" in held:
+        layers["inception/spatial"] = read_statistics(path, spatial=True)[0]
+    return Given(word, layers)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.metrics.foreign import read_tensors
-from ddpm_lib.metrics.weights import WEIGHTS, MissingWeightsError, get_weights, hub_folder, sha256_of
+from ddpm_lib.metrics.weights import WEIGHTS, MissingWeightsError, get_weights, hub_folder, missing_weights, sha256_of
 from ddpm_lib.registry import Registry
 
 
@@ -95,13 +95,15 @@ class Inception(Extractor):
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", self._wanted, feature_extractor_weights_path=str(file)
         )
-        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        self._network = network.to(device, memory_format=torch.channels_last)
+        self._network.eval()
         self._spatial: Tensor | None = None
         if "spatial" in layers:
             self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._spatial = output[:, :7].flatten(1).float()
+        # Position by position, in the order of ADM's published statistics.
+        self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1).float()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
@@ -126,7 +128,8 @@ class PytorchFid(Extractor):
         self._layers = tuple(sorted(layers, key=int))
         with _replaced(peer, "load_state_dict_from_url", lambda *_, **__: state):
             network = peer.InceptionV3([peer.InceptionV3.BLOCK_INDEX_BY_DIM[int(k)] for k in self._layers])
-        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        self._network = network.to(device, memory_format=torch.channels_last)
+        self._network.eval()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
@@ -136,34 +139,45 @@ class PytorchFid(Extractor):
 
 
 class DinoV2(Extractor):
-    """DINOv2 ViT-L/14 through torch-fidelity, for FD-DINOv2 (Stein et al. 2023).
+    """DINOv2 ViT-L/14 as torch-fidelity runs it, for FD-DINOv2 (Stein et al. 2023).
 
-    torch-fidelity takes the network's code from torch.hub's cache, so both the code and the weights must lie there.
+    The network's code is its authors', which lies in torch.hub's cache.
     """
 
     def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
-        del path  # torch-fidelity reads torch's cache only
-        entry = WEIGHTS["dinov2"]
-        file = hub_folder() / entry.filenames[0]
-        code = next((p for p in sorted(hub_folder().parent.glob("facebookresearch_dinov2_*")) if p.is_dir()), None)
-        if code is None or not file.is_file():
-            raise MissingWeightsError(
-                f"FD-DINOv2 needs {file} ({entry.urls[0]}, {entry.size / 1e6:,.0f} MB, SHA-256 {entry.sha256}) and the network's "
-                f"code, https://github.com/facebookresearch/dinov2/archive/main.zip unpacked as {hub_folder().parent}/"
-                "facebookresearch_dinov2_main. Where there is internet, `ddpm weights fetch dinov2` brings the first."
-            )
-        if sha256_of(file) != entry.sha256:
-            raise ValueError(f"{file} is not the published file: SHA-256 {sha256_of(file)}, expected {entry.sha256}.")
-        from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+        code, file = dinov2_code(), get_weights("dinov2", path)
+        check_tensors(file, "dinov2")
+        import torch_fidelity.feature_extractor_dinov2 as peer
 
+        model = torch.hub.load(str(code), "dinov2_vitl14", source="local", pretrained=False)
+        model.load_state_dict(read_tensors(file))
         self._layers = tuple(layers)
-        self._network = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"]).to(device).eval()
+        with _replaced(torch.hub, "load", lambda *_, **__: model):  # torch-fidelity would fetch both anew
+            self._network = peer.FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
+        self._network.to(device)
+        self._network.eval()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
         with torch.inference_mode():
             (found,) = self._network(images)
         return {k: found.clone() for k in self._layers}
+
+
+def dinov2_code() -> Path:
+    """Return the folder of DINOv2's code in torch.hub's cache.
+
+    Raises:
+        MissingWeightsError: If it is not there, saying what to bring.
+    """
+    folder = hub_folder().parent
+    found = next((p for p in sorted(folder.glob("facebookresearch_dinov2_*")) if (p / "hubconf.py").is_file()), None)
+    if found is None:
+        raise MissingWeightsError(
+            "FD-DINOv2 needs the network's code: https://github.com/facebookresearch/dinov2/archive/main.zip, unpacked as "
+            f"{folder}/facebookresearch_dinov2_main; and its weights: {missing_weights(WEIGHTS['dinov2'])}"
+        )
+    return found
 
 
 def check_tensors(file: Path, name: str) -> None:
@@ -218,13 +232,13 @@ def make_extractor(
         name: Of `EXTRACTORS`.
         layers: Names of its layers.
         device: Where to run it.
-        path: A file of weights, for extractors that have some.
+        path: A file of Inception weights; those of DINOv2 are named by $DDPM_LIB_DINOV2_WEIGHTS.
 
     Raises:
         MissingWeightsError: If its weights cannot be had.
     """
     build, where = EXTRACTORS[name], torch.device(device)
-    return build(layers, where, path) if name in _WEIGHTS else build(layers, where)
+    return build(layers, where, _for(name, path)) if name in _WEIGHTS else build(layers, where)
 
 
 def weights_digest(name: str, path: str | Path | None = None) -> str:
@@ -234,4 +248,10 @@ def weights_digest(name: str, path: str | Path | None = None) -> str:
         MissingWeightsError: If its weights cannot be had.
     """
     EXTRACTORS[name]
-    return sha256_of(get_weights(_WEIGHTS[name], path)) if name in _WEIGHTS else name
+    if name == "dinov2":
+        dinov2_code()
+    return sha256_of(get_weights(_WEIGHTS[name], _for(name, path))) if name in _WEIGHTS else name
+
+
+def _for(name: str, path: str | Path | None) -> str | Path | None:
+    return path if _WEIGHTS[name] == "inception" else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpm_lib.metrics.foreign import read_tensors
 
 _NAMES = (("mu", "sigma"), ("m1", "s1"), ("m", "s"), ("mean", "cov"))
+_SPATIAL = ("mu_s", "sigma_s")
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,12 @@ def save_statistics(path: str | Path, statistics: Statistics, **about: str) -> P
     return path
 
 
-def read_statistics(path: str | Path) -> tuple[Statistics, dict[str, str]]:
+def read_statistics(path: str | Path, spatial: bool = False) -> tuple[Statistics, dict[str, str]]:
     """Read mean and covariance from a file, and the lines on where they come from.
 
     Args:
         path: .npz with mu/sigma, m1/s1 (TTUR, EDM), m/s or mean/cov; or torch-fidelity's cache (….pt).
+        spatial: Read mu_s/sigma_s instead, the spatial features of ADM's reference batches.
 
     Raises:
         ValueError: If it holds neither, or they do not fit each other.
@@ -111,10 +113,11 @@ def read_statistics(path: str | Path) -> tuple[Statistics, dict[str, str]]:
     else:
         with np.load(path, allow_pickle=False) as archive:
             found = {k: archive[k] for k in archive.files if k != "arr_0"}
-    pair = next((p for p in _NAMES if p[0] in found and p[1] in found), None)
+    names = (_SPATIAL,) if spatial else _NAMES
+    pair = next((p for p in names if p[0] in found and p[1] in found), None)
     if pair is None:
         raise ValueError(
-            f"{path} holds no statistics: expected one of {', '.join('/'.join(p) for p in _NAMES)}; got {', '.join(found)}."
+            f"{path} holds no statistics: expected one of {', '.join('/'.join(p) for p in names)}; got {', '.join(found)}."
         )
     mean = torch.from_numpy(np.atleast_1d(found[pair[0]]).astype(np.float64))
     cov = torch.from_numpy(np.atleast_2d(found[pair[1]]).astype(np.float64))
@@ -126,14 +129,16 @@ def read_statistics(path: str | Path) -> tuple[Statistics, dict[str, str]]:
     return Statistics(mean, cov, n), {k: str(v) for k, v in found.items() if v.dtype.kind == "U"}
 
 
-def has_statistics(path: Path) -> bool:
-    """Say whether a file is one of statistics rather than of images."""
+def contents(path: Path) -> set[str]:
+    """Say what a file holds: "statistics", "spatial" statistics, "images" (arr_0)."""
     if path.suffix in (".pt", ".pth"):
-        return True
+        return {"statistics"}
     if path.suffix != ".npz":
-        return False
+        return set()
     with np.load(path, allow_pickle=False) as archive:
-        return any(a in archive.files and b in archive.files for a, b in _NAMES)
+        there = set(archive.files)
+    kinds = {"statistics": any(a in there and b in there for a, b in _NAMES), "spatial": set(_SPATIAL) <= there}
+    return {kind for kind, present in {**kinds, "images": "arr_0" in there}.items() if present}
 
 
 def _read_cache(path: Path) -> dict[str, np.ndarray]:
