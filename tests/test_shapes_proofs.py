@@ -123,7 +123,7 @@ def test_a_classifier_guides_the_unconditional_network(diffusion: GaussianDiffus
 def test_inpainting(diffusion: GaussianDiffusion, reader: Reader) -> None:
     """The right half is painted, and the result is of the class of the hidden picture. The seams are printed only.
 
-    The small network misses the tint of the background, which weighs more in them than resampling; what that does: test_inpainting.py.
+    The small network misses the tint of the background, which weighs more in them than resampling (see test_inpainting.py).
     """
     unseen = Shapes(size=32, n=24, seed=1).batch(range(24))
     images, cond = unseen["image"], {"class_label": unseen["class_label"]}
