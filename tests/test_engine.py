@@ -283,7 +283,7 @@ def test_missing_weights_stop_only_what_needs_them(
 
 
 def test_curve_over_checkpoints_and_comparison(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate_checkpoints(run, metrics="fid", num=9, **SMALL)
+    found = list(evaluate_checkpoints(run, metrics="fid", num=9, **SMALL))
     assert [r.about["step"] for r in found] == [1, 2]
     flags = [
         "--metrics",
@@ -302,8 +302,9 @@ def test_curve_over_checkpoints_and_comparison(run: Path, capsys: pytest.Capture
     ]
     assert main(["evaluate", str(run), *flags]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-3].split() == ["step", "fd_random64_train_9"]
-    assert float(told[-1].split()[1]) == pytest.approx(found[1]["fd_random64_train_9"], abs=1e-5)
+    assert told[-2].split() == ["step", "1", "2"]
+    assert told[-1].split()[0] == "fd_random64_train_9"
+    assert float(told[-1].split()[2]) == pytest.approx(found[1]["fd_random64_train_9"], abs=1e-5)
     evaluate(run, metrics="fid", num=12, **SMALL).save()
     files = [str(p) for p in sorted((run / "evaluations").glob("*.json"))]
     assert main(["compare", *files[:2], str(run)]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -62,12 +62,13 @@ def evaluate(run: Any, dataset: ImageDataset | None = None, **options: Any) -> E
     return Runner(chosen, dataset).evaluate(run)
 
 
-def evaluate_checkpoints(run: str | Path, dataset: ImageDataset | None = None, **options: Any) -> list[Evaluation]:
-    """Score all checkpoints of a run, oldest first; arguments and errors are those of `evaluate`."""
+def evaluate_checkpoints(run: str | Path, dataset: ImageDataset | None = None, **options: Any) -> Iterator[Evaluation]:
+    """Score all checkpoints of a run, oldest first, one after the other; arguments and errors are those of `evaluate`."""
     chosen = _options(dataset, options)
     if not is_run(run):
         raise ConfigError(f"{run} is no run with checkpoints. Leave checkpoint='all' out.")
-    return [Runner(chosen, dataset).evaluate(path) for path in find_checkpoints(run, "all")]
+    runner = Runner(chosen, dataset)
+    return (runner.evaluate(path) for path in find_checkpoints(run, "all"))
 
 
 def _options(dataset: ImageDataset | None, options: dict[str, Any]) -> EvaluationOptions:
