@@ -21,7 +21,7 @@ def digest(tensors) -> str:
 
 
 def main() -> None:
-    from ddpm_lib import Shapes
+    from ddpm_lib import GaussianDiffusion, Shapes, Unet
     from ddpm_lib.training import Callback
     from training_helpers import StopAt, tiny_diffusion, tiny_trainer
 
@@ -36,6 +36,7 @@ def main() -> None:
     options = {
         "batch_size": 6, "max_steps": 8, "log_every": 2, "val_every": 4, "sample_every": 4, "sample_count": 3,
         "sample_steps": 2, "accumulation_steps": 2 if single else 1, "val_data": None, "val_fraction": 0.0,
+        "posthoc_ema": (0.1,), "posthoc_every": 4,
     }  # fmt: skip
 
     def trainer(run: str, callbacks=(), **changes):
@@ -50,6 +51,13 @@ def main() -> None:
     whole.train()
     stop = trainer("cut", [StopAt(3)], val_fraction=0.25).train()
     trainer("cut", val_fraction=0.25).train()
+    torch.manual_seed(0)
+    learns = GaussianDiffusion(
+        Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=4,
+        time_sampler="loss_aware", time_sampler_options={"history": 2},
+    )  # fmt: skip
+    aware = tiny_trainer(out / "aware", learns, Shapes(size=8, n=24), **options | {"val_every": 0, "sample_every": 0})
+    aware.train()
     calls = []
     real = whole.diffusion.sample
     whole.diffusion.sample = lambda n, **kw: (calls.append(n), real(n, **kw))[1]
@@ -57,11 +65,17 @@ def main() -> None:
     report = {
         "weights": digest(whole.diffusion.model.parameters()),
         "ema": digest(whole.ema.network().parameters()),
+        "posthoc": digest(whole.posthoc.tensors().values()),
         "first_epoch": first_epoch,
         "sample_shape": list(images.shape),
         "samples": digest([images]),
         "sampled_here": sum(calls),
         "stopped_at": stop.step,
+        "time_sampler": {
+            k: v.tolist() if hasattr(v, "tolist") else v for k, v in learns.time_sampler.state_dict().items()
+        },
+        "probabilities": learns.time_sampler.probabilities.tolist(),
+        "aware_weights": digest(learns.model.parameters()),
     }
     (out / f"rank{whole.rank}.json").write_text(json.dumps(report))
     whole.close()

@@ -198,3 +198,40 @@ def test_a_file_that_breaks_later_is_named(tmp_path, num_workers):
         next(stream)
         with pytest.raises(BadImagesError, match=r"^1 of 4 images cannot be used:\n  2\.png: a text file"):
             next(stream)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(12, "Cannot allocate memory"), "killed, most likely for memory"),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+            "/dev/shm",
+        ),
+        (OSError(28, "No space left on device"), "--shm-size"),
+        (RuntimeError("unable to mmap 12 bytes: Cannot allocate memory (12)"), "fewer workers need less"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "killed, most likely for memory"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "killed, most likely for memory"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "The loader workers failed"),
+        (RuntimeError("can't start new thread"), "The loader workers failed"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (ConnectionResetError(104, "Connection reset by peer"), "The loader workers failed"),
+        (EOFError(), "The loader workers failed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_a_pool_that_cannot_start_is_tried_with_fewer_workers(folder, monkeypatch, error, words):
+    """Down to none, with the cause and the remedy, and every batch."""
+    from ddpm_lib.data import loader
+
+    class Refusing:
+        def __init__(self, *args, **options):
+            raise error
+
+    monkeypatch.setattr(loader, "DataLoader", Refusing)
+    lines = []
+    stream = make_loader(open_dataset(folder, image_size=6, cache="none"), BATCHES[:3], num_workers=4, log=lines.append)
+    assert len(list(stream)) == 3
+    assert stream.num_workers == 0
+    assert [line.split("Going on with ")[1][:1] for line in lines] == ["2", "1", "0"]
+    assert words in lines[0]

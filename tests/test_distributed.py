@@ -32,6 +32,14 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def single(two_ranks: Path) -> Path:
+    """The same run as one process with two micro-batches."""
+    out = two_ranks / "one"
+    torchrun(str(HERE / "run_two_ranks.py"), str(out), "single", processes=1)
+    return out
+
+
 def reports(out: Path) -> list[dict]:
     return [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
 
@@ -40,6 +48,9 @@ def test_parameters_and_averages_of_both_ranks_are_equal(two_ranks: Path) -> Non
     a, b = reports(two_ranks)
     assert a["weights"] == b["weights"]
     assert a["ema"] == b["ema"]
+    assert a["posthoc"] == b["posthoc"]
+    names = [sorted(p.name for p in (two_ranks / run / "posthoc").iterdir()) for run in ("whole", "cut")]
+    assert names == [["step-000000004.safetensors", "step-000000008.safetensors"]] * 2
 
 
 def test_data_of_the_ranks_are_disjoint_and_complete(two_ranks: Path) -> None:
@@ -67,16 +78,31 @@ def test_resumed_equals_uninterrupted_with_two_processes(two_ranks: Path) -> Non
     assert curve(two_ranks / "whole") == curve(two_ranks / "cut")
 
 
-def test_one_process_makes_the_same_run(two_ranks: Path) -> None:
+def test_one_process_makes_the_same_run(two_ranks: Path, single: Path) -> None:
     """Two micro-batches in one process are the two shares of two processes: same images, noise, levels and dropout."""
-    one = two_ranks / "one"
-    torchrun(str(HERE / "run_two_ranks.py"), str(one), "single", processes=1)
-    ours, theirs = curve(one / "whole"), curve(two_ranks / "whole")
+    ours, theirs = curve(single / "whole"), curve(two_ranks / "whole")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours, theirs):
         for name in ("loss", "val_loss", "grad_norm"):
             if name in a:
                 assert a[name] == pytest.approx(b[name], rel=1e-5)  # float32 sums in another order
+
+
+def test_loss_aware_levels_are_learned_alike_on_both_ranks(two_ranks: Path) -> None:
+    """Both hear the losses of the whole batch in its order, so that their memories are equal to the last bit."""
+    a, b = reports(two_ranks)
+    assert a["time_sampler"] == b["time_sampler"]
+    assert a["aware_weights"] == b["aware_weights"]
+    assert a["probabilities"] == b["probabilities"]
+    assert a["probabilities"] != [0.25] * 4
+
+
+def test_loss_aware_levels_of_one_process_are_those_of_two(two_ranks: Path, single: Path) -> None:
+    """Two micro-batches instead of two processes."""
+    one, two = json.loads((single / "rank0.json").read_text()), reports(two_ranks)[0]
+    assert one["time_sampler"].keys() == two["time_sampler"].keys()
+    # Each loss is one image's, so that only the float32 sums of the gradients differ.
+    assert one["probabilities"] == pytest.approx(two["probabilities"], rel=1e-4)
 
 
 def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_path: Path) -> None:
@@ -89,6 +115,29 @@ def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_pat
     two, one = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("two", "one"))
     assert two.shape == (5, 8, 8, 3)
     assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1  # float32 rounding of another batch size
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_a_cascade(two_ranks: Path, tmp_path: Path) -> None:
+    """Both stages are shared; every rank enlarges images that the other one drew."""
+    import numpy as np
+    import torch
+
+    from ddpm_lib import GaussianDiffusion, Shapes, Unet
+    from training_helpers import tiny_trainer
+
+    torch.manual_seed(0)
+    network = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1, low_res_factor=2)
+    large = GaussianDiffusion(network, image_size=16, timesteps=50)
+    tiny_trainer(tmp_path / "sr", large, Shapes(size=16, n=8), max_steps=2, learning_rate=0.01).train()
+    flags = ["--base", str(two_ranks / "whole"), "--low-res-noise", "0.2", "-n", "5", "--num-steps", "3"]
+    flags += ["--format", "npz", "--device", "cpu", "--no-progress", "--batch-size", "2"]
+    for processes in (1, 2):
+        out = ["--output-dir", str(tmp_path / str(processes))]
+        torchrun("-m", "ddpm_lib.cli", "sample", str(tmp_path / "sr"), *flags, *out, processes=processes)
+    one, two = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("1", "2"))
+    assert two.shape == (5, 16, 16, 3)
+    assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 2  # rounding of the first stage, seen by the second
 
 
 def test_notebook_launcher(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ In `docs/*.md` a ```python block runs if it stands in `extending.md`, where ever
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -21,8 +22,12 @@ import tyro
 
 from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
+from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.compare import CompareCommand
+from ddpm_lib.cli.edit import EditCommand
+from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
+from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import TrainCommand, resolve
@@ -33,16 +38,28 @@ from ddpm_lib.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
-    "train": TrainCommand, "sample": SampleCommand, "evaluate": EvaluateCommand, "prepare": PrepareCommand,
-    "compare": CompareCommand, "weights": WeightsCommand,
+    "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand, "evaluate": EvaluateCommand,
+    "compare": CompareCommand, "weights": WeightsCommand, "ema": EmaCommand, "ablate": AblateCommand, "prepare": PrepareCommand,
 }  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
     SAMPLERS, spacing.SPACINGS, clipping.CLIPS, METRICS,
 ]  # fmt: skip
 FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--help", "--version", "--data"} | {
-    f"--{name}" for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode")
+    f"--{name}"
+    for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode", "ntasks", "nodes")
 }
+FOREIGN |= {"--ntasks-per-node", "--gpus-per-node", "--kill-on-bad-exit", "--signal", "--standalone", "--max-restarts"}
+FOREIGN |= {
+    "--nnodes",
+    "--rdzv-backend",
+    "--rdzv-id",
+    "--rdzv-endpoint",
+    "--local-addr",
+    "--num_machines",
+    "--machine_rank",
+}
+FOREIGN |= {"--main_process_ip", "--main_process_port", "--mixed_precision", "--dynamo_backend", "--word", "--json"}
 """Flags of other programs, and those that every command has."""
 
 
@@ -117,7 +134,17 @@ def flags_of(cls: type, prefix: str = "") -> set[str]:
     return found
 
 
-KNOWN = set().union(*map(flags_of, COMMANDS.values())) | FOREIGN
+def flags_of_examples() -> set[str]:
+    """The options of the scripts in examples/, which each keep in a dataclass `Options`."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "examples").glob("*.py")]
+    classes = [
+        node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options"
+    ]
+    fields = [field.target.id for node in classes for field in node.body if isinstance(field, ast.AnnAssign)]
+    return {f"--{name.replace('_', '-')}" for name in fields}
+
+
+KNOWN = set().union(*map(flags_of, COMMANDS.values())) | flags_of_examples() | FOREIGN
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

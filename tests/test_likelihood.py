@@ -152,6 +152,7 @@ def test_numbers_do_not_depend_on_the_batch() -> None:
         expected = whole.terms[row, [t - 1 for t in levels]]
         torch.testing.assert_close(few.terms[row], expected, rtol=1e-5, atol=1e-6)
     assert not torch.equal(d.bits_per_dim(x, seed=4).total, whole.total)
+    torch.testing.assert_close(d.flow_bits_per_dim(x).total, d.flow_bits_per_dim(x / 255).total, rtol=1e-5, atol=1e-5)
     flow = d.flow_bits_per_dim(x, seed=3)
     torch.testing.assert_close(
         d.flow_bits_per_dim(x[2:], seed=3, first_index=2).total, flow.total[2:], rtol=1e-4, atol=1e-3

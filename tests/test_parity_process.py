@@ -99,19 +99,23 @@ def test_lucidrains_loss_weights(shared: Path, objective: str) -> None:
         ("minsnr5.0", "min_snr", {}),
         ("minsnr1.0", "min_snr", {"gamma": 1.0}),
     ]:
-        keys = [k for k in data if k.startswith("cosine") and k.endswith(f"loss_weight/{objective}/{kind}")]
-        assert keys
+        keys = [k for k in data if k.endswith(f"loss_weight/{objective}/{kind}")]
+        assert len(keys) >= 9
         for key in keys:
+            schedule, timesteps = key.split("/")[0].split("_")[0], int(key.split("/")[1][1:])
+            if schedule == "linear" and timesteps < 20:
+                continue  # NaN at the peer
             diffusion = toy(
                 data,
-                Schedule.make("cosine", int(key.split("/")[1][1:])),
+                Schedule.make(schedule, timesteps),
                 name,
                 weighting=weighting,
                 weighting_options=options,
                 net=False,
             )
             # Their buffer is float32, and SNR = ab/(1 − ab) of a float64 ab loses digits near t = 0.
-            close(diffusion.loss_weights[1:], data[key], rtol=1e-6, atol=1e-12)
+            # The constants of its sigmoid schedule are float32 as well.
+            close(diffusion.loss_weights[1:], data[key], rtol=1e-4 if schedule == "sigmoid" else 1e-6, atol=1e-12)
 
 
 def test_ho_jsd_and_pytorch_ddpm_as_given_betas(shared: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ddpm_lib.levels import Level
 from ddpm_lib.samplers import (
     DDIM,
+    DEIS,
     DPMSolver2M,
     DPMSolver2MSDE,
     DPMSolver2S,
@@ -98,8 +99,10 @@ DIFFUSERS: dict[str, Sampler] = {
     "unipc_bh2_3": UniPC(order=3, variant="bh2"),
     "unipc_bh2_2_nocorrector": UniPC(order=2, corrector=False),
     "unipc_bh2_2_karras": UniPC(order=2),
+    "deis_2": DEIS(order=2),
+    "deis_3": DEIS(order=3),
 }
-"""Left out, because not ours: DPM-Solver (not ++), DEIS, PNDM, and single steps over pairs of levels."""
+"""Left out, because not ours: DPM-Solver (not ++), and single steps over pairs of levels."""
 
 
 @pytest.mark.parametrize("steps", [8, 16, 40])
@@ -110,6 +113,8 @@ def test_diffusers_solvers(shared: Path, run: str, steps: int) -> None:
     if run == "dpmpp_3m" and steps >= 15:
         # It lowers the order at the end below 15 steps only.
         sampler = DPMSolver3M(solver="midpoint", curvature=0.5, lower_order_final=False)
+    if run.startswith("deis") and steps >= 15:
+        sampler = DEIS(order=int(run[-1]), lower_order_final=False)
     if sigmas[-1] == sigmas[-2] or abs(sigmas[-1] / sigmas[-2] - 1) < 1e-9:
         sigmas, theirs = sigmas[:-1], theirs[:-1]  # Its last step goes nowhere, which its formula divides by.
     ours = states(sampler, data, data["x_T"].double(), sigmas)

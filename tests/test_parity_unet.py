@@ -9,26 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from ddpm_lib.nn import Conditioner, Unet
+from ddpm_lib.nn import Unet
 from ddpm_lib.nn.embeddings import sinusoids
 from unet_weights import convert
-
-
-class LowRes(Conditioner):
-    """A smaller image, enlarged and given to the network as channels behind x."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__("low_res")
-        self.extra_channels = channels
-
-    def channels_of(self, value, x):
-        return F.interpolate(value, x.shape[2:], mode="bilinear")
-
-
-class SuperRes(Unet):
-    def build_conditioners(self, emb_dim):
-        return [LowRes(3)]
-
 
 HO = {"time_conditioning": "add", "heads": 1, "blocks_per_level": 1}
 TQCH = HO | {
@@ -50,7 +33,8 @@ CASES = {
     "improved_diffusion_scale_shift_class_sigma": OPENAI
     | {"out_channels": 6, "dim_mults": (1, 1), "attention_levels": (0, 1), "num_classes": 5}
     | {"heads": 4, "heads_up": 2},
-    "improved_diffusion_superres": OPENAI | {"dim_mults": (1, 1), "attention_levels": (1,), "heads": 2},
+    "improved_diffusion_superres": OPENAI
+    | {"dim_mults": (1, 1), "attention_levels": (1,), "heads": 2, "low_res_factor": 2, "low_res_max_noise": 0.0},
     "guided_diffusion_pool_legacyattn": OPENAI
     | {"dim_mults": (1, 1), "attention_levels": (0,), "heads": 4, "resample": "pool"},
     "guided_diffusion_updown_newattn": OPENAI
@@ -105,7 +89,7 @@ def restore(shared, name: str):
     peer = PEER.get(name) or next(
         p for p in ("improved_diffusion", "guided_diffusion", "tqch", "pytorch_ddpm", "diffusers") if name.startswith(p)
     )
-    model = (SuperRes if name.endswith("superres") else Unet)(**CASES[name]).eval()
+    model = Unet(**CASES[name]).eval()
     table = fixture.state.pop("time_embedding.timembedding.0.weight", None)
     state, same = convert(model, fixture.state, peer)
     model.load_state_dict(state, strict=True)

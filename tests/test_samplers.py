@@ -149,7 +149,7 @@ def test_the_last_step_is_the_predicted_image(name: str, zero: bool) -> None:
     x = sample_loop(SAMPLERS[name](), noise(), levels, predict, noise, level_at=diffusion.schedule.level_at)
     assert seen[-1][0] == 1  # No call at clean data.
     torch.testing.assert_close(x, seen[-1][1].x0, rtol=1e-14, atol=1e-14)
-    if name in ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "euler"):
+    if name in ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "deis", "euler"):
         assert [t for t, _ in seen] == [20, 13, 5, 1]
 
 

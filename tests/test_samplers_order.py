@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpm_lib.levels import Level
 from ddpm_lib.samplers import (
     DDIM,
+    DEIS,
     SAMPLERS,
     DPMSolver2M,
     DPMSolver2S,
@@ -49,6 +50,7 @@ ORDERS = {
     "dpmpp_3m": 3,
     "dpmpp_2s": 2,
     "unipc": 3,
+    "deis": 3,
     "heun": 2,
     "euler": 1,
 }
@@ -64,6 +66,8 @@ VARIANTS = [
     (UniPC(order=3), 3),
     (UniPC(order=3, variant="bh1"), 3),
     (Heun(limit=math.inf), 2),
+    (DEIS(order=2), 2),
+    (DEIS(order=1), 1),
 ]
 """Other options. The first steps, which have no past, hold the third order of UniPC(order=3)."""
 

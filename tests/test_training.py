@@ -336,7 +336,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
                 with torch.no_grad():
                     next(trainer.diffusion.model.parameters()).fill_(float("nan"))
 
-    with pytest.raises(DivergedError, match=r"not finite at step 6.*step-000000003.*learning_rate"):
+    with pytest.raises(DivergedError, match=r"not finite at step 5.*first is .*step-000000003.*learning_rate"):
         tiny_trainer(tmp_path, save_every=3, log_every=100, callbacks=[Poison()]).train()
     assert torch.isfinite(final_tensors(tmp_path)["model:conv_in.weight"]).all()
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
@@ -474,6 +474,15 @@ def test_image_size_must_fit_the_network(tmp_path: Path) -> None:
 def test_bad_options_name_what_was_got_and_what_fits(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainingConfig.from_options(options)
+
+
+def test_options_of_parts_may_be_switches() -> None:
+    from ddpm_lib.training.config import check_type
+
+    given = {"zero_terminal_snr": True, "s": 1}
+    assert check_type("schedule_options", given, dict[str, float] | None) == {"zero_terminal_snr": True, "s": 1.0}
+    with pytest.raises(ConfigError):
+        check_type("schedule_options", {"s": "much"}, dict[str, float] | None)
 
 
 def test_config_round_trip() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib import keys
+from ddpm_lib.images import to_model_range
 from ddpm_lib.registry import unknown_name
 
 Cond = dict[str, Tensor]
 Draws = Tensor | np.ndarray
 """Uniform numbers or booleans, one per sample, on the CPU."""
+Stream = Callable[[int], torch.Generator]
+"""Returns the random numbers of sample i."""
 
 
 class Droppable(Protocol):
@@ -28,6 +32,9 @@ class Droppable(Protocol):
 
     def derive(self, x0: Tensor) -> Tensor | None:
         """Return the value that training makes of clean images, None if it comes with the batch."""
+
+    def prepare(self, cond: Cond, stream: Stream | None = None) -> Cond:
+        """Return the conditions of a batch as the network takes them, of what a caller gave."""
 
     def null_like(self, value: Tensor) -> Tensor:
         """Return the null in the shape of a value."""
@@ -79,7 +86,10 @@ def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], 
         made = conditioner.derive(x0) if name not in cond else None
         if made is not None:
             result[name] = made
-        elif name not in cond and (conditioner.guided or not conditioner.optional):
+    for conditioner in (conditioners or {}).values():
+        result = conditioner.prepare(result)
+    for name, conditioner in (conditioners or {}).items():
+        if name not in result and (conditioner.guided or not conditioner.optional):
             raise ValueError(
                 f"The network was built for the condition {name!r}, which this batch lacks. Give the dataset a field "
                 f"{name!r}, pass cond={{{name!r}: …}}, or build the network without it."
@@ -124,8 +134,16 @@ def hidden(conditioner: Droppable, name: str, draws: Draws | Mapping[str, Draws]
     return u if u.dtype == torch.bool else u < conditioner.drop_prob
 
 
-def for_sampling(conditioners: Conditioners | None, cond: Mapping[str, Any] | None, n: int) -> Cond:
-    """Return the conditions given for `n` samples as tensors (n, …); a number or a 0-d tensor counts for all samples.
+def for_sampling(
+    conditioners: Conditioners | None, cond: Mapping[str, Any] | None, n: int, stream: Stream | None = None
+) -> Cond:
+    """Return the conditions given for `n` samples as tensors (n, …); a number or a single entry counts for all samples.
+
+    Args:
+        conditioners: Of the network.
+        cond: What a caller gave.
+        n: Number of samples.
+        stream: Random numbers of sample i, for conditions that add noise. Default: those of seed 0.
 
     Raises:
         ValueError: If a name is unknown, a length does not fit, or a condition is missing that cannot be null.
@@ -135,12 +153,16 @@ def for_sampling(conditioners: Conditioners | None, cond: Mapping[str, Any] | No
     result: Cond = {}
     for name, value in given.items():
         tensor = torch.as_tensor(value)
-        tensor = tensor.expand(n) if tensor.ndim == 0 else tensor
+        if tensor.ndim == 0 or len(tensor) == 1:
+            tensor = tensor.expand(n, *tensor.shape[1:])
         if len(tensor) != n:
             raise ValueError(f"The condition {name!r} has {len(tensor)} entries for {n} samples. Give one or {n}.")
-        if conditioners is not None:
-            conditioners[name].validate(tensor, n)
         result[name] = tensor
+    for conditioner in (conditioners or {}).values():
+        result = conditioner.prepare(result, stream or _of_seed_zero)
+    for name, conditioner in (conditioners or {}).items():
+        if name in result:
+            conditioner.validate(result[name], n)
     for name, conditioner in (conditioners or {}).items():
         if name not in given and not conditioner.optional:
             raise ValueError(
@@ -148,6 +170,17 @@ def for_sampling(conditioners: Conditioners | None, cond: Mapping[str, Any] | No
                 f"Pass cond={{{name!r}: …}}, or train with drop_prob > 0 to sample without."
             )
     return result
+
+
+def _of_seed_zero(i: int) -> torch.Generator:
+    return keys.generator("cpu", i, 0, "condition")
+
+
+def with_derived(conditioners: Conditioners | None, cond: Mapping[str, Any] | None, images: Tensor) -> dict[str, Any]:
+    """Add the conditions that training would make of images, uint8 or in [0, 1], where they are not given."""
+    x0 = to_model_range(images)
+    made = {name: c.derive(x0) for name, c in (conditioners or {}).items() if name not in (cond or {})}
+    return {**(cond or {}), **{name: value for name, value in made.items() if value is not None}}
 
 
 def fill_nulls(conditioners: Conditioners | None, cond: Cond, x: Tensor) -> Cond | None:

@@ -175,15 +175,14 @@ class GaussianDiffusion(Objective):
     ) -> Prediction:
         """Predict the clean image and the noise in x = x_t.
 
-        Always in this order: network → guidance on its raw output → x̂_0 = c_skip·x_t + c_out·F → clip → ε̂ from the
-        clipped x̂_0. Guidance leaves a learned variance alone and keeps the conditional one: extrapolated, it would
-        leave its range.
+        Always in this order: network → guidance on its raw output → x̂_0 = c_skip·x_t + c_out·F → classifier → clip →
+        ε̂ from the clipped x̂_0. Guidance keeps the conditional learned variance: extrapolated, it leaves its range.
 
         Args:
             x: Noisy images (b, c, *spatial) in [-1, 1] units, all at one level.
             level: That level. At level 0 the answer is known, (x, 0), and the network is not called.
             cond: Conditions by name, (b, …), on the device of x.
-            guidance: Classifier-free guidance.
+            guidance: Classifier-free guidance, and a classifier's.
             model: A network to use instead of `self.model`.
             clip: "static", "dynamic" or "none", instead of what the process was built with.
         """
@@ -201,7 +200,8 @@ class GaussianDiffusion(Objective):
             output = guidance.combine(output, null)
         else:
             output, raw = self._split(self._call(network, seen, time, cond).to(x.dtype))
-        x0 = self._clean(x, output, level.alpha, level.sigma, clip)
+        add = guidance.shift(x, level, time, level.t / self.timesteps) if guidance is not None else 0.0
+        x0 = self._clean(x, output, level.alpha, level.sigma, clip, add)
         return Prediction(x0, (x - level.alpha * x0) / level.sigma, partial(self.variance, raw=raw))
 
     def estimate(
@@ -231,10 +231,10 @@ class GaussianDiffusion(Objective):
         output, raw = self._split(self._call(model or self.model, seen, time, cond).to(x.dtype))
         return self._clean(x, output, alpha, sigma, clip), raw
 
-    def _clean(self, x: Tensor, output: Tensor, alpha: N, sigma: N, clip: str | None) -> Tensor:
-        """Return x̂_0 = c_skip·x_t + c_out·F, clipped."""
+    def _clean(self, x: Tensor, out: Tensor, alpha: N, sigma: N, clip: str | None, add: Tensor | float = 0) -> Tensor:
+        """Return x̂_0 = c_skip·x_t + c_out·F + add, clipped."""
         p = self.parametrization
-        x0 = p.c_skip(alpha, sigma) * x + p.c_out(alpha, sigma) * output
+        x0 = p.c_skip(alpha, sigma) * x + p.c_out(alpha, sigma) * out + add
         return (self._clip if clip is None else CLIPS[clip])(x0, self.dynamic_threshold_ratio)
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,16 +32,38 @@ class Noise:
 
 
 def image_generator(
-    device: torch.device, seed: int, seeds: Sequence[int] | None, first_index: int, i: int
+    device: torch.device | str,
+    seed: int,
+    seeds: Sequence[int] | None,
+    first_index: int,
+    i: int,
+    purpose: str = "sample",
 ) -> torch.Generator:
-    """Return the random numbers of image i: of its own seed if there are seeds, else of (seed, first_index + i)."""
+    """Return the random numbers of image i: of its own seed if there are seeds, else of (seed, first_index + i).
+
+    Each purpose has its own: an image that was sampled with a seed must not be edited with the noise it came from.
+    """
     if seeds is not None:
-        return keys.generator(device, first_index, int(seeds[i]), "sample")
-    return keys.generator(device, first_index + i, seed, "sample")
+        return keys.generator(device, first_index, int(seeds[i]), purpose)
+    return keys.generator(device, first_index + i, seed, purpose)
 
 
-def count_images(n: int | None, seeds: Sequence[int] | None, x_T: Tensor | None, shape: tuple[int, ...]) -> int:
-    """Agree on the number of images."""
+def batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+    """Return the (start, stop) of the batches of n images; None: all at once."""
+    size = n if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {size}. Leave it out to draw all images at once.")
+    return ((start, min(start + size, n)) for start in range(0, n, size))
+
+
+def count_images(
+    n: int | None,
+    seeds: Sequence[int] | None,
+    x_T: Tensor | None,
+    shape: tuple[int, ...],
+    cond: Mapping[str, Any] | None = None,
+) -> int:
+    """Agree on the number of images; conditions with one entry per image say it where nothing else does."""
     if n is not None and n < 1:
         raise ValueError(f"n must be at least 1, got {n}.")
     if x_T is not None and (tuple(x_T.shape[1:]) != shape or x_T.dtype not in (torch.float32, torch.float64)):
@@ -48,6 +72,8 @@ def count_images(n: int | None, seeds: Sequence[int] | None, x_T: Tensor | None,
         )
     said = {"n": n, "seeds": None if seeds is None else len(seeds), "x_T": None if x_T is None else len(x_T)}
     counts = {name: count for name, count in said.items() if count is not None}
+    if not counts:
+        counts = {f"cond[{name!r}]": len(value) for name, value in (cond or {}).items() if np.ndim(value)}
     if len(set(counts.values())) > 1:
         raise ValueError(f"The number of images is not clear: {counts}. Make them agree, or leave n out.")
     return next(iter(counts.values()), 1)

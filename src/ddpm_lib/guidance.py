@@ -1,24 +1,62 @@
-"""Classifier-free guidance (Ho & Salimans 2022) on the raw output of the network."""
+"""Guidance without a classifier (Ho & Salimans 2022), on the network's raw output, and with one (Dhariwal & Nichol 2021)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+
+from ddpm_lib.levels import Level
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+"""log p(y | x_t), differentiable in x_t: called with x_t (b, c, *spatial) in [-1, 1] units and the t that the network gets
+(b,), counted from 0; returns (b,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassLogProb:
+    """log p(y | x_t) of a classifier that returns logits.
+
+    Args:
+        classifier: Called as classifier(x_t, t); returns logits (b, classes). It should know noisy images.
+        label: The class asked for: one for all images, or one per image, (n,).
+    """
+
+    classifier: Callable[[Tensor, Tensor], Tensor]
+    label: int | Tensor
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return log p(label | x_t), shape (b,)."""
+        log = torch.log_softmax(self.classifier(x, t), 1)
+        label = torch.as_tensor(self.label, device=log.device).expand(len(log))
+        return log.gather(1, label[:, None])[:, 0]
+
+    def rows(self, start: int, stop: int) -> ClassLogProb:
+        """Return the part that belongs to the images start … stop − 1."""
+        one = not isinstance(self.label, Tensor) or self.label.ndim == 0
+        return self if one else replace(self, label=self.label[start:stop])  # type: ignore[index]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """F = F_null + scale·(F_cond − F_null).
+    """F = F_null + scale·(F_cond − F_null), and ε̂ − σ·classifier_scale·∇log p(y|x_t).
 
     x̂_0 and ε̂ are linear in F with the same x_t, so that guiding F guides them alike. Both halves run as one batch
     of twice the size; where guidance is off the network runs once, on the condition.
+
+    With a classifier ε̂ becomes −σ times the score of p(x_t|y), which is right for every parametrization and sampler
+    (Dhariwal & Nichol 2021, alg. 2; their alg. 1, the mean shifted by variance·∇log p, is its limit for short steps).
+    In pure noise (α = 0) there is nothing to classify, and ∇log p = 0.
 
     Args:
         scale: 1 is no guidance, 0 ignores the condition.
         interval: Guide only at levels with lo < t/T ≤ hi (Kynkäänniemi et al. 2024).
         rescale: φ in [0, 1]: pull the standard deviation of the guided output back to that of the conditional one,
             against over-exposure (Lin et al. 2024, §3.4). 0.7 is their choice.
+        classifier: log p(y|x_t); the interval holds for it as well.
+        classifier_scale: Its strength: samples of p(x)·p(y|x)^scale, about; 0 ignores it.
 
     Raises:
         ValueError: If the interval is not 0 ≤ lo < hi ≤ 1 or rescale is outside [0, 1].
@@ -27,6 +65,8 @@ class Guidance:
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
+    classifier: LogProb | None = None
+    classifier_scale: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -37,7 +77,41 @@ class Guidance:
 
     def active(self, fraction: float) -> bool:
         """Say whether to guide at a level with t/T = fraction."""
-        return self.scale != 1.0 and self.interval[0] < fraction <= self.interval[1]
+        return self.scale != 1.0 and self._inside(fraction)
+
+    def _inside(self, fraction: float) -> bool:
+        return self.interval[0] < fraction <= self.interval[1]
+
+    def rows(self, start: int, stop: int) -> Guidance:
+        """Return the guidance of the images start … stop − 1, where the classifier has one class per image."""
+        own = getattr(self.classifier, "rows", None)
+        return self if own is None else replace(self, classifier=own(start, stop))
+
+    def shift(self, x: Tensor, level: Level, time: Tensor, fraction: float) -> Tensor | float:
+        """Return what the classifier adds to x̂_0, (σ²/α)·classifier_scale·∇log p(y|x_t), for images at one level.
+
+        Args:
+            x: x_t, (b, c, *spatial).
+            level: Its level, noisy.
+            time: What the classifier is told of it, (b,).
+            fraction: t/T.
+
+        Raises:
+            ValueError: If the classifier does not return one number per image, or none that depends on x_t.
+        """
+        if self.classifier is None or self.classifier_scale == 0 or level.alpha == 0 or not self._inside(fraction):
+            return 0.0
+        # Sampling runs in inference mode, whose tensors no gradient can pass.
+        with torch.inference_mode(False), torch.enable_grad():
+            free = x.detach().clone().requires_grad_()
+            log = self.classifier(free, time.clone())
+            if log.shape != x.shape[:1] or not log.requires_grad:
+                raise ValueError(
+                    f"A classifier must return log p(y|x_t), shape ({len(x)},), differentiable in x_t; got {tuple(log.shape)}"
+                    f"{'' if log.requires_grad else ' without a gradient'}. For logits use ClassLogProb(classifier, label)."
+                )
+            (gradient,) = torch.autograd.grad(log.sum(), free)
+        return (level.sigma**2 / level.alpha * self.classifier_scale) * gradient
 
     def combine(self, cond: Tensor, null: Tensor) -> Tensor:
         """Combine the outputs with and without the condition, both (b, c, *spatial)."""

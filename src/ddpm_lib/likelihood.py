@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import keys
-from ddpm_lib.conditions import Cond, fill_nulls, for_sampling, to_device
-from ddpm_lib.generation import Generation, _device_of, _evaluating
+from ddpm_lib.conditions import Cond, fill_nulls, for_sampling, to_device, with_derived
+from ddpm_lib.editing import Editing
+from ddpm_lib.generation import _device_of, _evaluating
 from ddpm_lib.images import to_model_range
 from ddpm_lib.levels import Level
 from ddpm_lib.losses import LN2, Chain
@@ -61,7 +62,7 @@ class BitsPerDim:
         return float(self.total.std() / math.sqrt(len(self.total))) if len(self.total) > 1 else math.nan
 
 
-class Likelihood(Generation):
+class Likelihood(Editing):
     """The part of `GaussianDiffusion` that says how likely images are."""
 
     variance: Variance
@@ -116,7 +117,7 @@ class Likelihood(Generation):
         chain = self._chain(num_steps, spacing)
         rows = torch.arange(len(images)) + first_index
         steps, scale = _chosen_steps(rows, len(chain), num_levels, seed)
-        conditions = for_sampling(self.conditioners, cond, len(images))
+        conditions = for_sampling(self.conditioners, with_derived(self.conditioners, cond, images), len(images))
         # Every pair of an image and a step is one row; rows are independent of each other.
         pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(steps.shape[1]))
         parts = []
@@ -171,7 +172,7 @@ class Likelihood(Generation):
 
         self.check_images(images)
         network = model or self.model
-        conditions = for_sampling(self.conditioners, cond, len(images))
+        conditions = for_sampling(self.conditioners, with_derived(self.conditioners, cond, images), len(images))
         last = self.schedule.level(self.timesteps)
         span = math.log(math.asin(sigma_min)), math.log(math.atan2(last.sigma, last.alpha))
         totals, priors = [], []
@@ -203,7 +204,8 @@ class Likelihood(Generation):
 
     def _dequantise(self, images: Tensor, first: int, seed: int) -> tuple[Tensor, Tensor]:
         """Return images plus uniform noise of one 8-bit step, and probes of ±1, float64 on the CPU."""
-        x = _eight_bits(images.cpu().double())
+        values = images.cpu().double()
+        x = _eight_bits(values / 255.0 if images.dtype == torch.uint8 else values)
         streams = [keys.generator("cpu", first + i, seed, "flow") for i in range(len(x))]
         uniform = torch.stack([torch.rand(x.shape[1:], generator=g, dtype=torch.float64) for g in streams])
         probe = torch.stack([torch.randint(0, 2, x.shape[1:], generator=g) for g in streams])

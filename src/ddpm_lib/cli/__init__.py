@@ -1,4 +1,4 @@
-"""The command line: `ddpm train`, `ddpm sample`, `ddpm evaluate`, `ddpm compare`, `ddpm weights`, `ddpm prepare`."""
+"""The command line: `ddpm COMMAND`, one module per command."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
     "sample": "draw images from a run",
+    "edit": "redraw images from their noisy versions",
+    "inpaint": "paint the masked part of images",
+    "status": "say how a run stands: running, finished, stopped, killed, failed",
+    "ablate": "compare settings: a grid of small trainings, several seeds each",
+    "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",
     "compare": "put evaluations of several runs side by side",
     "weights": "list, fetch and verify the weights of published feature extractors",
@@ -40,17 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
-        if not _is_for_users(error):
+        code = _code_for_users(error)
+        if code is None:
             raise
         print(f"ddpm {args[0]}: {error}", file=sys.stderr)
-        return 2
+        return code
 
 
-def _is_for_users(error: Exception) -> bool:
+def _code_for_users(error: Exception) -> int | None:
     # A sentence we wrote ourselves says what to do; a traceback around it only hides it. Everything else keeps its traceback.
-    from ddpm_lib.training import CheckpointError, DivergedError
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return 2
+    from ddpm_lib.training import CheckpointError, DivergedError, LostProcessError, OutOfMemoryError
 
-    return isinstance(error, (CheckpointError, DivergedError, ValueError, OSError, ImportError))
+    if isinstance(error, LostProcessError):
+        return 75  # "try again": the same command continues
+    return 2 if isinstance(error, (CheckpointError, DivergedError, OutOfMemoryError)) else None
 
 
 def _top_level(args: list[str]) -> int:

@@ -9,7 +9,7 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,12 +89,21 @@ def read_config(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"The config file {path} does not exist.")
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+        values = read_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8
         raise ConfigError(f"The config file {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The config file {path} must hold `option: value` lines; got {type(values).__name__}.")
     return values
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML safely, numbers such as 1e-4 included.
+
+    Raises:
+        yaml.YAMLError: If it is none.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 class _Loader(yaml.SafeLoader):
@@ -132,6 +141,26 @@ def parse(cls: type, args: list[str], default: Any, prog: str, description: str)
         description=description,
         config=(tyro.conf.HelptextFromCommentsOff,),
     )
+
+
+def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """Read `name=value` pairs; a value is read as in YAML: a number, true or false, else a word.
+
+    Raises:
+        ConfigError: If a pair has no "=", or a name comes twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals or name in found:
+            raise ConfigError(
+                f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got {pair!r}."
+            )
+        try:
+            found[name.replace("-", "_")] = read_yaml(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{flag}: {value!r} is not a number, a word, or true or false.") from error
+    return found
 
 
 def flag_value(args: list[str], name: str) -> str | None:

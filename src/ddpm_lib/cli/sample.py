@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ import tyro
 from torch import Tensor
 
 from ddpm_lib import images as pictures
-from ddpm_lib.cli import options
+from ddpm_lib.cascade import Cascade, stage_seed
+from ddpm_lib.cli import low_res, options
+from ddpm_lib.cli.low_res import SmallImages
+from ddpm_lib.guidance import Guidance
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
@@ -33,13 +37,24 @@ class SampleCommand:
     run: tyro.conf.Positional[str]
     """A run directory, or one of its checkpoints."""
     checkpoint: str = "latest"
-    """latest, all, a step (1200) or a name (step-000001200)."""
+    """latest, best (by keep_best), all, a step (1200) or a name (step-000001200)."""
     weights: Literal["ema", "model"] = "ema"
     """The averaged weights, or the raw ones."""
     ema_decay: float | None = None
     """Which average, where several were kept; default: the first."""
-    num: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """Number of images over all processes (under torchrun write -n: it takes --num for an option of its own)."""
+    num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of images over all processes (under torchrun write -n: it takes --num for an option of its own); default: 16, or as
+    many as --low-res holds."""
+    low_res: str | None = None
+    """For super-resolution: the picture to enlarge, or a folder of them; samples take them in turn."""
+    base: str | None = None
+    """For super-resolution: a run that draws the images to enlarge, from its newest checkpoint (a cascade)."""
+    base_num_steps: int | None = None
+    """Sampling steps of that run; default: as for --num-steps."""
+    base_guidance_scale: float = 1.0
+    """Classifier-free guidance of that run."""
+    low_res_noise: float | None = None
+    """Level of the noise put on the images to enlarge, against their faults; default: none."""
     format: Literal["grid", "png", "npz", "gif", "all"] = "grid"
     """One picture, numbered PNGs, one .npz (arr_0: uint8 NHWC), a GIF of the denoising, or all of them."""
     columns: int | None = None
@@ -49,17 +64,25 @@ class SampleCommand:
     output_dir: str | None = None
     """Where to write; default: samples/ in the run, a new directory per call."""
     sampler: Annotated[str, tyro.conf.arg(help=f"Sampler: {', '.join(SAMPLERS)}.")] = "ddim"
+    sampler_options: tuple[str, ...] = ()
+    """Options of the sampler, as order=3 for unipc or s_churn=10 for heun."""
     num_steps: int | None = None
     """Sampling steps; default: all for ddpm, 50 for the others."""
     spacing: Annotated[str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")] = (
         "trailing"
     )
+    spacing_options: tuple[str, ...] = ()
+    """Options of the spacing, as rho=5 for karras."""
     eta: float | None = None
     """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1: none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guide only where low < t/T <= high."""
+    guidance_rescale: float = 0.0
+    """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
     class_label: str | None = None
-    """Class name or number of all images; default: the classes in turn."""
+    """Class name or number of all images; default: the classes in turn, or none for the pictures of --low-res."""
     seed: int = 0
     """Names the images: image i is a function of seed and i."""
     first_index: int = 0
@@ -79,21 +102,24 @@ def main(args: list[str]) -> int:
     default = SampleCommand(run=tyro.MISSING)
     command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
     _check(command)
-    make_sampler(command.sampler, eta=command.eta)
+    # Before the weights are read.
+    make_sampler(command.sampler, options.key_values(command.sampler_options, "--sampler-options"), eta=command.eta)
+    Guidance(command.guidance_scale, command.guidance_interval, command.guidance_rescale)
+    small: SmallImages | None = None
     precision = pick_precision(command.mixed_precision, pick_device(command.device))
     state = process_state(command.device)
     chosen = find_checkpoints(command.run, command.checkpoint)
     folder: Path | None = None
     for checkpoint in chosen:
         loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
-        loaded.diffusion.to(state.device)
-        if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, precision):
-            loaded.diffusion.to(memory_format=torch.channels_last)
-        images, frames = draw(loaded, command, state, precision)
+        place(loaded, state, precision)
+        if small is None:
+            small = small_images(loaded, command, state, precision)
+        images, frames = draw(loaded, command, state, precision, small)
         if state.is_main_process:
-            folder = folder or new_folder(command, chosen[0])
+            folder = folder or new_folder(command.output_dir, chosen[0])
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
-            written = write(images, frames, folder, prefix, command)
+            written = write(images, frames, folder, prefix, command, small)
             sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
     state.wait_for_everyone()
     if state.num_processes > 1:
@@ -102,87 +128,163 @@ def main(args: list[str]) -> int:
 
 
 def _check(command: SampleCommand) -> None:
-    for name in ("num", "batch_size", "columns", "scale", "num_steps"):
+    for name in ("num", "batch_size", "columns", "scale", "num_steps", "base_num_steps"):
         value = getattr(command, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
     if command.first_index < 0:
         raise ConfigError(f"--first-index must be 0 or more; got {command.first_index}.")
+    if command.base is None and (command.base_num_steps is not None or command.base_guidance_scale != 1.0):
+        raise ConfigError("--base-num-steps and --base-guidance-scale are for a base run. Name it with --base.")
     if command.output_dir is not None:
-        _refuse_used(Path(command.output_dir))
+        refuse_used(Path(command.output_dir))
 
 
-def _refuse_used(folder: Path) -> None:
+def refuse_used(folder: Path) -> None:
+    """Refuse a directory that holds something."""
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
 
-def draw(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> tuple[Tensor, list[Tensor]]:
+def place(loaded: LoadedRun, state: Any, precision: str) -> None:
+    """Bring the network to the device, in the memory layout that is fastest there."""
+    loaded.diffusion.to(state.device)
+    if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, precision):
+        loaded.diffusion.to(memory_format=torch.channels_last)
+
+
+def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> SmallImages | None:
+    """Read the images to enlarge, or draw them with the base run, shared over the ranks; None for other networks."""
+    low_res.check_wishes(loaded.diffusion, command.low_res, command.base, command.low_res_noise)
+    if command.low_res is not None:
+        return low_res.read_small_images(command.low_res, loaded.diffusion)
+    if command.base is None:
+        return None
+    base = load_run(command.base, weights=command.weights)
+    stages = [base.diffusion, loaded.diffusion]
+    Cascade(stages)  # refuses sizes that do not fit
+    if command.class_label is not None and not any("class_label" in (stage.conditioners or {}) for stage in stages):
+        raise ConfigError("--class-label was given, but both networks were trained without classes.")
+    low_res.check_wishes(base.diffusion, None, None, None)
+    place(base, state, precision)
+    wishes = dataclasses.replace(
+        command, num_steps=command.base_num_steps, guidance_scale=command.base_guidance_scale, format="grid"
+    )
+    drawn, _ = draw(base, wishes, state, precision, None)
+    return SmallImages(drawn, first_index=command.first_index)
+
+
+def draw(
+    loaded: LoadedRun, command: SampleCommand, state: Any, precision: str, small: SmallImages | None
+) -> tuple[Tensor, list[Tensor]]:
     """Draw the images, shared over the ranks; with a GIF also the grids of the way there."""
-    diffusion = loaded.diffusion
-    # Ancestral sampling takes all steps, and "10,15,20" says itself how many.
-    own = command.sampler == "ddpm" or command.spacing not in SPACINGS
-    steps = command.num_steps or (None if own else min(50, diffusion.timesteps))
-    extra = {k: getattr(command, k) for k in ("spacing", "eta") if getattr(command, k) is not None}
+    diffusion, num = loaded.diffusion, count(command, small)
+    cond, seed = condition(loaded, command, num), command.seed
+    if small is not None:
+        cond |= low_res.conditions(diffusion, small.take(num, command.first_index), command.low_res_noise)
+        seed = stage_seed(seed, 1) if command.base is not None else seed
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     wants_gif = command.format in ("gif", "all")
     kwargs = dict(
-        cond=condition(loaded, command), first_index=command.first_index, sampler=command.sampler, num_steps=steps,
-        seed=command.seed, guidance_scale=command.guidance_scale, batch_size=command.batch_size,
-        progress=command.progress and state.is_main_process, device=state.device, **extra,
+        cond=cond, first_index=command.first_index, seed=seed,
+        batch_size=command.batch_size, progress=command.progress and state.is_main_process, device=state.device,
+        **steps(command, diffusion.timesteps),
     )  # fmt: skip
     with torch.autocast(state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        images = sample_shared(diffusion, command.num, state, **kwargs).cpu()
+        images = sample_shared(diffusion, num, state, **kwargs).cpu()
         frames: list[Tensor] = []
         if wants_gif and state.is_main_process:
-            shown = min(command.num, 36)
-            cond = {k: v[:shown] for k, v in kwargs["cond"].items()} if kwargs["cond"] else None
-            _, states = diffusion.sample(shown, **{**kwargs, "cond": cond}, return_trajectory=40)
+            shown = min(num, 36)
+            few = {k: v[:shown] for k, v in cond.items()}
+            _, states = diffusion.sample(shown, **{**kwargs, "cond": few}, return_trajectory=40)
             frames = [pictures.make_grid(moment, command.columns) for moment in states.transpose(0, 1)]
     return images, frames
 
 
-def condition(loaded: LoadedRun, command: SampleCommand) -> dict[str, Tensor] | None:
+def steps(command: Any, timesteps: int) -> dict[str, Any]:
+    """Return what the flags say about sampler, steps and guidance, as arguments of `GaussianDiffusion.sample`."""
+    # Ancestral sampling takes all steps, and "10,15,20" says itself how many.
+    own = command.sampler == "ddpm" or command.spacing not in SPACINGS
+    return {
+        "sampler": command.sampler,
+        "sampler_options": options.key_values(command.sampler_options, "--sampler-options"),
+        "num_steps": command.num_steps or (None if own else min(50, timesteps)),
+        "spacing": command.spacing,
+        "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
+        "eta": command.eta,
+        "guidance_scale": command.guidance_scale,
+        "guidance_interval": command.guidance_interval,
+        "guidance_rescale": command.guidance_rescale,
+    }
+
+
+def count(command: SampleCommand, small: SmallImages | None) -> int:
+    """Return the number of images to draw."""
+    if command.num is not None:
+        return command.num
+    return len(small.images) if small is not None else 16
+
+
+def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, Tensor]:
     """Return the labels of the images for a class-conditional network.
+
+    Raises:
+        ConfigError: For a class that does not exist, or a class asked of an unconditional network (in a cascade, the other
+            one may know it).
+    """
+    conditioners = getattr(loaded.diffusion.model, "conditioners", {})
+    if "class_label" not in conditioners and command.base is not None:
+        return {}
+    label = label_of(loaded, command.class_label)
+    if "class_label" not in conditioners:
+        return {}
+    if label is None and command.low_res is not None:
+        if conditioners["class_label"].optional:
+            return {}  # of what class the pictures are, only the user knows
+        raise ConfigError("This network must be told the class of the pictures. Name it with --class-label.")
+    if label is None:
+        classes = conditioners["class_label"].num_classes
+        return {"class_label": (torch.arange(num) + command.first_index) % classes}
+    return {"class_label": torch.full((num,), label)}
+
+
+def label_of(loaded: LoadedRun, text: str | None) -> int | None:
+    """Return the number of a class given by name or number, None for none.
 
     Raises:
         ConfigError: For a class that does not exist, or a class asked of an unconditional network.
     """
+    if text is None:
+        return None
     conditioners = getattr(loaded.diffusion.model, "conditioners", {})
     if "class_label" not in conditioners:
-        if command.class_label is not None:
-            raise ConfigError("--class-label was given, but this network was trained without classes.")
-        return None
+        raise ConfigError("--class-label was given, but this network was trained without classes.")
     classes = conditioners["class_label"].num_classes
     names = list(loaded.class_names or [str(i) for i in range(classes)])
-    if command.class_label is None:
-        return {"class_label": (torch.arange(command.num) + command.first_index) % classes}
-    if command.class_label in names:
-        label = names.index(command.class_label)
-    elif command.class_label.isdigit() and int(command.class_label) < classes:
-        label = int(command.class_label)
-    else:
-        from ddpm_lib.registry import unknown_name
+    if text in names:
+        return names.index(text)
+    if text.isdigit() and int(text) < classes:
+        return int(text)
+    from ddpm_lib.registry import unknown_name
 
-        raise ConfigError(unknown_name("class", command.class_label, names))
-    return {"class_label": torch.full((command.num,), label)}
+    raise ConfigError(unknown_name("class", text, names))
 
 
-def new_folder(command: SampleCommand, checkpoint: Path) -> Path:
+def new_folder(output_dir: str | None, checkpoint: Path, word: str = "draw") -> Path:
     """Make the directory to write to: the one asked for if it is empty, else a new numbered one in the run.
 
     Raises:
         ConfigError: If the directory asked for holds something.
     """
-    if command.output_dir is not None:
-        folder = Path(command.output_dir)
-        _refuse_used(folder)
+    if output_dir is not None:
+        folder = Path(output_dir)
+        refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     base = checkpoint.parent.parent / "samples"
     base.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10**6):
-        folder = base / f"draw-{number:04d}"
+        folder = base / f"{word}-{number:04d}"
         try:
             folder.mkdir()
         except FileExistsError:
@@ -191,8 +293,10 @@ def new_folder(command: SampleCommand, checkpoint: Path) -> Path:
     raise ConfigError(f"{base} is full of draws. Give --output-dir.")
 
 
-def write(images: Tensor, frames: list[Tensor], folder: Path, prefix: str, command: SampleCommand) -> list[str]:
-    """Write the images in the formats asked for and return the paths."""
+def write(
+    images: Tensor, frames: list[Tensor], folder: Path, prefix: str, command: SampleCommand, small: SmallImages | None
+) -> list[str]:
+    """Write the images in the formats asked for and return the paths; the grid shows enlarged images beside the small ones."""
     import numpy as np
 
     pixels = pictures.to_uint8(images)
@@ -200,11 +304,15 @@ def write(images: Tensor, frames: list[Tensor], folder: Path, prefix: str, comma
     formats = ("grid", "png", "npz", "gif") if command.format == "all" else (command.format,)
     made: list[str] = []
     if "grid" in formats:
-        made.append(str(pictures.save_grid(pixels, folder / f"{prefix}grid.png", command.columns, scale)))
+        tiles, columns = pixels, command.columns
+        if small is not None:
+            tiles, columns = low_res.beside(pixels, small.take(len(pixels), command.first_index), columns)
+        made.append(str(pictures.save_grid(tiles, folder / f"{prefix}grid.png", columns, scale)))
     if "png" in formats:
         digits = max(6, len(str(command.first_index + len(pixels))))
         for i, image in enumerate(pixels):
-            pictures.save_image(image, folder / f"{prefix}{command.first_index + i:0{digits}d}.png")
+            name = small.name_of(command.first_index + i) if small is not None else ""
+            pictures.save_image(image, folder / f"{prefix}{command.first_index + i:0{digits}d}{name}.png")
         made.append(f"{folder}/{prefix}*.png")
     if "npz" in formats:
         path = folder / f"{prefix}samples.npz"

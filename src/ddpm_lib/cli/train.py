@@ -29,7 +29,7 @@ DiffusionOptions = options.options_class(
 DESCRIPTION = (
     "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The same command continues a run "
     "that was cut off. Flags win over --config, which wins over --preset. Exit codes: 0 finished; 130 interrupted by Ctrl-C; "
-    "143 stopped early by a signal or a time limit with a checkpoint saved; 2 wrong input."
+    "143 stopped early by a signal or a time limit with a checkpoint saved; 75 another process was lost; 2 wrong input."
 )
 
 SHAPES_DEFAULTS: dict[str, Any] = {
@@ -221,5 +221,8 @@ def report(trainer: Trainer, config: RunConfig, status: str) -> None:
     resume = f"ddpm train --config {shlex.quote(str(run / 'config.yaml'))} --max-steps {more}"
     print("\nNext:")
     print(f"  your own images   ddpm train path/to/images --image-size {size} --output-dir runs/mine")
-    print(f"  more samples      ddpm sample {shlex.quote(str(run))} --num 64")
+    enlarges = options.to_plain(config.model)["low_res_factor"] is not None
+    print(
+        f"  more samples      ddpm sample {shlex.quote(str(run))} {'--low-res path/to/small' if enlarges else '--num 64'}"
+    )
     print(f"  {'train longer' if status == 'finished' else 'resume      '}      {resume}")

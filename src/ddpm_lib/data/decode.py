@@ -143,7 +143,8 @@ def decode(file: str | bytes | IO[bytes], spec: DecodeSpec) -> Decoded:
         raise ImageError(_words(error)) from None
     except Exception as error:
         raise ImageError(_words(error)) from None
-    with picture:
+    with picture, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata, without the file's name; what matters is an error
         return fit_picture(picture, spec)
 
 

@@ -67,6 +67,11 @@ class FolderSource(Source):
                 raise ImageError("not a regular file")
             return decode(file, spec)
 
+    def paths(self) -> list[Path]:
+        """Return the files, in order."""
+        root = os.fsencode(self.root)
+        return [Path(os.fsdecode(os.path.join(root, self.names.raw(row)))) for row in range(len(self.names))]
+
     def sizes(self) -> np.ndarray:
         """Return file sizes in bytes, int64 (n,)."""
         return self._sizes

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset
-from ddpm_lib.data.workers import default_num_workers, signals_held, start_method, worker_init
+from ddpm_lib.data.workers import allow_open_files, default_num_workers, signals_held, start_method, worker_init
 
 Batch = dict[str, Tensor]
 Indices = Sequence[int] | np.ndarray | Tensor
@@ -123,6 +123,7 @@ class BatchStream(Iterator[Batch]):
     def _start(self) -> None:
         """Fork the workers; they begin with the batches that are still owed."""
         owed, self._pending = list(self._pending), deque()
+        allow_open_files()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on the number of workers; `check_num_workers` gives ours
             loader = DataLoader(

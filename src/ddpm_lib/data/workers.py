@@ -112,6 +112,17 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def allow_open_files() -> None:
+    """Raise this process's limit of open files to what the system allows it: workers hand over tensors as open files."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def start_method() -> str | None:
     """Return how to start workers: "fork" on Linux (no copy of the dataset, 0.2 s), else the system's default."""
     return "fork" if sys.platform == "linux" else None

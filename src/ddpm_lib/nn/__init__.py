@@ -3,6 +3,7 @@
 from torch import nn
 
 from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
+from ddpm_lib.nn.low_res import LowRes, LowResNoise
 from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.unet import Unet, preset_config
@@ -18,6 +19,8 @@ __all__ = [
     "Augmentation",
     "ClassLabel",
     "Conditioner",
+    "LowRes",
+    "LowResNoise",
     "SelfCondition",
     "Unet",
     "preset_config",

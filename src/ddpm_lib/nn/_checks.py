@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ddpm_lib.registry import unknown_name
+
+if TYPE_CHECKING:
+    from ddpm_lib.nn.blocks import BlockSettings
+from ddpm_lib.resizing import nearest_multiples
 
 
 def divisors(n: int) -> list[int]:
@@ -108,10 +113,18 @@ def resolve_attention_levels(attention_levels: Sequence[int] | None, levels: int
 def check_spatial(size: Sequence[int], factor: int) -> None:
     """Raise when a spatial size cannot be halved as often as the network does."""
     if any(s < 1 or s % factor for s in size):
-        down = "×".join(str(max(s // factor, 1) * factor) for s in size)
-        up = "×".join(str(max(math.ceil(s / factor), 1) * factor) for s in size)
         raise ValueError(
             f"The image size {'×'.join(map(str, size))} must be divisible by {factor} in every direction, which is "
-            f"how much smaller this network's deepest level is. The nearest sizes that fit: {down}"
-            + (f" or {up}." if up != down else ".")
+            f"how much smaller this network's deepest level is. The nearest sizes that fit: "
+            f"{nearest_multiples(size, factor)}."
+        )
+
+
+def warn_if_time_is_lost(settings: BlockSettings, widths: Sequence[int]) -> None:
+    """Warn when some blocks cannot see the time: published networks of this kind exist, so it is no error."""
+    if settings.time_conditioning == "add" and settings.groups in widths:
+        warnings.warn(
+            f"With groups={settings.groups} a level of {settings.groups} channels normalises each channel alone, which "
+            "removes the added time embedding. Use fewer groups or time_conditioning='scale_shift'.",
+            stacklevel=3,
         )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Stream = Callable[[int], torch.Generator]
+"""Returns the random numbers of the sample with that position in the batch."""
 
 
 class Conditioner(nn.Module):
@@ -37,8 +42,23 @@ class Conditioner(nn.Module):
         return self.drop_prob > 0
 
     def derive(self, x0: Tensor) -> Tensor | None:
-        """Return the value that training makes of clean images (b, c, *spatial) in [-1, 1]; None: it comes with the batch."""
+        """Return the value that training makes of clean images (b, c, *spatial) in [-1, 1], as a caller would give it.
+
+        None: the value comes with the batch.
+        """
         return None
+
+    def prepare(self, cond: dict[str, Tensor], stream: Stream | None = None) -> dict[str, Tensor]:
+        """Return the conditions of a batch as the network takes them, of what a caller gave; values of others stay.
+
+        Args:
+            cond: All conditions that were given or derived, by name.
+            stream: Returns the random numbers of sample i; None in training, which draws from torch's global generators.
+        """
+        return cond
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Raise ValueError when images of this size do not fit the condition."""
 
     def embed(self, value: Tensor) -> Tensor | None:
         """Return the embedding of shape (b, emb_dim), or None when this condition has none."""

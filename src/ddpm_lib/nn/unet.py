@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -28,6 +27,7 @@ from ddpm_lib.nn.blocks import (
 )
 from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
 from ddpm_lib.nn.embeddings import TimeEmbedding, TimeOrder
+from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.registry import unknown_name
@@ -112,6 +112,10 @@ class Unet(nn.Module):
         self_condition: Let the network see its own last estimate of the image (Chen et al. 2023): better samples for a sixth
             more time in training.
         augment_dim: Numbers that say how an image was augmented, 9 for the training option `augment`; None for none.
+        low_res_factor: For super-resolution, how many times smaller the image of the condition "low_res" is, which training
+            makes of its images (docs/super_resolution.md); None for no such condition.
+        low_res_max_noise: Largest level, in [0, 1], of the noise that training puts on the small image; 0 for none.
+        low_res_drop_prob: Probability of hiding the small image in training, for guidance by it.
         dims: 1 for sequences, 2 for images, 3 for volumes.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
 
@@ -155,6 +159,9 @@ class Unet(nn.Module):
         class_drop_prob: float = 0.1,
         self_condition: bool = False,
         augment_dim: int | None = None,
+        low_res_factor: int | None = None,
+        low_res_max_noise: float = 0.5,
+        low_res_drop_prob: float = 0.0,
         dims: int = 2,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -179,7 +186,7 @@ class Unet(nn.Module):
             dropout=dropout,
             time_conditioning=time_conditioning,
         )
-        _warn_if_time_is_lost(settings, widths)
+        checks.warn_if_time_is_lost(settings, widths)
         self.time_embedding = TimeEmbedding(dim, settings.emb_dim, time_order, freq_shift, time_scale)
         self.conditioners = nn.ModuleDict({c.name: c for c in self.build_conditioners(settings.emb_dim)})
         extra = sum(cast(Conditioner, c).extra_channels for c in self.conditioners.values())
@@ -201,6 +208,9 @@ class Unet(nn.Module):
             made.append(SelfCondition(config["channels"]))
         if config["augment_dim"] is not None:
             made.append(Augmentation(config["augment_dim"], emb_dim))
+        if config["low_res_factor"] is not None:
+            low_res = (config[f"low_res_{name}"] for name in ("factor", "max_noise", "drop_prob"))
+            made += low_res_conditioners(config["channels"], config["dims"], emb_dim, *low_res)
         return made
 
     def _build_paths(self, dim: int, widths: Sequence[int], settings: BlockSettings) -> None:
@@ -322,6 +332,8 @@ class Unet(nn.Module):
         if len(sizes) != self.dims:
             raise ValueError(f"image_size must have {self.dims} entries, one per direction, got {sizes}.")
         checks.check_spatial(sizes, self.downsample_factor)
+        for conditioner in self.conditioners.values():
+            cast(Conditioner, conditioner).check_size(sizes)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Unet:
@@ -350,16 +362,6 @@ def preset_config(name: str, **overrides: Any) -> dict[str, Any]:
         if argument not in choices:
             raise ValueError(unknown_name("argument of Unet", argument, choices))
     return {**PRESETS[name], **overrides}
-
-
-def _warn_if_time_is_lost(settings: BlockSettings, widths: Sequence[int]) -> None:
-    """Warn when some blocks cannot see the time: published networks of this kind exist, so it is no error."""
-    if settings.time_conditioning == "add" and settings.groups in widths:
-        warnings.warn(
-            f"With groups={settings.groups} a level of {settings.groups} channels normalises each channel alone, which "
-            "removes the added time embedding. Use fewer groups or time_conditioning='scale_shift'.",
-            stacklevel=3,
-        )
 
 
 def _check_arguments(config: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from ddpm_lib.registry import Registry
 from ddpm_lib.samplers.base import History, LevelAt, Noise, Past, Predict, Prediction, Sampler, sample_loop
 from ddpm_lib.samplers.ddim import DDIM
 from ddpm_lib.samplers.ddpm import DDPM, posterior_mean
+from ddpm_lib.samplers.deis import DEIS
 from ddpm_lib.samplers.dpm_solver import DPMSolver2M, DPMSolver2MSDE, DPMSolver2S, DPMSolver3M
 from ddpm_lib.samplers.heun import Euler, Heun
 from ddpm_lib.samplers.unipc import UniPC
@@ -24,6 +25,7 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "dpmpp_3m": DPMSolver3M,
         "dpmpp_2s": DPMSolver2S,
         "unipc": UniPC,
+        "deis": DEIS,
         "heun": Heun,
         "euler": Euler,
     },
@@ -64,6 +66,7 @@ def make_sampler(
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
     "SAMPLERS",
     "DPMSolver2M",
     "DPMSolver2MSDE",

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +72,9 @@ class History:
 class Sampler(ABC):
     """One step from level t to a cleaner level s; the fields of a subclass are its options."""
 
+    multistep: ClassVar[bool] = False
+    """True if a step uses what the network said in earlier steps (`History.past`)."""
+
     @abstractmethod
     def step(self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History) -> Tensor:
         """Return x_s from x = x_t, shape (b, c, *spatial)."""
@@ -110,7 +113,7 @@ def sample_loop(
     with torch.inference_mode():
         if on_state is not None:
             on_state(0, x)
-        for i, (t, s) in _bar(pairs, progress):
+        for i, (t, s) in bar(pairs, progress):
             history.remaining = len(pairs) - i
             x = sampler.step(x, t, s, predict, noise, history)
             if on_state is not None:
@@ -118,7 +121,8 @@ def sample_loop(
     return x
 
 
-def _bar(pairs: list[tuple[int, tuple[Level, Level]]], progress: bool) -> Iterable[tuple[int, tuple[Level, Level]]]:
+def bar(pairs: list[tuple[int, tuple[Level, Level]]], progress: bool) -> Iterable[tuple[int, tuple[Level, Level]]]:
+    """Return the numbered steps, behind a progress bar if there is to be one."""
     if not progress:
         return pairs
     from tqdm.auto import tqdm

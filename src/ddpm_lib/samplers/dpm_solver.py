@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class DPMSolver2M(Sampler):
     Raises:
         ValueError: If an option is out of range.
     """
+
+    multistep: ClassVar[bool] = True
 
     eta: float = 0.0
     solver: Literal["midpoint", "heun"] = "midpoint"
@@ -110,6 +112,8 @@ class DPMSolver3M(Sampler):
     Raises:
         ValueError: If an option is out of range.
     """
+
+    multistep: ClassVar[bool] = True
 
     eta: float = 0.0
     solver: Literal["midpoint", "heun"] = "heun"

@@ -27,12 +27,12 @@ def half_log_snr_step(t: Level, s: Level) -> float:
 
 
 def moments(h: float, count: int) -> list[float]:
-    """Return w_j = ∫_0^1 h·e^{−h(1−u)}·u^j du for j = 0 … count − 1.
+    """Return w_j = ∫_0^1 h·e^{−h(1−u)}·u^j du for j = 0 … count − 1; a negative h is the kernel for ε̂.
 
     >>> moments(math.inf, 3)
     [1.0, 1.0, 1.0]
     """
-    if h < 1.0:
+    if abs(h) < 1.0:
         # The recursion below would cancel; the series is h·Σ_m (−h)^m·j!/(m + j + 1)!.
         return [
             h * sum((-h) ** m * math.factorial(j) / math.factorial(m + j + 1) for m in range(20)) for j in range(count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -32,6 +32,8 @@ class UniPC(Sampler):
     Raises:
         ValueError: If an option is out of range.
     """
+
+    multistep: ClassVar[bool] = True
 
     order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"

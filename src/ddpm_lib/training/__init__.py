@@ -7,7 +7,8 @@ from ddpm_lib.training.checkpoint import CheckpointError
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.devices import process_state
 from ddpm_lib.training.loading import LoadedRun, load_run
-from ddpm_lib.training.results import DivergedError, TrainingResult
+from ddpm_lib.training.results import DivergedError, LostProcessError, OutOfMemoryError, TrainingResult
+from ddpm_lib.training.synthesis import SynthesisedEma, synthesise_ema
 from ddpm_lib.training.trainer import Trainer
 
 __all__ = [
@@ -16,9 +17,13 @@ __all__ = [
     "ConfigError",
     "DivergedError",
     "LoadedRun",
+    "LostProcessError",
+    "OutOfMemoryError",
+    "SynthesisedEma",
     "Trainer",
     "TrainingConfig",
     "TrainingResult",
     "load_run",
     "process_state",
+    "synthesise_ema",
 ]

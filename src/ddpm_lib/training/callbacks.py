@@ -16,6 +16,7 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib import keys
 from ddpm_lib.training.batches import to_device
+from ddpm_lib.training.examples import beside_examples
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,7 @@ class Callback:
         return type(self).__name__
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Run before the first step of a call of `train`."""
+        """Run before the first step of a call of `train`, and again after a roll-back (then `close` has run between)."""
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Run after every optimizer step; `trainer.step` counts the steps done, `trainer.last` holds the step's tensors."""
@@ -48,6 +49,10 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned (an empty dict where the checkpoint has none)."""
+
+    def keeps(self) -> set[int]:
+        """Return steps whose checkpoints are not to be removed."""
+        return set()
 
     def close(self) -> None:
         """Let go of what is open; runs last, also when training ends in an error."""
@@ -115,7 +120,7 @@ class MetricLogger(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the window."""
-        self._restored = state.get("sums")
+        self._sums, self._restored = None, state.get("sums")
 
 
 class LossAwareTimes(Callback):
@@ -206,7 +211,10 @@ class Validation(Callback):
 
 
 class SampleGrid(Callback):
-    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the ranks."""
+    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the ranks.
+
+    Of a super-resolution network it shows held-out images: small copy, sample, truth.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -226,8 +234,9 @@ class SampleGrid(Callback):
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
             scale = max(1, 128 // max(batch.shape[-2:]))
             path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"
+            tiles, columns = beside_examples(trainer, batch)
             with trainer.going_on(str(path)):
-                trainer.last_grid = pictures.save_grid(batch, path, scale=scale)
+                trainer.last_grid = pictures.save_grid(tiles, path, columns, scale)
                 _show_inline(path)
 
 
@@ -252,18 +261,6 @@ class SaveCheckpoints(Callback):
         """Save when it is time."""
         if trainer.step % self.every == 0:
             trainer.save()
-
-
-class FiniteLoss(Callback):
-    """Stop a run whose loss or gradient is no longer finite, looking only where metrics are read anyway."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-
-    def on_step_end(self, trainer: Trainer) -> None:
-        """Look when it is time."""
-        if trainer.step % self.every == 0:
-            trainer.check_finite()
 
 
 class ProgressBar(Callback):
@@ -317,13 +314,17 @@ class ProgressBar(Callback):
 
 def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:
     """Return the callbacks that the options, and a time sampler that learns, ask for, in the order in which they run."""
-    chosen: list[Callback] = [MetricLogger(config.log_every), FiniteLoss(config.log_every)]
+    chosen: list[Callback] = [MetricLogger(config.log_every)]
     if learns_times:
         chosen.append(LossAwareTimes())
     if config.val_every:
         chosen.append(Validation(config.val_every, config.val_max_images, config.seed))
     if config.sample_every:
         chosen.append(SampleGrid(config.sample_every))
+    if config.posthoc_ema:
+        from ddpm_lib.training.posthoc import PostHocSnapshots
+
+        chosen.append(PostHocSnapshots(config.posthoc_every))
     chosen.append(SaveCheckpoints(config.save_every))
     if config.progress:
         chosen.append(ProgressBar())

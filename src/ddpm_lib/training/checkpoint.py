@@ -10,13 +10,14 @@ The manifest is written last, so a directory that lacks it, or whose files diffe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise  # some network file systems flush files, but know no such thing for directories
     finally:
         os.close(handle)
 
@@ -164,14 +168,16 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def prune(folder: Path, newest: int, keep_last: int, keep_every: int | None = None) -> list[Path]:
-    """Remove all but the newest `keep_last` checkpoints and those of multiples of `keep_every`; return what went.
+def prune(
+    folder: Path, newest: int, keep_last: int, keep_every: int | None = None, keep: Collection[int] = ()
+) -> list[Path]:
+    """Remove all but the newest `keep_last` checkpoints, those of multiples of `keep_every` and `keep`; return what went.
 
     Checkpoints after step `newest`, which was just written, are damaged ones that the run passed over: they do not count.
     """
     gone = []
     for path in [p for p in list_checkpoints(folder) if step_of(p) <= newest][:-keep_last]:
-        if keep_every and step_of(path) % keep_every == 0:
+        if (keep_every and step_of(path) % keep_every == 0) or step_of(path) in keep:
             continue
         _remove(path)
         gone.append(path)
@@ -189,17 +195,21 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name}: {MANIFEST} is missing, so it was never completed")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        version, files = manifest["format"], manifest["files"]
+        version, step, files = manifest["format"], manifest["step"], manifest["files"]
         expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path.name}: format {version!r}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
         )
+    if _NAME.fullmatch(path.name) and step != step_of(path):
+        raise CheckpointError(
+            f"{path.name}: {MANIFEST} says step {step!r}, so it is damaged or the directory was renamed"
+        )
     for name, (size, digest) in expected.items():
         file = path / name
-        if Path(name).name != name or not file.is_file():
+        if Path(name).name != name or "\0" in name or not file.is_file():
             raise CheckpointError(f"{path.name}: {name} is missing")
         if file.stat().st_size != size:
             raise CheckpointError(f"{path.name}: {name} has {file.stat().st_size} bytes instead of {size}")
@@ -208,9 +218,17 @@ def verify(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that verifies, warning about each broken one passed over; None if there is none."""
-    for path in reversed(list_checkpoints(folder)):
+def newest_complete(
+    folder: Path, warn: Callable[[str], None], accept: Callable[[int], bool] = lambda step: True
+) -> Path | None:
+    """Return the newest checkpoint that verifies, warning about each broken one passed over; None if there is none.
+
+    Args:
+        folder: The run's `checkpoints` directory.
+        warn: Gets a line for each broken one.
+        accept: Says by the step which checkpoints to consider.
+    """
+    for path in reversed([p for p in list_checkpoints(folder) if accept(step_of(p))]):
         try:
             verify(path)
         except (CheckpointError, OSError) as error:
@@ -222,19 +240,23 @@ def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     """Read one tensor file of a checkpoint into CPU memory."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = path / f"{stem}.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{path} holds no {stem} tensors.")
-    return load_file(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is no safetensors file ({error}).") from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state.json."""
     try:
         return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path / 'state.json'} cannot be read ({type(error).__name__}: {error}).") from error
 
 

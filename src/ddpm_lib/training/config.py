@@ -61,7 +61,10 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
         if len(items) == len(value):
             return tuple(check_type(f"{name}[{i}]", v, a) for i, (v, a) in enumerate(zip(value, items)))
     elif origin is dict and isinstance(value, Mapping):
-        return {str(k): check_type(f"{name}[{k!r}]", v, args[1]) for k, v in value.items()}
+        # Options of parts are numbers or switches, such as {"zero_terminal_snr": True}.
+        return {
+            str(k): v if isinstance(v, bool) else check_type(f"{name}[{k!r}]", v, args[1]) for k, v in value.items()
+        }
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
@@ -143,6 +146,10 @@ class TrainingConfig:
     """One or several decays of weight averages; the first is used for sampling. Empty: no average."""
     ema_power: float = 0.75
     """Warm-up of the average: the decay at step n is at most 1 - n^-ema_power, which suits short runs."""
+    posthoc_ema: tuple[float, ...] = ()
+    """Relative lengths of power-function averages to store, from which `ddpm ema` makes any length later, such as 0.05 0.1."""
+    posthoc_every: int = 1000
+    """Steps between their snapshots, which are kept for good; each holds one copy of the weights per length."""
 
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How images get the training size: keep the aspect and crop the centre, keep it and pad, or stretch."""
@@ -187,6 +194,10 @@ class TrainingConfig:
     """Newest checkpoints to keep (at least 2: one may be damaged)."""
     keep_every: int | None = None
     """Also keep the checkpoints of multiples of this step for good."""
+    keep_best: str | None = None
+    """Also save and keep the checkpoint with the lowest value of this logged metric (val_loss); max:NAME for the highest."""
+    save_async: bool = False
+    """Write checkpoints in a thread: training waits only for a copy in RAM."""
     sample_every: int = 1000
     """Steps between sample grids; 0: never."""
     sample_count: int = 16
@@ -214,6 +225,12 @@ class TrainingConfig:
     """Compile the network with torch.compile (minutes at the start, faster steps on a GPU)."""
     deterministic: bool = False
     """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is NaN or infinite: stop, leave out that update, or go back to a checkpoint with other images."""
+    max_nonfinite: int = 3
+    """Updates to leave out, or times to roll back, before the run stops after all."""
+    stall_minutes: float = 5.0
+    """Say where the run hangs, and which process is missing, when nothing has moved for this long."""
     process_timeout_minutes: float = 10.0
     """With several processes: how long to wait for a lost one before giving up."""
 
@@ -228,6 +245,7 @@ class TrainingConfig:
         at_least = {
             "max_steps": 1, "batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
             "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
+            "max_nonfinite": 1, "posthoc_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -240,6 +258,7 @@ class TrainingConfig:
             "ema_power",
             "cache_limit_mb",
             "process_timeout_minutes",
+            "stall_minutes",
         )
         for name in positive:
             value = getattr(self, name)
@@ -265,6 +284,10 @@ class TrainingConfig:
                     raise ConfigError(f"{name} must lie in [0, 1); got {value}.")
 
     def _check_together(self) -> None:
+        if not all(0 < s < 0.288 for s in self.posthoc_ema) or len(set(self.posthoc_ema)) < len(self.posthoc_ema):
+            raise ConfigError(
+                f"posthoc_ema must be different numbers between 0 and 0.288; got {list(self.posthoc_ema)}."
+            )
         if len(set(self.ema_decay)) != len(self.ema_decay):
             raise ConfigError(f"ema_decay names the same decay twice: {self.ema_decay}.")
         if self.batch_size % self.accumulation_steps:
@@ -276,6 +299,11 @@ class TrainingConfig:
             raise ConfigError(
                 f"batch_size {self.batch_size} is not divisible by shards {self.shards}. "
                 f"Shards that fit: {divisors(self.batch_size)}."
+            )
+        if self.keep_every and self.keep_every % self.save_every:
+            raise ConfigError(
+                f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}, so those steps are not saved. "
+                f"Set keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
             )
         if self.val_data is not None and self.val_every == 0:
             raise ConfigError(

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.lock import unwritable
 from ddpm_lib.training.records import MetricsFile, write_status
+from ddpm_lib.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,6 +42,7 @@ class RunContext:
     step: int
     images_seen: int
     metrics: dict[str, Any]
+    watchdog: Watchdog
     _row: dict[str, Any]
     _clock: float
 
@@ -48,7 +51,10 @@ class RunContext:
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.output_dir, error) from error
         self.records = MetricsFile(self.output_dir)
 
     def _status(self, status: str, reason: str) -> None:
@@ -69,6 +75,10 @@ class RunContext:
     def log(self, values: dict[str, Any]) -> None:
         """Add values to this step's line of metrics.jsonl, metrics.csv and the trackers; to be called on every rank."""
         self._row.update(values)
+
+    def logged(self, name: str) -> Any:
+        """Return what was logged under a name in this step so far, or None."""
+        return self._row.get(name)
 
     def _flush_row(self) -> None:
         if not self._row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -80,6 +81,36 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def adopt_slurm_ranks() -> None:
+    """Take the ranks from SLURM where `srun` started several tasks and no other launcher set them (accelerate does not look).
+
+    The first node of the step is where the processes meet, at a port made from the job's number.
+    """
+    env = os.environ
+    tasks = env.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun only: a batch script itself is one process
+    if "RANK" in env or not tasks.isdigit() or int(tasks) < 2:
+        return
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    if any(not env.get(source, "").isdigit() for source in names.values()):
+        return
+    job, step = (
+        int(env.get(name, "0")) if env.get(name, "0").isdigit() else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
+    )
+    env.update({name: env[source] for name, source in names.items()})
+    env.setdefault("MASTER_ADDR", first_host(env.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1")
+    env.setdefault("MASTER_PORT", str(20_000 + (17 * job + step) % 20_000))
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a SLURM list.
+
+    >>> [first_host(s) for s in ("n1", "gpu[03-05,9],cpu1", "a-b[7]", "")]
+    ['n1', 'gpu03', 'a-b7', '']
+    """
+    match = re.match(r"([^\[,]*)(?:\[(\d+))?", nodes)
+    return (match[1] + (match[2] or "")) if match else ""
+
+
 def process_state(device: str = "auto") -> PartialState:
     """Join the other processes that a launcher started, if any; `main_process_first()` of the result orders file work.
 
@@ -88,6 +119,7 @@ def process_state(device: str = "auto") -> PartialState:
     """
     from accelerate import PartialState
 
+    adopt_slurm_ranks()
     return PartialState(cpu=pick_device(device) == "cpu")
 
 
@@ -97,6 +129,7 @@ def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
+    adopt_slurm_ranks()
     device = pick_device(config.device)
     precision = pick_precision(config.mixed_precision, device)
     # accelerate's state is one per process: a notebook that trains twice would get the first device, or be refused
@@ -107,15 +140,44 @@ def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
     for tracker in config.trackers:
         _check_tracker(tracker)
-    return Accelerator(
-        mixed_precision=precision,
-        cpu=device == "cpu",
-        # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))],
-    )
+    with meeting_explained():
+        return Accelerator(
+            mixed_precision=precision,
+            cpu=device == "cpu",
+            # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))],
+        )
+
+
+@contextlib.contextmanager
+def meeting_explained() -> Iterator[None]:
+    """Turn a failure of the processes to meet into an error that says what to set.
+
+    Raises:
+        ConfigError: If the port is taken.
+        LostProcessError: If the other processes cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        if "address already in use" in text.lower() or "EADDRINUSE" in text:
+            raise ConfigError(
+                f"The processes were to meet at {place}, but that port is in use. Set MASTER_PORT to a free one "
+                "(torchrun --standalone, or --master_port, finds or takes another)."
+            ) from error
+        if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
+            from ddpm_lib.training.results import LostProcessError
+
+            raise LostProcessError(
+                f"The processes could not meet at {place}. If none died, check MASTER_ADDR and MASTER_PORT; on nodes with "
+                f"several networks name the right one: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME. [{text[:300]}]"
+            ) from error
+        raise
 
 
 def claim_precision(precision: str) -> None:

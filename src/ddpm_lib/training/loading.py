@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.training import checkpoint as files
+from ddpm_lib.training.best import best_step
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ddpm_lib.diffusion import GaussianDiffusion
 
 logger = logging.getLogger("ddpm_lib")
@@ -37,12 +40,37 @@ class LoadedRun:
     state: dict[str, Any]
 
 
+_FOREIGN = {
+    "model_index.json": "a pipeline of diffusers",
+    "random_states_0.pkl": "a state saved by accelerate",
+    "pytorch_model.bin": "a model of transformers or diffusers",
+    "diffusion_pytorch_model.safetensors": "a model of diffusers",
+    ".metadata": "a distributed checkpoint of torch",
+}
+
+
+def refuse_foreign(path: Path) -> None:
+    """Recognise what other libraries save, by names alone: nothing is read.
+
+    Raises:
+        CheckpointError: Saying what it is and what is needed instead.
+    """
+    what = next((words for name, words in _FOREIGN.items() if (path / name).exists()), None)
+    if path.is_file():
+        pickles = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+        what = "a pickle, which can run code and is never loaded" if path.suffix in pickles else "a file"
+    if what:
+        raise files.CheckpointError(
+            f"{path} is {what}. Give a run directory of ddpm_lib such as runs/shapes, or a checkpoint in it."
+        )
+
+
 def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
     """Find checkpoints of a run directory, or take the path itself if it is one.
 
     Args:
         path: A run directory or a checkpoint directory.
-        which: "latest", "all", a step ("1200") or a directory name ("step-000001200").
+        which: "latest", "best" (by keep_best), "all", a step ("1200") or a directory name ("step-000001200").
 
     Raises:
         CheckpointError: If there is none, naming what is there.
@@ -52,6 +80,8 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
         raise files.CheckpointError(
             f"{path} does not exist. Give a run directory such as runs/shapes, or one of its checkpoints."
         )
+    if not path.is_dir() or not (path / files.MANIFEST).is_file():
+        refuse_foreign(path)
     if (path / files.MANIFEST).is_file():
         if which != "latest":
             raise files.CheckpointError(
@@ -71,6 +101,14 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
         for line in broken:
             logger.warning("%s Taking %s.", line, newest.name)
         return [newest]
+    if which == "best":
+        newest = find_checkpoints(path)[-1]
+        step = best_step(files.read_state(newest))
+        if step is None:
+            raise files.CheckpointError(
+                f"{path} was trained without keep_best, so no checkpoint is the best. There are: {names}."
+            )
+        which = str(step)
     wanted = files.checkpoint_name(int(which)) if which.isdigit() else which
     chosen = there if which == "all" else [p for p in there if p.name == wanted]
     if not chosen:
@@ -87,7 +125,7 @@ def load_run(
 
     Args:
         path: A run directory or a checkpoint directory.
-        checkpoint: "latest", a step, or a directory name.
+        checkpoint: "latest", "best" (by keep_best), a step, or a directory name.
         weights: "ema" or "model".
         ema_decay: Which average, where several were kept; default: the first.
 
@@ -98,13 +136,40 @@ def load_run(
         CheckpointError: If there is no complete checkpoint, or it is of a network that only Python code can build.
         ConfigError: If the weights asked for were not kept.
     """
-    from ddpm_lib.diffusion import GaussianDiffusion
-    from ddpm_lib.nn import NETWORKS
-
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
     found = find_checkpoints(path, checkpoint)[-1]
     state = files.read_state(found)
+    try:
+        model, diffusion = _build(found, state)
+        names, step, kept = state["data"]["class_names"], int(state["step"]), state["ema_decay"]
+        # An average that was synthesised is named by its length, not by a decay.
+        state["ema_decay"] = [decay if isinstance(decay, str) else float(decay) for decay in kept]
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
+        if isinstance(error, files.CheckpointError):
+            raise
+        raise files.CheckpointError(
+            f"{found / 'state.json'} describes nothing that this version can build ({type(error).__name__}: {error})."
+        ) from error
+    tensors, label = _choose(found, state, weights, ema_decay)
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise files.CheckpointError(
+            f"{found} holds NaN or infinite weights ({len(broken)} of {len(tensors)} tensors, the first is {broken[0]}). "
+            "Choose an older checkpoint."
+        )
+    files.load_weights(model, tensors, str(found))
+    if diffusion.uncertainty is not None and (found / "uncertainty.safetensors").is_file():
+        files.load_weights(diffusion.uncertainty, files.read_tensors(found, "uncertainty"), str(found))
+    diffusion.eval()
+    return LoadedRun(diffusion, found, step, label, tuple(names) if names else None, state)
+
+
+def _build(found: Path, state: dict[str, Any]) -> tuple[nn.Module, GaussianDiffusion]:
+    """Build the network and the process that a checkpoint's state.json describes, by the names of registered classes."""
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.nn import NETWORKS
+
     described = state["model"]
     if described["class"] not in NETWORKS or described["config"] is None:
         raise files.CheckpointError(
@@ -112,14 +177,7 @@ def load_run(
             "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
         )
     model = NETWORKS[described["class"]](**described["config"])
-    diffusion = GaussianDiffusion(model, **state["diffusion"])
-    tensors, label = _choose(found, state, weights, ema_decay)
-    files.load_weights(model, tensors, str(found))
-    if diffusion.uncertainty is not None:
-        files.load_weights(diffusion.uncertainty, files.read_tensors(found, "uncertainty"), str(found))
-    diffusion.eval()
-    names = state["data"]["class_names"]
-    return LoadedRun(diffusion, found, int(state["step"]), label, tuple(names) if names else None, state)
+    return model, GaussianDiffusion(model, **state["diffusion"])
 
 
 def _choose(path: Path, state: dict[str, Any], weights: str, decay: float | None) -> tuple[dict[str, Any], str]:

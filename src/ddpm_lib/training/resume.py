@@ -49,6 +49,20 @@ def describe_versions() -> dict[str, Any]:
     return {**found, "python": platform.python_version(), "threads": torch.get_num_threads()}
 
 
+def describe_run(trainer: Trainer) -> str:
+    """Say in one line what is trained, on what, how and where."""
+    plan, config, held_out = trainer.plan, trainer.config, trainer.held_out
+    precision = "float32" if trainer.precision == "no" else trainer.precision
+    parameters = sum(p.numel() for p in trainer.diffusion.model.parameters())
+    ranks = f"{trainer.processes} processes, {plan.per_process} each" if trainer.processes > 1 else "one process"
+    kept = f", {len(held_out):,} held out" if held_out is not None else ""
+    micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
+    return (
+        f"Training {parameters / 1e6:.2f} M parameters on {len(trainer.dataset):,} images{kept}; batch {config.batch_size} "
+        f"({ranks}{micro}), {precision} on {trainer.device}; run directory {trainer.output_dir}."
+    )
+
+
 def run_state(trainer: Trainer) -> dict[str, Any]:
     """Collect everything but the tensors, JSON-able."""
     scaler = trainer.accelerator.scaler
@@ -65,40 +79,10 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "ema_decay": list(trainer.config.ema_decay),
         "training": trainer.config.to_dict(),
         "callbacks": {name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
+        "guard": trainer.guard.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "versions": describe_versions(),
     }
-
-
-def write_checkpoint(trainer: Trainer) -> files.SavedCheckpoint | None:
-    """Save the run on the main process while the others wait; prune when the new checkpoint is complete.
-
-    Returns:
-        What was written (the same on every rank), or None when the disk refused (a warning has said so).
-    """
-    state = run_state(trainer)  # callbacks may need all ranks for their state
-    return trainer.on_main(lambda: _write(trainer, state))
-
-
-def _write(trainer: Trainer, state: dict[str, Any]) -> files.SavedCheckpoint | None:
-    folder = trainer.output_dir / "checkpoints"
-    tensors = {"model": trainer.diffusion.model.state_dict()}
-    tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
-    if trainer.ema is not None:
-        tensors["ema"] = trainer.ema.tensors()
-    if trainer.diffusion.uncertainty is not None:
-        tensors["uncertainty"] = trainer.diffusion.uncertainty.state_dict()
-    try:
-        trainer.records.flush()
-        saved = files.save_checkpoint(folder, trainer.step, tensors, state)
-    except OSError as error:
-        last = trainer.last_checkpoint
-        left = f"The last good checkpoint is {last.name}" if last is not None else "There is no checkpoint yet"
-        trainer.say(f"The checkpoint of step {trainer.step} could not be written to {folder}: {error}. {left}.")
-        return None
-    with trainer.going_on("The removal of old checkpoints"):
-        files.prune(folder, trainer.step, trainer.config.keep_last, trainer.config.keep_every)
-    return saved
 
 
 def named(callbacks: list[Callback]) -> dict[str, Callback]:
@@ -227,8 +211,10 @@ def restore(trainer: Trainer, path: Path) -> None:
             )
         trainer.ema.load_tensors(files.read_tensors(path, "ema") if state["ema_decay"] else {})
         trainer.ema.set_step(trainer.step)
+    trainer.posthoc.restore(path, state)
     if state["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    trainer.guard.load_state_dict(state.get("guard", {}))
     for name, callback in named(trainer.callbacks).items():
         callback.load_state_dict(state["callbacks"].get(name, {}))
     threads = state["versions"].get("threads")

@@ -13,22 +13,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.augmentation import AUGMENT_DRAWS, augment
-from ddpm_lib.training import devices
-from ddpm_lib.training.batches import BatchPlan, TrainingBatches, flip_rows, to_device
+from ddpm_lib.training import devices, failures
+from ddpm_lib.training.agreement import check_alike, check_place
+from ddpm_lib.training.batches import BatchPlan, TrainingBatches
+from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
+from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.examples import example_conditions
+from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.lock import RunLock
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
+from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.records import flat_scalars, write_run_config
-from ddpm_lib.training.results import DivergedError, StepResult, TrainingResult
-from ddpm_lib.training.resume import find_checkpoint, restore, shards_of_run, write_checkpoint
+from ddpm_lib.training.results import StepResult, TrainingResult
+from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
 from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
+from ddpm_lib.training.saving import Saver, check_space
 from ddpm_lib.training.sources import check_augmentation, data_name, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
+from ddpm_lib.training.watchdog import Watchdog, meeting_store
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -73,7 +80,11 @@ class Trainer(RunContext):
         self.data_source = data
         self.source_name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
         self.callbacks: list[Callback] = [*default_callbacks(self.config, diffusion.time_sampler.learns), *callbacks]
+        if self.config.keep_best:  # last, so that it hears what other callbacks log
+            check_metric(self.config)
+            self.callbacks.append(KeepBest(self.config.keep_best))
         self.output_dir = Path(self.config.output_dir or f"runs/{data_name(data)}")
+        check_place(self.output_dir, data)
         self.step = 0
         self.images_seen = 0
         self.elapsed_seconds = 0.0
@@ -83,10 +94,12 @@ class Trainer(RunContext):
         self.last_grid: Path | None = None
         self._row: dict[str, Any] = {}
         self._prepared = False
+        self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
         self._stop_reason: str | None = None
         self._save_requested = False
-        self._save_seconds = 0.0
+        self.saver = Saver(self.config.save_async)
         self._slowest_step = 0.0
+        self.guard = failures.NonFiniteGuard(self.config.on_nonfinite, self.config.max_nonfinite)
         check_size = getattr(diffusion.model, "check_size", None)
         if check_size is not None:
             check_size(diffusion.image_size)
@@ -101,26 +114,40 @@ class Trainer(RunContext):
             How it ended; call `train()` again to continue after an interruption.
         """
         called = time.monotonic()
-        self.prepare()
-        with self._session() as (network, signals):
-            limit = TimeLimit(self.config.max_hours, called)
-            batches = self._open_batches()
-            try:
-                self._each_callback("on_train_start")
-                while self.step < self.config.max_steps and not self._agree_to_stop(signals, limit):
-                    began = time.monotonic()
-                    self._optimizer_step(network, batches)
-                    self._each_callback("on_step_end")
-                    self._save_if_requested()
-                    self._slowest_step = max(self._slowest_step, time.monotonic() - began)
-                self._save_at_end()
-                self._each_callback("on_train_end")
-            finally:
-                batches.close()
+        with failures.losses_explained(self):
+            self.prepare()
+            with self._session() as (network, signals):
+                limit = TimeLimit(self.config.max_hours, called)
+                while True:
+                    try:
+                        self._walk(network, signals, limit)
+                        break
+                    except failures.StartOver as again:
+                        again.apply(self)
         return self._finish()
+
+    def _walk(self, network: nn.Module, signals: StopSignals, limit: TimeLimit) -> None:
+        """Train from the present state to the end, a reason to stop, or a failure that means to start over."""
+        batches = self._open_batches()
+        try:
+            self._each_callback("on_train_start")
+            while self.step < self.config.max_steps and not self._agree_to_stop(signals, limit):
+                began = time.monotonic()
+                with failures.memory_answered(self):
+                    self._optimizer_step(network, batches)
+                if self.step % self.config.log_every == 0:
+                    self.guard.look(self)
+                self._each_callback("on_step_end")
+                self._save_if_requested()
+                self._slowest_step = max(self._slowest_step, time.monotonic() - began)
+            self._save_at_end()
+            self._each_callback("on_train_end")
+        finally:
+            batches.close()
 
     def _optimizer_step(self, network: nn.Module, batches: TrainingBatches) -> None:
         config, rows_of = self.config, self.plan.rows()
+        self.watchdog.at(self.step, "the next step")
         rate = learning_rate(self.step, config)
         set_learning_rate(self.optimizer, rate)
         losses, levels = [], []
@@ -132,34 +159,19 @@ class Trainer(RunContext):
             losses.append(per_image.detach())
             levels.append(t)
         norm = self.accelerator.clip_grad_norm_(self.diffusion.parameters(), config.max_grad_norm or float("inf"))
-        self.optimizer.step()
+        loss = torch.cat(losses)
+        self.guard.step(self, loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
         self.step += 1
+        self.posthoc.update(self.step)
         self.images_seen += config.batch_size
-        self.last = StepResult(torch.cat(losses), torch.cat(levels), norm, rate)
+        self.last = StepResult(loss, torch.cat(levels), norm, rate)
 
     def _forward(self, network: nn.Module, batch: dict[str, Any], rows: range) -> tuple[Tensor, Tensor]:
-        randomness, slot = self.randomness, self.images_seen
-        batch = to_device(batch, self.device)
-        images = batch.pop("image")
-        if self.config.horizontal_flip:
-            images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
-        cond = self.conditions(batch)
-        if self.config.augment:
-            draws = torch.stack([randomness.uniform(f"augment {k}", slot, rows) for k in range(AUGMENT_DRAWS)], 1)
-            images, done = augment(images, draws, self.config.augment)
-            cond = {**(cond or {}), "augment": done}
-        uniform = randomness.uniform("t", slot, rows)
-        t, _ = self.diffusion.time_sampler(uniform, self.diffusion.timesteps)
-        noise = randomness.noise(self.step, rows, tuple(images.shape[1:]), self.device)
-        droppable = [(k, c) for k, c in getattr(self.diffusion.model, "conditioners", {}).items() if c.drop_prob > 0]
-        # What guidance contrasts drops together.
-        drop = {k: randomness.uniform("drop" if c.guided else k, slot, rows).numpy() for k, c in droppable}
-        randomness.seed_dropout(self.step, rows)
-        # NumPy, because DDP would move CPU tensors to the GPU, and reading them back there would wait for it.
-        return network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="none"), t
+        """Return the losses of some rows of the present step's batch, and their levels."""
+        return forward_rows(self, network, batch, rows)
 
     def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
         """Pick the fields of a batch that the network is conditioned on."""
@@ -174,6 +186,7 @@ class Trainer(RunContext):
         config = self.config
         self._join(devices.make_accelerator(config, self.output_dir))
         self.precision = str(self.accelerator.mixed_precision)
+        check_alike(self)
         checkpoint = self.on_main(lambda: find_checkpoint(self))
         self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say)
         self.plan = BatchPlan(config.batch_size, self.processes, self.rank, config.accumulation_steps)
@@ -183,7 +196,7 @@ class Trainer(RunContext):
             restore(self, checkpoint)
             self.last_checkpoint = checkpoint
             self.say(f"Resumed {checkpoint} at step {self.step:,} of {config.max_steps:,}.")
-        self._describe_run()
+        self.say(describe_run(self))
         self._prepared = True
 
     def _start_records(self) -> None:
@@ -200,28 +213,21 @@ class Trainer(RunContext):
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         self.ema = WeightAverages(model, config.ema_decay, config.ema_power) if config.ema_decay else None
+        self.posthoc = PostHocAverages(model, config.posthoc_ema)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.diffusion, config, self.device))
         if config.compile:
             model.compile()
 
-    def _describe_run(self) -> None:
-        precision = "float32" if self.precision == "no" else self.precision
-        parameters = sum(p.numel() for p in self.diffusion.model.parameters())
-        ranks = f"{self.processes} processes, {self.plan.per_process} each" if self.processes > 1 else "one process"
-        held_out = f", {len(self.held_out):,} held out" if self.held_out is not None else ""
-        micro = f" in micro-batches of {self.plan.micro}" if self.plan.accumulation > 1 else ""
-        self.say(
-            f"Training {parameters / 1e6:.2f} M parameters on {len(self.dataset):,} images{held_out}; "
-            f"batch {self.config.batch_size} ({ranks}{micro}), {precision} on {self.device}; run directory {self.output_dir}."
-        )
-
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
         lock = RunLock(self.output_dir)
-        self.on_main(lock.acquire)
+        note = self.on_main(lock.acquire)
         own_forward = self.diffusion.__dict__.get("forward")
         self._stop_reason, self._save_requested, self._row = None, False, {}
         try:
+            if note:
+                self.say(note)
+            self.on_main(lambda: check_space(self))
             self.on_main(self._start_records)
             devices.claim_precision(self.precision)
             network = self.accelerator.prepare_model(self.diffusion)
@@ -230,12 +236,20 @@ class Trainer(RunContext):
                 self.accelerator.init_trackers(self.output_dir.name, flat_scalars(self.config.to_dict()))
             self._status("running", "")
             self._clock = time.monotonic() - self.elapsed_seconds
-            with devices.global_state_kept(self.device, self.config.deterministic), StopSignals() as signals:
+            self.guard.reset(self.device)
+            store = meeting_store(self.processes)
+            self.watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir, self.rank, self.processes, store)
+            with (
+                devices.global_state_kept(self.device, self.config.deterministic),
+                StopSignals() as signals,
+                self.watchdog,
+            ):
                 yield network, signals
         except BaseException as error:
             self._status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
+            self.saver.close()
             for callback in self.callbacks:
                 callback.close()
             for tracker in self.accelerator.trackers:
@@ -265,6 +279,7 @@ class Trainer(RunContext):
 
     def _each_callback(self, hook: str) -> None:
         for callback in self.callbacks:
+            self.watchdog.at(self.step, f"{callback.name}.{hook}")
             getattr(callback, hook)(self)
         self._flush_row()
 
@@ -274,7 +289,7 @@ class Trainer(RunContext):
         if reason is None and signals.received:
             reason = f"received {signals.received}"
         if reason is None:
-            reason = limit.reached(self._slowest_step, self._save_seconds)
+            reason = limit.reached(self._slowest_step, self.saver.seconds)
         if reason is None and self.is_main and stop_file_present(self.output_dir):
             reason = "found the file STOP"
         if self.processes > 1:
@@ -293,21 +308,20 @@ class Trainer(RunContext):
         if not self._save_requested:
             return
         self._save_requested = False
-        self.check_finite()
+        self.guard.look(self)
+        self.watchdog.at(self.step, "saving")
         self.elapsed_seconds = time.monotonic() - self._clock
-        saved = write_checkpoint(self)
-        if saved is not None:
-            self.last_checkpoint, self._save_seconds = saved.path, saved.seconds
-            logger.info("Saved %s: %.1f MiB in %.2f s.", saved.path, saved.megabytes, saved.seconds)
+        self.saver.save(self)
 
     def _save_at_end(self) -> None:
-        from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name
-
-        if self.last_checkpoint is not None and self.last_checkpoint.name == checkpoint_name(self.step):
+        name = checkpoint_name(self.step)
+        self.saver.settle(self)
+        if self.last_checkpoint is not None and self.last_checkpoint.name == name:
             return
         self._save_requested = True
         self._save_if_requested()
-        if self.last_checkpoint is None or self.last_checkpoint.name != checkpoint_name(self.step):
+        self.saver.settle(self)
+        if self.last_checkpoint is None or self.last_checkpoint.name != name:
             raise CheckpointError(
                 f"The last checkpoint (step {self.step}) could not be written. Free space in {self.output_dir} and run again."
             )
@@ -328,28 +342,6 @@ class Trainer(RunContext):
         """Ask to stop after this step with a checkpoint, giving the reason."""
         self._stop_reason = reason
 
-    def check_finite(self) -> None:
-        """Raise when the loss or the gradient has become NaN or infinite (reads the device; the same on every rank).
-
-        Raises:
-            DivergedError: Naming the step and the last good checkpoint.
-        """
-        if self.last is None:
-            return
-        values = [self.last.losses.sum()]
-        if self.precision != "fp16":  # there the scaler skips steps with infinite gradients
-            values.append(self.last.grad_norm.to(values[0]))
-        if not torch.isfinite(self.sum_over_ranks(torch.stack(values))).all():
-            good = (
-                f"The last good checkpoint is {self.last_checkpoint}"
-                if self.last_checkpoint
-                else "There is no checkpoint yet"
-            )
-            raise DivergedError(
-                f"The loss or gradient is not finite at step {self.step}. {good}. "
-                "Lower learning_rate, set max_grad_norm, or use mixed_precision='no'."
-            )
-
     def close(self) -> None:
         """Leave the process group, where there is one; a script with several processes calls it at its end."""
         if self._prepared and self.processes > 1:
@@ -367,7 +359,8 @@ class Trainer(RunContext):
 
         Args:
             n: Number of images over all ranks.
-            cond: Conditions of all n images, for example {"class_label": labels}; default: the classes in turn.
+            cond: Conditions of all n images, for example {"class_label": labels}; default: the classes in turn, and for
+                super-resolution small copies of held-out images.
             weights: "ema" (the average) or "model" (the trained weights).
             **options: Further arguments of `GaussianDiffusion.sample`: sampler, num_steps, seed, guidance_scale, …
 
@@ -378,7 +371,8 @@ class Trainer(RunContext):
         if weights not in ("ema", "model"):
             raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
         network = self.averaged_network() if weights == "ema" else self.diffusion.model
-        cond = cond if cond is not None else default_condition(self.diffusion, n)
+        if cond is None:
+            cond = example_conditions(self, n) or default_condition(self.diffusion, n)
         devices.claim_precision(self.precision)
         with self.accelerator.autocast():
             return sample_shared(

@@ -1,0 +1,191 @@
+"""Run the cells of an ablation, each in a run directory of its own, so that a second call continues and skips."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm_lib.ablation.grid import Cell, Grid, digest
+from ddpm_lib.ablation.report import AblationResult, Outcome
+from ddpm_lib.ablation.subjects import Subject, make_subject
+from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.training import DivergedError, Trainer
+from ddpm_lib.training.checkpoint import write_atomically
+from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.sources import data_name
+
+MEASURES_VERSION = 1
+"""Part of what names a file of measures: a change of the yardsticks measures finished cells anew."""
+
+
+def ablate(
+    data: str,
+    vary: Mapping[str, Sequence[Any]],
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    images: int = 200_000,
+    image_size: int = 16,
+    channels: int = 3,
+    num_samples: int | None = None,
+    output_dir: str | Path | None = None,
+    device: str = "auto",
+    log: Callable[[str], None] = lambda line: None,
+) -> AblationResult:
+    """Train and measure every combination of settings with every seed; what is finished already is not done again.
+
+    Cells of one seed share their initial weights where the networks agree, and the order, levels and noise of training.
+    A combination that the library refuses is reported with the reason. Call it in one process.
+
+    Args:
+        data: "toy:ring" (or another toy), "shapes", or a source of images.
+        vary: Values by dotted name, such as {"diffusion.schedule": ["linear", "cosine"]}; `model.…`, `diffusion.…`,
+            `sample.…`, or an option of training. Cells that differ in `sample.…` only share their trained runs.
+        fixed: Settings of all cells by dotted name.
+        seeds: Names of the repetitions.
+        images: Images seen in training, the same for all cells, a multiple of every batch size.
+        image_size: Side of the images (not for toys).
+        channels: Channels of the images (not for toys).
+        num_samples: Samples to draw and data to compare them with; default: 5,000 points or 512 images.
+        output_dir: Default: runs/ablation- and the name of the data.
+        device: As for training.
+        log: Gets a line per cell.
+
+    Returns:
+        The measures of all cells, and of data against data; partial (with an exit code) where training was stopped.
+
+    Raises:
+        ConfigError: For unknown names, a value with which no cell can be built, or a directory of another ablation.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "An ablation runs in one process. Start it without torchrun, or several with different --seeds."
+        )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds must be one or more different numbers; got {list(seeds)}.")
+    subject = make_subject(data, image_size, channels, num_samples or (5000 if data.startswith("toy:") else 512))
+    grid = Grid(vary, fixed or {}, subject.defaults, subject.network)
+    cells = grid.cells()
+    steps = {cell.name: _steps(cell, images) for cell in cells}
+    refused = _refusals(subject, grid, cells)
+    folder = Path(output_dir or f"runs/ablation-{data_name(data.replace(':', '-'))}")
+    about = {
+        "data": data, "images": images, "image_size": list(subject.size), "channels": subject.channels,
+        "num_samples": len(subject.others[0]), "network": subject.network.__name__,
+    }  # fmt: skip
+    outcomes: list[Outcome] = []
+    work = [(cell, seed) for cell in cells for seed in seeds]
+    for k, (cell, seed) in enumerate(work, 1):
+        if cell.name in refused:
+            outcome = Outcome(cell.varied, seed, "refused", refused[cell.name], {}, 0.0)
+        else:
+            run = folder / "runs" / cell.name / f"seed-{seed}"
+            found = _run_cell(subject, cell, seed, run, steps[cell.name], about, device)
+            if isinstance(found, int):
+                log(f"[{k}/{len(work)}] stopped; the same command continues.")
+                return AblationResult(tuple(outcomes), dict(vary), subject.floor(), about, folder, exit_code=found)
+            outcome = found
+        outcomes.append(outcome)
+        log(f"[{k}/{len(work)}] {outcome}")
+    return AblationResult(tuple(outcomes), dict(vary), subject.floor(), about, folder)
+
+
+def _steps(cell: Cell, images: int) -> int:
+    size = int(cell.settings["training"]["batch_size"])
+    if images < size or images % size:
+        near = max(1, round(images / size)) * size
+        raise ConfigError(f"images must be a multiple of the batch size {size}; got {images}. The nearest is {near}.")
+    return images // size
+
+
+def _refusals(subject: Subject, grid: Grid, cells: list[Cell]) -> dict[str, str]:
+    """Build every cell once, and return the reasons of those that the library refuses.
+
+    Raises:
+        ConfigError: If a value works in no cell: that is a mistake rather than a finding.
+    """
+    reasons = {}
+    for cell in cells:
+        try:
+            _build(subject, cell, 0)
+        except (TypeError, ValueError) as error:
+            reasons[cell.name] = str(error)
+    for name, values in grid.vary.items():
+        for value in values:
+            having = [cell.name for cell in cells if cell.varied[name] == value]
+            if all(n in reasons for n in having):
+                raise ConfigError(f"No cell with {name}={value} can be built: {reasons[having[0]]}")
+    return reasons
+
+
+def _build(subject: Subject, cell: Cell, seed: int) -> GaussianDiffusion:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return subject.build(cell.settings["model"], cell.settings["diffusion"])
+
+
+def _run_cell(
+    subject: Subject, cell: Cell, seed: int, run: Path, steps: int, about: dict[str, Any], device: str
+) -> Outcome | int:
+    """Train and measure one cell, or read what an earlier call found; an exit code where training was stopped."""
+    trained = {k: v for k, v in cell.settings.items() if k != "sample"}
+    _check_same(run / "cell.json", {**about, "seed": seed, "settings": trained})
+    sampled = {"sample": cell.settings["sample"], "num_samples": about["num_samples"], "version": MEASURES_VERSION}
+    path = run / f"measures-{digest(sampled)}.json"
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return Outcome(cell.varied, seed, known["status"], known["reason"], known["measures"], known["seconds"])
+    defaults = {
+        "val_every": 0,
+        "sample_every": 0,
+        "save_every": steps,
+        "keep_last": 2,
+        "log_every": max(1, steps // 20),
+    }
+    options = {**defaults, **cell.settings["training"], "max_steps": steps, "seed": seed, "device": device}
+    diffusion = _build(subject, cell, seed)
+    trainer = Trainer(diffusion, subject.train, output_dir=str(run), progress=False, **options)
+    status, reason, measures = "measured", "", {}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what the trainer says stands in the train.log of each run
+            result = trainer.train()
+        if result.status != "finished":
+            return result.exit_code or 143
+        measures = _measure(subject, trainer, cell.settings["sample"], seed)
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
+    seconds = round(trainer.elapsed_seconds, 2)
+    found = {"status": status, "reason": reason, "measures": measures, "seconds": seconds}
+    write_atomically(path, json.dumps({**found, **sampled}, indent=1) + "\n")
+    return Outcome(cell.varied, seed, status, reason, measures, seconds)
+
+
+def _measure(subject: Subject, trainer: Trainer, sample: dict[str, Any], seed: int) -> dict[str, float]:
+    first = subject.others[0]
+    weights = sample.get("weights", "ema")
+    network = trainer.diffusion.model if weights == "model" else trainer.averaged_network()
+    points = subject.points(trainer.sample(len(first), seed=seed, batch_size=1024, **sample))
+    if not torch.isfinite(points).all():
+        raise DivergedError("The samples hold NaN or infinite values.")
+    distances = {name: measure(points, first) for name, measure in subject.measures.items()}
+    return {**distances, **subject.denoising(trainer.diffusion, network)}
+
+
+def _check_same(path: Path, wanted: dict[str, Any]) -> None:
+    """Write what a cell is, or refuse a directory in which it was something else."""
+    text = json.dumps(wanted, indent=1, sort_keys=True) + "\n"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    elif path.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            f"{path} is of an ablation with other settings (data, images, sizes or --set). "
+            "Repeat those, or choose another output_dir."
+        )

@@ -1,0 +1,137 @@
+"""Where `ddpm sample` has the small images of a super-resolution network from: picture files, or another run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm_lib import images as pictures
+from ddpm_lib.cascade import Stage
+from ddpm_lib.data import BadImagesError
+from ddpm_lib.data.dataset import reason
+from ddpm_lib.data.decode import ImageError, decode, make_spec
+from ddpm_lib.data.folders import FolderSource
+from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.training import ConfigError
+
+
+@dataclass(frozen=True)
+class SmallImages:
+    """Small images to enlarge: sample i takes number i − first_index of them, and all in turn again after the last.
+
+    Attributes:
+        images: (n, c, h, w), uint8 or float in [0, 1].
+        names: Of their files, where they have some.
+        first_index: Number of the sample that takes the first of them.
+    """
+
+    images: Tensor
+    names: tuple[str, ...] | None = None
+    first_index: int = 0
+
+    def take(self, n: int, first_index: int) -> Tensor:
+        """Return the small images of samples first_index … first_index + n − 1."""
+        return self.images[(torch.arange(n) + first_index - self.first_index) % len(self.images)]
+
+    def name_of(self, index: int) -> str:
+        """Return the name of sample number `index` as a part of a file name: that of its small image."""
+        return "" if self.names is None else f"-{self.names[index % len(self.names)]}"
+
+
+def check_wishes(diffusion: GaussianDiffusion, low_res: str | None, base: str | None, noise: float | None) -> None:
+    """Refuse what the network cannot do with small images, or cannot do without.
+
+    Raises:
+        ConfigError: If so, naming the option.
+    """
+    stage = Stage(diffusion)
+    if stage.low_res is None:
+        given = [f"--{k}" for k, v in (("low-res", low_res), ("base", base), ("low-res-noise", noise)) if v is not None]
+        if given:
+            raise ConfigError(
+                f"{given[0]} is for networks that enlarge images, and this one was trained without --model.low-res-factor."
+            )
+        return
+    if low_res is not None and base is not None:
+        raise ConfigError("--low-res names small images and --base a run that draws them. Give one of them.")
+    if low_res is None and base is None and not stage.low_res.optional:
+        size = "×".join(map(str, (stage.small_size or ())[1:]))
+        raise ConfigError(
+            f"This network enlarges images of {size}. Name them with --low-res FOLDER, or a run that draws them with --base RUN."
+        )
+    if noise is not None:
+        Stage(diffusion, low_res_noise=noise)
+
+
+def read_small_images(path: str, diffusion: GaussianDiffusion) -> SmallImages:
+    """Read a picture file, or all of a folder in the order of their names, which must have the right size.
+
+    Raises:
+        ConfigError: If there is no such file or folder.
+        BadImagesError: If pictures cannot be read or have another size, naming them.
+    """
+    channels, height, width = _small_size(diffusion)
+    root = Path(path)
+    if root.is_dir():
+        files = list(FolderSource(root, "none").paths())
+    elif root.is_file():
+        files = [root]
+    else:
+        raise ConfigError(f"{path} does not exist. Give a picture of {width}×{height} pixels, or a folder of such.")
+    spec = make_spec((height, width), channels)
+    pixels, bad = [], []
+    for file in files:
+        try:
+            found = decode(str(file), spec)
+        except (ImageError, OSError) as error:
+            bad.append((str(file), reason(error)))
+            continue
+        pixels.append(torch.from_numpy(found.pixels))
+        if (found.width, found.height) != (width, height):
+            bad.append((str(file), f"{found.width}×{found.height} pixels, width×height"))
+    if bad:
+        large = "×".join(map(str, reversed(diffusion.image_size)))
+        raise BadImagesError(
+            bad,
+            len(files),
+            f"This network enlarges pictures of {width}×{height} to {large}. Resize or crop them first; training made its "
+            "small images by antialiased bicubic interpolation, as Pillow's BICUBIC does.",
+        )
+    return SmallImages(torch.stack(pixels), tuple(file.stem for file in files))
+
+
+def _small_size(diffusion: GaussianDiffusion) -> tuple[int, int, int]:
+    size = Stage(diffusion).small_size
+    if size is None or len(size) != 3:
+        raise ConfigError(
+            "--low-res reads pictures, and this network is not for images. Use diffusion.sample in Python."
+        )
+    return size[0], size[1], size[2]
+
+
+def conditions(diffusion: GaussianDiffusion, small: Tensor, noise: float | None) -> dict[str, Tensor]:
+    """Return the conditions that small images (n, c, h, w), with noise of some level on them, are to the network."""
+    wanted = Stage(diffusion).low_res
+    assert wanted is not None
+    return {wanted.name: small} | ({} if noise is None else {wanted.noise_name: torch.full((len(small),), noise)})
+
+
+def beside(images: Tensor, small: Tensor, columns: int | None) -> tuple[Tensor, int]:
+    """Put each image behind its small one, enlarged without smoothing.
+
+    Args:
+        images: (n, c, h, w).
+        small: (n, c, h', w').
+        columns: Pairs in a row; default: nearly square.
+
+    Returns:
+        Tiles (2n, c, h, w), uint8, and how many stand in a row.
+    """
+    factor = images.shape[-1] // small.shape[-1]
+    enlarged = pictures.to_uint8(small).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    tiles = torch.stack([enlarged, pictures.to_uint8(images)], 1).flatten(0, 1)
+    return tiles, 2 * (columns or max(1, round(math.sqrt(len(tiles)) / 2)))

@@ -1,0 +1,180 @@
+"""What `ddpm edit` and `ddpm inpaint` share: their options, reading pictures, writing results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import tyro
+from torch import Tensor
+
+from ddpm_lib import images as pictures
+from ddpm_lib.cli import options
+from ddpm_lib.cli.sample import label_of, new_folder, refuse_used, steps
+from ddpm_lib.data.decode import Decoded, ImageError, decode, make_spec
+from ddpm_lib.data.folders import EXTENSIONS
+from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.samplers import SAMPLERS
+from ddpm_lib.spacing import SPACINGS
+from ddpm_lib.training import ConfigError
+from ddpm_lib.training.devices import pick_device, pick_precision
+from ddpm_lib.training.loading import find_checkpoints, load_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedrawCommand:
+    """Options of both commands."""
+
+    run: tyro.conf.Positional[str]
+    """A run directory, or one of its checkpoints."""
+    images: tyro.conf.Positional[str]
+    """A picture, or a folder of pictures; those of another size are cropped and resized to the model's."""
+    checkpoint: str = "latest"
+    """latest, a step (1200) or a name (step-000001200)."""
+    weights: Literal["ema", "model"] = "ema"
+    """The averaged weights, or the raw ones."""
+    ema_decay: float | None = None
+    """Which average, where several were kept; default: the first."""
+    variants: int = 1
+    """Results per picture, each with noise of its own."""
+    output_dir: str | None = None
+    """Where to write; default: samples/ in the run, a new directory per call."""
+    scale: int | None = None
+    """Enlarge the grid by whole pixels; default: tiles of about 128 pixels."""
+    sampler: Annotated[str, tyro.conf.arg(help=f"Sampler: {', '.join(SAMPLERS)}.")] = "ddpm"
+    sampler_options: tuple[str, ...] = ()
+    """Options of the sampler, as s_churn=10 for heun."""
+    num_steps: int | None = None
+    """Steps from pure noise down; default: all for ddpm in edit, 250 for inpaint, 50 for the other samplers in edit."""
+    spacing: Annotated[str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")] = (
+        "trailing"
+    )
+    spacing_options: tuple[str, ...] = ()
+    """Options of the spacing, as rho=5 for karras."""
+    eta: float | None = None
+    """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
+    class_label: str | None = None
+    """Class name or number of all results; default: none."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1: none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guide only where low < t/T <= high."""
+    guidance_rescale: float = 0.0
+    """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
+    seed: int = 0
+    """Names the noise."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    """Where to compute."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the network."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+class Picture(NamedTuple):
+    """A picture as the model takes it, uint8 (c, h, w), with the name and size it has on the disk."""
+
+    name: str
+    pixels: Tensor
+    width: int
+    height: int
+
+
+def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[Picture]:
+    """Read a picture, or those of a folder in the order of their names.
+
+    Raises:
+        ConfigError: If there is none, or one cannot be read.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise ConfigError(f"{path} does not exist. Give a picture or a folder of pictures.")
+    inside = () if place.is_file() else place.iterdir()
+    files = [place] if place.is_file() else sorted(p for p in inside if p.suffix.lower().encode() in EXTENSIONS)
+    if not files:
+        raise ConfigError(f"The folder {path} holds no pictures. Give PNG or JPEG files.")
+    spec = make_spec(tuple(image_size), channels)
+    found = []
+    for file in files:
+        try:
+            decoded: Decoded = decode(str(file), spec)
+        except ImageError as error:
+            raise ConfigError(f"{file} cannot be used: {error}.") from error
+        found.append(Picture(file.stem, torch.tensor(decoded.pixels), decoded.width, decoded.height))
+    names = [p.name for p in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"Two pictures in {path} are named {twice}, and so would be their results. Rename one.")
+    return found
+
+
+def check(command: RedrawCommand) -> None:
+    """Refuse what cannot work before anything is read.
+
+    Raises:
+        ConfigError: If an option is out of range, or there are several processes.
+    """
+    for name in ("variants", "batch_size", "scale", "num_steps"):
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("This command runs as one process. Start it without torchrun or accelerate launch.")
+    if command.output_dir is not None:
+        refuse_used(Path(command.output_dir))
+
+
+def redraw(
+    command: RedrawCommand,
+    word: str,
+    prepare: Callable[[GaussianDiffusion, list[Picture]], tuple[Callable[..., Tensor], list[Tensor]]],
+) -> str:
+    """Load the run and the pictures, draw, write, and return the line to print.
+
+    Args:
+        command: The options.
+        word: Names the directory.
+        prepare: Returns the method to call as method(images, **options), and further pictures to show beside each
+            original.
+    """
+    chosen = find_checkpoints(command.run, command.checkpoint)[-1]
+    loaded = load_run(chosen, weights=command.weights, ema_decay=command.ema_decay)
+    diffusion = loaded.diffusion
+    if len(diffusion.image_size) != 2:
+        raise ConfigError("This run was not trained on pictures. Use diffusion.edit and diffusion.inpaint in Python.")
+    found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
+    label = label_of(loaded, command.class_label)
+    device = torch.device(pick_device(command.device))
+    precision = pick_precision(command.mixed_precision, device.type)
+    diffusion.to(device)
+    method, shown = prepare(diffusion, found)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    originals = torch.stack([picture.pixels for picture in found])
+    how: dict[str, Any] = steps(command, diffusion.timesteps)
+    how |= {"seed": command.seed, "batch_size": command.batch_size, "progress": command.progress}
+    how |= {"cond": None if label is None else {"class_label": label}}
+    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        results = method(originals.repeat_interleave(command.variants, 0), **how).cpu()
+    return write(command, new_folder(command.output_dir, chosen, word), found, shown, results)
+
+
+def write(command: RedrawCommand, folder: Path, found: list[Picture], shown: list[Tensor], results: Tensor) -> str:
+    """Write each result, a grid with a row for each picture and the settings; return the line to print."""
+    drawn = pictures.to_uint8(results).unflatten(0, (len(found), command.variants))
+    rows = []
+    for i, picture in enumerate(found):
+        for k, result in enumerate(drawn[i]):
+            pictures.save_image(
+                result, folder / "images" / f"{picture.name}{f'-{k + 1}' if command.variants > 1 else ''}.png"
+            )
+        rows += [picture.pixels, *(s[i] for s in shown), *drawn[i]]
+    scale = command.scale or max(1, 128 // max(results.shape[-2:]))
+    pictures.save_grid(torch.stack(rows), folder / "grid.png", len(rows) // len(found), scale)
+    (folder / "settings.yaml").write_text(options.dump(command), encoding="utf-8")
+    return f"{len(results)} images -> {folder}/images/*.png, {folder}/grid.png\n"

@@ -1,0 +1,81 @@
+"""Keep the checkpoint with the best value of a logged metric."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ddpm_lib.registry import nearest
+from ddpm_lib.training.callbacks import Callback
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.trainer import Trainer
+
+
+class KeepBest(Callback):
+    """Save when a metric is better than ever, and keep that checkpoint until a better one is there.
+
+    Args:
+        metric: Name of a logged quantity, the lowest of which is best; "max:name" takes the highest.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.highest = metric.startswith("max:")
+        self.metric = metric.removeprefix("max:")
+        self.value: float | None = None
+        self.step: int | None = None
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Compare what was logged in this step."""
+        value = trainer.logged(self.metric)
+        if value is None or not math.isfinite(value):
+            return
+        if self.value is None or (value > self.value if self.highest else value < self.value):
+            self.value, self.step = float(value), trainer.step
+            trainer.save()
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Say which was best, or that the metric never came."""
+        if self.step is not None:
+            trainer.say(f"Best {self.metric}: {self.value:.6g} at step {self.step:,}.")
+            return
+        hint = nearest(self.metric, list(trainer.metrics))
+        trainer.say(
+            f"keep_best: no {self.metric!r} was logged{f' (did you mean {hint!r}?)' if hint else ''}. "
+            f"There were: {', '.join(trainer.metrics)}."
+        )
+
+    def keeps(self) -> set[int]:
+        """Return the best step."""
+        return set() if self.step is None else {self.step}
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the best value and its step."""
+        return {"metric": self.metric, "value": self.value, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them, unless another metric was meant."""
+        same = state.get("metric") == self.metric
+        self.value, self.step = (state["value"], state["step"]) if same else (None, None)
+
+
+def check_metric(config: TrainingConfig) -> None:
+    """Refuse a metric of validation where there is none.
+
+    Raises:
+        ConfigError: Saying which option to set.
+    """
+    name = (config.keep_best or "").removeprefix("max:")
+    if name in ("val_loss", "train_fixed_loss") and (
+        not config.val_every or not (config.val_data or config.val_fraction)
+    ):
+        raise ConfigError(
+            f"keep_best={name!r} needs validation. Set val_every and val_fraction or val_data, or leave it out."
+        )
+
+
+def best_step(state: dict[str, Any]) -> int | None:
+    """Return the step of the best checkpoint that a checkpoint's state.json knows of, or None."""
+    step = state.get("callbacks", {}).get("KeepBest", {}).get("step")
+    return None if step is None else int(step)
