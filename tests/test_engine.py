@@ -377,3 +377,28 @@ def test_trivial_baselines_on_photos_stand_in_order(shared: Path, tmp_path: Path
         assert found["held out"][f"copies_{space}_train_{len(h)}"] <= 0.02
         assert found["copies"][f"copying_ct_{space}_train_{len(h)}"] < -3
         assert abs(found["held out"][f"copying_ct_{space}_train_{len(h)}"]) < 1
+
+
+def test_networks_that_enlarge_get_small_versions_of_the_held_out_images(tmp_path: Path) -> None:
+    from ddpm_lib import load_run
+    from ddpm_lib.images import to_model_range, to_uint8
+    from ddpm_lib.metrics import make_extractor
+    from training_helpers import tiny_diffusion
+
+    trainer = tiny_trainer(
+        tmp_path / "run", tiny_diffusion(low_res_factor=2), max_steps=2, val_every=2, val_fraction=0.3, augment=0.0,
+        callbacks=[watch := Evaluate(2, metrics="fid", features="random64", num=5, sample_steps=2)],
+    )  # fmt: skip
+    trainer.train()
+    images = trainer.held_out.batch(np.arange(5))["image"]
+    diffusion = load_run(tmp_path / "run").diffusion
+    small = next(iter(diffusion.model.conditioners.values())).derive(to_model_range(images))
+    samples = to_uint8(diffusion.sample(5, sampler="ddim", num_steps=2, cond={"low_res": small}))
+    features = make_extractor("random", ["64"], "cpu")
+    train = statistics_of(features(trainer.dataset.batch(np.arange(len(trainer.dataset)))["image"])["64"])
+    from ddpm_lib.metrics import frechet_distance
+
+    expected = frechet_distance(statistics_of(features(samples)["64"]), train)
+    assert watch.scores[0].value == pytest.approx(expected, rel=1e-3)
+    found = evaluate(tmp_path / "run", trainer.held_out, metrics="is,nll", num=5, num_levels=2, **SMALL)
+    assert found["nll"] > 0

@@ -22,7 +22,7 @@ from ddpm_lib.evaluation.result import Evaluation
 from ddpm_lib.evaluation.sample_metrics import FEW, SampleMetric
 from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import evenly, open_pictures, sample_images
-from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score
+from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics import save_statistics
 from ddpm_lib.training.checkpoint import MANIFEST
 from ddpm_lib.training.config import ConfigError, unknown_options
@@ -111,7 +111,7 @@ class Runner:
         needs, skipped = plan(options, engine)
         task = Task(loaded, images, options, state, None, own)
         if needs:
-            samples = self._samples(target, loaded, state)
+            samples = self._samples(target, loaded, state, own)
             every = [need for wanted in needs.values() for need in wanted]
             bank = open_bank(samples, every, engine, options, own, self.dataset)
             bank.prepare(every)
@@ -162,12 +162,16 @@ class Runner:
         }
         return images, {"data": {**data, "source": loaded.state["data"]["source"]}}
 
-    def _samples(self, target: Any, loaded: LoadedRun | None, state: PartialState) -> ImageSet:
+    def _samples(self, target: Any, loaded: LoadedRun | None, state: PartialState, own: RunData | None) -> ImageSet:
         options = self.options
         if loaded is None:
             return dataclasses.replace(open_pictures(target, None, options, options.num), name="samples")
         about = [str(loaded.checkpoint.resolve()), weights_digest(loaded), loaded.weights]
-        return sample_images(loaded.diffusion, options, options.num or DEFAULT_SAMPLES, about, state.device)
+        given = None
+        if own is not None and small_image(loaded.diffusion) is not None:
+            given = self.dataset if self.dataset is not None else open_evaluation_data(own, options)
+        n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
+        return sample_images(loaded.diffusion, options, n, about, state.device, given=given)
 
     def _describe(self, target: Any, task: Task) -> dict[str, Any]:
         loaded = task.run
