@@ -252,6 +252,11 @@ def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"000.png is 12×12, x.png 12×5.*--image-size"):
         evaluate(str(tmp_path / "folder"), metrics="is", **NO_STEPS)
     assert evaluate(str(tmp_path / "folder"), metrics="is", image_size=8, **NO_STEPS).about["samples"]["n"] == 31
+    assert (
+        evaluate(str(tmp_path), metrics="is", image_size=8, **NO_STEPS).about["samples"]["n"] == 31
+    )  # sub-folders too
+    with pytest.raises(ConfigError, match="At which size"):
+        evaluate(str(tmp_path), metrics="is", **NO_STEPS)
 
 
 NO_STEPS = {k: v for k, v in SMALL.items() if k != "sample_steps"}

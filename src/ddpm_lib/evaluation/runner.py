@@ -21,7 +21,7 @@ from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.result import Evaluation
 from ddpm_lib.evaluation.sample_metrics import FEW, SampleMetric
 from ddpm_lib.evaluation.sets import open_bank, plan
-from ddpm_lib.evaluation.sources import evenly, open_pictures, sample_images
+from ddpm_lib.evaluation.sources import PICTURES, evenly, open_pictures, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics import save_statistics
 from ddpm_lib.training.checkpoint import MANIFEST
@@ -86,7 +86,7 @@ def is_run(target: Any) -> bool:
     if path.suffix in (".npz", ".npy") and path.is_file():
         return False
     holds = (path / MANIFEST).is_file() or (path / "checkpoints").is_dir() or (path / "status.json").is_file()
-    return holds or not path.is_dir() or not any(p.is_file() for p in path.iterdir())
+    return holds or not path.is_dir() or not any(p.suffix.lower() in PICTURES for p in path.rglob("*"))
 
 
 @dataclass

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.evaluation.options import EvaluationOptions
 
-_PICTURES = frozenset((".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+PICTURES = frozenset((".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
@@ -69,10 +69,10 @@ class PictureFiles:
     def __init__(self, folder: Path) -> None:
         from PIL import Image
 
-        self.files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES)
+        self.files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
         if not self.files:
             raise ConfigError(
-                f"{folder} holds no pictures ({', '.join(sorted(_PICTURES))}). Name the folder they lie in."
+                f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}). Name the folder they lie in."
             )
         sizes: dict[tuple[int, int], Path] = {}
         for path in self.files:
@@ -117,7 +117,7 @@ def open_pictures(data: Any, name: str | None, options: EvaluationOptions, num: 
         data = tensor_dataset(data)
     if not isinstance(data, ImageDataset):
         path = Path(data)
-        if path.is_dir() and options.image_size is None and any(p.suffix.lower() in _PICTURES for p in path.iterdir()):
+        if path.is_dir() and options.image_size is None and any(p.suffix.lower() in PICTURES for p in path.iterdir()):
             files = PictureFiles(path)
             rows = evenly(_at_most(num, len(files.files), path), len(files.files))
             fingerprint = files.fingerprint if num is None else digest_of(files.fingerprint, num)
