@@ -252,6 +252,11 @@ def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"000.png is 12×12, x.png 12×5.*--image-size"):
         evaluate(str(tmp_path / "folder"), metrics="is", **NO_STEPS)
     assert evaluate(str(tmp_path / "folder"), metrics="is", image_size=8, **NO_STEPS).about["samples"]["n"] == 31
+    assert (
+        evaluate(str(tmp_path), metrics="is", image_size=8, **NO_STEPS).about["samples"]["n"] == 31
+    )  # sub-folders too
+    with pytest.raises(ConfigError, match="At which size"):
+        evaluate(str(tmp_path), metrics="is", **NO_STEPS)
 
 
 NO_STEPS = {k: v for k, v in SMALL.items() if k != "sample_steps"}
@@ -283,7 +288,7 @@ def test_missing_weights_stop_only_what_needs_them(
 
 
 def test_curve_over_checkpoints_and_comparison(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate_checkpoints(run, metrics="fid", num=9, **SMALL)
+    found = list(evaluate_checkpoints(run, metrics="fid", num=9, **SMALL))
     assert [r.about["step"] for r in found] == [1, 2]
     flags = [
         "--metrics",
@@ -302,8 +307,9 @@ def test_curve_over_checkpoints_and_comparison(run: Path, capsys: pytest.Capture
     ]
     assert main(["evaluate", str(run), *flags]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-3].split() == ["step", "fd_random64_train_9"]
-    assert float(told[-1].split()[1]) == pytest.approx(found[1]["fd_random64_train_9"], abs=1e-5)
+    assert told[-2].split() == ["step", "1", "2"]
+    assert told[-1].split()[0] == "fd_random64_train_9"
+    assert float(told[-1].split()[2]) == pytest.approx(found[1]["fd_random64_train_9"], abs=1e-5)
     evaluate(run, metrics="fid", num=12, **SMALL).save()
     files = [str(p) for p in sorted((run / "evaluations").glob("*.json"))]
     assert main(["compare", *files[:2], str(run)]) == 0
@@ -376,3 +382,28 @@ def test_trivial_baselines_on_photos_stand_in_order(shared: Path, tmp_path: Path
         assert found["held out"][f"copies_{space}_train_{len(h)}"] <= 0.02
         assert found["copies"][f"copying_ct_{space}_train_{len(h)}"] < -3
         assert abs(found["held out"][f"copying_ct_{space}_train_{len(h)}"]) < 1
+
+
+def test_networks_that_enlarge_get_small_versions_of_the_held_out_images(tmp_path: Path) -> None:
+    from ddpm_lib import load_run
+    from ddpm_lib.images import to_model_range, to_uint8
+    from ddpm_lib.metrics import make_extractor
+    from training_helpers import tiny_diffusion
+
+    trainer = tiny_trainer(
+        tmp_path / "run", tiny_diffusion(low_res_factor=2), max_steps=2, val_every=2, val_fraction=0.3, augment=0.0,
+        callbacks=[watch := Evaluate(2, metrics="fid", features="random64", num=5, sample_steps=2)],
+    )  # fmt: skip
+    trainer.train()
+    images = trainer.held_out.batch(np.arange(5))["image"]
+    diffusion = load_run(tmp_path / "run").diffusion
+    small = next(iter(diffusion.model.conditioners.values())).derive(to_model_range(images))
+    samples = to_uint8(diffusion.sample(5, sampler="ddim", num_steps=2, cond={"low_res": small}))
+    features = make_extractor("random", ["64"], "cpu")
+    train = statistics_of(features(trainer.dataset.batch(np.arange(len(trainer.dataset)))["image"])["64"])
+    from ddpm_lib.metrics import frechet_distance
+
+    expected = frechet_distance(statistics_of(features(samples)["64"]), train)
+    assert watch.scores[0].value == pytest.approx(expected, rel=1e-3)
+    found = evaluate(tmp_path / "run", trainer.held_out, metrics="is,nll", num=5, num_levels=2, **SMALL)
+    assert found["nll"] > 0

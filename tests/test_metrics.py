@@ -272,3 +272,13 @@ def test_k_means_finds_separate_clusters() -> None:
     centres = k_means(x, 3).sort(0).values
     assert torch.allclose(centres, torch.tensor([[0.0, 0.0], [10.0, 10.0], [20.0, 20.0]]).double(), atol=0.1)
     assert k_means(torch.ones(5, 2), 3).shape == (3, 2)
+
+
+def test_nothing_is_made_on_another_device_than_the_features() -> None:
+    """Where the default device is another, a tensor made without naming one would not go together with the features."""
+    samples, held_out, train = normal(60, 4), normal(50, 4, 1), normal(450, 4, 2)
+    with torch.device("meta"):
+        found = manifolds(samples, held_out), copies(samples, train), copying_test(samples, held_out, train)
+        other = kernel_distance(samples, held_out, subsets=3), kernel_influence(samples, held_out)
+    assert float(found[0].density.mean()) > 0
+    assert found[1].device.type == found[2][1].device.type == other[1].device.type == "cpu"

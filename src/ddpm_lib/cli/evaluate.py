@@ -39,14 +39,14 @@ def main(args: list[str]) -> int:
     )
     chosen = {f.name: getattr(command, f.name) for f in dataclasses.fields(EvaluationOptions)}
     every = command.checkpoint == "all"
-    results = evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]
-    state = process_state(command.device)
-    if state.is_main_process:
-        for result in results:
+    state, results = process_state(command.device), []
+    for result in evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]:
+        results.append(result)
+        if state.is_main_process:  # each as soon as it is known
             print(result.table())
             print(f"wrote {result.save()}")
-        if every:
-            print(curve(results))
+    if every and state.is_main_process:
+        print(curve(results))
     state.wait_for_everyone()
     if state.num_processes > 1:
         state.destroy_process_group()

@@ -11,7 +11,7 @@ from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sets import plan
 from ddpm_lib.evaluation.sources import dataset_images, sample_images
-from ddpm_lib.evaluation.task import Score, Task
+from ddpm_lib.evaluation.task import Score, Task, small_image
 from ddpm_lib.training.callbacks import Callback
 from ddpm_lib.training.config import ConfigError, unknown_options
 
@@ -94,7 +94,9 @@ class Evaluate(Callback):
         engine, options = self._bank.engine, self.options
         assert options.num is not None
         about, network = [str(trainer.output_dir), trainer.step], trainer.averaged_network()
-        samples = sample_images(trainer.diffusion, options, options.num, about, trainer.device, network)
+        enlarges = small_image(trainer.diffusion) is not None
+        given = (trainer.held_out or trainer.dataset) if enlarges else None
+        samples = sample_images(trainer.diffusion, options, options.num, about, trainer.device, network, given)
         needs, _ = plan(options, engine)
         bank = self._bank.with_samples(samples)
         bank.prepare(need for wanted in needs.values() for need in wanted)

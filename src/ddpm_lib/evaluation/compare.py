@@ -97,11 +97,11 @@ def _short(value: Any) -> str:
 
 
 def curve(results: Sequence[Evaluation]) -> str:
-    """Return a table of the scores of several checkpoints, one line per step."""
+    """Return a table of the scores of several checkpoints, one column per step."""
     names = list(dict.fromkeys(s.name for result in results for s in result.scores))
-    lines = [f"{'step':>9}  " + "  ".join(f"{name:>12}" for name in names)]
-    for result in results:
-        found = {s.name: s.value for s in result.scores}
-        cells = (f"{number(found.get(name)):>{max(12, len(name))}}" for name in names)
-        lines.append(f"{result.about['step']:>9}  " + "  ".join(cells))
+    width = max(16, *map(len, names)) if names else 16
+    lines = [f"{'step':<{width}}" + "".join(f"{result.about['step']:>12}" for result in results)]
+    for name in names:
+        values = [next((s.value for s in result.scores if s.name == name), None) for result in results]
+        lines.append(f"{name:<{width}}" + "".join(f"{number(value):>12}" for value in values))
     return "\n".join(lines)

@@ -77,10 +77,10 @@ def score_lines(scores: Sequence[Score]) -> list[str]:
     """Word scores as a table."""
     names = ["  " + s.name.split("/", 1)[1] if "/" in s.name else s.name for s in scores]
     width = max(16, *map(len, names)) if names else 16
-    lines = [f"{'metric':<{width}}{'value':>12}{'std. error':>12}{'95 % interval':>24}"]
+    lines = [f"{'metric':<{width}}{'value':>12}{'std. error':>12}{'95 % interval':>26}"]
     for name, s in zip(names, scores):
         ends = "" if s.interval is None else f"[{number(s.interval[0])}, {number(s.interval[1])}]"
-        lines.append(f"{name:<{width}}{number(s.value):>12}{number(s.standard_error):>12}{ends:>24}  {s.unit}")
+        lines.append(f"{name:<{width}}{number(s.value):>12}{number(s.standard_error):>12}{ends:>26}  {s.unit}")
     return lines
 
 

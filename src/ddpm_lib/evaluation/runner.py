@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +21,8 @@ from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.result import Evaluation
 from ddpm_lib.evaluation.sample_metrics import FEW, SampleMetric
 from ddpm_lib.evaluation.sets import open_bank, plan
-from ddpm_lib.evaluation.sources import evenly, open_pictures, sample_images
-from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score
+from ddpm_lib.evaluation.sources import PICTURES, evenly, open_pictures, sample_images
+from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics import save_statistics
 from ddpm_lib.training.checkpoint import MANIFEST
 from ddpm_lib.training.config import ConfigError, unknown_options
@@ -62,12 +62,13 @@ def evaluate(run: Any, dataset: ImageDataset | None = None, **options: Any) -> E
     return Runner(chosen, dataset).evaluate(run)
 
 
-def evaluate_checkpoints(run: str | Path, dataset: ImageDataset | None = None, **options: Any) -> list[Evaluation]:
-    """Score all checkpoints of a run, oldest first; arguments and errors are those of `evaluate`."""
+def evaluate_checkpoints(run: str | Path, dataset: ImageDataset | None = None, **options: Any) -> Iterator[Evaluation]:
+    """Score all checkpoints of a run, oldest first, one after the other; arguments and errors are those of `evaluate`."""
     chosen = _options(dataset, options)
     if not is_run(run):
         raise ConfigError(f"{run} is no run with checkpoints. Leave checkpoint='all' out.")
-    return [Runner(chosen, dataset).evaluate(path) for path in find_checkpoints(run, "all")]
+    runner = Runner(chosen, dataset)
+    return (runner.evaluate(path) for path in find_checkpoints(run, "all"))
 
 
 def _options(dataset: ImageDataset | None, options: dict[str, Any]) -> EvaluationOptions:
@@ -85,7 +86,7 @@ def is_run(target: Any) -> bool:
     if path.suffix in (".npz", ".npy") and path.is_file():
         return False
     holds = (path / MANIFEST).is_file() or (path / "checkpoints").is_dir() or (path / "status.json").is_file()
-    return holds or not path.is_dir() or not any(p.is_file() for p in path.iterdir())
+    return holds or not path.is_dir() or not any(p.suffix.lower() in PICTURES for p in path.rglob("*"))
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Runner:
         needs, skipped = plan(options, engine)
         task = Task(loaded, images, options, state, None, own)
         if needs:
-            samples = self._samples(target, loaded, state)
+            samples = self._samples(target, loaded, state, own)
             every = [need for wanted in needs.values() for need in wanted]
             bank = open_bank(samples, every, engine, options, own, self.dataset)
             bank.prepare(every)
@@ -161,12 +162,16 @@ class Runner:
         }
         return images, {"data": {**data, "source": loaded.state["data"]["source"]}}
 
-    def _samples(self, target: Any, loaded: LoadedRun | None, state: PartialState) -> ImageSet:
+    def _samples(self, target: Any, loaded: LoadedRun | None, state: PartialState, own: RunData | None) -> ImageSet:
         options = self.options
         if loaded is None:
             return dataclasses.replace(open_pictures(target, None, options, options.num), name="samples")
         about = [str(loaded.checkpoint.resolve()), weights_digest(loaded), loaded.weights]
-        return sample_images(loaded.diffusion, options, options.num or DEFAULT_SAMPLES, about, state.device)
+        given = None
+        if own is not None and small_image(loaded.diffusion) is not None:
+            given = self.dataset if self.dataset is not None else open_evaluation_data(own, options)
+        n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
+        return sample_images(loaded.diffusion, options, n, about, state.device, given=given)
 
     def _describe(self, target: Any, task: Task) -> dict[str, Any]:
         loaded = task.run

@@ -66,9 +66,15 @@ def _bank(task: Task) -> Bank:
     return task.bank
 
 
+def _features(task: Task, which: str, layer: str) -> Tensor:
+    """Return features where comparing all pairs is fastest: on a GPU that has float64, else on the CPU."""
+    found = _bank(task).features(which, layer)
+    return found.to(task.state.device) if task.state.device.type == "cuda" else found
+
+
 def influenced(task: Task, name: str, value: float, influence: Tensor, unit: str, share: bool = False) -> Score:
     """Return a score with its standard error and interval: Wilson's for a share, else what resampling gives."""
-    n = len(influence)
+    n, influence = len(influence), influence.cpu()
     error = float(influence.std()) / math.sqrt(n) if n > 1 else None
     interval = share_interval(influence) if share else bootstrap_interval(value, influence, seed=task.options.seed)
     return Score(name, value, error, unit, interval=interval)
@@ -152,7 +158,7 @@ def kid(task: Task) -> list[Score]:
     """Kernel distance over 100 subsets of at most 1,000 images (Bińkowski et al. 2018)."""
     bank, found = _bank(task), []
     for features, layer in _extractor_pairs(task.options):
-        x, y = bank.features("samples", layer), bank.features("reference", layer)
+        x, y = _features(task, "samples", layer), _features(task, "reference", layer)
         name = f"{_distance_word('kid', features)}_{features}_{bank.word('reference')}_{count_word(bank.n)}"
         found.append(influenced(task, name, kernel_distance(x, y), kernel_influence(x, y), "MMD²"))
     return found
@@ -172,7 +178,7 @@ def _neighbours(task: Task, k: int, names: tuple[str, str]) -> list[Score]:
     bank, found = _bank(task), []
     ends = f"{bank.word('reference')}_{count_word(bank.n)}"
     for features, layer in _extractor_pairs(task.options):
-        balls = manifolds(bank.features("samples", layer), bank.features("reference", layer), k)
+        balls = manifolds(_features(task, "samples", layer), _features(task, "reference", layer), k)
         for name in names:
             values = getattr(balls, name)
             unit = {"precision": "of samples", "recall": "of reference", "coverage": "of reference"}.get(
@@ -193,11 +199,11 @@ def memorisation(task: Task) -> list[Score]:
     for name, layer in {"pixels": "pixels/pixels", **dict(_extractor_pairs(task.options))}.items():
         if not (bank.has("samples", layer) and bank.has("train", layer)):
             continue
-        samples, train = bank.features("samples", layer), bank.features("train", layer)
+        samples, train = _features(task, "samples", layer), _features(task, "train", layer)
         share = copies(samples, train)
         found.append(influenced(task, f"copies_{name}_{ends}", float(share.mean()), share, "of samples", share=True))
         if bank.has("held_out", layer):
-            value, influence = copying_test(samples, bank.features("held_out", layer), train, seed=task.options.seed)
+            value, influence = copying_test(samples, _features(task, "held_out", layer), train, seed=task.options.seed)
             found.append(influenced(task, f"copying_ct_{name}_{ends}", value, influence, "z-score; copying below -3"))
     return found
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.evaluation.engine import ImageSet
+from ddpm_lib.evaluation.task import conditions_of
 from ddpm_lib.images import to_uint8
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.sampling import default_condition
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.evaluation.options import EvaluationOptions
 
-_PICTURES = frozenset((".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+PICTURES = frozenset((".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
@@ -68,10 +69,10 @@ class PictureFiles:
     def __init__(self, folder: Path) -> None:
         from PIL import Image
 
-        self.files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES)
+        self.files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
         if not self.files:
             raise ConfigError(
-                f"{folder} holds no pictures ({', '.join(sorted(_PICTURES))}). Name the folder they lie in."
+                f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}). Name the folder they lie in."
             )
         sizes: dict[tuple[int, int], Path] = {}
         for path in self.files:
@@ -116,7 +117,7 @@ def open_pictures(data: Any, name: str | None, options: EvaluationOptions, num: 
         data = tensor_dataset(data)
     if not isinstance(data, ImageDataset):
         path = Path(data)
-        if path.is_dir() and options.image_size is None and any(p.suffix.lower() in _PICTURES for p in path.iterdir()):
+        if path.is_dir() and options.image_size is None and any(p.suffix.lower() in PICTURES for p in path.iterdir()):
             files = PictureFiles(path)
             rows = evenly(_at_most(num, len(files.files), path), len(files.files))
             fingerprint = files.fingerprint if num is None else digest_of(files.fingerprint, num)
@@ -161,6 +162,7 @@ def sample_images(
     about: Any,
     device: torch.device,
     network: nn.Module | None = None,
+    given: ImageDataset | None = None,
 ) -> ImageSet:
     """Draw samples: image i is a function of the seed and i, so batches and ranks do not matter.
 
@@ -171,6 +173,8 @@ def sample_images(
         about: JSON-able: which weights these are.
         device: Where to sample.
         network: A network instead of the process's own.
+        given: Images whose small versions a network that enlarges gets, with their labels; from the start again when all are
+            used.
     """
     cond = default_condition(diffusion, n)
     steps = options.sample_steps
@@ -179,11 +183,14 @@ def sample_images(
 
     def read(rows: range) -> Tensor:
         here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None
+        if given is not None:
+            here = conditions_of(diffusion, given.batch(np.arange(rows.start, rows.stop) % len(given)))
         images = diffusion.sample(
             len(rows), sampler=options.sampler, num_steps=steps, spacing=options.spacing, eta=options.eta, seed=options.seed,
             first_index=rows.start, cond=here, guidance_scale=options.guidance_scale, device=device, model=network,
         )  # fmt: skip
         return to_uint8(images)
 
+    about = [about, given.fingerprint if given is not None else None]
     drawn = [options.sampler, steps, options.spacing, options.eta, options.seed, options.guidance_scale]
     return ImageSet("samples", n, read, digest_of("samples", about, drawn))

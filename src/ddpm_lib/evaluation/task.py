@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.images import to_model_range
 from ddpm_lib.metrics import bootstrap_interval
+from ddpm_lib.nn import LowRes
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.sampling import own_share
@@ -99,8 +101,7 @@ class Task:
         chosen = images if images is not None else self.images
         assert chosen is not None
         batch = chosen.batch(np.arange(rows.start, rows.stop))
-        names = getattr(self.model().model, "conditioners", {})
-        return batch["image"], {k: v for k, v in batch.items() if k in names} or None
+        return batch["image"], conditions_of(self.model(), batch)
 
     def per_image(self, what: str, columns: int, group: int, score: Callable[[range], Tensor]) -> Tensor:
         """Score every image once, on whichever rank, and return the numbers of all on every rank.
@@ -137,6 +138,22 @@ class Task:
         padded = torch.zeros(size, columns, dtype=dtype, device=self.state.device)
         padded[: len(own)] = own.to(padded)
         return gather(padded)[:n].cpu().double()
+
+
+def small_image(diffusion: GaussianDiffusion) -> LowRes | None:
+    """Return the condition of a network that enlarges images, None of one that does not."""
+    found = getattr(diffusion.model, "conditioners", {})
+    return next((c for c in found.values() if isinstance(c, LowRes)), None)
+
+
+def conditions_of(diffusion: GaussianDiffusion, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the conditions that the network knows: labels, and small images made of the images themselves."""
+    names = getattr(diffusion.model, "conditioners", {})
+    cond = {k: v for k, v in batch.items() if k in names}
+    low_res = small_image(diffusion)
+    if low_res is not None:
+        cond[low_res.name] = low_res.derive(to_model_range(batch["image"]))
+    return cond or None
 
 
 def mean_score(name: str, values: Tensor, unit: str) -> Score:

@@ -44,8 +44,8 @@ def kernel_distance(
     draw = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):
-        x = samples[torch.from_numpy(draw.choice(len(samples), size, replace=False))]
-        y = reference[torch.from_numpy(draw.choice(len(reference), size, replace=False))]
+        x = samples[torch.from_numpy(draw.choice(len(samples), size, replace=False)).to(samples.device)]
+        y = reference[torch.from_numpy(draw.choice(len(reference), size, replace=False)).to(reference.device)]
         found.append(mmd2(x, y))
     return float(np.mean(found))
 
@@ -55,10 +55,14 @@ def kernel_influence(samples: Tensor, reference: Tensor, limit: int = 5000) -> T
 
     Means are taken over at most `limit` images spread over each set.
     """
-    mine = samples[torch.arange(min(limit, len(samples))) * len(samples) // min(limit, len(samples))]
-    other = reference[torch.arange(min(limit, len(reference))) * len(reference) // min(limit, len(reference))]
+    mine, other = _spread(samples, limit), _spread(reference, limit)
     parts = [polynomial_kernel(x, mine).mean(1) - polynomial_kernel(x, other).mean(1) for x in samples.split(1024)]
     return 2.0 * torch.cat(parts)
+
+
+def _spread(features: Tensor, limit: int) -> Tensor:
+    n = min(limit, len(features))
+    return features[torch.arange(n, device=features.device) * len(features) // n]
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:

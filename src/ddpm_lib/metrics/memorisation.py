@@ -59,7 +59,7 @@ def copying_test(
         cell_q, cell_p, used = torch.zeros_like(cell_q), torch.zeros_like(cell_p), [0]
     weight = {c: float((cell_p == c).sum()) for c in used}
     total = sum(weight.values())
-    influence = torch.zeros(len(samples), dtype=torch.float64)
+    influence = torch.zeros(len(samples), dtype=torch.float64, device=samples.device)
     statistic = 0.0
     for c in used:
         rows = torch.nonzero(cell_q == c)[:, 0]
@@ -87,7 +87,7 @@ def k_means(x: Tensor, k: int, seed: int = 0, steps: int = 20) -> Tensor:
     chosen = [int(draws.integers(len(points)))]
     near = distances(points, points[chosen])[:, 0].square()
     while len(chosen) < k:
-        share = near.numpy() / float(near.sum()) if float(near.sum()) > 0 else None
+        share = near.cpu().numpy() / float(near.sum()) if float(near.sum()) > 0 else None
         chosen.append(int(draws.choice(len(points), p=share)))
         near = torch.minimum(near, distances(points, points[chosen[-1:]])[:, 0].square())
     centres = points[chosen].clone()

@@ -34,7 +34,8 @@ def nearest_distances(x: Tensor, y: Tensor, k: int, same: bool = False) -> Tenso
     for start in range(0, len(x), step):
         d = distances(x[start : start + step], y, centre)
         if same:
-            d[torch.arange(len(d)), torch.arange(start, start + len(d))] = torch.inf
+            rows = torch.arange(len(d), device=d.device)
+            d[rows, rows + start] = torch.inf
         found.append(d.topk(k, largest=False).values)
     return torch.cat(found)
 
@@ -71,8 +72,8 @@ def manifolds(samples: Tensor, reference: Tensor, k: int = 3) -> Manifolds:
     """
     real = nearest_distances(reference, reference, k, same=True)[:, -1]
     mine = nearest_distances(samples, samples, k, same=True)[:, -1]
-    inside, recalled = [], torch.zeros(len(reference), dtype=torch.bool)
-    covered = torch.zeros(len(reference), dtype=torch.bool)
+    inside, recalled = [], torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
+    covered = torch.zeros_like(recalled)
     step = max(1, _BLOCK // len(reference))
     centre = reference.double().mean(0)
     for start in range(0, len(samples), step):
