@@ -3,9 +3,9 @@
     python tests/faults/soak.py --data path/to/sysu-shape-dataset --hours 2 --out soak
     python tests/faults/soak.py --report soak
 
-Real images stream through two workers; the held-out loss is computed, grids are drawn and checkpoints written all along. Every now
-and then a worker is killed, a loss is not finite, the disk is full for one checkpoint, and training is stopped and continued in the
-same process. `memory.csv` gets a line every 100 steps; the report fits a slope to the resident memory after the warm-up.
+Real images stream through two workers; the held-out loss is computed, grids are drawn and checkpoints written all along. Every
+now and then a worker is killed, a loss is not finite, the disk is full for one checkpoint, and training is stopped and continued
+in the same process. `memory.csv` gets a line every 100 steps; the report fits a slope to the resident memory after the warm-up.
 """
 
 from __future__ import annotations
