@@ -151,6 +151,32 @@ def test_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPat
     assert list(caches.glob("unfinished/*")) == []
 
 
+def test_interrupted_likelihoods_go_on(run: Path, monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+    asked = {"metrics": "nll", "num_levels": 2, "batch_size": 2, **SMALL}
+    whole = scores(evaluate(run, **asked))
+    monkeypatch.setattr("ddpm_lib.evaluation.engine.FLUSH_IMAGES", 2)
+    scored: list[int] = []
+    bits = GaussianDiffusion.bits_per_dim
+
+    def counted(self: Any, images: Any, **options: Any) -> Any:
+        if options["first_index"] == 4 and len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(options["first_index"])
+        return bits(self, images, **options)
+
+    monkeypatch.setattr(GaussianDiffusion, "bits_per_dim", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, **asked)
+    scored += [-1]
+    evaluate(run, seed=1, **asked)  # other numbers: nothing of them is taken
+    assert scored == [0, 2, -1, 0, 2, 4, 6]
+    assert scores(evaluate(run, **asked)) == whole
+    assert scored[7:] == [4, 6]
+    assert list(caches.glob("unfinished/*")) == []
+
+
 @pytest.mark.slow
 def test_killed_evaluation_goes_on(run: Path, caches: Path) -> None:
     """kill -9 in the middle; two processes finish what one began."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -115,23 +115,39 @@ class Engine:
             float32 (n, d) on the CPU by "extractor/layer".
         """
         made = {name: self.extractor(name, layers) for name, layers in wanted.items() if layers}
-        about = [
-            images.fingerprint,
-            images.n,
-            self.batch_size,
-            sorted((k, self.digest(k), list(wanted[k])) for k in made),
-        ]
-        digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=12).hexdigest()
-        folder = self.folder / digest
+        size = self.batch_size
+        about = [images.fingerprint, images.n, size, sorted((k, self.digest(k), list(wanted[k])) for k in made)]
+
+        def extract(rows: range) -> dict[str, Tensor]:
+            pixels = to_rgb(images.read(rows).to(self.state.device))
+            return {f"{k}/{layer}": v.float().cpu() for k, e in made.items() for layer, v in e(pixels).items()}
+
+        return self.collect(f"features of {images.name}", about, images.n, size, extract)
+
+    def collect(
+        self, what: str, about: Any, n: int, group: int, make: Callable[[range], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Make numbers of rows 0 … n-1 in groups, shared over the ranks, and return those of all rows, in order, on every rank.
+
+        What was made before an interruption is read and not made again.
+
+        Args:
+            what: Names the progress bar.
+            about: JSON-able: everything that the numbers depend on.
+            n: Number of rows.
+            group: Rows per call; groups begin at multiples of it.
+            make: From rows to floats (len(rows), d) on the CPU, by name.
+        """
+        folder = self.folder / hashlib.blake2b(json.dumps(about).encode(), digest_size=12).hexdigest()
         self._unfinished.append(folder)
         done = self._from_main(_parts(folder))
-        had = {g for start, stop in done for g in range(start // self.batch_size, -(-stop // self.batch_size))}
-        groups = [g for g in range(-(-images.n // self.batch_size)) if g not in had]
+        had = {g for start, stop in done for g in range(start // group, -(-stop // group))}
+        groups = [g for g in range(-(-n // group)) if g not in had]
         mine = own_share(len(groups), self.state.process_index, self.state.num_processes)
-        found = self._run(images, made, [groups[k] for k in mine], len(had), folder)
+        found = self._run(what, n, group, make, [groups[k] for k in mine], len(had) * group, folder)
         if self.state.is_main_process:
             found = [*(_read_part(folder, part) for part in done), *found]
-        return self._gather(found, images.n)
+        return self._gather(found, n)
 
     def finish(self) -> None:
         """Forget the unfinished work: the scores are known."""
@@ -141,24 +157,30 @@ class Engine:
         self._unfinished.clear()
 
     def _run(
-        self, images: ImageSet, made: dict[str, Extractor], groups: list[int], had: int, folder: Path
+        self,
+        what: str,
+        n: int,
+        size: int,
+        make: Callable[[range], dict[str, Tensor]],
+        groups: list[int],
+        kept: int,
+        folder: Path,
     ) -> list[tuple[int, dict[str, Tensor]]]:
         from tqdm.auto import tqdm
 
         found: list[tuple[int, dict[str, Tensor]]] = []
         waiting: list[tuple[int, dict[str, Tensor]]] = []
-        since, size = time.monotonic(), self.batch_size
+        since = time.monotonic()
         shown = tqdm(
-            total=sum(min(size, images.n - g * size) for g in groups),
-            desc=f"features of {images.name}" + (f" ({had * size:,} kept)" if had else ""),
+            total=sum(min(size, n - g * size) for g in groups),
+            desc=what + (f" ({kept:,} kept)" if kept else ""),
             unit="image",
             disable=not (self.progress and self.state.is_main_process),
             leave=False,
         )
         for group in groups:
-            rows = range(group * size, min(images.n, (group + 1) * size))
-            pixels = to_rgb(images.read(rows).to(self.state.device))
-            got = {f"{k}/{layer}": v.float().cpu() for k, e in made.items() for layer, v in e(pixels).items()}
+            rows = range(group * size, min(n, (group + 1) * size))
+            got = make(rows)
             # Consecutive groups make one part; the next one of another run of groups begins a new part.
             if waiting and waiting[-1][0] + _length(waiting[-1][1]) != rows.start:
                 found.append(_write_part(folder, waiting))
@@ -189,7 +211,7 @@ class Engine:
         if self.state.num_processes > 1:
             from accelerate.utils import broadcast_object_list, gather, gather_object
 
-            described = [{k: found[0][1][k].shape[1] for k in names}] if found else [{}]
+            described = [{k: (v.shape[1], v.dtype == torch.float64) for k, v in found[0][1].items()}] if found else [{}]
             sizes = next(d for d in gather_object(described) if d)
             names = broadcast_object_list([sorted(sizes)])[0]
             most = int(gather(torch.tensor([len(own)], device=self.state.device)).max())
@@ -203,11 +225,13 @@ class Engine:
                 assert mine is not None
                 order, everything = own, mine
             else:
-                padded = torch.zeros(most, sizes[name], device=self.state.device)
+                width, double = sizes[name]
+                dtype = torch.float64 if double and self.state.device.type != "mps" else torch.float32
+                padded = torch.zeros(most, width, dtype=dtype, device=self.state.device)
                 if mine is not None:
-                    padded[: len(own)] = mine.to(self.state.device)
+                    padded[: len(own)] = mine.to(padded)
                 everything = gather(padded).cpu()
-            whole = torch.empty(n, everything.shape[1])
+            whole = torch.empty(n, everything.shape[1], dtype=everything.dtype)
             whole[order[order >= 0]] = everything[order >= 0]
             out[name] = whole
         return out

@@ -31,7 +31,9 @@ def gap(task: Task) -> list[Score]:
         found = {}
         for word, dataset in pair.items():
             images = dataset.subset(evenly(n, len(dataset)))
-            values = task.over(n, f"{name} of {word}", 1, task.options.batch_size, columns(task, images))[:, 0]
+            values = task.over(
+                n, f"{name} of {word}", 1, task.options.batch_size, columns(task, images), images.fingerprint
+            )[:, 0]
             found[word] = values
             scores.append(mean_score(f"{name}_{word}_{n}", values, unit))
         scores.append(difference(task, f"{name}_gap_{n}", found["heldout"], found["train"], unit))

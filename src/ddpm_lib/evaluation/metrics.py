@@ -25,7 +25,7 @@ def nll(task: Task) -> list[Score]:
         )  # fmt: skip
         return torch.stack([bits.total, bits.prior, bits.total - bits.prior - bits.decoder, bits.decoder], 1)
 
-    values = task.per_image("nll", 4, options.batch_size, score)
+    values = task.per_image("nll", 4, options.batch_size, score, resume=True)
     names = ("nll", "nll/prior", "nll/vlb", "nll/decoder")
     return [mean_score(name, column, "bits/dim") for name, column in zip(names, values.T)]
 
@@ -46,7 +46,7 @@ def flow_nll(task: Task) -> list[Score]:
         )
         return bits.total[:, None]
 
-    values = task.per_image("flow_nll", 1, options.flow_group, score)
+    values = task.per_image("flow_nll", 1, options.flow_group, score, resume=True)
     return [mean_score("flow_nll", values[:, 0], "bits/dim")]
 
 

@@ -109,7 +109,8 @@ class Runner:
                 loaded.diffusion.to(memory_format=torch.channels_last)
         engine = self.engine(state)
         needs, skipped = plan(options, engine)
-        task = Task(loaded, images, options, state, None, own)
+        identity = "" if loaded is None else f"{weights_digest(loaded)} {loaded.weights}"
+        task = Task(loaded, images, options, state, None, own, engine, identity)
         if needs:
             samples = self._samples(target, loaded, state, own)
             every = [need for wanted in needs.values() for need in wanted]

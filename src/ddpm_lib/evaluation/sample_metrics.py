@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +104,12 @@ def _frechet(task: Task, name: str, layer: str) -> list[Score]:
     reference, mine = bank.statistics("reference", layer), bank.statistics("samples", layer)
     features = bank.features("samples", layer)
     value, influence = frechet_of_features(features, reference, mine)
-    found = [influenced(task, name, value, influence, "squared distance")]
+    score = influenced(task, name, value, influence, "squared distance")
+    if (
+        score.interval is not None and score.interval[0] < 0
+    ):  # to first order only: a squared distance is never negative
+        score = dataclasses.replace(score, interval=(0.0, score.interval[1]))
+    found = [score]
     if bank.n < FEW:
         corrected = frechet_infinity(features, reference, task.options.seed)
         if corrected is not None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.evaluation.bank import Bank
     from ddpm_lib.evaluation.data import RunData
+    from ddpm_lib.evaluation.engine import Engine
     from ddpm_lib.evaluation.options import EvaluationOptions
 
 NO_MODEL = "This metric scores a model, and there are only images. Give a run or a checkpoint."
@@ -67,6 +68,8 @@ class Task:
         state: accelerate's object that knows the ranks.
         bank: Features of samples and reference, for metrics that asked for them.
         data: The run's own sets.
+        engine: Shares work over the ranks and keeps what is done; None where nothing is kept.
+        identity: Digest of the weights, part of the key under which work is kept.
     """
 
     run: LoadedRun | None
@@ -75,6 +78,8 @@ class Task:
     state: PartialState
     bank: Bank | None = None
     data: RunData | None = None
+    engine: Engine | None = None
+    identity: str = ""
 
     def model(self) -> GaussianDiffusion:
         """Return the process.
@@ -103,7 +108,9 @@ class Task:
         batch = chosen.batch(np.arange(rows.start, rows.stop))
         return batch["image"], conditions_of(self.model(), batch)
 
-    def per_image(self, what: str, columns: int, group: int, score: Callable[[range], Tensor]) -> Tensor:
+    def per_image(
+        self, what: str, columns: int, group: int, score: Callable[[range], Tensor], resume: bool = False
+    ) -> Tensor:
         """Score every image once, on whichever rank, and return the numbers of all on every rank.
 
         Args:
@@ -111,15 +118,24 @@ class Task:
             columns: Numbers per image, k.
             group: Images per call. Groups begin at multiples of it, whatever the number of ranks.
             score: From rows to float64 (len(rows), k) on the CPU.
+            resume: Whether an interrupted evaluation continues from what was kept, which is right if the numbers depend on
+                nothing but the weights, the options and the images.
 
         Returns:
             float64 (n, k) on the CPU.
         """
         assert self.images is not None
-        return self.over(len(self.images), what, columns, group, score)
+        key = self.images.fingerprint if resume else None
+        return self.over(len(self.images), what, columns, group, score, key)
 
-    def over(self, n: int, what: str, columns: int, group: int, score: Callable[[range], Tensor]) -> Tensor:
-        """Do as `per_image` for rows 0 … n-1 of anything."""
+    def over(
+        self, n: int, what: str, columns: int, group: int, score: Callable[[range], Tensor], resume: str | None = None
+    ) -> Tensor:
+        """Do as `per_image` for rows 0 … n-1 of a set of this fingerprint."""
+        if resume is not None and self.engine is not None:
+            chosen = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("progress", "metrics")}
+            about = [what, resume, n, group, self.identity, chosen]
+            return self.engine.collect(what, about, n, group, lambda rows: {"values": score(rows)})["values"].double()
         from tqdm.auto import tqdm
 
         ranks = self.state.num_processes
