@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _ADVICE = "Lower learning_rate, set max_grad_norm, or use mixed_precision='no'."
 
 
-class StartOver(Exception):
+class StartOver(Exception, ABC):
     """Training goes on from another state; every rank raises it after the same step."""
 
     def apply(self, trainer: Trainer) -> None:
@@ -35,9 +36,9 @@ class StartOver(Exception):
             callback.close()
         self.change(trainer)
 
+    @abstractmethod
     def change(self, trainer: Trainer) -> None:
         """Do what is particular to the failure."""
-        raise NotImplementedError
 
 
 @dataclass
