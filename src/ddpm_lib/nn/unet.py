@@ -109,8 +109,8 @@ class Unet(nn.Module):
         time_scale: Factor on t before the time embedding.
         num_classes: Number of classes for a condition "class_label"; None for none.
         class_drop_prob: Probability of hiding the class label in training, for classifier-free guidance.
-        self_condition: Let the network see its own last estimate of the image (Chen et al. 2023): better samples for a sixth
-            more time in training.
+        self_condition: Let the network see its own last estimate of the image (Chen et al. 2023), for a forward pass more
+            for half of the training images.
         augment_dim: Numbers that say how an image was augmented, 9 for the training option `augment`; None for none.
         low_res_factor: For super-resolution, how many times smaller the image of the condition "low_res" is, which training
             makes of its images (docs/super_resolution.md); None for no such condition.
