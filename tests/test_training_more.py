@@ -580,7 +580,7 @@ def test_shared_sampling_shares_seeds_too(monkeypatch: pytest.MonkeyPatch) -> No
 def test_compile_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Capture and autograd as on a GPU; only the generation of kernels, minutes on a CPU, is left out."""
     real = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: real(self, backend="aot_eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: real(self, **kw | {"backend": "aot_eager"}))
     options = {"compile": True, "max_steps": 4, "val_every": 2, "val_fraction": 0.2}
     tiny_trainer(tmp_path / "a", **options).train()
     tiny_trainer(tmp_path / "b", callbacks=[StopAt(2)], **options).train()

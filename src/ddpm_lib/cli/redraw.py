@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
-from ddpm_lib.cli.sample import label_of, new_folder, refuse_used, steps
+from ddpm_lib.cli.sample import label_of, new_folder, place, refuse_used, steps
 from ddpm_lib.data.decode import Decoded, ImageError, decode, make_spec
 from ddpm_lib.data.folders import EXTENSIONS
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError
-from ddpm_lib.training.devices import pick_device, pick_precision
+from ddpm_lib.training.devices import LOW_PRECISION, pick_device, pick_precision
 from ddpm_lib.training.loading import find_checkpoints, load_run
 
 
@@ -152,9 +152,9 @@ def redraw(
     label = label_of(loaded, command.class_label)
     device = torch.device(pick_device(command.device))
     precision = pick_precision(command.mixed_precision, device.type)
-    diffusion.to(device)
+    place(loaded, device, precision)
     method, shown = prepare(diffusion, found)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = LOW_PRECISION.get(precision)
     originals = torch.stack([picture.pixels for picture in found])
     how: dict[str, Any] = steps(command, diffusion.timesteps)
     how |= {"seed": command.seed, "batch_size": command.batch_size, "progress": command.progress}

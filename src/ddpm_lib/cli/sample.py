@@ -17,10 +17,11 @@ from ddpm_lib.cascade import Cascade, stage_seed
 from ddpm_lib.cli import low_res, options
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.nn.lowering import lower_weights
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
-from ddpm_lib.training.devices import pick_device, pick_precision, use_channels_last
+from ddpm_lib.training.devices import LOW_PRECISION, pick_device, pick_precision, use_channels_last
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.training.sampling import sample_shared
 
@@ -112,7 +113,7 @@ def main(args: list[str]) -> int:
     folder: Path | None = None
     for checkpoint in chosen:
         loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
-        place(loaded, state, precision)
+        place(loaded, state.device, precision)
         if small is None:
             small = small_images(loaded, command, state, precision)
         images, frames = draw(loaded, command, state, precision, small)
@@ -146,11 +147,13 @@ def refuse_used(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
 
-def place(loaded: LoadedRun, state: Any, precision: str) -> None:
-    """Bring the network to the device, in the memory layout that is fastest there."""
-    loaded.diffusion.to(state.device)
-    if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, precision):
+def place(loaded: LoadedRun, device: torch.device, precision: str) -> None:
+    """Bring the network to the device, in the memory layout and with the weights that are fastest there."""
+    loaded.diffusion.to(device)
+    if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", device.type, precision):
         loaded.diffusion.to(memory_format=torch.channels_last)
+    if precision in LOW_PRECISION:
+        lower_weights(loaded.diffusion.model, LOW_PRECISION[precision])
 
 
 def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> SmallImages | None:
@@ -166,7 +169,7 @@ def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precisio
     if command.class_label is not None and not any("class_label" in (stage.conditioners or {}) for stage in stages):
         raise ConfigError("--class-label was given, but both networks were trained without classes.")
     low_res.check_wishes(base.diffusion, None, None, None)
-    place(base, state, precision)
+    place(base, state.device, precision)
     wishes = dataclasses.replace(
         command, num_steps=command.base_num_steps, guidance_scale=command.base_guidance_scale, format="grid"
     )
@@ -183,7 +186,7 @@ def draw(
     if small is not None:
         cond |= low_res.conditions(diffusion, small.take(num, command.first_index), command.low_res_noise)
         seed = stage_seed(seed, 1) if command.base is not None else seed
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = LOW_PRECISION.get(precision)
     wants_gif = command.format in ("gif", "all")
     kwargs = dict(
         cond=cond, first_index=command.first_index, seed=seed,

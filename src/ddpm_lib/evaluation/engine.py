@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddpm_lib.caching import cache_folder
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
-from ddpm_lib.metrics.weights import cache_folder
 from ddpm_lib.training.sampling import own_share
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ddpm_lib.caching import cache_folder
 from ddpm_lib.registry import Registry
 
 
@@ -69,14 +70,6 @@ WEIGHTS: Registry[Weights] = Registry(
         ),
     },
 )
-
-
-def cache_folder() -> Path:
-    """Return where the library keeps what it can make again: $DDPM_LIB_CACHE, else ddpm_lib below the user's cache."""
-    own = os.environ.get("DDPM_LIB_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddpm_lib"
 
 
 def hub_folder() -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lib.nn.kernels import norm_act
+
 
 class Attention(nn.Module):
     """Residual multi-head self-attention, x + W·attend(norm(x)) (Vaswani et al. 2017, eq. 1).
@@ -18,7 +20,7 @@ class Attention(nn.Module):
         norm: The normalisation in front, or None.
     """
 
-    def __init__(self, width: int, heads: int, norm: nn.Module | None) -> None:
+    def __init__(self, width: int, heads: int, norm: nn.GroupNorm | None) -> None:
         super().__init__()
         self.width, self.heads = width, heads
         self.norm = norm
@@ -30,7 +32,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the positions of x (b, width, *spatial)."""
         b = x.shape[0]
-        h = x if self.norm is None else self.norm(x)
+        h = x if self.norm is None else norm_act(x, self.norm, act=False)
         h = h.flatten(2).transpose(1, 2)
         q, k, v = self.qkv(h).view(b, -1, 3, self.heads, self.width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         h = F.scaled_dot_product_attention(q, k, v)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.attention import Attention
+from ddpm_lib.nn.kernels import norm_act
 
 Direction = Literal["up", "down"]
 TimeConditioning = Literal["add", "scale_shift"]
@@ -92,17 +93,17 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (b, width_in, *spatial) and the activated vector emb (b, emb_dim) to (b, width_out, *spatial)."""
-        h = F.silu(self.norm1(x))
+        h = norm_act(x, self.norm1)
         if self.direction is not None:
             h, x = resize(h, self.direction), resize(x, self.direction)
         h = self.conv1(h)
-        e = self.time(emb).unflatten(1, (-1, *(1,) * (h.ndim - 2)))
+        e = self.time(emb)
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = norm_act(h, self.norm2, scale=scale, shift=shift)
         else:
-            h = self.norm2(h + e)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+            h = norm_act(h, self.norm2, add=e)
+        return self.skip(x) + self.conv2(self.dropout(h))
 
 
 class Resampler(nn.Module):

@@ -27,6 +27,7 @@ from ddpm_lib.nn.blocks import (
 )
 from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
 from ddpm_lib.nn.embeddings import TimeEmbedding, TimeOrder
+from ddpm_lib.nn.kernels import norm_act
 from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
@@ -274,7 +275,7 @@ class Unet(nn.Module):
                 h = self._run(layer, torch.cat((h, skip * self.skip_factor if self.skip_factor != 1 else skip), 1), emb)
             if stage.resample is not None:
                 h = self._run(cast(nn.Module, stage.resample), h, emb)
-        return from_patches(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
+        return from_patches(self.conv_out(norm_act(h, self.norm_out)), self.patch_size)
 
     def _condition(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
         """Return the activated conditioning vector (b, emb_dim) and the input with its extra channels."""
@@ -321,6 +322,10 @@ class Unet(nn.Module):
         if t.ndim != 1 or t.shape[0] != x.shape[0]:
             raise ValueError(f"t must have one time per sample, shape ({x.shape[0]},), got {tuple(t.shape)}.")
         checks.check_spatial(x.shape[2:], self.downsample_factor)
+
+    def regions(self) -> list[nn.Module]:
+        """Return the parts that repeat, which training compiles one by one (each shape once)."""
+        return [part for part in self.modules() if isinstance(part, Layer | Resampler | Middle)]
 
     def check_size(self, image_size: int | Sequence[int]) -> None:
         """Raise ValueError when images of this size do not fit, naming the nearest sizes that do.

@@ -221,8 +221,8 @@ class TrainingConfig:
     """Precision of the network's forward pass; auto: bf16 where the hardware computes it fast."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory layout of images and convolutions; auto: what is faster on the device."""
-    compile: bool = False
-    """Compile the network with torch.compile (minutes at the start, faster steps on a GPU)."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the network's blocks with torch.compile (about a minute at the first start); auto: on CUDA GPUs."""
     deterministic: bool = False
     """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
 
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions that autocast computes in."""
+
+
 def pick_device(wanted: str) -> str:
     """Return the device type to use: "cuda", "mps", "xpu" or "cpu".
 
@@ -69,9 +73,14 @@ def pick_precision(wanted: str, device: str) -> str:
 def use_channels_last(wanted: str, device: str, precision: str) -> bool:
     """Say whether a pixel's channels lie side by side in memory.
 
-    That is the faster layout on GPUs and for float32 on CPUs; in bf16 a CPU loses more in normalisation than it gains.
+    That is the faster layout on GPUs and for float32 on CPUs; in bf16 on CPUs it is with the kernel of `nn.kernels` only,
+    because torch's own normalisation then loses more than the convolutions gain.
     """
     if wanted == "auto":
+        if device == "cpu" and precision == "bf16":
+            from ddpm_lib.nn.kernels import library
+
+            return library() is not None
         return device in ("cuda", "xpu") or (device == "cpu" and precision == "no")
     return wanted == "yes"
 
@@ -127,7 +136,12 @@ def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
     """Build accelerate's Accelerator for a training run; data order, files and random state stay ours."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+        ProjectConfiguration,
+    )
 
     adopt_slurm_ranks()
     device = pick_device(config.device)
@@ -148,7 +162,10 @@ def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
+            ],
         )
 
 
@@ -200,10 +217,10 @@ def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[Non
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
     )
+    torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
     indices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(indices):
@@ -211,7 +228,7 @@ def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[Non
     finally:
         if deterministic:
             torch.use_deterministic_algorithms(switches[0], warn_only=switches[1])
-            torch.backends.cudnn.benchmark = switches[2]
+        torch.backends.cudnn.benchmark = switches[2]
 
 
 def _check_tracker(name: str) -> None:

@@ -56,10 +56,11 @@ def describe_run(trainer: Trainer) -> str:
     parameters = sum(p.numel() for p in trainer.diffusion.model.parameters())
     ranks = f"{trainer.processes} processes, {plan.per_process} each" if trainer.processes > 1 else "one process"
     kept = f", {len(held_out):,} held out" if held_out is not None else ""
+    layout = " in channels_last" if trainer.channels_last else ""
     micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
     return (
         f"Training {parameters / 1e6:.2f} M parameters on {len(trainer.dataset):,} images{kept}; batch {config.batch_size} "
-        f"({ranks}{micro}), {precision} on {trainer.device}; run directory {trainer.output_dir}."
+        f"({ranks}{micro}), {precision}{layout} on {trainer.device}; run directory {trainer.output_dir}."
     )
 
 

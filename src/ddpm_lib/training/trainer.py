@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.training import devices, failures
 from ddpm_lib.training.agreement import check_alike, check_place
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
 from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name
+from ddpm_lib.training.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.ema import WeightAverages
@@ -215,8 +217,8 @@ class Trainer(RunContext):
         self.ema = WeightAverages(model, config.ema_decay, config.ema_power) if config.ema_decay else None
         self.posthoc = PostHocAverages(model, config.posthoc_ema)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.diffusion, config, self.device))
-        if config.compile:
-            model.compile()
+        if wants_compile(config.compile, self.device.type):
+            compile_regions(model, config.compile, self.say)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
@@ -371,6 +373,8 @@ class Trainer(RunContext):
         if weights not in ("ema", "model"):
             raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
         network = self.averaged_network() if weights == "ema" else self.diffusion.model
+        if self.ema is not None and self.precision in devices.LOW_PRECISION:
+            network = lowered_copy(network, devices.LOW_PRECISION[self.precision])
         if cond is None:
             cond = example_conditions(self, n) or default_condition(self.diffusion, n)
         devices.claim_precision(self.precision)

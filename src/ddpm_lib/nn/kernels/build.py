@@ -1,0 +1,114 @@
+"""Compiling the library's C++ once per machine, with the eager formula of torch wherever that cannot be done."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from ddpm_lib.caching import cache_folder
+
+logger = logging.getLogger("ddpm_lib")
+
+SOURCE = Path(__file__).with_name("group_norm.cpp")
+# No -ffast-math: NaN must stay NaN, and linking with it would flush denormals in the whole process.
+FLAGS = (
+    "-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+    "-fassociative-math", "-fno-signed-zeros", "-ffp-contract=fast",
+)  # fmt: skip
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler to use: $CXX, else g++, c++ or clang++; None where there is none."""
+    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Load the compiled kernels, building them on first use; None where they cannot be had, with the reason logged.
+
+    `DDPM_LIB_KERNELS=0` turns them off. Nodes of a cluster with different processors get a file each.
+    """
+    if os.environ.get("DDPM_LIB_KERNELS", "1") == "0" or sys.platform != "linux":
+        return None
+    found = compiler()
+    if found is None:
+        logger.info("No C++ compiler (g++) here: normalisation runs in torch's own, slower operations.")
+        return None
+    try:
+        return _declare(ctypes.CDLL(str(_built(found))))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        logger.warning(
+            "The fast normalisation could not be compiled with %s; torch's own operations are used. [%s]",
+            found,
+            said[-300:],
+        )
+        return None
+
+
+def _built(found: str) -> Path:
+    """Return the shared library for this source, compiler and processor, compiled if it is not in the cache."""
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version, platform.machine(), _processor())
+    name = f"group_norm-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    for folder in (cache_folder() / "kernels", Path(tempfile.gettempdir()) / f"ddpm_lib-{os.getuid()}" / "kernels"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_uid != os.getuid():
+                continue  # someone else's: code is not loaded from there
+            target = folder / name
+            if not target.exists():
+                _compile(found, target)
+            if target.stat().st_uid == os.getuid():
+                return target
+        except OSError as error:
+            logger.info("Kernels are not kept in %s: %s.", folder, error)
+    raise OSError("no folder to compile into; set DDPM_LIB_CACHE to one that can be written")
+
+
+def _compile(found: str, target: Path) -> None:
+    """Compile in place; processes that do so at once each rename a complete file over the other's."""
+    handle, part = tempfile.mkstemp(suffix=".part", dir=target.parent)
+    os.close(handle)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            object_file = str(Path(work) / "group_norm.o")
+            for command in (
+                [found, *FLAGS, "-c", str(SOURCE), "-o", object_file],
+                # Linked without OpenMP: its symbols come from the runtime that torch has loaded. A second runtime would
+                # bring threads of its own.
+                [found, "-shared", object_file, "-o", part],
+            ):
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        os.replace(part, target)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """Name what -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("flags", "Features", "model name", "cpu family", "model\t")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the functions take; see the C++ file."""
+    i, k, p, d = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
+    lib.norm_act_forward.argtypes = [i, k, k, k, k, k, i, p, p, p, p, k, d, i, p, p, p]
+    lib.norm_act_backward.argtypes = [i, k, k, k, k, k, i, p, p, p, p, p, k, i, p, p, p, p, p, p]
+    lib.norm_act_forward.restype = lib.norm_act_backward.restype = None
+    return lib

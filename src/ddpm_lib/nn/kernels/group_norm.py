@@ -1,0 +1,156 @@
+"""Group normalisation with what surrounds it in a residual block, in one pass over memory where there is a kernel for it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddpm_lib.nn.kernels.build import library
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+
+
+def norm_act(
+    x: Tensor,
+    norm: nn.GroupNorm,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    act: bool = True,
+) -> Tensor:
+    """Compute silu(norm(x + add) · (1 + scale) + shift).
+
+    On a CPU, in channels_last memory, a C++ kernel does it in float32 sums whatever the dtype of x; everywhere else torch's
+    own operations do, which `torch.compile` fuses.
+
+    Args:
+        x: Feature map (b, c, *spatial).
+        norm: The normalisation, with its weights.
+        add: Numbers (b, c) to add to every position first; None for none.
+        scale: Factors minus one (b, c) of the normalised map; None for none. Together with shift.
+        shift: Summands (b, c) of the normalised map.
+        act: Whether to apply SiLU.
+
+    Returns:
+        Tensor like x.
+    """
+    if not _has_kernel(x, norm):
+        return _eager(x, norm, add, scale, shift, act)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    gamma, beta = norm.weight.to(wide), norm.bias.to(wide)
+    if scale is not None and shift is not None:
+        factor = 1 + scale.to(wide)
+        gamma, beta = gamma * factor, torch.addcmul(shift.to(wide), beta, factor)
+    if add is not None:
+        add = add.to(wide)
+    return _NormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act)
+
+
+def _eager(
+    x: Tensor, norm: nn.GroupNorm, add: Tensor | None, scale: Tensor | None, shift: Tensor | None, act: bool
+) -> Tensor:
+    def spread(e: Tensor) -> Tensor:
+        return e.unflatten(1, (-1, *(1,) * (x.ndim - 2)))
+
+    h = norm(x if add is None else x + spread(add))
+    if scale is not None and shift is not None:
+        h = h * (1 + spread(scale)) + spread(shift)
+    return F.silu(h) if act else h
+
+
+def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
+    """Say whether the kernel does this one; a cheap no first, because every layer asks."""
+    if x.device.type != "cpu" or x.ndim != 4 or torch.compiler.is_compiling() or x.dtype not in _DTYPES:
+        return False
+    if not _plain(x) or norm.weight is None or x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if x.dtype != torch.float64 and norm.weight.dtype == torch.float64:
+        return False
+    return library() is not None
+
+
+def _plain(x: Tensor) -> bool:
+    """Say whether x is memory with numbers in it, not a stand-in of torch.func, torch.export or a tracer."""
+    if torch.autograd.forward_ad._current_level >= 0 or torch.jit.is_tracing():
+        return False
+    return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int, int, int, int]:
+    """Return the leading arguments of both kernels."""
+    b, c, h, w = x.shape
+    return _DTYPES[x.dtype], b, h * w, c, groups, _chunks(c, groups), torch.get_num_threads()
+
+
+@lru_cache(maxsize=256)
+def _chunks(channels: int, groups: int) -> int:
+    """Return into how many tasks a sample is cut: of whole groups and 64 channels or more.
+
+    A function of the shape alone, not of the threads or the batch, so that these do not change the last digit.
+    """
+    return max(k for k in range(1, groups + 1) if groups % k == 0 and (k == 1 or channels // k >= 64))
+
+
+class _NormAct(torch.autograd.Function):
+    """The kernel with its gradient; gamma and beta are (c,) or (b, c)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, add: Tensor | None, gamma: Tensor, beta: Tensor, groups: int, eps: float, act: bool
+    ) -> Tensor:
+        add = None if add is None else add.contiguous()
+        gamma, beta = gamma.contiguous(), beta.contiguous()
+        y = torch.empty_like(x, memory_format=torch.channels_last)
+        stats = torch.empty(2, x.shape[0], groups, dtype=gamma.dtype)
+        stride = gamma.shape[-1] if gamma.ndim == 2 else 0
+        lib = library()
+        assert lib is not None
+        lib.norm_act_forward(
+            *_sizes(x, groups), _pointer(x), _pointer(add), _pointer(gamma), _pointer(beta), stride, eps, int(act),
+            _pointer(y), _pointer(stats[0]), _pointer(stats[1]),
+        )  # fmt: skip
+        ctx.save_for_backward(x, add, gamma, beta, stats)
+        ctx.groups, ctx.stride, ctx.eps, ctx.act = groups, stride, eps, act
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, add, gamma, beta, stats = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of gradients are wanted (create_graph=True)
+            return _differentiable_backward(grad, x, add, gamma, beta, ctx.groups, ctx.eps, ctx.act)
+        grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        per_channel = torch.empty(3, x.shape[0], x.shape[1], dtype=gamma.dtype)
+        d_add, d_gamma, d_beta = per_channel.unbind(0)
+        lib = library()
+        assert lib is not None
+        lib.norm_act_backward(
+            *_sizes(x, ctx.groups), _pointer(grad), _pointer(x), _pointer(add), _pointer(gamma), _pointer(beta),
+            ctx.stride, int(ctx.act), _pointer(stats[0]), _pointer(stats[1]), _pointer(dx),
+            None if add is None else _pointer(d_add), _pointer(d_gamma), _pointer(d_beta),
+        )  # fmt: skip
+        if gamma.ndim == 1:
+            d_gamma, d_beta = d_gamma.sum(0), d_beta.sum(0)
+        return dx, None if add is None else d_add, d_gamma, d_beta, None, None, None
+
+
+def _differentiable_backward(
+    grad: Tensor, x: Tensor, add: Tensor | None, gamma: Tensor, beta: Tensor, groups: int, eps: float, act: bool
+) -> tuple[Tensor | None, ...]:
+    """Return what `_NormAct.backward` does, by operations that autograd can differentiate again."""
+    inputs = [x, add, gamma, beta]
+    needed = [v for v in inputs if v is not None and v.requires_grad]
+    h = F.group_norm(x if add is None else x + add[..., None, None], groups, eps=eps)
+    z = h * gamma[..., None, None] + beta[..., None, None]
+    y = (F.silu(z) if act else z).to(x.dtype)
+    found = iter(torch.autograd.grad(y, needed, grad.to(y.dtype), create_graph=True))
+    return (*(next(found) if v is not None and v.requires_grad else None for v in inputs), None, None, None)
