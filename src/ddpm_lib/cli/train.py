@@ -193,7 +193,10 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
     dataset = open_data(config) if isinstance(data, str) else data
     classes = f", {dataset.num_classes} classes" if dataset.num_classes else ""
     print(f"data: {len(dataset):,} images of {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}")
-    print(cast(Unet, diffusion.model).summary(image_size=config.size, batch_size=config.batch_size))
+    size = 1 if config.batch_size == "auto" else config.batch_size
+    print(cast(Unet, diffusion.model).summary(image_size=config.size, batch_size=size))
+    if config.batch_size == "auto":
+        print("batch size: auto, chosen when training starts; `ddpm estimate` tells it before")
     print(f"run directory: {config.output_dir or 'runs/' + default_name(config.data)}")
     return 0
 
