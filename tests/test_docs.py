@@ -26,6 +26,7 @@ from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
+from ddpm_lib.cli.estimate import EstimateCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
@@ -38,8 +39,9 @@ from ddpm_lib.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
-    "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand, "evaluate": EvaluateCommand,
-    "compare": CompareCommand, "weights": WeightsCommand, "ema": EmaCommand, "ablate": AblateCommand, "prepare": PrepareCommand,
+    "train": TrainCommand, "estimate": EstimateCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand,
+    "evaluate": EvaluateCommand, "compare": CompareCommand, "weights": WeightsCommand, "ema": EmaCommand, "ablate": AblateCommand,
+    "prepare": PrepareCommand,
 }  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,

@@ -160,11 +160,10 @@ def _from_all(trainer: Trainer, value: tuple[int, str]) -> list[tuple[int, str]]
 def _estimate(trainer: Trainer, limit: int, reason: str) -> Choice:
     """Compute how many images fit beside what else is there; every rank of the machine gets its share."""
     free = int(free_bytes(trainer.device) * CPU_SHARE)
-    room = free - state_bytes(trainer, to_come=True)
-    each = activation_bytes(trainer.diffusion.model, trainer.diffusion.image_size, 1, trainer.precision)
-    if each is None:
-        with _trial(trainer) as run:
-            each = max(1, saved_bytes(lambda: run(2, False)) - saved_bytes(lambda: run(1, False)))
+    one, two = (_activations(trainer, n) for n in (1, 2))
+    each = max(1, two - one)
+    # What does not grow with the batch: under bf16 there are copies of the weights.
+    room = free - state_bytes(trainer, to_come=True) - max(0, one - each)
     need = working_bytes(trainer.diffusion.model, each)
     numbers = f"an image takes about {need / 2**20:.1f} MiB in training and {free / _GIB:.2f} GiB may be used"
     fitting = max(0, room // need)
@@ -172,6 +171,16 @@ def _estimate(trainer: Trainer, limit: int, reason: str) -> Choice:
         return Choice(limit, f"{reason} ({numbers[0].upper()}{numbers[1:]}.)")
     more = "." if fitting else ", not enough for one."
     return Choice(rounded(fitting), numbers + more)
+
+
+def _activations(trainer: Trainer, images: int) -> int:
+    """Return what a forward pass keeps for the backward pass: counted for a `Unet`, else by doing it."""
+    diffusion = trainer.diffusion
+    counted = activation_bytes(diffusion.model, diffusion.image_size, images, trainer.precision)
+    if counted is not None:
+        return counted
+    with _trial(trainer) as run:
+        return saved_bytes(lambda: run(images, False), diffusion)
 
 
 def _search(trainer: Trainer, limit: int, reason: str) -> Choice:

@@ -41,13 +41,15 @@ def activation_bytes(model: nn.Module, image_size: Sequence[int], batch_size: in
     return summarize(model, image_size, batch_size, "float32" if precision == "no" else "bf16").activation_bytes
 
 
-def saved_bytes(forward: Callable[[], Tensor]) -> int:
-    """Run a forward pass and add up the distinct storages that autograd keeps from it."""
+def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
+    """Run a forward pass and add up the distinct storages that autograd keeps from it, the network's weights not counted."""
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage  # held, so that its address is not used again within this pass
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage  # held, so that its address is not used again within this pass
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
