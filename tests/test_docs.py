@@ -31,7 +31,7 @@ from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
-from ddpm_lib.cli.train import TrainCommand, resolve
+from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
 from ddpm_lib.samplers import SAMPLERS
@@ -187,10 +187,10 @@ def test_every_command_parses(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for name, *args in commands(page):
         if {"-h", "--help"} & set(args):
             continue
-        if name == "train":
-            resolve(args)
+        cls = COMMANDS[name]
+        if issubclass(cls, RunConfig):
+            layered(args, cls, f"ddpm {name}", "")
         else:
-            cls = COMMANDS[name]
             missing = {f.name: tyro.MISSING for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
             options.parse(cls, args, cls(**missing), f"ddpm {name}", "")
 

@@ -140,7 +140,7 @@ def test_gradient_checkpointing_saves_most_of_the_activations(size):
     plain, recomputed = (Unet(dim=64, dropout=0.1, gradient_checkpointing=flag) for flag in (False, True))
     for model in (plain, recomputed):
         real = _count_saved_bytes(model, torch.randn(1, 3, size, size), torch.tensor([5.0]))
-        assert model.summary(size, 1).activation_bytes == pytest.approx(real, rel=0.01)
+        assert model.summary(size, 1).activation_bytes == pytest.approx(real, rel=0.05)
     for precision in ("float32", "bf16"):
         kept = [summarize(model, size, 16, precision).activation_bytes for model in (plain, recomputed)]
         assert kept[1] < 0.6 * kept[0]
@@ -149,12 +149,12 @@ def test_gradient_checkpointing_saves_most_of_the_activations(size):
 def test_summary_counts_bf16():
     from ddpm_lib.nn.summary import _count_saved_bytes
 
-    model = Unet(dim=32, dropout=0.1)
+    model = Unet(dim=16, dropout=0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        real = _count_saved_bytes(model, torch.randn(4, 3, 16, 16), torch.zeros(4))
-    counted = summarize(model, 16, 4, "bf16")
+        real = _count_saved_bytes(model, torch.randn(4, 3, 32, 32), torch.zeros(4))
+    counted = summarize(model, 32, 4, "bf16")
     assert counted.activation_bytes == pytest.approx(real, rel=0.02)
-    assert counted.activation_bytes < 0.8 * model.summary(16, 4).activation_bytes
+    assert counted.activation_bytes < 0.7 * model.summary(32, 4).activation_bytes
     assert "bf16" in str(counted)
 
 

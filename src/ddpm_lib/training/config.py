@@ -48,7 +48,7 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
                 return check_type(name, value, choice)
             except ConfigError:
                 continue
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r}.")
+        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r} ({type(value).__name__}).")
     ok = False
     if origin is Literal:
         ok = value in args and type(value) in {type(a) for a in args}
