@@ -20,6 +20,7 @@ from ddpm_lib.training.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training.estimate import Estimate, Rehearsal, estimate
 from ddpm_lib.training.saving import checkpoint_bytes
 from test_cli import TINY, ddpm, error_of
+from test_distributed import torchrun
 from training_helpers import assert_same_tensors, final_tensors, tiny_diffusion, tiny_trainer
 
 
@@ -150,6 +151,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert re.search(r"images/s, .* s per step \(mean of 2 after 2 of warm-up\)", told)
     assert "4 steps" in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_are_measured_together() -> None:
+    flags = [*TINY, "--batch-size", "auto", "--probe-steps", "2", "--json"]
+    done = torchrun("-m", "ddpm_lib.cli", "estimate", *flags)
+    told = json.loads(done.stdout)  # one object: the main process speaks
+    assert (told["processes"], told["batch_size"], told["images_per_pass"]) == (2, 128, 64)
+    assert told["images_per_second"] == pytest.approx(128 / told["seconds_per_step"])
 
 
 def test_command_as_json_agrees_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

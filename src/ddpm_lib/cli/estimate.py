@@ -35,5 +35,6 @@ def main(args: list[str]) -> int:
     diffusion, data = train.build(settings)
     images = None if isinstance(data, str) else len(data)
     result = estimate(diffusion, settings.training(), command.probe_steps, images)
-    print(json.dumps(result.to_dict()) if command.json else result)
+    if result is not None:  # the main process speaks
+        print(json.dumps(result.to_dict()) if command.json else result)
     return 0

@@ -128,8 +128,10 @@ class Estimate:
 
 def estimate(
     diffusion: GaussianDiffusion, config: TrainingConfig, probe_steps: int = 5, images: int | None = None
-) -> Estimate:
+) -> Estimate | None:
     """Build the run on random images, count, and time a few of its steps; nothing is written that stays.
+
+    Under a launcher every process is to call it; the numbers are returned by the main one, the others return None.
 
     Args:
         diffusion: The process with a `Unet`; the steps train it.
@@ -154,7 +156,7 @@ def estimate(
         there = state_bytes(trainer) - state_bytes(trainer, to_come=True)
         available = there + free_bytes(trainer.device)
         seconds, peak = trainer.probe(probe_steps) if probe_steps else (None, None)
-        result = _collect(trainer, probe_steps, seconds, peak, available)
+        result = _collect(trainer, probe_steps, seconds, peak, available) if trainer.is_main else None
         trainer.close()
     return result
 
@@ -211,9 +213,10 @@ class Rehearsal(Trainer):
     def __init__(self, diffusion: GaussianDiffusion, data: ImageDataset, config: TrainingConfig, folder: Path) -> None:
         changes: dict[str, Any] = {
             "val_data": None, "val_every": 0, "sample_every": 0, "keep_best": None, "trackers": (), "progress": False,
-            "num_workers": 0, "resume": "auto", "output_dir": str(folder / "run"),
+            "num_workers": 0, "resume": "auto", "output_dir": None,
         }  # fmt: skip
         super().__init__(diffusion, data, config=dataclasses.replace(config, **changes))
+        self.output_dir = folder / "run"  # not as an option, which must be the same on all ranks
         self.batch_reason = ""
 
     def say(self, line: str) -> None:
