@@ -299,8 +299,8 @@ def test_images_in_the_run_directory(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"learning_rat": 1}, r"'learning_rat' \(did you mean 'learning_rate'\?\). Known: "),
-        ({"batch_size": "64"}, r"batch_size must be a whole number; got '64' \(str\)"),
-        ({"batch_size": 6.5}, r"batch_size must be a whole number; got 6\.5"),
+        ({"batch_size": "64"}, r"batch_size must be a whole number or 'auto'; got '64' \(str\)"),
+        ({"batch_size": 6.5}, r"batch_size must be a whole number or 'auto'; got 6\.5"),
         ({"max_steps": True}, r"max_steps must be a whole number; got True"),
         ({"horizontal_flip": "no"}, r"horizontal_flip must be true or false; got 'no'"),
         ({"learning_rate": "1e-4"}, r"learning_rate must be a number; got '1e-4'"),
@@ -411,7 +411,7 @@ def test_class_conditional_without_labels(tmp_path: Path) -> None:
     [
         ("batch_sise: 3", r"'batch_sise' \(did you mean 'batch_size'\?\)"),
         ("model: {dimm: 3}", r"group model.*'dimm' \(did you mean 'dim'\?\)"),
-        ("batch_size: no", r"batch_size .*must be a whole number; got False"),
+        ("batch_size: no", r"batch_size .*must be a whole number or 'auto'; got False"),
         ("- 1\n- 2", r"must hold `option: value` lines; got list"),
         ("a: [1", r"is not valid YAML"),
         ("!!python/object/apply:os.system ['touch ran']", r"is not valid YAML"),

@@ -26,11 +26,12 @@ from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
+from ddpm_lib.cli.estimate import EstimateCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
-from ddpm_lib.cli.train import TrainCommand, resolve
+from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
 from ddpm_lib.samplers import SAMPLERS
@@ -38,8 +39,9 @@ from ddpm_lib.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
-    "train": TrainCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand, "evaluate": EvaluateCommand,
-    "compare": CompareCommand, "weights": WeightsCommand, "ema": EmaCommand, "ablate": AblateCommand, "prepare": PrepareCommand,
+    "train": TrainCommand, "estimate": EstimateCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand,
+    "evaluate": EvaluateCommand, "compare": CompareCommand, "weights": WeightsCommand, "ema": EmaCommand, "ablate": AblateCommand,
+    "prepare": PrepareCommand,
 }  # fmt: skip
 REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
@@ -185,10 +187,10 @@ def test_every_command_parses(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for name, *args in commands(page):
         if {"-h", "--help"} & set(args):
             continue
-        if name == "train":
-            resolve(args)
+        cls = COMMANDS[name]
+        if issubclass(cls, RunConfig):
+            layered(args, cls, f"ddpm {name}", "")
         else:
-            cls = COMMANDS[name]
             missing = {f.name: tyro.MISSING for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
             options.parse(cls, args, cls(**missing), f"ddpm {name}", "")
 

@@ -453,8 +453,8 @@ def test_image_size_must_fit_the_network(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"bacth_size": 3}, r"Unknown option of Trainer: 'bacth_size' \(did you mean 'batch_size'\?\)"),
-        ({"batch_size": "32"}, r"batch_size must be a whole number; got '32' \(str\)"),
-        ({"batch_size": True}, "batch_size must be a whole number; got True"),
+        ({"batch_size": "32"}, r"batch_size must be a whole number or 'auto'; got '32' \(str\)"),
+        ({"batch_size": True}, "batch_size must be a whole number or 'auto'; got True"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"batch_size": 10, "accumulation_steps": 3}, r"10 is not divisible by accumulation_steps 3.*fit: 1, 2, 5, 10"),
         ({"batch_size": 10, "shards": 4}, r"not divisible by shards 4.*1, 2, 5, 10"),

@@ -12,6 +12,7 @@ from torch import nn
 from ddpm_lib.nn import PRESETS, Unet, preset_config
 from ddpm_lib.nn.blocks import resize
 from ddpm_lib.nn.embeddings import sinusoids
+from ddpm_lib.nn.summary import summarize
 
 
 def small(**arguments) -> Unet:
@@ -129,6 +130,32 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
     assert (
         small(gradient_checkpointing=True).summary(8, 4).activation_bytes < small().summary(8, 4).activation_bytes / 2
     )
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_gradient_checkpointing_saves_most_of_the_activations(size):
+    # What autograd really keeps of a forward pass of the default network is what the summary says, and at least 40 % less.
+    from ddpm_lib.nn.summary import _count_saved_bytes
+
+    plain, recomputed = (Unet(dim=64, dropout=0.1, gradient_checkpointing=flag) for flag in (False, True))
+    for model in (plain, recomputed):
+        real = _count_saved_bytes(model, torch.randn(1, 3, size, size), torch.tensor([5.0]))
+        assert model.summary(size, 1).activation_bytes == pytest.approx(real, rel=0.05)
+    for precision in ("float32", "bf16"):
+        kept = [summarize(model, size, 16, precision).activation_bytes for model in (plain, recomputed)]
+        assert kept[1] < 0.6 * kept[0]
+
+
+def test_summary_counts_bf16():
+    from ddpm_lib.nn.summary import _count_saved_bytes
+
+    model = Unet(dim=16, dropout=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        real = _count_saved_bytes(model, torch.randn(4, 3, 32, 32), torch.zeros(4))
+    counted = summarize(model, 32, 4, "bf16")
+    assert counted.activation_bytes == pytest.approx(real, rel=0.02)
+    assert counted.activation_bytes < 0.7 * model.summary(32, 4).activation_bytes
+    assert "bf16" in str(counted)
 
 
 def test_dropout_acts_in_training_only():

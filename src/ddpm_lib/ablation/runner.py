@@ -98,7 +98,12 @@ def ablate(
 
 
 def _steps(cell: Cell, images: int) -> int:
-    size = int(cell.settings["training"]["batch_size"])
+    size = cell.settings["training"]["batch_size"]
+    if size == "auto":
+        raise ConfigError(
+            "An ablation compares settings at equal images seen: batch_size must be a number, not 'auto'."
+        )
+    size = int(size)
     if images < size or images % size:
         near = max(1, round(images / size)) * size
         raise ConfigError(f"images must be a multiple of the batch size {size}; got {images}. The nearest is {near}.")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
+    "estimate": "say what a run costs before it starts: memory, disk, hours",
     "sample": "draw images from a run",
     "edit": "redraw images from their noisy versions",
     "inpaint": "paint the masked part of images",

@@ -7,7 +7,7 @@ import functools
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tyro
 
@@ -91,38 +91,54 @@ class TrainCommand(RunConfig):
     """Open the data, build the network, show both, and stop."""
 
 
+C = TypeVar("C", bound=RunConfig)
+
+
 def resolve(args: list[str]) -> TrainCommand:
+    """Return what `ddpm train` is to do."""
+    return layered(args, TrainCommand, "ddpm train", DESCRIPTION)
+
+
+def layered(args: list[str], cls: type[C], prog: str, description: str) -> C:
     """Lay the defaults, the preset, the config file and the flags over each other, in this order.
+
+    Args:
+        args: The flags.
+        cls: The settings of a run, with what else the command takes.
+        prog: Name of the command.
+        description: For its help.
 
     Raises:
         ConfigError: For anything unknown or impossible in the file; flags exit with tyro's own message.
     """
     path = options.flag_value(args, "--config")
     file = options.read_config(path) if path else {}
-    base = TrainCommand()
+    base = cls()
+
+    def over(base: C) -> C:
+        known = options.from_mapping(cls, file, base, f"the config file {path}")
+        command: C = options.parse(cls, args, known, prog, description)
+        return command
+
     # One pass over the flags alone finds the data and the preset, on which the other defaults depend.
     if not {"-h", "--help"} & set(args):
-        first = options.parse(
-            TrainCommand, args, options.from_mapping(TrainCommand, file, base, str(path)), "ddpm train", DESCRIPTION
-        )
-        if first.data == "shapes":
-            base = options.from_mapping(TrainCommand, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
+        if over(base).data == "shapes":
+            base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
         preset = options.flag_value(args, "--preset") or file.get("preset", base.preset)
         base = with_preset(base, str(preset))
-    command = _over(base, file, path, args)
+    command = over(base)
     if not command.class_conditional and options.to_plain(command.model)["num_classes"] is None:
         # The guidance that suits the shapes needs their classes; one that was asked for stays, and is refused later.
-        command = _over(dataclasses.replace(base, sample_guidance_scale=1.0), file, path, args)
+        command = over(dataclasses.replace(base, sample_guidance_scale=1.0))
     return command
 
 
-def _over(base: TrainCommand, file: dict[str, Any], path: str | None, args: list[str]) -> TrainCommand:
-    base = options.from_mapping(TrainCommand, file, base, f"the config file {path}")
-    command: TrainCommand = options.parse(TrainCommand, args, base, "ddpm train", DESCRIPTION)
-    return command
+def settings_of(command: RunConfig) -> RunConfig:
+    """Return the settings of the run alone."""
+    return RunConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(RunConfig)})
 
 
-def with_preset(config: TrainCommand, name: str) -> TrainCommand:
+def with_preset(config: C, name: str) -> C:
     """Set the network's options to a preset's."""
     if name not in PRESETS:
         raise ConfigError(unknown_name("preset", name, PRESETS))
@@ -164,7 +180,7 @@ def open_data(config: RunConfig) -> ImageDataset:
 def main(args: list[str]) -> int:
     """Run the command."""
     command = resolve(args)
-    settings = RunConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(RunConfig)})
+    settings = settings_of(command)
     if command.print_config:
         print(options.dump(settings), end="")
         return 0
@@ -193,7 +209,10 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
     dataset = open_data(config) if isinstance(data, str) else data
     classes = f", {dataset.num_classes} classes" if dataset.num_classes else ""
     print(f"data: {len(dataset):,} images of {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}")
-    print(cast(Unet, diffusion.model).summary(image_size=config.size, batch_size=config.batch_size))
+    size = 1 if config.batch_size == "auto" else config.batch_size
+    print(cast(Unet, diffusion.model).summary(image_size=config.size, batch_size=size))
+    if config.batch_size == "auto":
+        print("batch size: auto, chosen when training starts; `ddpm estimate` tells it before")
     print(f"run directory: {config.output_dir or 'runs/' + default_name(config.data)}")
     return 0
 

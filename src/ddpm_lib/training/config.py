@@ -48,7 +48,7 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
                 return check_type(name, value, choice)
             except ConfigError:
                 continue
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r}.")
+        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r} ({type(value).__name__}).")
     ok = False
     if origin is Literal:
         ok = value in args and type(value) in {type(a) for a in args}
@@ -87,7 +87,7 @@ def describe_type(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(a) for a in args)
     if origin is Literal:
-        return "one of " + ", ".join(repr(a) for a in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(repr(a) for a in args)
     if origin is tuple:
         return f"a list of {describe_type(args[0])}"
     if annotation is type(None):
@@ -117,8 +117,8 @@ class TrainingConfig:
     """Optimizer steps after which training ends."""
     max_hours: float | None = None
     """Wall-clock limit of this call in hours; a checkpoint is saved and the same command continues."""
-    batch_size: int = 32
-    """Images per optimizer step over all processes and accumulation steps."""
+    batch_size: int | Literal["auto"] = 32
+    """Images per optimizer step over all processes and accumulation steps; auto: the largest batch that fits in memory."""
     accumulation_steps: int = 1
     """Micro-batches per optimizer step and process: less memory, the same batch."""
     shards: int | None = None
@@ -243,10 +243,12 @@ class TrainingConfig:
 
     def _check_ranges(self) -> None:
         at_least = {
-            "max_steps": 1, "batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
+            "max_steps": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
             "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
             "max_nonfinite": 1, "posthoc_every": 1,
         }  # fmt: skip
+        if self.batch_size != "auto":
+            at_least["batch_size"] = 1
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}.")
@@ -290,15 +292,15 @@ class TrainingConfig:
             )
         if len(set(self.ema_decay)) != len(self.ema_decay):
             raise ConfigError(f"ema_decay names the same decay twice: {self.ema_decay}.")
-        if self.batch_size % self.accumulation_steps:
+        size = self.batch_size
+        if size != "auto" and size % self.accumulation_steps:
             raise ConfigError(
-                f"batch_size {self.batch_size} is not divisible by accumulation_steps {self.accumulation_steps}. "
-                f"Accumulation steps that fit: {divisors(self.batch_size)}."
+                f"batch_size {size} is not divisible by accumulation_steps {self.accumulation_steps}. "
+                f"Accumulation steps that fit: {divisors(size)}."
             )
-        if self.shards and self.batch_size % self.shards:
+        if size != "auto" and self.shards and size % self.shards:
             raise ConfigError(
-                f"batch_size {self.batch_size} is not divisible by shards {self.shards}. "
-                f"Shards that fit: {divisors(self.batch_size)}."
+                f"batch_size {size} is not divisible by shards {self.shards}. Shards that fit: {divisors(size)}."
             )
         if self.keep_every and self.keep_every % self.save_every:
             raise ConfigError(
@@ -309,6 +311,17 @@ class TrainingConfig:
             raise ConfigError(
                 "val_data is given but val_every is 0, so it would never be used. Set val_every or drop val_data."
             )
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` as a number; the Trainer puts one in the place of "auto" before it trains.
+
+        Raises:
+            ConfigError: Where that has not happened yet.
+        """
+        if self.batch_size == "auto":
+            raise ConfigError("batch_size='auto' becomes a number when the Trainer prepares; here it needs one.")
+        return self.batch_size
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str = "Trainer") -> TrainingConfig:

@@ -177,7 +177,7 @@ class NonFiniteGuard:
             )
             raise DivergedError(f"{message[:-1]}, {reason}. {_ADVICE}")
         self.rollbacks += 1
-        raise RollBack(_slot_of(trainer, steps[0]) + trainer.config.batch_size, message)
+        raise RollBack(_slot_of(trainer, steps[0]) + trainer.config.images_per_step, message)
 
     def _skip(self, trainer: Trainer, steps: list[int], where: str) -> None:
         if len(steps) > self.most:
@@ -186,10 +186,10 @@ class NonFiniteGuard:
                 f"The loss or gradient is not finite at steps {listed}: more than max_nonfinite={self.most}. {where}. {_ADVICE}"
             )
         for step in steps[self._told :]:
-            names = ", ".join(_images_of(trainer, step, range(trainer.config.batch_size))[:8])
+            names = ", ".join(_images_of(trainer, step, range(trainer.config.images_per_step))[:8])
             trainer.say(
                 f"The loss or gradient was not finite at step {step}: its update was left out ({steps.index(step) + 1} of at "
-                f"most {self.most}). Images of its batch: {names}{', …' if trainer.config.batch_size > 8 else ''}."
+                f"most {self.most}). Images of its batch: {names}{', …' if trainer.config.images_per_step > 8 else ''}."
             )
         self._told = len(steps)
 
@@ -236,7 +236,7 @@ def _images_of(trainer: Trainer, step: int, rows: range) -> list[str]:
 
 
 def _slot_of(trainer: Trainer, step: int) -> int:
-    return trainer.images_seen - (trainer.step - step + 1) * trainer.config.batch_size
+    return trainer.images_seen - (trainer.step - step + 1) * trainer.config.images_per_step
 
 
 def _replay(trainer: Trainer, step: int) -> str:

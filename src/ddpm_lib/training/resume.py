@@ -59,7 +59,7 @@ def describe_run(trainer: Trainer) -> str:
     layout = " in channels_last" if trainer.channels_last else ""
     micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
     return (
-        f"Training {parameters / 1e6:.2f} M parameters on {len(trainer.dataset):,} images{kept}; batch {config.batch_size} "
+        f"Training {parameters / 1e6:.2f} M parameters on {len(trainer.dataset):,} images{kept}; batch {config.images_per_step} "
         f"({ranks}{micro}), {precision}{layout} on {trainer.device}; run directory {trainer.output_dir}."
     )
 
@@ -72,7 +72,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "images_seen": trainer.images_seen,
         "elapsed_seconds": trainer.elapsed_seconds,
         "seed": trainer.config.seed,
-        "batch_size": trainer.config.batch_size,
+        "batch_size": trainer.config.images_per_step,
         "shards": trainer.randomness.shards,
         "model": describe_model(trainer),
         "diffusion": trainer.diffusion.config,
@@ -128,7 +128,7 @@ def shards_of_run(trainer: Trainer, checkpoint: Path | None) -> int:
     if checkpoint is None:
         return fresh
     state = files.read_state(checkpoint)
-    if state["batch_size"] != config.batch_size:
+    if state["batch_size"] != config.images_per_step:
         return fresh
     shards = int(state["shards"])
     if config.shards not in (None, shards):
@@ -171,14 +171,19 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     now = {"model": describe_model(trainer), "diffusion": trainer.diffusion.config}
     model = completed_model(trainer.diffusion.model, state["model"])
     saved = {"model": model, "diffusion": completed(trainer.diffusion, state["diffusion"])}
-    hard = differences(saved, now)
+    # Recomputing activations changes the memory, not the network.
+    hard = [line for line in differences(saved, now) if not line.startswith("model.config.gradient_checkpointing:")]
     if hard:
         raise ConfigError(
             f"{path} was trained with other settings:\n  "
             + "\n  ".join(hard)
             + "\nUse the settings of the checkpoint, or another output_dir."
         )
-    soft_now = {"data": describe_data(trainer), "batch_size": trainer.config.batch_size, "seed": trainer.config.seed}
+    soft_now = {
+        "data": describe_data(trainer),
+        "batch_size": trainer.config.images_per_step,
+        "seed": trainer.config.seed,
+    }
     soft = differences({k: state.get(k) for k in soft_now}, soft_now)
     soft = [line for line in soft if not line.startswith("data.source")]
     if soft and not trainer.config.override:

@@ -122,16 +122,24 @@ def run_tensors(trainer: Trainer, copy: bool = False) -> Tensors:
     return {stem: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for stem, group in tensors.items()}
 
 
+def checkpoint_bytes(trainer: Trainer) -> int:
+    """Return the size of a checkpoint on disk; before the first step, too, when there are no moments yet."""
+    tensors = run_tensors(trainer)
+    if not trainer.optimizer.state:
+        parameters = {k: p for k, p in trainer.diffusion.named_parameters() if p.requires_grad}
+        tensors["optimizer"] = {f"{name}/{k}": p for k, p in parameters.items() for name in ("exp_avg", "exp_avg_sq")}
+    every = [(k, v) for group in tensors.values() for k, v in group.items()]
+    # An entry of a safetensors header is its name and about 70 characters on type, shape and place.
+    return sum(v.numel() * v.element_size() + len(k) + 70 for k, v in every) + 8 * 1024
+
+
 def check_space(trainer: Trainer) -> None:
     """Compare the free space of the run's file system with the checkpoints to come; a quota cannot be seen from here.
 
     Raises:
         ConfigError: If not even one checkpoint fits.
     """
-    parameters = [p for p in trainer.diffusion.parameters() if p.requires_grad]
-    size = sum(v.numel() * v.element_size() for group in run_tensors(trainer).values() for v in group.values())
-    if not trainer.optimizer.state:
-        size += sum(2 * p.numel() * p.element_size() for p in parameters)  # Adam's moments come with the first step
+    size = checkpoint_bytes(trainer)
     free = shutil.disk_usage(trainer.output_dir).free
     there = len(files.list_checkpoints(trainer.output_dir / "checkpoints"))
     config = trainer.config

@@ -42,7 +42,7 @@ def open_training_data(
         # 1,000 held-out images estimate the loss well; a share of a million would only be lost to training.
         count = min(1000, max(1, math.floor(len(train) * config.val_fraction)))
         train, held_out = train.split(count, config.seed)
-    if len(train) < config.batch_size:
+    if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
             f"The batch of {config.batch_size} is larger than the {len(train)} training images: each batch repeats some of them."
         )

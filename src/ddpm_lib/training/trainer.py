@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.training import devices, failures
 from ddpm_lib.training.agreement import check_alike, check_place
+from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
@@ -168,7 +169,7 @@ class Trainer(RunContext):
             self.ema.update()
         self.step += 1
         self.posthoc.update(self.step)
-        self.images_seen += config.batch_size
+        self.images_seen += config.images_per_step
         self.last = StepResult(loss, torch.cat(levels), norm, rate)
 
     def _forward(self, network: nn.Module, batch: dict[str, Any], rows: range) -> tuple[Tensor, Tensor]:
@@ -191,9 +192,10 @@ class Trainer(RunContext):
         check_alike(self)
         checkpoint = self.on_main(lambda: find_checkpoint(self))
         self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say)
-        self.plan = BatchPlan(config.batch_size, self.processes, self.rank, config.accumulation_steps)
         self._place_network()
-        self.randomness = StepRandomness(config.seed, config.batch_size, shards_of_run(self, checkpoint))
+        config = self.config = with_batch_size(self, checkpoint)
+        self.plan = BatchPlan(config.images_per_step, self.processes, self.rank, config.accumulation_steps)
+        self.randomness = StepRandomness(config.seed, config.images_per_step, shards_of_run(self, checkpoint))
         if checkpoint is not None:
             restore(self, checkpoint)
             self.last_checkpoint = checkpoint

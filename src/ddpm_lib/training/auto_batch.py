@@ -1,0 +1,269 @@
+"""batch_size="auto": the largest batch that fits, chosen once and kept in the checkpoints of the run.
+
+A GPU is asked: forward and backward passes of growing batches, in the run's precision and layout, with room set aside for what
+training allocates later. A CPU has no such limit that could be met without harm to the machine; there the memory is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.training import checkpoint as files
+from ddpm_lib.training import devices, failures
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.forward import forward_rows
+from ddpm_lib.training.memory import (
+    activation_bytes,
+    device_module,
+    free_bytes,
+    saved_bytes,
+    state_bytes,
+    working_bytes,
+)
+from ddpm_lib.training.randomness import DataOrder, StepRandomness
+from ddpm_lib.training.results import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.trainer import Trainer
+
+CPU_LIMIT = 64
+"""Images per forward pass on a CPU, which takes as long per image from about 8 on: more would only mean fewer steps."""
+GPU_LIMIT = 4096
+"""Images per forward pass on a GPU: the largest batch that published networks of this kind were trained with (EDM)."""
+GPU_SHARE = 0.9
+"""Share of the memory of a GPU that the trial may use; the rest is for fragmentation, validation and sample grids."""
+CPU_SHARE = 0.8
+_GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many images a forward pass takes, 0 where not even one fits, and why."""
+
+    images: int
+    why: str
+
+
+def with_batch_size(trainer: Trainer, checkpoint: Path | None) -> TrainingConfig:
+    """Return the run's options with a number for batch_size; to be called on every rank, the network in its place.
+
+    Weights, averages and random state stay as they are. A run that continues keeps the number it began with.
+
+    Raises:
+        OutOfMemoryError: If not even one image fits.
+    """
+    config = trainer.config
+    if config.batch_size != "auto":
+        return config
+    if checkpoint is not None:
+        size = int(files.read_state(checkpoint)["batch_size"])
+        trainer.say(f"batch_size auto: {size} images, which this run began with.")
+        return replace(config, batch_size=size)
+    passes = trainer.processes * config.accumulation_steps
+    limit, reason = _limit(trainer, passes)
+    choice = _search(trainer, limit, reason) if has_own_memory(trainer.device) else _estimate(trainer, limit, reason)
+    images, why = min(_from_all(trainer, (choice.images, choice.why)))
+    if not images:
+        raise OutOfMemoryError(
+            f"batch_size auto: {why} Use a smaller network, patches (patch_size=2), gradient_checkpointing or bf16."
+        )
+    images = _shared_evenly(images, passes, config.shards)
+    shares = [f"{trainer.processes} processes"] * (trainer.processes > 1)
+    shares += [f"{config.accumulation_steps} accumulation steps"] * (config.accumulation_steps > 1)
+    made = f" = {' × '.join([*shares, str(images)])}" if shares else ""
+    trainer.say(f"batch_size auto: {images * passes} images per step{made}, because {why} The run keeps this number.")
+    return replace(config, batch_size=images * passes)
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Say whether the device has memory of its own, which can be filled without harm to the rest of the machine."""
+    return device.type in ("cuda", "xpu")
+
+
+def largest_that_fits(fits: Callable[[int], bool], limit: int) -> tuple[int, int | None]:
+    """Find the largest of the sizes 1, 2, 4, 8, 10, 12, 14, 16, 20, … ≤ limit that fits: by doubling, then between.
+
+    Args:
+        fits: Says whether a batch fits; a larger one is only asked for after a smaller one did.
+        limit: No larger one is asked for.
+
+    Returns:
+        The size, 0 for none, and the smallest that was tried and did not fit, if any.
+
+    >>> [largest_that_fits(lambda n: n <= most, 64) for most in (0, 7, 13, 47, 999)]
+    [(0, 1), (7, 8), (12, 14), (40, 48), (64, None)]
+    """
+    low, high = 0, None
+    while high is None and low < limit:
+        size = min(limit, max(1, 2 * low))
+        if fits(size):
+            low = size
+        else:
+            high = size
+    step = max(1, low // 4)
+    while high is not None and low and high - low > step:
+        size = low + step * max(1, (high - low) // (2 * step))
+        if fits(size):
+            low = size
+        else:
+            high = size
+    return low, high
+
+
+def rounded(n: int) -> int:
+    """Return the largest of the sizes 1 … 8, 10, 12, 14, 16, 20, … that is at most n.
+
+    >>> [rounded(n) for n in (0, 1, 7, 9, 13, 47, 64)]
+    [0, 1, 7, 8, 12, 40, 64]
+    """
+    step = 2 ** max(0, n.bit_length() - 3)
+    return n // step * step
+
+
+def _limit(trainer: Trainer, passes: int) -> tuple[int, str]:
+    """Return the most images of a forward pass, whatever the memory, and the reason in words."""
+    if has_own_memory(trainer.device):
+        most, reason = GPU_LIMIT, f"{GPU_LIMIT} per forward pass is the most that auto takes."
+    else:
+        most, reason = CPU_LIMIT, f"more than {CPU_LIMIT} per forward pass make no {trainer.device.type} faster."
+    there = max(1, len(trainer.dataset) // passes)
+    if there > most:
+        return most, reason
+    return rounded(there), f"there are only {len(trainer.dataset):,} training images."
+
+
+def _shared_evenly(images: int, passes: int, shards: int | None) -> int:
+    """Return the most images per forward pass, at most `images`, with which `shards` divides the batch."""
+    unit = 1 if shards is None else shards // math.gcd(shards, passes)
+    if images < unit:
+        raise ConfigError(f"batch_size auto: {images * passes} images fit, which is less than shards {shards}.")
+    return images // unit * unit
+
+
+def _from_all(trainer: Trainer, value: tuple[int, str]) -> list[tuple[int, str]]:
+    if trainer.processes == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    return list(gather_object([value]))
+
+
+def _estimate(trainer: Trainer, limit: int, reason: str) -> Choice:
+    """Compute how many images fit beside what else is there; every rank of the machine gets its share."""
+    free = int(free_bytes(trainer.device) * CPU_SHARE)
+    one, two = (_activations(trainer, n) for n in (1, 2))
+    each = max(1, two - one)
+    # What does not grow with the batch: under bf16 there are copies of the weights.
+    room = free - state_bytes(trainer, to_come=True) - max(0, one - each)
+    need = working_bytes(trainer.diffusion.model, each)
+    numbers = f"an image takes about {need / 2**20:.1f} MiB in training and {free / _GIB:.2f} GiB may be used"
+    fitting = max(0, room // need)
+    if fitting >= limit:
+        return Choice(limit, f"{reason} ({numbers[0].upper()}{numbers[1:]}.)")
+    more = "." if fitting else ", not enough for one."
+    return Choice(rounded(fitting), numbers + more)
+
+
+def _activations(trainer: Trainer, images: int) -> int:
+    """Return what a forward pass keeps for the backward pass: counted for a `Unet`, else by doing it."""
+    diffusion = trainer.diffusion
+    counted = activation_bytes(diffusion.model, diffusion.image_size, images, trainer.precision)
+    if counted is not None:
+        return counted
+    with _trial(trainer) as run:
+        return saved_bytes(lambda: run(images, False), diffusion)
+
+
+def _search(trainer: Trainer, limit: int, reason: str) -> Choice:
+    """Try growing batches on the device until one does not fit."""
+    memory = device_module(trainer.device)
+    ballast: Tensor | None = None
+
+    def release() -> None:
+        trainer.diffusion.zero_grad(set_to_none=True)
+        gc.collect()
+        memory.empty_cache()
+
+    release()
+    free, total = memory.mem_get_info(trainer.device)
+    room = int(GPU_SHARE * (free + memory.memory_reserved(trainer.device)))
+    with _trial(trainer) as run:
+
+        def fits(images: int) -> bool:
+            memory.reset_peak_memory_stats(trainer.device)
+            enough = True
+            try:
+                run(images, True)
+            except (RuntimeError, MemoryError) as error:
+                if not failures.out_of_memory(error):
+                    raise
+                enough = False
+            used = memory.max_memory_reserved(trainer.device)
+            release()
+            return bool(enough and used <= room)
+
+        try:
+            # Moments of the optimizer, and gradient buckets of several processes, come with the first step.
+            later = state_bytes(trainer, to_come=True) - _gradient_bytes(trainer.diffusion)
+            ballast = torch.empty(max(0, later), dtype=torch.uint8, device=trainer.device)
+            images, too_many = largest_that_fits(fits, limit)
+        except torch.OutOfMemoryError:
+            images, too_many = 0, 1
+        finally:
+            del ballast
+            release()
+    share = f"{room / _GIB:.1f} of {total / _GIB:.1f} GiB on {trainer.device}"
+    if not images:
+        return Choice(0, f"Not even one image per forward pass fits in {share}.")
+    if too_many is None:
+        return Choice(images, f"{reason} (They fit in {share}.)")
+    return Choice(rounded(images), f"{images} per forward pass fit in {share} and {too_many} do not.")
+
+
+def _gradient_bytes(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+
+
+@contextlib.contextmanager
+def _trial(trainer: Trainer) -> Iterator[Callable[[int, bool], Tensor]]:
+    """Give a function that does the forward pass of n images and, if told to, the backward pass; then put everything back."""
+    diffusion, dataset = trainer.diffusion, trainer.dataset
+    modes = {module: module.training for module in diffusion.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in diffusion.buffers()]
+    order = DataOrder(len(dataset), trainer.config.seed)
+    images = dataset.batch(order.indices(0, min(8, len(dataset))).tolist())
+
+    def run(n: int, backward: bool) -> Tensor:
+        trainer.randomness = StepRandomness(trainer.config.seed, n, 1)
+        rows = torch.arange(n) % len(images["image"])
+        batch = {name: value[rows] for name, value in images.items()}
+        with trainer.accelerator.autocast():
+            loss = forward_rows(trainer, diffusion, batch, range(n))[0].float().mean()
+        if backward:
+            loss.backward()
+        return loss.detach() if backward else loss
+
+    devices.claim_precision(trainer.precision)
+    try:
+        with (
+            devices.global_state_kept(trainer.device, trainer.config.deterministic),
+            torch.compiler.set_stance("force_eager"),  # compiling every size that is tried would take minutes
+        ):
+            diffusion.train()
+            yield run
+    finally:
+        diffusion.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,281 @@
+"""What a run will cost, before it starts: numbers of the network, memory, disk, and the speed of a few steps on random images."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from ddpm_lib.training import devices, failures
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.memory import activation_bytes, device_module, free_bytes, state_bytes, working_bytes
+from ddpm_lib.training.results import OutOfMemoryError
+from ddpm_lib.training.saving import checkpoint_bytes
+from ddpm_lib.training.trainer import Trainer
+from ddpm_lib.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.nn import Unet
+
+WARM_UP = 2
+"""Steps before the clock starts: kernels are chosen, memory is taken, moments are made."""
+_MANY = 2**18
+_MIB, _GIB = 2.0**20, 2.0**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run costs; memory is that of one process.
+
+    Args:
+        parameters: Number of parameters of the network.
+        macs: Multiply-accumulate operations per image, forward.
+        image_size: Spatial size of one image.
+        device: Where the run would be.
+        precision: Of the forward pass.
+        processes: How many share a step.
+        batch_size: Images per optimizer step.
+        batch_reason: Why batch_size="auto" is that number; empty for a given one.
+        images_per_pass: Images per forward pass.
+        activation_bytes_float32: What the forward pass keeps for the backward pass, in float32.
+        activation_bytes_bf16: The same under bf16.
+        state_bytes: Weights, gradients, moments of the optimizer, and averages.
+        memory_bytes: All memory of training at its peak; measured on a GPU where steps were done, else computed.
+        memory_measured: Whether it was measured.
+        available_bytes: What the process may use of the device.
+        fits: Whether the one is less than the other.
+        checkpoint_bytes: Size of a checkpoint on disk.
+        checkpoints: How many are on disk at most, but for those that other options keep for good.
+        max_steps: Optimizer steps of the run.
+        probe_steps: Steps that were timed.
+        seconds_per_step: How long they took each; None if there were none.
+        images_per_second: The speed of all processes together.
+        hours: Duration of all steps, without validation, sample grids and the decoding of images.
+    """
+
+    parameters: int
+    macs: int
+    image_size: tuple[int, ...]
+    device: str
+    precision: str
+    processes: int
+    batch_size: int
+    batch_reason: str
+    images_per_pass: int
+    activation_bytes_float32: int
+    activation_bytes_bf16: int
+    state_bytes: int
+    memory_bytes: int
+    memory_measured: bool
+    available_bytes: int
+    fits: bool
+    checkpoint_bytes: int
+    checkpoints: int
+    max_steps: int
+    probe_steps: int
+    seconds_per_step: float | None
+    images_per_second: float | None
+    hours: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as plain JSON values."""
+        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+
+    def __str__(self) -> str:
+        """Write one line per quantity."""
+        size = "×".join(map(str, self.image_size))
+        shares = f", {self.images_per_pass} per forward pass" if self.images_per_pass < self.batch_size else ""
+        ranks = f", {self.processes} processes" if self.processes > 1 else ""
+        measured = "measured" if self.memory_measured else "computed"
+        verdict = "fits" if self.fits else "does NOT fit: use more accumulation steps, or model.gradient_checkpointing"
+        lines = [
+            ("parameters", f"{self.parameters:,}"),
+            (f"MACs per {size} image", f"{self.macs:,}"),
+            ("device", f"{self.device}, {self.precision}{ranks}"),
+            ("batch", f"{self.batch_size} images{shares}"),
+            ("activations", f"float32 {_mib(self.activation_bytes_float32)}, bf16 {_mib(self.activation_bytes_bf16)}"),
+            ("weights, gradients, moments, averages", _mib(self.state_bytes)),
+            (
+                "memory of training",
+                f"{_mib(self.memory_bytes)} ({measured}) of {self.available_bytes / _GIB:,.2f} GiB: {verdict}",
+            ),
+            ("checkpoint", f"{_mib(self.checkpoint_bytes)} on disk, {self.checkpoints} of them at most"),
+            ("speed", self._speed()),
+        ]
+        if self.hours is not None:
+            without = "without validation, sample grids and the decoding of images"
+            lines.append((f"{self.max_steps:,} steps", f"{_duration(self.hours)}, {without}"))
+        width = max(len(name) for name, _ in lines)
+        told = "\n".join(f"{name:{width}}  {value}" for name, value in lines)
+        return f"{self.batch_reason}\n{told}" if self.batch_reason else told
+
+    def _speed(self) -> str:
+        if self.seconds_per_step is None:
+            return "not measured: " + ("no steps were asked for (probe_steps 0)" if self.fits else "out of memory")
+        return (
+            f"{self.images_per_second:,.4g} images/s, {self.seconds_per_step:.4g} s per step (mean of {self.probe_steps} after "
+            f"{WARM_UP} of warm-up)"
+        )
+
+
+def estimate(
+    diffusion: GaussianDiffusion, config: TrainingConfig, probe_steps: int = 5, images: int | None = None
+) -> Estimate | None:
+    """Build the run on random images, count, and time a few of its steps; nothing is written that stays.
+
+    Under a launcher every process is to call it; the numbers are returned by the main one, the others return None.
+
+    Args:
+        diffusion: The process with a `Unet`; the steps train it.
+        config: The options of the run.
+        probe_steps: Steps to time; 0 for none.
+        images: Number of training images, where it is known; a batch of "auto" is not larger.
+
+    Raises:
+        ConfigError: For impossible options.
+        OutOfMemoryError: If not even the weights find room.
+    """
+    if probe_steps < 0:
+        raise ConfigError(f"probe_steps must be 0 or more; got {probe_steps}.")
+    with TemporaryDirectory(prefix="ddpm-estimate-") as folder:
+        trainer = Rehearsal(diffusion, random_images(diffusion, images or _MANY), config, Path(folder))
+        try:
+            trainer.prepare()
+        except RuntimeError as error:
+            if isinstance(error, OutOfMemoryError) or not failures.out_of_memory(error):
+                raise
+            raise OutOfMemoryError(f"The weights and their averages do not fit on the device: {error}") from error
+        there = state_bytes(trainer) - state_bytes(trainer, to_come=True)
+        available = there + free_bytes(trainer.device)
+        seconds, peak = trainer.probe(probe_steps) if probe_steps else (None, None)
+        result = _collect(trainer, probe_steps, seconds, peak, available) if trainer.is_main else None
+        trainer.close()
+    return result
+
+
+def _collect(trainer: Rehearsal, steps: int, seconds: float | None, peak: int | None, available: int) -> Estimate:
+    config, model, size = trainer.config, cast("Unet", trainer.diffusion.model), trainer.diffusion.image_size
+    micro = trainer.plan.micro
+    kept = {p: activation_bytes(model, size, micro, p) for p in ("no", "bf16")}
+    if kept["no"] is None or kept["bf16"] is None:
+        raise ConfigError(f"Only a Unet can be estimated; got {type(model).__name__}.")
+    activations = kept["no" if trainer.precision == "no" else "bf16"]
+    assert activations is not None
+    state = state_bytes(trainer)
+    memory = peak if peak is not None else state + working_bytes(model, activations)
+    summary = model.summary(size)
+    out_of_memory = bool(steps) and seconds is None
+    return Estimate(
+        parameters=summary.parameters,
+        macs=summary.macs,
+        image_size=tuple(size),
+        device=str(trainer.device),
+        precision="float32" if trainer.precision == "no" else trainer.precision,
+        processes=trainer.processes,
+        batch_size=config.images_per_step,
+        batch_reason=trainer.batch_reason,
+        images_per_pass=micro,
+        activation_bytes_float32=kept["no"],
+        activation_bytes_bf16=kept["bf16"],
+        state_bytes=state,
+        memory_bytes=memory,
+        memory_measured=peak is not None,
+        available_bytes=available,
+        fits=memory <= available and not out_of_memory,
+        checkpoint_bytes=checkpoint_bytes(trainer),
+        checkpoints=config.keep_last + 1,
+        max_steps=config.max_steps,
+        probe_steps=0 if seconds is None else steps,
+        seconds_per_step=seconds,
+        images_per_second=None if seconds is None else config.images_per_step / seconds,
+        hours=None if seconds is None else config.max_steps * seconds / 3600,
+    )
+
+
+class Rehearsal(Trainer):
+    """A trainer that does a few steps, calls no callback and leaves no files.
+
+    Args:
+        diffusion: The process.
+        data: Random images.
+        config: The options of the run.
+        folder: Where files may lie for the time being.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, data: ImageDataset, config: TrainingConfig, folder: Path) -> None:
+        changes: dict[str, Any] = {
+            "val_data": None, "val_every": 0, "sample_every": 0, "keep_best": None, "trackers": (), "progress": False,
+            "num_workers": 0, "resume": "auto", "output_dir": None,
+        }  # fmt: skip
+        super().__init__(diffusion, data, config=dataclasses.replace(config, **changes))
+        self.output_dir = folder / "run"  # not as an option, which must be the same on all ranks
+        self.batch_reason = ""
+
+    def say(self, line: str) -> None:
+        """Keep the line about the batch; the others are about a run that this is not."""
+        if line.startswith("batch_size auto"):
+            self.batch_reason = line
+
+    def probe(self, steps: int) -> tuple[float | None, int | None]:
+        """Do some steps and time them.
+
+        Returns:
+            Seconds per step, None if memory ran out; and the peak of the device's memory, where the device tells it.
+        """
+        own_forward = self.diffusion.__dict__.get("forward")
+        devices.claim_precision(self.precision)
+        self.watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir)
+        seconds, peak = None, None
+        try:
+            network = self.accelerator.prepare_model(self.diffusion)
+            self.diffusion.train()
+            self.guard.reset(self.device)
+            batches = self._open_batches()
+            with devices.global_state_kept(self.device, self.config.deterministic):
+                for step in range(WARM_UP + steps):
+                    if step == WARM_UP:
+                        began = self._now()
+                    self._optimizer_step(network, batches)
+                seconds = (self._now() - began) / steps
+        except (RuntimeError, MemoryError) as error:
+            if not failures.out_of_memory(error):
+                raise
+        finally:
+            self._give_back_network(own_forward)
+        if seconds is not None and self.device.type in ("cuda", "xpu"):
+            peak = int(device_module(self.device).max_memory_reserved(self.device))
+        return seconds, peak
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+
+def random_images(diffusion: GaussianDiffusion, count: int) -> ImageDataset:
+    """Return images of noise in RAM that fit the process, with labels where the network reads some."""
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.dataset import MemoryStore
+
+    draw = np.random.default_rng(0)
+    pool = draw.integers(0, 256, (64, diffusion.channels, *diffusion.image_size), dtype=np.uint8)
+    conditioners = getattr(diffusion.model, "conditioners", {})
+    classes = conditioners["class_label"].num_classes if "class_label" in conditioners else None
+    labels = None if classes is None else draw.integers(0, classes, count)
+    return ImageDataset(MemoryStore(torch.from_numpy(pool)), labels=labels, rows=np.arange(count) % len(pool))
+
+
+def _mib(size: int) -> str:
+    return f"{size / _MIB:,.1f} MiB"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
