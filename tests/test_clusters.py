@@ -232,6 +232,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     subprocess.run(["scancel", "--full", "-u", "root"], capture_output=True)
     time.sleep(1)
     stopped = subprocess.run([*command, "stop", str(folder)], capture_output=True, text=True)
+    print(stopped.stderr, end="")  # which daemon needed force
     assert stopped.returncode == 0, stopped.stderr
     assert not slurm_says("pgrep", "-f", f"{folder}/")
     shutil.rmtree(folder, ignore_errors=True)
