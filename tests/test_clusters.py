@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,16 +219,22 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cluster of two virtual nodes, n1 and n2, with the partitions low (pre-emptible) and high."""
     if shutil.which("slurmctld") is None or os.geteuid() != 0:
         pytest.skip("needs root, slurm-wlm and munge")
-    folder = Path("/tmp") / f"ddpm-slurm-{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix="ddpm-slurm-", dir="/tmp"))  # sockets want a short path
     command = [str(HERE / "faults" / "slurm_cluster.sh")]
-    started = subprocess.run([*command, "start", str(folder)], capture_output=True, text=True, timeout=90)
-    if started.returncode:
-        pytest.skip(f"SLURM does not start here: {started.stdout[-500:]}{started.stderr[-500:]}")
+    with (folder / "start.log").open("w") as out:  # a file, as the daemons keep it open
+        done = subprocess.run([*command, "start", str(folder)], stdout=out, stderr=out, timeout=180)
+    started = (folder / "start.log").read_text()
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"SLURM does not start here: {started[-1000:]}")
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     yield folder
     subprocess.run(["scancel", "--full", "-u", "root"], capture_output=True)
     time.sleep(1)
-    subprocess.run([*command, "stop", str(folder)], check=True)
+    stopped = subprocess.run([*command, "stop", str(folder)], capture_output=True, text=True)
+    print(stopped.stderr, end="")  # which daemon needed force
+    assert stopped.returncode == 0, stopped.stderr
+    assert not slurm_says("pgrep", "-f", f"{folder}/")
     shutil.rmtree(folder, ignore_errors=True)
 
 

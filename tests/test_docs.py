@@ -52,6 +52,7 @@ FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--hel
     for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode", "ntasks", "nodes")
 }
 FOREIGN |= {"--ntasks-per-node", "--gpus-per-node", "--kill-on-bad-exit", "--signal", "--standalone", "--max-restarts"}
+FOREIGN |= {"--signals-to-handle"}
 FOREIGN |= {
     "--nnodes",
     "--rdzv-backend",

@@ -92,12 +92,10 @@ def test_max_restarts_continues_after_a_lost_rank(tmp_path: Path) -> None:
     """One rank is killed three times; torchrun starts both again, and the end is the uninterrupted one."""
     whole = torchrun(tmp_path / "a", 40)
     whole.communicate(timeout=300)
-    process = torchrun(tmp_path / "b", 40, "--max-restarts", "12")
-    said = 0
+    process = torchrun(tmp_path / "b", 40, "--max-restarts", "3")  # one for each death: meeting again never fails
     for at in (8, 16, 24):
         wait_for_steps(tmp_path / "b", at, process)
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        os.kill(children_of(process.pid)[-1], signal.SIGKILL)
         time.sleep(1)
     _, err = process.communicate(timeout=600)
     said = err.count("Another process of this run is gone")
@@ -109,6 +107,14 @@ def test_max_restarts_continues_after_a_lost_rank(tmp_path: Path) -> None:
 
 def children_of(pid: int) -> list[int]:
     return [int(p) for p in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
+
+
+def in_own_session(command: list[str], hangup: signal.Handlers) -> subprocess.Popen[str]:
+    """Start with this answer to SIGHUP, however the tests themselves were started: nohup hands down SIG_IGN."""
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
+    )  # fmt: skip
 
 
 HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
@@ -144,9 +150,7 @@ def test_signals_by_launcher(
         "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *flags],
         "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"],
     }[launcher]
-    process = subprocess.Popen(
-        [*start, *program], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-    )
+    process = in_own_session([*start, *program], signal.SIG_DFL)
     try:
         wait_for_steps(run, 4, process)
         ranks = children_of(process.pid)
@@ -169,3 +173,18 @@ def test_signals_by_launcher(
     assert (run / "checkpoints" / f"step-{status['step']:09d}" / "manifest.json").is_file()
     assert code is None or process.returncode == code
     assert not subprocess.run(["pgrep", "-f", str(run)], capture_output=True).stdout
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_stops_nothing_under_nohup(tmp_path: Path) -> None:
+    process = in_own_session([sys.executable, str(HERE / "run_tiny.py"), str(tmp_path), "1000000"], signal.SIG_IGN)
+    try:
+        wait_for_steps(tmp_path, 4, process)
+        process.send_signal(signal.SIGHUP)
+        wait_for_steps(tmp_path, 2 * len((tmp_path / "metrics.jsonl").read_text().splitlines()) + 40, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert json.loads((tmp_path / "status.json").read_text())["reason"] == "received SIGTERM"

@@ -3,23 +3,34 @@
 # Needs root and Debian's packages: apt-get install --no-install-recommends slurm-wlm munge
 set -euo pipefail
 what=$1 dir=$2
-stop() {
-    for name in slurmd-n1 slurmd-n2 slurmctld munged; do
-        [ -f "$dir/$name.pid" ] && kill "$(cat "$dir/$name.pid")" 2>/dev/null
+alive() { [ -n "$1" ] && grep -qs "$dir" "/proc/$1/cmdline"; } # a daemon of this directory, and no other process with an old number
+end() { # ask, wait, and use force at last: the next cluster must not meet this one's controller
+    local pid; pid=$(cat "$dir/$1.pid" 2>/dev/null || true)
+    for signal in TERM KILL; do
+        alive "$pid" || return 0
+        kill -"$signal" "$pid" 2>/dev/null || true
+        for _ in $(seq 100); do alive "$pid" || return 0; sleep 0.1; done
+        echo "$1 ($pid) did not end after SIG$signal" >&2
     done
-    return 0
+    return 1
 }
-if [ "$what" = stop ]; then stop; exit 0; fi
+stop() { # the controller first: it ends its work through munged
+    local left=0
+    for name in slurmctld slurmd-n1 slurmd-n2 munge/munged; do end "$name" || left=1; done
+    return $left
+}
+port() { python3 -c "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"; }
+if [ "$what" = stop ]; then stop; exit; fi
 mkdir -p "$dir"/{state,spool-n1,spool-n2,munge}
 host=$(hostname -s)
 chown munge:munge "$dir/munge"; chmod 711 "$dir" "$dir/munge"
 [ -f /etc/munge/munge.key ] || { dd if=/dev/urandom of=/etc/munge/munge.key bs=1024 count=1 2>/dev/null; chown munge:munge /etc/munge/munge.key; chmod 400 /etc/munge/munge.key; }
-runuser -u munge -- /usr/sbin/munged --force --socket="$dir/munge/socket" --pid-file="$dir/munge/pid" --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
-cp "$dir/munge/pid" "$dir/munged.pid"
+trap '[ "$?" = 0 ] || stop' EXIT # nothing stays behind when something of the start fails
+runuser -u munge -- /usr/sbin/munged --force --socket="$dir/munge/socket" --pid-file="$dir/munge/munged.pid" --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
 cat > "$dir/slurm.conf" <<EOF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=16817
+SlurmctldPort=$(port)
 AuthType=auth/munge
 AuthInfo=socket=$dir/munge/socket
 CryptoType=crypto/munge
@@ -43,8 +54,8 @@ MpiDefault=none
 ReturnToService=2
 KillWait=10
 SchedulerParameters=bf_interval=1,sched_interval=1
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=2 State=UNKNOWN
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=2 State=UNKNOWN
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$(port) CPUs=2 State=UNKNOWN
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$(port) CPUs=2 State=UNKNOWN
 PartitionName=low Nodes=n1,n2 Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=15 State=UP
 PartitionName=high Nodes=n1,n2 MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 EOF
@@ -56,4 +67,4 @@ for _ in $(seq 60); do
     [ "$(sinfo -h -o %T -N 2>/dev/null | sort -u)" = idle ] && { echo "SLURM_CONF=$SLURM_CONF"; exit 0; }
     sleep 0.5
 done
-sinfo -N; tail -5 "$dir"/*.log; stop; exit 1
+sinfo -N; tail -5 "$dir"/*.log; exit 1

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,30 +119,28 @@ def first_host(nodes: str) -> str:
     return (match[1] + (match[2] or "")) if match else ""
 
 
-def process_state(device: str = "auto") -> PartialState:
+def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> PartialState:
     """Join the other processes that a launcher started, if any; `main_process_first()` of the result orders file work.
 
     Args:
         device: As for `pick_device`. With "cpu", or where there is no accelerator, the processes meet over gloo.
+        timeout_minutes: How long they wait for each other; the first call decides.
     """
     from accelerate import PartialState
 
+    from ddpm_lib.training.meeting import group_options
+
     adopt_slurm_ranks()
-    return PartialState(cpu=pick_device(device) == "cpu")
+    with meeting_explained():
+        return PartialState(cpu=pick_device(device) == "cpu", **group_options(timeout_minutes))
 
 
 def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
     """Build accelerate's Accelerator for a training run; data order, files and random state stay ours."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import (
-        DistributedDataParallelKwargs,
-        GradientAccumulationPlugin,
-        InitProcessGroupKwargs,
-        ProjectConfiguration,
-    )
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
 
-    adopt_slurm_ranks()
     device = pick_device(config.device)
     precision = pick_precision(config.mixed_precision, device)
     # accelerate's state is one per process: a notebook that trains twice would get the first device, or be refused
@@ -154,19 +151,18 @@ def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=False)
     for tracker in config.trackers:
         _check_tracker(tracker)
-    with meeting_explained():
-        return Accelerator(
-            mixed_precision=precision,
-            cpu=device == "cpu",
-            # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(minutes=config.process_timeout_minutes)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
-            ],
-        )
+    # Before accelerate does it: InitProcessGroupKwargs drops ten minutes as its default, where gloo waits thirty.
+    process_state(device, config.process_timeout_minutes)
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=device == "cpu",
+        # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
+        # No second copy of the gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
 
 
 @contextlib.contextmanager

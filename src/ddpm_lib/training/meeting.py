@@ -1,0 +1,95 @@
+"""How processes find each other, when torchrun has started them before.
+
+torchrun keeps one store for all its restarts, and torch writes under the same names each time: a process that comes first reads
+the address that its peer had in the attempt before. Then the meeting fails, or, where both take themselves for the one that is
+called, hangs. So under torchrun the processes first agree on a name that no attempt before has used, and keep to it.
+`TORCHELASTIC_RESTART_COUNT` is no such name: each node counts by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+_SCHEME = "ddpm-lib"
+_KEY = "ddpm_lib/meeting"
+
+
+def group_options(minutes: float) -> dict[str, Any]:
+    """Return the arguments of `init_process_group` for this launcher.
+
+    Args:
+        minutes: How long the processes wait for each other, here and in every collective.
+    """
+    options: dict[str, Any] = {"timeout": timedelta(minutes=minutes)}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _register()
+        options["init_method"] = f"{_SCHEME}://"
+    return options
+
+
+@functools.cache
+def _register() -> None:
+    from torch.distributed.rendezvous import register_rendezvous_handler
+
+    register_rendezvous_handler(_SCHEME, _meet)
+
+
+def _meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """Meet as torch does by the environment, in a part of the store that is this attempt's own."""
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    for store, rank, processes in rendezvous(url.replace(_SCHEME, "env", 1), timeout=timeout, **options):
+        name = agree_on_name(store, rank, processes, timeout.total_seconds())
+        yield PrefixStore(f"{_KEY}/{name}", store), rank, processes
+
+
+def agree_on_name(store: Any, rank: int, processes: int, seconds: float) -> str:
+    """Return the same name on every process, one that no earlier attempt has used; whatever those left is harmless.
+
+    Every process asks under a name of its own, so that an answer cannot be an old one; process 0 answers, also those who died
+    long ago, until all of now have confirmed.
+
+    Args:
+        store: A torch `Store` that all of them reach.
+        rank: This process.
+        processes: How many there are.
+        seconds: How long to wait.
+
+    Raises:
+        torch.distributed.DistStoreError: Naming the processes that did not come.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + seconds
+    if rank:
+        store.set(f"{_KEY}/asks/{rank}", own)
+        while not store.check([f"{_KEY}/told/{own}"]):
+            _pause(deadline, seconds, [0])
+        name: str = store.get(f"{_KEY}/told/{own}").decode()
+        store.set(f"{_KEY}/knows/{name}/{rank}", "")
+        return name
+    missing = list(range(1, processes))
+    while missing:
+        for other in missing:
+            if store.check([f"{_KEY}/asks/{other}"]):
+                store.set(f"{_KEY}/told/{store.get(f'{_KEY}/asks/{other}').decode()}", own)
+        missing = [other for other in missing if not store.check([f"{_KEY}/knows/{own}/{other}"])]
+        if missing:
+            _pause(deadline, seconds, missing)
+    return own
+
+
+def _pause(deadline: float, seconds: float, missing: list[int]) -> None:
+    if time.monotonic() > deadline:
+        who = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+        raise torch.distributed.DistStoreError(
+            f"process {who} has not come within {seconds / 60:g} minutes (process_timeout_minutes)"
+        )
+    time.sleep(0.02)
