@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--run", type=Path, help="run directory of a trained model; default: train a small one")
     parser.add_argument("--data", default="shapes", help="images that the model of --run was trained on")
     parser.add_argument("--train-steps", type=int, default=600)
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--many", type=int, default=100, help="steps of DDIM in the comparison of quality")
     parser.add_argument("--few", type=int, default=20, help="steps of DPM-Solver++(2M) there")
