@@ -121,15 +121,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         }
         rows.append((name, f"{1 / middle:,.0f}", f"{1 / middle / max(1, workers):,.0f}"))
     common.print_table((f"streamed, {count} images to {asked.size}×{asked.size}", "images/s", "per worker"), rows)
+    ram_rows = [("opening, the only decoding", f"{ram['images_per_second_opening']:,.0f}", f"{ram['images']:.0f}", "")]
     moved = ram["images_per_second_later"] * 3 * asked.size**2 / 2**30
     ram["share_of_copy_limit"] = moved / rates["copy"]
-    common.print_table(
-        (f"in RAM, {ram['images']:.0f} images ({ram['mib']:.1f} MiB)", "images/s", "decoded", "of copy limit"),
-        [
-            ("opening, the only decoding", f"{ram['images_per_second_opening']:,.0f}", f"{ram['images']:.0f}", ""),
-            ("later epochs", f"{ram['images_per_second_later']:,.0f}", f"{ram['decoded_later']:.0f}", f"{moved / rates['copy']:.0%}"),
-        ],
-    )  # fmt: skip
+    share = f"{ram['share_of_copy_limit']:.0%}"
+    ram_rows.append(("later epochs", f"{ram['images_per_second_later']:,.0f}", f"{ram['decoded_later']:.0f}", share))
+    head = (f"in RAM, {ram['images']:.0f} images ({ram['mib']:.1f} MiB)", "images/s", "decoded", "of copy limit")
+    common.print_table(head, ram_rows)
     return common.finish(asked, "cpu", ceilings=rates, streamed=found, ram=ram)
 
 

@@ -88,8 +88,8 @@ def ours(asked: argparse.Namespace, line: Line, folder: Path) -> None:
     model = peers.our_unet(asked.width)
     facts = dict(zip(("parameters", "macs"), peers.count(model, asked.size)))
     options = {
-        "max_steps": MANY, "batch_size": asked.batch, "horizontal_flip": True, "labels": "none", "val_every": 0, "sample_every": 0,
-        "save_every": MANY, "log_every": asked.log_every, "mixed_precision": asked.precision, "compile": asked.compile,
+        "max_steps": MANY, "batch_size": asked.batch, "horizontal_flip": True, "labels": "none", "val_every": 0,
+        "sample_every": 0, "save_every": MANY, "log_every": asked.log_every, "mixed_precision": asked.precision, "compile": asked.compile,
         "device": asked.device,
     }  # fmt: skip
     diffusion = GaussianDiffusion(model, image_size=asked.size)

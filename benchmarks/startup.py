@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py --output startup.json
 
-Every number is of a fresh process; the processes take turns. Imports are timed inside, behind `import torch`, which they all need.
+Every number is of a fresh process; the processes take turns. Imports are timed inside, behind `import torch`, which all need.
 """
 
 from __future__ import annotations
