@@ -88,10 +88,13 @@ def ours(asked: argparse.Namespace, line: Line, folder: Path) -> None:
     model = peers.our_unet(asked.width)
     facts = dict(zip(("parameters", "macs"), peers.count(model, asked.size)))
     options = {
-        "max_steps": MANY, "batch_size": asked.batch, "horizontal_flip": True, "labels": "none", "val_every": 0,
-        "sample_every": 0, "save_every": MANY, "log_every": asked.log_every, "mixed_precision": asked.precision, "compile": asked.compile,
+        "batch_size": asked.batch,
+        "mixed_precision": asked.precision,
+        "compile": asked.compile,
         "device": asked.device,
-    }  # fmt: skip
+    }
+    options |= {"max_steps": MANY, "save_every": MANY, "val_every": 0, "sample_every": 0, "log_every": asked.log_every}
+    options |= {"horizontal_flip": True, "labels": "none"}
     diffusion = GaussianDiffusion(model, image_size=asked.size)
     Trainer(diffusion, asked.data, output_dir=str(folder), callbacks=[Windows()], **options).train()
 
