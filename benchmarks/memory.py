@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py --width 64 --batches 1 4 16 --output memory.json
 
-Every line is a fresh process. On a CPU the peak is the highest resident size during a step (VmHWM, reset before it); on CUDA it is
+Every line is a fresh process. On a CPU the peak is the highest resident size during a step (VmHWM, reset before it); on CUDA,
 max_memory_allocated. What lies there between two steps, and the gradients, are subtracted: what is left are the activations.
 """
 

@@ -70,6 +70,7 @@ def test_tables_align(script, capsys):
     ]
 
 
+@pytest.mark.slow
 @needs_peers
 def test_the_networks_are_equal(script):
     peers = script("peers")
