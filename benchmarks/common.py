@@ -54,8 +54,8 @@ def interleave(
             variant()
     times: Times = {name: [] for name in variants}
     for turn in range(rounds):
+        gc.collect()
         for name in list(variants) if turn % 2 == 0 else reversed(list(variants)):
-            gc.collect()
             times[name].append(timer(variants[name], device))
     return times
 
@@ -118,7 +118,7 @@ def ceilings(device: torch.device | str = "cpu", *, rounds: int = 5, small: bool
     target = torch.ones_like(source)
     runs["copy"], work["copy"] = lambda: target.copy_(source), source.numel() / 2**30
     with torch.no_grad():
-        times = interleave(runs, rounds, device)
+        times = interleave(runs, 1 if small else rounds, device)
     return {name: work[name] / min(t) for name, t in times.items()}
 
 
