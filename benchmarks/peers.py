@@ -103,13 +103,14 @@ def our_step(
 ) -> Callable[[], object]:
     """One step of the recipe of `Trainer` on uint8 images, without its data, averages and records."""
     from ddpm_lib import GaussianDiffusion, TrainingConfig
+    from ddpm_lib.training.compiling import compile_regions
     from ddpm_lib.training.optim import make_optimizer
 
     precision, channels_last = our_precision(wanted, device)
     placed(model, device, channels_last)
     diffusion = GaussianDiffusion(model, image_size=images.shape[-1]).to(device).train()
     if compiled:
-        model.compile()
+        compile_regions(model, True, print)
     optimizer = make_optimizer(diffusion, TrainingConfig(), device)
     parameters = list(diffusion.parameters())
 

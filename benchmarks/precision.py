@@ -41,7 +41,7 @@ def errors(size: int, dim: int, device: str) -> dict[str, float]:
                 images.to(device, dtype), uniform=uniform.numpy(), noise=noise.to(device, dtype), reduction="none"
             ).mean()
         loss.backward()
-        return float(loss), torch.cat(
+        return float(loss.detach()), torch.cat(
             [p.grad.double().flatten() for p in process.model.parameters() if p.grad is not None]
         )
 

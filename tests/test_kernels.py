@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import Unet
+from ddpm_lib.nn.attention import attend
 from ddpm_lib.nn.kernels import build, group_norm, library, norm_act
 from ddpm_lib.nn.lowering import lowered_copy
 
@@ -276,3 +277,23 @@ def test_a_read_only_cache_is_gone_around(fresh, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "file"))  # cannot be a folder
     assert library() is not None
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 64, 32), (2, 1, 256, 64), (2, 2, 256, 32), (2, 2, 300, 64)])
+def test_attention_in_bf16_is_as_exact_either_way(shape: tuple[int, ...]):
+    """Both ways of `attend` against float64, output and gradients: the error is that of bf16."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape).to(torch.bfloat16) for _ in range(3)]
+    grad = torch.randn(shape).to(torch.bfloat16)
+
+    def run(function, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [v.to(dtype).requires_grad_() for v in inputs]
+        out = function(*leaves)
+        out.backward(grad.to(dtype))
+        return [v.detach().double() for v in (out, *(leaf.grad for leaf in leaves))]
+
+    fused = nn.functional.scaled_dot_product_attention
+    want = run(fused, torch.float64)
+    for a, b, c in zip(run(attend, torch.bfloat16), run(fused, torch.bfloat16), want):
+        error, usual = (float((v - c).norm() / c.norm()) for v in (a, b))
+        assert error < max(1.5 * usual, 8e-3)

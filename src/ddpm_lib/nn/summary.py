@@ -129,11 +129,12 @@ def _count_macs(model: nn.Module, x: Tensor, t: Tensor) -> int:
 def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
     """Add up the storages that autograd keeps from one forward pass, weights not counted."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    on_meta = x.device.type == "meta"
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         # The meta device attends by the textbook formula and keeps n×n matrices, which no real device does.
-        if tensor.ndim in (3, 4) and tensor.shape[-2] == tensor.shape[-1] > max(x.shape[2:]):
+        if on_meta and tensor.ndim in (3, 4) and tensor.shape[-2] == tensor.shape[-1] > max(x.shape[2:]):
             return tensor
         storage = tensor.untyped_storage()
         # Holding the storage keeps its address from being used again within this pass.
