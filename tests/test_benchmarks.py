@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,14 @@ needs_peers = pytest.mark.skipif(not PEERS, reason="needs the extra [bench]")
 
 @pytest.fixture
 def script(monkeypatch):
-    """Import a benchmark by name."""
+    """Import a benchmark by name; afterwards these names mean what they meant before (there is a folder tests/data)."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
+    names = [path.stem for path in FOLDER.glob("*.py")]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
 
 
 def run(script, tmp_path, name, *options):
