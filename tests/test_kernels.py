@@ -287,7 +287,7 @@ def test_attention_in_bf16_is_as_exact_either_way(shape: tuple[int, ...]):
     grad = torch.randn(shape).to(torch.bfloat16)
 
     def run(function, dtype: torch.dtype) -> list[Tensor]:
-        leaves = [v.to(dtype).requires_grad_() for v in inputs]
+        leaves = [v.to(dtype, copy=True).requires_grad_() for v in inputs]
         out = function(*leaves)
         out.backward(grad.to(dtype))
         return [v.detach().double() for v in (out, *(leaf.grad for leaf in leaves))]
