@@ -147,7 +147,13 @@ def flags_of_examples() -> set[str]:
     return {f"--{name.replace('_', '-')}" for name in fields}
 
 
-KNOWN = set().union(*map(flags_of, COMMANDS.values())) | flags_of_examples() | FOREIGN
+def flags_of_benchmarks() -> set[str]:
+    """The options that the scripts in benchmarks/ give to argparse."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")]
+    return {flag for text in texts for flag in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', text)}
+
+
+KNOWN = set().union(*map(flags_of, COMMANDS.values())) | flags_of_examples() | flags_of_benchmarks() | FOREIGN
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
