@@ -44,8 +44,6 @@ def compile_regions(model: nn.Module, wanted: bool | Literal["auto"], log: Calla
     settings = torch._dynamo.config
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(settings, name, max(_LIMIT, getattr(settings, name)))
-    if wanted == "auto":
-        settings.suppress_errors = True
     try:
         for region in regions:
             region.compile(dynamic=False)
@@ -54,4 +52,6 @@ def compile_regions(model: nn.Module, wanted: bool | Literal["auto"], log: Calla
             raise ConfigError(f"torch.compile does not work here: {error} Use compile=False.") from error
         log(f"Not compiled: {error}")
         return
+    if wanted == "auto":
+        settings.suppress_errors = True  # for the whole process: there is no narrower switch
     log(f"Compiling {len(regions)} regions of the network during the first step (kept in the cache for the next run).")
