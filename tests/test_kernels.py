@@ -273,6 +273,16 @@ def test_processes_that_compile_at_once_share_one_file(tmp_path: Path):
 
 
 @needs_kernel
+def test_code_is_not_loaded_from_where_others_may_write(fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path))
+    assert library() is not None
+    assert not list(folder.iterdir())
+
+
+@needs_kernel
 def test_a_read_only_cache_is_gone_around(fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "file"))  # cannot be a folder

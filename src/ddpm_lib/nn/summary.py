@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,27 +126,35 @@ def _count_macs(model: nn.Module, x: Tensor, t: Tensor) -> int:
     return sum(counts)
 
 
-def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
-    """Add up the storages that autograd keeps from one forward pass, weights not counted."""
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    on_meta = x.device.type == "meta"
+def saved_bytes(
+    forward: Callable[[], Tensor], network: nn.Module, ignored: Callable[[Tensor], bool] = lambda tensor: False
+) -> int:
+    """Run a forward pass and add up the distinct storages that autograd keeps from it, the network's weights not counted."""
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        # The meta device attends by the textbook formula and keeps n×n matrices, which no real device does.
-        if on_meta and tensor.ndim in (3, 4) and tensor.shape[-2] == tensor.shape[-1] > max(x.shape[2:]):
-            return tensor
         storage = tensor.untyped_storage()
-        # Holding the storage keeps its address from being used again within this pass.
-        if storage._cdata not in weights:
-            saved[storage._cdata] = storage
+        if storage._cdata not in weights and not ignored(tensor):
+            saved[storage._cdata] = storage  # held, so that its address is not used again within this pass
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(x, t)
+        output = forward()
     total = sum(storage.nbytes() for storage in saved.values())
     del output
     return total
+
+
+def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
+    """Add up what one forward pass keeps for the backward pass."""
+
+    def of_the_formula(tensor: Tensor) -> bool:
+        # The meta device attends by the textbook formula and keeps n×n matrices, which no real device does in float32.
+        square = tensor.ndim in (3, 4) and tensor.shape[-2] == tensor.shape[-1] > max(x.shape[2:])
+        return x.device.type == "meta" and square
+
+    return saved_bytes(lambda: model(x, t), model, of_the_formula)
 
 
 def _count_saved_bytes_in_bf16(model: Unet, shape: Sequence[int]) -> int:

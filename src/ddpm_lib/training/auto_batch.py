@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.nn.summary import saved_bytes
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training import devices, failures
 from ddpm_lib.training.config import ConfigError, TrainingConfig
@@ -25,7 +26,6 @@ from ddpm_lib.training.memory import (
     activation_bytes,
     device_module,
     free_bytes,
-    saved_bytes,
     state_bytes,
     working_bytes,
 )

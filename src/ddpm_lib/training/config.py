@@ -222,7 +222,7 @@ class TrainingConfig:
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory layout of images and convolutions; auto: what is faster on the device."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the network's blocks with torch.compile (about a minute at the first start); auto: on CUDA GPUs."""
+    """Compile the network's blocks with torch.compile (slow at the first start, kept for the next); auto: on CUDA GPUs."""
     deterministic: bool = False
     """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -39,24 +39,6 @@ def activation_bytes(model: nn.Module, image_size: Sequence[int], batch_size: in
     if type(model) is not Unet:
         return None
     return summarize(model, image_size, batch_size, "float32" if precision == "no" else "bf16").activation_bytes
-
-
-def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
-    """Run a forward pass and add up the distinct storages that autograd keeps from it, the network's weights not counted."""
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            saved[storage._cdata] = storage  # held, so that its address is not used again within this pass
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    total = sum(storage.nbytes() for storage in saved.values())
-    del output
-    return total
 
 
 def state_bytes(trainer: Trainer, to_come: bool = False) -> int:

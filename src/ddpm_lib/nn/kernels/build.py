@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -61,11 +62,13 @@ def _built(found: str) -> Path:
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version, platform.machine(), _processor())
     name = f"group_norm-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    for folder in (cache_folder() / "kernels", Path(tempfile.gettempdir()) / f"ddpm_lib-{os.getuid()}" / "kernels"):
+    for folder in (cache_folder() / "kernels", Path(tempfile.gettempdir()) / f"ddpm_lib-kernels-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if folder.stat().st_uid != os.getuid():
-                continue  # someone else's: code is not loaded from there
+            about = folder.lstat()
+            if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o022:
+                logger.info("Kernels are not kept in %s: others may write there, and code is loaded from it.", folder)
+                continue
             target = folder / name
             if not target.exists():
                 _compile(found, target)
