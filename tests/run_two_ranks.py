@@ -20,6 +20,11 @@ def digest(tensors) -> str:
     return h.hexdigest()
 
 
+def thread_names() -> list[str]:
+    """Names of all threads of this process, also those Python does not know."""
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
 def main() -> None:
     from ddpm_lib import GaussianDiffusion, Shapes, Unet
     from ddpm_lib.training import Callback
@@ -79,6 +84,7 @@ def main() -> None:
     }
     (out / f"rank{whole.rank}.json").write_text(json.dumps(report))
     whole.close()
+    (out / f"threads{whole.rank}.json").write_text(json.dumps(thread_names()))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ HERE = Path(__file__).parent
 
 def torchrun(*args: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *args]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -51,6 +50,30 @@ def test_parameters_and_averages_of_both_ranks_are_equal(two_ranks: Path) -> Non
     assert a["posthoc"] == b["posthoc"]
     names = [sorted(p.name for p in (two_ranks / run / "posthoc").iterdir()) for run in ("whole", "cut")]
     assert names == [["step-000000004.safetensors", "step-000000008.safetensors"]] * 2
+
+
+def threads_of_gloo(out: Path) -> list[list[str]]:
+    names = [json.loads((out / f"threads{r}.json").read_text()) for r in range(2)]
+    assert all("python" in name for name in map(" ".join, names))  # something was read
+    return [[name for name in one if "gloo" in name] for one in names]
+
+
+def test_no_thread_of_gloo_outlives_the_group(two_ranks: Path) -> None:
+    """One that drops a tensor while the interpreter ends would take a finished training down with SIGABRT (pytorch#190489)."""
+    assert threads_of_gloo(two_ranks) == [[], []]
+
+
+def test_a_script_that_never_closes_its_trainer_leaves_the_group_at_its_end(tmp_path: Path) -> None:
+    torchrun(str(HERE / "run_to_the_end.py"), str(tmp_path))
+    assert threads_of_gloo(tmp_path) == [[], []]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux's scheduler")
+def test_late_threads_of_gloo_do_not_abort_a_finished_run(tmp_path: Path) -> None:
+    """The same fault provoked: gloo's threads come to drop their tensors only long after the collective."""
+    for _ in range(5):
+        torchrun(str(HERE / "run_to_the_end.py"), str(tmp_path), "late")
 
 
 def test_data_of_the_ranks_are_disjoint_and_complete(two_ranks: Path) -> None:

@@ -46,11 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
+        _stay_in_group()
         code = _code_for_users(error)
         if code is None:
             raise
         print(f"ddpm {args[0]}: {error}", file=sys.stderr)
         return code
+
+
+def _stay_in_group() -> None:
+    meeting = sys.modules.get("ddpm_lib.training.meeting")
+    if meeting is not None:
+        meeting.stay()
 
 
 def _code_for_users(error: Exception) -> int | None:

@@ -12,6 +12,7 @@ from ddpm_lib.cli import options
 from ddpm_lib.evaluation import METRICS, EvaluationOptions, evaluate, evaluate_checkpoints
 from ddpm_lib.evaluation.compare import curve
 from ddpm_lib.training import process_state
+from ddpm_lib.training.meeting import leave
 
 DESCRIPTION = (
     f"Score a run, or a set of images. Metrics: {', '.join(METRICS)}. Samples go from the sampler to the metrics without files; "
@@ -47,7 +48,5 @@ def main(args: list[str]) -> int:
             print(f"wrote {result.save()}")
     if every and state.is_main_process:
         print(curve(results))
-    state.wait_for_everyone()
-    if state.num_processes > 1:
-        state.destroy_process_group()
+    leave(state)
     return int(any(result.about["skipped"] for result in results))

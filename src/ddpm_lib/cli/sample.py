@@ -23,6 +23,7 @@ from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
 from ddpm_lib.training.devices import LOW_PRECISION, pick_device, pick_precision, use_channels_last
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
+from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.sampling import sample_shared
 
 DESCRIPTION = (
@@ -122,9 +123,7 @@ def main(args: list[str]) -> int:
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command, small)
             sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
-    state.wait_for_everyone()
-    if state.num_processes > 1:
-        state.destroy_process_group()
+    leave(state)
     return 0
 
 

@@ -128,11 +128,16 @@ def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> Partia
     """
     from accelerate import PartialState
 
-    from ddpm_lib.training.meeting import group_options
+    from ddpm_lib.training import meeting
 
     adopt_slurm_ranks()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        meeting.before_meeting()
     with meeting_explained():
-        return PartialState(cpu=pick_device(device) == "cpu", **group_options(timeout_minutes))
+        state = PartialState(cpu=pick_device(device) == "cpu", **meeting.group_options(timeout_minutes))
+    if state.num_processes > 1:
+        meeting.after_meeting()
+    return state
 
 
 def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:

@@ -1,22 +1,32 @@
-"""How processes find each other, when torchrun has started them before.
+"""How processes find each other, also when torchrun has started them before, and how they part.
 
 torchrun keeps one store for all its restarts, and torch writes under the same names each time: a process that comes first reads
 the address that its peer had in the attempt before. Then the meeting fails, or, where both take themselves for the one that is
 called, hangs. So under torchrun the processes first agree on a name that no attempt before has used, and keep to it.
 `TORCHELASTIC_RESTART_COUNT` is no such name: each node counts by itself.
+
+gloo's threads drop the tensors of a finished collective a moment after those who waited for it have gone on. A Python interpreter
+that ends in this moment takes the process down with SIGABRT (pytorch#190489), and a finished training becomes a failure for its
+launcher. So before the interpreter ends the group must be gone, not only its name: its destructor waits for the threads.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
 
 _SCHEME = "ddpm-lib"
 _KEY = "ddpm_lib/meeting"
@@ -93,3 +103,43 @@ def _pause(deadline: float, seconds: float, missing: list[int]) -> None:
             f"process {who} has not come within {seconds / 60:g} minutes (process_timeout_minutes)"
         )
     time.sleep(0.02)
+
+
+def before_meeting() -> None:
+    """Import what would keep the group for good if it were imported later: its functions have the group as a default."""
+    import torch.distributed.nn.functional  # noqa: F401
+
+
+def after_meeting() -> None:
+    """See to it that a process that ends well, without `leave`, leaves its group before the interpreter ends."""
+    atexit.unregister(_leave_at_exit)  # once is enough
+    atexit.register(_leave_at_exit)
+
+
+def leave(state: PartialState | Accelerator) -> None:
+    """Wait for the others, leave the process group and see its threads end; nothing for a single process.
+
+    Args:
+        state: accelerate's state or its `Accelerator`.
+    """
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        _drop_group()
+
+
+def stay() -> None:
+    """Leave no group at the end of this process: it failed, and a collective that the others never join would hold it."""
+    atexit.unregister(_leave_at_exit)
+
+
+def _leave_at_exit() -> None:
+    if getattr(sys, "last_value", None) is None:
+        _drop_group()
+
+
+def _drop_group() -> None:
+    from accelerate import PartialState
+
+    gc.collect()  # DDP's wrappers hold the group, in cycles
+    if torch.distributed.is_initialized():
+        PartialState().destroy_process_group()

@@ -28,6 +28,7 @@ from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.lock import RunLock
+from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
@@ -348,9 +349,8 @@ class Trainer(RunContext):
 
     def close(self) -> None:
         """Leave the process group, where there is one; a script with several processes calls it at its end."""
-        if self._prepared and self.processes > 1:
-            self.accelerator.wait_for_everyone()
-            self.accelerator.state.destroy_process_group()
+        if self._prepared:
+            leave(self.accelerator)
 
     def averaged_network(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""
