@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm_lib.transfer import to_device
+
 AUGMENT_DIM = 9
 """Numbers that describe what was done to an image: two flips, scale, rotation (2), stretch (2), shift (2)."""
 AUGMENT_DRAWS = 12
@@ -35,15 +37,15 @@ def augment(images: Tensor, u: Tensor, probability: float) -> tuple[Tensor, Tens
     """
     labels = transformations(u, probability)
     unit = images.float() / 255.0 if images.dtype == torch.uint8 else images
-    told = labels.to(images.device, non_blocking=True)
+    told = to_device(labels, images.device)
     for k, axis in ((0, -1), (1, -2)):
         unit = torch.where(told[:, k].bool().view(-1, 1, 1, 1), unit.flip(axis), unit)
     moved = labels[:, 2:].ne(0).any(1).nonzero().flatten()
     if len(moved):
         theta = _sampling_matrix(labels[moved].double(), unit.shape[-2], unit.shape[-1])
-        rows = moved.to(unit.device, non_blocking=True)
+        rows = to_device(moved, unit.device)
         some = unit[rows]
-        grid = F.affine_grid(theta.to(some), list(some.shape), align_corners=False)
+        grid = F.affine_grid(to_device(theta.to(some.dtype), some.device), list(some.shape), align_corners=False)
         made = F.grid_sample(some, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
         unit = unit.index_copy(0, rows, made.clamp(0.0, 1.0))
     return unit, told

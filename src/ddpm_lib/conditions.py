@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpm_lib import keys
 from ddpm_lib.images import to_model_range
 from ddpm_lib.registry import unknown_name
+from ddpm_lib.transfer import to_device
 
 Cond = dict[str, Tensor]
 Draws = Tensor | np.ndarray
@@ -47,13 +48,6 @@ class Droppable(Protocol):
 
 
 Conditioners = Mapping[str, Droppable]
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a small CPU tensor without making the host wait for the device."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def check_names(conditioners: Conditioners | None, cond: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.clipping import CLIPS
-from ddpm_lib.conditions import Cond, nulls, to_device
+from ddpm_lib.conditions import Cond, nulls
 from ddpm_lib.fit import check_fit, loss_weights
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range
@@ -24,6 +24,7 @@ from ddpm_lib.registry import Registry
 from ddpm_lib.samplers import Prediction
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler
+from ddpm_lib.transfer import to_device
 from ddpm_lib.uncertainty import Uncertainty
 from ddpm_lib.variance import VARIANCES, Variance
 from ddpm_lib.weighting import WEIGHTINGS, Weighting

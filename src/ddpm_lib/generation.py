@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.conditions import Cond, Conditioners, fill_nulls, for_sampling, to_device
+from ddpm_lib.conditions import Cond, Conditioners, fill_nulls, for_sampling
 from ddpm_lib.drawing import Noise, batches, count_images, image_generator, keep_frame, kept_frames
 from ddpm_lib.guidance import Guidance, LogProb
 from ddpm_lib.images import to_unit_range
@@ -23,6 +23,7 @@ from ddpm_lib.samplers import Predict, Prediction, Sampler, make_sampler, sample
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.self_conditioning import SelfConditioned, takes_itself
 from ddpm_lib.spacing import sampling_levels
+from ddpm_lib.transfer import to_device
 
 
 class Generation(nn.Module):

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import keys
-from ddpm_lib.conditions import Cond, fill_nulls, for_sampling, to_device, with_derived
+from ddpm_lib.conditions import Cond, fill_nulls, for_sampling, with_derived
 from ddpm_lib.editing import Editing
 from ddpm_lib.generation import _device_of, _evaluating
 from ddpm_lib.images import to_model_range
 from ddpm_lib.levels import Level
 from ddpm_lib.losses import LN2, Chain
 from ddpm_lib.spacing import sampling_levels
+from ddpm_lib.transfer import to_device
 from ddpm_lib.variance import Variance
 
 BIN = math.log2(2.0 / 255.0)
@@ -126,16 +127,16 @@ class Likelihood(Editing):
             for image, column in (part.T for part in pairs.split(batch_size)):
                 k = steps[image, column]
                 t = chain.levels[k - 1]
-                x0 = _eight_bits(images[image].to(device))
-                noise = _noise(rows[image].tolist(), t.tolist(), self.image_shape, seed).to(x0)
+                x0 = _eight_bits(to_device(images[image], device))
+                noise = to_device(_noise(rows[image].tolist(), t.tolist(), self.image_shape, seed).to(x0.dtype), device)
                 here = {name: to_device(value[image], device) for name, value in conditions.items()}
                 complete = fill_nulls(self.conditioners, here, x0)
-                alpha, sigma = (v.to(x0).view(-1, *[1] * (x0.ndim - 1)) for v in chain.table[:2, k - 1])
+                alpha, sigma = to_device(chain.table[:2, k - 1].to(x0.dtype), device).view(2, -1, *[1] * (x0.ndim - 1))
                 x_t = alpha * x0 + sigma * noise
                 guess, raw = self.estimate(x_t, alpha, sigma, t, complete, model=network, clip=clip)
-                parts.append(chain.terms(k, x0, guess, raw, self.variance).double().cpu())
-            priors = [chain.prior(_eight_bits(part.to(device))).double().cpu() for part in images.split(batch_size)]
-        terms, prior = torch.cat(parts).view(steps.shape), torch.cat(priors)
+                parts.append(chain.terms(k, x0, guess, raw, self.variance))  # read at the end: the device need not wait
+            priors = [chain.prior(_eight_bits(to_device(part, device))) for part in images.split(batch_size)]
+        terms, prior = torch.cat(parts).cpu().double().view(steps.shape), torch.cat(priors).cpu().double()
         return BitsPerDim(prior + terms @ scale, prior, terms, chain.levels[steps - 1])
 
     def flow_bits_per_dim(

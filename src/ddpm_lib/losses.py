@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from ddpm_lib.levels import Level, tau
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.transfer import to_device
 from ddpm_lib.variance import Variance, log_bounds
 
 LN2 = math.log(2.0)
@@ -113,11 +114,11 @@ class Chain:
             variance: Of the reverse kernel.
         """
         shape = (-1, *[1] * (x0.ndim - 1))
-        pull, small, large = (v.view(shape) for v in self.table[2:, k - 1].to(x0.dtype).to(x0.device))
+        pull, small, large = to_device(self.table[2:, k - 1].to(x0.dtype), x0.device).view(3, *shape)
         nats = gaussian_kl(pull * (x0 - guess), small, variance.log(small, large, raw)).flatten(1).mean(1)
         ends = (k == 1).nonzero().flatten()
         if len(ends):
-            rows = ends.to(x0.device)
+            rows = to_device(ends, x0.device)
             own = None if raw is None else raw[rows]
             log_var = variance.decoder_log(small[rows], large[rows], own)
             decoder = -discretised_log_likelihood(x0[rows], guess[rows], log_var).flatten(1).mean(1)

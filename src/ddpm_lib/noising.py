@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm_lib.transfer import to_device
+
 
 @dataclass(frozen=True)
 class Noising:
@@ -54,11 +56,14 @@ class Noising:
 
 
 def assignment(x0: Tensor, eps: Tensor) -> Tensor:
-    """Return the permutation (b,) for which Σ_i ‖x0_i − eps_{p(i)}‖² is smallest (Kuhn 1955, as scipy solves it)."""
+    """Return the permutation (b,) for which Σ_i ‖x0_i − eps_{p(i)}‖² is smallest (Kuhn 1955, as scipy solves it).
+
+    scipy solves it on the CPU, for which the host waits for the device.
+    """
     from scipy.optimize import linear_sum_assignment
 
     images, noise = x0.flatten(1), eps.flatten(1)
     # ‖x‖² and ‖ε‖² are the same in every permutation; what is left of the distances is their product.
     rows, columns = linear_sum_assignment(-(images @ noise.T).float().cpu().numpy())
     assert (rows == range(len(rows))).all()
-    return torch.from_numpy(columns).to(eps.device)
+    return to_device(torch.from_numpy(columns), eps.device)

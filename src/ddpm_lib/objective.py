@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.conditions import Cond, Draws, drop, for_training, fresh_draws, hidden, to_device
+from ddpm_lib.conditions import Cond, Draws, drop, for_training, fresh_draws, hidden
 from ddpm_lib.images import to_model_range
 from ddpm_lib.likelihood import Likelihood
 from ddpm_lib.losses import Chain
@@ -19,6 +19,7 @@ from ddpm_lib.noising import Noising
 from ddpm_lib.parametrization import N, Parametrization
 from ddpm_lib.self_conditioning import SELF_CONDITION, takes_itself, training_estimate
 from ddpm_lib.time_sampling import TimeSampler, drawn_levels
+from ddpm_lib.transfer import to_device
 from ddpm_lib.uncertainty import Uncertainty
 from ddpm_lib.weighting import Weighting
 

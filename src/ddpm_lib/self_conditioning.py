@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpm_lib.conditions import Cond, Conditioners
 from ddpm_lib.levels import Level
 from ddpm_lib.samplers import Prediction
+from ddpm_lib.transfer import to_device
 
 SELF_CONDITION = "self_cond"
 """The name of the condition."""
@@ -49,7 +50,7 @@ def training_estimate(x_t: Tensor, shown: Tensor, guess: Callable[[Tensor], Tens
     value = torch.zeros_like(x_t)
     rows = shown.nonzero().flatten()
     if len(rows):
-        rows = rows.to(x_t.device, non_blocking=True)
+        rows = to_device(rows, x_t.device)
         with torch.no_grad():
             value[rows] = guess(rows).to(value.dtype)
     return value

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm_lib.training.config import ConfigError, divisors
 from ddpm_lib.training.randomness import DataOrder
+from ddpm_lib.transfer import to_device
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -102,12 +103,12 @@ class TrainingBatches:
         self._loader.close()
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def batch_to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Move the tensors of a batch without waiting for the device."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: to_device(v, device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def flip_rows(images: Tensor, flip: Tensor) -> Tensor:
     """Mirror those images of (b, c, …, w) whose entry of `flip` (b,) is true along the last axis."""
-    mask = flip.view(-1, *[1] * (images.ndim - 1)).to(images.device, non_blocking=True)
+    mask = to_device(flip, images.device).view(-1, *[1] * (images.ndim - 1))
     return torch.where(mask, images.flip(-1), images)

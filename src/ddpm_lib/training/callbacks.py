@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib import keys
-from ddpm_lib.training.batches import to_device
+from ddpm_lib.training.batches import batch_to_device
 from ddpm_lib.training.examples import beside_examples
+from ddpm_lib.transfer import to_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,9 +84,8 @@ class MetricLogger(Callback):
         assert self._sums is not None
         assert trainer.last is not None
         losses, levels = trainer.last.losses.to(self._sums.dtype), trainer.last.levels
-        quarter = (
-            ((levels - 1) * 4 // trainer.diffusion.timesteps).long().clamp(0, 3).to(losses.device, non_blocking=True)
-        )
+        quarter = ((levels - 1) * 4 // trainer.diffusion.timesteps).long().clamp(0, 3)
+        quarter = to_device(quarter, losses.device)
         # 0-3 loss sums by quarter, 4-7 counts by quarter, 8 gradient norms, 9 steps
         self._sums.index_add_(0, quarter, losses)
         self._sums.index_add_(0, quarter + 4, torch.ones_like(losses))
@@ -141,7 +141,8 @@ class LossAwareTimes(Callback):
     def on_step_end(self, trainer: Trainer) -> None:
         """Tell the losses of this step."""
         assert trainer.last is not None
-        seen = torch.stack([trainer.last.levels.to(trainer.last.losses), trainer.last.losses], 1)
+        losses = trainer.last.losses
+        seen = torch.stack([to_device(trainer.last.levels.to(losses.dtype), losses.device), losses], 1)
         seen = trainer.accelerator.gather(seen).cpu() if trainer.processes > 1 else seen.cpu()
         trainer.diffusion.time_sampler.update(seen[:, 0].long(), seen[:, 1].double())
 
@@ -196,7 +197,7 @@ class Validation(Callback):
         self, trainer: Trainer, network: nn.Module, dataset: ImageDataset, indices: np.ndarray, rows: np.ndarray
     ) -> Tensor:
         diffusion = trainer.diffusion
-        batch = to_device(dataset.batch(indices.tolist()), trainer.device)
+        batch = batch_to_device(dataset.batch(indices.tolist()), trainer.device)
         images = batch.pop("image")
         # A golden-ratio sequence spreads the levels evenly however many images there are.
         spread = torch.from_numpy((rows * 0.6180339887498949 + 0.5) % 1.0)
@@ -207,7 +208,7 @@ class Validation(Callback):
         )
         cond = trainer.conditions(batch)
         with torch.inference_mode(), trainer.accelerator.autocast():
-            return diffusion(images, cond, t=t, noise=noise.to(trainer.device), reduction="none", model=network)
+            return diffusion(images, cond, t=t, noise=to_device(noise, trainer.device), reduction="none", model=network)
 
 
 class SampleGrid(Callback):

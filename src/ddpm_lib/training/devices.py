@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 from collections.abc import Iterator
@@ -137,6 +138,10 @@ def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> Partia
         state = PartialState(cpu=pick_device(device) == "cpu", **meeting.group_options(timeout_minutes))
     if state.num_processes > 1:
         meeting.after_meeting()
+    elif state.device.type != pick_device(device):
+        # accelerate's state is one per process, and a trainer on another device may live in it: ours is a copy.
+        state = copy.copy(state)
+        state.device = torch.device(pick_device(device))
     return state
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.augmentation import AUGMENT_DRAWS, augment
-from ddpm_lib.training.batches import flip_rows, to_device
+from ddpm_lib.training.batches import batch_to_device, flip_rows
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -27,7 +27,7 @@ def forward_rows(trainer: Trainer, network: nn.Module, batch: dict[str, Any], ro
         The losses (b,) on the device, and the levels t (b,) on the CPU.
     """
     config, diffusion, randomness, slot = trainer.config, trainer.diffusion, trainer.randomness, trainer.images_seen
-    batch = to_device(batch, trainer.device)
+    batch = batch_to_device(batch, trainer.device)
     images = batch.pop("image")
     if config.horizontal_flip:
         images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
