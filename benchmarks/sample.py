@@ -31,9 +31,16 @@ FEATURES = 64
 def our_sampler(
     diffusion: nn.Module, asked: argparse.Namespace, device: torch.device, wanted: str
 ) -> Callable[[], object]:
-    """Draw as `ddpm sample` does: in the library's precision and memory layout."""
+    """Draw as `ddpm sample` does: in the library's precision, memory layout and dtype of the weights."""
+    from ddpm_lib.nn.lowering import lower_weights
+    from ddpm_lib.training.compiling import compile_regions
+
     precision, channels_last = peers.our_precision(wanted, device)
     peers.placed(diffusion, device, channels_last).eval()
+    if precision != "no":
+        lower_weights(diffusion.model, common.DTYPES[precision])
+    if asked.compile:
+        compile_regions(diffusion.model, True, print)
 
     def run() -> Tensor:
         with peers.autocast(device, precision):
@@ -205,6 +212,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "--mults", type=int, nargs="+", default=[1, 2, 2, 2], help="dim_mults of denoising-diffusion-pytorch"
     )
     parser.add_argument("--peer-precision", default="no", choices=list(common.DTYPES))
+    parser.add_argument("--compile", action="store_true", help="compile our network")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--run", type=Path, help="run directory of a trained model; default: train a small one")
     parser.add_argument("--data", default="shapes", help="images that the model of --run was trained on")

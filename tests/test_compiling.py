@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ddpm_lib import Unet
+from ddpm_lib import GaussianDiffusion, Shapes, Unet
+from ddpm_lib.cli import main
 from ddpm_lib.training.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import ConfigError
+from training_helpers import final_tensors, tiny_diffusion, tiny_trainer
 
 
 def test_auto_compiles_on_cuda_with_triton_only(monkeypatch: pytest.MonkeyPatch):
@@ -55,3 +60,62 @@ def test_a_python_that_cannot_compile_is_told_or_gone_around(monkeypatch: pytest
         compile_regions(model, True, said.append)
     compile_regions(model, "auto", said.append)
     assert said == ["Not compiled: Dynamo is not supported on this Python"]
+
+
+@pytest.fixture
+def captured_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch.compile capture graphs, but generate no code for them, which takes minutes."""
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **o: real(self, **o | {"backend": "eager"}))
+
+
+def test_sampling_takes_a_compiled_network(captured_only: None):
+    diffusion = tiny_diffusion(num_classes=3, class_drop_prob=0.1)
+    options = {
+        "n": 2,
+        "num_steps": 3,
+        "sampler": "ddim",
+        "cond": {"class_label": torch.tensor([0, 2])},
+        "guidance_scale": 2.0,
+    }
+    expected = diffusion.sample(**options)
+    compiled = torch.compile(diffusion.model, backend="eager")
+    torch.testing.assert_close(diffusion.sample(**options, model=compiled), expected)
+    image = torch.rand(2, 3, 8, 8)
+    for call in (diffusion.bits_per_dim, diffusion.encode, diffusion.edit):
+        named = {"cond": options["cond"], "num_steps": 3}
+        one, other = call(image, **named), call(image, **named, model=compiled)
+        torch.testing.assert_close(getattr(other, "total", other), getattr(one, "total", one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel], ids=["compile", "parallel"]
+)
+def test_a_wrapped_network_is_refused_because_nothing_else_could_load_its_weights(wrap: Any):
+    with pytest.raises(
+        ValueError, match=r"(renames its weights .*model\.compile)|(renames its weights .*Pass the network)"
+    ):
+        GaussianDiffusion(wrap(Unet(8, (1,))), image_size=8)
+
+
+def test_a_network_compiled_in_place_is_stored_under_its_own_names(tmp_path: Path, captured_only: None):
+    diffusion = tiny_diffusion()
+    names = list(diffusion.model.state_dict())
+    diffusion.model.compile()
+    tiny_trainer(tmp_path, diffusion).train()
+    assert {f"model:{name}" for name in names} <= final_tensors(tmp_path).keys()
+
+
+def test_the_command_line_samples_and_evaluates_compiled(tmp_path: Path, captured_only: None, capsys: Any):
+    np.save(tmp_path / "images.npy", Shapes(size=8, n=24).batch(range(24))["image"].permute(0, 2, 3, 1).numpy())
+    tiny_trainer(tmp_path / "run", data=str(tmp_path / "images.npy")).train()
+    pictures = {}
+    for flag in ("--compile", "--no-compile"):
+        words = f"sample {tmp_path / 'run'} -n 4 --num-steps 2 --format npz --output-dir {tmp_path / flag[2:]} {flag}"
+        assert main([*words.split(), "--mixed-precision", "no", "--device", "cpu"]) == 0
+        assert ("Compiling" in capsys.readouterr().err) == (flag == "--compile")
+        pictures[flag] = np.load(next((tmp_path / flag[2:]).glob("*.npz")))["arr_0"].astype(int)
+    assert np.abs(pictures["--compile"] - pictures["--no-compile"]).max() <= 1
+    words = f"evaluate {tmp_path / 'run'} --metrics nll --data train --num 4 --num-levels 3 --device cpu --no-progress"
+    assert main([*words.split(), "--compile"]) == 0
+    assert "Compiling" in capsys.readouterr().err

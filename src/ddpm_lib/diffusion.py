@@ -19,7 +19,7 @@ from ddpm_lib.noising import Noising
 from ddpm_lib.objective import Objective
 from ddpm_lib.options import registered_name
 from ddpm_lib.parametrization import PARAMETRIZATIONS, N, Parametrization
-from ddpm_lib.parts import channels_of, make_part, make_schedule, options_of, spatial_size
+from ddpm_lib.parts import channels_of, make_part, make_schedule, options_of, refuse_wrapped, spatial_size
 from ddpm_lib.registry import Registry
 from ddpm_lib.samplers import Prediction
 from ddpm_lib.schedules import Schedule
@@ -76,7 +76,7 @@ class GaussianDiffusion(Objective):
         dynamic_threshold_ratio: Quantile of the pixel magnitudes that clip="dynamic" maps to the range, in (0, 1].
 
     Raises:
-        ValueError: If an argument is out of range, or parts do not fit together.
+        ValueError: If an argument is out of range, parts do not fit together, or the network is wrapped (torch.compile, DDP).
         TypeError: If `model` is no module.
 
     >>> diffusion = GaussianDiffusion(nn.Identity(), image_size=8, channels=3, timesteps=100)
@@ -112,6 +112,7 @@ class GaussianDiffusion(Objective):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module called as model(x, t, cond), got {type(model).__name__}.")
+        refuse_wrapped(model)
         self.model = model
         self.channels = channels_of(model, channels)
         self.image_size = spatial_size(image_size)
@@ -189,7 +190,7 @@ class GaussianDiffusion(Objective):
         """
         if level.sigma == 0:
             return Prediction(x, torch.zeros_like(x), partial(self.variance, raw=torch.zeros_like(x)))
-        network = model or self.model
+        network = self.model if model is None else model
         seen = self.parametrization.scale_input(x, level.alpha, level.sigma)
         # Below level 1 a network knows nothing cleaner.
         time = torch.full((len(x),), max(level.t - 1.0, 0.0), device=x.device, dtype=torch.float32)
@@ -229,7 +230,7 @@ class GaussianDiffusion(Objective):
         """
         time = to_device((t - 1.0).clamp(min=0.0).float(), x.device)
         seen = self.parametrization.scale_input(x, alpha, sigma)
-        output, raw = self._split(self._call(model or self.model, seen, time, cond).to(x.dtype))
+        output, raw = self._split(self._call(self.model if model is None else model, seen, time, cond).to(x.dtype))
         return self._clean(x, output, alpha, sigma, clip), raw
 
     def _clean(self, x: Tensor, out: Tensor, alpha: N, sigma: N, clip: str | None, add: Tensor | float = 0) -> Tensor:

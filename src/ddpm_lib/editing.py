@@ -113,7 +113,7 @@ class Editing(Encoding):
             guidance=Guidance(guidance_scale, interval, guidance_rescale, classifier, classifier_scale),
             batch_size=batch_size,
             progress=progress,
-            network=model or self.model,
+            network=self.model if model is None else model,
         )
 
         def begin(x0: Tensor, noise: Noise, start: int, stop: int) -> tuple[Tensor, Callable[..., Tensor]]:
@@ -184,7 +184,7 @@ class Editing(Encoding):
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         check_single_step(chosen)
         self.check_images(images)
-        network = model or self.model
+        network = self.model if model is None else model
         painted = to_mask(mask, len(images), self.image_shape, _device_of(network))
         own = num_steps is None and isinstance(spacing, str) and spacing in SPACINGS
         ladder = sampling_levels(

@@ -86,7 +86,7 @@ class Encoding(Generation):
             x_T (b, c, *spatial), float32.
         """
         self.check_images(images)
-        network = model or self.model
+        network = self.model if model is None else model
         x = to_model_range(images.to(_device_of(network)))
         # The same noise on conditions as `decode` puts on them.
         random = partial(image_generator, "cpu", 0, None, 0, purpose="condition")
@@ -137,7 +137,7 @@ class Encoding(Generation):
         self.check_images(b)
         if a.shape != b.shape:
             raise ValueError(f"Images are interpolated in pairs of one shape; got {tuple(a.shape)}, {tuple(b.shape)}.")
-        network = model or self.model
+        network = self.model if model is None else model
         where, default_sampler = _device_of(network), _INTERPOLATIONS[method]
         visited = sampling_levels(self.schedule, num_steps, spacing)
         rows = [i for i in range(len(a)) for _ in weights]

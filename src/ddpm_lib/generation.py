@@ -133,7 +133,7 @@ class Generation(nn.Module):
             Images (n, c, *spatial), float32 in [0, 1]; with `return_trajectory` also (n, frames, c, *spatial), noise
             first.
         """
-        network = model or self.model
+        network = self.model if model is None else model
         where = torch.device(device) if device is not None else _device_of(network)
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         levels = self._levels(sampling_levels(self.schedule, num_steps, spacing, spacing_options))

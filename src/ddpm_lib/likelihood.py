@@ -114,7 +114,7 @@ class Likelihood(Editing):
             model: A network to use instead of `self.model`.
         """
         self.check_images(images)
-        network = model or self.model
+        network = self.model if model is None else model
         chain = self._chain(num_steps, spacing)
         rows = torch.arange(len(images)) + first_index
         steps, scale = _chosen_steps(rows, len(chain), num_levels, seed)
@@ -172,7 +172,7 @@ class Likelihood(Editing):
         from scipy.integrate import solve_ivp
 
         self.check_images(images)
-        network = model or self.model
+        network = self.model if model is None else model
         conditions = for_sampling(self.conditioners, with_derived(self.conditioners, cond, images), len(images))
         last = self.schedule.level(self.timesteps)
         span = math.log(math.asin(sigma_min)), math.log(math.atan2(last.sigma, last.alpha))

@@ -106,7 +106,7 @@ class Objective(Likelihood):
         eps = _noise_like(x0, noise)
         eps, added = self.noising(x0, eps) if self.training else (eps, eps)
         noisy = Noisy(alpha * x0 + sigma * added, alpha, sigma, time)
-        network = model or self.model
+        network = self.model if model is None else model
         conditions = self._conditions(for_training(self.conditioners, cond, x0), drop, noisy, network)
         output, raw = self._ask(network, noisy, conditions)
         losses = torch.zeros_like(time)

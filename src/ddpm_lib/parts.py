@@ -22,6 +22,24 @@ def channels_of(model: nn.Module, channels: int | None) -> int:
     return found
 
 
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a network in a wrapper that renames its weights: what training stores would fit nothing else.
+
+    Raises:
+        ValueError: Saying what to do instead.
+    """
+    if "_orig_mod" in model._modules:
+        raise ValueError(
+            "The network comes from torch.compile(model), which renames its weights (_orig_mod.…), so that no other could load "
+            "them. Compile it in place, model.compile(…) with the same options, or use Trainer(compile=True)."
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            f"The network is wrapped in {type(model).__name__}, which renames its weights (module.…). Pass the network itself: "
+            "Trainer wraps it under torchrun, and your own loop can wrap the GaussianDiffusion."
+        )
+
+
 def spatial_size(image_size: int | Sequence[int]) -> tuple[int, ...]:
     """Return the size of the images, one number counting for both sides."""
     sizes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

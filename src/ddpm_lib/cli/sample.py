@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from ddpm_lib.nn.lowering import lower_weights
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
+from ddpm_lib.training.compiling import compile_regions
 from ddpm_lib.training.devices import LOW_PRECISION, pick_device, pick_precision, use_channels_last
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.training.meeting import leave
@@ -95,6 +97,9 @@ class SampleCommand:
     """Where to sample."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network."""
+    compile: bool = False
+    """Compile the network's blocks with torch.compile: for many images on a GPU, where it takes a minute at first. Batches of
+    another size are compiled anew, so let --batch-size divide --num."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -114,7 +119,7 @@ def main(args: list[str]) -> int:
     folder: Path | None = None
     for checkpoint in chosen:
         loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
-        place(loaded, state.device, precision)
+        place(loaded, state.device, precision, compiled=command.compile)
         if small is None:
             small = small_images(loaded, command, state, precision)
         images, frames = draw(loaded, command, state, precision, small)
@@ -146,13 +151,15 @@ def refuse_used(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
 
-def place(loaded: LoadedRun, device: torch.device, precision: str) -> None:
+def place(loaded: LoadedRun, device: torch.device, precision: str, *, compiled: bool = False) -> None:
     """Bring the network to the device, in the memory layout and with the weights that are fastest there."""
     loaded.diffusion.to(device)
     if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", device.type, precision):
         loaded.diffusion.to(memory_format=torch.channels_last)
     if precision in LOW_PRECISION:
         lower_weights(loaded.diffusion.model, LOW_PRECISION[precision])
+    if compiled:
+        compile_regions(loaded.diffusion.model, True, partial(print, file=sys.stderr))
 
 
 def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> SmallImages | None:
@@ -168,7 +175,7 @@ def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precisio
     if command.class_label is not None and not any("class_label" in (stage.conditioners or {}) for stage in stages):
         raise ConfigError("--class-label was given, but both networks were trained without classes.")
     low_res.check_wishes(base.diffusion, None, None, None)
-    place(base, state.device, precision)
+    place(base, state.device, precision, compiled=command.compile)
     wishes = dataclasses.replace(
         command, num_steps=command.base_num_steps, guidance_scale=command.base_guidance_scale, format="grid"
     )

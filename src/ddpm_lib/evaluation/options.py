@@ -74,6 +74,8 @@ class EvaluationOptions:
     """Names the noise and the samples: those of image i are a function of seed and i."""
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     """Where to evaluate. The network runs in float32."""
+    compile: bool = False
+    """Compile the network's blocks with torch.compile: for many images on a GPU, where it takes a minute at first."""
     progress: bool = True
     """Show a progress bar."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from ddpm_lib.evaluation.sources import PICTURES, evenly, open_pictures, sample_
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics import save_statistics
 from ddpm_lib.training.checkpoint import MANIFEST
+from ddpm_lib.training.compiling import compile_regions
 from ddpm_lib.training.config import ConfigError, unknown_options
 from ddpm_lib.training.devices import process_state, use_channels_last
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
@@ -107,6 +110,8 @@ class Runner:
             loaded.diffusion.to(state.device)
             if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, "no"):
                 loaded.diffusion.to(memory_format=torch.channels_last)
+            if options.compile:
+                compile_regions(loaded.diffusion.model, True, partial(print, file=sys.stderr))
         engine = self.engine(state)
         needs, skipped = plan(options, engine)
         identity = "" if loaded is None else f"{weights_digest(loaded)} {loaded.weights}"

@@ -25,7 +25,7 @@ def wants_compile(wanted: bool | Literal["auto"], device: str) -> bool:
 
 
 def compile_regions(model: nn.Module, wanted: bool | Literal["auto"], log: Callable[[str], None]) -> None:
-    """Compile a network in place, region by region if it declares `regions()`, else as a whole.
+    """Compile a network in place, region by region if it declares `regions()`, else as a whole; for training or for sampling.
 
     Regions of one class and shape share what is compiled, and Inductor keeps it on disk for the next run. The names of the
     weights do not change.
@@ -54,4 +54,4 @@ def compile_regions(model: nn.Module, wanted: bool | Literal["auto"], log: Calla
         return
     if wanted == "auto":
         settings.suppress_errors = True  # for the whole process: there is no narrower switch
-    log(f"Compiling {len(regions)} regions of the network during the first step (kept in the cache for the next run).")
+    log(f"Compiling {len(regions)} regions of the network as they are first used (kept in the cache for the next run).")
