@@ -130,7 +130,10 @@ def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> Partia
     from accelerate import PartialState
 
     from ddpm_lib.training import meeting
+    from ddpm_lib.training.allocator import keep_freed_memory
 
+    if pick_device(device) == "cpu":
+        keep_freed_memory()
     adopt_slurm_ranks()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         meeting.before_meeting()

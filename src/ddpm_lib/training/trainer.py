@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.nn.lowering import lowered_copy
-from ddpm_lib.training import devices, failures
+from ddpm_lib.training import allocator, devices, failures
 from ddpm_lib.training.agreement import check_alike, check_place
 from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
@@ -261,6 +261,7 @@ class Trainer(RunContext):
                 tracker.finish()
             self.accelerator.trackers.clear()
             self._give_back_network(own_forward)
+            allocator.give_back_freed_memory()
             lock.release()
 
     def _give_back_network(self, forward: Any) -> None:
