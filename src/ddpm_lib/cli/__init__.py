@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        _stay_in_group()
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:

@@ -98,7 +98,7 @@ class SampleCommand:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network."""
     compile: bool = False
-    """Compile the network's blocks with torch.compile: for many images on a GPU, where it takes a minute at first. Batches of
+    """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch takes long. Batches of
     another size are compiled anew, so let --batch-size divide --num."""
     progress: bool = True
     """Show a progress bar."""

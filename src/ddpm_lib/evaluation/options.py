@@ -75,7 +75,7 @@ class EvaluationOptions:
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     """Where to evaluate. The network runs in float32."""
     compile: bool = False
-    """Compile the network's blocks with torch.compile: for many images on a GPU, where it takes a minute at first."""
+    """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch takes long."""
     progress: bool = True
     """Show a progress bar."""
 

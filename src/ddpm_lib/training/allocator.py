@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     libc = ctypes.CDLL(None)
-    # glibc before 2.35 takes no more than 32 MiB for the second.
+    # Older ones take no more than 32 MiB here.
     large = libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
     return bool(large and libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
 
