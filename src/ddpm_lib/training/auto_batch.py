@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
 
 CPU_LIMIT = 64
-"""Images per forward pass on a CPU, which takes as long per image from about 8 on: more would only mean fewer steps."""
+"""Images per forward pass on a CPU, which takes as long per image from there on: more would only mean fewer steps."""
 GPU_LIMIT = 4096
 """Images per forward pass on a GPU: the largest batch that published networks of this kind were trained with (EDM)."""
 GPU_SHARE = 0.9
