@@ -6,6 +6,7 @@ of which the width nearest in multiplications is taken.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import importlib.util
@@ -91,6 +92,19 @@ def our_precision(wanted: str, device: torch.device) -> tuple[str, bool]:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "no")
+
+
+def add_arguments(parser: argparse.ArgumentParser, peer_precision: str | None = "no") -> None:
+    """Add what every comparison with other libraries takes; a peer precision of None is decided by the device."""
+    default = "no on CPU, fp16 on CUDA" if peer_precision is None else peer_precision
+    parser.add_argument(
+        "--peer-precision", default=peer_precision, choices=list(DTYPES), help=f"theirs (default: {default})"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile our network")
+    parser.add_argument(
+        "--mults", type=int, nargs="+", default=[1, 2, 2, 2], help="dim_mults of denoising-diffusion-pytorch"
+    )
+    parser.add_argument("--no-peers", action="store_true")
 
 
 def placed(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:

@@ -208,12 +208,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps of the comparison of speed")
-    parser.add_argument(
-        "--mults", type=int, nargs="+", default=[1, 2, 2, 2], help="dim_mults of denoising-diffusion-pytorch"
-    )
-    parser.add_argument("--peer-precision", default="no", choices=list(common.DTYPES))
-    parser.add_argument("--compile", action="store_true", help="compile our network")
-    parser.add_argument("--no-peers", action="store_true")
+    peers.add_arguments(parser)
     parser.add_argument("--run", type=Path, help="run directory of a trained model; default: train a small one")
     parser.add_argument("--data", default="shapes", help="images that the model of --run was trained on")
     parser.add_argument("--train-steps", type=int, default=600)

@@ -145,14 +145,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--window", type=int, default=10, help="steps per round")
     parser.add_argument("--precision", default="auto", choices=["auto", *common.DTYPES], help="ours")
-    parser.add_argument(
-        "--peer-precision", default=None, choices=list(common.DTYPES), help="default: no on CPU, fp16 on CUDA"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile our network")
-    parser.add_argument(
-        "--mults", type=int, nargs="+", default=[1, 2, 2, 2], help="dim_mults of denoising-diffusion-pytorch"
-    )
-    parser.add_argument("--no-peers", action="store_true")
+    peers.add_arguments(parser, None)
     asked = parser.parse_args(arguments)
     if asked.quick:
         asked.width, asked.size, asked.batch, asked.window, asked.rounds = 32, 8, 16, 1, 1

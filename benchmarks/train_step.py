@@ -90,14 +90,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=2, help="steps per round")
-    parser.add_argument("--compile", action="store_true", help="compile our network")
-    parser.add_argument(
-        "--peer-precision", default="no", choices=list(common.DTYPES), help="autocast of the other libraries"
-    )
-    parser.add_argument(
-        "--mults", type=int, nargs="+", default=[1, 2, 2, 2], help="dim_mults of denoising-diffusion-pytorch"
-    )
-    parser.add_argument("--no-peers", action="store_true")
+    peers.add_arguments(parser)
     asked = parser.parse_args(arguments)
     if asked.quick:
         asked.width, asked.size, asked.batch, asked.steps, asked.rounds = 32, 8, 2, 1, 1

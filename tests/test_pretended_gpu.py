@@ -27,7 +27,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "noise": ({}, {"offset_noise": 0.1, "input_perturbation": 0.1}),
     "continuous": ({}, {"time_sampler": "log_normal_sigma"}),
 }
-DATA = {"image": torch.rand(4, 3, 16, 16), "class_label": torch.arange(4), "low_res": torch.rand(4, 3, 8, 8)}
+SOURCE = torch.Generator().manual_seed(0)
+DATA = {
+    "image": torch.rand(4, 3, 16, 16, generator=SOURCE),
+    "class_label": torch.arange(4),
+    "low_res": torch.rand(4, 3, 8, 8, generator=SOURCE),
+}
 
 
 @pytest.fixture
