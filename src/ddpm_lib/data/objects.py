@@ -66,14 +66,10 @@ def from_object(data: Any, spec: DecodeSpec, columns: Columns, here: bool) -> So
         return _from_list(data, spec, columns, here)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (Mapping, bytes)):
         return TorchSource(data, columns.labels, columns.image, columns.label, columns.insist, here)
-    raise TypeError(_unknown(data))
-
-
-def _unknown(data: Any, more: str = "") -> str:
-    return (
+    raise TypeError(
         "data must be a path, a dataset name, a 🤗 Dataset, a torch Dataset with a length, a uint8 array, a pair (images, "
         "labels), a dict of arrays, a list of paths or pictures, or a table of them; got "
-        f"{type(data).__name__}.{more}"
+        f"{type(data).__name__}."
     )
 
 
@@ -83,24 +79,20 @@ def _refuse(data: Any) -> None:
     Raises:
         TypeError: Naming what to pass.
     """
+    way = None
     if isinstance(data, torch.utils.data.DataLoader):
-        raise TypeError(
-            _unknown(
-                data, " A DataLoader has batches and an order of its own: pass the dataset in it (loader.dataset)."
-            )
+        way = "A DataLoader has batches and an order of its own: pass the dataset in it (loader.dataset)."
+    elif isinstance(data, torch.utils.data.IterableDataset):
+        way = (
+            "An IterableDataset can only be read from its beginning, so that a run could neither shuffle nor resume: pass a "
+            "Dataset with __getitem__ and __len__, or list(dataset) if it fits in RAM."
         )
-    if isinstance(data, torch.utils.data.IterableDataset):
-        raise TypeError(
-            _unknown(
-                data,
-                " An IterableDataset can only be read from its beginning, so a run could not shuffle or resume. Pass a Dataset "
-                "with __getitem__ and __len__, or list(dataset) if it fits in RAM.",
-            )
-        )
-    if isinstance(data, Iterator):
-        raise TypeError(_unknown(data, " An iterator can be read once only: pass list(data)."))
-    if isinstance(data, (set, frozenset)):
-        raise TypeError(_unknown(data, " A set has no order: pass sorted(data)."))
+    elif isinstance(data, Iterator):
+        way = "An iterator can be read once only: pass list(data)."
+    elif isinstance(data, (set, frozenset)):
+        way = "A set has no order: pass sorted(data)."
+    if way is not None:
+        raise TypeError(f"data must be something that can be read in any order; got {type(data).__name__}. {way}")
 
 
 def _ndim(value: Any) -> int:

@@ -241,16 +241,15 @@ def _streamed(source: Source, size: int, way: _Way, fits: bool) -> str:
 
 def _random_note(cached: bool, cache: str) -> str:
     """Say what is done with images that random transforms make."""
-    compared = "a resumed run compares their number and labels, not their contents"
     if cached:
-        return (
-            'items differ from reading to reading (random transforms?): one version of each is kept, as cache="ram" asks; '
-            f"{compared}"
-        )
-    how = 'cache="ram" (--cache ram) keeps one version of each'
-    if cache == "auto":
-        how += ', cache="none" (--cache none) streams without this look'
-    return f"items differ from reading to reading (random transforms?): each reading draws anew; {how}; {compared}"
+        how = "one version of each is kept in RAM, as asked for"
+    else:
+        how = 'each reading draws anew; cache="ram" (--cache ram) keeps one version of each'
+        how += ', cache="none" (--cache none) streams in any case' if cache == "auto" else ""
+    return (
+        f"items differ from reading to reading (random transforms?): {how}; a resumed run compares their number and labels, "
+        "not their contents"
+    )
 
 
 def _good_rows(source: Source, scan: Scan | None, way: _Way, notes: list[str]) -> np.ndarray:
