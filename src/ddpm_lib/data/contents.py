@@ -163,7 +163,7 @@ def tell_apart(before: Origin, now: Origin) -> list[str]:
     if before.content is not None and now.content is not None:
         hashes = before.content, now.content
         replaced = [j for i, j in both if hashes[0][i] != hashes[1][j] and hashes[0][i] and hashes[1][j]]
-        lines.append(_line(len(replaced), "replaced (the name is the same)", (now.names[j] for j in replaced)))
+        lines.append(_line(len(replaced), "with other contents", (now.names[j] for j in replaced)))
     classes = _classes(before), _classes(now)
     if before.class_names != now.class_names:
         lines.append(f"classes: {_some(before.class_names)} then, {_some(now.class_names)} now")

@@ -16,7 +16,7 @@ from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, choose, convert_hint
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, fit_array, fit_picture
 from ddpm_lib.data.labels import Label, make_labels, plain_label
 from ddpm_lib.data.names import NumberedNames
-from ddpm_lib.data.readers import drawn_state, generators_kept, may_fork, run_readers, seed_generators
+from ddpm_lib.data.readers import generator_states, generators_kept, may_fork, run_readers, seed_generators
 from ddpm_lib.data.source import BadImagesError, Examined, Source, content_hash, load_patiently, reason
 
 _LOOKED_AT = 12
@@ -177,22 +177,23 @@ class TorchSource(Source):
                 seen.bad[row] = f"{reason(error)} (at the second reading)"
                 continue
             # Numbers that were drawn from another seed are others, unless the item sets the seed itself.
-            seen.random |= fitted != first[row][0] or (None not in (drawn, first[row][1]) and drawn != first[row][1])
+            others = any(now != then and None not in (now, then) for now, then in zip(drawn, first[row][1]))
+            seen.random |= others or fitted != first[row][0]
         for row in checked:
             at[0] = row
             with contextlib.suppress(ImageError, OSError):
                 seen.labels[row] = self._label_of(self._item(row))
         return seen
 
-    def _read_once(self, row: int, spec: DecodeSpec, reading: int, seen: _Look) -> tuple[Any, bytes, Any]:
-        """Return an item, its fitted pixels, and where the generators stand if it drew from them."""
+    def _read_once(self, row: int, spec: DecodeSpec, reading: int, seen: _Look) -> tuple[Any, bytes, list[Any]]:
+        """Return an item, its fitted pixels, and where each of the global generators stands if it drew from it."""
         seed_generators("look", row, reading)
-        begun = drawn_state()
+        begun = generator_states()
         item = load_patiently(lambda row, _: self._item(row), row, spec)
-        ended = drawn_state()
+        drawn = [now if now != then else None for now, then in zip(generator_states(), begun)]
         self._find(item, seen)
         fitted = self._fit(self._pixels(item), spec).pixels.tobytes()
-        return item, fitted, ended if ended != begun else None
+        return item, fitted, drawn
 
     def _label_of(self, item: Any) -> Label:
         if self._label is None:

@@ -63,7 +63,7 @@ def seed_generators(*parts: int | str) -> None:
     torch.default_generator.manual_seed(number)
 
 
-def drawn_state() -> tuple[Any, ...]:
+def generator_states() -> tuple[Any, Any, Any]:
     """Return the places of those generators, to be compared."""
     numpy = np.random.get_state(legacy=True)  # noqa: NPY002
     words = tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in numpy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.loading import LoadedRun
@@ -74,7 +74,17 @@ class RunData:
             )
         return train, held_out
 
-    def other(self, data: str, split: str | None) -> ImageDataset:
+    def given(self, dataset: Any) -> ImageDataset:
+        """Return a dataset given as an object: opened as the run opens its own, if it is not one of ours.
+
+        Raises:
+            ConfigError: If it does not fit the run.
+        """
+        from ddpm_lib.data import ImageDataset
+
+        return dataset.steady() if isinstance(dataset, ImageDataset) else self.other(dataset, None)
+
+    def other(self, data: Any, split: str | None) -> ImageDataset:
         """Open other images as the run opens its own, whole.
 
         Raises:

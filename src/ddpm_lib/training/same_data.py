@@ -84,10 +84,8 @@ def data_changes(
     if described["class_names"] != names and not any("classes:" in line for line in lines):
         lines.append(f"data: classes {_words(described['class_names'])} in the checkpoint, {_words(names)} now")
     if not lines:
-        lines.append(
-            "data: as many images, but others, in another order or fitted in another way "
-            "(image_size, channels, fit); data.npz of the run does not say which"
-        )
+        more = "" if data.origin is None else ", or fitted in another way (image_size, channels, fit)"
+        lines.append(f"data: as many images, but others, in another order{more}; which ones, the run did not note")
     return lines
 
 
