@@ -151,12 +151,12 @@ def _check_missing(plain: list[Any], place: _Place) -> None:
 def _check_captions(words: list[str], insist: bool, place: _Place) -> None:
     """Refuse captions and names: nearly every value is its own."""
     n, kinds = len(words), len(set(words))
-    if kinds <= n / 2:
+    sentences = sorted(len(word.split()) for word in words)[n // 2] >= 3
+    if kinds <= (0.9 * n if insist and not sentences else 0.5 * n):
         return
-    long = sorted(len(word.split()) for word in words)[n // 2] >= 3
-    if not insist or long or n >= _MANY:
+    if not insist or sentences or n >= _MANY:
         raise LabelError(
-            f"{kinds:,} of {n:,} labels are all different, such as {_short(words[0])} of {place(0)}: these are captions or "
+            f"{n:,} images have {kinds:,} different labels, such as {_short(words[0])} of {place(0)}: these are captions or "
             "names, not classes."
         )
 
@@ -168,7 +168,8 @@ class _Place:
         self._names = names
 
     def __call__(self, row: int) -> str:
-        return f"row {row}" if self._names is None else f"row {self._names[row]}"
+        name = str(row) if self._names is None else self._names[row]
+        return f"row {name}" if name.isdigit() else f"image {name}"
 
 
 def _short(word: str) -> str:
@@ -180,4 +181,5 @@ def _lower(text: str) -> str:
 
 
 def _article(name: str) -> str:
+    name = {"ndarray": "array", "Tensor": "tensor"}.get(name, name)
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

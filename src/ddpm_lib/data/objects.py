@@ -102,7 +102,7 @@ def _ndim(value: Any) -> int:
 def _from_list(data: Sequence[Any], spec: DecodeSpec, columns: Columns, here: bool) -> Source:
     if not data:
         raise ValueError("The list of images is empty.")
-    if len(data) == 2 and _ndim(data[0]) >= 3 and len(data[0]) == len(np.atleast_1d(data[1])) and _is_flat(data[1]):
+    if len(data) == 2 and _ndim(data[0]) >= 3 and _is_flat(data[1]) and len(data[0]) == len(data[1]):
         images = data[0].detach().cpu().numpy() if isinstance(data[0], torch.Tensor) else data[0]
         return ArraySource(images, None if columns.labels == "none" else data[1], spec, columns.asked)
     first = next((item for item in data if item is not None), None)
