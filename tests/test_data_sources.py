@@ -104,8 +104,9 @@ def test_damaged_npz(tmp_path):
     with pytest.raises(ValueError, match="There are: other"):
         open_dataset(tmp_path / "b.npz", image_size=8)
     np.savez(tmp_path / "c.npz", images=IMAGES, labels=[1, 2])
+    assert any("2 labels" in note for note in open_dataset(tmp_path / "c.npz", image_size=8).notes)
     with pytest.raises(ValueError, match="2 labels"):
-        open_dataset(tmp_path / "c.npz", image_size=8)
+        open_dataset(tmp_path / "c.npz", image_size=8, label_column="labels")
 
 
 class Items(torch.utils.data.Dataset):
@@ -147,8 +148,9 @@ def test_torch_dataset_of_bare_tensors():
 def test_known_targets_spare_a_pass():
     items = Items(lambda i: (NCHW[i], LABELS[i]))
     items.targets = LABELS
-    open_dataset(items, image_size=8, cache="none", verify=False)
-    assert items.reads == 1
+    data = open_dataset(items, image_size=8, cache="none", verify=False, num_workers=0)
+    assert data.labels.tolist() == LABELS
+    assert items.reads == 2 * 6 + 3, "each is looked at twice, and the first of each class"
 
 
 @pytest.mark.parametrize(
@@ -157,17 +159,17 @@ def test_known_targets_spare_a_pass():
         (lambda i: (NCHW[i] / 255.0, 0), TypeError, "ToTensor"),
         (lambda i: "name.png", TypeError, "str"),
         (lambda i: {"imag": NCHW[i]}, ValueError, "image_column"),
-        (lambda i: (NCHW[i], 3), ValueError, "out of range"),
+        (lambda i: (NCHW[i], 3), ValueError, "row 000000 is out of range"),
         (lambda i: (NCHW[i], 0.5), ValueError, "whole numbers"),
     ],
 )
 def test_wrong_items(make, error, words):
     with pytest.raises(error, match=words):
-        open_dataset(Items(make), image_size=8)
+        open_dataset(Items(make), image_size=8, require_labels=True)
 
 
 def test_wrong_kinds_of_data():
-    for data in (5, {"image": NCHW}, iter([])):
+    for data in (5, {"image": "a.png"}, iter([])):
         with pytest.raises(TypeError, match="data must be"):
             open_dataset(data, image_size=8)
     with pytest.raises(ValueError, match="label_column"):
@@ -258,7 +260,7 @@ def test_parquet_of_bytes_and_words(tmp_path):
     assert [name for name, _ in caught.value.bad] == ["000001", "000002"]
     skipped = open_dataset(tmp_path / "b.parquet", image_size=8, on_bad_image="skip")
     assert len(skipped) == 1
-    assert any("1 of 3 images have none" in note for note in skipped.notes)
+    assert any("1 of 3 images have no label" in note for note in skipped.notes)
     with pytest.raises(ValueError, match="no label"):
         open_dataset(tmp_path / "b.parquet", image_size=8, label_column="label")
     (tmp_path / "c.parquet").write_bytes(b"PAR1 no")

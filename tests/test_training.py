@@ -171,7 +171,7 @@ def test_changed_data_batch_and_seed_are_refused_unless_overridden(tmp_path: Pat
     tiny_trainer(tmp_path).train()
     changed = {"data": Shapes(size=8, n=41), "batch_size": 12, "seed": 5, "max_steps": 8}
     with pytest.raises(
-        ConfigError, match=r"(?s)data\.images.*batch_size: 6.*seed: 0 in the checkpoint, 5 now.*override"
+        ConfigError, match=r"(?s)data: 40 training images.*batch_size: 6.*seed: 0 in the checkpoint, 5 now.*override"
     ):
         tiny_trainer(tmp_path, **changed).train()
     assert tiny_trainer(tmp_path, **changed, override=True).train().step == 8

@@ -173,8 +173,9 @@ def open_data(config: RunConfig) -> ImageDataset:
     from ddpm_lib.training.sources import open_images
 
     return open_images(
-        config.data, config, config.size, config.channels, config.split, functools.partial(print, file=sys.stderr)
-    )
+        config.data, config, config.size, config.channels, config.split, functools.partial(print, file=sys.stderr),
+        config.class_conditional,
+    )  # fmt: skip
 
 
 def main(args: list[str]) -> int:

@@ -1,20 +1,19 @@
-"""Images from uint8 arrays (`.npz`, `.npy`, numpy, torch) and from any torch Dataset."""
+"""Images from uint8 arrays: `.npz`, `.npy`, numpy, torch."""
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ddpm_lib.data.dataset import Source
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, fit_array, fit_picture
+from ddpm_lib.data.decode import Decoded, DecodeSpec, fit_array
+from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.names import NumberedNames
+from ddpm_lib.data.source import Examined, Source, content_hash
 from ddpm_lib.registry import nearest
 
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "picture", "photo", "jpg", "png", "webp", "x", "arr_0", "data")
@@ -39,53 +38,6 @@ def choose(kind: str, asked: str | None, usual: Sequence[str], there: Sequence[s
     return next((lower[name] for name in usual if name in lower), None)
 
 
-def make_labels(
-    values: Sequence[Any] | np.ndarray, class_names: Sequence[str] | None, insist: bool, notes: list[str]
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """Turn a column of labels into int64 numbers and class names.
-
-    Whole numbers count as class numbers; words are sorted. Missing ones (None or negative) leave the set without
-    labels, with a note, or are an error if the user named the column.
-
-    Raises:
-        ValueError: If a label is no word or whole number, is out of range, or is missing and `insist` is set.
-    """
-    array = np.asarray(values)
-    missing = (
-        array < 0
-        if array.dtype.kind in "iuf"
-        else np.array([v is None or (isinstance(v, int) and v < 0) for v in values])
-    )
-    if array.dtype.kind == "f":
-        missing |= ~np.isfinite(array)
-    if missing.any():
-        count = int(missing.sum())
-        if insist:
-            raise ValueError(
-                f"{count:,} of {len(array):,} images have no label. Leave them out, or train without labels."
-            )
-        notes.append(f"no labels: {count:,} of {len(array):,} images have none")
-        return None, None
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"Labels must be one number or word per image; got an array of shape {array.shape}.")
-    if array.dtype.kind == "b" or (array.dtype.kind == "f" and (array == array.round()).all()):
-        array = array.astype(np.int64)
-    if array.dtype.kind in "iu":
-        highest = int(array.max())
-        if class_names is not None and highest >= len(class_names):
-            raise ValueError(f"Label {highest} is out of range: there are {len(class_names)} classes.")
-        if class_names is None and highest >= max(1000, 2 * len(array)):
-            raise ValueError(f"Labels must be class numbers from 0 on; got {highest}. Number the classes without gaps.")
-        return array.astype(np.int64), tuple(class_names or (str(k) for k in range(highest + 1)))
-    words = [v.decode() if isinstance(v, bytes) else v for v in array.tolist()]
-    if not all(isinstance(word, str) for word in words):
-        raise ValueError(f"Labels must be whole numbers or words; got {array.dtype} such as {words[0]!r}.")
-    found, numbers = np.unique(np.array(words), return_inverse=True)
-    return numbers.astype(np.int64), tuple(found.tolist())
-
-
 class ArraySource(Source):
     """Images in one uint8 array (n, h, w), (n, h, w, c) or (n, c, h, w); used as it is if its shape is right.
 
@@ -102,7 +54,7 @@ class ArraySource(Source):
     def __init__(self, images: np.ndarray, labels: Any, spec: DecodeSpec, insist: bool = False) -> None:
         self.notes = []
         if images.dtype != np.uint8:
-            raise ValueError(_convert(images))
+            raise ValueError(convert_hint(images))
         if images.ndim == 3:
             images = images[..., None]
         if images.ndim != 4 or not len(images) or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4)):
@@ -116,25 +68,27 @@ class ArraySource(Source):
         self.names = NumberedNames(len(images))
         self.ready = np.ascontiguousarray(images) if images.shape[1:] == spec.shape else None
         if labels is not None:
-            if len(labels) != len(images):
+            if len(labels) == len(images):
+                self.labels, self.class_names = make_labels(labels, None, insist, self.notes)
+            elif insist:
                 raise ValueError(f"There are {len(images):,} images but {len(labels):,} labels.")
-            self.labels, self.class_names = make_labels(labels, None, insist, self.notes)
+            else:
+                self.notes.append(f"no labels: there are {len(images):,} images but {len(labels):,} labels")
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Fit one image."""
         return fit_array(self.images[row], spec)
+
+    def examine(self, row: int, spec: DecodeSpec) -> Examined:
+        """Fit one image, and hash it as it was given."""
+        return Examined(self.load(row, spec), content_hash(self.images[row]))
 
     def sizes(self) -> np.ndarray:
         """Return a hash of each image, int64 (n,)."""
         return np.array([content_hash(image) for image in self.images], dtype=np.int64)
 
 
-def content_hash(array: np.ndarray) -> int:
-    """Hash an array's bytes to 63 bits."""
-    return int.from_bytes(hashlib.blake2b(array.tobytes(), digest_size=8).digest(), "little") >> 1
-
-
-def _convert(images: np.ndarray) -> str:
+def convert_hint(images: np.ndarray) -> str:
     """Say how to get uint8 from another dtype, judged by the range of the values."""
     text = f"Arrays of images must be uint8 (0 … 255); got {images.dtype}."
     if images.dtype.kind not in "fiu" or not images.size:
@@ -152,7 +106,7 @@ def _convert(images: np.ndarray) -> str:
 
 
 def open_npz(
-    path: Path, spec: DecodeSpec, labels: str, image_column: str | None, label_column: str | None
+    path: Path, spec: DecodeSpec, labels: str, image_column: str | None, label_column: str | None, insist: bool = False
 ) -> ArraySource:
     """Open `.npz` or `.npy`; never unpickles.
 
@@ -164,13 +118,7 @@ def open_npz(
         if isinstance(loaded, np.ndarray):
             return ArraySource(loaded, None, spec)
         with loaded as archive:
-            there = archive.files
-            column = choose("image", image_column, IMAGE_NAMES, there, path.name)
-            if column is None:
-                raise ValueError(f"{path.name} has no array named arr_0, images or x. There are: {', '.join(there)}.")
-            usual = [name for name in LABEL_NAMES if name != column]
-            label = None if labels == "none" else choose("label", label_column, usual, there, path.name)
-            images, numbers = archive[column], None if label is None else archive[label]
+            return open_arrays(archive, path.name, spec, labels, image_column, label_column, insist)
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -181,102 +129,29 @@ def open_npz(
                 f"{path} holds Python objects, which are never loaded (they can run code). Save plain uint8 arrays."
             ) from None
         raise
-    return ArraySource(images, numbers, spec, label_column is not None)
 
 
-class TorchSource(Source):
-    """Images of any torch Dataset of dicts, (image, label) tuples or images: uint8 tensors or arrays, or PIL pictures.
-
-    Args:
-        data: The dataset, with a length.
-        labels: "auto" or "none".
-        image_column: Key of the image in dicts.
-        label_column: Key of the label in dicts.
-        log: Is told when all items must be read for their labels.
+def open_arrays(
+    arrays: Mapping[str, Any],
+    where: str,
+    spec: DecodeSpec,
+    labels: str,
+    image_column: str | None,
+    label_column: str | None,
+    insist: bool = False,
+) -> ArraySource:
+    """Open arrays by their names: an `.npz`, or a dict.
 
     Raises:
-        TypeError: If the items are of another kind.
-        ValueError: If it is empty or a key is wrong.
+        ValueError: If none is of images, or the one asked for is not there.
     """
-
-    def __init__(
-        self,
-        data: Any,
-        labels: str,
-        image_column: str | None,
-        label_column: str | None,
-        log: Callable[[str], None] | None = None,
-    ) -> None:
-        self.notes = []
-        self._data = data
-        n = len(data)
-        if not n:
-            raise ValueError("The dataset is empty.")
-        self.names = NumberedNames(n)
-        item = data[0]
-        self._image: Any = None
-        self._label: Any = None
-        if isinstance(item, Mapping):
-            keys, where = list(item), type(data).__name__
-            self._image = choose("image", image_column, IMAGE_NAMES, keys, where)
-            if self._image is None:
-                raise ValueError(f"{where} has no key named image. There are: {', '.join(keys)}. Pass image_column.")
-            self._label = choose("label", label_column, LABEL_NAMES, keys, where)
-        elif isinstance(item, (tuple, list)):
-            self._image, self._label = 0, 1 if len(item) > 1 else None
-        if labels == "none":
-            self._label = None
-        self._pixels(item)
-        if self._label is not None:
-            self.labels, self.class_names = make_labels(
-                self._all_labels(item, log), self._class_names(), label_column is not None, self.notes
-            )
-
-    def load(self, row: int, spec: DecodeSpec) -> Decoded:
-        """Fetch and fit one image."""
-        try:
-            pixels = self._pixels(self._data[row])
-        except TypeError as error:
-            raise ImageError(str(error)) from None
-        return fit_picture(pixels, spec) if isinstance(pixels, Image.Image) else fit_array(pixels, spec)
-
-    def sizes(self) -> np.ndarray:
-        """Return zeros: what a Dataset holds cannot be known without reading it all."""
-        return np.zeros(len(self), dtype=np.int64)
-
-    def _pixels(self, item: Any) -> Image.Image | np.ndarray:
-        value = item if self._image is None else item[self._image]
-        if isinstance(value, torch.Tensor):
-            value = value.detach().cpu().numpy()
-        if isinstance(value, np.ndarray) and value.dtype != np.uint8:
-            raise TypeError(
-                f"Items of {type(self._data).__name__} are {value.dtype}; images must be uint8 (0 … 255) or PIL "
-                "pictures. Leave ToTensor() and Normalize() out of its transform."
-            )
-        if not isinstance(value, (np.ndarray, Image.Image)):
-            raise TypeError(
-                f"Items of {type(self._data).__name__} must be dicts, (image, label) tuples or images (uint8 or "
-                f"PIL); got {type(value).__name__}."
-            )
-        return value
-
-    def _all_labels(self, first: Any, log: Callable[[str], None] | None) -> list[Any]:
-        """Take the list torchvision's datasets keep, if it agrees with the first item; else read every item."""
-        for name in ("targets", "labels", "_labels"):
-            known = getattr(self._data, name, None)
-            if known is not None and hasattr(known, "__len__") and len(known) == len(self):
-                values = [_plain(value) for value in known]
-                if values[0] == _plain(first[self._label]):
-                    return values
-        if log is not None:
-            log(f"reading {len(self):,} items for their labels")
-        return [_plain(self._data[i][self._label]) for i in range(len(self))]
-
-    def _class_names(self) -> list[str] | None:
-        names = getattr(self._data, "classes", None)
-        return list(names) if isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names) else None
-
-
-def _plain(value: Any) -> Any:
-    """Turn a tensor or numpy scalar into a Python one."""
-    return value.item() if isinstance(value, (torch.Tensor, np.generic)) else value
+    there = [str(name) for name in arrays]
+    column = choose("image", image_column, IMAGE_NAMES, there, where)
+    if column is None:
+        raise ValueError(f"{where} has no array named arr_0, images or x. There are: {', '.join(there)}.")
+    usual = [name for name in LABEL_NAMES if name != column]
+    label = None if labels == "none" else choose("label", label_column, usual, there, where)
+    images, numbers = arrays[column], None if label is None else arrays[label]
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu().numpy()
+    return ArraySource(np.asarray(images), numbers, spec, insist or label_column is not None)

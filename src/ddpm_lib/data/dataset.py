@@ -2,71 +2,24 @@
 
 from __future__ import annotations
 
-import errno
+import copy
 import hashlib
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError
+from ddpm_lib.data.decode import DecodeSpec, ImageError
 from ddpm_lib.data.names import ChosenNames, Names, NumberedNames
+from ddpm_lib.data.readers import LentReader, generators_kept, is_reader, may_fork, seed_generators
+from ddpm_lib.data.source import BadImagesError as BadImagesError
+from ddpm_lib.data.source import Source as Source
+from ddpm_lib.data.source import load_patiently, reason
 
-_SHOWN = 20
-_TRANSIENT = (
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR} if hasattr(errno, "ESTALE") else set()
-)
-
-
-class BadImagesError(ValueError):
-    """Images that cannot be used, all of them at once; `bad` holds (name, reason) pairs.
-
-    Args:
-        bad: Names and reasons.
-        total: Number of images looked at, for the message.
-        hint: What to do about it.
-    """
-
-    def __init__(self, bad: Sequence[tuple[str, str]], total: int, hint: str | None = None) -> None:
-        self.bad = list(bad)
-        self.total = total
-        self.hint = hint
-        lines = [f"  {name}: {reason}" for name, reason in self.bad[:_SHOWN]]
-        if len(self.bad) > _SHOWN:
-            lines.append(f"  … and {len(self.bad) - _SHOWN:,} more")
-        hint = hint or 'Repair or remove them, or leave them out with on_bad_image="skip".'
-        super().__init__(f"{len(self.bad):,} of {total:,} images cannot be used:\n" + "\n".join(lines) + f"\n{hint}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.bad, self.total, self.hint)
-
-
-class Source(ABC):
-    """Where images come from: `load(row, spec)` by row number, names, and labels where there are any."""
-
-    names: Names
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] | None = None
-    notes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @abstractmethod
-    def load(self, row: int, spec: DecodeSpec) -> Decoded:
-        """Decode one image; raises `ImageError` or OSError."""
-
-    @abstractmethod
-    def sizes(self) -> np.ndarray:
-        """Return one int64 per row that changes when the image is replaced: the length of its file."""
-
-    def mtimes(self) -> np.ndarray | None:
-        """Return the times of last change, int64, where that is known."""
-        return None
+if TYPE_CHECKING:
+    from ddpm_lib.data.contents import Origin
 
 
 class Store(Protocol):
@@ -79,8 +32,8 @@ class Store(Protocol):
         """(c, *spatial) of one row."""
         ...
 
-    def get(self, rows: np.ndarray) -> Tensor:
-        """Return uint8 images (n, c, h, w)."""
+    def get(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tensor:
+        """Return uint8 images (n, c, h, w); `draws` names the random numbers that a Dataset may draw for each."""
         ...
 
 
@@ -93,13 +46,16 @@ class MemoryStore:
         self.images = images
         self.shape = tuple(images.shape[1:])
 
-    def get(self, rows: np.ndarray) -> Tensor:
+    def get(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tensor:
         """Return uint8 images (n, c, h, w), copied."""
         return self.images[torch.from_numpy(rows)]
 
 
 class StreamStore:
-    """Images decoded when asked for; a disk that fails for a moment is asked again three times."""
+    """Images decoded when asked for; a disk that fails for a moment is asked again three times.
+
+    A Dataset of the user's is read in another process, unless this one is a loader's worker: see `readers`.
+    """
 
     in_memory = False
 
@@ -107,21 +63,41 @@ class StreamStore:
         self.source = source
         self.spec = spec
         self.shape = spec.shape
+        self.at = np.full(1, -1, dtype=np.int64)
+        self._lent: LentReader | None = None
 
-    def get(self, rows: np.ndarray) -> Tensor:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lent": None}
+
+    def get(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tensor:
         """Return uint8 images (n, c, h, w), decoded.
 
         Raises:
             BadImagesError: If a file cannot be read or decoded, naming it.
         """
+        source = self.source
+        if not source.foreign or is_reader():
+            return torch.from_numpy(self._read(rows, draws, self.at))
+        if source.here or not may_fork():
+            with generators_kept():
+                return torch.from_numpy(self._read(rows, draws, self.at))
+        if self._lent is None:
+            self._lent = LentReader(self._read, getattr(source, "data", None), source.place)
+        return torch.from_numpy(self._lent(rows, draws))
+
+    def _read(self, rows: np.ndarray, draws: np.ndarray | None, at: np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), *self.shape), dtype=np.uint8)
         for k, row in enumerate(rows.tolist()):
+            at[0] = row
+            if self.source.foreign:
+                seed_generators("item", row, 0 if draws is None else int(draws[k]))
             out[k] = self._load(row)
-        return torch.from_numpy(out)
+        at[0] = -1
+        return out
 
     def _load(self, row: int) -> np.ndarray:
         try:
-            return load_patiently(self.source, row, self.spec).pixels
+            return load_patiently(self.source.load, row, self.spec).pixels
         except (ImageError, OSError) as error:
             hint = (
                 "It was not checked when the set was opened, or has changed since. Restore it, or open the set again."
@@ -129,33 +105,12 @@ class StreamStore:
             raise BadImagesError([(self.source.names[row], reason(error))], len(self.source), hint) from None
 
 
-def reason(error: Exception) -> str:
-    """Word an `ImageError` or OSError for a list of bad files."""
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def load_patiently(source: Source, row: int, spec: DecodeSpec, pause: float = 0.2) -> Decoded:
-    """Load one image; retry three times, with growing pauses, after errors of the kind network drives have."""
-    for attempt in range(3):
-        try:
-            return source.load(row, spec)
-        except OSError as error:
-            if error.errno not in _TRANSIENT:
-                raise
-            time.sleep(pause * 4**attempt)
-    return source.load(row, spec)
-
-
 class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Images of one shape, with class labels where there are any. Build it with `open_dataset`.
 
     Items are `{"image": uint8 (c, h, w), "class_label": int64 ()}`; the label is absent without labels. Everything
     is held in arrays, so the object may be pickled and is shared, not copied, by forked workers. No random numbers
-    are ever drawn.
+    are ever drawn here; what the transforms of a user's Dataset draw from the global generators is named by `draws`.
 
     Args:
         store: The images.
@@ -165,6 +120,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         rows: Rows of the store that belong to the dataset, int64 (n,); default: all.
         fingerprint: Hex digest that says whether two datasets are the same.
         notes: Clear lines on what was opened and what was done to the images.
+        origin: The whole set that these rows were opened from, with what is compared of it.
     """
 
     def __init__(
@@ -177,6 +133,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         rows: np.ndarray | None = None,
         fingerprint: str = "",
         notes: Iterable[str] = (),
+        origin: Origin | None = None,
     ) -> None:
         if rows is None:
             n = len(store.images) if isinstance(store, MemoryStore) else len(names or ())
@@ -187,7 +144,10 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self._names = names if names is not None else NumberedNames(int(rows.max()) + 1 if len(rows) else 0)
         self.class_names = None if class_names is None or labels is None else tuple(class_names)
         self.fingerprint = fingerprint
+        self.earlier_fingerprint = fingerprint if origin is None else origin.earlier
         self.notes = list(notes)
+        self.origin = origin
+        self._reading: int | None = 0
 
     @property
     def image_size(self) -> tuple[int, ...]:
@@ -219,6 +179,30 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return self._store.in_memory
 
     @property
+    def drawn(self) -> bool:
+        """Whether reading an image may draw random numbers: those of a user's Dataset that is streamed."""
+        return isinstance(self._store, StreamStore) and self._store.source.foreign
+
+    @property
+    def read_here(self) -> bool:
+        """Whether images are read in this process only (num_workers=0 for a Dataset of the user's)."""
+        return isinstance(self._store, StreamStore) and self._store.source.here
+
+    @property
+    def user_dataset(self) -> Any:
+        """The user's Dataset that images are streamed from, or None."""
+        return getattr(self._store.source, "data", None) if isinstance(self._store, StreamStore) else None
+
+    def place(self, row: int) -> str:
+        """Return words for a row of the store, for messages."""
+        return self._store.source.place(row) if isinstance(self._store, StreamStore) else f"row {row}"
+
+    def report_rows(self, at: np.ndarray) -> None:
+        """Write the row of the store that is being read to `at[0]` from now on."""
+        if isinstance(self._store, StreamStore):
+            self._store.at = at
+
+    @property
     def names(self) -> Names:
         """The file name (relative to the folder) or row number of each image, made when asked for."""
         return ChosenNames(self._names, self._rows)
@@ -231,34 +215,62 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             raise IndexError(f"Image {i} of a dataset of {len(self)}.")
         return {field: value[0] for field, value in self.batch([i]).items()}
 
-    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
+    def batch(
+        self, indices: Sequence[int] | np.ndarray | Tensor, draws: Sequence[int] | np.ndarray | None = None
+    ) -> dict[str, Tensor]:
         """Return stacked items: `image` uint8 (n, c, h, w) and, with labels, `class_label` int64 (n,).
+
+        Args:
+            indices: Which images.
+            draws: One number per image, for Datasets with random transforms: the same number and image give the same
+                random numbers (those of the global generators of Python, numpy and torch). Default: others in each call.
 
         Raises:
             IndexError: If an index is out of range.
             BadImagesError: If a streamed image cannot be decoded, naming the file.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        out = {"image": self._store.get(self._rows[chosen])}
+        if draws is None:
+            draws = self.next_draws(len(chosen))
+        out = {"image": self._store.get(self._rows[chosen], np.asarray(draws, dtype=np.int64))}
         if self._labels is not None:
             out["class_label"] = torch.from_numpy(self._labels[chosen])
         return out
+
+    def next_draws(self, n: int) -> np.ndarray:
+        """Return numbers for the next n readings: new ones, or 0 for a set that is the same in every reading."""
+        if self._reading is not None:
+            self._reading += 1
+        return np.full(n, self._reading or 0, dtype=np.int64)
+
+    def steady(self) -> ImageDataset:
+        """Return the same set, whose random transforms draw the same in every reading that no `draws` name."""
+        same = copy.copy(self)
+        same._reading = None
+        return same
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> ImageDataset:
         """Return the dataset of these images, in this order; images in RAM are shared, not copied."""
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
-        digest.update(np.arange(len(self), dtype=np.int64)[chosen].tobytes())
-        return ImageDataset(
+        part = ImageDataset(
             self._store,
             labels=None if self._labels is None else self._labels[chosen],
             class_names=self.class_names,
             names=self._names,
             rows=self._rows[chosen],
-            fingerprint=digest.hexdigest(),
+            fingerprint=self._digest(self.fingerprint, chosen),
             notes=[f"{len(chosen):,} of {len(self):,} images"],
+            origin=self.origin,
         )
+        part.earlier_fingerprint = self._digest(self.earlier_fingerprint, chosen)
+        part._reading = None if self._reading is None else 0
+        return part
+
+    def _digest(self, whole: str, chosen: np.ndarray) -> str:
+        digest = hashlib.blake2b(whole.encode(), digest_size=16)
+        digest.update(np.arange(len(self), dtype=np.int64)[chosen].tobytes())
+        return digest.hexdigest()
 
     def split(self, held_out: float | int, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
         """Cut into (train, held out) by a hash of each name, class by class.

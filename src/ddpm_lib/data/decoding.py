@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import mmap
-import multiprocessing
-import multiprocessing.connection
-import sys
+import contextlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.dataset import Source, load_patiently, reason
 from ddpm_lib.data.decode import FLAG_NOTES, DecodeSpec, ImageError
-from ddpm_lib.data.workers import ignore_signals
+from ddpm_lib.data.readers import generators_kept, may_fork, run_readers, seed_generators, shared
+from ddpm_lib.data.source import Source, load_patiently, reason
 
 Log = Callable[[str], None]
 _FORK_FROM = 256
 _BLOCK = 32
+_AGAIN = 4
 
 
 @dataclass
 class Scan:
-    """What decoding showed: `images` uint8 (n, c, h, w) if kept, flags, sizes as stored, and reasons by row."""
+    """What decoding showed: `images` uint8 (n, c, h, w) if kept, flags, sizes as stored, hashes, and reasons by row."""
 
     images: np.ndarray | None
     flags: np.ndarray
     sizes: np.ndarray
+    content: np.ndarray
     bad: dict[int, str]
     seconds: float
     workers: int
     known: bool = False
+    labels: dict[int, Any] = field(default_factory=dict)
+    random: bool = False
+    """Whether an image was another one when it was read again at the end."""
 
     def notes(self) -> list[str]:
         """Say in clear lines what was done to the good images."""
@@ -60,115 +61,85 @@ def decode_all(source: Source, spec: DecodeSpec, *, keep: bool, num_workers: int
         source: The images.
         spec: How to fit them.
         keep: Whether to keep the pixels; otherwise they are only checked.
-        num_workers: Forked processes (0 or 1: this one does it). Small sets and systems without fork are done here.
-        log: Is given a progress line every few seconds.
+        num_workers: Forked processes (0 or 1: this one does it). Small sets and systems without fork are done here; a
+            Dataset of the user's never, unless it is to be.
+        log: Is given a progress line every few seconds, and one when an image takes very long.
 
     Returns:
         The `Scan`. Its arrays lie in anonymous shared memory: independent of the size of /dev/shm.
     """
     n, start = len(source), time.monotonic()
-    images = _shared((n, *spec.shape), np.uint8) if keep else None
-    flags, sizes, done = _shared((n,), np.uint8), _shared((n, 2), np.int32), _shared((max(1, num_workers), 2), np.int64)
     workers = num_workers if n >= _FORK_FROM and num_workers > 1 and _may_fork() else 0
-    progress = _Progress(n, log)
-    bad: dict[int, str] = {}
-    if not workers:
-        for row in range(n):
-            _one(source, spec, row, images, flags, sizes, bad)
-            if row % _BLOCK == 0:
-                progress(row)
-    else:
-        bad = _in_parallel(source, spec, images, flags, sizes, done, workers, progress)
-    return Scan(images, flags, sizes, bad, time.monotonic() - start, workers)
-
-
-def _one(
-    source: Source,
-    spec: DecodeSpec,
-    row: int,
-    images: np.ndarray | None,
-    flags: np.ndarray,
-    sizes: np.ndarray,
-    bad: dict[int, str],
-) -> None:
-    try:
-        result = load_patiently(source, row, spec)
-    except (ImageError, OSError) as error:
-        bad[row] = reason(error)
-        return
-    if images is not None:
-        images[row] = result.pixels
-    flags[row] = result.flags
-    sizes[row] = result.width, result.height
-
-
-def _in_parallel(
-    source: Source,
-    spec: DecodeSpec,
-    images: np.ndarray | None,
-    flags: np.ndarray,
-    sizes: np.ndarray,
-    done: np.ndarray,
-    workers: int,
-    progress: _Progress,
-) -> dict[int, str]:
-    context = multiprocessing.get_context("fork")
-    total = len(flags)
-
-    def work(rank: int, pipe: Connection) -> None:
-        ignore_signals()
-        bad: dict[int, str] = {}
-        for block in range(rank * _BLOCK, total, workers * _BLOCK):
-            for row in range(block, min(block + _BLOCK, total)):
-                done[rank, 1] = row
-                _one(source, spec, row, images, flags, sizes, bad)
-                done[rank, 0] += 1
-        pipe.send(bad)
-
-    pipes, processes = [], []
-    for rank in range(workers):
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(rank, there), daemon=True)
-        process.start()
-        there.close()
-        pipes.append(here)
-        processes.append(process)
-    try:
-        return _collect(source, pipes, processes, done, progress)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
-
-
-def _collect(
-    source: Source, pipes: list[Connection], processes: list[Any], done: np.ndarray, progress: _Progress
-) -> dict[int, str]:
-    bad: dict[int, str] = {}
-    waiting = dict(enumerate(pipes))
-    while waiting:
-        ready = multiprocessing.connection.wait(list(waiting.values()), timeout=0.2)
-        for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
-            try:
-                bad.update(waiting.pop(rank).recv())
-            except EOFError:
-                processes[rank].join()
-                raise RuntimeError(_death(processes[rank].exitcode, source.names[int(done[rank, 1])])) from None
-        progress(int(done[:, 0].sum()))
-    return bad
-
-
-def _death(code: int | None, name: str) -> str:
-    if code == -9:
-        return (
-            "A process that decodes images was killed by the system, most likely for memory. Use fewer "
-            '(num_workers=1), a smaller image_size, or cache="none".'
-        )
-    return (
-        f"A process that decodes images died (exit code {code}) at {name!r}. Remove that file, or look closer with "
-        "num_workers=0."
+    if source.foreign:
+        workers = 0 if source.here or not may_fork() else max(1, min(num_workers, -(-n // _BLOCK)))
+    scan = Scan(
+        shared((n, *spec.shape), np.uint8) if keep else None,
+        shared((n,), np.uint8),
+        shared((n, 2), np.int32),
+        shared((n,), np.int64),
+        {},
+        0.0,
+        workers,
     )
+    progress, done = _Progress(n, log), shared((max(1, workers),), np.int64)
+
+    def work(rank: int, at: np.ndarray) -> tuple[dict[int, str], dict[int, Any], bool]:
+        for block in range(rank * _BLOCK, n, max(1, workers) * _BLOCK):
+            for row in range(block, min(block + _BLOCK, n)):
+                at[rank] = row
+                _one(source, spec, row, scan)
+                done[rank] += 1
+            if not workers:
+                progress(int(done[0]))
+        return scan.bad, scan.labels, source.foreign and _differs(source, spec, rank * _BLOCK, scan, at[rank:])
+
+    if workers:
+        data = getattr(source, "data", None)
+        results = run_readers(work, workers, data, source.place, log, lambda: progress(int(done.sum())))
+    else:
+        with generators_kept() if source.foreign else contextlib.nullcontext():
+            results = [work(0, np.zeros(1, dtype=np.int64))]
+    for bad, labels, random in results:
+        scan.bad.update(bad)
+        scan.labels.update(labels)
+        scan.random |= random
+    scan.seconds = time.monotonic() - start
+    return scan
+
+
+def _one(source: Source, spec: DecodeSpec, row: int, scan: Scan) -> None:
+    if source.foreign:
+        seed_generators("item", row, 0)
+    try:
+        result, content, label = load_patiently(source.examine, row, spec)
+    except (ImageError, OSError) as error:
+        scan.bad[row] = reason(error)
+        return
+    if scan.images is not None:
+        scan.images[row] = result.pixels
+    scan.content[row] = content
+    scan.flags[row] = result.flags
+    scan.sizes[row] = result.width, result.height
+    if source.gives_labels:
+        scan.labels[row] = label
+
+
+def _differs(source: Source, spec: DecodeSpec, first: int, scan: Scan, at: np.ndarray) -> bool:
+    """Whether an image is another one when it is read again: a late look at what the first look might have missed."""
+    rows = [row for row in range(first, min(first + _AGAIN, len(source))) if row not in scan.bad]
+    for row in rows:
+        at[0] = row
+        seed_generators("again", row)
+        try:
+            if source.examine(row, spec).content != scan.content[row]:
+                return True
+        except (ImageError, OSError):
+            return True
+    return False
+
+
+def _may_fork() -> bool:
+    return may_fork() and threading.current_thread() is threading.main_thread()
 
 
 class _Progress:
@@ -186,14 +157,3 @@ class _Progress:
             left = (self._total - done) / rate
             self._log(f"decoding {done:,} of {self._total:,} images, {rate:,.0f}/s, {left:,.0f} s to go")
             self._next = now + 5.0
-
-
-def _may_fork() -> bool:
-    return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
-
-
-def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return zeros that forked processes write in place."""
-    count = int(np.prod(shape))
-    size = max(1, count * np.dtype(dtype).itemsize)
-    return np.frombuffer(mmap.mmap(-1, size), dtype=dtype, count=count).reshape(shape)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
 from ddpm_lib.data.names import PackedNames, show
+from ddpm_lib.data.source import Examined, Source, file_hash
 
 EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
 _FOREIGN = frozenset(b".heic .heif .avif .svg .psd .raw .cr2 .cr3 .nef .arw .dng .jp2 .jxl .exr .pdf .eps .ico".split())
@@ -66,6 +66,11 @@ class FolderSource(Source):
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ImageError("not a regular file")
             return decode(file, spec)
+
+    def examine(self, row: int, spec: DecodeSpec) -> Examined:
+        """Decode one file, and hash its bytes (the second reading comes from the system's memory)."""
+        decoded = self.load(row, spec)
+        return Examined(decoded, file_hash(os.path.join(os.fsencode(self.root), self.names.raw(row))))
 
     def paths(self) -> list[Path]:
         """Return the files, in order."""

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
+import os
 import signal
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ddpm_lib.data import readers
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset
-from ddpm_lib.data.workers import allow_open_files, default_num_workers, signals_held, start_method, worker_init
+from ddpm_lib.data.workers import (
+    allow_open_files,
+    default_num_workers,
+    die_with_parent,
+    introduce_worker,
+    signals_held,
+    start_method,
+    worker_init,
+)
 
 Batch = dict[str, Tensor]
-Indices = Sequence[int] | np.ndarray | Tensor
+logger = logging.getLogger("ddpm_lib")
+
+
+class Drawn(NamedTuple):
+    """Indices of a batch, and a number for each that names the random numbers of its reading; see `ImageDataset.batch`."""
+
+    indices: Sequence[int] | np.ndarray | Tensor
+    draws: Sequence[int] | np.ndarray
+
+
+Indices = Sequence[int] | np.ndarray | Tensor | Drawn
 
 
 class _Failed:
@@ -40,6 +62,8 @@ class _Batches(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, indices: Indices) -> Batch | _Failed:
         try:
+            if isinstance(indices, Drawn):
+                return self.data.batch(indices.indices, indices.draws)
             return self.data.batch(indices)
         except BadImagesError as error:
             return _Failed(error)
@@ -53,7 +77,7 @@ class BatchStream(Iterator[Batch]):
 
     Args:
         data: The images.
-        index_batches: Index lists, one per batch; may be endless.
+        index_batches: Index lists (or `Drawn`), one per batch; may be endless.
         num_workers: Forked workers; 0 looks batches up in this process.
         pin_memory: Whether to give batches in page-locked memory.
         prefetch: Batches each worker prepares ahead.
@@ -89,7 +113,7 @@ class BatchStream(Iterator[Batch]):
             try:
                 if self._pool is None:
                     self._start()
-                batch = next(self._pool)
+                batch = self._wait()
                 self._pending.popleft()
                 return self._checked(batch)
             except (RuntimeError, OSError, EOFError) as error:
@@ -120,10 +144,24 @@ class BatchStream(Iterator[Batch]):
             raise batch.error()
         return batch
 
+    def _wait(self) -> Any:
+        """Return the next batch of the workers; a row that one of them reads for very long is named, and waited for."""
+        while True:
+            try:
+                return next(self._pool)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                self._patience.look(self._at)
+
     def _start(self) -> None:
         """Fork the workers; they begin with the batches that are still owed."""
         owed, self._pending = list(self._pending), deque()
         allow_open_files()
+        self._at = readers.shared((self.num_workers,), np.int64)
+        self._at[:] = readers.IDLE
+        self._patience = readers.Patience(self._data.data.place, self._log)
+        main = threading.current_thread() is threading.main_thread()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on the number of workers; `check_num_workers` gives ours
             loader = DataLoader(
@@ -134,7 +172,10 @@ class BatchStream(Iterator[Batch]):
                 prefetch_factor=self._prefetch,
                 pin_memory=self._pin,
                 persistent_workers=True,
-                worker_init_fn=worker_init,
+                worker_init_fn=functools.partial(
+                    _worker_init, self._data.data, self._at, self.num_workers, os.getpid(), main
+                ),
+                timeout=max(0.1, readers.PATIENCE / 4),
                 multiprocessing_context=start_method(),
                 generator=torch.Generator(),
             )
@@ -145,7 +186,10 @@ class BatchStream(Iterator[Batch]):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _remembered(self, batches: Iterator[Indices]) -> Iterator[Indices]:
+        data = self._data.data
         for indices in batches:
+            if data.drawn and not isinstance(indices, Drawn):
+                indices = Drawn(indices, data.next_draws(len(indices)))
             self._pending.append(indices)
             yield indices
 
@@ -168,6 +212,18 @@ class BatchStream(Iterator[Batch]):
             self._log(f"{_cause(error)} Going on with {now} instead of {before} workers: the batches are the same.")
 
 
+def _worker_init(
+    data: ImageDataset, at: np.ndarray, count: int, parent: int, in_main_thread: bool, worker_id: int
+) -> None:
+    """Prepare a worker: it dies with its parent, says which row it reads, and looks like a worker of the user's Dataset."""
+    worker_init(worker_id)
+    if start_method() == "fork":
+        die_with_parent(parent, in_main_thread)
+        data.report_rows(at[worker_id : worker_id + 1])
+    if data.drawn:
+        introduce_worker(worker_id, count, data.user_dataset)
+
+
 def make_loader(
     data: ImageDataset,
     index_batches: Iterable[Indices],
@@ -179,11 +235,12 @@ def make_loader(
 ) -> BatchStream:
     """Iterate over batches in the order of `index_batches`, the same for any number of workers.
 
-    Sets in RAM are looked up directly, without workers. The global random state of torch is never read or changed.
+    Sets in RAM are looked up directly, without workers, and so is a Dataset that was opened with num_workers=0. The global
+    random state of torch is never read or changed.
 
     Args:
         data: The images.
-        index_batches: Index lists, one per batch; may be endless.
+        index_batches: Index lists (or `Drawn`), one per batch; may be endless.
         num_workers: Default: `default_num_workers`. Ignored for sets in RAM.
         pin_memory: Whether to give batches in page-locked memory (only where CUDA is available).
         prefetch: Batches each worker prepares ahead.
@@ -193,7 +250,12 @@ def make_loader(
         An iterator of dicts with `image` uint8 (b, c, h, w) and, with labels, `class_label` int64 (b,). Call its
         `close()`.
     """
-    if data.in_memory:
+    if data.in_memory or data.read_here:
+        if num_workers and data.read_here:
+            (log or logger.warning)(
+                "The dataset is read in this process, as it was opened (num_workers=0, or pictures that hold open files): "
+                f"{num_workers} loader workers would share its files, so there are none."
+            )
         num_workers = 0
     elif num_workers is None:
         num_workers = default_num_workers()

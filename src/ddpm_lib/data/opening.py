@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ddpm_lib.data.dataset import BadImagesError, ImageDataset, MemoryStore, Source, Store, StreamStore
-from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, make_spec
+from ddpm_lib.data.contents import first_digest, make_origin
+from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
+from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, ImageError, make_spec
 from ddpm_lib.data.decoding import Scan, decode_all
+from ddpm_lib.data.names import ChosenNames
+from ddpm_lib.data.source import BadImagesError, Source
 from ddpm_lib.data.workers import (
     available_cpus,
     available_memory,
@@ -31,6 +34,29 @@ _CHOICES = {
     "cache": ("auto", "ram", "none"),
 }
 _CACHE_LIMIT_MB = 4096
+_SAMPLED = 64
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a source is to be read; see `open_dataset`."""
+
+    on_bad_image: str
+    cache: str
+    limit: int
+    num_workers: int | None
+    verify: bool
+    scan_file: Path | None
+    log: Log | None
+
+    @property
+    def workers(self) -> int:
+        """Processes that decode when the set is opened."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return max(1, available_cpus() // local_world_size())
 
 
 def open_dataset(
@@ -52,6 +78,7 @@ def open_dataset(
     verify: bool = True,
     scan_file: str | os.PathLike[str] | None = None,
     log: Callable[[str], None] | None = None,
+    require_labels: bool = False,
 ) -> ImageDataset:
     """Open images from almost anywhere as uint8 tensors of one shape.
 
@@ -63,28 +90,32 @@ def open_dataset(
         data: "shapes" or None (the built-in `Shapes`); a folder of pictures (recursive; JPEG, PNG, WEBP, BMP, TIFF,
             GIF, PPM); a 🤗 dataset as a local path (`save_to_disk`, parquet), a hub name or an object; `.npz`/`.npy`
             of uint8 images; any torch Dataset of dicts, (image, label) tuples or images (uint8 or PIL); a uint8
-            array (n, h, w, c) or (n, c, h, w).
+            array (n, h, w, c) or (n, c, h, w), a pair (images, labels) or a dict of arrays; a list of paths, of pictures or
+            of pairs of those and labels; a pandas table with a column of paths or pictures.
         image_size: Side in pixels, or (height, width).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with `background`),
             "stretch" (squash).
-        labels: "auto" (sub-folders if there are two or more; the label column), "folder", "prefix" (`cat_001.jpg`),
-            "none".
+        labels: "auto" (sub-folders if there are two or more; the label column; a note where that makes no classes),
+            "folder", "prefix" (`cat_001.jpg`), "none".
         image_column: Column or key of the images, where the usual names do not find it.
-        label_column: Column or key of the labels.
+        label_column: Column or key of the labels; what it holds must then make classes.
         split: Which split of a 🤗 dataset, a folder of splits or of parquet files.
         on_bad_image: "error" names every unusable file; "skip" leaves them out, counted (the fingerprint changes
             with them).
-        cache: "auto" (RAM if it fits the limit), "ram", "none" (decode on demand).
+        cache: "auto" (RAM if it fits the limit and images stay the same), "ram" (of random transforms one version of each
+            image), "none" (read on demand).
         cache_limit_mb: Limit of "auto" in MB per process; default: 4,096 or a quarter of the available memory,
             shared over the local ranks.
-        num_workers: Processes for decoding; default: the CPUs this process may use, shared over the local ranks.
+        num_workers: Processes for decoding; default: the CPUs this process may use, shared over the local ranks. A torch
+            Dataset is always read in other processes, unless it is 0.
         background: Colour under transparent pixels (channels 1 and 3) and around padded images.
         max_pixels: Larger images are refused before they are decompressed.
         verify: False skips the check of sets that do not fit in RAM; a broken file is then named when it is first
             met.
         scan_file: Remembers the result of that check (JSON), so that it runs once as long as no file changes.
         log: Is given progress and the `notes`, line by line.
+        require_labels: Whether labels are needed: then "auto" fails where it makes none of those it finds.
 
     Returns:
         An `ImageDataset`.
@@ -105,9 +136,11 @@ def open_dataset(
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
-        source = find_source(data, spec, labels, image_column, label_column, split, log)
+        here = num_workers == 0
+        source = find_source(data, spec, labels, image_column, label_column, split, require_labels, here)
+        file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)
-        opened = _finish(source, spec, on_bad_image, cache, limit, num_workers, verify, scan_file, log)
+        opened = _finish(source, spec, _Way(on_bad_image, cache, limit, num_workers, verify, file, log))
     for note in opened.notes if log else ():
         log(note)  # type: ignore[misc]
     return opened
@@ -144,117 +177,143 @@ def _ready(data: Any, spec: DecodeSpec, labels: str) -> ImageDataset | None:
 def without_labels(data: ImageDataset) -> ImageDataset:
     """Return the same images without labels."""
     bare = data.subset(np.arange(len(data)))
+    bare._reading = data._reading
     bare._labels, bare.class_names, bare.notes = None, None, data.notes
     return bare
 
 
-def _finish(
-    source: Source,
-    spec: DecodeSpec,
-    on_bad_image: str,
-    cache: str,
-    limit: int,
-    num_workers: int | None,
-    verify: bool,
-    scan_file: str | os.PathLike[str] | None,
-    log: Callable[[str], None] | None,
-) -> ImageDataset:
+def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
     """Decode or check everything, and build the dataset of what is good."""
-    size = len(source) * int(np.prod(spec.shape))
-    keep = cache == "ram" or (cache == "auto" and size <= limit)
-    workers = num_workers if num_workers is not None else max(1, available_cpus() // local_world_size())
-    notes = list(source.notes)
-    scan, images = None, getattr(source, "ready", None)
+    n, size = len(source), len(source) * int(np.prod(spec.shape))
+    keep = way.cache == "ram" or (way.cache == "auto" and size <= way.limit)
+    if source.foreign:
+        source.look(spec, keep or way.verify, way.log)
+    notes: list[str] = []
+    scan, images, content = None, getattr(source, "ready", None), None
     if images is not None:
-        notes.append(f"{len(source):,} images in RAM ({size / 1e6:,.1f} MB)")
-    elif keep:
-        scan = decode_all(source, spec, keep=True, num_workers=workers, log=log)
-        images = scan.images
-        notes.append(f"{len(source):,} images decoded once into RAM ({size / 1e6:,.1f} MB, {scan.seconds:.1f} s)")
+        notes.append(f"{n:,} images in RAM ({size / 1e6:,.1f} MB)")
+        content = source.sizes()
+    elif keep and not (source.random and way.cache == "auto"):
+        scan = decode_all(source, spec, keep=True, num_workers=way.workers, log=way.log)
+        images, content = scan.images, scan.content
+        if scan.random and way.cache == "auto":
+            source.random, images = True, None
+        else:
+            notes.append(f"{n:,} images decoded once into RAM ({size / 1e6:,.1f} MB, {scan.seconds:.1f} s)")
+    if images is None:
+        notes.append(_streamed(source, size, way, keep))
+        scan = scan or _check(source, spec, way, notes)
+        content = scan.content if scan is not None else _sample(source, spec, notes)
+    source.random |= scan is not None and scan.random
+    if source.random:
+        content = None
+        notes.append(_random_note(images is not None, way.cache))
+    rows = _good_rows(source, scan, way, notes)
+    if source.gives_labels and scan is not None:
+        source.take_labels({row: scan.labels[row] for row in rows.tolist()})
+    notes += scan.notes() if scan is not None else []
+    store: Store = StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
+    if len(rows) == 1:
+        notes.append("one image only: a model can do no more than memorise it")
+    origin = make_origin(source, spec, rows, ChosenNames(source.names, rows), content)
+    return ImageDataset(
+        store,
+        labels=origin.labels,
+        class_names=source.class_names,
+        names=source.names,
+        rows=rows,
+        fingerprint=origin.fingerprint,
+        notes=[*source.notes, *notes],
+        origin=origin,
+    )
+
+
+def _streamed(source: Source, size: int, way: _Way, fits: bool) -> str:
+    """Say that images are read on demand, by how many, and why."""
+    why = f"{size / 1e9:.1f} GB decoded exceeds the cache limit of {way.limit / 1e9:.1f} GB (cache_limit_mb)"
+    if way.cache == "none":
+        why = 'cache="none"'
+    elif fits:
+        why = "they differ from reading to reading"
+    streaming = way.num_workers if way.num_workers is not None else default_num_workers()
+    return f"streamed by {streaming} worker{'s' * (streaming != 1)}: {why}"
+
+
+def _random_note(cached: bool, cache: str) -> str:
+    """Say what is done with images that random transforms make."""
+    if cached:
+        how = "one version of each is kept in RAM, as asked for"
     else:
-        why = (
-            'cache="none"'
-            if cache == "none"
-            else f"{size / 1e9:.1f} GB decoded exceeds the cache limit of {limit / 1e9:.1f} GB"
-        )
-        streaming = num_workers if num_workers is not None else default_num_workers()
-        notes.append(f"streamed by {streaming} worker{'s' * (streaming != 1)}: {why} (cache_limit_mb)")
-        scan = _check(source, spec, workers, verify, scan_file, notes, log)
+        how = 'each reading draws anew; cache="ram" (--cache ram) keeps one version of each'
+        how += ', cache="none" (--cache none) streams in any case' if cache == "auto" else ""
+    return (
+        f"items differ from reading to reading (random transforms?): {how}; a resumed run compares their number and labels, "
+        "not their contents"
+    )
+
+
+def _good_rows(source: Source, scan: Scan | None, way: _Way, notes: list[str]) -> np.ndarray:
+    """Return the rows that can be used, with a note on those left out.
+
+    Raises:
+        BadImagesError: If there are bad ones and they are an error, or none is left.
+    """
     bad = scan.bad if scan is not None else {}
     named = [(source.names[row], why) for row, why in sorted(bad.items())]
-    if bad and (on_bad_image == "error" or len(bad) == len(source)):
-        hint = "None is left: is this the right folder?" if len(bad) == len(source) else None
+    if bad and (way.on_bad_image == "error" or len(bad) == len(source)):
+        hint = None
+        if len(bad) == len(source):
+            failing = getattr(source, "failing_hint", None)
+            hint = "None is left: is this the right folder?" if failing is None else failing()
         raise BadImagesError(named, len(source), hint)
     if bad:
         shown = "; ".join(f"{name} ({why})" for name, why in named[:5]) + ("; …" if len(named) > 5 else "")
         notes.append(f"skipped {len(bad):,} of {len(source):,} images: {shown}")
-    notes += scan.notes() if scan is not None else []
-    store: Store = StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
-    rows = np.setdiff1d(np.arange(len(source), dtype=np.int64), np.array(sorted(bad), dtype=np.int64))
-    if len(rows) == 1:
-        notes.append("one image only: a model can do no more than memorise it")
-    return ImageDataset(
-        store,
-        labels=None if source.labels is None else source.labels[rows],
-        class_names=source.class_names,
-        names=source.names,
-        rows=rows,
-        fingerprint=_fingerprint(source, spec, rows),
-        notes=notes,
+    return np.setdiff1d(np.arange(len(source), dtype=np.int64), np.array(sorted(bad), dtype=np.int64))
+
+
+def _sample(source: Source, spec: DecodeSpec, notes: list[str]) -> np.ndarray:
+    """Hash some images of a set that is not checked, spread over it; the others get 0."""
+    content = np.zeros(len(source), dtype=np.int64)
+    known = getattr(source, "sampled", None)
+    if known is None:
+        known = {}
+        for row in np.unique(np.linspace(0, len(source) - 1, _SAMPLED).round().astype(np.int64)).tolist():
+            with contextlib.suppress(ImageError, OSError):
+                known[row] = source.examine(row, spec).content
+    content[list(known)] = list(known.values())
+    notes.append(
+        f"not checked (verify=False): a resumed run compares the names and sizes of all, the contents of {len(known):,}"
     )
+    return content
 
 
-def _check(
-    source: Source,
-    spec: DecodeSpec,
-    workers: int,
-    verify: bool,
-    scan_file: str | os.PathLike[str] | None,
-    notes: list[str],
-    log: Callable[[str], None] | None,
-) -> Scan | None:
+def _check(source: Source, spec: DecodeSpec, way: _Way, notes: list[str]) -> Scan | None:
     """Decode every image of a streamed set once, or take the remembered result if nothing has changed."""
-    if not verify:
+    if not way.verify and not source.gives_labels:
         return None
-    path = Path(scan_file) if scan_file is not None else None
-    state = _digest(source, spec, np.arange(len(source)), with_times=True)
-    if path is not None and path.is_file():
+    path, n = way.scan_file, len(source)
+    state = first_digest(source, spec, np.arange(n), with_times=True)
+    if path is not None and path.is_file() and not source.foreign:
         try:
             saved = json.loads(path.read_text())
             if saved["state"] == state:
+                content = np.frombuffer(bytes.fromhex(saved["content"]), dtype=np.int64)
+                bad = {int(k): v for k, v in saved["bad"].items()}
+                if len(content) != n:
+                    raise ValueError(f"{len(content)} hashes of {n} images")
                 notes.append(f"images were checked before ({path.name})")
                 notes += saved["notes"]
                 empty = np.zeros(0, dtype=np.uint8)
-                return Scan(
-                    None, empty, np.zeros((0, 2)), {int(k): v for k, v in saved["bad"].items()}, 0.0, 0, known=True
-                )
+                return Scan(None, empty, np.zeros((0, 2)), content, bad, 0.0, 0, known=True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             notes.append(f"{path.name} cannot be used, so the images are checked again ({type(error).__name__})")
-    scan = decode_all(source, spec, keep=False, num_workers=workers, log=log)
-    notes.append(f"{len(source):,} images checked in {scan.seconds:.1f} s")
-    if path is not None:
+    scan = decode_all(source, spec, keep=False, num_workers=way.workers, log=way.log)
+    notes.append(f"{n:,} images checked in {scan.seconds:.1f} s")
+    if path is not None and not source.foreign:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"state": state, "bad": scan.bad, "notes": scan.notes()}))
+        saved = {"state": state, "bad": scan.bad, "notes": scan.notes(), "content": scan.content.tobytes().hex()}
+        temporary.write_text(json.dumps(saved))
         temporary.replace(path)
     return scan
-
-
-def _fingerprint(source: Source, spec: DecodeSpec, rows: np.ndarray) -> str:
-    return _digest(source, spec, rows)
-
-
-def _digest(source: Source, spec: DecodeSpec, rows: np.ndarray, with_times: bool = False) -> str:
-    """Hash names, file sizes, labels and how images are decoded; with times of change too for the memory of a check."""
-    settings = asdict(spec)
-    digest = hashlib.blake2b(json.dumps([1, settings, source.class_names], sort_keys=True).encode(), digest_size=16)
-    for row in rows.tolist():
-        name = source.names.raw(row)
-        digest.update(b"%d:" % len(name) + name)
-    digest.update(np.ascontiguousarray(source.sizes()[rows]).tobytes())
-    if source.labels is not None:
-        digest.update(source.labels[rows].tobytes())
-    times = source.mtimes() if with_times else None
-    if times is not None:
-        digest.update(times.tobytes())
-    return digest.hexdigest()

@@ -5,17 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from ddpm_lib.data.arrays import ArraySource, TorchSource, open_npz
-from ddpm_lib.data.dataset import Source
+from ddpm_lib.data.arrays import open_npz
 from ddpm_lib.data.decode import DecodeSpec
 from ddpm_lib.data.folders import EXTENSIONS, FolderSource
+from ddpm_lib.data.objects import Columns, from_object
+from ddpm_lib.data.source import Source
 from ddpm_lib.registry import nearest
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -29,15 +26,27 @@ def find_source(
     image_column: str | None,
     label_column: str | None,
     split: str | None,
-    log: Callable[[str], None] | None,
+    require_labels: bool = False,
+    here: bool = False,
 ) -> Source:
     """Open the source that `data` names or is; see `open_dataset`.
+
+    Args:
+        data: A path, a name or an object.
+        spec: How to fit images.
+        labels: "auto", "folder", "prefix" or "none".
+        image_column: Column or key of the images.
+        label_column: Column or key of the labels.
+        split: Which split.
+        require_labels: Whether labels that are found must make classes.
+        here: Whether a Dataset of the user's is to be read in this process.
 
     Raises:
         FileNotFoundError: If a path does not exist.
         ValueError: If the data is of a kind that cannot be opened, or an option does not fit it.
         TypeError: If it is no path, name or dataset.
     """
+    columns = image_column, label_column, require_labels
     if isinstance(data, (str, os.PathLike)):
         path = Path(os.fspath(data)).expanduser()
         if path.is_dir() and not _is_table(path):
@@ -45,25 +54,21 @@ def find_source(
             return FolderSource(root, labels)
         if labels in ("folder", "prefix"):
             raise ValueError(f"labels={labels!r} is for folders of pictures; {str(data)!r} is none. Pass label_column.")
-        return _from_path(path, str(data), spec, labels, (image_column, label_column), split)
+        return _from_path(path, str(data), spec, labels, columns, split)
     if labels in ("folder", "prefix"):
         raise ValueError(f"labels={labels!r} is for folders of pictures; got {type(data).__name__}. Pass label_column.")
-    if isinstance(data, torch.Tensor):
-        data = data.detach().cpu().numpy()
-    if isinstance(data, np.ndarray):
-        return ArraySource(data, None, spec)
     if type(data).__module__.split(".")[0] == "datasets":
-        return _from_hf_object(data, split, labels, image_column, label_column)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (dict, bytes)):
-        return TorchSource(data, labels, image_column, label_column, log)
-    raise TypeError(
-        f"data must be a path, a dataset name, a 🤗 Dataset, a torch Dataset with a length, or a uint8 array; got "
-        f"{type(data).__name__}."
-    )
+        return _from_hf_object(data, split, labels, *columns)
+    return from_object(data, spec, Columns(labels, *columns), here)
 
 
 def _from_path(
-    path: Path, written: str, spec: DecodeSpec, labels: str, columns: tuple[str | None, str | None], split: str | None
+    path: Path,
+    written: str,
+    spec: DecodeSpec,
+    labels: str,
+    columns: tuple[str | None, str | None, bool],
+    split: str | None,
 ) -> Source:
     from ddpm_lib.data.tables import from_parquet
 
@@ -140,7 +145,7 @@ def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path
 
 
 def _from_hf_object(
-    data: Any, split: str | None, labels: str, image_column: str | None, label_column: str | None
+    data: Any, split: str | None, labels: str, image_column: str | None, label_column: str | None, insist: bool
 ) -> Source:
     from ddpm_lib.data.tables import from_hf
 
@@ -158,7 +163,7 @@ def _from_hf_object(
         raise TypeError(
             "A streaming (iterable) 🤗 dataset has no order to resume from. Load it without streaming=True."
         )
-    return from_hf(data, labels, image_column, label_column)
+    return from_hf(data, labels, image_column, label_column, insist)
 
 
 def _from_hub(name: str, path: Path) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, choose, content_hash, make_labels
-from ddpm_lib.data.dataset import Source
+from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, choose
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode, decode_bytes, fit_array
+from ddpm_lib.data.labels import Odd, make_labels
 from ddpm_lib.data.names import Names, NumberedNames, PackedNames
+from ddpm_lib.data.source import Examined, Source, content_hash, file_hash
 from ddpm_lib.data.workers import available_memory
 
 
@@ -41,9 +42,21 @@ class TableSource(Source):
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Decode one cell; raises `ImageError` or OSError."""
+        return self._decode(self._cell(row), spec)
+
+    def examine(self, row: int, spec: DecodeSpec) -> Examined:
+        """Decode one cell, and hash its bytes, those of the file it names, or its pixels."""
+        cell = self._cell(row)
+        decoded = self._decode(cell, spec)
+        if isinstance(cell, str):
+            return Examined(decoded, file_hash(os.path.join(self._base or "", cell)))
+        return Examined(decoded, content_hash(cell if isinstance(cell, bytes) else np.asarray(cell)))
+
+    def _cell(self, row: int) -> Any:
         cell = self._column[int(row if self._rows is None else self._rows[row])].as_py()
-        if isinstance(cell, dict):
-            cell = cell.get("bytes") or cell.get("path")
+        return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+
+    def _decode(self, cell: Any, spec: DecodeSpec) -> Decoded:
         if cell is None:
             raise ImageError("no image in this row")
         if isinstance(cell, bytes):
@@ -106,7 +119,9 @@ def _pick(
     return image, None if labels == "none" else choose("label", asked[1], LABEL_NAMES, rest, where)
 
 
-def from_hf(data: Any, labels: str, image_column: str | None, label_column: str | None) -> TableSource:
+def from_hf(
+    data: Any, labels: str, image_column: str | None, label_column: str | None, insist: bool = False
+) -> TableSource:
     """Open a `datasets.Dataset`; its transform or format, if any, is not applied (and a note says so)."""
     features = data.features
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
@@ -117,13 +132,41 @@ def from_hf(data: Any, labels: str, image_column: str | None, label_column: str 
     if (data.format or {}).get("type") == "custom":
         source.notes.append("the transform set on the dataset is not applied: images are fitted here")
     if label is not None:
-        values = data.with_format(None)[label]
         names = getattr(features[label], "names", None)
-        source.labels, source.class_names = make_labels(list(values), names, label_column is not None, source.notes)
+        column = data.data.column(label)
+        values = _label_values(column if rows is None else column.take(rows))
+        source.labels, source.class_names = make_labels(values, names, insist or label_column is not None, source.notes)
     return source
 
 
-def from_parquet(files: Sequence[Path], labels: str, image_column: str | None, label_column: str | None) -> TableSource:
+def _label_values(column: Any) -> list[Any]:
+    """Return the values of a column; of one whose type makes no labels (images, lists of pixels) the first only."""
+    import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+
+    kind = column.type
+    nested = pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
+    if not nested:
+        values: list[Any] = column.to_pylist()
+        return values
+    lists = pa.types.is_list(kind) and not pa.types.is_nested(kind.value_type)
+    return column.to_pylist() if lists else [Odd(f"of type {kind}")] * len(column)
+
+
+def from_arrow(
+    table: Any, labels: str, image_column: str | None, label_column: str | None, insist: bool = False
+) -> TableSource:
+    """Open a `pyarrow.Table`."""
+    image, label = _pick(table.column_names, [], labels, (image_column, label_column), "The table")
+    source = TableSource(table.column(image))
+    if label is not None:
+        values = _label_values(table.column(label))
+        source.labels, source.class_names = make_labels(values, None, insist or label_column is not None, source.notes)
+    return source
+
+
+def from_parquet(
+    files: Sequence[Path], labels: str, image_column: str | None, label_column: str | None, insist: bool = False
+) -> TableSource:
     """Open parquet files of one schema; the encoded images are held in RAM.
 
     Raises:
@@ -158,8 +201,8 @@ def from_parquet(files: Sequence[Path], labels: str, image_column: str | None, l
     if chosen[1] is not None:
         feature = _features(tables[0].schema).get(chosen[1], {})
         names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-        values = table.column(chosen[1]).to_pylist()
-        source.labels, source.class_names = make_labels(values, names, label_column is not None, source.notes)
+        values = _label_values(table.column(chosen[1]))
+        source.labels, source.class_names = make_labels(values, names, insist or label_column is not None, source.notes)
     return source
 
 

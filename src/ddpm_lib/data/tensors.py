@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore
+from ddpm_lib.data.labels import make_labels
 from ddpm_lib.images import check_unit_range
 
 
@@ -50,22 +51,36 @@ def tensor_dataset(
     return ImageDataset(MemoryStore(tensor), labels=numbers, class_names=class_names, fingerprint=digest.hexdigest())
 
 
-def collect(data: Any) -> ImageDataset:
-    """Gather a torch Dataset of tensors, (tensor, label) tuples or {"image", "class_label"} dicts, or an array, into RAM."""
+def collect(data: Any, require_labels: bool = False) -> ImageDataset:
+    """Gather a torch Dataset of tensors, (tensor, label) tuples or {"image", "class_label"} dicts, or an array, into RAM.
+
+    Labels that make no classes are left out, with a note, unless they are required.
+    """
     if isinstance(data, (Tensor, np.ndarray)):
         return tensor_dataset(data)
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise TypeError(f"Sequences and volumes come as an array or a torch Dataset; got {type(data).__name__}.")
     values: list[Tensor] = []
-    labels: list[int] = []
+    labels: list[Any] = []
     for i in range(len(data)):
-        item = data[i]
-        if isinstance(item, dict):
-            item = (item["image"], item["class_label"]) if "class_label" in item else (item["image"],)
-        elif not isinstance(item, tuple):
-            item = (item,)
-        values.append(torch.as_tensor(item[0]))
-        labels.extend(int(label) for label in item[1:2])
+        try:
+            item = data[i]
+            if isinstance(item, dict):
+                item = (item["image"], item["class_label"]) if "class_label" in item else (item["image"],)
+            elif not isinstance(item, (tuple, list)):
+                item = (item,)
+            values.append(torch.as_tensor(item[0]))
+        except Exception as error:
+            raise ValueError(
+                f"Item {i} of {type(data).__name__} cannot be used: {type(error).__name__}: {str(error)[:200]}"
+            ) from error
+        labels.extend(item[1:2])
     if len({tuple(v.shape) for v in values}) > 1:
         raise ValueError("All entries must have one shape (c, *spatial); they differ. Crop or pad them.")
-    return tensor_dataset(torch.stack(values), labels or None)
+    notes: list[str] = []
+    numbers = names = None
+    if len(labels) == len(values):
+        numbers, names = make_labels(labels, None, require_labels, notes)
+    made = tensor_dataset(torch.stack(values), numbers, names)
+    made.notes += notes
+    return made

@@ -7,16 +7,21 @@ allow. The number of cores in the machine is never the answer on a shared node.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 MAX_WORKERS = 8
+_PR_SET_PDEATHSIG = 1  # sys/prctl.h
 _JOB_SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
 ]
@@ -129,11 +134,53 @@ def start_method() -> str | None:
 
 
 def worker_init(worker_id: int) -> None:
-    """Prepare a loader worker: one torch thread, and deaf to SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP."""
+    """Prepare a loader worker: one thread, and deaf to SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP."""
+    ignore_signals()
+    one_thread()
+
+
+def one_thread() -> None:
+    """Make this process compute in one thread: pools of threads of the parent do not survive a fork, and hang."""
     import torch
 
-    ignore_signals()
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for libraries that are first loaded here
+    opencv = sys.modules.get("cv2")
+    if opencv is not None:
+        opencv.setNumThreads(0)
+
+
+def die_with_parent(parent: int, thread_stays: bool = True) -> None:
+    """End this forked process when its parent ends, however that happens.
+
+    Args:
+        parent: Process number of the parent.
+        thread_stays: Whether the thread that forked lives as long as it needs this process: to the
+            kernel, that thread is the parent.
+    """
+    prctl = None
+    if thread_stays and sys.platform == "linux":
+        prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+    if prctl is None or prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        os._exit(1)
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def introduce_worker(worker_id: int, count: int, dataset: Any) -> None:
+    """Let `torch.utils.data.get_worker_info()` answer in this process as in a worker of a DataLoader of `dataset`."""
+    import torch
+    from torch.utils.data._utils import worker
+
+    seed = worker_id if worker._worker_info is None else worker._worker_info.seed
+    torch.default_generator.manual_seed(seed)
+    worker._worker_info = worker.WorkerInfo(id=worker_id, num_workers=count, seed=seed, dataset=dataset)
 
 
 def _memberships() -> Iterator[tuple[str, str]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.loading import LoadedRun
+from ddpm_lib.training.same_data import fraction_held_out, is_same
 from ddpm_lib.training.sources import open_images, open_training_data
 
 if TYPE_CHECKING:
@@ -58,20 +59,32 @@ class RunData:
     def _open(self) -> tuple[ImageDataset, ImageDataset | None]:
         described = self.loaded.state["data"]
         try:
-            train, held_out = open_training_data(described["source"], self.config, self.loaded.diffusion, _quiet)
+            train, held_out = open_training_data(
+                described["source"], self.config, self.loaded.diffusion, _quiet, fraction_held_out(self.loaded.state)
+            )
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"The data of this run, {described['source']!r}, cannot be opened from here: {error} "
                 "Name images with data= (--data PATH), or pass them in Python: evaluate(run, dataset)."
             ) from error
-        if train.fingerprint != described["fingerprint"]:
+        if not is_same(train, described):
             raise ConfigError(
                 f"{described['source']!r} is not the data that this run was trained on: {len(train):,} training images now, "
                 f"{described['images']:,} then, or other files. Restore it, or name images with data= (--data PATH)."
             )
         return train, held_out
 
-    def other(self, data: str, split: str | None) -> ImageDataset:
+    def given(self, dataset: Any) -> ImageDataset:
+        """Return a dataset given as an object: opened as the run opens its own, if it is not one of ours.
+
+        Raises:
+            ConfigError: If it does not fit the run.
+        """
+        from ddpm_lib.data import ImageDataset
+
+        return dataset.steady() if isinstance(dataset, ImageDataset) else self.other(dataset, None)
+
+    def other(self, data: Any, split: str | None) -> ImageDataset:
         """Open other images as the run opens its own, whole.
 
         Raises:

@@ -105,6 +105,8 @@ class Runner:
         loaded = self._load(target) if is_run(target) else None
         state = process_state(options.device)
         own = RunData(loaded) if loaded is not None else None
+        if own is not None and self.dataset is not None:
+            self.dataset = own.given(self.dataset)
         images, about = self._images(loaded, own)
         if loaded is not None:
             loaded.diffusion.to(state.device)

@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.keys import hashes
 from ddpm_lib.training.config import ConfigError, divisors
 from ddpm_lib.training.randomness import DataOrder
 from ddpm_lib.transfer import to_device
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.loader import Drawn
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,22 @@ class TrainingBatches:
         from ddpm_lib.data import make_loader
 
         self._order = DataOrder(len(dataset), seed)
-        self._plan, self._slot = plan, first_slot
+        self._plan, self._slot, self._seed = plan, first_slot, seed
         self._loader = make_loader(
             dataset, self._index_batches(), num_workers=num_workers, pin_memory=pin_memory, log=log
         )
         self._iterator = iter(self._loader)
 
-    def _index_batches(self) -> Iterator[list[int]]:
+    def _index_batches(self) -> Iterator[Drawn]:
+        from ddpm_lib.data.loader import Drawn
+
         slot = self._slot
         while True:
             for rows in self._plan.rows():
-                yield self._order.indices(slot + rows.start, slot + rows.stop).tolist()
+                slots = np.arange(slot + rows.start, slot + rows.stop, dtype=np.int64)
+                # What random transforms of a user's Dataset draw is named by seed and slot, as everything else.
+                draws = (hashes(slots, self._seed, "item") >> np.uint64(1)).astype(np.int64)
+                yield Drawn(self._order.indices(slot + rows.start, slot + rows.stop).tolist(), draws)
             slot += self._plan.batch_size
 
     def __next__(self) -> dict[str, Any]:

@@ -13,6 +13,13 @@ from torch import nn
 
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.same_data import (
+    contents_unknown,
+    data_changes,
+    describe_dataset,
+    fraction_held_out,
+    read_data_index,
+)
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -28,13 +35,7 @@ def describe_model(trainer: Trainer) -> dict[str, Any]:
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
     """Return what identifies the training data."""
-    data = trainer.dataset
-    return {
-        "source": trainer.source_name,
-        "images": len(data),
-        "fingerprint": data.fingerprint,
-        "class_names": list(data.class_names) if data.class_names else None,
-    }
+    return describe_dataset(trainer.dataset, trainer.source_name, trainer.held_fraction)
 
 
 def describe_versions() -> dict[str, Any]:
@@ -179,13 +180,12 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
             + "\n  ".join(hard)
             + "\nUse the settings of the checkpoint, or another output_dir."
         )
-    soft_now = {
-        "data": describe_data(trainer),
-        "batch_size": trainer.config.images_per_step,
-        "seed": trainer.config.seed,
-    }
-    soft = differences({k: state.get(k) for k in soft_now}, soft_now)
-    soft = [line for line in soft if not line.startswith("data.source")]
+    soft_now = {"batch_size": trainer.config.images_per_step, "seed": trainer.config.seed}
+    described, held = state["data"], fraction_held_out(state)
+    index = read_data_index(trainer.output_dir)
+    soft = data_changes(trainer.dataset, trainer.held_fraction, described, held, index)
+    unknown = contents_unknown(trainer.dataset, described) if not soft else None
+    soft += differences({k: state.get(k) for k in soft_now}, soft_now)
     if soft and not trainer.config.override:
         raise ConfigError(
             f"{path} was trained on other data or with another order:\n  "
@@ -194,6 +194,8 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         )
     for line in soft:
         trainer.say(f"Continuing although {line}.")
+    if unknown:
+        trainer.say(unknown)
 
 
 def restore(trainer: Trainer, path: Path) -> None:

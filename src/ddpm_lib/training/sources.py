@@ -24,30 +24,62 @@ def data_name(data: Any) -> str:
 
 
 def open_training_data(
-    data: Any, config: TrainingConfig, diffusion: GaussianDiffusion, log: Callable[[str], None]
+    data: Any,
+    config: TrainingConfig,
+    diffusion: GaussianDiffusion,
+    log: Callable[[str], None],
+    held_before: float | None = None,
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the training set and the held-out set as the config says.
+
+    Args:
+        data: What `Trainer` takes.
+        config: The options.
+        diffusion: The process that is to learn it.
+        log: Gets lines for the user.
+        held_before: For a run that goes on, the val_fraction that it holds images out by (0: none), else None. What was held
+            out stays out of the training, and what was trained on stays in it, whatever becomes of the validation.
 
     Returns:
         The training images and the held-out ones, or None where there are none.
     """
     train = _open(data, config, diffusion, config.split, log)
+    fraction = held_fraction(config, held_before)
     held_out: ImageDataset | None = None
+    if fraction and len(train) < 10:
+        log(f"{len(train)} images are too few to hold some out: there is no validation. val_data can name others.")
+    elif fraction:
+        # 1,000 held-out images estimate the loss well; a share of a million would only be lost to training.
+        count = min(1000, max(1, math.floor(len(train) * fraction)))
+        train, held_out = train.split(count, config.seed)
+        if held_before and not held_fraction(config, None):
+            log(f"The {len(held_out):,} images that this run held out so far stay out of the training.")
+    elif held_before == 0 and held_fraction(config, None):
+        log(
+            "This run trains on all its images, so that none can be held out: there is no validation. val_data can name others."
+        )
     if config.val_data is not None:
         held_out = _open(config.val_data, replace(config, labels=config.val_labels), diffusion, None, log)
         check_same_classes(train, held_out, diffusion)
-    elif config.val_every and config.val_fraction and len(train) < 10:
-        log(f"{len(train)} images are too few to hold some out: there is no validation. val_data can name others.")
-    elif config.val_every and config.val_fraction:
-        # 1,000 held-out images estimate the loss well; a share of a million would only be lost to training.
-        count = min(1000, max(1, math.floor(len(train) * config.val_fraction)))
-        train, held_out = train.split(count, config.seed)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
             f"The batch of {config.batch_size} is larger than the {len(train)} training images: each batch repeats some of them."
         )
     check_classes(train, diffusion)
     return train, held_out
+
+
+def held_fraction(config: TrainingConfig, before: float | None) -> float:
+    """Return the share of the training data that is held out by hash of the name; 0: none.
+
+    Args:
+        config: The options.
+        before: For a run that goes on, the share until now.
+    """
+    asked = config.val_fraction if config.val_every and config.val_data is None else 0.0
+    if before is None:
+        return asked
+    return (asked or before) if before else 0.0
 
 
 def _open(
@@ -57,7 +89,7 @@ def _open(
     from ddpm_lib.data.tensors import collect
 
     if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
-        data = collect(data)
+        data = collect(data, reads_labels(diffusion))
     if isinstance(data, ImageDataset):
         wanted = (diffusion.channels, *diffusion.image_size)
         got = (data.channels, *data.image_size)
@@ -65,8 +97,14 @@ def _open(
             raise ConfigError(
                 f"The dataset's entries are {got} (channels, then sizes) but the diffusion is built for {wanted}."
             )
-        return data
-    return open_images(data, config, diffusion.image_size, diffusion.channels, split, log)
+        return data.steady()
+    needed = reads_labels(diffusion)
+    return open_images(data, config, diffusion.image_size, diffusion.channels, split, log, needed).steady()
+
+
+def reads_labels(diffusion: GaussianDiffusion) -> bool:
+    """Whether the network is conditional on classes."""
+    return "class_label" in getattr(diffusion.model, "conditioners", {})
 
 
 def open_images(
@@ -76,6 +114,7 @@ def open_images(
     channels: int,
     split: str | None,
     log: Callable[[str], None],
+    require_labels: bool = False,
 ) -> ImageDataset:
     """Open any source of images with the data options of a config.
 
@@ -86,6 +125,7 @@ def open_images(
         channels: 1, 3 or 4.
         split: Split of a dataset that has several.
         log: Gets lines for the user.
+        require_labels: Whether the labels that are found must make classes.
     """
     from ddpm_lib.data import open_dataset
 
@@ -103,6 +143,7 @@ def open_images(
         cache_limit_mb=config.cache_limit_mb,
         num_workers=config.num_workers,
         log=log,
+        require_labels=require_labels,
     )
 
 

@@ -20,7 +20,7 @@ from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
-from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name
+from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name, read_state
 from ddpm_lib.training.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
@@ -35,9 +35,10 @@ from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.records import flat_scalars, write_run_config
 from ddpm_lib.training.results import StepResult, TrainingResult
 from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
+from ddpm_lib.training.same_data import fraction_held_out, write_data_index
 from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
 from ddpm_lib.training.saving import Saver, check_space
-from ddpm_lib.training.sources import check_augmentation, data_name, open_training_data
+from ddpm_lib.training.sources import check_augmentation, data_name, held_fraction, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
 from ddpm_lib.training.watchdog import Watchdog, meeting_store
 
@@ -192,7 +193,9 @@ class Trainer(RunContext):
         self.precision = str(self.accelerator.mixed_precision)
         check_alike(self)
         checkpoint = self.on_main(lambda: find_checkpoint(self))
-        self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say)
+        before = None if checkpoint is None else fraction_held_out(read_state(checkpoint))
+        self.held_fraction = held_fraction(config, before)
+        self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say, before)
         self._place_network()
         config = self.config = with_batch_size(self, checkpoint)
         self.plan = BatchPlan(config.images_per_step, self.processes, self.rank, config.accumulation_steps)
@@ -208,6 +211,7 @@ class Trainer(RunContext):
         self.records.cut_back(self.step)
         (self.output_dir / "STOP").unlink(missing_ok=True)
         write_run_config(self)
+        write_data_index(self.output_dir, self.dataset)
 
     def _place_network(self) -> None:
         config, model = self.config, self.diffusion.model
