@@ -38,6 +38,8 @@ def find_source(
         ValueError: If the data is of a kind that cannot be opened, or an option does not fit it.
         TypeError: If it is no path, name or dataset.
     """
+    if isinstance(data, Source):
+        return data
     if isinstance(data, (str, os.PathLike)):
         path = Path(os.fspath(data)).expanduser()
         if path.is_dir() and not _is_table(path):

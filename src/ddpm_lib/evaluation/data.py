@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.evaluation.overviews import drawn_samples
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.sources import open_images, open_training_data
@@ -71,22 +73,25 @@ class RunData:
             )
         return train, held_out
 
-    def other(self, data: str, split: str | None) -> ImageDataset:
+    def other(self, data: Any, options: EvaluationOptions) -> ImageDataset:
         """Open other images as the run opens its own, whole.
 
         Raises:
             ConfigError: If they do not fit the run.
         """
         alone = dataclasses.replace(
-            self.config, val_data=None, val_fraction=0.0, split=split, batch_size=1, accumulation_steps=1, shards=None
-        )
+            self.config, val_data=None, val_fraction=0.0, split=options.split, batch_size=1, accumulation_steps=1,
+            shards=None, on_bad_image=options.on_bad_image or self.config.on_bad_image,
+        )  # fmt: skip
         return check_fits(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
 
-    def pictures(self, data: str, split: str | None) -> ImageDataset:
-        """Open images to compare samples with: of the run's size and channels, labels or none."""
+    def pictures(self, data: Any, options: EvaluationOptions) -> ImageDataset:
+        """Open images to compare samples with as the run opens its own: size, channels, fit; no labels."""
         bare = dataclasses.replace(self.config, labels="none", label_column=None)
+        if options.on_bad_image is not None:
+            bare = dataclasses.replace(bare, on_bad_image=options.on_bad_image)
         diffusion = self.loaded.diffusion
-        return open_images(data, bare, diffusion.image_size, diffusion.channels, split, _quiet)
+        return open_images(data, bare, diffusion.image_size, diffusion.channels, options.split, _quiet)
 
 
 def open_evaluation_data(own: RunData, options: EvaluationOptions) -> ImageDataset:
@@ -96,7 +101,8 @@ def open_evaluation_data(own: RunData, options: EvaluationOptions) -> ImageDatas
         ConfigError: If the run's own data cannot be opened, has changed, or holds nothing out; or classes do not fit.
     """
     if options.data not in ("held-out", "train"):
-        return own.other(options.data, options.split)
+        data = drawn_samples(Path(options.data), "data")[0] if Path(options.data).is_dir() else options.data
+        return own.other(data, options)
     if options.split is not None:
         raise ConfigError(f"split goes with a dataset of yours in data; data={options.data!r} is the run's own.")
     return own.get(options.data)
