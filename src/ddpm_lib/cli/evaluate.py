@@ -30,8 +30,8 @@ class EvaluateCommand(EvaluationOptions):
     """A run directory or one of its checkpoints; or images: a folder, .npz or .npy of uint8 (n, h, w, c), a parquet file."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """Number of samples (default: 10,000; with metrics auto as many as training images, 64 to 1,000), and of images spread evenly
-    over the data (default: all). More than there are is clamped, with a note. Under torchrun write -n: it takes --num for an option
-    of its own."""
+    over the data (default: all). More than there are is clamped, with a note. Under torchrun write -n: it takes --num for an
+    option of its own."""
 
 
 def show(result: Evaluation) -> None:

@@ -55,7 +55,9 @@ def plan(
         else:
             needs[name] = wanted
     if skipped and len(skipped) + len(without) == len(options.metric_names):
-        raise MissingWeightsError(next(iter(skipped.values())))
+        raise MissingWeightsError(
+            f"{next(iter(skipped.values()))}\n  without weights features='random64' (--features random64), for a first look"
+        )
     return needs, skipped
 
 

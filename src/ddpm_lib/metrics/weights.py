@@ -116,7 +116,7 @@ def missing_weights(entry: Weights, why: str = "") -> str:
     """Word what to bring, from where, and how to check it: one short block."""
     file = entry.filenames[0]
     return (
-        f"the weights {file} ({entry.size / 1e6:,.0f} MB), which {entry.name} features need, are not here{why}.\n"
+        f"The weights {file} ({entry.size / 1e6:,.0f} MB), which {entry.name} features need, are not here{why}.\n"
         f"  with internet   ddpm weights fetch {entry.name} --output {file}\n"
         f"                  from {entry.urls[0]}\n"
         f"                  SHA-256 {entry.sha256}\n"
