@@ -228,7 +228,7 @@ def test_dinov2_says_what_it_needs_and_runs_where_it_is(tmp_path: Path, monkeypa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("DDPM_LIB_OFFLINE", "1")
     with pytest.raises(
-        MissingWeightsError, match=r"facebookresearch_dinov2_main.*dinov2_vitl14_pretrain.pth .*SHA-256"
+        MissingWeightsError, match=r"(?s)facebookresearch_dinov2_main.*dinov2_vitl14_pretrain.pth .*SHA-256"
     ):
         make_extractor("dinov2", ["dinov2"], "cpu")
     code = (

@@ -108,8 +108,9 @@ def _open(
             )  # fmt: skip
     except BadImagesError as error:
         raise BadImagesError(error.bad, error.total, error.hint or LEAVE_OUT) from None
-    read = "; ".join(opened.notes)
-    return opened, [*notes, f"{word}: {read}"] if read else notes
+    # Beside what the source says, one note tells where the images are kept; more tell of the images themselves.
+    told = len(opened.notes) > len(source.notes) + 1 or source.notes
+    return opened, [*notes, f"{word}: {'; '.join(opened.notes)}"] if told else notes
 
 
 def _stored_size(source: Source, where: str) -> tuple[int, int]:

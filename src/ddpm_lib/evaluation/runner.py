@@ -263,12 +263,11 @@ class One:
         options, loaded = self.options, self.loaded
         if loaded is None:
             try:
-                opened = open_pictures(target, None, options, options.num)
+                return open_pictures(target, "samples", options, options.num), []
             except FileNotFoundError as error:
                 raise ConfigError(
                     f"{target} is neither a run, as it holds no checkpoints, nor a set of pictures: {error}"
                 ) from error
-            return dataclasses.replace(opened, name="samples"), []
         about = [str(loaded.checkpoint.resolve()), weights_digest(loaded), loaded.weights]
         given, notes = None, []
         if self.own is not None and small_image(loaded.diffusion) is not None:
