@@ -21,10 +21,12 @@ class RunData:
 
     Args:
         loaded: The run.
+        given: Images that may be those it was trained on, whole, as they were given to its training.
     """
 
-    def __init__(self, loaded: LoadedRun) -> None:
+    def __init__(self, loaded: LoadedRun, given: Any = None) -> None:
         self.loaded = loaded
+        self.given = given
         self._sets: tuple[ImageDataset, ImageDataset | None] | None = None
 
     @property
@@ -59,6 +61,16 @@ class RunData:
 
     def _open(self) -> tuple[ImageDataset, ImageDataset | None]:
         described = self.loaded.state["data"]
+        known = self._from_given(described["fingerprint"])
+        if known is not None:
+            return known
+        source = str(described["source"])
+        if source.isidentifier() and source[0].isupper() and not Path(source).exists():
+            # The name of a class, not a path: somebody's object, which no hub has either.
+            raise ConfigError(
+                f"This run was trained on an object of Python ({source}), which cannot be opened again. Pass it: "
+                "evaluate(run, dataset); or name images with data= (--data PATH)."
+            )
         try:
             train, held_out = open_training_data(described["source"], self.config, self.loaded.diffusion, _quiet)
         except (OSError, TypeError, ValueError) as error:
@@ -72,6 +84,16 @@ class RunData:
                 f"{described['images']:,} then, or other files. Restore it, or name images with data= (--data PATH)."
             )
         return train, held_out
+
+    def _from_given(self, fingerprint: str) -> tuple[ImageDataset, ImageDataset | None] | None:
+        """Cut the images given as training did, and return the two sets if they are those of the run."""
+        if self.given is None:
+            return None
+        try:
+            found = open_training_data(self.given, self.config, self.loaded.diffusion, _quiet)
+        except (OSError, TypeError, ValueError):
+            return None  # other images, of other sizes or classes
+        return found if found[0].fingerprint == fingerprint else None
 
     def other(self, data: Any, options: EvaluationOptions) -> ImageDataset:
         """Open other images as the run opens its own, whole.

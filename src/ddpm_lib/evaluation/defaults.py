@@ -74,7 +74,7 @@ def choose(options: EvaluationOptions, own: RunData | None, dataset: Any) -> Cho
     return _for_run(options, own, dataset)
 
 
-def _for_images(options: EvaluationOptions, dataset: ImageDataset | None) -> Choice:
+def _for_images(options: EvaluationOptions, dataset: Any) -> Choice:
     names, features = ["kid", "pr"], ",".join(options.feature_names)
     reference = options.reference or options.data
     path = Path(reference)
@@ -90,7 +90,7 @@ def _for_images(options: EvaluationOptions, dataset: ImageDataset | None) -> Cho
     return Choice(dataclasses.replace(options, metrics=",".join(names), features=features), [])
 
 
-def _for_run(options: EvaluationOptions, own: RunData, dataset: ImageDataset | None) -> Choice:
+def _for_run(options: EvaluationOptions, own: RunData, dataset: Any) -> Choice:
     diffusion, notes, names = own.loaded.diffusion, [], []
     other = dataset is not None or options.data not in ("held-out", "train")
     train: ImageDataset | None = None
@@ -130,7 +130,8 @@ def _for_run(options: EvaluationOptions, own: RunData, dataset: ImageDataset | N
             "Name metrics and data, such as metrics='nll', data='train' (--metrics nll --data train)."
         )
     if options.num is None:
-        n = len(train) if train is not None else MOST
+        known = train if train is not None else dataset
+        n = len(known) if known is not None else MOST
         changes["num"] = min(MOST, max(FEWEST, n))
     features = ",".join(options.feature_names)
     changed = dataclasses.replace(options, metrics=",".join(names), features=features, **changes)

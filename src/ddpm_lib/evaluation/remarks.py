@@ -66,6 +66,8 @@ def _remarked(score: Score, noise: Score | None, alike: Sequence[str]) -> Score:
         remark = f"worse than uniform noise ({UNIFORM_BITS:g} bits/dim)"
     elif kind in _EMPTY and score.value == 0.0 and "/" not in score.name:
         remark = _EMPTY[kind]
+    elif score.name.endswith("/infinity") and score.value < 0:
+        remark = "below 0, as distances are not: no difference can be told"
     elif noise is not None and kind in ("fd", "kd", "fid", "kid") and score.value >= noise.value:
         remark = "no better than uniform noise"
     return dataclasses.replace(score, remark=remark)

@@ -125,7 +125,7 @@ class Runner:
         began = time.monotonic()
         loaded = self._load(target) if is_run(target) else None
         state = process_state(self.options.device)
-        own = RunData(loaded) if loaded is not None else None
+        own = RunData(loaded, self.dataset) if loaded is not None else None
         options = self.options
         if not state.is_main_process:
             options = dataclasses.replace(options, progress=False)
@@ -314,7 +314,10 @@ def without_held_out(options: EvaluationOptions, own: RunData | None, dataset: A
         return {}
     nothing = "this run held nothing out (val_every or val_fraction was 0, or it had fewer than 10 images)."
     found = dict.fromkeys(looking, f"{nothing} Use data='train' (--data train), or name images.")
-    found |= dict.fromkeys(compared, f"{nothing} It compares held-out with training images.")
+    found |= dict.fromkeys(
+        compared,
+        f"{nothing} It compares held-out with training images: train with val_every and val_fraction above 0, or with val_data.",
+    )
     if len(found) == len(options.metric_names):
         raise ConfigError("; ".join(f"{name}: {why}" for name, why in found.items()))
     return found

@@ -237,10 +237,11 @@ def _copying(task: Task, name: str, samples: Tensor, train: Tensor, held_out: Te
     score = influenced(task, name, test.statistic, test.influence, f"z-score; lowest possible {test.least:.1f}")
     remark = ""
     if not test.can_ring:
-        remark = f"cannot tell with {len(held_out)} held-out images: no p-value below {test.lowest:.2g} is possible"
+        images = "image" if len(held_out) == 1 else "images"
+        remark = f"cannot tell with {len(held_out)} held-out {images}: no p-value below {test.lowest:.2g} is possible"
     elif test.p_value <= ALARM:
         remark = "nearer to training images than held-out ones are: copies, or blurred and uniform samples"
-    unit = f"p-value; alarm at {ALARM:g} (Mann-Whitney, {len(held_out):,} held-out images)"
+    unit = f"p-value; alarm at {ALARM:g} (Mann-Whitney, held-out images: {len(held_out):,})"
     return [score, Score(f"{name}/p", test.p_value, None, unit, remark=remark)]
 
 
