@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_lib import GaussianDiffusion, Shapes, Unet, evaluate
 from ddpm_lib.cli import main
@@ -67,7 +71,12 @@ def test_the_readme_s_line_works_on_sixty_pictures(run: Path, capsys: pytest.Cap
         assert main(["evaluate", str(run), *more, *FLAGS]) == 0
         told = capsys.readouterr().out
         n = 200 if more else 64
-        for name in (f"kd_random64_train_{n}", f"precision_k3_random64_train_{n}", f"copies_pixels_train_{n}", "loss_gap_3"):
+        for name in (
+            f"kd_random64_train_{n}",
+            f"precision_k3_random64_train_{n}",
+            f"copies_pixels_train_{n}",
+            "loss_gap_3",
+        ):
             assert name in told
         assert "nll" not in told.replace("--metrics nll", "").replace("metrics='nll'", "")
         assert ("num=200 is more than can be compared; 3 images of each set were taken" in told) == bool(more)
@@ -179,6 +188,50 @@ def test_two_sets_need_no_metric_named(run: Path, kind: str, tmp_path: Path) -> 
     assert [s.name for s in found.scores if "/" not in s.name] == expected
     with pytest.raises(ConfigError, match="kid was left out: it needs at least 10 images"):
         evaluate(images(3), images(3), **QUIET)
+
+
+def lines_of_the_guide() -> list[str]:
+    """The shell lines of docs/evaluation.md that need nothing but sixty pictures."""
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- sixty pictures -->\n```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the guide names."""
+    root = tmp_path_factory.mktemp("guide")
+    (root / "path" / "to" / "images").mkdir(parents=True)
+    for i, image in enumerate(images(60)):
+        Image.fromarray(image).save(root / "path" / "to" / "images" / f"{i:02d}.png")
+    data = str(root / "path" / "to" / "images")
+    settings = {"val_every": 2, "save_every": 1, "batch_size": 4, "horizontal_flip": False}
+    model = Unet(dim=8, dim_mults=(1,), blocks_per_level=1)
+    diffusion = GaussianDiffusion(model, image_size=8, timesteps=12)
+    tiny_trainer(root / "runs" / "mine", diffusion, data, max_steps=2, **settings).train()
+    samples = [
+        "--num",
+        "12",
+        "--num-steps",
+        "1",
+        "--format",
+        "all",
+        "--output-dir",
+        str(root / "path" / "to" / "samples"),
+    ]
+    assert main(["sample", str(root / "runs" / "mine"), *samples, "--no-progress"]) == 0
+    for name in "abc":
+        shutil.copytree(root / "runs" / "mine", root / "runs" / name)
+        evaluate(root / "runs" / name, metrics="kid", features="random64", num=10, **QUICK).save()
+    return root
+
+
+@pytest.mark.parametrize("line", lines_of_the_guide())
+def test_the_guide_s_lines_work_as_they_stand(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    program, *words = shlex.split(line)
+    assert program == "ddpm"
+    assert main(words) == 0
 
 
 # --- numbers that mean nothing ----------------------------------------------------------------------------------------------

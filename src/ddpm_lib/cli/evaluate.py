@@ -17,8 +17,8 @@ from ddpm_lib.training.meeting import leave
 DESCRIPTION = (
     f"Score a run, or a set of images. Metrics: {', '.join(METRICS)}. Samples go from the sampler to the metrics without files; "
     "image i is a function of the seed and i, so the numbers depend neither on the batch size nor on the number of processes "
-    "(torchrun shares the images), and an interrupted evaluation continues where it was. Prints a table and writes "
-    "evaluations/eval-….json, with everything that repeating it needs."
+    "(torchrun shares the images), and an interrupted evaluation continues where it was. Writes "
+    "evaluations/eval-….json, with everything that repeating it needs, and prints a table."
 )
 
 

@@ -186,14 +186,16 @@ class One:
             bank.prepare(every)
             task = dataclasses.replace(task, bank=bank)
             notes += told
+        if options.save_stats and "fid" in needs:
+            write_statistics(task)
+        elif options.save_stats:
+            notes.append(f"{options.save_stats} was not written, as fid was skipped.")
         judged, left_out = self._score(task, [name for name in options.metric_names if name not in skipped])
         sets = describe_sets(task, engine, needs)
         notes += [*left_out, *sets["notes"], *judged.notes, *clamped_gap(self.asked, options, own)]
         if self.asked.metrics == AUTO and "random64" in options.feature_names and needs:
             notes.append(TRIAL)
         about = {**describe_target(target, task), **about, **sets, "skipped": skipped, "notes": notes}
-        if options.save_stats and "fid" in needs:
-            write_statistics(task)
         engine.finish()
         folder = run_folder(loaded) if loaded is not None else Path()
         return Evaluation(tuple(judged.scores), about, folder / "evaluations")
