@@ -126,6 +126,42 @@ def test_the_same_files_are_the_same_pixels_whichever_way_they_come(kind: str, t
     assert torch.equal(pixels(str(tmp_path / "images.npz")), expected)
 
 
+def test_tables_of_pictures_are_the_same_pixels(tmp_path: Path) -> None:
+    import datasets
+
+    folder = write("transparent", tmp_path / "pictures")
+    expected = open_dataset(str(folder), image_size=8, labels="none").batch(np.arange(12))["image"]
+    files = sorted(str(p) for p in folder.glob("[!.]*.png"))
+    table = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+    assert torch.equal(pixels(table), expected)
+    cells = {"image": [{"bytes": Path(file).read_bytes(), "path": None} for file in files]}
+    datasets.Dataset.from_dict(cells).to_parquet(str(tmp_path / "table.parquet"))
+    assert torch.equal(pixels(str(tmp_path / "table.parquet")), expected)
+
+
+def test_a_dataset_of_the_user_s_is_looked_at_in_another_process(tmp_path: Path) -> None:
+    """It opens its file at the first item, as is usual: the parent must not, or its readers would share one offset."""
+    import os
+
+    class Late(Pictures):
+        opened_by: int | None = None
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            if i > 0:  # the first item shows what kind of dataset it is
+                self.opened_by = os.getpid()
+            return super().__getitem__(i)
+
+    images = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in drawings(5, 12)])
+    data = Late(images)
+    from ddpm_lib.data.decode import DecodeSpec
+    from ddpm_lib.data.sizes import different_sizes
+    from ddpm_lib.data.sources import find_source
+
+    source = find_source(data, DecodeSpec((1, 1)), "none", None, None, None, log=None)
+    assert [(s.width, s.height) for s in different_sizes(source)] == [(12, 12)]
+    assert data.opened_by is None
+
+
 @pytest.mark.parametrize("kind", ["plain", "transparent", "turned by EXIF", "16 bits", "GIF", "sub-folders"])
 def test_a_run_s_own_images_and_their_folder_are_at_distance_zero(kind: str, tmp_path: Path) -> None:
     folder = write(kind, tmp_path / "pictures")

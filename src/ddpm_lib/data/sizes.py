@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ddpm_lib.data.arrays import ArraySource
@@ -13,6 +17,8 @@ from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import FORMATS, Decoded, DecodeSpec, ImageError
 from ddpm_lib.data.folders import FolderSource
 from ddpm_lib.data.names import ChosenNames
+from ddpm_lib.data.tables import TableSource
+from ddpm_lib.data.workers import ignore_signals
 
 
 class Sized(NamedTuple):
@@ -62,12 +68,55 @@ def different_sizes(source: Source) -> list[Sized]:
     Returns:
         The first image of each size, at most two; none if no image can be read.
     """
+    if isinstance(source, (FolderSource, ChosenSource, ArraySource, TableSource)) or not _may_fork():
+        return _first_two(_sizes(source))
+    return _in_child(source)
+
+
+def _first_two(sizes: Iterable[Sized]) -> list[Sized]:
     found: dict[tuple[int, int], Sized] = {}
-    for sized in _sizes(source):
+    for sized in sizes:
         found.setdefault((sized.width, sized.height), sized)
         if len(found) == 2:
             break
     return list(found.values())
+
+
+def _in_child(source: Source) -> list[Sized]:
+    """Look at a dataset of the user's in another process.
+
+    Its items may open files that several processes must not share, or leave threads behind that do not
+    survive the fork of the processes which read it later.
+
+    Raises:
+        RuntimeError: If that process dies.
+    """
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def look() -> None:
+        ignore_signals()
+        torch.set_num_threads(1)  # the threads of this process were not forked with it
+        there.send(_first_two(_sizes(source)))
+
+    process = context.Process(target=look, daemon=True)
+    process.start()
+    there.close()
+    try:
+        found: list[Sized] = here.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(
+            f"The process that looks at the dataset died (exit code {process.exitcode}). Say at which size to open it: "
+            "image_size= (--image-size 64)."
+        ) from None
+    finally:
+        process.join()
+    return found
+
+
+def _may_fork() -> bool:
+    return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
 def _sizes(source: Source) -> Iterator[Sized]:

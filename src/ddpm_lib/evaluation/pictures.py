@@ -97,28 +97,31 @@ def _open(
         log=None,
     )
     given = data if isinstance(source, ArraySource) else source  # arrays are fitted as a whole
+    if like is None and size is None:
+        size = _stored_size(source, where)  # where there is none, opening the set says why of each image
     try:
         if like is not None:
             opened = like.pictures(given, options)
         else:
             opened = open_dataset(
-                given, image_size=size if size is not None else _stored_size(source, where), labels="none",
+                given, image_size=size or 1, labels="none",
                 split=options.split, on_bad_image=options.on_bad_image or "error",
                 background=options.background or "white",
             )  # fmt: skip
     except BadImagesError as error:
         raise BadImagesError(error.bad, error.total, error.hint or LEAVE_OUT) from None
+    if like is None and size is None:  # what could not be read a moment ago can be read now
+        raise ConfigError(f"The images of {where} change while they are read. Evaluate them when they are written.")
     # Beside what the source says, one note tells where the images are kept; more tell of the images themselves.
     told = len(opened.notes) > len(source.notes) + 1 or source.notes
     return opened, [*notes, f"{word}: {'; '.join(opened.notes)}"] if told else notes
 
 
-def _stored_size(source: Source, where: str) -> tuple[int, int]:
-    """Return (height, width) of all images.
+def _stored_size(source: Source, where: str) -> tuple[int, int] | None:
+    """Return (height, width) of all images, None if none of them can be read.
 
     Raises:
         ConfigError: If they differ.
-        BadImagesError: If none can be read.
     """
     from ddpm_lib.data.sizes import different_sizes
 
@@ -130,8 +133,7 @@ def _stored_size(source: Source, where: str) -> tuple[int, int]:
             f"{b.width}×{b.height}. Say at which size to evaluate with image_size= (--image-size "
             f"{min(a.width, a.height, b.width, b.height)}), which crops and resizes them."
         )
-    # Where no picture has a size, opening the set says why of each; any size will do.
-    return (sizes[0].height, sizes[0].width) if sizes else (1, 1)
+    return (sizes[0].height, sizes[0].width) if sizes else None
 
 
 class FidelityFiles:
