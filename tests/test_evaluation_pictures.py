@@ -341,6 +341,13 @@ def test_a_folder_that_is_nothing_is_never_a_place_to_train_into(
     assert list(folder.iterdir()) == ([folder / content] if content else [])
 
 
+def test_the_folder_of_a_run_s_checkpoints_leads_to_the_run(drawn: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"holds checkpoints of a run. Give the run, .*run, or one of them, .*step-0+2"
+    ):
+        evaluate(drawn / "run" / "checkpoints", **FD)
+
+
 @pytest.mark.parametrize("name", ["picture.png", "archive.zip"])
 def test_files_that_are_no_set_say_what_they_are(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawings(1)[0].save(tmp_path / "picture.png")

@@ -94,9 +94,11 @@ def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Word a number with five digits behind the point, or four significant ones where it is large."""
+    """Word a number with five digits behind the point; with fewer where it is large, by its power where it is tiny."""
     if value is None:
         return ""
     if 0 < abs(value) < 1e-4:
         return f"{value:.1e}"
-    return f"{value:.5f}" if abs(value) < 1e5 else f"{value:.4g}"
+    if abs(value) < 1e3:
+        return f"{value:.5f}"
+    return f"{value:.1f}" if abs(value) < 1e5 else f"{value:.4g}"

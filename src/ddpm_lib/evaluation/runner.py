@@ -113,6 +113,20 @@ def is_run(target: Any) -> bool:
     return False
 
 
+def refuse_checkpoints_folder(target: Any) -> None:
+    """Refuse the folder that holds a run's checkpoints, which is neither a run nor one of them.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    inside = sorted(Path(target).glob(f"*/{MANIFEST}")) if isinstance(target, (str, Path)) else []
+    if inside and not is_run(target):
+        raise ConfigError(
+            f"{target} holds checkpoints of a run. Give the run, {Path(target).resolve().parent}, or one of them, such as "
+            f"{inside[-1].parent}."
+        )
+
+
 @dataclass
 class Runner:
     """Evaluations: options, and the images given as an object."""
@@ -123,6 +137,7 @@ class Runner:
     def evaluate(self, target: Any) -> Evaluation:
         """Score a run, a checkpoint or images."""
         began = time.monotonic()
+        refuse_checkpoints_folder(target)
         loaded = self._load(target) if is_run(target) else None
         state = process_state(self.options.device)
         own = RunData(loaded, self.dataset) if loaded is not None else None
