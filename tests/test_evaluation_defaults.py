@@ -372,15 +372,25 @@ def test_missing_weights_are_one_short_block(run: Path, capsys: pytest.CaptureFi
 # --- side by side -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs with several evaluations of several sizes each."""
-    a, b = trained(tmp_path, name="a"), trained(tmp_path, name="b")
+    root = tmp_path_factory.mktemp("evaluated")
+    a = trained(root, name="a")
+    shutil.copytree(a, root / "b")
     small = {"features": "random64", **QUICK}
     evaluate(a, metrics="kid,fid", num=20, **small).save()
     evaluate(a, metrics="loss_gap", **small).save()
-    evaluate(b, metrics="kid,fid,memorisation", num=57, **small).save()
-    return a, b
+    evaluate(root / "b", metrics="kid,fid,memorisation", num=57, **small).save()
+    return root
+
+
+@pytest.fixture
+def pair(evaluated: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The same, for one test alone."""
+    for name in "ab":
+        shutil.copytree(evaluated / name, tmp_path / name)
+    return tmp_path / "a", tmp_path / "b"
 
 
 def rows(table: str) -> dict[str, list[str]]:
