@@ -261,7 +261,13 @@ def test_images_are_compared_too(tmp_path: Path) -> None:
     np.save(path, Shapes(8, n=20).batch(np.arange(20))["image"].permute(0, 2, 3, 1).numpy())
     held_out = ImageSubject(str(path), 8, 3, 5)
     assert (len(held_out.train), [len(o) for o in held_out.others]) == (10, [5, 5])
-    with pytest.raises(ConfigError, match="--num-samples 5 or less"):
+    assert held_out.notes == ()
+    fewer = ImageSubject(str(path), 8, 3, 6)
+    assert (len(fewer.train), [len(o) for o in fewer.others]) == (10, [5, 5])
+    assert len(fewer.notes) == 1
+    assert "5 instead of 6" in fewer.notes[0]
+    np.save(path, np.zeros((7, 8, 8, 3), np.uint8))
+    with pytest.raises(ConfigError, match="8 or more"):
         ImageSubject(str(path), 8, 3, 6)
 
 

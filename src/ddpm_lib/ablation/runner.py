@@ -53,7 +53,8 @@ def ablate(
         images: Images seen in training, the same for all cells, a multiple of every batch size.
         image_size: Side of the images (not for toys).
         channels: Channels of the images (not for toys).
-        num_samples: Samples to draw and data to compare them with; default: 5,000 points or 512 images.
+        num_samples: Samples to draw and data to compare them with; default: 5,000 points or 512 images. Of images that are
+            given, a quarter at most.
         output_dir: Default: runs/ablation- and the name of the data.
         device: As for training.
         log: Gets a line per cell.
@@ -71,6 +72,8 @@ def ablate(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be one or more different numbers; got {list(seeds)}.")
     subject = make_subject(data, image_size, channels, num_samples or (5000 if data.startswith("toy:") else 512))
+    for note in subject.notes:
+        log(note)
     grid = Grid(vary, fixed or {}, subject.defaults, subject.network)
     cells = grid.cells()
     steps = {cell.name: _steps(cell, images) for cell in cells}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ class Subject(ABC):
         train: What cells are trained on.
         others: Sets of data, as what `points` returns, the first of which samples are measured against.
         measures: Distances between samples and data by name.
+        notes: What differs from what was asked for, in clear lines.
     """
 
     network: type[nn.Module]
@@ -42,6 +43,7 @@ class Subject(ABC):
     size: tuple[int, ...]
     channels: int
     train: ImageDataset
+    notes: Sequence[str] = ()
 
     @property
     @abstractmethod
@@ -166,13 +168,17 @@ class ImageSubject(Subject):
             ]
         else:
             whole = open_dataset(data, image_size=size, channels=channels)
-            needed = 2 * num_samples
-            if len(whole) < 2 * needed:
+            if len(whole) < 8:
                 raise ConfigError(
-                    f"{data} has {len(whole):,} images; {needed:,} would be held out to compare {num_samples:,} samples with, "
-                    f"which leaves too few. Use --num-samples {max(2, len(whole) // 4)} or less."
+                    f"{data} has {len(whole):,} images; an ablation needs 8 or more, half of them to compare with."
                 )
-            self.train, rest = whole.split(needed)
+            kept = min(num_samples, len(whole) // 4)
+            if kept < num_samples:
+                self.notes = (
+                    f"{kept:,} instead of {num_samples:,} samples: {data} has {len(whole):,} images, of which "
+                    "half at most are held out to compare with",
+                )
+            self.train, rest = whole.split(2 * kept)
             sets = [rest.subset(np.arange(len(rest))[k::2]) for k in range(2)]
         self._sets = sets
 

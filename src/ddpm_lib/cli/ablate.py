@@ -38,7 +38,7 @@ class AblateCommand:
     channels: int = 3
     """1 grey, 3 RGB, 4 RGB with alpha (toys have two coordinates)."""
     num_samples: int | None = None
-    """Samples to draw and data to compare them with; default: 5,000 points or 512 images."""
+    """Samples to draw and data to compare them with, a quarter of given images at most; default: 5,000 points or 512 images."""
     output_dir: str | None = None
     """Default: runs/ablation- and the name of the data."""
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
