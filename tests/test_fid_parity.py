@@ -101,6 +101,41 @@ def test_equal_to_both_published_tools(
     assert found["sfid_inception_b_12"] > 0
 
 
+def test_their_reader_is_theirs(tmp_path: Path) -> None:
+    """Transparent, turned, grey and palette pictures, sub-folders: the pixels that both tools hand to their networks."""
+    from PIL import Image
+    from pytorch_fid.fid_score import IMAGE_EXTENSIONS, ImagePathDataset
+    from torch_fidelity.utils import prepare_input_from_id
+
+    from ddpm_lib.evaluation.options import EvaluationOptions
+    from ddpm_lib.evaluation.pictures import open_pictures
+
+    images = Shapes(size=8, n=8).batch(np.arange(8))["image"].permute(0, 2, 3, 1).numpy()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image)
+        if i % 4 == 0:
+            picture.putalpha(Image.fromarray(image[..., 1]))
+        picture = picture.convert("P") if i % 4 == 1 else picture.convert("L") if i % 4 == 2 else picture
+        picture.save(tmp_path / f"{i:02d}.png", **({"exif": exif} if i % 4 == 3 else {}))
+    (tmp_path / "deep").mkdir()
+    picture.save(tmp_path / "deep" / "x.png")
+    options = EvaluationOptions(reader="torch-fidelity", progress=False)
+    opened = open_pictures(str(tmp_path), None, options)
+    found = opened.read(range(opened.n))
+    theirs = prepare_input_from_id(1, input1=str(tmp_path), verbose=False)
+    assert torch.equal(found, torch.stack([theirs[i] for i in range(len(theirs))]))
+    files = sorted(f for e in IMAGE_EXTENSIONS for f in tmp_path.glob(f"*.{e}"))
+    peer = ImagePathDataset(files)
+    assert torch.equal(
+        found, torch.stack([torch.from_numpy(np.array(peer[i])).permute(2, 0, 1) for i in range(len(peer))])
+    )
+    ours = open_pictures(str(tmp_path), None, EvaluationOptions(progress=False))
+    assert ours.n == opened.n + 1
+    assert not torch.equal(ours.read(range(opened.n)), found)
+
+
 @pytest.mark.slow
 def test_features_of_a_batch_are_those_of_its_images_and_of_the_layers_asked_for(tmp_path: Path) -> None:
     weights = write_inception(tmp_path / "w.pth")
@@ -228,7 +263,7 @@ def test_dinov2_says_what_it_needs_and_runs_where_it_is(tmp_path: Path, monkeypa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("DDPM_LIB_OFFLINE", "1")
     with pytest.raises(
-        MissingWeightsError, match=r"facebookresearch_dinov2_main.*dinov2_vitl14_pretrain.pth .*SHA-256"
+        MissingWeightsError, match=r"(?s)facebookresearch_dinov2_main.*dinov2_vitl14_pretrain.pth .*SHA-256"
     ):
         make_extractor("dinov2", ["dinov2"], "cpu")
     code = (

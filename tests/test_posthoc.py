@@ -205,7 +205,7 @@ def test_command_makes_a_checkpoint_that_everything_reads(run: Path, capsys: pyt
         torch.testing.assert_close(tensor, tracked[f"0.15/{name}"], rtol=1e-5, atol=1e-6)
     assert ddpm("sample", path, "-n", 2, "--num-steps", 2, "--device", "cpu", "--no-progress") == 0
     assert "(ema sigma_rel=0.15): 2 images" in capsys.readouterr().out
-    found = evaluate(path, load_shapes(), num_levels=2, device="cpu", progress=False)
+    found = evaluate(path, load_shapes(), metrics="nll", num_levels=2, device="cpu", progress=False)
     assert math.isfinite(found["nll"])
     assert found.about["weights"] == "ema sigma_rel=0.15"
     with pytest.raises(ConfigError, match=r"keeps no EMA of decay 0.9. It keeps: sigma_rel=0.15"):

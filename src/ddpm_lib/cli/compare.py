@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.evaluation.compare import compare
+from ddpm_lib.evaluation.compare import column_of, table_of, to_dict
+from ddpm_lib.training.config import ConfigError
 
 DESCRIPTION = (
-    "Put evaluations side by side: the newest of each run, or the files named. Says what makes them incomparable."
+    "Put evaluations side by side: the newest value of each metric from all evaluations of a run, or the files named. Says what "
+    "makes numbers incomparable."
 )
 
 
@@ -20,6 +24,8 @@ class CompareCommand:
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Runs, or files evaluations/eval-….json."""
+    output: str | None = None
+    """Write the numbers to this .json too, which must not exist."""
 
 
 def main(args: list[str]) -> int:
@@ -27,5 +33,15 @@ def main(args: list[str]) -> int:
     command: CompareCommand = options.parse(
         CompareCommand, args, CompareCommand(runs=tyro.MISSING), "ddpm compare", DESCRIPTION
     )
-    print(compare(command.runs))
+    columns = [column_of(path) for path in command.runs]
+    if command.output is not None:  # before anything is printed
+        text = json.dumps(to_dict(columns), indent=1) + "\n"
+        try:
+            with Path(command.output).open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise ConfigError(
+                f"{command.output} exists, and nothing is overwritten. Choose another --output."
+            ) from None
+    print(table_of(columns))
     return 0

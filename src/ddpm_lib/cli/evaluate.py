@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.evaluation import METRICS, EvaluationOptions, evaluate, evaluate_checkpoints
+from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate, evaluate_checkpoints
 from ddpm_lib.evaluation.compare import curve
 from ddpm_lib.training import process_state
 from ddpm_lib.training.meeting import leave
@@ -17,8 +17,8 @@ from ddpm_lib.training.meeting import leave
 DESCRIPTION = (
     f"Score a run, or a set of images. Metrics: {', '.join(METRICS)}. Samples go from the sampler to the metrics without files; "
     "image i is a function of the seed and i, so the numbers depend neither on the batch size nor on the number of processes "
-    "(torchrun shares the images), and an interrupted evaluation continues where it was. Prints a table and writes "
-    "evaluations/eval-….json, with everything that repeating it needs."
+    "(torchrun shares the images), and an interrupted evaluation continues where it was. Writes "
+    "evaluations/eval-….json, with everything that repeating it needs, and prints a table."
 )
 
 
@@ -27,10 +27,26 @@ class EvaluateCommand(EvaluationOptions):
     """Options of `ddpm evaluate`."""
 
     run: tyro.conf.Positional[str]
-    """A run directory or one of its checkpoints; or images: a folder, or .npz or .npy of uint8 (n, h, w, c)."""
+    """A run directory or one of its checkpoints; or images: a folder, .npz or .npy of uint8 (n, h, w, c), a parquet file."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Number of samples (default: 10,000), or of images spread evenly over the data (default: all). Under torchrun write -n: it
-    takes --num for an option of its own."""
+    """Number of samples (default: 10,000; with metrics auto as many as training images, 64 to 1,000), and of images spread evenly
+    over the data (default: all). More than there are is clamped, with a note. Under torchrun write -n: it takes --num for an
+    option of its own."""
+
+
+def show(result: Evaluation) -> None:
+    """Write an evaluation's file, then print it: what took hours must not be lost to a terminal that cannot show a letter.
+
+    Raises:
+        OSError: If the file cannot be written; the numbers are printed all the same.
+    """
+    try:
+        path = result.save()
+    except OSError:
+        print(result.table())
+        raise
+    print(result.table())
+    print(f"wrote {path}")
 
 
 def main(args: list[str]) -> int:
@@ -44,8 +60,7 @@ def main(args: list[str]) -> int:
     for result in evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]:
         results.append(result)
         if state.is_main_process:  # each as soon as it is known
-            print(result.table())
-            print(f"wrote {result.save()}")
+            show(result)
     if every and state.is_main_process:
         print(curve(results))
     leave(state)

@@ -46,6 +46,8 @@ def find_source(
         ValueError: If the data is of a kind that cannot be opened, or an option does not fit it.
         TypeError: If it is no path, name or dataset.
     """
+    if isinstance(data, Source):
+        return data
     columns = image_column, label_column, require_labels
     if isinstance(data, (str, os.PathLike)):
         path = Path(os.fspath(data)).expanduser()

@@ -76,6 +76,7 @@ class Bank:
     given: Given | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _statistics: dict[tuple[str, str], Statistics] = field(default_factory=dict)
+    _memory: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def state(self) -> PartialState:
@@ -100,6 +101,12 @@ class Bank:
         """Return the set's word in names of scores."""
         return self.given.name if which == "reference" and self.given else self.sets[which].name
 
+    def remember(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` makes, made once."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
+
     def has(self, which: str, layer: str) -> bool:
         """Say whether features of a set were extracted."""
         return which in self.sets and (self.sets[which].fingerprint, layer) in self._features
@@ -112,6 +119,8 @@ class Bank:
             if need.which not in self.sets or (need.only_statistics and self._given(need)):
                 continue
             images = self.sets[need.which]
+            if need.features == "pixels/pixels":
+                self._check_size(need.which)
             key = images.fingerprint, need.features
             if key in self._features or (need.only_statistics and self._remembered(images, need.features)):
                 continue
@@ -144,6 +153,16 @@ class Bank:
                 "single images. Name the images with reference= (--reference PATH)."
             )
         raise ConfigError(f"There are no {need.which} images. Name them with reference= (--reference PATH).")
+
+    def _check_size(self, which: str) -> None:
+        """Refuse to compare pixels of images of different sizes."""
+        sizes = {name: self.sets[name].shape for name in (which, "samples")}
+        if None not in sizes.values() and len(set(sizes.values())) > 1:
+            words = " and ".join(f"{name} of {'×'.join(map(str, shape or ()))}" for name, shape in sizes.items())
+            raise ConfigError(
+                f"Pixels of images of one size can be compared; got {words}. Say at which size: image_size= (--image-size "
+                "64), or leave memorisation and features='pixels' out."
+            )
 
     def features(self, which: str, layer: str) -> Tensor:
         """Return float32 (n, d) on the CPU."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.evaluation.bank import Bank
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.metrics import METRICS
-from ddpm_lib.evaluation.options import EvaluationOptions
+from ddpm_lib.evaluation.options import AUTO, EvaluationOptions
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sets import plan
 from ddpm_lib.evaluation.sources import dataset_images, sample_images
@@ -52,6 +52,8 @@ class Evaluate(Callback):
             raise ConfigError("num must say how many samples to draw. Use num=1000.")
         if self.options.reference not in (None, "train", "held-out"):
             raise ConfigError(f"reference must be train or held-out during training; got {self.options.reference!r}.")
+        if self.options.metrics == AUTO:
+            raise ConfigError("metrics must be named during training. Use metrics='kid,pr' or metrics='fid'.")
         for name in self.options.metric_names:
             if not isinstance(METRICS[name], SampleMetric):
                 raise ConfigError(

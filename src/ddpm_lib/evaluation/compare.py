@@ -3,12 +3,66 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddpm_lib.evaluation.result import Evaluation, number
 from ddpm_lib.training.config import ConfigError
+
+_COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
+BIASED = ("fid", "fd", "sfid", "is", "precision", "recall", "density", "coverage", "copying")
+"""Metrics whose expectation depends on the number of samples."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of one column.
+
+    Attributes:
+        score: As it is in the file.
+        n: Number of images, where its name tells.
+        about: The evaluation it comes from.
+    """
+
+    score: dict[str, Any]
+    n: int | None
+    about: dict[str, Any]
+
+    @property
+    def unit(self) -> str:
+        """The unit, without what belongs to this one evaluation."""
+        return re.split("[;,(]", str(self.score.get("unit", "")))[0].strip()
+
+    def __str__(self) -> str:
+        error = self.score.get("standard_error")
+        text = number(self.score["value"]) + (f" ± {number(error)}" if error is not None else "")
+        if self.score.get("remark"):
+            text += " !"
+        return text if self.n is None else f"{text} (n={self.n:,})"
+
+
+@dataclass(frozen=True)
+class Column:
+    """The newest value of every metric of a run, or the values of one file."""
+
+    title: str
+    entries: dict[str, Entry]
+
+
+def metric_of(name: str) -> tuple[str, int | None]:
+    """Cut a score's name into the metric and the number of images.
+
+    >>> metric_of("fd_random64_train_50k/infinity"), metric_of("nll/prior")
+    (('fd_random64_train/infinity', 50000), ('nll/prior', None))
+    """
+    found = _COUNT.search(name)
+    if found is None:
+        return name, None
+    n = int(found.group(1)) * (1000 if found.group(2) else 1)
+    return name[: found.start()] + name[found.end() :], n
 
 
 def read_evaluation(path: str | Path) -> dict[str, Any]:
@@ -17,78 +71,166 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: If there is none.
     """
+    return _read(evaluation_files(path)[-1])
+
+
+def evaluation_files(path: str | Path) -> list[Path]:
+    """Return the files of a run's evaluations, oldest first, or the file that is named.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     path = Path(path)
-    file = path
-    if path.is_dir():
-        found = sorted([*path.glob("evaluations/eval-*.json"), *path.glob("eval-*.json")])
-        if not found:
-            raise ConfigError(f"{path} holds no evaluations. Make one: ddpm evaluate {path}")
-        file = found[-1]
+    if not path.is_dir():
+        return [path]
+    found = sorted([*path.glob("evaluations/eval-*.json"), *path.glob("eval-*.json")])
+    if found:
+        return found
+    if any((path / name).exists() for name in ("checkpoints", "status.json")):
+        raise ConfigError(f"{path} holds no evaluations. Make one: ddpm evaluate {path}")
+    raise ConfigError(
+        f"{path} holds no evaluations, and is no run. Give a run directory such as runs/shapes, or an "
+        "evaluations/eval-….json."
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read: {error.strerror}. Give a run, or an evaluations/eval-….json."
+            f"{file} cannot be read: {error.strerror}. Give a run, or an evaluations/eval-….json."
         ) from error
     except ValueError as error:
         raise ConfigError(f"{file} is no evaluation: {error}.") from error
-    if not isinstance(values, dict) or "scores" not in values:
+    scores = values.get("scores") if isinstance(values, dict) else None
+    if not isinstance(scores, list) or not all(isinstance(s, dict) and {"name", "value"} <= set(s) for s in scores):
         raise ConfigError(f"{file} is no evaluation: it holds no scores. Give a run, or an evaluations/eval-….json.")
     return {**values, "file": str(file)}
 
 
+def column_of(path: str | Path) -> Column:
+    """Gather the newest value of each metric from all evaluations of a run, or read one file."""
+    entries: dict[str, Entry] = {}
+    every = [_read(file) for file in evaluation_files(path)]
+    for about in every:
+        for score in about["scores"]:
+            metric, n = metric_of(score["name"])
+            if n is None and metric.startswith(("nll", "flow_nll")):
+                n = about.get("data", {}).get("images")
+            entries[metric] = Entry(score, n, about)
+    newest = every[-1]
+    who = newest.get("run", newest.get("target", "images"))
+    step = f" step {newest['step']:,} ({newest['weights']})" if "step" in newest else ""
+    files = f"{newest['file']}" + (f" and {len(every) - 1} before" if len(every) > 1 else "")
+    return Column(f"{who}{step}, {files}", entries)
+
+
 def compare(paths: Sequence[str | Path]) -> str:
-    """Return a table of scores, one column per evaluation, and what makes columns incomparable.
+    """Return a table of scores, one row per metric and one column per run, and what makes numbers incomparable.
 
     Args:
-        paths: Runs (their newest evaluation) or files of evaluations.
+        paths: Runs (the newest value of each metric of all their evaluations) or files of evaluations.
     """
-    found = [read_evaluation(path) for path in paths]
-    names = list(dict.fromkeys(s["name"] for values in found for s in values["scores"]))
-    heads = [chr(ord("A") + k) for k in range(len(found))]
-    width = max(16, *map(len, names)) if names else 16
-    lines = [f"{head}: {_title(values)}" for head, values in zip(heads, found)]
-    lines.append(f"{'metric':<{width}}" + "".join(f"{head:>24}" for head in heads))
-    for name in names:
-        row = [next((s for s in values["scores"] if s["name"] == name), None) for values in found]
-        lines.append(f"{name:<{width}}" + "".join(f"{_cell(score):>24}" for score in row))
-    return "\n".join([*lines, *(f"Note: {line}" for line in _differences(found, heads))])
+    columns = [column_of(path) for path in paths]
+    return table_of(columns)
 
 
-def _title(values: dict[str, Any]) -> str:
-    who = values.get("run", values.get("target", "images"))
-    step = f" step {values['step']:,} ({values['weights']})" if "step" in values else ""
-    return f"{who}{step}, {values['file']}"
+def table_of(columns: Sequence[Column]) -> str:
+    """Word columns as a table."""
+    metrics = list(dict.fromkeys(metric for column in columns for metric in column.entries))
+    heads = [chr(ord("A") + k) if k < 26 else f"#{k + 1}" for k in range(len(columns))]
+    cells = [["-" if m not in c.entries else str(c.entries[m]) for c in columns] for m in metrics]
+    width = max(16, *map(len, metrics)) if metrics else 16
+    wide = max([24, *(len(cell) + 2 for row in cells for cell in row)])
+    lines = [f"{head}: {column.title}" for head, column in zip(heads, columns)]
+    lines.append(f"{'metric':<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
+    for metric, row in zip(metrics, cells):
+        unit = next((c.entries[metric].unit for c in columns if metric in c.entries), "")
+        lines.append(f"{metric:<{width}}" + "".join(f"{cell:>{wide}}" for cell in row) + f"  {unit}".rstrip())
+    notes = [*_older(columns, heads), *_differences(columns, heads, metrics), *_remarks(columns, heads)]
+    return "\n".join([*lines, *(f"Note: {line}" for line in notes)])
 
 
-def _cell(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    error = score.get("standard_error")
-    return number(score["value"]) + (f" ± {number(error)}" if error is not None else "")
-
-
-def _differences(found: Sequence[dict[str, Any]], heads: Sequence[str]) -> list[str]:
-    """Say in what the evaluations differ that changes what their numbers mean."""
-    asked = {
-        "reference images": ("reference", "fingerprint"),
-        "scored images": ("data", "fingerprint"),
-        "sampler": ("samples", "sampler"),
-        "sampling steps": ("samples", "steps"),
-        "number of samples": ("samples", "n"),
-        "guidance scale": ("options", "guidance_scale"),
-        **{f"weights of {name}": ("features", name) for values in found for name in values.get("features", {})},
+def to_dict(columns: Sequence[Column]) -> dict[str, Any]:
+    """Return the same as plain JSON values."""
+    return {
+        "columns": [
+            {
+                "title": column.title,
+                "scores": {
+                    metric: {**entry.score, "n": entry.n, "file": entry.about["file"]}
+                    for metric, entry in column.entries.items()
+                },
+            }
+            for column in columns
+        ]
     }
+
+
+def _older(columns: Sequence[Column], heads: Sequence[str]) -> list[str]:
+    """Name values that are of another checkpoint than the newest of their column."""
     lines = []
-    for what, keys in asked.items():
-        values: list[Any] = list(found)
-        for key in keys:
-            values = [v.get(key) if isinstance(v, dict) else None for v in values]
-        known = {json.dumps(v, sort_keys=True) for v in values if v is not None}
-        if len(known) > 1:
-            shown = ", ".join(f"{head}: {_short(v)}" for head, v in zip(heads, values))
-            lines.append(f"the {what} differ ({shown}).")
+    for head, column in zip(heads, columns):
+        steps: dict[str, list[str]] = {}
+        every = [entry.about for entry in column.entries.values()]
+        newest: dict[str, Any] = max(every, key=lambda about: about["file"], default={})
+        for metric, entry in column.entries.items():
+            if entry.about.get("weights_sha256") != newest.get("weights_sha256") and "/" not in metric:
+                about = entry.about
+                steps.setdefault(f"step {about.get('step', '?')} ({about.get('weights', '?')})", []).append(metric)
+        lines += [f"{head}: of {step}: {', '.join(found)}." for step, found in steps.items()]
     return lines
+
+
+def _remarks(columns: Sequence[Column], heads: Sequence[str]) -> list[str]:
+    return [
+        f"! {head}, {metric}: {entry.score['remark']}."
+        for head, column in zip(heads, columns)
+        for metric, entry in column.entries.items()
+        if entry.score.get("remark")
+    ]
+
+
+def _asked(metric: str, entry: Entry) -> dict[str, Any]:
+    """Return what two values of a metric must share to be comparable."""
+    about, kind = entry.about, metric.split("_")[0].split("/")[0]
+    samples, options = about.get("samples", {}), about.get("options", {})
+    if metric.startswith(("nll", "flow_nll", "loss")):
+        scored = {"scored images": about.get("data", {}).get("fingerprint")}
+        return scored if not metric.startswith(("nll_", "loss_")) else {"number of images": entry.n}
+    drawn = {
+        "sampler": samples.get("sampler"),
+        "sampling steps": samples.get("steps"),
+        "guidance scale": options.get("guidance_scale"),
+    }
+    if kind in BIASED and not metric.endswith("/infinity"):
+        drawn["number of samples"] = entry.n
+    against = {"copies": "train", "copying": "train", "is": None}.get(kind, "reference")
+    if against is not None:
+        drawn[f"{'training' if against == 'train' else 'reference'} images"] = about.get(against, {}).get("fingerprint")
+    features = about.get("features", {})
+    drawn |= {f"weights of {name}": features[name] for name in features if f"_{name}" in metric}
+    return drawn
+
+
+def _differences(columns: Sequence[Column], heads: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """Say in what values of one row differ that changes what they mean, once for all rows that differ alike."""
+    rows: dict[str, list[str]] = {}
+    for metric in metrics:
+        if "/" in metric and metric.split("/")[0] in metrics:
+            continue  # a part is as comparable as the whole
+        known = {
+            head: _asked(metric, column.entries[metric])
+            for head, column in zip(heads, columns)
+            if metric in column.entries
+        }
+        for what in dict.fromkeys(name for found in known.values() for name in found):
+            values = {head: found.get(what) for head, found in known.items()}
+            if len({json.dumps(v, sort_keys=True) for v in values.values() if v is not None}) > 1:
+                shown = ", ".join(f"{head}: {_short(v)}" for head, v in values.items())
+                rows.setdefault(f"the {what} differ ({shown})", []).append(metric)
+    return [f"not comparable: {line} in {', '.join(found)}." for line, found in rows.items()]
 
 
 def _short(value: Any) -> str:

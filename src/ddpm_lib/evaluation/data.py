@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.evaluation.overviews import drawn_samples
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.same_data import fraction_held_out, is_same
@@ -20,10 +22,12 @@ class RunData:
 
     Args:
         loaded: The run.
+        given: Images that may be those it was trained on, whole, as they were given to its training.
     """
 
-    def __init__(self, loaded: LoadedRun) -> None:
+    def __init__(self, loaded: LoadedRun, given: Any = None) -> None:
         self.loaded = loaded
+        self.given = given
         self._sets: tuple[ImageDataset, ImageDataset | None] | None = None
 
     @property
@@ -58,6 +62,16 @@ class RunData:
 
     def _open(self) -> tuple[ImageDataset, ImageDataset | None]:
         described = self.loaded.state["data"]
+        known = self._from_given(described)
+        if known is not None:
+            return known
+        source = str(described["source"])
+        if source.isidentifier() and source[0].isupper() and not Path(source).exists():
+            # The name of a class, not a path: somebody's object, which no hub has either.
+            raise ConfigError(
+                f"This run was trained on an object of Python ({source}), which cannot be opened again. Pass it: "
+                "evaluate(run, dataset); or name images with data= (--data PATH)."
+            )
         try:
             train, held_out = open_training_data(
                 described["source"], self.config, self.loaded.diffusion, _quiet, fraction_held_out(self.loaded.state)
@@ -74,7 +88,7 @@ class RunData:
             )
         return train, held_out
 
-    def given(self, dataset: Any) -> ImageDataset:
+    def opened(self, dataset: Any, options: EvaluationOptions) -> ImageDataset:
         """Return a dataset given as an object: opened as the run opens its own, if it is not one of ours.
 
         Raises:
@@ -82,24 +96,38 @@ class RunData:
         """
         from ddpm_lib.data import ImageDataset
 
-        return dataset.steady() if isinstance(dataset, ImageDataset) else self.other(dataset, None)
+        return dataset.steady() if isinstance(dataset, ImageDataset) else self.other(dataset, options)
 
-    def other(self, data: Any, split: str | None) -> ImageDataset:
+    def _from_given(self, described: dict[str, Any]) -> tuple[ImageDataset, ImageDataset | None] | None:
+        """Cut the images given as training did, and return the two sets if they are those of the run."""
+        if self.given is None:
+            return None
+        try:
+            fraction = fraction_held_out(self.loaded.state)
+            found = open_training_data(self.given, self.config, self.loaded.diffusion, _quiet, fraction)
+        except (OSError, TypeError, ValueError):
+            return None  # other images, of other sizes or classes
+        return found if is_same(found[0], described) else None
+
+    def other(self, data: Any, options: EvaluationOptions) -> ImageDataset:
         """Open other images as the run opens its own, whole.
 
         Raises:
             ConfigError: If they do not fit the run.
         """
         alone = dataclasses.replace(
-            self.config, val_data=None, val_fraction=0.0, split=split, batch_size=1, accumulation_steps=1, shards=None
-        )
+            self.config, val_data=None, val_fraction=0.0, split=options.split, batch_size=1, accumulation_steps=1,
+            shards=None, on_bad_image=options.on_bad_image or self.config.on_bad_image,
+        )  # fmt: skip
         return check_fits(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
 
-    def pictures(self, data: str, split: str | None) -> ImageDataset:
-        """Open images to compare samples with: of the run's size and channels, labels or none."""
+    def pictures(self, data: Any, options: EvaluationOptions) -> ImageDataset:
+        """Open images to compare samples with as the run opens its own: size, channels, fit; no labels."""
         bare = dataclasses.replace(self.config, labels="none", label_column=None)
+        if options.on_bad_image is not None:
+            bare = dataclasses.replace(bare, on_bad_image=options.on_bad_image)
         diffusion = self.loaded.diffusion
-        return open_images(data, bare, diffusion.image_size, diffusion.channels, split, _quiet)
+        return open_images(data, bare, diffusion.image_size, diffusion.channels, options.split, _quiet)
 
 
 def open_evaluation_data(own: RunData, options: EvaluationOptions) -> ImageDataset:
@@ -109,7 +137,8 @@ def open_evaluation_data(own: RunData, options: EvaluationOptions) -> ImageDatas
         ConfigError: If the run's own data cannot be opened, has changed, or holds nothing out; or classes do not fit.
     """
     if options.data not in ("held-out", "train"):
-        return own.other(options.data, options.split)
+        data = drawn_samples(Path(options.data), "data")[0] if Path(options.data).is_dir() else options.data
+        return own.other(data, options)
     if options.split is not None:
         raise ConfigError(f"split goes with a dataset of yours in data; data={options.data!r} is the run's own.")
     return own.get(options.data)

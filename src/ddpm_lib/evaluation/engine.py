@@ -40,6 +40,9 @@ class ImageSet:
         read: From rows to uint8 (len(rows), c, h, w), on any device; the same for the same rows, whoever asks.
         fingerprint: Says whether two sets are the same.
         cached: Whether features are kept for other evaluations (a dataset) or only until this one is done (samples).
+        notes: What people are told of them.
+        reader: "training", or the tool as which the files are read.
+        shape: (height, width) of the images, where it is known.
     """
 
     name: str
@@ -47,6 +50,9 @@ class ImageSet:
     read: Callable[[range], Tensor]
     fingerprint: str
     cached: bool = False
+    notes: tuple[str, ...] = ()
+    reader: str = "training"
+    shape: tuple[int, ...] | None = None
 
 
 class Engine:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddpm_lib.evaluation.gap import gap
-from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
+from ddpm_lib.evaluation.gap import gap, loss_gap
+from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS, SampleMetric
 from ddpm_lib.evaluation.task import Score, Task, mean_score
 from ddpm_lib.registry import Registry
 
@@ -51,4 +51,13 @@ def flow_nll(task: Task) -> list[Score]:
 
 
 Metric = Callable[[Task], list[Score]]
-METRICS: Registry[Metric] = Registry("metric", {"nll": nll, "flow_nll": flow_nll, "gap": gap, **SAMPLE_METRICS})
+METRICS: Registry[Metric] = Registry(
+    "metric", {"nll": nll, "flow_nll": flow_nll, "gap": gap, "loss_gap": loss_gap, **SAMPLE_METRICS}
+)
+GAPS = ("gap", "loss_gap")
+"""Metrics that compare a run's own two sets."""
+
+
+def looks_at_images(name: str) -> bool:
+    """Say whether a metric scores the model on the images that the option `data` names."""
+    return name not in GAPS and not isinstance(METRICS[name], SampleMetric)

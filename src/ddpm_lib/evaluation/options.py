@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ from ddpm_lib.evaluation.metrics import METRICS
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.samplers import make_sampler
 from ddpm_lib.training.config import ConfigError, check_type
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +23,11 @@ class EvaluationOptions:
         ConfigError: At construction, for a wrong type, an impossible value or an unknown metric.
     """
 
-    metrics: str = "nll"
-    """Names separated by commas: fid, sfid, kid, is, pr (precision, recall), dc (density, coverage) and memorisation look at
-    samples; nll (bits/dim by the variational bound), flow_nll (by the probability flow) and gap (held-out minus training) score
-    the model itself."""
+    metrics: str = AUTO
+    """auto: what suits the target and needs no weights (kid, pr, memorisation, loss_gap; nll where the training was for
+    likelihood). Else names separated by commas: fid, sfid, kid, is, pr (precision, recall), dc (density, coverage) and
+    memorisation look at samples; nll (bits/dim by the variational bound), flow_nll (by the probability flow), loss_gap and gap
+    (held-out minus training: the loss; and bits/dim too) score the model itself."""
     data: str = "held-out"
     """Images for nll and flow_nll. held-out: what the run held out; train: what it was trained on; else a folder, file or
     dataset, which is then the reference too."""
@@ -31,19 +35,27 @@ class EvaluationOptions:
     """What samples are compared with: train (the default), held-out, a folder, file or dataset, or a file of statistics."""
     held_out: str | None = None
     """memorisation: images that were not trained on; default: those that the run held out."""
-    features: str = "inception2048"
+    features: str = AUTO
     """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2, random64 and pixels (both need no
-    weights and are for trials)."""
+    weights and are for trials). auto: random64 where metrics is auto, else inception2048."""
     feature_weights: str | None = None
     """File of Inception weights; default: $DDPM_LIB_INCEPTION_WEIGHTS, the libraries' caches, a checked download."""
     image_size: int | None = None
-    """Size at which folders of pictures of different sizes are compared; default: as they are."""
+    """Size at which sets of pictures of different sizes are compared; default: as they are stored. With a run, its own."""
+    reader: Literal["training", "torch-fidelity"] = "training"
+    """How folders are read: as training reads them, or as torch-fidelity and pytorch-fid do (not the sub-folders, transparency
+    dropped, not turned by EXIF, never resized), for numbers to put beside theirs."""
+    on_bad_image: Literal["error", "skip"] | None = None
+    """Pictures that cannot be used: error names them all, skip leaves them out; default: as the run was trained, else error."""
+    background: str | None = None
+    """Colour under transparent pixels of sets that are compared without a run; default: white."""
     save_stats: str | None = None
     """Write the reference's mean and covariance to this .npz, which --reference reads back."""
     split: str | None = None
     """Split of `data`, where it is a dataset that has several."""
     num: int | None = None
-    """Number of samples (default: 10,000), or of images spread evenly over the data (default: all)."""
+    """Number of samples (default: 10,000; with metrics auto as many as training images, at most 1,000), and of images spread
+    evenly over the data (default: all). More than there are is clamped, with a note."""
     checkpoint: str = "latest"
     """latest, a step (1200), a name (step-000001200), or all: a curve over the checkpoints."""
     weights: Literal["ema", "model"] = "ema"
@@ -80,13 +92,22 @@ class EvaluationOptions:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        for name in ("data", "reference", "held_out", "feature_weights", "save_stats"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         hints = typing.get_type_hints(EvaluationOptions)
         for name, hint in hints.items():
             object.__setattr__(self, name, check_type(name, getattr(self, name), hint))
-        for name in self.metric_names:
+        for name in self.metric_names if self.metrics != AUTO else ():
             METRICS[name]
         for name in self.feature_names:
             FEATURES[name]
+        if self.reader != "training" and (self.image_size is not None or self.background is not None):
+            raise ConfigError(
+                f"reader={self.reader!r} neither resizes nor knows a background. Leave image_size and background out, or "
+                "the reader."
+            )
         make_sampler(self.sampler, eta=self.eta)
         at_least = {
             "num": 1,
@@ -119,4 +140,6 @@ class EvaluationOptions:
     @property
     def feature_names(self) -> list[str]:
         """The names in `features`, each once, in the order given."""
+        if self.features == AUTO:
+            return ["random64" if self.metrics == AUTO else "inception2048"]
         return list(dict.fromkeys(name.strip() for name in self.features.split(",")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,13 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
-        fields = ("name", "value", "standard_error", "interval", "unit")
+        fields = ("name", "value", "standard_error", "interval", "unit", "remark")
         return {"scores": [{k: getattr(s, k) for k in fields} for s in self.scores], **self.about}
 
     def table(self) -> str:
         """Word it for people: one line per score, parts indented, then what to be careful about."""
         lines = [*self._heading(), *score_lines(self.scores)]
-        lines += [f"skipped {name}: {why}" for name, why in self.about.get("skipped", {}).items()]
+        lines += skipped_lines(self.about.get("skipped", {}))
         return "\n".join([*lines, *(f"Note: {line}" for line in self.about.get("notes", ()))])
 
     def _heading(self) -> list[str]:
@@ -80,12 +80,25 @@ def score_lines(scores: Sequence[Score]) -> list[str]:
     lines = [f"{'metric':<{width}}{'value':>12}{'std. error':>12}{'95 % interval':>26}"]
     for name, s in zip(names, scores):
         ends = "" if s.interval is None else f"[{number(s.interval[0])}, {number(s.interval[1])}]"
-        lines.append(f"{name:<{width}}{number(s.value):>12}{number(s.standard_error):>12}{ends:>26}  {s.unit}")
+        remark = f"  ! {s.remark}" if s.remark else ""
+        lines.append(f"{name:<{width}}{number(s.value):>12}{number(s.standard_error):>12}{ends:>26}  {s.unit}{remark}")
     return lines
 
 
+def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
+    """Word what could not be measured: one block for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in skipped.items():
+        by_reason.setdefault(why, []).append(name)
+    return [f"skipped {', '.join(names)}: {why}" for why, names in by_reason.items()]
+
+
 def number(value: float | None) -> str:
-    """Word a number with five digits behind the point, or four significant ones where it is large."""
+    """Word a number with five digits behind the point; with fewer where it is large, by its power where it is tiny."""
     if value is None:
         return ""
-    return f"{value:.5f}" if abs(value) < 1e5 else f"{value:.4g}"
+    if 0 < abs(value) < 1e-4:
+        return f"{value:.1e}"
+    if abs(value) < 1e3:
+        return f"{value:.5f}"
+    return f"{value:.1f}" if abs(value) < 1e5 else f"{value:.4g}"

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddpm_lib.evaluation.bank import Bank, layer_of
 from ddpm_lib.evaluation.data import RunData, check_fits, open_evaluation_data
+from ddpm_lib.evaluation.defaults import choose, too_few
+from ddpm_lib.evaluation.describe import (
+    describe_sets,
+    describe_target,
+    run_folder,
+    weights_digest,
+    write_statistics,
+)
 from ddpm_lib.evaluation.engine import Engine, ImageSet
-from ddpm_lib.evaluation.metrics import METRICS
-from ddpm_lib.evaluation.options import EvaluationOptions
+from ddpm_lib.evaluation.metrics import GAPS, METRICS, looks_at_images
+from ddpm_lib.evaluation.options import AUTO, EvaluationOptions
+from ddpm_lib.evaluation.pictures import open_pictures
+from ddpm_lib.evaluation.remarks import Judged, judge
 from ddpm_lib.evaluation.result import Evaluation
-from ddpm_lib.evaluation.sample_metrics import FEW, SampleMetric
+from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sets import open_bank, plan
-from ddpm_lib.evaluation.sources import PICTURES, evenly, open_pictures, sample_images
+from ddpm_lib.evaluation.sources import clamp, evenly, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
-from ddpm_lib.metrics import save_statistics
-from ddpm_lib.training.checkpoint import MANIFEST
+from ddpm_lib.metrics.neighbours import TooFewImagesError
+from ddpm_lib.training.checkpoint import MANIFEST, CheckpointError
 from ddpm_lib.training.compiling import compile_regions
 from ddpm_lib.training.config import ConfigError, unknown_options
 from ddpm_lib.training.devices import process_state, use_channels_last
-from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
-from ddpm_lib.training.resume import describe_versions
+from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run, refuse_foreign
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -39,15 +45,22 @@ if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
 
 DEFAULT_SAMPLES = 10_000
+TRIAL = (
+    "random64 needs no weights and is for a first look: it compares evaluations of one data set. For numbers to publish use "
+    "metrics='fid,kid', features='inception2048' (--metrics fid,kid; the weights: ddpm weights list)."
+)
+_MARKS = (MANIFEST, "checkpoints", "status.json", "metrics.jsonl")
+"""What only runs and checkpoints hold."""
+_WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".safetensors")
 
 
-def evaluate(run: Any, dataset: ImageDataset | None = None, **options: Any) -> Evaluation:
+def evaluate(run: Any, dataset: Any = None, **options: Any) -> Evaluation:
     """Score a trained run, or a set of images; under torchrun all processes call it and get the same result.
 
     Args:
-        run: A run directory or one of its checkpoints; or images: a folder, .npz or .npy, an `ImageDataset`, a uint8 tensor
-            (n, c, h, w).
-        dataset: Images to score and to compare samples with, instead of what the option `data` names.
+        run: A run directory or one of its checkpoints; or images: anything that `open_dataset` takes, such as a folder, .npz,
+            an `ImageDataset`, a torch or 🤗 dataset, a uint8 array.
+        dataset: Images to score and to compare samples with, instead of what the option `data` names; of the same kinds.
         **options: The fields of `EvaluationOptions`.
 
     Raises:
@@ -65,7 +78,7 @@ def evaluate(run: Any, dataset: ImageDataset | None = None, **options: Any) -> E
     return Runner(chosen, dataset).evaluate(run)
 
 
-def evaluate_checkpoints(run: str | Path, dataset: ImageDataset | None = None, **options: Any) -> Iterator[Evaluation]:
+def evaluate_checkpoints(run: str | Path, dataset: Any = None, **options: Any) -> Iterator[Evaluation]:
     """Score all checkpoints of a run, oldest first, one after the other; arguments and errors are those of `evaluate`."""
     chosen = _options(dataset, options)
     if not is_run(run):
@@ -74,7 +87,7 @@ def evaluate_checkpoints(run: str | Path, dataset: ImageDataset | None = None, *
     return (runner.evaluate(path) for path in find_checkpoints(run, "all"))
 
 
-def _options(dataset: ImageDataset | None, options: dict[str, Any]) -> EvaluationOptions:
+def _options(dataset: Any, options: dict[str, Any]) -> EvaluationOptions:
     unknown_options(options, [f.name for f in dataclasses.fields(EvaluationOptions)], "evaluate")
     if dataset is not None and {"data", "split"} & set(options):
         raise ConfigError("Give either dataset= or data=, not both.")
@@ -82,60 +95,66 @@ def _options(dataset: ImageDataset | None, options: dict[str, Any]) -> Evaluatio
 
 
 def is_run(target: Any) -> bool:
-    """Say whether a target is a run or a checkpoint rather than images."""
+    """Say whether a target is a run or a checkpoint, ours or foreign, rather than images.
+
+    What does not exist counts as a run: looking for its checkpoints says what is wrong.
+    """
     if not isinstance(target, (str, Path)):
         return False
     path = Path(target)
-    if path.suffix in (".npz", ".npy") and path.is_file():
-        return False
-    holds = (path / MANIFEST).is_file() or (path / "checkpoints").is_dir() or (path / "status.json").is_file()
-    return holds or not path.is_dir() or not any(p.suffix.lower() in PICTURES for p in path.rglob("*"))
+    if not path.is_dir():
+        return not path.exists() or path.suffix.lower() in _WEIGHTS
+    if any((path / name).exists() for name in _MARKS):
+        return True
+    try:
+        refuse_foreign(path)
+    except CheckpointError:
+        return True
+    return False
+
+
+def refuse_checkpoints_folder(target: Any) -> None:
+    """Refuse the folder that holds a run's checkpoints, which is neither a run nor one of them.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    inside = sorted(Path(target).glob(f"*/{MANIFEST}")) if isinstance(target, (str, Path)) else []
+    if inside and not is_run(target):
+        raise ConfigError(
+            f"{target} holds checkpoints of a run. Give the run, {Path(target).resolve().parent}, or one of them, such as "
+            f"{inside[-1].parent}."
+        )
 
 
 @dataclass
 class Runner:
-    """One evaluation: options, and the images given as an object."""
+    """Evaluations: options, and the images given as an object."""
 
     options: EvaluationOptions
-    dataset: ImageDataset | None = None
+    dataset: Any = None
 
     def evaluate(self, target: Any) -> Evaluation:
         """Score a run, a checkpoint or images."""
-        began, options = time.monotonic(), self.options
+        began = time.monotonic()
+        refuse_checkpoints_folder(target)
         loaded = self._load(target) if is_run(target) else None
-        state = process_state(options.device)
-        own = RunData(loaded) if loaded is not None else None
-        if own is not None and self.dataset is not None:
-            self.dataset = own.given(self.dataset)
-        images, about = self._images(loaded, own)
-        if loaded is not None:
-            loaded.diffusion.to(state.device)
-            if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", state.device.type, "no"):
-                loaded.diffusion.to(memory_format=torch.channels_last)
-            if options.compile:
-                compile_regions(loaded.diffusion.model, True, partial(print, file=sys.stderr))
-        engine = self.engine(state)
-        needs, skipped = plan(options, engine)
-        identity = "" if loaded is None else f"{weights_digest(loaded)} {loaded.weights}"
-        task = Task(loaded, images, options, state, None, own, engine, identity)
-        if needs:
-            samples = self._samples(target, loaded, state, own)
-            every = [need for wanted in needs.values() for need in wanted]
-            bank = open_bank(samples, every, engine, options, own, self.dataset)
-            bank.prepare(every)
-            task = dataclasses.replace(task, bank=bank)
-        scores = [score for name in options.metric_names if name not in skipped for score in METRICS[name](task)]
-        scores += _difference(scores)
-        about = {**self._describe(target, task), **about, **self.describe_bank(task, engine, needs), "skipped": skipped}
-        engine.finish()
-        about["seconds"] = round(time.monotonic() - began, 3)
-        folder = run_folder(loaded) if loaded is not None else Path()
-        return Evaluation(tuple(scores), about, folder / "evaluations")
-
-    def engine(self, state: PartialState) -> Engine:
-        """Return what extracts features."""
+        state = process_state(self.options.device)
+        own = RunData(loaded, self.dataset) if loaded is not None else None
+        dataset = self.dataset
+        if own is not None and dataset is not None:
+            dataset = own.opened(dataset, self.options)
         options = self.options
-        return Engine(state, batch_size=options.batch_size, progress=options.progress, weights=options.feature_weights)
+        if not state.is_main_process:
+            options = dataclasses.replace(options, progress=False)
+        check_options(options, loaded)
+        choice = choose(options, own, dataset)
+        one = One(choice.options, dataset, loaded, own, state, options)
+        result = one.evaluate(target)
+        about = result.about
+        about["notes"] = [*choice.notes, *about["notes"]]
+        about["seconds"] = round(time.monotonic() - began, 3)
+        return result
 
     def _load(self, target: str | Path) -> LoadedRun:
         options = self.options
@@ -143,23 +162,99 @@ class Runner:
         which = "latest" if options.checkpoint == "all" else options.checkpoint
         return load_run(target, which, options.weights, options.ema_decay)
 
-    def _images(self, loaded: LoadedRun | None, own: RunData | None) -> tuple[ImageDataset | None, dict[str, Any]]:
-        """Open what metrics of the model look at, where there is such a metric."""
-        options, dataset = self.options, self.dataset
-        if all(isinstance(METRICS[name], SampleMetric) for name in options.metric_names):
-            return None, {}
-        if loaded is None or own is None:
-            raise ConfigError(NO_MODEL)
-        name, whole = (
-            ("given", check_fits(dataset, loaded))
-            if dataset is not None
-            else (options.data, open_evaluation_data(own, options))
+
+@dataclass
+class One:
+    """One evaluation.
+
+    Attributes:
+        options: With everything chosen.
+        dataset: Images given as an object.
+        loaded: The run, where there is one.
+        own: Its sets.
+        state: accelerate's object that knows the ranks.
+        asked: The options as they were given.
+    """
+
+    options: EvaluationOptions
+    dataset: Any
+    loaded: LoadedRun | None
+    own: RunData | None
+    state: PartialState
+    asked: EvaluationOptions
+
+    def evaluate(self, target: Any) -> Evaluation:
+        """Run the metrics."""
+        options, loaded, own = self.options, self.loaded, self.own
+        engine = Engine(
+            self.state, batch_size=options.batch_size, progress=options.progress, weights=options.feature_weights
         )
-        drawing = any(isinstance(METRICS[name], SampleMetric) for name in options.metric_names)
-        n = options.num or len(whole)
-        if n > len(whole) and not drawing:
-            raise ConfigError(f"num must be at most {len(whole):,}, the number of images ({name}); got {n:,}.")
-        n = min(n, len(whole))
+        skipped = without_held_out(options, own, self.dataset)
+        needs, without_weights = plan(options, engine, skipped)
+        skipped |= without_weights
+        images, about, notes = self._images([name for name in options.metric_names if name not in skipped])
+        if loaded is not None:
+            self._place(loaded)
+        identity = "" if loaded is None else f"{weights_digest(loaded)} {loaded.weights}"
+        task = Task(loaded, images, options, self.state, None, own, engine, identity)
+        if needs:
+            samples, told = self._samples(target)
+            every = [need for wanted in needs.values() for need in wanted]
+            bank = open_bank(samples, every, engine, options, own, self.dataset)
+            bank.prepare(every)
+            task = dataclasses.replace(task, bank=bank)
+            notes += told
+        if options.save_stats and "fid" in needs:
+            write_statistics(task)
+        elif options.save_stats:
+            notes.append(f"{options.save_stats} was not written, as fid was skipped.")
+        judged, left_out = self._score(task, [name for name in options.metric_names if name not in skipped])
+        sets = describe_sets(task, engine, needs)
+        notes += [*left_out, *sets["notes"], *judged.notes, *clamped_gap(self.asked, options, own)]
+        if self.asked.metrics == AUTO and "random64" in options.feature_names and needs:
+            notes.append(TRIAL)
+        about = {**describe_target(target, task), **about, **sets, "skipped": skipped, "notes": notes}
+        engine.finish()
+        folder = run_folder(loaded) if loaded is not None else Path()
+        return Evaluation(tuple(judged.scores), about, folder / "evaluations")
+
+    def _score(self, task: Task, names: Sequence[str]) -> tuple[Judged, list[str]]:
+        """Run the metrics; of those that nobody named, leave out what rests on too few images."""
+        automatic = self.asked.metrics == AUTO
+        scores: list[Score] = []
+        left_out: list[str] = []
+        for name in names:
+            why = too_few(name, task.bank) if automatic else ""
+            if not why:
+                try:
+                    scores += METRICS[name](task)
+                except TooFewImagesError as error:
+                    if not automatic:
+                        raise
+                    why = f"{name} was left out: {error}"
+            if why:
+                left_out.append(why)
+        if not scores:
+            raise ConfigError(" ".join(left_out) + " Use more images, or name metrics (--metrics fid).")
+        return judge([*scores, *_difference(scores)], task), left_out
+
+    def _place(self, loaded: LoadedRun) -> None:
+        loaded.diffusion.to(self.state.device)
+        if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", self.state.device.type, "no"):
+            loaded.diffusion.to(memory_format=torch.channels_last)
+        if self.options.compile:
+            compile_regions(loaded.diffusion.model, True, partial(print, file=sys.stderr))
+
+    def _images(self, names: Sequence[str]) -> tuple[ImageDataset | None, dict[str, Any], list[str]]:
+        """Open what metrics of the model look at, where there is such a metric."""
+        if not any(looks_at_images(name) for name in names):
+            if self.loaded is None and any(not isinstance(METRICS[name], SampleMetric) for name in names):
+                raise ConfigError(NO_MODEL)
+            return None, {}, []
+        if self.loaded is None or self.own is None:
+            raise ConfigError(NO_MODEL)
+        name, whole = self._whole()
+        n, notes = clamp(self.options.num, len(whole), name)
         images = whole.subset(evenly(n, len(whole)))
         data = {
             "name": name,
@@ -168,83 +263,95 @@ class Runner:
             "chosen": "row i·of//images",
             "fingerprint": images.fingerprint,
         }
-        return images, {"data": {**data, "source": loaded.state["data"]["source"]}}
+        source = self.loaded.state["data"]["source"]
+        return images, {"data": {**data, "source": source}}, notes if self.asked.num else []
 
-    def _samples(self, target: Any, loaded: LoadedRun | None, state: PartialState, own: RunData | None) -> ImageSet:
-        options = self.options
+    def _whole(self) -> tuple[str, ImageDataset]:
+        """Return the images that the model is scored on, with their word."""
+        from ddpm_lib.data import ImageDataset
+
+        assert self.own is not None
+        assert self.loaded is not None
+        if self.dataset is None:
+            return self.options.data, open_evaluation_data(self.own, self.options)
+        given = self.dataset
+        if not isinstance(given, ImageDataset):
+            given = self.own.other(given, self.options)
+        return "given", check_fits(given, self.loaded)
+
+    def _samples(self, target: Any) -> tuple[ImageSet, list[str]]:
+        options, loaded = self.options, self.loaded
         if loaded is None:
-            return dataclasses.replace(open_pictures(target, None, options, options.num), name="samples")
+            try:
+                return open_pictures(target, "samples", options, options.num), []
+            except FileNotFoundError as error:
+                raise ConfigError(
+                    f"{target} is neither a run, as it holds no checkpoints, nor a set of pictures: {error}"
+                ) from error
         about = [str(loaded.checkpoint.resolve()), weights_digest(loaded), loaded.weights]
-        given = None
-        if own is not None and small_image(loaded.diffusion) is not None:
-            given = self.dataset if self.dataset is not None else open_evaluation_data(own, options)
+        given, notes = None, []
+        if self.own is not None and small_image(loaded.diffusion) is not None:
+            if self.dataset is None and options.data == "held-out" and self.own.sets()[1] is None:
+                given = self.own.get("train")
+                notes = ["the samples enlarge small training images, as this run held nothing out."]
+            else:
+                given = self._whole()[1]
         n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
-        return sample_images(loaded.diffusion, options, n, about, state.device, given=given)
+        return sample_images(loaded.diffusion, options, n, about, self.state.device, given=given), notes
 
-    def _describe(self, target: Any, task: Task) -> dict[str, Any]:
-        loaded = task.run
-        about: dict[str, Any] = {"target": str(target) if isinstance(target, (str, Path)) else "given images"}
-        if loaded is not None:
-            about = {
-                "run": str(run_folder(loaded)),
-                "checkpoint": loaded.checkpoint.name,
-                "step": loaded.step,
-                "weights": loaded.weights,
-                "weights_sha256": weights_digest(loaded),
-            }
-        return {
-            **about,
-            "options": dataclasses.asdict(self.options),
-            "processes": task.state.num_processes,
-            "device": str(task.state.device),
-            "versions": {**describe_versions(), **_libraries()},
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
 
-    def describe_bank(self, task: Task, engine: Engine, needs: Collection[str]) -> dict[str, Any]:
-        """Describe samples and reference, and write the reference's statistics where that was asked for."""
-        bank, options = task.bank, self.options
-        if bank is None:
-            return {}
-        about: dict[str, Any] = {"samples": {"n": bank.n, "fingerprint": bank.sets["samples"].fingerprint}, "notes": []}
-        if task.run is not None:
-            steps = options.sample_steps or (
-                task.run.diffusion.timesteps if options.sampler == "ddpm" else min(50, task.run.diffusion.timesteps)
-            )
-            about["samples"] |= {
-                "sampler": options.sampler,
-                "steps": steps,
-                "seeds": "image i is a function of seed and i",
-            }
-        for which in ("reference", "train", "held_out"):
-            if which in bank.sets:
-                images = bank.sets[which]
-                about[which] = {"name": images.name, "n": images.n, "fingerprint": images.fingerprint}
-        if bank.given is not None:
-            n = next(iter(bank.given.layers.values())).n
-            about["statistics"] = {"name": bank.given.name, "n": n, "file": options.reference or options.data}
-            about.setdefault("reference", about["statistics"])
-        about["features"] = engine.digests()
-        if bank.n < FEW and any(name in needs for name in ("fid", "sfid")):
-            about["notes"].append(
-                f"{bank.n:,} samples are few: Fréchet distances of fewer than {FEW:,} are biased upwards, and only comparable at "
-                "the same number. 'infinity' is an estimate without that bias (Chong & Forsyth 2020); so is kid."
-            )
-        if options.save_stats:
-            self._save_stats(bank)
-        return about
+def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
+    """Refuse options that would have no effect.
 
-    def _save_stats(self, bank: Bank) -> None:
-        names = self.options.feature_names
-        if len(names) != 1 or "fid" not in self.options.metric_names:
-            raise ConfigError(
-                "save_stats writes the statistics of one kind of features: ask for fid, and for one in features."
-            )
-        layer = layer_of(names[0])
-        statistics = bank.statistics("reference", layer)
-        if bank.state.is_main_process:
-            about = {"features": layer, "images": bank.word("reference")}
-            save_statistics(str(self.options.save_stats), statistics, **about)
+    Raises:
+        ConfigError: If there are any.
+    """
+    if loaded is None:
+        return
+    size = loaded.diffusion.image_size
+    if options.image_size is not None and set(size) != {options.image_size}:
+        raise ConfigError(
+            f"Images are compared at the run's own size, {'×'.join(map(str, size))}: leave image_size (--image-size) out. "
+            "It is for sets of pictures without a run."
+        )
+    if options.background is not None:
+        raise ConfigError("Images are opened as the run opened its own: leave background (--background) out.")
+
+
+def without_held_out(options: EvaluationOptions, own: RunData | None, dataset: Any) -> dict[str, str]:
+    """Say which metrics cannot run as nothing was held out, before hours go into the others.
+
+    Raises:
+        ConfigError: If that is all that was asked for.
+    """
+    if own is None:
+        return {}
+    compared = [name for name in options.metric_names if name in GAPS]
+    looking = [name for name in options.metric_names if looks_at_images(name)]
+    if options.data != "held-out" or dataset is not None:
+        looking = []
+    if not (compared or looking) or own.sets()[1] is not None:
+        return {}
+    nothing = "this run held nothing out (val_every or val_fraction was 0, or it had fewer than 10 images)."
+    found = dict.fromkeys(looking, f"{nothing} Use data='train' (--data train), or name images.")
+    found |= dict.fromkeys(
+        compared,
+        f"{nothing} It compares held-out with training images: train with val_every and val_fraction above 0, or with val_data.",
+    )
+    if len(found) == len(options.metric_names):
+        raise ConfigError("; ".join(f"{name}: {why}" for name, why in found.items()))
+    return found
+
+
+def clamped_gap(asked: EvaluationOptions, options: EvaluationOptions, own: RunData | None) -> list[str]:
+    """Say that fewer images were compared than were asked for."""
+    names = [name for name in options.metric_names if name in GAPS]
+    if not names or own is None or asked.num is None or own.sets()[1] is None:
+        return []
+    n = min(len(images) for images in own.sets() if images is not None)
+    if asked.num <= n:
+        return []
+    return [f"{', '.join(names)}: num={asked.num:,} is more than can be compared; {n:,} images of each set were taken."]
 
 
 def _difference(scores: Sequence[Score]) -> list[Score]:
@@ -252,25 +359,3 @@ def _difference(scores: Sequence[Score]) -> list[Score]:
     found = {s.name: s.per_image for s in scores}
     bound, flow = found.get("nll"), found.get("flow_nll")
     return [] if bound is None or flow is None else [mean_score("nll - flow_nll", bound - flow, "bits/dim")]
-
-
-def run_folder(loaded: LoadedRun) -> Path:
-    """Return the run directory of a checkpoint."""
-    return loaded.checkpoint.parent.parent
-
-
-def weights_digest(loaded: LoadedRun) -> str:
-    """Return the SHA-256 of the file of the weights that were loaded."""
-    manifest = json.loads((loaded.checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    stem = "model" if loaded.weights == "model" else "ema"
-    return str(manifest["files"][f"{stem}.safetensors"]["sha256"])
-
-
-def _libraries() -> dict[str, str]:
-    found = {}
-    for name in ("torch-fidelity", "pytorch-fid", "scipy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

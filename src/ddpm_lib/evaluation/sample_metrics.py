@@ -14,17 +14,19 @@ from ddpm_lib.evaluation.bank import Bank, Need, layer_of
 from ddpm_lib.evaluation.task import Score, Task
 from ddpm_lib.metrics import (
     bootstrap_interval,
-    copies,
-    copying_test,
+    copy_test,
     frechet_infinity,
     frechet_of_features,
     inception_score,
     kernel_distance,
     manifolds,
+    measure_copying,
     share_interval,
 )
 from ddpm_lib.metrics.extractors import LOGITS, SPATIAL
 from ddpm_lib.metrics.kernel import inception_influence, kernel_influence
+from ddpm_lib.metrics.memorisation import ALARM
+from ddpm_lib.metrics.neighbours import TooFewImagesError
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ def influenced(task: Task, name: str, value: float, influence: Tensor, unit: str
     n, influence = len(influence), influence.cpu()
     error = float(influence.std()) / math.sqrt(n) if n > 1 else None
     interval = share_interval(influence) if share else bootstrap_interval(value, influence, seed=task.options.seed)
+    if not error:  # no spread was seen, which does not mean that there is none
+        return Score(name, value, None, unit, interval=interval if share else None)
     return Score(name, value, error, unit, interval=interval)
 
 
@@ -206,12 +210,39 @@ def memorisation(task: Task) -> list[Score]:
         if not (bank.has("samples", layer) and bank.has("train", layer)):
             continue
         samples, train = _features(task, "samples", layer), _features(task, "train", layer)
-        share = copies(samples, train)
-        found.append(influenced(task, f"copies_{name}_{ends}", float(share.mean()), share, "of samples", share=True))
-        if bank.has("held_out", layer):
-            value, influence = copying_test(samples, _features(task, "held_out", layer), train, seed=task.options.seed)
-            found.append(influenced(task, f"copying_ct_{name}_{ends}", value, influence, "z-score; copying below -3"))
+        held_out = _features(task, "held_out", layer) if bank.has("held_out", layer) else None
+        found += _copies(task, f"copies_{name}_{ends}", samples, train, held_out)
+        if held_out is not None:
+            found += _copying(task, f"copying_ct_{name}_{ends}", samples, train, held_out)
     return found
+
+
+def _copies(task: Task, name: str, samples: Tensor, train: Tensor, held_out: Tensor | None) -> list[Score]:
+    if len(train) < 3:
+        raise TooFewImagesError(f"memorisation needs at least 3 training images; got {len(train)}.")
+    test = copy_test(samples, train, held_out)
+    usual = float(test.controls.mean())
+    remark = ""
+    if test.rings:
+        remark = f"MEMORISES: {usual:.1%} of images that are no copies look like ones"
+    elif not test.can_ring:
+        remark = f"cannot tell: {len(samples)} samples are too few for the alarm"
+    share = influenced(task, name, float(test.copies.mean()), test.copies, "of samples", share=True)
+    unit = f"p-value; alarm at {ALARM:g} (Fisher, {len(test.controls):,} images that are no copies)"
+    return [dataclasses.replace(share, remark=remark), Score(f"{name}/p", test.p_value, None, unit)]
+
+
+def _copying(task: Task, name: str, samples: Tensor, train: Tensor, held_out: Tensor) -> list[Score]:
+    test = measure_copying(samples, held_out, train, seed=task.options.seed)
+    score = influenced(task, name, test.statistic, test.influence, f"z-score; lowest possible {test.least:.1f}")
+    remark = ""
+    if not test.can_ring:
+        images = "image" if len(held_out) == 1 else "images"
+        remark = f"cannot tell with {len(held_out)} held-out {images}: no p-value below {test.lowest:.2g} is possible"
+    elif test.p_value <= ALARM:
+        remark = "nearer to training images than held-out ones are: copies, or blurred and uniform samples"
+    unit = f"p-value; alarm at {ALARM:g} (Mann-Whitney, held-out images: {len(held_out):,})"
+    return [score, Score(f"{name}/p", test.p_value, None, unit, remark=remark)]
 
 
 def _memorisation_needs(options: EvaluationOptions) -> list[Need]:

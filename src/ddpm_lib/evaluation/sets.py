@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.evaluation.bank import Bank, Given, Need, layer_of
 from ddpm_lib.evaluation.data import RunData
 from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.evaluation.metrics import METRICS
+from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
-from ddpm_lib.evaluation.sources import dataset_images, open_pictures, safe_word
+from ddpm_lib.evaluation.sources import dataset_images, safe_word
 from ddpm_lib.metrics import MissingWeightsError, Statistics, read_statistics
 from ddpm_lib.metrics.moments import contents
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
-    from ddpm_lib.data import ImageDataset
     from ddpm_lib.evaluation.options import EvaluationOptions
 
 
-def plan(options: EvaluationOptions, engine: Engine) -> tuple[dict[str, list[Need]], dict[str, str]]:
+def plan(
+    options: EvaluationOptions, engine: Engine, without: Collection[str] = ()
+) -> tuple[dict[str, list[Need]], dict[str, str]]:
     """Say what each metric of samples needs, and which cannot run for want of weights.
+
+    Args:
+        options: Name the metrics and features.
+        engine: Looks for weights.
+        without: Metrics that cannot run anyway.
 
     Returns:
         Needs by metric, and the reason by metric that is skipped.
@@ -47,8 +54,10 @@ def plan(options: EvaluationOptions, engine: Engine) -> tuple[dict[str, list[Nee
             skipped[name] = why
         else:
             needs[name] = wanted
-    if skipped and len(skipped) == len(options.metric_names):
-        raise MissingWeightsError(next(iter(skipped.values())))
+    if skipped and len(skipped) + len(without) == len(options.metric_names):
+        raise MissingWeightsError(
+            f"{next(iter(skipped.values()))}\n  without weights features='random64' (--features random64), for a first look"
+        )
     return needs, skipped
 
 
@@ -58,7 +67,7 @@ def open_bank(
     engine: Engine,
     options: EvaluationOptions,
     own: RunData | None,
-    dataset: ImageDataset | None,
+    dataset: Any,
 ) -> Bank:
     """Open the sets that the needs name.
 
@@ -85,20 +94,22 @@ def open_bank(
             sets["train"] = sets["reference"]
     if "held_out" in roles:
         if options.held_out is not None:
-            sets["held_out"] = open_pictures(options.held_out, "heldout", options)
+            sets["held_out"] = open_pictures(options.held_out, "heldout", options, like=own)
         elif own is not None and (held_out := own.sets()[1]) is not None:
             sets["held_out"] = dataset_images(held_out, "heldout")
+    if options.reader != "training" and all(images.reader == "training" for images in sets.values()):
+        raise ConfigError(
+            f"reader={options.reader!r} reads folders of pictures, and none is evaluated. Leave it (--reader) out."
+        )
     return Bank(engine, sets, given)
 
 
-def _reference(
-    options: EvaluationOptions, own: RunData | None, dataset: ImageDataset | None
-) -> tuple[ImageSet | None, Given | None]:
+def _reference(options: EvaluationOptions, own: RunData | None, dataset: Any) -> tuple[ImageSet | None, Given | None]:
     """Open the reference: images, statistics, or a file that holds both."""
     own_names = ("train", "held-out")
     name = options.reference
     if name is None and dataset is not None:
-        return dataset_images(dataset, "given"), None
+        return open_pictures(dataset, "given", options, like=own), None
     if name is None:
         name = "train" if own is not None and options.data in own_names else options.data
     if own is None and name in own_names:
@@ -111,9 +122,7 @@ def _reference(
     given = _given(path, word, held, options) if held & {"statistics", "spatial"} else None
     if given is not None and "images" not in held:
         return None, given
-    if own is not None:
-        return dataset_images(own.pictures(name, options.split), word), given
-    return open_pictures(name, word, options), given
+    return open_pictures(name, word, options, like=own), given
 
 
 def _given(path: Path, word: str, held: set[str], options: EvaluationOptions) -> Given:

@@ -47,6 +47,7 @@ class Score:
         unit: Such as "bits/dim".
         per_image: The numbers it is the mean of, float64 (n,), where there are some; not written to files.
         interval: 95 % bootstrap interval for the choice of images; it says nothing of bias.
+        remark: What a reader must know beside the number: that it is worse than trivial, or rests on too little.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Score:
     unit: str
     per_image: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
     interval: tuple[float, float] | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)

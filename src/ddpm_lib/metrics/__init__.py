@@ -8,7 +8,7 @@ from ddpm_lib.metrics.bootstrap import bootstrap_interval, share_interval
 from ddpm_lib.metrics.extractors import EXTRACTORS, FEATURES, Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
 from ddpm_lib.metrics.kernel import inception_score, kernel_distance, mmd2
-from ddpm_lib.metrics.memorisation import copies, copying_test
+from ddpm_lib.metrics.memorisation import CopyingTest, CopyTest, copies, copy_test, copying_test, measure_copying
 from ddpm_lib.metrics.moments import Moments, Statistics, read_statistics, save_statistics, statistics_of
 from ddpm_lib.metrics.neighbours import manifolds, nearest_distances
 from ddpm_lib.metrics.weights import WEIGHTS, MissingWeightsError, fetch_weights, find_weights, get_weights
@@ -17,12 +17,15 @@ __all__ = [
     "EXTRACTORS",
     "FEATURES",
     "WEIGHTS",
+    "CopyTest",
+    "CopyingTest",
     "Extractor",
     "MissingWeightsError",
     "Moments",
     "Statistics",
     "bootstrap_interval",
     "copies",
+    "copy_test",
     "copying_test",
     "fetch_weights",
     "find_weights",
@@ -34,6 +37,7 @@ __all__ = [
     "kernel_distance",
     "make_extractor",
     "manifolds",
+    "measure_copying",
     "mmd2",
     "nearest_distances",
     "read_statistics",

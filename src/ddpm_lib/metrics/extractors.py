@@ -174,8 +174,8 @@ def dinov2_code() -> Path:
     found = next((p for p in sorted(folder.glob("facebookresearch_dinov2_*")) if (p / "hubconf.py").is_file()), None)
     if found is None:
         raise MissingWeightsError(
-            "FD-DINOv2 needs the network's code: https://github.com/facebookresearch/dinov2/archive/main.zip, unpacked as "
-            f"{folder}/facebookresearch_dinov2_main; and its weights: {missing_weights(WEIGHTS['dinov2'])}"
+            "The code of DINOv2 is not here. Unpack https://github.com/facebookresearch/dinov2/archive/main.zip as "
+            f"{folder}/facebookresearch_dinov2_main.\n{missing_weights(WEIGHTS['dinov2'])}"
         )
     return found
 

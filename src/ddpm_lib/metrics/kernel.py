@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.metrics.neighbours import TooFewImagesError
+
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 
@@ -40,7 +42,7 @@ def kernel_distance(
     """
     size = min(size, len(samples), len(reference))
     if size < 2:
-        raise ValueError(f"KID needs at least 2 images on each side; got {len(samples)} and {len(reference)}.")
+        raise TooFewImagesError(f"KID needs at least 2 images on each side; got {len(samples)} and {len(reference)}.")
     draw = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):

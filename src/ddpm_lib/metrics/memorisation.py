@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,12 @@ from ddpm_lib import keys
 from ddpm_lib.metrics.neighbours import distances, nearest_distances
 
 COPY_RATIO = 1.0 / 3.0
+ALARM = 0.002
+"""Level of one test of memorisation. An evaluation makes a few, so that fewer than one in twenty rings falsely."""
+CONTROLS = 2000
+"""Training images, spread over the set, that show how often images look like copies by nature."""
+EXACT = 50
+"""Ranks of fewer images than this on one side are tested exactly."""
 
 
 def copies(samples: Tensor, train: Tensor) -> Tensor:
@@ -33,14 +40,113 @@ def copies(samples: Tensor, train: Tensor) -> Tensor:
     return ((two[:, 0] <= COPY_RATIO * two[:, 1]) | (two[:, 0] <= 1e-6 * scale)).double()
 
 
+@dataclass(frozen=True)
+class CopyTest:
+    """How many samples are copies of training images, against how many images that cannot be copies look like ones.
+
+    Attributes:
+        copies: float64 (n,) of 0 and 1, by sample.
+        controls: The same for images that are no copies: training images, each against the others, and
+            held-out images.
+        p_value: Fisher's one-sided exact test that samples are copies more often than controls are.
+        lowest: The smallest p-value that sets of these sizes can have, where every sample is a copy.
+    """
+
+    copies: Tensor
+    controls: Tensor
+    p_value: float
+    lowest: float
+
+    @property
+    def rings(self) -> bool:
+        """Whether copies are more than chance: at most one false alarm in `1 / ALARM`."""
+        return self.p_value <= ALARM
+
+    @property
+    def can_ring(self) -> bool:
+        """Whether there are enough images for that."""
+        return self.lowest <= ALARM
+
+
+def copy_test(samples: Tensor, train: Tensor, held_out: Tensor | None = None) -> CopyTest:
+    """Test whether more samples are copies (`copies`) than chance explains; it works with few images.
+
+    Some data has images that look like copies of others: series of one scene, few degrees of freedom.
+    How often that happens is seen on each training image against all others, and on held-out images, and
+    compared with the samples by Fisher's exact test. Blurred samples are near to everything, but to no
+    image three times nearer than to the next: unlike C_T, this test does not take them for copies.
+
+    Args:
+        samples: Features (n, d).
+        train: Features (m, d), m ≥ 3.
+        held_out: Features (h, d) of images that were not trained on, where there are some.
+    """
+    from scipy.stats import hypergeom
+
+    mine = copies(samples, train)
+    others = _copies_among(train)
+    if held_out is not None and len(held_out):
+        others = torch.cat([others, copies(held_out, train)])
+    n, c, k = len(mine), len(others), int(mine.sum())
+    total = k + int(others.sum())
+    p = float(hypergeom.sf(k - 1, n + c, total, n)) if k else 1.0
+    return CopyTest(mine, others, p, float(hypergeom.sf(n - 1, n + c, n, n)))
+
+
+def _copies_among(train: Tensor) -> Tensor:
+    """Mark which of at most `CONTROLS` training images look like copies of another one, float64 (c,)."""
+    c = min(len(train), CONTROLS)
+    rows = torch.arange(c, device=train.device) * len(train) // c
+    two = nearest_distances(train[rows], train, 3)[:, 1:]  # the nearest is the image itself
+    scale = (train.double() - train.double().mean(0)).norm(dim=1).mean()
+    return ((two[:, 0] <= COPY_RATIO * two[:, 1]) | (two[:, 0] <= 1e-6 * scale)).double()
+
+
+@dataclass(frozen=True)
+class CopyingTest:
+    """The data-copying statistic of Meehan et al. 2020 and what it is worth.
+
+    Attributes:
+        statistic: C_T, a weighted mean of z-scores.
+        influence: Of each sample on it, float64 (n,).
+        p_value: One-sided: how probable so low a statistic is where samples are as held-out images are.
+        lowest: The smallest p-value that so many samples and held-out images can have.
+        least: The lowest value that C_T can have.
+    """
+
+    statistic: float
+    influence: Tensor
+    p_value: float
+    lowest: float
+    least: float
+
+    @property
+    def can_ring(self) -> bool:
+        """Whether copying could be told from chance at all."""
+        return self.lowest <= ALARM
+
+
 def copying_test(
     samples: Tensor, held_out: Tensor, train: Tensor, *, seed: int = 0, cells: int | None = None
 ) -> tuple[float, Tensor]:
-    """Return C_T, the data-copying statistic of Meehan, Chaudhuri & Dasgupta 2020 (eq. 3), and each sample's influence.
+    """Return C_T (see `measure_copying`) and each sample's influence."""
+    found = measure_copying(samples, held_out, train, seed=seed, cells=cells)
+    return found.statistic, found.influence
 
-    In each cell of a partition of the training set, the z-score of the Mann–Whitney test asks whether samples lie nearer to
-    training images than held-out images do; cells are weighted by their share of held-out images. About 0 for a perfect
-    model, below −3 where samples are significantly nearer (copying), above 3 where they are farther away (underfitting).
+
+def measure_copying(
+    samples: Tensor, held_out: Tensor, train: Tensor, *, seed: int = 0, cells: int | None = None
+) -> CopyingTest:
+    """Compute C_T, the data-copying statistic of Meehan, Chaudhuri & Dasgupta 2020 (eq. 3), and its p-value.
+
+    C_T is the mean over cells of the space, weighted by held-out images, of z-scores of a Mann–Whitney test between the
+    distances of samples and of held-out images to their nearest training image. About 0: samples are as far from training
+    images as new images are. Below −3: they are copies. Above 3: they are farther away (underfitting).
+
+    A z-score of ranks is bounded: with 3 held-out images C_T never reaches −3, whatever is copied. The
+    p-value is right at any size: in one cell it is that of the exact distribution of ranks, where either
+    set has at most 50 images there; a tie between a sample and a held-out image counts against copying, so that it is
+    never too small. For larger sets, and for several cells, it is that of the normal distribution.
 
     Args:
         samples: Features (n, d).
@@ -60,13 +166,71 @@ def copying_test(
     weight = {c: float((cell_p == c).sum()) for c in used}
     total = sum(weight.values())
     influence = torch.zeros(len(samples), dtype=torch.float64, device=samples.device)
-    statistic = 0.0
+    statistic = least = spread = 0.0
     for c in used:
         rows = torch.nonzero(cell_q == c)[:, 0]
         z, parts = _mann_whitney(near_q[rows], near_p[cell_p == c])
-        statistic += weight[c] / total * z
-        influence[rows] = weight[c] / total * (parts - parts.mean()) * len(samples)
-    return statistic, influence
+        share = weight[c] / total
+        statistic += share * z
+        spread += share**2
+        least += share * _least_z(len(rows), int(weight[c]))
+        influence[rows] = share * (parts - parts.mean()) * len(samples)
+    if len(used) == 1:
+        q, p = near_q[cell_q == used[0]], near_p[cell_p == used[0]]
+        p_value, lowest = rank_p_value(q, p)
+    else:
+        p_value, lowest = (float(_normal_cdf(v / math.sqrt(spread))) for v in (statistic, least))
+    return CopyingTest(statistic, influence, p_value, lowest, least)
+
+
+def _normal_cdf(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2.0))
+
+
+def _least_z(n: int, m: int) -> float:
+    return -n * m / 2.0 / math.sqrt(n * m * (n + m + 1) / 12.0)
+
+
+def rank_p_value(q: Tensor, p: Tensor) -> tuple[float, float]:
+    """Test by ranks whether q tends to be smaller than p (Mann & Whitney 1947), one-sided.
+
+    Args:
+        q: Numbers (n,).
+        p: Numbers (m,).
+
+    Returns:
+        The p-value, and the smallest one that n and m numbers can have. Exact where n or m is at most
+        `EXACT`, with ties between q and p counted as if q were larger; else normal, with the correction
+        for continuity.
+    """
+    n, m = len(q), len(p)
+    at_most = torch.searchsorted(p.sort().values, q, right=True)  # #{p ≤ q}: ties against smaller q
+    wins = int(at_most.sum())
+    if min(n, m) <= EXACT:
+        below = rank_distribution(n, m).cumsum()
+        return min(1.0, float(below[wins])), float(below[0])
+    sigma = math.sqrt(n * m * (n + m + 1) / 12.0)
+    found, lowest = (_normal_cdf((u + 0.5 - n * m / 2.0) / sigma) for u in (wins, 0))
+    return found, lowest
+
+
+def rank_distribution(n: int, m: int) -> np.ndarray:
+    """Return the probability of each value 0 … n·m of Mann & Whitney's U where both sets are of one kind, float64.
+
+    The counts are the coefficients of the Gaussian binomial ∏_i (1 − x^{n+i})/(1 − x^i), i = 1 … m; each
+    factor is taken by one subtraction and one running sum, of probabilities rather than counts.
+    """
+    large, small = max(n, m), min(n, m)
+    found = np.zeros(large * small + 1)
+    found[0] = 1.0
+    for i in range(1, small + 1):
+        found[large + i :] -= found[: -(large + i)].copy()
+        padded = np.zeros(-(-len(found) // i) * i)
+        padded[: len(found)] = found
+        found = padded.reshape(-1, i).cumsum(0).reshape(-1)[: len(found)]
+        found *= i / (large + i)
+        found[large * i + 1 :] = 0.0  # exact zeros, which rounding would leave as dust
+    return found.clip(min=0.0)
 
 
 def _mann_whitney(q: Tensor, p: Tensor) -> tuple[float, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.metrics.foreign import read_tensors
+from ddpm_lib.metrics.neighbours import TooFewImagesError
 
 _NAMES = (("mu", "sigma"), ("m1", "s1"), ("m", "s"), ("mean", "cov"))
 _SPATIAL = ("mu_s", "sigma_s")
@@ -73,10 +74,10 @@ class Moments:
         """Return mean and unbiased covariance, on the CPU.
 
         Raises:
-            ValueError: For fewer than two images, which have no covariance.
+            TooFewImagesError: For fewer than two images, which have no covariance.
         """
         if self.n < 2:
-            raise ValueError(f"A covariance needs at least 2 images; got {self.n}. Use more images.")
+            raise TooFewImagesError(f"A covariance needs at least 2 images; got {self.n}. Use more images.")
         return Statistics(self.mean.cpu(), (self.scatter / (self.n - 1)).cpu(), self.n)
 
 

@@ -11,6 +11,10 @@ _BLOCK = 1 << 24
 """Distances held at a time."""
 
 
+class TooFewImagesError(ValueError):
+    """A number that needs more images than there are."""
+
+
 def distances(x: Tensor, y: Tensor, centre: Tensor | None = None) -> Tensor:
     """Return Euclidean distances float64 (n, m) of features (n, d) and (m, d), moved by `centre` against cancellation."""
     x, y = x.double(), y.double()
@@ -27,7 +31,7 @@ def nearest_distances(x: Tensor, y: Tensor, k: int, same: bool = False) -> Tenso
         ValueError: If there are not k neighbours.
     """
     if len(y) - same < k:
-        raise ValueError(f"{k} nearest neighbours need {k + same} images; got {len(y)}. Use more images.")
+        raise TooFewImagesError(f"{k} nearest neighbours need {k + same} images; got {len(y)}. Use more images.")
     found = []
     centre = y.double().mean(0)
     step = max(1, _BLOCK // len(y))

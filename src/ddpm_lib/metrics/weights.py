@@ -113,12 +113,15 @@ def find_weights(name: str, path: str | Path | None = None) -> Path | None:
 
 
 def missing_weights(entry: Weights, why: str = "") -> str:
-    """Word what to bring, from where, and how to check it."""
+    """Word what to bring, from where, and how to check it: one short block."""
+    file = entry.filenames[0]
     return (
-        f"The weights {entry.filenames[0]} ({entry.size / 1e6:,.0f} MB) are needed for {entry.used_by}; they are not here"
-        f"{why}. Where there is internet: `ddpm weights fetch {entry.name} --output {entry.filenames[0]}` (from {entry.urls[0]}, "
-        f"SHA-256 {entry.sha256}). Then bring the file to {hub_folder()}, or set {entry.variable} to its path, and check it: "
-        f"ddpm weights verify {entry.name}"
+        f"The weights {file} ({entry.size / 1e6:,.0f} MB), which {entry.name} features need, are not here{why}.\n"
+        f"  with internet   ddpm weights fetch {entry.name} --output {file}\n"
+        f"                  from {entry.urls[0]}\n"
+        f"                  SHA-256 {entry.sha256}\n"
+        f"  bring it to     {hub_folder()}, or set {entry.variable} to its path\n"
+        f"  check it        ddpm weights verify {entry.name}"
     )
 
 

@@ -1,0 +1,150 @@
+"""What `metrics="auto"` measures: numbers that mean something for this run and need no weights from elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_lib.evaluation.bank import Bank, layer_of
+from ddpm_lib.evaluation.options import AUTO
+from ddpm_lib.metrics import FEATURES, read_statistics
+from ddpm_lib.metrics.moments import contents
+from ddpm_lib.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.evaluation.data import RunData
+    from ddpm_lib.evaluation.options import EvaluationOptions
+
+FEWEST, MOST = 64, 1000
+"""How many samples are drawn by default: as many as training images, within these bounds."""
+LEVELS = 20
+"""Levels per image from which bits/dim are estimated by default."""
+AT_LEAST = {"kid": 10, "pr": 20, "memorisation": 3, "loss_gap": 2}
+"""With fewer images on one side these say nothing, and are left out."""
+CLEAN_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Options with all that was left open filled in, and what people are told about it."""
+
+    options: EvaluationOptions
+    notes: list[str]
+
+
+def trains_likelihood(diffusion: GaussianDiffusion) -> bool:
+    """Say whether training cares for nearly clean images, where most of the bits are.
+
+    Bits/dim weigh the error of ε nearly evenly. A weighting that falls off against that by more than
+    a factor of ten from SNR 1 to the cleanest level (min_snr, flat, p2) leaves the bits of the cleanest
+    levels to chance.
+    """
+    if diffusion.loss == "vlb":
+        return True
+    snr = diffusion.schedule.snr[1:]
+    of_eps = diffusion.weighting(snr) / snr.clamp(min=1e-12)
+    middle = int(snr.clamp(min=1e-12).log().abs().argmin())
+    return bool(of_eps[0] >= CLEAN_SHARE * of_eps[middle])
+
+
+def is_pictures(diffusion: GaussianDiffusion) -> bool:
+    """Say whether a process draws what feature networks look at."""
+    return len(diffusion.image_size) == 2 and diffusion.channels in (1, 3, 4)
+
+
+def choose(options: EvaluationOptions, own: RunData | None, dataset: Any) -> Choice:
+    """Fill in metrics="auto", and what depends on it.
+
+    Args:
+        options: As they were given.
+        own: The run's sets; None where sets of images are compared.
+        dataset: Images given as an object, which are the reference.
+
+    Raises:
+        ConfigError: If nothing can be measured by default.
+    """
+    if options.metrics != AUTO:
+        return Choice(dataclasses.replace(options, features=",".join(options.feature_names)), [])
+    if own is None:
+        return _for_images(options, dataset)
+    return _for_run(options, own, dataset)
+
+
+def _for_images(options: EvaluationOptions, dataset: Any) -> Choice:
+    names, features = ["kid", "pr"], ",".join(options.feature_names)
+    reference = options.reference or options.data
+    path = Path(reference)
+    if dataset is None and path.is_file() and "images" not in (held := contents(path)) and held:
+        # Statistics know a mean and a covariance only, of features that the file may name.
+        names = ["fid"]
+        if options.features == AUTO:
+            layer = read_statistics(path)[1].get("features") if "statistics" in held else None
+            known = {layer_of(name): name for name in FEATURES}
+            features = known.get(layer or "", "inception2048")
+    if options.held_out is not None:
+        names.append("memorisation")
+    return Choice(dataclasses.replace(options, metrics=",".join(names), features=features), [])
+
+
+def _for_run(options: EvaluationOptions, own: RunData, dataset: Any) -> Choice:
+    diffusion, notes, names = own.loaded.diffusion, [], []
+    other = dataset is not None or options.data not in ("held-out", "train")
+    train: ImageDataset | None = None
+    held_out: ImageDataset | None = None
+    try:
+        train, held_out = own.sets()
+    except ConfigError as error:
+        if not (other or options.reference not in (None, "train", "held-out")):
+            raise
+        notes.append(f"memorisation and loss_gap were left out: {error}")
+    if is_pictures(diffusion):
+        names += ["kid", "pr"] + (["memorisation"] if train is not None else [])
+    if held_out is not None and len(held_out) >= AT_LEAST["loss_gap"]:
+        names.append("loss_gap")
+    elif train is not None:
+        there = "no images" if held_out is None else "1 image"
+        notes.append(
+            f"this run held {there} out, so over-fitting (loss_gap) was not measured. Train with more "
+            "images, val_fraction > 0 and val_every > 0, or with val_data."
+        )
+    changes: dict[str, Any] = {}
+    likelihood = trains_likelihood(diffusion)
+    if likelihood and (held_out is not None or other):
+        names.append("nll")
+        changes["num_levels"] = options.num_levels or min(LEVELS, diffusion.timesteps)
+    else:
+        given = [name for name in ("num_levels", "num_steps") if getattr(options, name) is not None]
+        if given:
+            why = "there are no held-out images" if likelihood else "this run was not trained for likelihood"
+            notes.append(
+                f"{' and '.join(given)} had no effect: bits/dim were not measured, as {why} "
+                "(metrics='nll', --metrics nll, measures them all the same)."
+            )
+    if not names:
+        raise ConfigError(
+            "Nothing can be measured by default: this run does not draw pictures and held nothing out. "
+            "Name metrics and data, such as metrics='nll', data='train' (--metrics nll --data train)."
+        )
+    if options.num is None:
+        known = train if train is not None else dataset
+        n = len(known) if known is not None else MOST
+        changes["num"] = min(MOST, max(FEWEST, n))
+    features = ",".join(options.feature_names)
+    changed = dataclasses.replace(options, metrics=",".join(names), features=features, **changes)
+    return Choice(changed, notes)
+
+
+def too_few(name: str, bank: Bank | None) -> str:
+    """Say why a metric of samples would say nothing of sets of these sizes; "" where it would."""
+    least = AT_LEAST.get(name)
+    if bank is None or least is None or name == "loss_gap":
+        return ""
+    against = "train" if name == "memorisation" else "reference"
+    there = [bank.n] + ([bank.sets[against].n] if against in bank.sets else [])
+    if min(there) >= least:
+        return ""
+    return f"{name} was left out: it needs at least {least} images on each side; got {' and '.join(map(str, there))}."

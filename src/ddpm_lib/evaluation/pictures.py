@@ -1,0 +1,217 @@
+"""Pictures that are not a run's own, read as training reads them; or as other tools do, on request."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_lib.evaluation.engine import ImageSet
+from ddpm_lib.evaluation.overviews import drawn_samples
+from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, safe_word
+from ddpm_lib.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.dataset import Source
+    from ddpm_lib.evaluation.data import RunData
+    from ddpm_lib.evaluation.options import EvaluationOptions
+
+FIDELITY = frozenset((".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+"""What torch-fidelity and pytorch-fid take for a picture."""
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LEAVE_OUT = 'Repair or remove them, or leave them out with on_bad_image="skip" (--on-bad-image skip).'
+
+
+def open_pictures(
+    data: Any,
+    name: str | None,
+    options: EvaluationOptions,
+    num: int | None = None,
+    like: RunData | None = None,
+) -> ImageSet:
+    """Open pictures that are not a run's own.
+
+    Args:
+        data: What `ddpm_lib.data.open_dataset` takes, a dataset of ours, or float images (n, c, h, w)
+            in [0, 1].
+        name: Its word in names of scores; default: from the path.
+        options: Give image_size, split, reader, on_bad_image and background.
+        num: Number of images, spread evenly; default: all. More than there are is clamped, with a note.
+        like: A run whose size, channels and data options count instead.
+
+    Raises:
+        ConfigError: If pictures differ in size and none is asked for, or nothing is a picture.
+        BadImagesError: If pictures cannot be used, all of them named.
+    """
+    from ddpm_lib.data import ImageDataset, tensor_dataset
+
+    where = str(data) if isinstance(data, (str, Path)) else "given"
+    word = name if name is not None else safe_word(Path(where).stem)
+    if isinstance(data, Tensor):
+        data = data.detach().cpu()
+    if isinstance(data, (np.ndarray, Tensor)) and "float" in str(data.dtype):
+        data = tensor_dataset(data)
+    if options.reader != "training" and isinstance(data, (str, Path)) and Path(data).is_dir():
+        return _as_fidelity(FidelityFiles(Path(data), options.on_bad_image or "error"), word, num)
+    notes: list[str] = []
+    if not isinstance(data, ImageDataset):
+        data, notes = _open(data, where, word, options, like)
+    n, told = clamp(num, len(data), word)
+    images = dataset_images(data, word, n if num is not None else None)
+    return dataclasses.replace(images, notes=(*notes, *told))
+
+
+def _open(
+    data: Any, where: str, word: str, options: EvaluationOptions, like: RunData | None
+) -> tuple[ImageDataset, list[str]]:
+    """Open as training does, at the run's size, the one asked for, or that at which all are stored."""
+    from ddpm_lib.data import BadImagesError, open_dataset
+    from ddpm_lib.data.arrays import ArraySource
+    from ddpm_lib.data.decode import DecodeSpec
+    from ddpm_lib.data.sources import find_source
+
+    size: int | tuple[int, int] | None = options.image_size
+    if isinstance(data, str) and data == "shapes":
+        if like is None and size is None:
+            raise ConfigError("The built-in shapes are drawn at any size. Say at which: image_size= (--image-size 32).")
+        drawn = like.pictures(data, options) if like else open_dataset(data, image_size=size or 1)
+        return drawn, []
+    notes: list[str] = []
+    folder = isinstance(data, (str, Path)) and Path(data).is_dir()
+    if folder:
+        data, notes = drawn_samples(Path(data), word)
+    source = find_source(
+        str(data) if isinstance(data, Path) else data,
+        DecodeSpec((1, 1)),
+        # Folders that training would refuse as a mixture of splits are refused here too.
+        "auto" if folder and (like is None or like.config.labels == "auto") else "none",
+        image_column=like.config.image_column if like else None,
+        label_column=None,
+        split=options.split,
+        log=None,
+    )
+    given = data if isinstance(source, ArraySource) else source  # arrays are fitted as a whole
+    if like is None and size is None:
+        size = _stored_size(source, where)  # where there is none, opening the set says why of each image
+    try:
+        if like is not None:
+            opened = like.pictures(given, options)
+        else:
+            opened = open_dataset(
+                given, image_size=size or 1, labels="none",
+                split=options.split, on_bad_image=options.on_bad_image or "error",
+                background=options.background or "white",
+            )  # fmt: skip
+    except BadImagesError as error:
+        raise BadImagesError(error.bad, error.total, error.hint or LEAVE_OUT) from None
+    if like is None and size is None:  # what could not be read a moment ago can be read now
+        raise ConfigError(f"The images of {where} change while they are read. Evaluate them when they are written.")
+    # Beside what the source says, one note tells where the images are kept; more tell of the images themselves.
+    told = len(opened.notes) > len(source.notes) + 1 or source.notes
+    return opened, [*notes, f"{word}: {'; '.join(opened.notes)}"] if told else notes
+
+
+def _stored_size(source: Source, where: str) -> tuple[int, int] | None:
+    """Return (height, width) of all images, None if none of them can be read.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    from ddpm_lib.data.sizes import different_sizes
+
+    sizes = different_sizes(source)
+    if len(sizes) > 1:
+        a, b = sizes
+        raise ConfigError(
+            f"The pictures in {where} differ in size: {a.name} is {a.width}×{a.height}, {b.name} "
+            f"{b.width}×{b.height}. Say at which size to evaluate with image_size= (--image-size "
+            f"{min(a.width, a.height, b.width, b.height)}), which crops and resizes them."
+        )
+    return (sizes[0].height, sizes[0].width) if sizes else None
+
+
+class FidelityFiles:
+    """Picture files of one size in one folder, read as torch-fidelity and pytorch-fid read them.
+
+    That is: sorted by name, not in sub-folders, converted to RGB by PIL (grey is repeated, alpha is
+    dropped), neither turned by EXIF nor resized. Unlike there, hidden files are left out, and all
+    files that cannot be read are named at once.
+
+    Args:
+        folder: The folder.
+        on_bad_image: "error", or "skip" to leave out what cannot be read.
+
+    Raises:
+        ConfigError: If there are none, or they differ in size.
+        BadImagesError: If files cannot be read, all of them named.
+    """
+
+    def __init__(self, folder: Path, on_bad_image: str = "error") -> None:
+        from ddpm_lib.data import BadImagesError
+
+        inside = (p for p in folder.iterdir() if not p.name.startswith("."))
+        there = sorted(p for p in inside if p.suffix.lower() in FIDELITY and p.is_file())
+        if not there:
+            raise ConfigError(
+                f"{folder} itself holds no pictures ({', '.join(sorted(FIDELITY))}), and "
+                "reader='torch-fidelity' does not look into sub-folders. Name the folder they lie in."
+            )
+        sizes: dict[tuple[int, int], Path] = {}
+        bad: list[tuple[str, str]] = []
+        self.files: list[Path] = []
+        for path in there:
+            try:
+                height, width, _ = self._pixels(path).shape
+            except Exception as error:  # a decoder may raise anything
+                bad.append((path.name, " ".join(str(error).split())[:200] or type(error).__name__))
+                continue
+            sizes.setdefault((width, height), path)
+            self.files.append(path)
+        if bad and (on_bad_image == "error" or not self.files):
+            raise BadImagesError(bad, len(there), LEAVE_OUT)
+        if len(sizes) > 1:
+            (a, first), (b, second) = list(sizes.items())[:2]
+            raise ConfigError(
+                f"The pictures in {folder} differ in size: {first.name} is {a[0]}×{a[1]}, {second.name} "
+                f"{b[0]}×{b[1]}, and reader='torch-fidelity' does not resize. Leave it out, and say at "
+                "which size to evaluate with image_size= (--image-size 64)."
+            )
+        ((width, height),) = sizes
+        self.shape = height, width
+        self.left_out, self.there = len(bad), len(there)
+        info = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self.files]
+        self.fingerprint = digest_of("files", info)
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """Return uint8 (n, 3, h, w)."""
+        found = np.stack([self._pixels(self.files[row]) for row in rows])
+        return torch.from_numpy(found).permute(0, 3, 1, 2)
+
+    def _pixels(self, path: Path) -> np.ndarray:
+        from PIL import Image
+
+        with Image.open(path, formats=_FORMATS) as picture:
+            return np.array(picture.convert("RGB"))
+
+
+def _as_fidelity(files: FidelityFiles, word: str, num: int | None) -> ImageSet:
+    n, notes = clamp(num, len(files.files), word)
+    rows = evenly(n, len(files.files))
+    if files.left_out:
+        notes.append(f"{word}: {files.left_out:,} of {files.there:,} pictures cannot be used and were left out.")
+    return ImageSet(
+        word,
+        n,
+        lambda r: files.read(rows[r.start : r.stop].tolist()),
+        digest_of(files.fingerprint, n),
+        cached=True,
+        notes=tuple(notes),
+        reader="torch-fidelity",
+        shape=files.shape,
+    )

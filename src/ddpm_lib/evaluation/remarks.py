@@ -1,0 +1,172 @@
+"""What stands beside the numbers: that one is worse than trivial, and what trivial images score."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ddpm_lib import keys
+from ddpm_lib.evaluation.bank import Bank, layer_of
+from ddpm_lib.evaluation.defaults import trains_likelihood
+from ddpm_lib.evaluation.sources import evenly
+from ddpm_lib.evaluation.task import Score, Task
+from ddpm_lib.metrics import frechet_of_features, kernel_distance, manifolds, to_rgb
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+UNIFORM_BITS = 8.0
+"""Bits/dim of a model that takes every value of 8 bits for equally probable."""
+WEIGHT_FREE = ("random64", "pixels")
+NOISE_IMAGES = 200
+FEW_HELD_OUT = 20
+_EMPTY = {
+    "precision": "no sample lies among the reference images",
+    "recall": "the samples cover none of the reference images",
+    "density": "no sample lies among the reference images",
+    "coverage": "no reference image has a sample near it",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores with remarks and rows to compare with, and notes on all of them."""
+
+    scores: list[Score]
+    notes: list[str]
+
+
+def judge(scores: Sequence[Score], task: Task) -> Judged:
+    """Put beside each score what trivial images score, where that costs next to nothing, and what is wrong with it."""
+    alike, notes = _alike(task.bank, task.options.feature_names)
+    found: list[Score] = []
+    for score in scores:
+        rows = _baselines(score, task)
+        noise = next((row for row in rows if row.name.endswith("/noise")), None)
+        found += [_remarked(score, noise, alike), *rows]
+    if any(_beyond_noise(s) for s in found):
+        notes.append(_why_bits(task.model()))
+    return Judged(found, notes)
+
+
+def _remarked(score: Score, noise: Score | None, alike: Sequence[str]) -> Score:
+    kind = score.name.split("_")[0]
+    remark = score.remark
+    if not math.isfinite(score.value):
+        remark = "not a number: nothing can be read from it"
+    elif any(f"_{name}_" in score.name for name in alike):
+        remark = "the images of one set are all alike: says nothing"
+    elif _beyond_noise(score):
+        remark = f"worse than uniform noise ({UNIFORM_BITS:g} bits/dim)"
+    elif kind in _EMPTY and score.value == 0.0 and "/" not in score.name:
+        remark = _EMPTY[kind]
+    elif score.name.endswith("/infinity") and score.value < 0:
+        remark = "below 0, as distances are not: no difference can be told"
+    elif noise is not None and kind in ("fd", "kd", "fid", "kid") and score.value >= noise.value:
+        remark = "no better than uniform noise"
+    return dataclasses.replace(score, remark=remark)
+
+
+def _beyond_noise(score: Score) -> bool:
+    whole = score.unit == "bits/dim" and "/" not in score.name
+    return whole and "gap" not in score.name and " - " not in score.name and score.value > UNIFORM_BITS
+
+
+def _why_bits(diffusion: GaussianDiffusion) -> str:
+    if trains_likelihood(diffusion):
+        return (
+            "bits/dim above 8 are worse than taking every value for equally probable: train longer, or look for values "
+            "outside [0, 1] in the data."
+        )
+    weighting = type(diffusion.weighting).__name__
+    return (
+        f"bits/dim above 8 are worse than taking every value for equally probable. The weighting of this run ({weighting}) "
+        "does not train likelihood: judge it by its samples (--metrics kid,pr,memorisation). For likelihood train with "
+        "--diffusion.weighting simple and --diffusion.variance learned_range, or --diffusion.loss vlb."
+    )
+
+
+def _alike(bank: Bank | None, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find features in which all images of a set are one, and say so."""
+    found: list[str] = []
+    notes: list[str] = []
+    for name in dict.fromkeys([*names, "pixels"] if bank is not None else ()):
+        layer = layer_of(name)
+        for which in ("samples", "reference"):
+            assert bank is not None
+            if not bank.has(which, layer) or bank.sets[which].n < 2:
+                continue
+            features = bank.features(which, layer)
+            if float((features - features[0]).abs().max()) <= 1e-6 * float(features.abs().max()):
+                found.append(name)
+                notes.append(
+                    f"all {bank.sets[which].n:,} images of {bank.word(which)} are the same to {name}: blank, or copies of one "
+                    "picture. Look at them before reading any number."
+                )
+    return found, list(dict.fromkeys(notes))
+
+
+def _baselines(score: Score, task: Task) -> list[Score]:
+    """Return what held-out images and noise score instead of the samples, for features without weights."""
+    bank, parts = task.bank, score.name.split("_")
+    kind = parts[0]
+    if bank is None or "/" in score.name or kind not in ("fd", "kd", "precision", "recall", "density", "coverage"):
+        return []
+    features = next((name for name in WEIGHT_FREE if f"_{name}_" in score.name), None)
+    layer = layer_of(features) if features else ""
+    if not features or not bank.has("samples", layer) or "reference" not in bank.sets:
+        return []
+    found: list[Score] = []
+    for word, other in _others(bank, layer):
+        value = _measure(kind, score, bank, layer, other)
+        if value is not None:
+            unit = f"{score.unit}, of {len(other):,} {'held-out images' if word == 'held-out' else 'images of noise'}"
+            found.append(Score(f"{score.name}/{word}", value, None, unit))
+    return found
+
+
+def _others(bank: Bank, layer: str) -> list[tuple[str, Tensor]]:
+    found = []
+    same = bank.sets.get("held_out") is not None and bank.word("held_out") == bank.word("reference")
+    if bank.has("held_out", layer) and not same:
+        features = bank.features("held_out", layer)
+        n = min(bank.n, len(features))
+        if n >= FEW_HELD_OUT:
+            found.append(("held-out", features[torch.from_numpy(evenly(n, len(features)))]))
+    found.append(("noise", bank.remember(f"noise {layer}", lambda: _noise(bank, layer))))
+    return found
+
+
+def _noise(bank: Bank, layer: str) -> Tensor:
+    """Return features of images whose values are all equally probable."""
+    shape = bank.sets["reference"].read(range(1)).shape[1:]
+    n = min(NOISE_IMAGES, bank.n)
+    images = torch.stack(
+        [torch.randint(256, shape, generator=keys.generator("cpu", i, 0, "noise images")) for i in range(n)]
+    ).to(torch.uint8)
+    extractor, wanted = layer.split("/")
+    pixels = to_rgb(images).to(bank.state.device)
+    return bank.engine.extractor(extractor, [wanted])(pixels)[wanted].float().cpu()
+
+
+def _measure(kind: str, score: Score, bank: Bank, layer: str, other: Tensor) -> float | None:
+    if kind == "fd":
+        # Biased by the number of images: another number would not be comparable.
+        if len(other) != bank.n:
+            return None
+        return frechet_of_features(other, bank.statistics("reference", layer))[0]
+    if not bank.has("reference", layer):
+        return None
+    reference = bank.features("reference", layer)
+    if kind == "kd":
+        return kernel_distance(other, reference)
+    k = int(score.name.split("_k")[1].split("_")[0])
+    if len(other) <= k:
+        return None
+    return float(getattr(manifolds(other, reference, k), kind).mean())
