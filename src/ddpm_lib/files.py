@@ -67,6 +67,21 @@ def appending(path: Path) -> Iterator[IO[str]]:
         yield file
 
 
+@contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """Give a name in UTF-8 under which a file can be read, for readers that take no other."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{handle}" if os.path.isdir("/proc/self/fd") else str(path)
+        finally:
+            os.close(handle)
+    else:
+        yield str(path)
+
+
 def flush(path: Path) -> None:
     """Bring a file, or what a directory says of its entries, to the disk itself."""
     handle = os.open(path, os.O_RDONLY)

@@ -94,8 +94,13 @@ def _open_file_lock(handle: int) -> None:
 
 
 def let_go(handle: int) -> None:
-    """Close a locked file, which unlocks it."""
+    """Unlock a file and close it; a child that was forked just now may have it open still, so closing is not enough."""
     _held.discard(handle)
+    if fcntl is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(handle, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
     os.close(handle)
 
 

@@ -188,7 +188,7 @@ def no_run(path: Path) -> str:
     there = f"{printable(path)} is no run directory" if path.exists() else f"{printable(path)} does not exist"
     near = runs_in(path.parent) + (runs_in(Path("runs")) if path.parent != Path("runs") else [])
     inside = runs_in(path) or runs_in(path / "runs")
-    found = list({run.absolute(): run for run in [*inside, *near]}.values())
+    found = list({os.path.realpath(run): run for run in reversed([*inside, *near])}.values())[::-1]
     if not found:
         return f"{there}. Give a run directory, which `ddpm train` names at its start: runs/shapes for the built-in images."
     hint = nearest(path.name, [run.name for run in found])

@@ -40,4 +40,15 @@ def printable(text: object) -> str:
     >>> printable("a\x1b[2Jb")
     'a\\x1b[2Jb'
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(c: str) -> str:
+    # A byte of a file name that is no UTF-8 reaches Python as a lone surrogate.
+    return f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else repr(c)[1:-1]
+
+
+def sayable(text: str, encoding: str | None) -> str:
+    """Return lines of text as a terminal or a file of some encoding can show them: what it cannot becomes an escape."""
+    plain = "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+    return plain.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")

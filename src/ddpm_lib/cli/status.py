@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ddpm_lib.runs import Standing, is_run, no_run, number, runs_in, stand
-from ddpm_lib.words import printable
+from ddpm_lib.words import printable, sayable
 
 DESCRIPTION = """How a run stands; without RUN, how all in ./runs stand. The first word is one of
 
@@ -50,9 +50,8 @@ def main(args: list[str]) -> int:
 
 
 def _write(lines: list[str]) -> None:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     for line in lines:
-        print(line.encode(encoding, "backslashreplace").decode(encoding))
+        print(sayable(line, getattr(sys.stdout, "encoding", None)))
 
 
 def _values(run: Path) -> dict[str, object]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.files import flush as _flush
+from ddpm_lib.files import utf8_name
 from ddpm_lib.files import write_atomically as write_atomically  # what other rooms write their records with
 from ddpm_lib.words import short
 
@@ -239,7 +240,8 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise CheckpointError(f"{path} holds no {stem} tensors.")
     try:
-        return load_file(file)
+        with utf8_name(file) as name:
+            return load_file(name)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no safetensors file ({error}).") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -71,7 +72,8 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
         }
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):  # a whole number that no float holds
+                return float(value)
     elif annotation is int:
         ok = isinstance(value, int) and not isinstance(value, bool)
     elif annotation in (None, type(None)):

@@ -17,6 +17,7 @@ from ddpm_lib.files import appending
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.records import MetricsFile, write_status
 from ddpm_lib.training.watchdog import Watchdog
+from ddpm_lib.words import sayable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -114,8 +115,8 @@ class RunContext:
         from tqdm.auto import tqdm
 
         with self.going_on("A line on stderr"):
-            tqdm.write(line, file=sys.stderr)
-        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {line}\n")
+            tqdm.write(sayable(line, getattr(sys.stderr, "encoding", None)), file=sys.stderr)
+        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {sayable(line, None)}\n")
         self._write_lines()
 
     @property

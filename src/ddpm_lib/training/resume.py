@@ -122,11 +122,14 @@ def find_checkpoint(trainer: Trainer) -> Path | None:
     back = back_to(trainer, step) if step is not None else None
     if back is not None:
         return back
-    found = files.newest_complete(folder, trainer.say, check=check_resumable)
+    broken: list[str] = []
+    found = files.newest_complete(folder, broken.append, check=check_resumable)
+    for line in broken:
+        trainer.say(line)
     if there and found is None:
         raise files.CheckpointError(
             f"None of the {len(there)} checkpoints in {folder} is complete. Choose another output_dir to start anew, "
-            "or move them away."
+            f"or move them away. The newest: {broken[0].partition(': ')[2]}"
         )
     return found
 
