@@ -16,6 +16,7 @@ from PIL import Image
 
 from ddpm_lib import files, load_run
 from ddpm_lib import images as pictures
+from ddpm_lib.ablation import ablate
 from ddpm_lib.cli import main
 from ddpm_lib.runs import stand
 from ddpm_lib.training import CheckpointError, ConfigError
@@ -191,6 +192,8 @@ def test_a_folder_of_somebody_s_data_is_no_run_directory(tmp_path: Path, name: s
         ConfigError, match=r"pics is no run and holds data .*Choose another output_dir, such as .*pics-2"
     ):
         trainer_of(tmp_path / "pics")
+    with pytest.raises(ConfigError, match="pics is no run and holds data"):
+        ablate("shapes", {"diffusion.schedule": ["linear"]}, images=32, image_size=8, output_dir=tmp_path / "pics")
     assert main(["train", "--output-dir", str(tmp_path / "pics")]) == 2
 
 
@@ -504,6 +507,27 @@ def test_an_average_that_is_not_finite_is_said(run: Path) -> None:
     rehash(newest(run))
     trainer_of(run).train()
     assert f"The average {name} in step-000000003 holds NaN" in said(run)
+
+
+def test_a_newer_checkpoint_is_not_overwritten_by_an_older_version(run: Path) -> None:
+    manifest = newest(run) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match=r"step-000000003 was written by a newer ddpm-lib.*--resume STEP"):
+        trainer_of(run).train()
+    assert trainer_of(run, resume="2").train().step == 4
+    assert (
+        (run / "set-aside" / "1" / "checkpoints" / "step-000000003" / "manifest.json").read_text().count('"format": 2')
+    )
+
+
+def test_another_version_of_the_library_is_said(run: Path) -> None:
+    path = newest(run) / "state.json"
+    state = json.loads(path.read_text())
+    state["versions"]["ddpm-lib"] = "99.0"
+    path.write_text(json.dumps(state))
+    rehash(newest(run))
+    trainer_of(run).train()
+    assert "Saved by ddpm-lib 99.0, continuing with" in said(run)
 
 
 # --- STOP, and back to an older checkpoint --------------------------------------------------------------------------------

@@ -206,6 +206,15 @@ def verify(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def is_of_newer_version(path: Path) -> bool:
+    """Say whether a checkpoint's manifest is of a format that only a newer version reads."""
+    try:
+        version = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(version, int) and version > FORMAT_VERSION
+
+
 def newest_complete(
     folder: Path,
     warn: Callable[[str], None],

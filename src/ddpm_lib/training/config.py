@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import PurePath
 from typing import Any, Literal
 
 from ddpm_lib.registry import nearest
@@ -80,6 +81,8 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
         ok = value is None
     elif annotation is Any:
         ok = True
+    elif annotation is str and isinstance(value, PurePath):
+        return str(value)
     elif isinstance(annotation, type):
         ok = isinstance(value, annotation)
     if not ok:

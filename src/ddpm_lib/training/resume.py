@@ -119,6 +119,11 @@ def find_checkpoint(trainer: Trainer) -> Path | None:
             f"Choose another output_dir, such as {fresh(trainer.output_dir)}, or resume='auto' (--resume auto) to continue it."
         )
     step = wanted_step(trainer.config.resume, trainer.output_dir)
+    if there and step is None and files.is_of_newer_version(there[-1]):
+        raise files.CheckpointError(
+            f"{there[-1]} was written by a newer ddpm-lib, which this version cannot read. Upgrade ddpm-lib, or go back to an "
+            "older checkpoint (--resume STEP), which sets the newer ones aside."
+        )
     back = back_to(trainer, step) if step is not None else None
     if back is not None:
         return back
@@ -240,7 +245,9 @@ def restore(trainer: Trainer, path: Path) -> None:
         trainer.ema.set_step(trainer.step)
     trainer.posthoc.restore(path, state)
     _restore_parts(trainer, state, path)
-    threads = state["versions"].get("threads")
+    threads, version = state["versions"].get("threads"), state["versions"].get("ddpm-lib")
+    if version != (own := describe_versions()["ddpm-lib"]):
+        trainer.say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
     if trainer.device.type == "cpu" and threads != torch.get_num_threads():
         trainer.say(
             f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up to rounding, not bitwise."
