@@ -207,18 +207,19 @@ def test_a_run_directory_that_vanishes(tmp_path: Path) -> None:
 
 
 def test_a_read_only_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Path.open
+    real = os.open
 
-    def read_only(self, mode="r", *args, **options):
-        if tmp_path in self.parents and mode != "r":
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
-        return real(self, mode, *args, **options)
+    def read_only(path, flags, *args, **options):
+        if str(path).startswith(str(tmp_path)) and flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *args, **options)
 
-    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(
         ConfigError, match=r"run cannot be written to \(Read-only file system\). Choose another output_dir"
     ):
         trainer_of(tmp_path / "run").train()
+    assert not (tmp_path / "run").exists()
 
 
 def test_directories_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +325,8 @@ def test_without_file_locks_the_owner_s_name_decides(tmp_path: Path, monkeypatch
     def no_locks(*args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    for name in ("fcntl", "flock", "lockf"):
+        monkeypatch.setattr(fcntl, name, no_locks)
     lock, here = RunLock(tmp_path), socket.gethostname()
     assert "has no file locks (No locks available): start only one job in it." in str(lock.acquire())
     (tmp_path / ".lock").write_text(f"process {os.getppid()} on {here}")

@@ -111,7 +111,7 @@ def test_the_same_command_again_finds_the_run_finished(run: Path, capsys: pytest
     before = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")}
     again = ("--class-conditional", "--ema-decay", "0.5", "0.9", "--learning-rate", "0.01")
     assert train(run, *again) == 0
-    assert "Training finished at step 4: reached max_steps 4" in capsys.readouterr().err
+    assert "Training was finished before, at step 4: nothing to do." in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")} == before
 
 
@@ -337,7 +337,7 @@ def test_which_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     message = error_of(capsys, "sample", run, "--checkpoint", 3)
     assert "has no checkpoint '3'. There are: step-000000002, step-000000004; or 'latest', or 'all'" in message
     assert "does not exist. Give a run directory" in error_of(capsys, "sample", tmp_path / "nowhere")
-    assert "holds no checkpoints. Train first" in error_of(capsys, "sample", tmp_path)
+    assert f"{tmp_path} is no run directory. Give a run directory" in error_of(capsys, "sample", tmp_path)
 
 
 def test_damaged_newest_checkpoint_is_passed_over_aloud(

@@ -246,7 +246,7 @@ def test_wrong_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     for args, message in (
         ((run, "--sigma-rel", "0.4"), "sigma_rel must lie between 0 and 0.288"),
         ((run, "--step", "7"), "not at 7. The nearest is 6"),
-        ((tmp_path,), "holds no post-hoc averages"),
+        ((tmp_path,), "is no run directory. Give a run directory"),
         ((run, "--sigma-rel", "0.1", "0.2", "--output-dir", str(tmp_path / "x")), "--output-dir takes one average"),
     ):
         assert ddpm("ema", *args) == 2

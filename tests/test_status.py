@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from ddpm_lib.cli import main
 from ddpm_lib.training import DivergedError
+from ddpm_lib.training.records import write_status
 from training_helpers import StopAt, tiny_diffusion, tiny_trainer
 
 
@@ -43,16 +46,17 @@ def test_every_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "continues" not in said(capsys, run)
     (run / "status.json").write_text("{")
     assert "status.json cannot be read" in said(capsys, run)
+    assert said(capsys, run, "--word") == "killed\n", "there are checkpoints: it is to be continued"
     assert main(["status", str(tmp_path / "nowhere")]) == 2
     assert "nowhere does not exist. Give a run directory" in capsys.readouterr().err
 
 
 def test_failed_and_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Asked by another process, as always in practice: a process never sees its own lock."""
+    """Asked by another process, as always in practice."""
 
     class Ask(StopAt):
         def on_step_end(self, trainer):
-            if trainer.step == 2:
+            if trainer.step == 3:
                 code = "import sys; from ddpm_lib.cli import main; sys.exit(main(['status', sys.argv[1]]))"
                 self.answer = subprocess.run(
                     [sys.executable, "-c", code, str(tmp_path)],
@@ -64,9 +68,139 @@ def test_failed_and_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(DivergedError):
         tiny_trainer(tmp_path, tiny_diffusion(dim=4, dim_mults=(1,)), callbacks=[ask]).train()
     assert ask.answer.startswith("running: ")
+    assert "step        2 of 6" in ask.answer
+    assert re.search(r"loss        0\.\d+\n  speed       [\d,.]+ images/s\n  left        \d+ s\n", ask.answer)
     assert "held by     process " in ask.answer
     assert said(capsys, tmp_path, "--word") == "failed\n"
     assert "reason      DivergedError: all is lost" in said(capsys, tmp_path)
+
+
+STRANGE = [
+    b"",
+    b"[1]",
+    b"\xff",
+    b'{"status": 3}',
+    b'{"status": "rm -rf"}',
+    b'{"status": "none"}',
+    b"[" * 10**5,
+    b"null",
+]
+
+
+@pytest.mark.parametrize("raw", STRANGE, ids=lambda raw: repr(raw[:12]))
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_status_file_that_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], raw: bytes, trained: bool
+) -> None:
+    (tmp_path / "status.json").write_bytes(raw)
+    if trained:
+        (tmp_path / "checkpoints" / "step-000000007").mkdir(parents=True)
+    assert said(capsys, tmp_path, "--word") == ("killed\n" if trained else "none\n")
+    assert "reason " in said(capsys, tmp_path) or raw == b'{"status": "none"}'
+    assert ("step-000000007" in said(capsys, tmp_path)) == trained
+    assert json.loads(said(capsys, tmp_path, "--json"))["status"] == ("killed" if trained else "none")
+
+
+def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for values in (
+        {"step": "3", "max_steps": None, "reason": 7, "save_every": []}, {"step": -1, "max_steps": True, "reason": ["x"]},
+        {"step": 10**30, "max_steps": 1.5, "reason": {}},
+    ):  # fmt: skip
+        (tmp_path / "status.json").write_text(json.dumps({"status": "stopped", **values}))
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2, "loss": "x", "val_loss": 10**400}) + "\n{\n")
+        assert "stopped" in said(capsys, tmp_path)
+    (tmp_path / "status.json").unlink()
+    (tmp_path / "status.json").mkdir()
+    assert "status.json cannot be read (Is a directory)" in said(capsys, tmp_path)
+
+
+def test_nothing_moves_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "a\x1b[2Jb"
+    run.mkdir()
+    (run / "status.json").write_text(json.dumps({"status": "stopped", "step": 1, "reason": "\x1b]0;x\x07\u202e"}))
+    (run / ".lock").write_text("")
+    for args in ([run], [tmp_path], [run, "--json"]):
+        out = said(capsys, *args)
+        assert "stopped" in out
+        assert all(c.isprintable() or c == "\n" for c in out), ascii(out)
+    (run / ".lock").write_text("process 1 on \x1b[2J")
+    assert said(capsys, run, "--word") == "killed\n"
+
+
+def test_all_runs_of_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 2
+    assert "There are no runs in ./runs" in capsys.readouterr().err
+    for name, step in (("b", 1), ("a", 20)):
+        write_status(_made(tmp_path / "runs" / name), status="stopped", step=step, max_steps=1000, reason="")
+    (tmp_path / "runs" / "no run").mkdir()
+    (tmp_path / "runs" / "a" / "metrics.jsonl").write_text('{"step": 20, "loss": 0.25, "val_loss": 0.5}\n')
+    lines = said(capsys).splitlines()
+    assert [line.split()[:2] for line in lines] == [["run", "state"], ["runs/a", "stopped"], ["runs/b", "stopped"]]
+    assert "20 of 1,000" in lines[1]
+    assert "0.25, val 0.5" in lines[1]
+    assert len(said(capsys, "--json").splitlines()) == 2
+    assert said(capsys, "runs") == said(capsys)
+    assert main(["status", "runs", "--word"]) == 2
+    assert "there are: runs/a, runs/b" in capsys.readouterr().err
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+COMMANDS = [
+    ("sample",),
+    ("evaluate", "--metrics", "nll"),
+    ("ema",),
+    ("edit", "x.png"),
+    ("inpaint", "x.png", "--mask", "y.png"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_no_command_proposes_to_train_into_a_folder_that_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pics", "other"):
+        write_status(_made(tmp_path / "runs" / name), status="finished", step=1, max_steps=1, reason="")
+    (tmp_path / "folder").mkdir()
+    for given, words in (
+        (
+            "runs/pic",
+            "runs/pic does not exist. Did you mean runs/pics? Give a run directory; there are: runs/other, runs/pics.",
+        ),
+        ("folder", "folder is no run directory. Give a run directory; there are: runs/other, runs/pics."),
+    ):
+        assert main([command[0], given, *command[1:]]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert "ddpm train" not in err
+
+
+def test_a_run_without_a_checkpoint_says_when_one_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ask(StopAt):
+        def on_step_end(self, trainer):
+            if trainer.step == 3:
+                for command in ("sample", "evaluate"):
+                    assert main([command, str(tmp_path)]) == 2
+
+    tiny_trainer(tmp_path, tiny_diffusion(dim=4, dim_mults=(1,)), max_steps=5, save_every=4, callbacks=[Ask(0)]).train()
+    said_so = f"{tmp_path} is being trained (step 2 of 5) and holds no checkpoints yet: the first comes at step 4 (save_every)"
+    assert capsys.readouterr().err.count(said_so) == 2
+    shutil.rmtree(tmp_path / "checkpoints")
+    for status, words in (
+        ("finished", "they were removed or moved away"), ("running", "killed before it saved one"), ("failed", "too hot"),
+    ):  # fmt: skip
+        write_status(tmp_path, status=status, step=2, max_steps=5, reason="too hot")
+        assert main(["sample", str(tmp_path)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_status_is_light() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ddpm_lib.files import write_aside
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,8 +114,18 @@ def save_image(image: Tensor, path: str | Path, scale: int = 1) -> Path:
     picture = to_pil(image)
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    picture.save(path)
+    _save_aside(picture, path)
     return path
+
+
+def _save_aside(picture: Image.Image, path: Path, **options: Any) -> None:
+    # A full disk must not leave an empty picture, nor a link lead out of the folder.
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path.name!r} names no kind of picture. Write a name such as {path.stem}.png.")
+    write_aside(path, lambda aside: picture.save(aside, format=kind, **options))
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None, scale: int = 1) -> Path:
@@ -132,5 +144,5 @@ def save_gif(frames: Sequence[Tensor], path: str | Path, seconds: float = 4.0, s
         pictures = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
     each = max(20, int(1000 * seconds / len(pictures)))
     durations = [each] * (len(pictures) - 1) + [1500]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    _save_aside(pictures[0], path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
     return path

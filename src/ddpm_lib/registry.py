@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
+from ddpm_lib.words import short
+
 T = TypeVar("T")
 
 
@@ -15,7 +17,7 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     >>> nearest("cosin", ["linear", "cosine"])
     'cosine'
     """
-    found = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.55)
+    found = difflib.get_close_matches(str(name)[:200], list(choices), n=1, cutoff=0.55)
     return found[0] if found else None
 
 
@@ -24,7 +26,7 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
     names = list(choices)
     hint = nearest(str(name), names)
     did_you_mean = f" Did you mean {hint!r}?" if hint else ""
-    return f"Unknown {kind} {name!r}.{did_you_mean} Choices: {', '.join(names)}."
+    return f"Unknown {kind} {short(name)}.{did_you_mean} Choices: {', '.join(names)}."
 
 
 class Registry(Mapping[str, T], Generic[T]):

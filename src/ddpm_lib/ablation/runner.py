@@ -17,6 +17,7 @@ from ddpm_lib.ablation.report import AblationResult, Outcome
 from ddpm_lib.ablation.subjects import Subject, make_subject
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.training import DivergedError, Trainer
+from ddpm_lib.training.agreement import refuse_pictures
 from ddpm_lib.training.checkpoint import write_atomically
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.sources import data_name
@@ -79,6 +80,8 @@ def ablate(
     steps = {cell.name: _steps(cell, images) for cell in cells}
     refused = _refusals(subject, grid, cells)
     folder = Path(output_dir or f"runs/ablation-{data_name(data.replace(':', '-'))}")
+    if not (folder / "runs").is_dir():
+        refuse_pictures(folder)
     about = {
         "data": data, "images": images, "image_size": list(subject.size), "channels": subject.channels,
         "num_samples": len(subject.others[0]), "network": subject.network.__name__,

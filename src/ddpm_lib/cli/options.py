@@ -18,6 +18,7 @@ import tyro
 import yaml
 
 from ddpm_lib.training.config import ConfigError, check_type, unknown_options
+from ddpm_lib.words import short
 
 
 def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> type:
@@ -91,7 +92,7 @@ def read_config(path: str) -> dict[str, Any]:
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8
-        raise ConfigError(f"The config file {path} is not valid YAML: {error}") from error
+        raise ConfigError(f"The config file {path} is not valid YAML: {str(error)[:2000]}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The config file {path} must hold `option: value` lines; got {type(values).__name__}.")
     return values
@@ -106,8 +107,39 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
+_MOST_VALUES = 100_000
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that also reads 1e-4 as a number, as everybody means it."""
+    """YAML's safe loader that also reads 1e-4 as a number, as everybody means it, and lets no alias stand for gigabytes."""
+
+    def get_single_data(self) -> Any:
+        """Read the one document.
+
+        Raises:
+            yaml.YAMLError: Also if it comes to more than 100,000 values when its aliases are written out.
+        """
+        node = self.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}, set()) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant")
+        return self.construct_document(node)
+
+
+def _values(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """Count the values of a node with every alias written out; endlessly many for one that holds itself."""
+    if id(node) in above:
+        return _MOST_VALUES + 1
+    if id(node) not in known:
+        inside = above | {id(node)}
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = list(node.value)
+        known[id(node)] = min(1 + sum(_values(child, known, inside) for child in children), _MOST_VALUES + 1)
+    return known[id(node)]
 
 
 _Loader.add_implicit_resolver(
@@ -154,12 +186,12 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not name or not equals or name in found:
             raise ConfigError(
-                f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got {pair!r}."
+                f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got {short(pair)}."
             )
         try:
             found[name.replace("-", "_")] = read_yaml(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{flag}: {value!r} is not a number, a word, or true or false.") from error
+            raise ConfigError(f"{flag}: {short(value)} is not a number, a word, or true or false.") from error
     return found
 
 

@@ -146,7 +146,9 @@ def _check(command: SampleCommand) -> None:
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse a directory that holds something."""
+    """Refuse a directory that holds something, and what is none."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is no directory. Choose another --output-dir.")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
@@ -285,13 +287,19 @@ def new_folder(output_dir: str | None, checkpoint: Path, word: str = "draw") -> 
     Raises:
         ConfigError: If the directory asked for holds something.
     """
-    if output_dir is not None:
-        folder = Path(output_dir)
-        refuse_used(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    base = checkpoint.parent.parent / "samples"
-    base.mkdir(parents=True, exist_ok=True)
+    base = Path(output_dir) if output_dir is not None else checkpoint.parent.parent / "samples"
+    try:
+        if output_dir is not None:
+            refuse_used(base)
+        base.mkdir(parents=True, exist_ok=True)
+        return base if output_dir is not None else _numbered(base, word)
+    except OSError as error:
+        raise ConfigError(
+            f"{base} cannot be written to ({error.strerror or error}). Say with --output-dir where the images are to go."
+        ) from error
+
+
+def _numbered(base: Path, word: str) -> Path:
     for number in range(1, 10**6):
         folder = base / f"{word}-{number:04d}"
         try:

@@ -7,6 +7,7 @@ import functools
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tyro
@@ -17,6 +18,8 @@ from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
 from ddpm_lib.registry import unknown_name
 from ddpm_lib.training import ConfigError, Trainer, TrainingConfig
+from ddpm_lib.training.lock import refuse_taken
+from ddpm_lib.training.run_config import in_its_run
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -112,7 +115,9 @@ def layered(args: list[str], cls: type[C], prog: str, description: str) -> C:
         ConfigError: For anything unknown or impossible in the file; flags exit with tyro's own message.
     """
     path = options.flag_value(args, "--config")
-    file = options.read_config(path) if path else {}
+    file, note = in_its_run(path, options.read_config(path)) if path else ({}, None)
+    if note and options.flag_value(args, "--output-dir") is None:
+        print(note, file=sys.stderr)
     base = cls()
 
     def over(base: C) -> C:
@@ -185,10 +190,12 @@ def main(args: list[str]) -> int:
     if command.print_config:
         print(options.dump(settings), end="")
         return 0
+    output_dir = settings.output_dir or f"runs/{default_name(settings.data)}"
+    if not command.dry_run:
+        refuse_taken(Path(output_dir))  # before the data are opened, which building may need
     diffusion, data = build(settings)
     if command.dry_run:
         return dry_run(settings, diffusion, data)
-    output_dir = settings.output_dir or f"runs/{default_name(settings.data)}"
     trainer = Trainer(diffusion, data, config=dataclasses.replace(settings.training(), output_dir=output_dir))
     trainer.source_name = settings.data
     result = trainer.train()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm_lib.caching import cache_folder
 from ddpm_lib.evaluation.engine import Engine, ImageSet
+from ddpm_lib.files import utf8_name
 from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.sampling import own_share
@@ -224,7 +225,8 @@ class Bank:
             return None
         from safetensors.torch import load_file
 
-        return load_file(path)["features"]
+        with utf8_name(path) as name:
+            return load_file(name)["features"]
 
     def _save(self, images: ImageSet, layer: str, features: Tensor) -> None:
         if images.cached and self.state.is_main_process:

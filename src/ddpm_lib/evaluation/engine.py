@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.caching import cache_folder
+from ddpm_lib.files import utf8_name
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
 from ddpm_lib.training.sampling import own_share
@@ -260,7 +261,8 @@ def _parts(folder: Path) -> list[tuple[int, int]]:
 def _read_part(folder: Path, part: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
-    return part[0], load_file(folder / _part_name(*part))
+    with utf8_name(folder / _part_name(*part)) as name:
+        return part[0], load_file(name)
 
 
 def _part_name(start: int, stop: int) -> str:

@@ -94,7 +94,6 @@ def _open(
         image_column=like.config.image_column if like else None,
         label_column=None,
         split=options.split,
-        log=None,
     )
     given = data if isinstance(source, ArraySource) else source  # arrays are fitted as a whole
     if like is None and size is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.runs import fresh, is_run, pictures_in
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.resume import describe_versions, differences
+from ddpm_lib.words import printable
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -39,11 +41,12 @@ def check_alike(trainer: Trainer) -> None:
 
 
 def check_place(output_dir: Path, data: Any) -> None:
-    """Refuse to write into the folder of the images: the next start would train on its own samples.
+    """Refuse to write into the folder of the images, or among other images: whoever trains on those would train on samples.
 
     Raises:
         ConfigError: Naming both.
     """
+    refuse_pictures(output_dir)
     if not isinstance(data, (str, Path)) or not Path(data).is_dir():
         return
     images, run = Path(data).resolve(), output_dir.resolve()
@@ -51,4 +54,22 @@ def check_place(output_dir: Path, data: Any) -> None:
         raise ConfigError(
             f"The run directory {output_dir} lies in the folder of the images, {data}: its pictures would be taken for training "
             "data. Choose an output_dir outside."
+        )
+
+
+def refuse_pictures(output_dir: Path) -> None:
+    """Refuse a directory that holds somebody's pictures or data and is no run.
+
+    Raises:
+        ConfigError: Naming a file in it.
+    """
+    if not output_dir.is_dir() or is_run(output_dir):
+        return
+    from ddpm_lib.data.folders import EXTENSIONS
+
+    found = pictures_in(output_dir, frozenset(e.decode() for e in EXTENSIONS) | {".npz", ".npy", ".parquet", ".arrow"})
+    if found is not None:
+        raise ConfigError(
+            f"{output_dir} is no run and holds data ({printable(found)}): a run in it would put its samples among them. Choose "
+            f"another output_dir, such as {fresh(output_dir)}."
         )

@@ -77,5 +77,7 @@ def check_metric(config: TrainingConfig) -> None:
 
 def best_step(state: dict[str, Any]) -> int | None:
     """Return the step of the best checkpoint that a checkpoint's state.json knows of, or None."""
-    step = state.get("callbacks", {}).get("KeepBest", {}).get("step")
-    return None if step is None else int(step)
+    callbacks = state.get("callbacks")
+    kept = callbacks.get("KeepBest") if isinstance(callbacks, dict) else None
+    step = kept.get("step") if isinstance(kept, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None

@@ -119,8 +119,15 @@ class MetricLogger(Callback):
         return {} if self._sums is None else {"sums": trainer.sum_over_ranks(self._sums).tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the window."""
-        self._sums, self._restored = None, state.get("sums")
+        """Restore the window.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        sums = state.get("sums")
+        if sums is not None and (len(sums) != 10 or not all(isinstance(v, (int, float)) for v in sums)):
+            raise ValueError("sums must be 10 numbers")
+        self._sums, self._restored = None, sums
 
 
 class LossAwareTimes(Callback):

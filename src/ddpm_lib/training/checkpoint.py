@@ -10,7 +10,6 @@ The manifest is written last, so a directory that lacks it, or whose files diffe
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -24,6 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ddpm_lib.files import flush as _flush
+from ddpm_lib.files import utf8_name
+from ddpm_lib.files import write_atomically as write_atomically  # what other rooms write their records with
+from ddpm_lib.words import short
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -68,28 +72,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
-            raise  # some network file systems flush files, but know no such thing for directories
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name on the same file system, flush it and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _flush(path.parent)
-
-
 def _readable(path: Path) -> None:
     # safetensors creates files with mode 0600; a group on a cluster shares its runs, so follow the umask like everybody else.
     umask = os.umask(0)
@@ -116,8 +98,7 @@ def save_checkpoint(
 
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_half_written(folder)
     temporary = folder / f".tmp-{checkpoint_name(step)}-{os.getpid()}"
     final = folder / checkpoint_name(step)
     try:
@@ -147,6 +128,13 @@ def save_checkpoint(
         raise
     size = sum(f["bytes"] for f in files.values()) / 2**20
     return SavedCheckpoint(final, size, time.monotonic() - began)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what saves and removals that were killed have left; to be called by the folder's only writer."""
+    for leftover in folder.glob(".tmp-*"):
+        if not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -201,11 +189,11 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path.name}: format {version!r}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
+            f"{path.name}: format {short(version)}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
         )
     if _NAME.fullmatch(path.name) and step != step_of(path):
         raise CheckpointError(
-            f"{path.name}: {MANIFEST} says step {step!r}, so it is damaged or the directory was renamed"
+            f"{path.name}: {MANIFEST} says step {short(step)}, so it is damaged or the directory was renamed"
         )
     for name, (size, digest) in expected.items():
         file = path / name
@@ -218,8 +206,20 @@ def verify(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def is_of_newer_version(path: Path) -> bool:
+    """Say whether a checkpoint's manifest is of a format that only a newer version reads."""
+    try:
+        version = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(version, int) and version > FORMAT_VERSION
+
+
 def newest_complete(
-    folder: Path, warn: Callable[[str], None], accept: Callable[[int], bool] = lambda step: True
+    folder: Path,
+    warn: Callable[[str], None],
+    accept: Callable[[int], bool] = lambda step: True,
+    check: Callable[[Path], object] = lambda path: None,
 ) -> Path | None:
     """Return the newest checkpoint that verifies, warning about each broken one passed over; None if there is none.
 
@@ -227,12 +227,14 @@ def newest_complete(
         folder: The run's `checkpoints` directory.
         warn: Gets a line for each broken one.
         accept: Says by the step which checkpoints to consider.
+        check: Raises CheckpointError for one that verifies and is of no use all the same.
     """
     for path in reversed([p for p in list_checkpoints(folder) if accept(step_of(p))]):
         try:
             verify(path)
+            check(path)
         except (CheckpointError, OSError) as error:
-            warn(f"Passed over a broken checkpoint: {error}.")
+            warn(f"Passed over a broken checkpoint: {str(error).rstrip('.')}.")
             continue
         return path
     return None
@@ -247,7 +249,8 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise CheckpointError(f"{path} holds no {stem} tensors.")
     try:
-        return load_file(file)
+        with utf8_name(file) as name:
+            return load_file(name)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no safetensors file ({error}).") from error
 
@@ -266,13 +269,22 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
     Raises:
         CheckpointError: If names or shapes differ.
     """
-    own = model.state_dict()
+    check_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, where)
+    model.load_state_dict(tensors)
+
+
+def check_weights(own: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], where: str) -> None:
+    """Compare the names and shapes of a network's weights with those of a file.
+
+    Raises:
+        CheckpointError: Listing the first differences.
+    """
     missing = [k for k in own if k not in tensors]
     extra = [k for k in tensors if k not in own]
     shapes = [
-        f"{k}: {tuple(tensors[k].shape)} in the file, {tuple(own[k].shape)} in the model"
+        f"{k}: {tuple(tensors[k].shape)} in the file, {own[k]} in the model"
         for k in own
-        if k in tensors and own[k].shape != tensors[k].shape
+        if k in tensors and own[k] != tuple(tensors[k].shape)
     ]
     if missing or extra or shapes:
         lines = [
@@ -282,7 +294,6 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
         ]
         more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""
         raise CheckpointError(f"The weights in {where} are of another network:\n  " + "\n  ".join(lines[:5]) + more)
-    model.load_state_dict(tensors)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import PurePath
 from typing import Any, Literal
 
 from ddpm_lib.registry import nearest
+from ddpm_lib.words import short
 
 
 class ConfigError(ValueError):
@@ -27,9 +31,10 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
     wrong = [name for name in given if name not in known]
     if wrong:
         parts = []
-        for name in wrong:
+        for name in wrong[:10]:
             hint = nearest(name, known)
-            parts.append(f"{name!r}" + (f" (did you mean {hint!r}?)" if hint else ""))
+            parts.append(short(name, 80) + (f" (did you mean {hint!r}?)" if hint else ""))
+        parts += [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
         raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
 
 
@@ -48,14 +53,14 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
                 return check_type(name, value, choice)
             except ConfigError:
                 continue
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r} ({type(value).__name__}).")
+        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {short(value)} ({type(value).__name__}).")
     ok = False
     if origin is Literal:
         ok = value in args and type(value) in {type(a) for a in args}
         if not ok and isinstance(value, str):
             hint = nearest(value, [str(a) for a in args])
             also = f" Did you mean {hint!r}?" if hint else ""
-            raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r}.{also}")
+            raise ConfigError(f"{name} must be {describe_type(annotation)}; got {short(value)}.{also}")
     elif origin is tuple and isinstance(value, (list, tuple)):
         items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(items) == len(value):
@@ -63,21 +68,25 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         # Options of parts are numbers or switches, such as {"zero_terminal_snr": True}.
         return {
-            str(k): v if isinstance(v, bool) else check_type(f"{name}[{k!r}]", v, args[1]) for k, v in value.items()
+            str(k): v if isinstance(v, bool) else check_type(f"{name}[{short(k, 60)}]", v, args[1])
+            for k, v in value.items()
         }
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):  # a whole number that no float holds
+                return float(value)
     elif annotation is int:
         ok = isinstance(value, int) and not isinstance(value, bool)
     elif annotation in (None, type(None)):
         ok = value is None
     elif annotation is Any:
         ok = True
+    elif annotation is str and isinstance(value, PurePath):
+        return str(value)
     elif isinstance(annotation, type):
         ok = isinstance(value, annotation)
     if not ok:
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r} ({type(value).__name__}).")
+        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {short(value)} ({type(value).__name__}).")
     return value
 
 
@@ -106,8 +115,9 @@ class TrainingConfig:
 
     output_dir: str | None = None
     """Run directory: checkpoints, metrics, samples. Default: runs/ and the name of the data."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: continue from the newest complete checkpoint in the run directory, if any; never: refuse such a directory."""
+    resume: str = "auto"
+    """auto: continue from the newest complete checkpoint in the run directory, if any; never: refuse such a directory; a step
+    or a checkpoint of the run: go back to it, once, and set the newer ones aside."""
     override: bool = False
     """Continue although batch size, seed or data differ from the checkpoint's (the differences are listed either way)."""
     seed: int = 0
@@ -307,6 +317,7 @@ class TrainingConfig:
                 f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}, so those steps are not saved. "
                 f"Set keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
             )
+        wanted_kind(self.resume)
         if self.val_data is not None and self.val_every == 0:
             raise ConfigError(
                 "val_data is given but val_every is 0, so it would never be used. Set val_every or drop val_data."
@@ -336,6 +347,25 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return all options as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def wanted_kind(resume: str) -> str:
+    """Return what `resume` is: "auto", "never", "step" or "checkpoint".
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    if resume in ("auto", "never"):
+        return resume
+    if re.fullmatch(r"[0-9]{1,18}", resume):
+        return "step"
+    if re.fullmatch(r"(.*/)?step-[0-9]{9,18}/*", resume, re.DOTALL):
+        return "checkpoint"
+    hint = nearest(resume, ["auto", "never"])
+    also = f" Did you mean {hint!r}?" if hint else ""
+    raise ConfigError(
+        f"resume must be auto, never, a step such as 1200, or a checkpoint such as step-000001200; got {short(resume)}.{also}"
+    )
 
 
 def divisors(n: int) -> str:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from ddpm_lib.files import appending
 from ddpm_lib.training.config import TrainingConfig
-from ddpm_lib.training.lock import unwritable
 from ddpm_lib.training.records import MetricsFile, write_status
 from ddpm_lib.training.watchdog import Watchdog
+from ddpm_lib.words import sayable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +45,8 @@ class RunContext:
     metrics: dict[str, Any]
     watchdog: Watchdog
     _row: dict[str, Any]
+    _lines: list[str]
+    _log: Path | None = None
     _clock: float
 
     def _join(self, accelerator: Accelerator) -> None:
@@ -51,18 +54,15 @@ class RunContext:
         self.rank, self.processes = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.output_dir, error) from error
         self.records = MetricsFile(self.output_dir)
 
     def _status(self, status: str, reason: str) -> None:
         if self.is_main:
             with self.going_on("status.json"):
                 write_status(
-                    self.output_dir, status=status, step=self.step, max_steps=self.config.max_steps, reason=reason
-                )
+                    self.output_dir, status=status, step=self.step, max_steps=self.config.max_steps,
+                    save_every=self.config.save_every, reason=reason,
+                )  # fmt: skip
 
     @contextlib.contextmanager
     def going_on(self, what: str) -> Iterator[None]:
@@ -115,9 +115,26 @@ class RunContext:
         from tqdm.auto import tqdm
 
         with self.going_on("A line on stderr"):
-            tqdm.write(line, file=sys.stderr)
-        with self.going_on("train.log"), (self.output_dir / "train.log").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {line}\n")
+            tqdm.write(sayable(line, getattr(sys.stderr, "encoding", None)), file=sys.stderr)
+        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {sayable(line, None)}\n")
+        self._write_lines()
+
+    @property
+    def log_is_open(self) -> bool:
+        """Whether this process has begun to write into the run directory; on the main process only."""
+        return self._log is not None
+
+    def open_log(self, run: Path | None) -> None:
+        """Write train.log from now on, with what was said before; None: keep the lines until it is known where they belong."""
+        self._log = run if self.is_main else None
+        self._write_lines()
+
+    def _write_lines(self) -> None:
+        if self._log is None or not self._lines:
+            return
+        with self.going_on("train.log"), appending(self._log / "train.log") as file:
+            file.writelines(self._lines)
+        self._lines.clear()
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Return the sum over all ranks, on every rank; the argument stays as it is."""

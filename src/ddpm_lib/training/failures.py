@@ -69,7 +69,9 @@ class RollBack(StartOver):
         restore(trainer, trainer.last_checkpoint)
         trainer.images_seen = self.images_seen
         trainer.metrics.clear()
-        trainer.on_main(lambda: trainer.records.cut_back(trainer.step))
+        note = trainer.on_main(lambda: trainer.records.cut_back(trainer.step))
+        if note:
+            trainer.say(note)
         trainer.guard.reset(trainer.device)
         trainer.say(
             f"{self.message} Rolled back to {trainer.last_checkpoint.name} and going on with other images "

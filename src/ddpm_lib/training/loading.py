@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.runs import no_run, nothing_saved
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.best import best_step
 from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.state import check_loadable
+from ddpm_lib.words import printable, short
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,9 +80,7 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
     """
     path = Path(path)
     if not path.exists():
-        raise files.CheckpointError(
-            f"{path} does not exist. Give a run directory such as runs/shapes, or one of its checkpoints."
-        )
+        raise files.CheckpointError(no_run(path))
     if not path.is_dir() or not (path / files.MANIFEST).is_file():
         refuse_foreign(path)
     if (path / files.MANIFEST).is_file():
@@ -91,7 +92,7 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
         return [path]
     there = files.list_checkpoints(path / "checkpoints")
     if not there:
-        raise files.CheckpointError(f"{path} holds no checkpoints. Train first: ddpm train --output-dir {path}")
+        raise files.CheckpointError(nothing_saved(path))
     names = ", ".join(p.name for p in there)
     if which == "latest":
         broken: list[str] = []
@@ -112,7 +113,9 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
     wanted = files.checkpoint_name(int(which)) if which.isdigit() else which
     chosen = there if which == "all" else [p for p in there if p.name == wanted]
     if not chosen:
-        raise files.CheckpointError(f"{path} has no checkpoint {which!r}. There are: {names}; or 'latest', or 'all'.")
+        raise files.CheckpointError(
+            f"{path} has no checkpoint {short(which)}. There are: {names}; or 'latest', or 'all'."
+        )
     for checkpoint in chosen:
         files.verify(checkpoint)
     return chosen
@@ -140,18 +143,21 @@ def load_run(
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
     found = find_checkpoints(path, checkpoint)[-1]
     state = files.read_state(found)
+    check_loadable(state, found)
+    # An average that was synthesised is named by its length, not by a decay.
+    state["ema_decay"] = [decay if isinstance(decay, str) else float(decay) for decay in state["ema_decay"]]
+    tensors, label = _choose(found, state, weights, ema_decay)
     try:
+        _check_size(found, state, tensors)
         model, diffusion = _build(found, state)
-        names, step, kept = state["data"]["class_names"], int(state["step"]), state["ema_decay"]
-        # An average that was synthesised is named by its length, not by a decay.
-        state["ema_decay"] = [decay if isinstance(decay, str) else float(decay) for decay in kept]
+        names, step = state["data"]["class_names"], int(state["step"])
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
         if isinstance(error, files.CheckpointError):
             raise
         raise files.CheckpointError(
-            f"{found / 'state.json'} describes nothing that this version can build ({type(error).__name__}: {error})."
+            f"{found / 'state.json'} describes nothing that this version can build "
+            f"({type(error).__name__}: {printable(error)[:300]})."
         ) from error
-    tensors, label = _choose(found, state, weights, ema_decay)
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise files.CheckpointError(
@@ -165,9 +171,28 @@ def load_run(
     return LoadedRun(diffusion, found, step, label, tuple(names) if names else None, state)
 
 
+def _check_size(found: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """Compare the network that state.json describes with the weights before memory is taken for it.
+
+    Raises:
+        CheckpointError: Listing the first differences.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = _network(found, state)
+    files.check_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, str(found))
+
+
 def _build(found: Path, state: dict[str, Any]) -> tuple[nn.Module, GaussianDiffusion]:
     """Build the network and the process that a checkpoint's state.json describes, by the names of registered classes."""
     from ddpm_lib.diffusion import GaussianDiffusion
+
+    model = _network(found, state)
+    return model, GaussianDiffusion(model, **state["diffusion"])
+
+
+def _network(found: Path, state: dict[str, Any]) -> nn.Module:
     from ddpm_lib.nn import NETWORKS
 
     described = state["model"]
@@ -176,8 +201,8 @@ def _build(found: Path, state: dict[str, Any]) -> tuple[nn.Module, GaussianDiffu
             f"{found} holds the weights of a {described['class']}, which only your own code can build. "
             "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
         )
-    model = NETWORKS[described["class"]](**described["config"])
-    return model, GaussianDiffusion(model, **state["diffusion"])
+    network: nn.Module = NETWORKS[described["class"]](**described["config"])
+    return network
 
 
 def _choose(path: Path, state: dict[str, Any], weights: str, decay: float | None) -> tuple[dict[str, Any], str]:
@@ -188,7 +213,7 @@ def _choose(path: Path, state: dict[str, Any], weights: str, decay: float | None
         raise ConfigError(f"{path} was trained without an EMA. Ask for weights='model' (--weights model).")
     decay = kept[0] if decay is None else decay
     if decay not in kept:
-        raise ConfigError(f"{path} keeps no EMA of decay {decay}. It keeps: {', '.join(map(str, kept))}.")
+        raise ConfigError(f"{path} keeps no EMA of decay {short(decay)}. It keeps: {', '.join(map(str, kept))}.")
     prefix = f"{decay}/"
     tensors = {k.removeprefix(prefix): v for k, v in files.read_tensors(path, "ema").items() if k.startswith(prefix)}
     return tensors, f"ema {decay}"

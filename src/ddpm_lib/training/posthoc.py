@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.files import utf8_name
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.callbacks import Callback
 from ddpm_lib.training.config import ConfigError
@@ -225,7 +226,7 @@ def list_snapshots(run: Path) -> list[Snapshot]:
     found = []
     for step, path in _paths(run):
         try:
-            with safe_open(path, framework="pt") as file:
+            with utf8_name(path) as name, safe_open(name, framework="pt") as file:
                 metadata = file.metadata()
             found.append(Snapshot(step, tuple(json.loads(metadata["sigma_rel"])), path))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -8,12 +8,19 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ddpm_lib.training.checkpoint import write_atomically
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+from ddpm_lib.files import (
+    NotAFileOfOursError,
+    appending,
+    keep_aside,
+    not_ours,
+    sweep,
+    write_atomically,
+    write_in_place,
+)
+from ddpm_lib.runs import parse_row
+from ddpm_lib.training.checkpoint import remove_half_written
 
 
 def _plain(value: Any) -> Any:
@@ -34,22 +41,42 @@ class MetricsFile:
         self._waiting: list[dict[str, Any]] = []
 
     def rows(self) -> list[dict[str, Any]]:
-        """Read all complete lines; a last line cut off by a crash is left out."""
-        if not self.jsonl.is_file():
-            return []
-        rows = []
-        for line in self.jsonl.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """Read all rows; lines that are none are left out, so is a last line cut off by a crash."""
+        return self._read()[0]
 
-    def cut_back(self, step: int) -> None:
-        """Drop the lines after `step`, so that a resumed run does not write them twice."""
-        rows = [row for row in self.rows() if row["step"] <= step]
-        write_atomically(self.jsonl, "".join(json.dumps(row) + "\n" for row in rows))
-        self._rewrite_csv(rows)
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        """Return the rows, and how many other lines are damaged."""
+        try:
+            *whole, last = self.jsonl.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return [], 0
+        found = [parse_row(line) for line in whole]
+        end = parse_row(last)
+        return [row for row in [*found, end] if row is not None], found.count(None)
+
+    def cut_back(self, step: int) -> str | None:
+        """Drop the lines after `step`, so that a resumed run does not write them twice.
+
+        Lines that are no rows are left out, and so are all rows of a run that begins anew; the file as it was is kept aside.
+
+        Returns:
+            What else than the lines after `step` was dropped, and where it is, or None.
+        """
+        rows, damaged = self._read()
+        kept = [row for row in rows if row["step"] <= step]
+        note = None
+        if damaged:
+            aside = keep_aside(self.jsonl, "damaged")
+            lines = "line" if damaged == 1 else "lines"
+            note = (
+                f"{damaged} damaged {lines} in {self.jsonl.name} left out; the file as it was is kept as {aside.name}."
+            )
+        elif rows and not step and not kept:
+            aside = keep_aside(self.jsonl, "before")
+            note = f"Training begins at step 0; {self.jsonl.name} of the training before is kept as {aside.name}."
+        write_atomically(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
+        self._rewrite_csv(kept)
+        return note
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one line and flush it to the disk's cache.
@@ -60,10 +87,10 @@ class MetricsFile:
         self._waiting.append({k: _plain(v) for k, v in row.items()})
         length = self.jsonl.stat().st_size if self.jsonl.exists() else 0
         try:
-            with self.jsonl.open("a", encoding="utf-8") as file:
+            with appending(self.jsonl) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in self._waiting))
         except OSError:
-            if self.jsonl.exists():
+            if self.jsonl.is_file() and not self.jsonl.is_symlink():
                 os.truncate(self.jsonl, length)
             raise
         rows, self._waiting = self._waiting, []
@@ -71,7 +98,7 @@ class MetricsFile:
         if {name for line in rows for name in line} - set(known):
             self._rewrite_csv(self.rows())
         else:
-            with self.csv.open("a", encoding="utf-8", newline="") as file:
+            with appending(self.csv) as file:
                 csv.DictWriter(file, known).writerows(rows)
             self._columns = known
 
@@ -91,31 +118,59 @@ class MetricsFile:
         self._columns = columns
 
 
+_ROOM = 1024
+"""Bytes of a status.json: padded, so that a full disk has room for the word that says so."""
+
+
 def write_status(run: Path, **status: Any) -> None:
-    """Write status.json: running | finished | stopped | failed, the step and the reason."""
-    write_atomically(run / "status.json", json.dumps(status, indent=1) + "\n")
+    """Write status.json: running | finished | stopped | failed, the step and the reason.
+
+    Where no new file finds room, the old one is overwritten in its place, with a shorter reason if need be.
+
+    Raises:
+        OSError: If neither can be done.
+    """
+    path = run / "status.json"
+    try:
+        write_atomically(path, _padded(status))
+    except NotAFileOfOursError:
+        raise
+    except OSError:
+        room = path.stat().st_size if path.is_file() else 0
+        reason = str(status.get("reason", ""))
+        while len(_padded({**status, "reason": reason})) > room and reason:
+            reason = reason[: len(reason) * 3 // 4]
+        try:
+            write_in_place(path, _padded({**status, "reason": reason}))
+        except OSError as error:
+            raise error from None
 
 
-def write_run_config(trainer: Trainer) -> None:
-    """Write config.yaml: everything that `ddpm train --config` needs to repeat the run."""
-    import yaml
+def _padded(status: dict[str, Any]) -> str:
+    return (json.dumps(status, indent=1) + "\n").ljust(_ROOM - 1).rstrip("\n") + "\n"
 
-    diffusion = dict(trainer.diffusion.config)
-    size, channels = diffusion.pop("image_size"), diffusion.pop("channels")
-    model = dict(getattr(trainer.diffusion.model, "config", None) or {})
-    for name in ("channels", "dims"):
-        model.pop(name, None)
-    config = {
-        "data": trainer.source_name,
-        "image_size": list(size) if isinstance(size, (list, tuple)) else [size],
-        "channels": channels,
-        "class_conditional": model.get("num_classes") is not None,
-        **trainer.config.to_dict(),
-        "output_dir": str(trainer.output_dir),
-        "model": model,
-        "diffusion": diffusion,
-    }
-    write_atomically(trainer.output_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+_RECORDS = ("config.yaml", "metrics.jsonl", "metrics.csv", "status.json", "train.log")
+
+
+def check_records(run: Path) -> None:
+    """Refuse a run directory in which something else lies where a record belongs, before anything is written.
+
+    Raises:
+        NotAFileOfOursError: Naming it. A link in the place of what is written anew is no harm: it is replaced.
+    """
+    for name in (*_RECORDS, "STOP"):
+        path = run / name
+        wrong = path.exists() and not path.is_file()
+        if wrong or (name == "train.log" and path.is_symlink()):
+            raise not_ours(path)
+
+
+def sweep_records(run: Path) -> None:
+    """Remove what earlier processes of this run that were killed have left half-written; to be called under its lock."""
+    for folder in (run, run / "samples", run / "posthoc"):
+        sweep(folder)
+    remove_half_written(run / "checkpoints")
 
 
 def flat_scalars(options: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import platform
+import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ddpm_lib.runs import fresh
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.going_back import back_to, wanted_step
+from ddpm_lib.training.run_config import portable_options
 from ddpm_lib.training.same_data import (
     contents_unknown,
     data_changes,
@@ -20,6 +24,8 @@ from ddpm_lib.training.same_data import (
     fraction_held_out,
     read_data_index,
 )
+from ddpm_lib.training.state import check_resumable
+from ddpm_lib.words import printable, short
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -79,7 +85,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "diffusion": trainer.diffusion.config,
         "data": describe_data(trainer),
         "ema_decay": list(trainer.config.ema_decay),
-        "training": trainer.config.to_dict(),
+        "training": portable_options(trainer),
         "callbacks": {name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
         "guard": trainer.guard.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -100,10 +106,10 @@ def named(callbacks: list[Callback]) -> dict[str, Callback]:
 
 
 def find_checkpoint(trainer: Trainer) -> Path | None:
-    """Return the newest complete checkpoint of the run directory, None in a new one.
+    """Return the checkpoint to go on from, None in a new run: the newest that is whole, or the one that `resume` names.
 
     Raises:
-        ConfigError: If there is one and resume="never".
+        ConfigError: If there is one and resume="never", or none of the step asked for.
         CheckpointError: If there are checkpoints but none is complete: starting again would overwrite what is left of them.
     """
     folder = trainer.output_dir / "checkpoints"
@@ -111,13 +117,25 @@ def find_checkpoint(trainer: Trainer) -> Path | None:
     if there and trainer.config.resume == "never":
         raise ConfigError(
             f"{trainer.output_dir} holds {there[-1].name} already. "
-            "Choose another output_dir, or resume='auto' to continue it."
+            f"Choose another output_dir, such as {fresh(trainer.output_dir)}, or resume='auto' (--resume auto) to continue it."
         )
-    found = files.newest_complete(folder, trainer.say)
+    step = wanted_step(trainer.config.resume, trainer.output_dir)
+    if there and step is None and files.is_of_newer_version(there[-1]):
+        raise files.CheckpointError(
+            f"{there[-1]} was written by a newer ddpm-lib, which this version cannot read. Upgrade ddpm-lib, or go back to an "
+            "older checkpoint (--resume STEP), which sets the newer ones aside."
+        )
+    back = back_to(trainer, step) if step is not None else None
+    if back is not None:
+        return back
+    broken: list[str] = []
+    found = files.newest_complete(folder, broken.append, check=check_resumable)
+    for line in broken:
+        trainer.say(line)
     if there and found is None:
         raise files.CheckpointError(
             f"None of the {len(there)} checkpoints in {folder} is complete. Choose another output_dir to start anew, "
-            "or move them away."
+            f"or move them away. The newest: {broken[0].partition(': ')[2]}"
         )
     return found
 
@@ -143,14 +161,14 @@ def differences(saved: Any, now: Any, path: str = "") -> list[str]:
         keys = list(dict.fromkeys([*saved, *now]))
         return [line for k in keys for line in differences(saved.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
     as_list = [list(v) if isinstance(v, tuple) else v for v in (saved, now)]
-    return [] if as_list[0] == as_list[1] else [f"{path}: {saved!r} in the checkpoint, {now!r} now"]
+    return [] if as_list[0] == as_list[1] else [f"{path}: {short(saved)} in the checkpoint, {short(now)} now"]
 
 
 def completed(diffusion: GaussianDiffusion, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the saved options of a process with the defaults of those that it was saved too early to know."""
     try:
         return type(diffusion)(diffusion.model, **saved).config
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError):
         return saved
 
 
@@ -178,7 +196,8 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         raise ConfigError(
             f"{path} was trained with other settings:\n  "
             + "\n  ".join(hard)
-            + "\nUse the settings of the checkpoint, or another output_dir."
+            + "\nUse the settings of the checkpoint, or begin another run: "
+            + f"output_dir={str(fresh(trainer.output_dir))!r} (--output-dir {shlex.quote(str(fresh(trainer.output_dir)))})."
         )
     soft_now = {"batch_size": trainer.config.images_per_step, "seed": trainer.config.seed}
     described, held = state["data"], fraction_held_out(state)
@@ -217,16 +236,42 @@ def restore(trainer: Trainer, path: Path) -> None:
             trainer.say(
                 f"The checkpoint has no EMA of decay {', '.join(map(str, new))}: it starts from the current weights."
             )
-        trainer.ema.load_tensors(files.read_tensors(path, "ema") if state["ema_decay"] else {})
+        averages = files.read_tensors(path, "ema") if state["ema_decay"] else {}
+        broken = next((k for k, v in averages.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
+        if broken is not None:
+            trainer.say(
+                f"The average {broken} in {path.name} holds NaN or infinite values and will not recover: samples need "
+                "--weights model. To go back to an older checkpoint: --resume STEP."
+            )
+        trainer.ema.load_tensors(averages)
         trainer.ema.set_step(trainer.step)
     trainer.posthoc.restore(path, state)
-    if state["scaler"] is not None and trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(state["scaler"])
-    trainer.guard.load_state_dict(state.get("guard", {}))
-    for name, callback in named(trainer.callbacks).items():
-        callback.load_state_dict(state["callbacks"].get(name, {}))
-    threads = state["versions"].get("threads")
+    _restore_parts(trainer, state, path)
+    threads, version = state["versions"].get("threads"), state["versions"].get("ddpm-lib")
+    if version != (own := describe_versions()["ddpm-lib"]):
+        trainer.say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
     if trainer.device.type == "cpu" and threads != torch.get_num_threads():
         trainer.say(
             f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up to rounding, not bitwise."
         )
+
+
+def _restore_parts(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+    """Hand the small states over to their parts.
+
+    Raises:
+        CheckpointError: Naming the part that cannot use its state.
+    """
+    name = "scaler"
+    try:
+        if state.get("scaler") is not None and trainer.accelerator.scaler is not None:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        name = "guard"
+        trainer.guard.load_state_dict(state.get("guard") or {})
+        for name, callback in named(trainer.callbacks).items():
+            callback.load_state_dict(state["callbacks"].get(name, {}))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise files.CheckpointError(
+            f"{path / 'state.json'}: the state of {name} cannot be used ({type(error).__name__}: {printable(error)[:200]}). "
+            f"Go back to an older checkpoint: --resume STEP."
+        ) from error

@@ -145,7 +145,7 @@ def check_space(trainer: Trainer) -> None:
     config = trainer.config
     more = max(1, config.keep_last + 1 - there)  # a new one is complete before an old one goes
     numbers = (
-        f"A checkpoint needs about {size / 2**20:,.0f} MiB and {trainer.output_dir} has {free / 2**20:,.0f} MiB free"
+        f"A checkpoint needs about {size / 2**20:,.4g} MiB and {trainer.output_dir} has {free / 2**20:,.4g} MiB free"
     )
     if free < size:
         raise ConfigError(f"{numbers}: not one fits. Free space, or choose another output_dir.")

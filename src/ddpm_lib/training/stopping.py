@@ -90,4 +90,24 @@ class TimeLimit:
 
 def stop_file_present(run: Path) -> bool:
     """Say whether somebody has put a file named STOP into the run directory."""
-    return (run / "STOP").exists()
+    return os.path.lexists(run / "STOP")
+
+
+def reason_to_stop(
+    signals: StopSignals, limit: TimeLimit, slowest_step: float, save_seconds: float, run: Path | None
+) -> str | None:
+    """Return what comes from outside and means to stop now, or None.
+
+    Args:
+        signals: What was received.
+        limit: Of time.
+        slowest_step: Seconds of the slowest step.
+        save_seconds: Seconds of the last save.
+        run: The run directory, on the process that looks for the file STOP in it.
+    """
+    if signals.received:
+        return f"received {signals.received}"
+    reason = limit.reached(slowest_step, save_seconds)
+    if reason is None and run is not None and stop_file_present(run):
+        reason = "found the file STOP"
+    return reason

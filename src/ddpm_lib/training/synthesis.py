@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddpm_lib.files import utf8_name
+from ddpm_lib.runs import is_run, no_run
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.posthoc import FOLDER, Snapshot, combine, gamma_of, list_snapshots
@@ -58,7 +60,7 @@ def posthoc_weights(snapshots: list[Snapshot], sigma_rel: float, step: int) -> t
     sums: dict[str, Tensor] = {}
     last: dict[str, Tensor] = {}
     for (snapshot, kept), coefficient in zip(parts, coefficients.tolist()):
-        with safe_open(snapshot.path, framework="pt") as file:
+        with utf8_name(snapshot.path) as path, safe_open(path, framework="pt") as file:
             for full in file.keys():  # noqa: SIM118 - it is no mapping
                 prefix, _, name = full.partition("/")
                 if prefix == str(kept):
@@ -92,6 +94,8 @@ def synthesise_ema(
     run = Path(run)
     gamma_of(sigma_rel)
     there = available_snapshots(run)
+    if not there and not is_run(run):
+        raise ConfigError(no_run(run))
     if not there:
         raise ConfigError(
             f"{run} holds no post-hoc averages. They are kept from the first step on, with posthoc_ema (--posthoc-ema 0.05 0.1)."

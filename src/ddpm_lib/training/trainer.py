@@ -21,25 +21,26 @@ from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
 from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name, read_state
+from ddpm_lib.training.claim import claimed, look_again, start_records
 from ddpm_lib.training.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.forward import forward_rows
-from ddpm_lib.training.lock import RunLock
 from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
-from ddpm_lib.training.records import flat_scalars, write_run_config
+from ddpm_lib.training.records import flat_scalars
 from ddpm_lib.training.results import StepResult, TrainingResult
 from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
-from ddpm_lib.training.same_data import fraction_held_out, write_data_index
+from ddpm_lib.training.run_config import absolute_source
+from ddpm_lib.training.same_data import fraction_held_out
 from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
-from ddpm_lib.training.saving import Saver, check_space
+from ddpm_lib.training.saving import Saver
 from ddpm_lib.training.sources import check_augmentation, data_name, held_fraction, open_training_data
-from ddpm_lib.training.stopping import StopSignals, TimeLimit, stop_file_present
+from ddpm_lib.training.stopping import StopSignals, TimeLimit, reason_to_stop
 from ddpm_lib.training.watchdog import Watchdog, meeting_store
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class Trainer(RunContext):
         self.last_checkpoint: Path | None = None
         self.last_grid: Path | None = None
         self._row: dict[str, Any] = {}
-        self._prepared = False
+        self._lines: list[str] = []
+        self._met = self._prepared = False
         self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
         self._stop_reason: str | None = None
         self._save_requested = False
@@ -120,16 +122,21 @@ class Trainer(RunContext):
         """
         called = time.monotonic()
         with failures.losses_explained(self):
-            self.prepare()
-            with self._session() as (network, signals):
-                limit = TimeLimit(self.config.max_hours, called)
-                while True:
-                    try:
-                        self._walk(network, signals, limit)
-                        break
-                    except failures.StartOver as again:
-                        again.apply(self)
-        return self._finish()
+            self._meet()
+            with claimed(self):
+                if self._prepared:
+                    look_again(self)
+                self.prepare()
+                first = self.step
+                with self._session() as (network, signals):
+                    limit = TimeLimit(self.config.max_hours, called)
+                    while True:
+                        try:
+                            self._walk(network, signals, limit)
+                            break
+                        except failures.StartOver as again:
+                            again.apply(self)
+                return self._finish(first)
 
     def _walk(self, network: nn.Module, signals: StopSignals, limit: TimeLimit) -> None:
         """Train from the present state to the end, a reason to stop, or a failure that means to start over."""
@@ -188,11 +195,10 @@ class Trainer(RunContext):
         """Open the data, place the network, and restore the newest checkpoint; `train` calls it, calling it first is allowed."""
         if self._prepared:
             return
+        self._meet()
         config = self.config
-        self._join(devices.make_accelerator(config, self.output_dir))
-        self.precision = str(self.accelerator.mixed_precision)
-        check_alike(self)
         checkpoint = self.on_main(lambda: find_checkpoint(self))
+        self.source_name = absolute_source(self.source_name)
         before = None if checkpoint is None else fraction_held_out(read_state(checkpoint))
         self.held_fraction = held_fraction(config, before)
         self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say, before)
@@ -207,15 +213,18 @@ class Trainer(RunContext):
         self.say(describe_run(self))
         self._prepared = True
 
-    def _start_records(self) -> None:
-        self.records.cut_back(self.step)
-        (self.output_dir / "STOP").unlink(missing_ok=True)
-        write_run_config(self)
-        write_data_index(self.output_dir, self.dataset)
+    def _meet(self) -> None:
+        """Meet the other processes of the run, once."""
+        if self._met:
+            return
+        self._join(devices.make_accelerator(self.config, self.output_dir))
+        self.precision = str(self.accelerator.mixed_precision)
+        check_alike(self)
+        self._met = True
 
     def _place_network(self) -> None:
         config, model = self.config, self.diffusion.model
-        self.channels_last = model_dims(model) == 2 and devices.use_channels_last(
+        self.channels_last = getattr(model, "dims", None) == 2 and devices.use_channels_last(
             config.channels_last, self.device.type, self.precision
         )
         self.diffusion.to(self.device)
@@ -229,15 +238,10 @@ class Trainer(RunContext):
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
-        lock = RunLock(self.output_dir)
-        note = self.on_main(lock.acquire)
         own_forward = self.diffusion.__dict__.get("forward")
         self._stop_reason, self._save_requested, self._row = None, False, {}
         try:
-            if note:
-                self.say(note)
-            self.on_main(lambda: check_space(self))
-            self.on_main(self._start_records)
+            self.on_main(lambda: start_records(self))
             devices.claim_precision(self.precision)
             network = self.accelerator.prepare_model(self.diffusion)
             self.diffusion.train()
@@ -255,7 +259,8 @@ class Trainer(RunContext):
             ):
                 yield network, signals
         except BaseException as error:
-            self._status("failed", f"{type(error).__name__}: {error}")
+            if self.log_is_open:
+                self._status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self.saver.close()
@@ -266,7 +271,6 @@ class Trainer(RunContext):
             self.accelerator.trackers.clear()
             self._give_back_network(own_forward)
             allocator.give_back_freed_memory()
-            lock.release()
 
     def _give_back_network(self, forward: Any) -> None:
         # accelerate puts its autocast into the process itself; a user must get back what he passed in.
@@ -295,13 +299,8 @@ class Trainer(RunContext):
 
     def _agree_to_stop(self, signals: StopSignals, limit: TimeLimit) -> bool:
         """Say on every rank alike whether to stop; on a GPU the ranks ask each other every tenth step only."""
-        reason = self._stop_reason
-        if reason is None and signals.received:
-            reason = f"received {signals.received}"
-        if reason is None:
-            reason = limit.reached(self._slowest_step, self.saver.seconds)
-        if reason is None and self.is_main and stop_file_present(self.output_dir):
-            reason = "found the file STOP"
+        run = self.output_dir if self.is_main else None
+        reason = self._stop_reason or reason_to_stop(signals, limit, self._slowest_step, self.saver.seconds, run)
         if self.processes > 1:
             if self.device.type != "cpu" and self.step % 10:
                 return False
@@ -336,12 +335,17 @@ class Trainer(RunContext):
                 f"The last checkpoint (step {self.step}) could not be written. Free space in {self.output_dir} and run again."
             )
 
-    def _finish(self) -> TrainingResult:
+    def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
         status = "finished" if finished else "stopped"
         reason = f"reached max_steps {self.config.max_steps}" if finished else str(self._stop_reason)
         self._status(status, reason)
-        self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
+        if finished and first == self.step:
+            self.say(
+                f"Training was finished before, at step {self.step:,}: nothing to do. A larger max_steps continues it."
+            )
+        else:
+            self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
         return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint)
 
     def save(self) -> None:
@@ -389,11 +393,6 @@ class Trainer(RunContext):
             return sample_shared(
                 self.diffusion, n, self.accelerator, cond=cond, model=network, device=self.device, **options
             )
-
-
-def model_dims(model: nn.Module) -> int | None:
-    """Return how many spatial dimensions the network's data has, where it says so."""
-    return getattr(model, "dims", None)
 
 
 def _sign(function: Callable[..., None]) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import sys
 import threading
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from ddpm_lib.files import open_own
 
 logger = logging.getLogger("ddpm_lib")
 _KEY = "ddpm_lib/alive/"
@@ -103,7 +106,9 @@ class Watchdog:
     def _dump(self) -> str:
         path = self.run / f"stuck-rank{self.rank}.txt"
         try:
-            with path.open("w") as file:
+            handle = open_own(path, os.O_WRONLY | os.O_CREAT)
+            with open(handle, "w") as file:
+                file.truncate(0)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             return f"The stacks could not be written to {path} ({error})."

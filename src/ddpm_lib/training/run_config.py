@@ -1,0 +1,82 @@
+"""config.yaml of a run: all its settings, and what they mean when the file is read where it lies."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_lib.files import write_atomically
+from ddpm_lib.runs import is_run
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.trainer import Trainer
+
+
+def absolute_source(data: str) -> str:
+    """Return a path of data so that it means the same from every folder; other names ("shapes", the hub's) stay.
+
+    What exists here under a name is that: a folder `pictures` must not become the hub's dataset of that name elsewhere.
+    """
+    if data == "shapes" or data.startswith("toy:"):
+        return data
+    path = os.path.expanduser(data)
+    try:
+        there = os.path.lexists(path) or (glob.has_magic(path) and bool(glob.glob(path, recursive=True)))
+    except (OSError, ValueError):  # a name too long, or with a zero byte: no path
+        return data
+    return os.path.abspath(path) if there else data
+
+
+def portable_options(trainer: Trainer) -> dict[str, Any]:
+    """Return the options of training as values for JSON and YAML, paths made absolute."""
+    options = trainer.config.to_dict()
+    if isinstance(options["val_data"], str):
+        options["val_data"] = absolute_source(options["val_data"])
+    return options
+
+
+def write_run_config(trainer: Trainer) -> None:
+    """Write config.yaml: everything that `ddpm train --config` needs to repeat the run."""
+    import yaml
+
+    diffusion = dict(trainer.diffusion.config)
+    size, channels = diffusion.pop("image_size"), diffusion.pop("channels")
+    model = dict(getattr(trainer.diffusion.model, "config", None) or {})
+    for name in ("channels", "dims"):
+        model.pop(name, None)
+    options = portable_options(trainer)
+    if options["resume"] != "never":
+        options["resume"] = "auto"  # going back to a checkpoint is done once, not at every start
+    config = {
+        "data": trainer.source_name,
+        "image_size": list(size) if isinstance(size, (list, tuple)) else [size],
+        "channels": channels,
+        "class_conditional": model.get("num_classes") is not None,
+        **options,
+        "output_dir": str(trainer.output_dir),
+        "model": model,
+        "diffusion": diffusion,
+    }
+    write_atomically(trainer.output_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Let the config file of a run mean the run directory that it lies in, wherever that was moved or copied to.
+
+    Args:
+        path: The file.
+        values: What it says.
+
+    Returns:
+        The values, and a line for the user where the file itself names another directory.
+    """
+    file = Path(path)
+    if file.name != "config.yaml" or not isinstance(values.get("output_dir"), str) or not is_run(file.parent):
+        return values, None
+    run, said = file.parent, str(values["output_dir"])
+    if os.path.realpath(run) == os.path.realpath(said):
+        return values, None
+    line = f"{path} lies in the run directory {run}, so that is meant, and not {said}. --output-dir begins another run."
+    return {**values, "output_dir": str(run)}, line

@@ -1,0 +1,54 @@
+"""Values and texts of others in our sentences: short, and without anything that moves a terminal's cursor."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+
+class _Shortened(reprlib.Repr):
+    """`repr` that never walks through a large or endlessly nested value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 8
+        self.maxstring = self.maxother = self.maxlong = 200
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Word a whole number; one of thousands of digits has no decimal repr in Python."""
+        return f"a number of {x.bit_length():,} bits" if x.bit_length() > 600 else repr(x)
+
+
+def short(value: Any, limit: int = 240) -> str:
+    """Return the `repr` of a value for a message, cut where it is long.
+
+    Aliases in YAML can make a few hundred bytes stand for gigabytes, and nobody reads the third line of a value.
+
+    >>> short("cosin")
+    "'cosin'"
+    >>> len(short([["lol"] * 99] * 99)) <= 240
+    True
+    """
+    text = _Shortened().repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def printable(text: object) -> str:
+    r"""Return a text with control characters, and bytes that were no UTF-8, as escapes.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(c: str) -> str:
+    # A byte of a file name that is no UTF-8 reaches Python as a lone surrogate.
+    return f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else repr(c)[1:-1]
+
+
+def sayable(text: str, encoding: str | None) -> str:
+    """Return lines of text as a terminal or a file of some encoding can show them: what it cannot becomes an escape."""
+    plain = "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+    return plain.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
