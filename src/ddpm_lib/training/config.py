@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from ddpm_lib.registry import nearest
+from ddpm_lib.registry import nearest, suggestion
 
 
 class ConfigError(ValueError):
@@ -28,8 +28,8 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
     if wrong:
         parts = []
         for name in wrong:
-            hint = nearest(name, known)
-            parts.append(f"{name!r}" + (f" (did you mean {hint!r}?)" if hint else ""))
+            hint = suggestion(str(name), known)
+            parts.append(f"{name!r}" + (f" ({hint})" if hint else ""))
         raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
 
 
