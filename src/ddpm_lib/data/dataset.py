@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib import spelling
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError
 from ddpm_lib.data.names import ChosenNames, Names, NumberedNames
 
@@ -38,7 +39,7 @@ class BadImagesError(ValueError):
         lines = [f"  {name}: {reason}" for name, reason in self.bad[:_SHOWN]]
         if len(self.bad) > _SHOWN:
             lines.append(f"  … and {len(self.bad) - _SHOWN:,} more")
-        hint = hint or 'Repair or remove them, or leave them out with on_bad_image="skip".'
+        hint = hint or f"Repair or remove them, or leave them out with {spelling.option('on_bad_image', 'skip')}."
         super().__init__(f"{len(self.bad):,} of {total:,} images cannot be used:\n" + "\n".join(lines) + f"\n{hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:
