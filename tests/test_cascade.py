@@ -114,9 +114,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A class-conditional base of 8×8 images, and a network that makes 16×16 of them."""
     out = tmp_path_factory.mktemp("cascade")
     flags = ["--learning-rate", "0.01", "--ema-decay", "0.5"]
-    assert ddpm("train", *TINY, *flags, "--output-dir", out / "base", "--class-conditional") == 0
+    assert ddpm("train", "shapes", *TINY, *flags, "--output-dir", out / "base", "--class-conditional") == 0
     more = ("--model.low-res-factor", 2, "--model.low-res-max-noise", 0.3, "--no-class-conditional", "--image-size", 16)
-    assert ddpm("train", *TINY, *flags, *more, "--output-dir", out / "sr") == 0
+    assert ddpm("train", "shapes", *TINY, *flags, *more, "--output-dir", out / "sr") == 0
     return out / "base", out / "sr"
 
 
@@ -183,7 +183,7 @@ def test_pictures_have_no_class_unless_one_is_named(
     draws = []
     for drop_prob in (0.1, 0.0):
         run = tmp_path / str(drop_prob)
-        assert ddpm("train", *TINY, *more, "--model.class-drop-prob", drop_prob, "--output-dir", run) == 0
+        assert ddpm("train", "shapes", *TINY, *more, "--model.class-drop-prob", drop_prob, "--output-dir", run) == 0
     for label in ((), ("--class-label", "star")):
         out = tmp_path / f"out{len(draws)}"
         options = ("--low-res", folder, *DRAW, *label, "--format", "npz")

@@ -29,7 +29,7 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> GaussianDiffusion:
     if run is None:
         run = str(tmp_path_factory.mktemp("shapes") / "run")
         flags = ["--max-steps", "1100", "--sample-every", "0", "--val-every", "0", "--device", "cpu", "--no-progress"]
-        assert main(["train", "--output-dir", run, *flags]) == 0
+        assert main(["train", "shapes", "--output-dir", run, *flags]) == 0
     return load_run(run).diffusion
 
 

@@ -6,27 +6,66 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
+from ddpm_lib import peers_names
 from ddpm_lib.words import short
+
+_LONGEST = 200
+"""Characters of a wrong name that are looked at."""
 
 T = TypeVar("T")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """Return the choice that looks most like `name`, or None when nothing is close.
+    """Return the choice that is meant by `name`: another library's word for it, or what looks most like it; else None.
 
     >>> nearest("cosin", ["linear", "cosine"])
     'cosine'
+    >>> nearest("lr", ["lr_schedule", "learning_rate"])
+    'learning_rate'
     """
-    found = difflib.get_close_matches(str(name)[:200], list(choices), n=1, cutoff=0.55)
-    return found[0] if found else None
+    name, names = str(name)[:_LONGEST], list(choices)
+    same = peers_names.same_name(name, names)
+    if same is not None:
+        return same
+    found = difflib.get_close_matches(name, names, n=4, cutoff=0.55)
+    return min(found, key=lambda choice: _edits(name, choice), default=None)  # the first of equal ones
+
+
+def _edits(a: str, b: str) -> int:
+    """Count the edits from one word to another, two letters that changed places being one (Damerau, restricted)."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a):
+        above, row = row, [i + 1]
+        for j, y in enumerate(b):
+            best = min(above[j] + (x != y), above[j + 1] + 1, row[j] + 1)
+            if i and j and x == b[j - 1] and y == a[i - 1]:
+                best = min(best, before[j - 1] + 1)
+            row.append(best)
+        before = above
+    return row[-1]
 
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
     """Word the error for an unknown name: what, got, the nearest one, all choices."""
     names = list(choices)
-    hint = nearest(str(name), names)
-    did_you_mean = f" Did you mean {hint!r}?" if hint else ""
-    return f"Unknown {kind} {short(name)}.{did_you_mean} Choices: {', '.join(names)}."
+    hint = suggestion(str(name), names)
+    also = f" {hint[0].upper()}{hint[1:]}" if hint else ""
+    return f"Unknown {kind} {short(name)}.{also} Choices: {', '.join(names)}."
+
+
+def suggestion(name: str, choices: Iterable[str]) -> str | None:
+    """Word what may have been meant by an unknown name of an option or a value, without a capital; None for no idea.
+
+    >>> suggestion("cosin", ["linear", "cosine"])
+    "did you mean 'cosine'?"
+    """
+    names = list(choices)
+    told = peers_names.hint(name, names)
+    if told is not None:
+        return told if told.endswith(("?", ")")) else f"{told}."
+    like = nearest(name, names)
+    return f"did you mean {like!r}?" if like else None
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+
+from ddpm_lib import spelling
+from ddpm_lib.cli.streams import prepare_streams, reader_left
 
 COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
@@ -31,16 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; default: the process's.
     """
+    prepare_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    args = _asks_for_help(args)
     if not args or args[0] not in COMMANDS:
         return _top_level(args)
-    command = importlib.import_module(f"ddpm_lib.cli.{args[0]}")
+    name = args[0]
+    command = importlib.import_module(f"ddpm_lib.cli.{name}")
     try:
-        return int(command.main(args[1:]))
+        with spelling.flags():
+            code = int(command.main(args[1:]))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        # The reader (`| head`) has seen enough; the interpreter must not complain when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reader_left()
         return 0
     except KeyboardInterrupt:
         _stay_in_group()
@@ -48,11 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         _stay_in_group()
-        code = _code_for_users(error)
-        if code is None:
+        told = _for_users(error)
+        if told is None:
             raise
-        print(f"ddpm {args[0]}: {error}", file=sys.stderr)
-        return code
+        print(f"ddpm {name}: {told[1]}", file=sys.stderr)
+        return told[0]
+
+
+def _asks_for_help(args: list[str]) -> list[str]:
+    """Read `ddpm help train` and `ddpm train help` as `ddpm train --help`."""
+    if args[:1] == ["help"]:
+        return [*args[1:2], "--help"] if args[1:] else ["--help"]
+    if args[1:] == ["help"] and args[0] in COMMANDS and not os.path.exists("help"):
+        return [args[0], "--help"]
+    return args
 
 
 def _stay_in_group() -> None:
@@ -61,34 +78,60 @@ def _stay_in_group() -> None:
         meeting.stay()
 
 
-def _code_for_users(error: Exception) -> int | None:
+def _for_users(error: Exception) -> tuple[int, str] | None:
     # A sentence we wrote ourselves says what to do; a traceback around it only hides it. Everything else keeps its traceback.
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return 2, _out_of_memory(error)
     if isinstance(error, (ValueError, OSError, ImportError)):
-        return 2
+        return 2, text
     from ddpm_lib.training import CheckpointError, DivergedError, LostProcessError, OutOfMemoryError
 
     if isinstance(error, LostProcessError):
-        return 75  # "try again": the same command continues
-    return 2 if isinstance(error, (CheckpointError, DivergedError, OutOfMemoryError)) else None
+        return 75, text  # "try again": the same command continues
+    return (2, text) if isinstance(error, (CheckpointError, DivergedError, OutOfMemoryError)) else None
+
+
+_NO_MEMORY = re.compile(r"enforce fail at .*alloc|DefaultCPUAllocator|can't allocate memory|Cannot allocate memory")
+
+
+def _out_of_memory(error: Exception) -> str:
+    asked = re.search(r"allocate ([\d.,]+ ?(?:[KMGT]i?B|bytes))", str(error))
+    size = f" ({asked[1]} more were asked for)" if asked else ""
+    return (
+        f"the memory of this machine, or what this process may use of it, is not enough{size}. Ask for less at a time "
+        "(--batch-size, --image-size), take fewer or smaller images, or a machine with more; `ddpm estimate` says what a "
+        "training takes."
+    )
 
 
 def _top_level(args: list[str]) -> int:
     from ddpm_lib import __version__
 
-    lines = "\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="ddpm",
-        description="Train and sample denoising diffusion models on your own images.",
-        epilog=f"commands:\n{lines}\n\n`ddpm COMMAND --help` shows all options of a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="ddpm COMMAND …",
-    )
-    parser.add_argument("--version", action="version", version=f"ddpm-lib {__version__}")
-    if args and not args[0].startswith("-"):
+    if args[:1] in (["--version"], ["-V"], ["version"]):
+        print(f"ddpm-lib {__version__}")
+        return 0
+    if args and args[0] not in ("-h", "--help"):
         from ddpm_lib.registry import unknown_name
 
-        print(f"ddpm: {unknown_name('command', args[0], COMMANDS)}", file=sys.stderr)
+        kind = "option" if args[0].startswith("-") else "command"
+        choices = ["--help", "--version"] if kind == "option" else [*COMMANDS]
+        print(f"ddpm: {unknown_name(kind, args[0], choices)}", file=sys.stderr)
         return 2
-    parser.parse_args(args)
-    parser.print_help()
+    print(_OVERVIEW.format(commands="\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())))
     return 0
+
+
+_OVERVIEW = """usage: ddpm COMMAND …
+
+Train and sample denoising diffusion models on your own images.
+
+examples:
+  ddpm train                                   train on the built-in shapes
+  ddpm train path/to/images --image-size 64    train on your own images
+  ddpm sample runs/shapes --num 64             draw images from a run
+
+commands:
+{commands}
+
+`ddpm COMMAND --help` shows examples and options of a command; the guides are in docs/index.md."""

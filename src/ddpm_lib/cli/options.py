@@ -17,6 +17,7 @@ import docstring_parser
 import tyro
 import yaml
 
+from ddpm_lib.cli import arguments, help
 from ddpm_lib.training.config import ConfigError, check_type, unknown_options
 from ddpm_lib.words import short
 
@@ -163,16 +164,30 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
 
-def parse(cls: type, args: list[str], default: Any, prog: str, description: str) -> Any:
-    """Parse flags over the defaults of an instance; `--help` shows them."""
-    return tyro.cli(
-        cls,
-        args=args,
-        default=default,
-        prog=prog,
-        description=description,
-        config=(tyro.conf.HelptextFromCommentsOff,),
-    )
+def parse(cls: type, args: Sequence[str], default: Any, prog: str, description: str) -> Any:
+    """Read flags and words, in any order, over the defaults of an instance; `--help` shows them and exits.
+
+    Raises:
+        UsageError: For words that cannot be read.
+        ConfigError: For values that cannot work.
+    """
+    table = arguments.options_of(cls, default)
+    if help.wanted(args):
+        show_help(cls, table, args, prog, description)
+    return arguments.set_values(default, arguments.read(table, args, prog))
+
+
+def show_help(
+    cls: type, table: Sequence[arguments.Option], args: Sequence[str], prog: str, description: str, shapes: Any = None
+) -> None:
+    """Print the help of a command and exit.
+
+    Raises:
+        SystemExit: Always, with 0.
+    """
+    everything = bool({"-H", "--help-all", "--help-verbose"} & set(args))
+    print(help.text(cls, table, prog, description, everything, shapes))
+    raise SystemExit(0)
 
 
 def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
@@ -193,13 +208,3 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{flag}: {short(value)} is not a number, a word, or true or false.") from error
     return found
-
-
-def flag_value(args: list[str], name: str) -> str | None:
-    """Return the value of `--name VALUE` or `--name=VALUE` among raw arguments, or None."""
-    for i, arg in enumerate(args):
-        if arg == name and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(name + "="):
-            return arg.split("=", 1)[1]
-    return None

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import tyro
 
 from ddpm_lib.augmentation import AUGMENT_DIM
-from ddpm_lib.cli import options
+from ddpm_lib.cli import arguments, help, options
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
 from ddpm_lib.registry import unknown_name
@@ -102,40 +103,58 @@ def resolve(args: list[str]) -> TrainCommand:
     return layered(args, TrainCommand, "ddpm train", DESCRIPTION)
 
 
-def layered(args: list[str], cls: type[C], prog: str, description: str) -> C:
+def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C:
     """Lay the defaults, the preset, the config file and the flags over each other, in this order.
 
     Args:
-        args: The flags.
+        args: The words after the command's name.
         cls: The settings of a run, with what else the command takes.
         prog: Name of the command.
         description: For its help.
 
     Raises:
-        ConfigError: For anything unknown or impossible in the file; flags exit with tyro's own message.
+        ConfigError: For anything unknown, impossible or missing.
     """
-    path = options.flag_value(args, "--config")
-    file, note = in_its_run(path, options.read_config(path)) if path else ({}, None)
-    if note and options.flag_value(args, "--output-dir") is None:
-        print(note, file=sys.stderr)
     base = cls()
+    table = arguments.options_of(cls, base)
+    if help.wanted(args):
+        options.show_help(cls, table, args, prog, description, arguments.flatten(SHAPES_DEFAULTS))
+    given = arguments.read(table, args, prog)
+    path = given.get(("config",))
+    file, note = in_its_run(path, options.read_config(path)) if path else ({}, None)
+    if note and ("output_dir",) not in given:
+        print(note, file=sys.stderr)
 
     def over(base: C) -> C:
         known = options.from_mapping(cls, file, base, f"the config file {path}")
-        command: C = options.parse(cls, args, known, prog, description)
-        return command
+        return cast(C, arguments.set_values(known, given))
 
-    # One pass over the flags alone finds the data and the preset, on which the other defaults depend.
-    if not {"-h", "--help"} & set(args):
-        if over(base).data == "shapes":
-            base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
-        preset = options.flag_value(args, "--preset") or file.get("preset", base.preset)
-        base = with_preset(base, str(preset))
+    # One pass finds the data and the preset, on which the other defaults depend.
+    named = over(base).data
+    if ("data",) not in given and "data" not in file and given.keys() - TRAINS_NOTHING:
+        raise missing_data(args, prog, "shapes", given.get(("output_dir",)))
+    if named == "shapes":
+        base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
+    base = with_preset(base, str(given.get(("preset",), file.get("preset", base.preset))))
     command = over(base)
     if not command.class_conditional and options.to_plain(command.model)["num_classes"] is None:
         # The guidance that suits the shapes needs their classes; one that was asked for stays, and is refused later.
         command = over(dataclasses.replace(base, sample_guidance_scale=1.0))
     return command
+
+
+TRAINS_NOTHING = {(name,) for name in ("dry_run", "print_config", "json", "probe_steps", "device", "progress")}
+"""Options beside which the data may be left out: a run of one's own is no matter of them."""
+
+
+def missing_data(args: Sequence[str], prog: str, built_in: str, output_dir: str | None = None) -> ConfigError:
+    """Word that options were given and no data, so that a forgotten path does not train the built-in data."""
+    rest = f" {shlex.join(args)}" if args else ""
+    ways = [("your own images", f"{prog} path/to/images{rest}"), ("the built-in data", f"{prog} {built_in}{rest}")]
+    if output_dir is not None and (Path(output_dir) / "config.yaml").is_file():
+        ways.append(("the run that is there", f"{prog} --config {shlex.quote(output_dir + '/config.yaml')}"))
+    lines = "".join(f"\n  {what:22}{command}" for what, command in ways)
+    return ConfigError(f"on which data? Name them, before or after the options:{lines}")
 
 
 def settings_of(command: RunConfig) -> RunConfig:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_lib import spelling
 from ddpm_lib.data.decode import Decoded, DecodeSpec
 from ddpm_lib.data.names import Names
 
@@ -36,7 +37,7 @@ class BadImagesError(ValueError):
         lines = [f"  {name}: {reason}" for name, reason in self.bad[:_SHOWN]]
         if len(self.bad) > _SHOWN:
             lines.append(f"  … and {len(self.bad) - _SHOWN:,} more")
-        hint = hint or 'Repair or remove them, or leave them out with on_bad_image="skip".'
+        hint = hint or f"Repair or remove them, or leave them out with {spelling.option('on_bad_image', 'skip')}."
         super().__init__(f"{len(self.bad):,} of {total:,} images cannot be used:\n" + "\n".join(lines) + f"\n{hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:

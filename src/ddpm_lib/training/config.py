@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import Any, Literal
 
-from ddpm_lib.registry import nearest
+from ddpm_lib.registry import nearest, suggestion
 from ddpm_lib.words import short
 
 
@@ -32,8 +32,8 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
     if wrong:
         parts = []
         for name in wrong[:10]:
-            hint = nearest(name, known)
-            parts.append(short(name, 80) + (f" (did you mean {hint!r}?)" if hint else ""))
+            hint = suggestion(str(name), known)
+            parts.append(short(name, 80) + (f" ({hint})" if hint else ""))
         parts += [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
         raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
 

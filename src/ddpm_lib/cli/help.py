@@ -1,0 +1,212 @@
+"""The help of a command: examples first, then the options that most people need, then the rest."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import shutil
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from ddpm_lib.cli.arguments import Option, members
+
+WIDEST = 100
+_INDENT = 26
+
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "ddpm train": (
+        ("ddpm train", "the built-in shapes, with settings of their own"),
+        ("ddpm train path/to/images --image-size 64", "your own images"),
+        ("ddpm train path/to/images --class-conditional", "one sub-folder per class"),
+        ("ddpm train path/to/images --max-steps 20000 --dry-run", "only show what would be trained"),
+    ),
+    "ddpm estimate": (
+        ("ddpm estimate", "what `ddpm train` would cost"),
+        ("ddpm estimate path/to/images --image-size 64", "what training on your images would cost"),
+    ),
+    "ddpm sample": (
+        ("ddpm sample runs/mine --num 64", "a grid of 64 images"),
+        ("ddpm sample runs/mine --num 64 --seed 1", "64 others"),
+        ("ddpm sample runs/mine --class-label star --guidance-scale 2", "of one class"),
+        ("ddpm sample runs/mine --num 1000 --format png", "a file for each"),
+    ),
+    "ddpm edit": (("ddpm edit runs/mine photo.png --variants 4", "four redrawings of a picture"),),
+    "ddpm inpaint": (("ddpm inpaint runs/mine photo.png --mask mask.png", "paint where the mask is white"),),
+    "ddpm ablate": (
+        ("ddpm ablate toy:ring --vary diffusion.schedule=linear,cosine", "two schedules on points in the plane"),
+        ("ddpm ablate path/to/images --vary learning_rate=1e-4,3e-4 --seeds 0,1", "two rates, two seeds each"),
+    ),
+    "ddpm ema": (("ddpm ema runs/mine --sigma-rel 0.05,0.1", "two averages"),),
+    "ddpm evaluate": (("ddpm evaluate runs/mine", "score a run"),),
+    "ddpm compare": (("ddpm compare runs/a runs/b", "the newest evaluations of two runs"),),
+    "ddpm weights": (("ddpm weights list", "which there are, and which are here"),),
+    "ddpm prepare": (("ddpm prepare sysu sysu-shape-dataset sysu-64 --size 64", "object cut-outs of 64×64"),),
+}
+
+_TRAIN = (
+    "image_size class_conditional preset batch_size max_steps max_hours learning_rate output_dir horizontal_flip val_data "
+    "num_workers device mixed_precision seed config dry_run print_config"
+)
+COMMON: dict[str, str] = {
+    "ddpm train": _TRAIN,
+    "ddpm estimate": _TRAIN.replace("dry_run print_config", "probe_steps json"),
+    "ddpm sample": (
+        "num class_label guidance_scale seed first_index checkpoint sampler num_steps format output_dir batch_size low_res device"
+    ),
+    "ddpm evaluate": "metrics num data reference checkpoint features sample_steps batch_size seed device",
+}
+"""The options that `--help` shows of commands which have many; `--help-all` shows all."""
+
+_FLAGS = ("-h", "--help", "-H", "--help-all", "--help-verbose")
+
+
+def wanted(args: Sequence[str]) -> bool:
+    """Whether the words ask for help."""
+    before = list(args)[: list(args).index("--")] if "--" in args else args
+    return any(flag in before for flag in _FLAGS)
+
+
+def text(
+    cls: type,
+    options: Sequence[Option],
+    prog: str,
+    description: str,
+    everything: bool,
+    shapes: Mapping[tuple[str, ...], Any] | None = None,
+) -> str:
+    """Write the help of a command.
+
+    Args:
+        cls: Its dataclass, whose field docstrings are the help of the options.
+        options: Its options.
+        prog: The command, as "ddpm train".
+        description: What it does.
+        everything: Show every option.
+        shapes: Defaults that hold for the built-in shapes alone.
+    """
+    width = max(50, min(shutil.get_terminal_size().columns, WIDEST))
+    said = docs_of(cls)
+    words = [o for o in options if o.positional]
+    flags = [o for o in options if not o.positional]
+    lines = [f"usage: {prog} {' '.join(map(_place, words))} [options]".replace("  ", " "), ""]
+    lines += textwrap.wrap(description, width, break_on_hyphens=False)
+    lines += ["", "examples:", *_examples(EXAMPLES.get(prog, ()), width)]
+    if words:
+        lines += ["", *(line for o in words for line in _entry(_place(o), _help(o, said, None), width))]
+    common = COMMON.get(prog, "").split()
+    shown = flags
+    if common and not everything:
+        by_name = {".".join(o.path): o for o in flags}
+        shown = [by_name[name] for name in common if name in by_name]
+    groups: dict[str, list[Option]] = {}
+    for option in shown:
+        groups.setdefault(".".join(option.path[:-1]), []).append(option)
+    for group, members_ in groups.items():
+        title = f"options of the {group}" if group else ("common options" if shown is not flags else "options")
+        lines += ["", f"{title}:"]
+        for option in members_:
+            lines += _entry(_spelling(option), _help(option, said, shapes), width)
+    if shown is not flags:
+        lines += ["", f"`{prog} --help-all` shows all {len(flags)} options."]
+    return "\n".join(lines)
+
+
+def _examples(examples: Sequence[tuple[str, str]], width: int) -> list[str]:
+    room = max((len(command) for command, _ in examples), default=0)
+    lines = []
+    for command, meaning in examples:
+        line = f"  {command:{room}}  {meaning}"
+        lines += [line] if len(line) <= width else [f"  {command}", f"      {meaning}"]
+    return lines
+
+
+def _entry(left: str, right: str, width: int) -> list[str]:
+    body = textwrap.wrap(right, width - _INDENT, break_on_hyphens=False) or [""]
+    left = f"  {left}"
+    if len(left) > _INDENT - 2:
+        return [left, *(" " * _INDENT + line for line in body)]
+    return [f"{left:{_INDENT}}{body[0]}".rstrip(), *(" " * _INDENT + line for line in body[1:])]
+
+
+def _place(option: Option) -> str:
+    name = option.path[-1].upper()
+    if any(typing.get_origin(kind) is tuple for kind in members(option.annotation)):
+        name = f"{name} [{name} …]"
+    return name if option.required else f"[{name}]"
+
+
+def _spelling(option: Option) -> str:
+    names = ", ".join([*option.aliases, option.flag])
+    kinds = members(option.annotation)
+    if kinds == (bool,):
+        return option.negation if option.default is True else names
+    return f"{names} {metavar(option)}"
+
+
+def metavar(option: Option) -> str:
+    """Return what stands for the value in the help."""
+    kinds = [k for k in members(option.annotation) if k is not type(None)]
+    return "|".join(dict.fromkeys(_metavar(k, option.path[-1]) for k in kinds))
+
+
+def _metavar(kind: Any, name: str) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        one = _metavar(arguments[0], name)
+        return f"{one},…" if arguments[-1] is Ellipsis else ",".join([one] * len(arguments))
+    if origin is dict:
+        return "NAME=X,…"
+    if kind is bool:
+        return "true|false"
+    if kind is str:
+        for ending in ("dir", "config", "options", "column", "label", "mask", "checkpoint", "sampler", "schedule"):
+            if name.endswith(ending):
+                return {"config": "FILE", "options": "NAME=X"}.get(ending, ending.upper())
+        return "TEXT" if name not in ("preset", "split") else "NAME"
+    return {int: "N", float: "X"}.get(kind, "VALUE")
+
+
+def _help(option: Option, said: Mapping[str, str], shapes: Mapping[tuple[str, ...], Any] | None) -> str:
+    words = " ".join(
+        (option.help or said.get(option.path[-1], "") if len(option.path) == 1 else option.help or "").split()
+    )
+    value = option.default
+    untold = option.required or option.positional or isinstance(value, bool) or value in (None, ())
+    told = "" if untold else f"default {_value(value)}"
+    if option.required and not option.positional:
+        told = "required"
+    if shapes and option.path in shapes and not option.positional:
+        told = f"{told}; for the shapes {_value(shapes[option.path])}".lstrip("; ")
+    if told.startswith("default ") and f"default: {told[8:]}" in words.lower():
+        told = ""
+    return f"{words} ({told})" if told else words
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(_value, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def docs_of(cls: type) -> dict[str, str]:
+    """Return the docstrings of the fields of a dataclass and its bases, which Python itself throws away."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError):  # built in, or made while the program runs
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for field, doc in itertools.pairwise(body):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+                found[field.target.id] = str(doc.value.value)
+    return found

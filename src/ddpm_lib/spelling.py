@@ -1,0 +1,36 @@
+"""How an option is written where the reader of a message stands: a flag for the command, a keyword in Python."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+
+_depth = 0
+
+
+@contextlib.contextmanager
+def flags() -> Iterator[None]:
+    """Write options as flags meanwhile, in all threads: the command is what runs."""
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+
+
+def option(name: str, value: object = None) -> str:
+    """Write an option, or an option with a value.
+
+    >>> option("on_bad_image", "skip")
+    'on_bad_image="skip"'
+    >>> with flags():
+    ...     option("on_bad_image", "skip"), option("max_steps")
+    ('--on-bad-image skip', '--max-steps')
+    """
+    if not _depth:
+        shown = f'"{value}"' if isinstance(value, str) else repr(value)
+        return name if value is None else f"{name}={shown}"
+    flag = "--" + name.replace("_", "-")
+    return flag if value is None else f"{flag} {shlex.quote(str(value))}"
