@@ -230,7 +230,7 @@ def _by_noise(
     """Return the levels with log σ̃ = at(u), u evenly from 0 to 1; the last is T, an extra one if it is noisier."""
     assert isinstance(schedule, Schedule)
     top = schedule.timesteps
-    above = -0.5 * schedule.level(top).log_snr > math.log(spread[1]) * (1 + 1e-12) + 1e-12
+    above = -0.5 * schedule.level(top).log_snr - math.log(spread[1]) > 1e-9
     count = num_steps - above
     exact = [schedule.level_at(-2.0 * at(k / (count - 1) if count > 1 else 1.0)).t for k in range(count)]
     if above:
