@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.levels import Level
+from ddpm_lib.progress import bar as progress_bar
 
 
 class Prediction(NamedTuple):
@@ -125,7 +126,5 @@ def bar(pairs: list[tuple[int, tuple[Level, Level]]], progress: bool) -> Iterabl
     """Return the numbered steps, behind a progress bar if there is to be one."""
     if not progress:
         return pairs
-    from tqdm.auto import tqdm
-
-    bar: Iterable[tuple[int, tuple[Level, Level]]] = tqdm(pairs, desc="sampling", unit="step", leave=False)
-    return bar
+    shown: Iterable[tuple[int, tuple[Level, Level]]] = progress_bar(pairs, desc="sampling", unit="step")
+    return shown
