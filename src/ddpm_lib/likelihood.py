@@ -206,13 +206,11 @@ class Likelihood(Editing):
         total, prior = torch.cat(totals), torch.cat(priors)
         return BitsPerDim(total, prior, (total - prior)[:, None], torch.zeros(len(total), 1, dtype=torch.int64))
 
-    def _scored_conditions(
-        self, images: Tensor, cond: Mapping[str, Any] | None, seed: int, first_index: int
-    ) -> Cond:
+    def _scored_conditions(self, images: Tensor, cond: Mapping[str, Any] | None, seed: int, first_index: int) -> Cond:
         """Return the conditions of images (n, …); what is drawn for image i depends on (seed, first_index + i)."""
         stream = partial(image_generator, "cpu", seed, None, first_index, purpose="condition")
         return for_sampling(
-            self.conditioners, with_derived(self.conditioners, cond, images), len(images), stream
+            self.conditioners, with_derived(self.conditioners, cond, images), len(images), stream, self.class_names
         )
 
     def _chain(self, num_steps: int | None, spacing: str | Sequence[int]) -> Chain:

@@ -47,7 +47,7 @@ def write(line: str) -> None:
         OSError: If the stream refuses it.
     """
     if bar_style() == "lines":
-        print(line, file=stream(), flush=True)  # noqa: T201 - the one place where the library speaks
+        print(line, file=stream(), flush=True)
         return
     from tqdm import tqdm
 

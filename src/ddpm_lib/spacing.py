@@ -166,6 +166,25 @@ def sampling_levels(
     return _checked_levels(timesteps, steps, build(SPACINGS, spacing, spacing_options, schedule, steps)[::-1])
 
 
+FEW_STEPS = 50
+"""Steps of a fast sampler where none are asked for."""
+
+
+def default_num_steps(ancestral: bool, timesteps: int, spacing: str | Sequence[float] = "trailing") -> int | None:
+    """Return the steps of sampling where none are asked for: all T for ancestral sampling, 50 for the others.
+
+    Fast solvers gain little from more than 50; ancestral sampling is made for all its levels (Ho et al. 2020).
+
+    Args:
+        ancestral: Whether the sampler is "ddpm".
+        timesteps: T.
+        spacing: As for `sampling_levels`; one that says itself how many gives None.
+    """
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
+        return None
+    return timesteps if ancestral else min(FEW_STEPS, timesteps)
+
+
 def _checked_levels(timesteps: int, num_steps: int | None, levels: list[float]) -> list[float]:
     levels = [int(t) if float(t).is_integer() else float(t) for t in levels]
     if levels and levels[-1] != 0:

@@ -26,6 +26,7 @@ from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import PICTURES, evenly, open_pictures, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics import save_statistics
+from ddpm_lib.spacing import default_num_steps
 from ddpm_lib.training.checkpoint import MANIFEST
 from ddpm_lib.training.compiling import compile_regions
 from ddpm_lib.training.config import ConfigError, unknown_options
@@ -206,8 +207,8 @@ class Runner:
             return {}
         about: dict[str, Any] = {"samples": {"n": bank.n, "fingerprint": bank.sets["samples"].fingerprint}, "notes": []}
         if task.run is not None:
-            steps = options.sample_steps or (
-                task.run.diffusion.timesteps if options.sampler == "ddpm" else min(50, task.run.diffusion.timesteps)
+            steps = options.sample_steps or default_num_steps(
+                options.sampler == "ddpm", task.run.diffusion.timesteps, options.spacing
             )
             about["samples"] |= {
                 "sampler": options.sampler,

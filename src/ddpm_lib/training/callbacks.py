@@ -273,6 +273,7 @@ class SampleGrid(Callback):
             num_steps=min(config.sample_steps, trainer.diffusion.timesteps),
             seed=config.sample_seed,
             guidance_scale=config.sample_guidance_scale,
+            progress=False,
         )
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
             scale = max(1, 128 // max(batch.shape[-2:]))

@@ -143,6 +143,7 @@ def load_run(
     try:
         model, diffusion = _build(found, state)
         names, step, kept = state["data"]["class_names"], int(state["step"]), state["ema_decay"]
+        diffusion.class_names = tuple(names) if names else None
         # An average that was synthesised is named by its length, not by a decay.
         state["ema_decay"] = [decay if isinstance(decay, str) else float(decay) for decay in kept]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
