@@ -532,7 +532,13 @@ def test_another_network_can_be_used() -> None:
         assert float(d(images, t=t, noise=noise, model=zero)) != float(d(images, t=t, noise=noise))
 
 
-def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny().sample(1, num_steps=3, progress=True)
+    tiny().sample(1, num_steps=3)
+    assert capsys.readouterr().err == ""  # no terminal: no bar, and nothing to say of what is short
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    tiny().sample(1, num_steps=3)
+    assert capsys.readouterr().err == ""
     tiny().sample(1, num_steps=3, progress=True)
     assert "sampling" in capsys.readouterr().err
     tiny().sample(1, num_steps=3)

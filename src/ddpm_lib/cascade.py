@@ -23,7 +23,7 @@ class Stage:
     Attributes:
         diffusion: The process.
         sampler: As for `GaussianDiffusion.sample`, like the next four.
-        num_steps: Number of steps, 1 … T.
+        num_steps: Number of steps, 1 … T. Default: as for `GaussianDiffusion.sample`.
         spacing: How the steps are spread.
         eta: Noise of samplers that have this option.
         guidance_scale: Strength of classifier-free guidance; 1 is none.
@@ -32,7 +32,7 @@ class Stage:
     """
 
     diffusion: GaussianDiffusion
-    sampler: str | Sampler = "ddpm"
+    sampler: str | Sampler = "ddim"
     num_steps: int | None = None
     spacing: str | Sequence[float] = "trailing"
     eta: float | None = None
@@ -113,10 +113,10 @@ class Cascade:
         n: int | None = None,
         *,
         cond: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         first_index: int = 0,
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Draw images (n, c, *spatial), float32 in [0, 1]; `sample_stages` describes the arguments."""
@@ -129,10 +129,10 @@ class Cascade:
         n: int | None = None,
         *,
         cond: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         first_index: int = 0,
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         device: torch.device | str | None = None,
     ) -> list[Tensor]:
         """Draw the images of all stages; image i depends on (seed, first_index + i) alone.
@@ -142,16 +142,16 @@ class Cascade:
         Args:
             n: Number of images. Default: the length of the conditions, else 1.
             cond: Conditions by name; each stage gets those that it knows.
-            seed: Names the stream of random numbers.
+            seed: Names the stream of random numbers; None: a fresh one.
             first_index: Number of the first image in its stream.
             batch_size: How many images to draw at a time. Default: all.
-            progress: Show a progress bar per stage.
+            progress: As for `GaussianDiffusion.sample`, for each stage.
             device: Where to sample. Default: where the networks are.
 
         Returns:
             One tensor (n, c, *spatial) per stage, float32 in [0, 1].
         """
-        given = dict(cond or {})
+        given, seed = dict(cond or {}), keys.check_seed(seed)
         self._check_names(given)
         results: list[Tensor] = []
         for number, stage in enumerate(self.stages):
@@ -199,10 +199,10 @@ def sample_cascade(
     n: int | None = None,
     *,
     cond: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     first_index: int = 0,
     batch_size: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw images with a cascade: `Cascade(stages).sample(n, …)`, which describes the arguments."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,7 +129,11 @@ def hidden(conditioner: Droppable, name: str, draws: Draws | Mapping[str, Draws]
 
 
 def for_sampling(
-    conditioners: Conditioners | None, cond: Mapping[str, Any] | None, n: int, stream: Stream | None = None
+    conditioners: Conditioners | None,
+    cond: Mapping[str, Any] | None,
+    n: int,
+    stream: Stream | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Cond:
     """Return the conditions given for `n` samples as tensors (n, …); a number or a single entry counts for all samples.
 
@@ -138,15 +142,17 @@ def for_sampling(
         cond: What a caller gave.
         n: Number of samples.
         stream: Random numbers of sample i, for conditions that add noise. Default: those of seed 0.
+        class_names: Names that may stand for the numbers of classes.
 
     Raises:
+        TypeError: If a value is no number, list of numbers, or tensor.
         ValueError: If a name is unknown, a length does not fit, or a condition is missing that cannot be null.
     """
     given = dict(cond or {})
     check_names(conditioners, given)
     result: Cond = {}
     for name, value in given.items():
-        tensor = torch.as_tensor(value)
+        tensor = torch.as_tensor(_numbers(name, value, conditioners, class_names))
         if tensor.ndim == 0 or len(tensor) == 1:
             tensor = tensor.expand(n, *tensor.shape[1:])
         if len(tensor) != n:
@@ -164,6 +170,33 @@ def for_sampling(
                 f"Pass cond={{{name!r}: …}}, or train with drop_prob > 0 to sample without."
             )
     return result
+
+
+def _numbers(name: str, value: Any, conditioners: Conditioners | None, class_names: Sequence[str] | None) -> Any:
+    """Put the numbers of classes in the place of their names; refuse what no tensor can be made of."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not any(isinstance(word, str) for word in words):
+        if isinstance(value, (Tensor, np.ndarray, list, tuple, int, float, np.generic)):
+            return value
+        raise TypeError(
+            f"The condition {name!r} must be a number, a list of numbers, an array or a tensor; got "
+            f"{type(value).__name__}."
+        )
+    if class_names is None:
+        own = conditioners[name] if conditioners and name in conditioners else None
+        classes = getattr(own, "num_classes", None)
+        known = f"numbers 0 … {classes - 1}" if classes else "numbers"
+        raise ValueError(
+            f"The condition {name!r} takes {known} here, because the names of the classes are not known; got "
+            f"{words[0]!r}. load_run and Trainer know the names; your own process takes them as "
+            "diffusion.class_names = (…)."
+        )
+    numbers = []
+    for word in words:
+        if isinstance(word, str) and word not in class_names:
+            raise ValueError(unknown_name("class", word, class_names))
+        numbers.append(list(class_names).index(word) if isinstance(word, str) else word)
+    return numbers[0] if isinstance(value, str) else numbers
 
 
 def _of_seed_zero(i: int) -> torch.Generator:

@@ -15,6 +15,7 @@ from ddpm_lib.fit import check_fit, loss_weights
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range
 from ddpm_lib.levels import Level
+from ddpm_lib.network_calls import call_network
 from ddpm_lib.noising import Noising
 from ddpm_lib.objective import Objective
 from ddpm_lib.options import registered_name
@@ -79,6 +80,10 @@ class GaussianDiffusion(Objective):
         ValueError: If an argument is out of range, parts do not fit together, or the network is wrapped (torch.compile, DDP).
         TypeError: If `model` is no module.
 
+    Attributes:
+        class_names: Names of the classes, where they are known (`load_run` and `Trainer` set them): conditions may then
+            say {"class_label": "star"} instead of a number. No part of `config`.
+
     >>> diffusion = GaussianDiffusion(nn.Identity(), image_size=8, channels=3, timesteps=100)
     >>> diffusion.schedule
     Schedule.make('cosine', 100)
@@ -131,6 +136,7 @@ class GaussianDiffusion(Objective):
         self.vlb_weight = vlb_weight
         self.uncertainty = Uncertainty() if learn_uncertainty else None
         self.noising = Noising(offset_noise, input_perturbation, immiscible)
+        self.class_names: tuple[str, ...] | None = None
         self._range_checked = False
         check_fit(self)
         self.loss_weights = loss_weights(self)
@@ -262,7 +268,7 @@ class GaussianDiffusion(Objective):
             self._range_checked = True
 
     def _call(self, model: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
-        output = model(x, time, cond)
+        output = call_network(model, x, time, cond)
         expected = (x.shape[0], self.channels * self.variance.outputs, *x.shape[2:])
         # A wrong shape may broadcast against the target and train on nonsense.
         if tuple(output.shape) != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def image_generator(
     Each purpose has its own: an image that was sampled with a seed must not be edited with the noise it came from.
     """
     if seeds is not None:
-        return keys.generator(device, first_index, int(seeds[i]), purpose)
+        return keys.generator(device, first_index, keys.check_seed(seeds[i]), purpose)
     return keys.generator(device, first_index + i, seed, purpose)
 
 
@@ -62,10 +63,24 @@ def count_images(
     x_T: Tensor | None,
     shape: tuple[int, ...],
     cond: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
 ) -> int:
-    """Agree on the number of images; conditions with one entry per image say it where nothing else does."""
-    if n is not None and n < 1:
-        raise ValueError(f"n must be at least 1, got {n}.")
+    """Agree on the number of images; conditions with one entry per image say it where nothing else does.
+
+    A condition with a single entry counts for all images, and says nothing of their number where another has more.
+
+    Raises:
+        ValueError: If they contradict each other, x_T is no batch of states, or a batch size is given
+            and nothing says how many images there are to be.
+        TypeError: If n is no whole number.
+    """
+    if n is not None:
+        try:
+            n = operator.index(n)
+        except TypeError:
+            raise TypeError(f"n must be a whole number of images; got {type(n).__name__}.") from None
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}.")
     if x_T is not None and (tuple(x_T.shape[1:]) != shape or x_T.dtype not in (torch.float32, torch.float64)):
         raise ValueError(
             f"x_T must be float32 or float64 of shape (n, {', '.join(map(str, shape))}); got {tuple(x_T.shape)}."
@@ -73,9 +88,15 @@ def count_images(
     said = {"n": n, "seeds": None if seeds is None else len(seeds), "x_T": None if x_T is None else len(x_T)}
     counts = {name: count for name, count in said.items() if count is not None}
     if not counts:
-        counts = {f"cond[{name!r}]": len(value) for name, value in (cond or {}).items() if np.ndim(value)}
+        entries = {f"cond[{k!r}]": len(v) for k, v in (cond or {}).items() if np.ndim(v)}
+        counts = {name: count for name, count in entries.items() if count > 1} or entries
     if len(set(counts.values())) > 1:
         raise ValueError(f"The number of images is not clear: {counts}. Make them agree, or leave n out.")
+    if batch_size is not None and max(counts.values(), default=1) == 1 and n is None and x_T is None and seeds is None:
+        raise ValueError(
+            f"batch_size={batch_size} says how many images are drawn at a time, not how many there are "
+            f"to be. Say that with n: sample({batch_size}) draws {batch_size}."
+        )
     return next(iter(counts.values()), 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib import keys
 from ddpm_lib.conditions import for_sampling
 from ddpm_lib.drawing import Noise, batches, image_generator
 from ddpm_lib.encoding import Encoding
@@ -37,7 +38,7 @@ class _Draw:
     cond: Mapping[str, Any] | None
     guidance: Guidance
     batch_size: int | None
-    progress: bool
+    progress: bool | None
     network: nn.Module
 
 
@@ -55,7 +56,7 @@ class Editing(Encoding):
         spacing: str | Sequence[float] = "trailing",
         spacing_options: Mapping[str, Any] | None = None,
         eta: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         seeds: Sequence[int] | None = None,
         first_index: int = 0,
         cond: Mapping[str, Any] | None = None,
@@ -65,7 +66,7 @@ class Editing(Encoding):
         classifier: LogProb | None = None,
         classifier_scale: float = 1.0,
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         model: nn.Module | None = None,
     ) -> Tensor:
         """Redraw images from their noisy versions: image-to-image by SDEdit (Meng et al. 2022).
@@ -83,7 +84,7 @@ class Editing(Encoding):
             spacing: As for `sample`.
             spacing_options: As for `sample`.
             eta: As for `sample`.
-            seed: Names the stream of random numbers.
+            seed: Names the stream of random numbers; None: a fresh one.
             seeds: One seed per image instead.
             first_index: Number of the first image in its stream.
             cond: Conditions by name, what the result should be.
@@ -93,7 +94,7 @@ class Editing(Encoding):
             classifier: As for `sample`.
             classifier_scale: As for `sample`.
             batch_size: How many images to draw at a time. Default: all.
-            progress: Show a progress bar.
+            progress: As for `sample`.
             model: A network to use instead of `self.model`.
 
         Returns:
@@ -106,7 +107,7 @@ class Editing(Encoding):
         how = _Draw(
             purpose="edit",
             sampler=make_sampler(sampler, sampler_options, eta=eta),
-            seed=seed,
+            seed=keys.check_seed(seed),
             seeds=seeds,
             first_index=first_index,
             cond=cond,
@@ -134,7 +135,7 @@ class Editing(Encoding):
         spacing: str | Sequence[float] = "trailing",
         spacing_options: Mapping[str, Any] | None = None,
         eta: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         seeds: Sequence[int] | None = None,
         first_index: int = 0,
         cond: Mapping[str, Any] | None = None,
@@ -144,7 +145,7 @@ class Editing(Encoding):
         classifier: LogProb | None = None,
         classifier_scale: float = 1.0,
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         model: nn.Module | None = None,
     ) -> Tensor:
         """Paint the masked part of images so that it fits the rest, by RePaint (Lugmayr et al. 2022).
@@ -165,7 +166,7 @@ class Editing(Encoding):
             spacing: As for `sample`.
             spacing_options: As for `sample`.
             eta: As for `sample`.
-            seed: Names the stream of random numbers.
+            seed: Names the stream of random numbers; None: a fresh one.
             seeds: One seed per image instead.
             first_index: Number of the first image in its stream.
             cond: As for `sample`.
@@ -175,7 +176,7 @@ class Editing(Encoding):
             classifier: As for `sample`.
             classifier_scale: As for `sample`.
             batch_size: How many images to draw at a time. Default: all.
-            progress: Show a progress bar.
+            progress: As for `sample`.
             model: A network to use instead of `self.model`.
 
         Returns:
@@ -195,7 +196,7 @@ class Editing(Encoding):
         how = _Draw(
             purpose="inpaint",
             sampler=chosen,
-            seed=seed,
+            seed=keys.check_seed(seed),
             seeds=seeds,
             first_index=first_index,
             cond=cond,
@@ -227,7 +228,7 @@ class Editing(Encoding):
         if how.seeds is not None and len(how.seeds) != n:
             raise ValueError(f"There are {len(how.seeds)} seeds for {n} images. Give one per image.")
         random = partial(image_generator, "cpu", how.seed, how.seeds, how.first_index, purpose="condition")
-        conditions = for_sampling(self.conditioners, how.cond, n, random)
+        conditions = for_sampling(self.conditioners, how.cond, n, random, self.class_names)
         done = []
         for start, stop in batches(n, how.batch_size):
             x0 = to_model_range(images[start:stop].to(where))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ddpm_lib.objective import Objective
 from ddpm_lib.options import registered_name
+from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS
 from ddpm_lib.weighting import WEIGHTINGS
 
@@ -31,6 +33,31 @@ def check_fit(process: Objective) -> None:
             f"need {wanted}. Build the network with out_channels={wanted}."
         )
     _check_loss(process)
+    _warn_of_a_floor(process.schedule)
+
+
+_COARSE = 0.11
+"""σ/α of the cleanest level from which on samples visibly keep its noise."""
+_FINE_TABLE = 100
+"""Levels from which on a coarse cleanest level is not what was asked for."""
+
+
+def _warn_of_a_floor(schedule: Schedule) -> None:
+    cleanest = float(schedule.sigma[1] / schedule.alpha[1])
+    if schedule.timesteps < _FINE_TABLE or cleanest <= _COARSE:
+        return
+    remedy = "Choose options, or a schedule, with a cleaner first level (cosine)."
+    if schedule.name == "laplace":
+        mu = float(schedule.options.get("mu", 0.0))
+        b = (2 * math.log(100.0) - mu) / math.log((schedule.timesteps + 1) / 2)
+        remedy = f"schedule_options={{'b': {b:.2g}}} begins at 0.01; so do other schedules, such as cosine."
+    warnings.warn(
+        f"The cleanest level of the schedule {schedule.name!r} has σ/α = {cleanest:.2g}: the last step of "
+        f"sampling goes from there to data, which leaves an error of that size (in [-1, 1]) whatever the "
+        f"number of steps. {remedy}",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _check_loss(process: Objective) -> None:

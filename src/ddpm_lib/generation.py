@@ -14,15 +14,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib import keys
 from ddpm_lib.conditions import Cond, Conditioners, fill_nulls, for_sampling
 from ddpm_lib.drawing import Noise, batches, count_images, image_generator, keep_frame, kept_frames
 from ddpm_lib.guidance import Guidance, LogProb
 from ddpm_lib.images import to_unit_range
 from ddpm_lib.levels import Level
-from ddpm_lib.samplers import Predict, Prediction, Sampler, make_sampler, sample_loop
+from ddpm_lib.samplers import DDPM, Predict, Prediction, Sampler, make_sampler, sample_loop
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.self_conditioning import SelfConditioned, takes_itself
-from ddpm_lib.spacing import sampling_levels
+from ddpm_lib.spacing import default_num_steps, sampling_levels
 from ddpm_lib.transfer import to_device
 
 
@@ -33,6 +34,7 @@ class Generation(nn.Module):
     schedule: Schedule
     channels: int
     image_size: tuple[int, ...]
+    class_names: tuple[str, ...] | None
 
     @abstractmethod
     def denoise(
@@ -75,13 +77,13 @@ class Generation(nn.Module):
         self,
         n: int | None = None,
         *,
-        sampler: str | Sampler = "ddpm",
+        sampler: str | Sampler = "ddim",
         sampler_options: Mapping[str, Any] | None = None,
         num_steps: int | None = None,
         spacing: str | Sequence[float] = "trailing",
         spacing_options: Mapping[str, Any] | None = None,
         eta: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         seeds: Sequence[int] | None = None,
         first_index: int = 0,
         cond: Mapping[str, Any] | None = None,
@@ -92,7 +94,7 @@ class Generation(nn.Module):
         classifier_scale: float = 1.0,
         batch_size: int | None = None,
         return_trajectory: bool | int = False,
-        progress: bool = False,
+        progress: bool | None = None,
         model: nn.Module | None = None,
         x_T: Tensor | None = None,
         device: torch.device | str | None = None,
@@ -104,14 +106,15 @@ class Generation(nn.Module):
 
         Args:
             n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
-            sampler: ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, deis, heun or euler; or an object.
+            sampler: ddim (deterministic, fast), ddpm (ancestral, all T steps), dpmpp_2m, dpmpp_2m_sde, dpmpp_3m,
+                dpmpp_2s, unipc, deis, heun or euler; or an object.
             sampler_options: Options of that sampler, such as {"order": 3} for unipc.
-            num_steps: Number of steps, 1 … T. Default: T.
+            num_steps: Number of steps, 1 … T. Default: all T for ddpm, 50 (or T, if that is less) for the others.
             spacing: How the steps are spread: trailing, linspace, leading, quadratic, log_snr or karras; levels per
                 section ("10,15,20"), "ddim25"; or the levels themselves.
             spacing_options: Options of that spacing, such as {"rho": 5.0} for karras.
             eta: Noise of samplers that have this option, 0 … 1; short for sampler_options={"eta": …}.
-            seed: Names the stream of random numbers.
+            seed: Names the stream of random numbers; None: a fresh one.
             seeds: One seed per image instead: image i is what sample(1, seed=seeds[i]) draws.
             first_index: Number of the first image in its stream, so that several calls or processes can share one.
             cond: Conditions by name: one entry for all images, or one per image. A condition left out is null
@@ -122,9 +125,9 @@ class Generation(nn.Module):
             classifier: log p(y|x_t) of any differentiable kind, called as classifier(x_t, t) with x_t in [-1, 1] units
                 and t as the network gets it, (b,); returns (b,). For logits: `ClassLogProb(classifier, label)`.
             classifier_scale: Strength of its guidance; 1 is Bayes' rule (Dhariwal & Nichol 2021).
-            batch_size: How many images to draw at a time. Default: all.
+            batch_size: How many images to draw at a time. Default: all. It needs n, or what says n.
             return_trajectory: Also return the states: True for all of them, k for about k evenly spread ones.
-            progress: Show a progress bar.
+            progress: True: show progress; False: never; None: where it takes longer than a few seconds.
             model: A network to use instead of `self.model`.
             x_T: The states to start from, (n, c, *spatial), instead of random ones. float64 samples in float64.
             device: Where to sample. Default: where the network is.
@@ -135,13 +138,15 @@ class Generation(nn.Module):
         """
         network = self.model if model is None else model
         where = torch.device(device) if device is not None else _device_of(network)
-        chosen = make_sampler(sampler, sampler_options, eta=eta)
+        chosen, seed = make_sampler(sampler, sampler_options, eta=eta), keys.check_seed(seed)
+        if num_steps is None:
+            num_steps = default_num_steps(isinstance(chosen, DDPM), self.timesteps, spacing)
         levels = self._levels(sampling_levels(self.schedule, num_steps, spacing, spacing_options))
         interval = (guidance_interval[0], guidance_interval[1])
         guidance = Guidance(guidance_scale, interval, guidance_rescale, classifier, classifier_scale)
-        n = count_images(n, seeds, x_T, self.image_shape, cond)
+        n = count_images(n, seeds, x_T, self.image_shape, cond, batch_size)
         random = partial(image_generator, "cpu", seed, seeds, first_index, purpose="condition")
-        conditions = for_sampling(self.conditioners, cond, n, random)
+        conditions = for_sampling(self.conditioners, cond, n, random, self.class_names)
         kept = kept_frames(return_trajectory, len(levels))
         images, trajectories = [], []
         for start, stop in batches(n, batch_size):
@@ -187,7 +192,7 @@ class Generation(nn.Module):
         guidance: Guidance | None = None,
         clip: str | None = None,
         on_state: Callable[[int, Tensor], None] | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         loop: Callable[..., Tensor] = sample_loop,
     ) -> Tensor:
         """Run a loop like `sample_loop` on one batch with the network in eval mode."""

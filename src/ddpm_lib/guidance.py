@@ -119,6 +119,7 @@ class Guidance:
         if not self.rescale:
             return guided
         dims = tuple(range(1, cond.ndim))
-        # A constant output has no spread to restore.
-        ratio = cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True).clamp_min(1e-12)
+        wanted, spread = (v.std(dims, correction=0, keepdim=True) for v in (cond, guided))
+        # A constant output, or one of a single value, has no spread to restore.
+        ratio = torch.where(spread > 1e-12, wanted / spread, 1.0)
         return guided * (self.rescale * ratio + (1.0 - self.rescale))

@@ -109,7 +109,7 @@ def repaint_loop(
     mask: Tensor,
     level_at: LevelAt | None = None,
     on_state: Callable[[int, Tensor], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Tensor:
     """Take x down and up through the levels; the known pixels of every state are drawn afresh from q(x_t | x_0).
 
@@ -126,7 +126,7 @@ def repaint_loop(
         mask: True where to paint, broadcastable to x.
         level_at: As for `sample_loop`.
         on_state: As for `sample_loop`.
-        progress: Show a progress bar.
+        progress: As for `sample_loop`.
 
     Returns:
         The state at levels[-1], with the known pixels in place.

@@ -7,9 +7,16 @@ torch generator, for Gaussian noise made on the device.
 
 from __future__ import annotations
 
+import logging
+import operator
+import secrets
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger("ddpm_lib")
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -33,6 +40,22 @@ def key(*parts: int | str) -> int:
         for word in words:
             state = _mix((state + _GOLDEN + word) & _MASK)
     return state
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed as a whole number; None stands for a fresh one, which is drawn from the system and logged.
+
+    Raises:
+        TypeError: If it is no whole number.
+    """
+    if seed is None:
+        drawn = secrets.randbits(31)
+        logger.info("seed=None: drew the seed %d", drawn)
+        return drawn
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"A seed must be a whole number, or None for a fresh one; got {type(seed).__name__}.") from None
 
 
 def hashes(counters: Tensor | np.ndarray, *parts: int | str) -> np.ndarray:

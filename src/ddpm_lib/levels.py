@@ -46,4 +46,6 @@ def tau(t: Level, s: Level) -> float:
     >>> tau(Level(2, 0.0, 1.0), Level(1, 0.6, 0.8)), tau(Level(1, 0.6, 0.8), Level(0, 1.0, 0.0))
     (1.0, 1.0)
     """
+    if t.alpha == 0:
+        return 1.0
     return 1.0 - (t.alpha * s.sigma / (s.alpha * t.sigma)) ** 2

@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ddpm_lib import keys
 from ddpm_lib.conditions import Cond, fill_nulls, for_sampling, with_derived
+from ddpm_lib.drawing import image_generator
 from ddpm_lib.editing import Editing
 from ddpm_lib.generation import _device_of, _evaluating
 from ddpm_lib.images import to_model_range
@@ -106,7 +108,7 @@ class Likelihood(Editing):
                 most of it, and one at random from each of as many equal parts of the rest. Without bias. Default: all.
             num_steps: Steps of the chain, 1 … T: the bound of sampling with so few. Default: T.
             spacing: Of these steps, as for `sample`.
-            seed: Names the noise and the levels.
+            seed: Names the noise and the levels, also the noise on a small image (`low_res_noise`).
             first_index: Number of the first image, so that several calls or processes can share one set of images.
             cond: Conditions as for `sample`.
             batch_size: Network evaluations at a time.
@@ -118,7 +120,7 @@ class Likelihood(Editing):
         chain = self._chain(num_steps, spacing)
         rows = torch.arange(len(images)) + first_index
         steps, scale = _chosen_steps(rows, len(chain), num_levels, seed)
-        conditions = for_sampling(self.conditioners, with_derived(self.conditioners, cond, images), len(images))
+        conditions = self._scored_conditions(images, cond, seed, first_index)
         # Every pair of an image and a step is one row; rows are independent of each other.
         pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(steps.shape[1]))
         parts = []
@@ -160,7 +162,7 @@ class Likelihood(Editing):
 
         Args:
             images: Images (n, c, *spatial), uint8 or float in [0, 1], which are rounded to 8 bits.
-            seed: Names the noise.
+            seed: Names the noise, also that on a small image (`low_res_noise`).
             first_index: Number of the first image.
             cond: Conditions as for `sample`.
             batch_size: Images that are integrated together; they share the solver's steps, and so agree with another
@@ -173,8 +175,12 @@ class Likelihood(Editing):
 
         self.check_images(images)
         network = self.model if model is None else model
-        conditions = for_sampling(self.conditioners, with_derived(self.conditioners, cond, images), len(images))
+        conditions = self._scored_conditions(images, cond, seed, first_index)
         last = self.schedule.level(self.timesteps)
+        if not 0.0 < sigma_min < last.sigma:
+            raise ValueError(
+                f"sigma_min must lie between 0 and {last.sigma:.4g}, the noise of level T; got {sigma_min}. Use 1e-3."
+            )
         span = math.log(math.asin(sigma_min)), math.log(math.atan2(last.sigma, last.alpha))
         totals, priors = [], []
         device = _device_of(network)
@@ -200,6 +206,13 @@ class Likelihood(Editing):
         total, prior = torch.cat(totals), torch.cat(priors)
         return BitsPerDim(total, prior, (total - prior)[:, None], torch.zeros(len(total), 1, dtype=torch.int64))
 
+    def _scored_conditions(self, images: Tensor, cond: Mapping[str, Any] | None, seed: int, first_index: int) -> Cond:
+        """Return the conditions of images (n, …); what is drawn for image i depends on (seed, first_index + i)."""
+        stream = partial(image_generator, "cpu", seed, None, first_index, purpose="condition")
+        return for_sampling(
+            self.conditioners, with_derived(self.conditioners, cond, images), len(images), stream, self.class_names
+        )
+
     def _chain(self, num_steps: int | None, spacing: str | Sequence[int]) -> Chain:
         return Chain.of(self.schedule, sampling_levels(self.schedule, num_steps, spacing)[-2::-1])
 
@@ -223,7 +236,13 @@ class _Flow:
         """Return the derivative of (x, ∫ div v̂) for a flat state."""
         phi, n = math.exp(log_phi), len(self.probe)
         alpha, sigma = math.cos(phi), math.sin(phi)
-        level = Level(self.process.schedule.level_at(2.0 * math.log(alpha / sigma)).t, alpha, sigma)
+        last = self.process.schedule.level(self.process.timesteps)
+        if alpha <= last.alpha:  # the end, which rounding may pass
+            level = last
+        else:
+            t = self.process.schedule.level_at(2.0 * math.log(alpha / sigma)).t
+            level = Level(t, alpha, sigma)
+        alpha, sigma = level.alpha, level.sigma
         with torch.enable_grad():
             x = torch.from_numpy(state[:-n]).view(self.probe.shape).to(self.probe).requires_grad_()
             p = self.process.denoise(x, level, self.cond, model=self.network, clip="none")

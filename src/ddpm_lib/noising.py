@@ -56,14 +56,16 @@ class Noising:
 
 
 def assignment(x0: Tensor, eps: Tensor) -> Tensor:
-    """Return the permutation (b,) for which Σ_i ‖x0_i − eps_{p(i)}‖² is smallest (Kuhn 1955, as scipy solves it).
+    """Return the permutation (b,) for which Σ_i ‖x0_i − eps_{p(i)}‖ is smallest (Kuhn 1955, as scipy solves it).
+
+    The distances, not their squares, as in Li et al. (2024), algorithm 1: the two differ in many batches.
 
     scipy solves it on the CPU, for which the host waits for the device.
     """
     from scipy.optimize import linear_sum_assignment
 
     images, noise = x0.flatten(1), eps.flatten(1)
-    # ‖x‖² and ‖ε‖² are the same in every permutation; what is left of the distances is their product.
-    rows, columns = linear_sum_assignment(-(images @ noise.T).float().cpu().numpy())
+    squares = images.square().sum(1)[:, None] + noise.square().sum(1) - 2.0 * (images @ noise.T)
+    rows, columns = linear_sum_assignment(squares.double().clamp(min=0.0).sqrt().cpu().numpy())
     assert (rows == range(len(rows))).all()
     return to_device(torch.from_numpy(columns), eps.device)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class Objective(Likelihood):
 
     def forward(
         self,
-        images: Tensor | Mapping[str, Tensor],
+        images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
         cond: Mapping[str, Tensor] | None = None,
         *,
         t: Tensor | None = None,
@@ -82,7 +83,7 @@ class Objective(Likelihood):
 
         Args:
             images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …, "class_label": …} of
-                which the fields that the network has conditioners for are used.
+                which the fields that the network has conditioners for are used; or a pair (images, labels).
             cond: Conditions by name, (b, …).
             t: Levels in 1 … T, (b,), integers or real. Default: drawn by the time sampler.
             noise: ε, the shape of the images.
@@ -199,15 +200,35 @@ class Objective(Likelihood):
         return alpha * x0 + sigma * noise
 
     def _unpack(
-        self, images: Tensor | Mapping[str, Tensor], cond: Mapping[str, Tensor] | None
+        self,
+        images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
+        cond: Mapping[str, Tensor] | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        given = dict(cond or {})
-        if isinstance(images, Tensor):
-            return images, given
+        given = {name: _tensor(value, f"The condition {name!r}") for name, value in (cond or {}).items()}
+        if isinstance(images, (tuple, list)) and len(images) == 2:
+            images = dict(zip(("image", "class_label"), images))  # what torchvision's datasets make batches of
+        if not isinstance(images, Mapping):
+            return _tensor(images, "A batch"), given
         if "image" not in images:
             raise ValueError(f"A batch needs the field 'image'; got {', '.join(map(repr, images)) or 'none'}.")
-        named = {k: v for k, v in images.items() if k in (self.conditioners or {})}
-        return images["image"], {**named, **given}
+        named = {
+            k: _tensor(v, f"The field {k!r} of a batch") for k, v in images.items() if k in (self.conditioners or {})
+        }
+        return _tensor(images["image"], "The field 'image' of a batch"), {**named, **given}
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    """Return a tensor, made of a NumPy array where it is one."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    held = f" of {len(value)}" if hasattr(value, "__len__") else ""
+    raise TypeError(
+        f"{what} must be a tensor or an array; got {type(value).__name__}{held}. Images are one tensor "
+        "(b, c, h, w), uint8 or float in [0, 1]; a batch may be {'image': …, 'class_label': …} or a pair "
+        "(images, labels)."
+    )
 
 
 def _noise_like(x0: Tensor, noise: Tensor | None) -> Tensor:

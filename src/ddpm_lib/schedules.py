@@ -301,7 +301,8 @@ def _of_log_snr(log_snr: Tensor) -> Tensor:
 def laplace(timesteps: int, /, *, mu: float = 0.0, b: float = 0.5) -> Tensor:
     """Log SNR λ = μ − b·sgn(½ − u)·log(1 − 2|½ − u|), u = t/(T + 1): quantiles of a Laplace distribution (Hang et al. 2024).
 
-    Most levels lie around λ = μ.
+    Most levels lie around λ = μ, which suits training. With the options of the paper the cleanest of 1,000 levels has
+    σ/α = 0.21, where their samplers, in continuous time, go on: the process warns of it. b = 1.5 begins at 0.01.
     """
     if not b > 0:
         raise ValueError(f"The schedule 'laplace' needs b > 0, got {b}. Hang et al. use 0.5.")

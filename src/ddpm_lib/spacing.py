@@ -166,6 +166,25 @@ def sampling_levels(
     return _checked_levels(timesteps, steps, build(SPACINGS, spacing, spacing_options, schedule, steps)[::-1])
 
 
+FEW_STEPS = 50
+"""Steps of a fast sampler where none are asked for."""
+
+
+def default_num_steps(ancestral: bool, timesteps: int, spacing: str | Sequence[float] = "trailing") -> int | None:
+    """Return the steps of sampling where none are asked for: all T for ancestral sampling, 50 for the others.
+
+    Fast solvers gain little from more than 50; ancestral sampling is made for all its levels (Ho et al. 2020).
+
+    Args:
+        ancestral: Whether the sampler is "ddpm".
+        timesteps: T.
+        spacing: As for `sampling_levels`; one that says itself how many gives None.
+    """
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
+        return None
+    return timesteps if ancestral else min(FEW_STEPS, timesteps)
+
+
 def _checked_levels(timesteps: int, num_steps: int | None, levels: list[float]) -> list[float]:
     levels = [int(t) if float(t).is_integer() else float(t) for t in levels]
     if levels and levels[-1] != 0:
@@ -230,7 +249,7 @@ def _by_noise(
     """Return the levels with log σ̃ = at(u), u evenly from 0 to 1; the last is T, an extra one if it is noisier."""
     assert isinstance(schedule, Schedule)
     top = schedule.timesteps
-    above = -0.5 * schedule.level(top).log_snr > math.log(spread[1]) * (1 + 1e-12) + 1e-12
+    above = -0.5 * schedule.level(top).log_snr - math.log(spread[1]) > 1e-9
     count = num_steps - above
     exact = [schedule.level_at(-2.0 * at(k / (count - 1) if count > 1 else 1.0)).t for k in range(count)]
     if above:

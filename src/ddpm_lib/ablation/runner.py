@@ -182,7 +182,7 @@ def _measure(subject: Subject, trainer: Trainer, sample: dict[str, Any], seed: i
     first = subject.others[0]
     weights = sample.get("weights", "ema")
     network = trainer.diffusion.model if weights == "model" else trainer.averaged_network()
-    points = subject.points(trainer.sample(len(first), seed=seed, batch_size=1024, **sample))
+    points = subject.points(trainer.sample(len(first), seed=seed, batch_size=1024, progress=False, **sample))
     if not torch.isfinite(points).all():
         raise DivergedError("The samples hold NaN or infinite values.")
     distances = {name: measure(points, first) for name, measure in subject.measures.items()}

@@ -20,7 +20,7 @@ from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.nn.lowering import lower_weights
 from ddpm_lib.samplers import SAMPLERS, make_sampler
-from ddpm_lib.spacing import SPACINGS
+from ddpm_lib.spacing import SPACINGS, default_num_steps
 from ddpm_lib.training import ConfigError, process_state
 from ddpm_lib.training.compiling import compile_regions
 from ddpm_lib.training.devices import LOW_PRECISION, pick_device, pick_precision, use_channels_last
@@ -214,12 +214,11 @@ def draw(
 
 def steps(command: Any, timesteps: int) -> dict[str, Any]:
     """Return what the flags say about sampler, steps and guidance, as arguments of `GaussianDiffusion.sample`."""
-    # Ancestral sampling takes all steps, and "10,15,20" says itself how many.
-    own = command.sampler == "ddpm" or command.spacing not in SPACINGS
+    usual = default_num_steps(command.sampler == "ddpm", timesteps, command.spacing)
     return {
         "sampler": command.sampler,
         "sampler_options": options.key_values(command.sampler_options, "--sampler-options"),
-        "num_steps": command.num_steps or (None if own else min(50, timesteps)),
+        "num_steps": command.num_steps or usual,
         "spacing": command.spacing,
         "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
         "eta": command.eta,

@@ -13,6 +13,7 @@ from ddpm_lib.data.decode import DecodeSpec
 from ddpm_lib.data.folders import EXTENSIONS, FolderSource
 from ddpm_lib.data.objects import Columns, from_object
 from ddpm_lib.data.source import Source
+from ddpm_lib.progress import foreign_bars_hidden
 from ddpm_lib.registry import nearest
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -173,7 +174,8 @@ def _from_hub(name: str, path: Path) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(name)
+        with foreign_bars_hidden():
+            return load_dataset(name)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise FileNotFoundError(

@@ -16,6 +16,7 @@ from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.sample_metrics import FEW
 from ddpm_lib.evaluation.task import Task
 from ddpm_lib.metrics import save_statistics
+from ddpm_lib.spacing import default_num_steps
 from ddpm_lib.training.checkpoint import MANIFEST
 from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.resume import describe_versions
@@ -74,7 +75,10 @@ def describe_sets(task: Task, engine: Engine, needs: Collection[str]) -> dict[st
 
 
 def _steps(options: EvaluationOptions, timesteps: int) -> int:
-    return options.sample_steps or (timesteps if options.sampler == "ddpm" else min(50, timesteps))
+    if options.sample_steps:
+        return options.sample_steps
+    usual = default_num_steps(options.sampler == "ddpm", timesteps, options.spacing)
+    return timesteps if usual is None else usual
 
 
 def write_statistics(task: Task) -> None:

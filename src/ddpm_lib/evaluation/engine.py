@@ -19,6 +19,7 @@ from ddpm_lib.caching import cache_folder
 from ddpm_lib.files import utf8_name
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
+from ddpm_lib.progress import bar
 from ddpm_lib.training.sampling import own_share
 
 if TYPE_CHECKING:
@@ -173,17 +174,14 @@ class Engine:
         kept: int,
         folder: Path,
     ) -> list[tuple[int, dict[str, Tensor]]]:
-        from tqdm.auto import tqdm
-
         found: list[tuple[int, dict[str, Tensor]]] = []
         waiting: list[tuple[int, dict[str, Tensor]]] = []
         since = time.monotonic()
-        shown = tqdm(
+        shown = bar(
             total=sum(min(size, n - g * size) for g in groups),
             desc=what + (f" ({kept:,} kept)" if kept else ""),
             unit="image",
-            disable=not (self.progress and self.state.is_main_process),
-            leave=False,
+            shown=self.progress and self.state.is_main_process,
         )
         for group in groups:
             rows = range(group * size, min(n, (group + 1) * size))

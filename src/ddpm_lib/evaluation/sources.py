@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddpm_lib.evaluation.engine import ImageSet
 from ddpm_lib.evaluation.task import conditions_of
 from ddpm_lib.images import to_uint8
+from ddpm_lib.spacing import default_num_steps
 from ddpm_lib.training.sampling import default_condition
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def sample_images(
     """
     cond = default_condition(diffusion, n)
     steps = options.sample_steps
-    if steps is None and options.sampler != "ddpm":
-        steps = min(50, diffusion.timesteps)
+    if steps is None:
+        steps = default_num_steps(options.sampler == "ddpm", diffusion.timesteps, options.spacing)
 
     def read(rows: range) -> Tensor:
         here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None
@@ -116,6 +117,7 @@ def sample_images(
         images = diffusion.sample(
             len(rows), sampler=options.sampler, num_steps=steps, spacing=options.spacing, eta=options.eta, seed=options.seed,
             first_index=rows.start, cond=here, guidance_scale=options.guidance_scale, device=device, model=network,
+            progress=False,
         )  # fmt: skip
         return as_pictures(images)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ddpm_lib.images import to_model_range
 from ddpm_lib.metrics import bootstrap_interval
 from ddpm_lib.nn import LowRes
+from ddpm_lib.progress import bar
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.sampling import own_share
@@ -138,12 +139,10 @@ class Task:
             chosen = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("progress", "metrics")}
             about = [what, resume, n, group, self.identity, chosen]
             return self.engine.collect(what, about, n, group, lambda rows: {"values": score(rows)})["values"].double()
-        from tqdm.auto import tqdm
-
         ranks = self.state.num_processes
         groups = own_share(math.ceil(n / group), self.state.process_index, ranks)
-        quiet = not (self.options.progress and self.state.is_main_process)
-        shown = tqdm(groups, desc=what, disable=quiet, leave=False)
+        visible = self.options.progress and self.state.is_main_process
+        shown = bar(groups, desc=what, unit="group", shown=visible)
         none = torch.empty(0, columns, dtype=torch.float64)
         own = torch.cat([none, *(score(range(k * group, min(n, (k + 1) * group))) for k in shown)])
         if ranks == 1:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.levels import Level
+from ddpm_lib.progress import bar as progress_bar
 
 
 class Prediction(NamedTuple):
@@ -21,6 +22,9 @@ class Prediction(NamedTuple):
     eps: Tensor
     variance: Callable[[Level, Level], float | Tensor]
 
+
+_SHORT = 3.0
+"""Seconds of sampling without a word."""
 
 Predict = Callable[[Tensor, Level], Prediction]
 """Evaluates the network at (x, level); a solver may call it more than once per step, at levels of its own."""
@@ -89,7 +93,7 @@ def sample_loop(
     *,
     level_at: LevelAt | None = None,
     on_state: Callable[[int, Tensor], None] | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Tensor:
     """Take x through the levels, one step between each two neighbours.
 
@@ -103,7 +107,7 @@ def sample_loop(
         noise: Draws noise like x.
         level_at: Finds levels in between (`Schedule.level_at`), for samplers that need them.
         on_state: Called with (index of the level, state) for every level, the first included.
-        progress: Show a progress bar.
+        progress: Show progress: True, False, or None for what takes longer than a few seconds.
 
     Returns:
         The state at levels[-1].
@@ -121,11 +125,12 @@ def sample_loop(
     return x
 
 
-def bar(pairs: list[tuple[int, tuple[Level, Level]]], progress: bool) -> Iterable[tuple[int, tuple[Level, Level]]]:
-    """Return the numbered steps, behind a progress bar if there is to be one."""
-    if not progress:
+def bar(
+    pairs: list[tuple[int, tuple[Level, Level]]], progress: bool | None
+) -> Iterable[tuple[int, tuple[Level, Level]]]:
+    """Return the numbered steps, behind a bar if there is to be one: for None only where it takes long."""
+    if progress is False:
         return pairs
-    from tqdm.auto import tqdm
-
-    bar: Iterable[tuple[int, tuple[Level, Level]]] = tqdm(pairs, desc="sampling", unit="step", leave=False)
-    return bar
+    delay = 0.0 if progress else _SHORT
+    shown: Iterable[tuple[int, tuple[Level, Level]]] = progress_bar(pairs, desc="sampling", unit="step", delay=delay)
+    return shown

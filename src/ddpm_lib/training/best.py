@@ -33,6 +33,7 @@ class KeepBest(Callback):
             return
         if self.value is None or (value > self.value if self.highest else value < self.value):
             self.value, self.step = float(value), trainer.step
+            trainer.note("best")
             trainer.save()
 
     def on_train_end(self, trainer: Trainer) -> None:
@@ -67,9 +68,8 @@ def check_metric(config: TrainingConfig) -> None:
         ConfigError: Saying which option to set.
     """
     name = (config.keep_best or "").removeprefix("max:")
-    if name in ("val_loss", "train_fixed_loss") and (
-        not config.val_every or not (config.val_data or config.val_fraction)
-    ):
+    validated = config.val_every and (config.val_data is not None or config.val_fraction)
+    if name in ("val_loss", "train_fixed_loss", "val_gap") and not validated:
         raise ConfigError(
             f"keep_best={name!r} needs validation. Set val_every and val_fraction or val_data, or leave it out."
         )

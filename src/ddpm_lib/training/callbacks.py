@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib import keys
+from ddpm_lib.progress import in_notebook
 from ddpm_lib.training.batches import batch_to_device
 from ddpm_lib.training.examples import beside_examples
 from ddpm_lib.transfer import to_device
@@ -177,28 +178,36 @@ class Validation(Callback):
         if trainer.held_out is None or (trainer.step % self.every and trainer.step != trainer.config.max_steps):
             return
         n = min(self.max_images, len(trainer.held_out))
+        held_out = self.losses(trainer, trainer.held_out, n)
+        train = self.losses(trainer, trainer.dataset, min(n, len(trainer.dataset)))
+        error, gap_error = standard_errors(held_out, train, trainer.diffusion.timesteps)
+        val, fixed = float(held_out.mean()), float(train.mean())
         trainer.log(
             {
-                "val_loss": self.loss(trainer, trainer.held_out, n),
-                "train_fixed_loss": self.loss(trainer, trainer.dataset, min(n, len(trainer.dataset))),
+                "val_loss": val,
+                "val_loss_error": error,
+                "train_fixed_loss": fixed,
+                "val_gap": val - fixed,
+                "val_gap_error": gap_error,
             }
         )
 
-    def loss(self, trainer: Trainer, dataset: ImageDataset, n: int) -> float:
-        """Return the mean loss of `n` images spread over the dataset, over all ranks."""
+    def losses(self, trainer: Trainer, dataset: ImageDataset, n: int) -> Tensor:
+        """Return the losses (n,) of images spread over the dataset, on every rank, on the CPU."""
         spread = np.arange(n) * len(dataset) // n
         own = np.arange(n)[trainer.rank :: trainer.processes]
-        total = torch.zeros((), dtype=trainer.sum_dtype, device=trainer.device)
+        found = torch.zeros(n, dtype=trainer.sum_dtype, device=trainer.device)
         network = trainer.averaged_network()
         size = max(trainer.plan.micro, 16)
         trainer.diffusion.eval()  # no dropout, no hidden labels
         try:
             for start in range(0, len(own), size):
                 rows = own[start : start + size]
-                total += self._losses(trainer, network, dataset, spread[rows], rows).to(total.dtype).sum()
+                values = self._losses(trainer, network, dataset, spread[rows], rows).to(found.dtype)
+                found.index_copy_(0, to_device(torch.from_numpy(rows), trainer.device), values)
         finally:
             trainer.diffusion.train()
-        return float(trainer.sum_over_ranks(total)) / n
+        return trainer.sum_over_ranks(found).cpu()
 
     def _losses(
         self, trainer: Trainer, network: nn.Module, dataset: ImageDataset, indices: np.ndarray, rows: np.ndarray
@@ -206,9 +215,7 @@ class Validation(Callback):
         diffusion = trainer.diffusion
         batch = batch_to_device(dataset.batch(indices.tolist()), trainer.device)
         images = batch.pop("image")
-        # A golden-ratio sequence spreads the levels evenly however many images there are.
-        spread = torch.from_numpy((rows * 0.6180339887498949 + 0.5) % 1.0)
-        t = (spread * diffusion.timesteps).long().clamp_(0, diffusion.timesteps - 1) + 1
+        t = spread_levels(rows, diffusion.timesteps)
         shape = tuple(images.shape[1:])
         noise = torch.stack(
             [torch.randn(shape, generator=keys.generator("cpu", int(row), self.seed, "validation")) for row in rows]
@@ -216,6 +223,41 @@ class Validation(Callback):
         cond = trainer.conditions(batch)
         with torch.inference_mode(), trainer.accelerator.autocast():
             return diffusion(images, cond, t=t, noise=to_device(noise, trainer.device), reduction="none", model=network)
+
+
+def spread_levels(rows: np.ndarray, timesteps: int) -> Tensor:
+    """Return a level in 1 … T for each row: a golden-ratio sequence, even however many rows there are."""
+    spread = torch.from_numpy((rows * 0.6180339887498949 + 0.5) % 1.0)
+    return (spread * timesteps).long().clamp_(0, timesteps - 1) + 1
+
+
+def standard_errors(held_out: Tensor, train: Tensor, timesteps: int) -> tuple[float, float]:
+    """Return the standard errors of the mean held-out loss and of its difference to the training images' mean.
+
+    Row i of both sets has the same level and the same noise. The levels are spread evenly, so how the loss depends on them is no
+    error: what counts is how rows of neighbouring levels differ, Σ(l_{i+1} − l_i)² / (2(n−1)), the estimate for systematic
+    samples (Wolter 2007, §8.2). In the difference of pairs what the noise does to both sides cancels as well.
+
+    Args:
+        held_out: Losses (n,).
+        train: Losses (m,), m ≤ n.
+        timesteps: T.
+
+    Returns:
+        Both errors; NaN where there is one row only.
+    """
+
+    def error(values: Tensor) -> float:
+        n = len(values)
+        if n < 2:
+            return float("nan")
+        order = torch.argsort(spread_levels(np.arange(n), timesteps), stable=True)
+        steps = values.double()[order].diff()
+        return float((steps.square().sum() / (2 * (n - 1)) / n).sqrt())
+
+    if len(train) == len(held_out):
+        return error(held_out), error(held_out - train)
+    return error(held_out), float(np.hypot(error(held_out), error(train)))
 
 
 class SampleGrid(Callback):
@@ -238,6 +280,7 @@ class SampleGrid(Callback):
             num_steps=min(config.sample_steps, trainer.diffusion.timesteps),
             seed=config.sample_seed,
             guidance_scale=config.sample_guidance_scale,
+            progress=False,
         )
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
             scale = max(1, 128 // max(batch.shape[-2:]))
@@ -245,15 +288,13 @@ class SampleGrid(Callback):
             tiles, columns = beside_examples(trainer, batch)
             with trainer.going_on(str(path)):
                 trainer.last_grid = pictures.save_grid(tiles, path, columns, scale)
+                trainer.note("grid saved")
                 _show_inline(path)
 
 
 def _show_inline(path: Any) -> None:
-    # In a notebook the grid belongs under the cell; elsewhere there is nothing to show it in. That ipykernel was imported says
-    # little (tools import it); that the shell has a kernel says it.
-    import sys
-
-    if hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel"):
+    # In a notebook the grid belongs under the cell; elsewhere there is nothing to show it in.
+    if in_notebook():
         from IPython.display import Image, display
 
         display(Image(filename=str(path)))
@@ -271,55 +312,6 @@ class SaveCheckpoints(Callback):
             trainer.save()
 
 
-class ProgressBar(Callback):
-    """A tqdm bar on the main process with loss, images/s and the time left."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._start = (0.0, 0)
-        self._shown = 0.0
-        self._smooth: float | None = None
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        """Open the bar at the current step."""
-        from tqdm.auto import tqdm
-
-        self._start = (time.monotonic(), trainer.images_seen)
-        if trainer.is_main:
-            self._bar = tqdm(
-                total=trainer.config.max_steps,
-                initial=trainer.step,
-                unit="step",
-                dynamic_ncols=True,
-                smoothing=0.05,
-                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-            )
-
-    def on_step_end(self, trainer: Trainer) -> None:
-        """Advance; read the loss where that costs nothing (CPU) or where it is read anyway (each logged line)."""
-        if self._bar is None:
-            return
-        assert trainer.last is not None
-        self._bar.update(1)
-        if trainer.device.type == "cpu":
-            loss = float(trainer.last.losses.mean())
-            self._smooth = loss if self._smooth is None else 0.95 * self._smooth + 0.05 * loss
-        elif "loss" in trainer.metrics:
-            self._smooth = trainer.metrics["loss"]
-        now = time.monotonic()
-        if self._smooth is not None and now - self._shown > 0.25:
-            rate = (trainer.images_seen - self._start[1]) / max(now - self._start[0], 1e-9)
-            val = f", val {trainer.metrics['val_loss']:.4f}" if "val_loss" in trainer.metrics else ""
-            self._bar.set_postfix_str(f"loss {self._smooth:.4f}{val}, {rate:,.0f} images/s", refresh=False)
-            self._shown = now
-
-    def close(self) -> None:
-        """Close the bar, also when training ends in an error."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:
     """Return the callbacks that the options, and a time sampler that learns, ask for, in the order in which they run."""
     chosen: list[Callback] = [MetricLogger(config.log_every)]
@@ -335,5 +327,7 @@ def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> lis
         chosen.append(PostHocSnapshots(config.posthoc_every))
     chosen.append(SaveCheckpoints(config.save_every))
     if config.progress:
+        from ddpm_lib.training.display import ProgressBar
+
         chosen.append(ProgressBar())
     return chosen

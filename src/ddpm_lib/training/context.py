@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.files import appending
+from ddpm_lib.progress import stream, write
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.records import MetricsFile, write_status
 from ddpm_lib.training.watchdog import Watchdog
@@ -47,6 +47,7 @@ class RunContext:
     _row: dict[str, Any]
     _lines: list[str]
     _log: Path | None = None
+    _notes: list[str]
     _clock: float
 
     def _join(self, accelerator: Accelerator) -> None:
@@ -80,6 +81,15 @@ class RunContext:
         """Return what was logged under a name in this step so far, or None."""
         return self._row.get(name)
 
+    def note(self, text: str) -> None:
+        """Add a word to the next row on the console: what happened besides the numbers."""
+        self._notes.append(text)
+
+    def notes(self) -> list[str]:
+        """Return the words since the last call, each once, and forget them."""
+        notes, self._notes = list(dict.fromkeys(self._notes)), []
+        return notes
+
     def _flush_row(self) -> None:
         if not self._row:
             return
@@ -112,10 +122,8 @@ class RunContext:
         """Show one line to the user and keep it in train.log; the main process speaks."""
         if not self.is_main:
             return
-        from tqdm.auto import tqdm
-
-        with self.going_on("A line on stderr"):
-            tqdm.write(sayable(line, getattr(sys.stderr, "encoding", None)), file=sys.stderr)
+        with self.going_on("A line on the console"):
+            write(sayable(line, getattr(stream(), "encoding", None)))
         self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {sayable(line, None)}\n")
         self._write_lines()
 

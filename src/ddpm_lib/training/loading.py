@@ -151,6 +151,7 @@ def load_run(
         _check_size(found, state, tensors)
         model, diffusion = _build(found, state)
         names, step = state["data"]["class_names"], int(state["step"])
+        diffusion.class_names = tuple(names) if names else None
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
         if isinstance(error, files.CheckpointError):
             raise

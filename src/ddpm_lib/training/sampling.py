@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,12 +52,18 @@ def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
         )
 
 
+def _rows(value: Any, rows: range) -> Any:
+    """Return a condition's entries for some images; a single entry counts for all."""
+    single = isinstance(value, str) or np.ndim(value) == 0 or len(value) == 1
+    return value if single else value[rows.start : rows.stop]
+
+
 def sample_shared(
     diffusion: GaussianDiffusion,
     n: int,
     state: Accelerator | PartialState,
     *,
-    cond: dict[str, Tensor] | None = None,
+    cond: Mapping[str, Any] | None = None,
     first_index: int = 0,
     **options: Any,
 ) -> Tensor:
@@ -76,6 +84,8 @@ def sample_shared(
         ValueError: If `seeds` or `x_T` are not n, or a trajectory is asked of several processes.
     """
     own = own_share(n, state.process_index, state.num_processes)
+    if state.process_index:
+        options["progress"] = False  # one bar is enough
     if state.num_processes > 1 and options.get("return_trajectory"):
         raise ValueError("return_trajectory works with one process only. Use diffusion.sample on one of them.")
     for name in ("seeds", "x_T"):
@@ -86,7 +96,7 @@ def sample_shared(
             options[name] = given[own.start : own.stop]
     if options.get("seeds") is None:  # a seed of its own already names the image
         first_index += own.start
-    part = {k: v[own.start : own.stop] for k, v in cond.items()} if cond else None
+    part = {k: _rows(v, own) for k, v in cond.items()} if cond else None
     shape = (diffusion.channels, *diffusion.image_size)
     if len(own):
         images = diffusion.sample(len(own), cond=part, first_index=first_index, **options)

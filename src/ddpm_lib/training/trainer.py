@@ -25,6 +25,7 @@ from ddpm_lib.training.claim import claimed, look_again, start_records
 from ddpm_lib.training.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
+from ddpm_lib.training.display import TrainingRows
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.forward import forward_rows
@@ -89,6 +90,7 @@ class Trainer(RunContext):
         if self.config.keep_best:  # last, so that it hears what other callbacks log
             check_metric(self.config)
             self.callbacks.append(KeepBest(self.config.keep_best))
+        self.callbacks.append(TrainingRows())
         self.output_dir = Path(self.config.output_dir or f"runs/{data_name(data)}")
         check_place(self.output_dir, data)
         self.step = 0
@@ -101,6 +103,7 @@ class Trainer(RunContext):
         self._row: dict[str, Any] = {}
         self._lines: list[str] = []
         self._met = self._prepared = False
+        self._notes: list[str] = []
         self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
         self._stop_reason: str | None = None
         self._save_requested = False

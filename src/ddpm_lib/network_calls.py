@@ -1,0 +1,82 @@
+"""Calling a network of anybody's: in the precision of its weights, and whatever it wraps its output in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_WIDE = (torch.float32, torch.float64)
+
+_WRAPPER = """\
+class Wrapped(torch.nn.Module):
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x, t, cond=None): return self.net(x, t)"""
+
+
+def call_network(network: nn.Module | Any, x: Tensor, time: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
+    """Return network(x, time, cond) as a tensor.
+
+    Images in float64 go into a float32 network in float32, and the other way round. What diffusers' networks
+    return, an object with the field `sample` or a tuple of one tensor, is opened.
+
+    Args:
+        network: Called as network(x, t, cond).
+        x: Inputs (b, c, *spatial).
+        time: The network's time, (b,) float32.
+        cond: Conditions by name, or None.
+
+    Raises:
+        TypeError: If it takes other arguments or returns something else, with the wrapper that helps.
+    """
+    kind = working_dtype(network, x.dtype)
+    if kind != x.dtype:
+        x = x.to(kind)
+        cond = cond and {k: v.to(kind) if v.dtype in _WIDE else v for k, v in cond.items()}
+    try:
+        output = network(x, time, cond)
+    except TypeError as error:
+        if _takes_three(network):
+            raise
+        raise TypeError(
+            f"A network is called as model(x, t, cond), which {type(network).__name__}.forward does not "
+            f"take: {error}. Wrap it:\n{_WRAPPER}"
+        ) from error
+    return unwrapped(output, network)
+
+
+def working_dtype(network: nn.Module | Any, dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of a network's weights, float32 or float64; `dtype` where it has none of them."""
+    if dtype not in _WIDE or not isinstance(network, nn.Module):
+        return dtype
+    return next((p.dtype for p in network.parameters() if p.dtype in _WIDE), dtype)
+
+
+def unwrapped(output: Any, network: Any) -> Tensor:
+    """Return the tensor that a network's answer is or holds.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    held = output[0] if isinstance(output, (tuple, list)) and len(output) == 1 else output
+    held = getattr(held, "sample", held)
+    if isinstance(held, Tensor):
+        return held
+    raise TypeError(
+        f"{type(network).__name__} returned {type(output).__name__}; a network returns one tensor in the "
+        f"shape of x. Wrap it, and let `forward` return the tensor alone:\n{_WRAPPER}"
+    )
+
+
+def _takes_three(network: Any) -> bool:
+    target = network.forward if isinstance(network, nn.Module) else network
+    try:
+        inspect.signature(target).bind(None, None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
