@@ -23,7 +23,7 @@ FEWEST, MOST = 64, 1000
 """How many samples are drawn by default: as many as training images, within these bounds."""
 LEVELS = 20
 """Levels per image from which bits/dim are estimated by default."""
-AT_LEAST = {"kid": 10, "pr": 20, "memorisation": 3, "loss_gap": 2}
+AT_LEAST = {"kid": 4, "pr": 20, "memorisation": 3, "loss_gap": 2}
 """With fewer images on one side these say nothing, and are left out."""
 CLEAN_SHARE = 0.1
 
