@@ -25,7 +25,7 @@ from ddpm_lib import GaussianDiffusion, Trainer
 from ddpm_lib.data import Toy, toy_points, values_to_points
 from ddpm_lib.distances import energy_distance, histogram_kl, sliced_wasserstein
 from ddpm_lib.nn import MLP
-from ddpm_lib.plots import plot_points
+from ddpm_lib.plots import need_matplotlib, plot_points
 from ddpm_lib.samplers import make_sampler, sample_loop
 from ddpm_lib.spacing import sampling_levels
 
@@ -141,6 +141,7 @@ def report(toy: Toy, samples: Tensor, seed: int) -> None:
 
 def main() -> int:
     options = tyro.cli(Options, description=__doc__)
+    need_matplotlib()
     data = Toy(options.toy, n=16_384, seed=options.seed)
     trainer = make_trainer(options, data)
     began = time.monotonic()

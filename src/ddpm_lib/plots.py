@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#30475e", "#c8553d", "#3a7d44", "#7b4b94", "#b8860b")
+
+
+def need_matplotlib() -> None:
+    """Raise where figures cannot be drawn; to be called before the work whose result they show.
+
+    Raises:
+        ImportError: Saying how to install matplotlib.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("Figures need matplotlib. Install it with: pip install matplotlib")
 
 
 def plot_points(
@@ -49,10 +60,8 @@ def plot_points(
     panels = len(sets) + (trajectories is not None)
     if not panels:
         raise ValueError("There is nothing to draw. Give sets, or trajectories.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("Figures need matplotlib. Install it: pip install matplotlib") from None
+    need_matplotlib()
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.0 * panels, 4.3 if title else 4.1), dpi=110, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]

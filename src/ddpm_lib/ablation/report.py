@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddpm_lib.plots import need_matplotlib
 from ddpm_lib.training.checkpoint import write_atomically
 
 if TYPE_CHECKING:
@@ -159,10 +160,9 @@ class AblationResult:
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ImportError("Figures need matplotlib. Install it: pip install matplotlib") from None
+        need_matplotlib()
+        from matplotlib.figure import Figure
+
         *outer, inner = self.vary
         groups = list(dict.fromkeys(tuple(c[k] for k in outer) for c in self.cells()))
         count = len(self.measures)

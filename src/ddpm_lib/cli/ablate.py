@@ -10,7 +10,9 @@ import tyro
 import yaml
 
 from ddpm_lib.ablation import ablate
-from ddpm_lib.cli import options
+from ddpm_lib.cli import arguments, options
+from ddpm_lib.cli.train import missing_data
+from ddpm_lib.plots import need_matplotlib
 from ddpm_lib.training import ConfigError
 
 DESCRIPTION = (
@@ -47,7 +49,8 @@ class AblateCommand:
 
 def main(args: list[str]) -> int:
     """Run the command."""
-    command: AblateCommand = options.parse(AblateCommand, args, AblateCommand(), "ddpm ablate", DESCRIPTION)
+    command = read(args)
+    need_matplotlib()  # for the plot, which comes after all trainings
     fixed = {}
     for text in command.set:
         name, values = read_setting(text)
@@ -65,6 +68,19 @@ def main(args: list[str]) -> int:
     print(f"\nShare of the variance of log(measure):\n\n{result.shares_markdown()}\n")
     print(f"wrote {', '.join(map(str, result.save()))}")
     return 0
+
+
+def read(args: list[str]) -> AblateCommand:
+    """Read the command line.
+
+    Raises:
+        ConfigError: Also where options were given and no data.
+    """
+    default = AblateCommand()
+    command: AblateCommand = options.parse(AblateCommand, args, default, "ddpm ablate", DESCRIPTION)
+    if args and ("data",) not in arguments.read(arguments.options_of(AblateCommand, default), args, "ddpm ablate"):
+        raise missing_data(args, "ddpm ablate", default.data)
+    return command
 
 
 def read_setting(text: str) -> tuple[str, list[Any]]:

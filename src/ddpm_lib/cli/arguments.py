@@ -19,9 +19,10 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import _confstruct, _markers
 
+from ddpm_lib import peers_names
 from ddpm_lib.cli.shell import folder_of_pictures
-from ddpm_lib.registry import nearest, suggestion
-from ddpm_lib.training.config import ConfigError, describe_type
+from ddpm_lib.registry import nearest
+from ddpm_lib.training.config import ConfigError
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NUMBER = re.compile(r"-(\d|\.\d|inf\b)")
@@ -239,7 +240,7 @@ class _Reader:
             if like:
                 message += f" Did you mean {like!r}?"
             elif _is_list(option.annotation):
-                message += f" After an empty list write a comma: {option.flag}= (or put it last)."
+                message += f" Several are written {option.flag} A,B, none {option.flag}=."
             elif type(None) not in members(option.annotation) and str(got).startswith("-"):
                 message += f" A value that begins with a dash is written {option.flag}=VALUE."
             raise UsageError(message) from None
@@ -268,7 +269,7 @@ class _Reader:
                 raise UsageError(self._about_missing(option))
         for option, _ in self.flags.values():
             if option.required and option.path not in self.values:
-                raise UsageError(f"{self.prog} needs {option.flag}: {wanted(option.annotation)}.")
+                raise UsageError(self._about_missing(option))
 
     def _refuse_swallowed(self, missing: Option) -> None:
         for option, taken in self.greedy:
@@ -281,14 +282,13 @@ class _Reader:
                 )
 
     def _about_missing(self, option: Option) -> str:
-        lines = f"{self.prog} needs {option.shown}."
-        return f"{lines} `{self.prog} --help` shows examples."
+        return f"{option.shown} is missing. `{self.prog} --help` shows examples."
 
     def _about_extra(self, words: list[str], room: int) -> str:
-        names = " ".join(o.shown for o in self.positionals) or "no words without a flag"
+        names = " ".join(o.shown for o in self.positionals) or "no words but options"
         extra = words[room:]
         shown = ", ".join(map(repr, extra[:3])) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
-        text = f"{self.prog} takes {names}; got also {shown}."
+        text = f"the command takes {names}; got also {shown}."
         if len(extra) == 1 and extra[0].lower() in (*TRUE, *FALSE):
             return f"{text} A switch takes no value: --flag for yes, --no-flag for no."
         pictures = [Path(w) for w in words if Path(w).is_file()]
@@ -305,10 +305,11 @@ class _Reader:
         return text
 
     def _about_unknown(self, name: str) -> str:
-        hint = suggestion(name, self.flags)
+        hint = peers_names.hint(name, self.flags)
         if hint is None:
-            bare = {flag.rpartition(".")[2].lstrip("-"): flag for flag in reversed(self.flags)}
-            like = nearest(name.rpartition(".")[2].lstrip("-"), bare)
+            bare = {flag.lstrip("-").rpartition(".")[2]: flag for flag in reversed(self.flags)}
+            bare |= {flag.lstrip("-"): flag for flag in self.flags}
+            like = nearest(name.lstrip("-"), bare)
             hint = f"did you mean {bare[like]!r}?" if like else None
         return f"{name!r}: {hint}" if hint else f"{name!r}."
 
@@ -483,7 +484,9 @@ def _wanted(kind: Any) -> str:
         return many if rest[-1:] == [Ellipsis] else f"{len(rest) + 1} {many}"
     if typing.get_origin(kind) is dict:
         return "name=number pairs"
-    return "a word" if kind is str else describe_type(kind)
+    if _choices(kind):
+        return ("one of " if len(_choices(kind)) > 1 else "") + ", ".join(map(repr, _choices(kind)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(kind, "a value")
 
 
 def _short(value: object) -> str:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from ddpm_lib.cli import train
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.nn import Unet
 
 DESCRIPTION = (
     "Say what a run costs before it starts: parameters, multiplications, memory, size of the checkpoints, images per second and "
@@ -34,7 +41,27 @@ def main(args: list[str]) -> int:
     settings = train.settings_of(command)
     diffusion, data = train.build(settings)
     images = None if isinstance(data, str) else len(data)
+    if os.environ.get("RANK", "0") == "0":
+        print(at_once(diffusion, settings, command.probe_steps), file=sys.stderr, flush=True)
     result = estimate(diffusion, settings.training(), command.probe_steps, images)
     if result is not None:  # the main process speaks
         print(json.dumps(result.to_dict()) if command.json else result)
     return 0
+
+
+def at_once(diffusion: GaussianDiffusion, settings: train.RunConfig, probe_steps: int) -> str:
+    """Say what is known before a step was done, so that nobody waits in front of an empty screen."""
+    from ddpm_lib.training.memory import activation_bytes
+
+    model = cast("Unet", diffusion.model)
+    count = sum(p.numel() for p in model.parameters())
+    copies = 4 + len(settings.ema_decay) + len(settings.posthoc_ema)  # weights, gradients, two moments, averages
+    known = (
+        f"{count / 1e6:,.2f} M parameters; weights, gradients, moments, averages {4 * count * copies / 2**20:,.0f} MiB"
+    )
+    size = 1 if settings.batch_size == "auto" else settings.batch_size // settings.accumulation_steps
+    kept = activation_bytes(model, diffusion.image_size, size, "no")
+    if kept is not None:
+        known += f"; activations {kept / 2**20:,.0f} MiB in float32 for {size} images at a time"
+    doing = f"timing {probe_steps} steps after a warm-up …" if probe_steps else "no steps are timed"
+    return f"{known}\n{doing}"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from ddpm_lib.cli import options
+from ddpm_lib.cli.next_steps import after_preparing
+
+if TYPE_CHECKING:
+    from ddpm_lib.data.sysu import SysuSummary
 
 DESCRIPTION = (
     "Make train_data, eval_data and normalized_eval_data from a clone of the SYSU-Shape dataset. "
@@ -43,14 +48,34 @@ def main(args: list[str]) -> int:
     default = PrepareCommand(dataset=tyro.MISSING, src=tyro.MISSING, out=tyro.MISSING)
     command: PrepareCommand = options.parse(PrepareCommand, args, default, "ddpm prepare", DESCRIPTION)
     from ddpm_lib.data import prepare_sysu
+    from ddpm_lib.training.devices import pick_device
 
     summary = prepare_sysu(
         command.src, command.out, size=command.size, mode=command.mode, val_fraction=command.val_fraction, seed=command.seed,
         num_workers=command.num_workers, log=print,
     )  # fmt: skip
-    print(summary)
-    print(
-        f"\nNext:\n  ddpm train {command.out}/train_data --val-data {command.out}/normalized_eval_data --val-labels prefix "
-        f"--image-size {command.size} --horizontal-flip"
+    print("\n".join(told(summary)))
+    out = Path(command.out)
+    lines = after_preparing(
+        out / "train_data", out / "normalized_eval_data", command.size, accelerator=pick_device("auto") != "cpu"
     )
+    print("\n".join(["\nNext,", *lines]))
     return 0
+
+
+def told(summary: SysuSummary) -> list[str]:
+    """Say what was written."""
+    width = max(len("class"), *map(len, summary.train))
+    lines = [f"\n{summary.out}: {summary.num_train:,} training images, {summary.num_eval:,} held out", ""]
+    lines.append(f"  {'class':{width}}  {'training':>8}  {'held out':>8}")
+    lines += [f"  {name:{width}}  {n:8,}  {summary.eval.get(name, 0):8,}" for name, n in summary.train.items()]
+    lines.append("")
+    if summary.duplicates:
+        lines.append(f"{len(summary.duplicates):,} groups of near-duplicates, each kept on one side of the split")
+    lines += summary.notes
+    lines += [
+        f"train_data            training images ({summary.out}/train_data)",
+        "eval_data             the held-out photos as they are",
+        "normalized_eval_data  the held-out photos made alike to the training images: validate and score with these",
+    ]
+    return lines

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
-from ddpm_lib.cli.sample import label_of, new_folder, place, refuse_used, steps
+from ddpm_lib.cli.sample import check_guidance, label_of, new_folder, place, refuse_used, steps
 from ddpm_lib.data.decode import Decoded, ImageError, decode, make_spec
 from ddpm_lib.data.folders import EXTENSIONS
 from ddpm_lib.diffusion import GaussianDiffusion
@@ -150,6 +150,7 @@ def redraw(
         raise ConfigError("This run was not trained on pictures. Use diffusion.edit and diffusion.inpaint in Python.")
     found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
     label = label_of(loaded, command.class_label)
+    check_guidance(loaded, command.guidance_scale)
     device = torch.device(pick_device(command.device))
     precision = pick_precision(command.mixed_precision, device.type)
     place(loaded, device, precision)

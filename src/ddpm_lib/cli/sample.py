@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +120,7 @@ def main(args: list[str]) -> int:
     folder: Path | None = None
     for checkpoint in chosen:
         loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
+        check_guidance(loaded, command.guidance_scale)
         place(loaded, state.device, precision, compiled=command.compile)
         if small is None:
             small = small_images(loaded, command, state, precision)
@@ -128,8 +130,40 @@ def main(args: list[str]) -> int:
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command, small)
             sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
+            if checkpoint == chosen[-1]:
+                sys.stdout.write("".join(f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)))
     leave(state)
     return 0
+
+
+def check_guidance(loaded: LoadedRun, scale: float) -> None:
+    """Refuse guidance for a network that learned no classes.
+
+    Raises:
+        ConfigError: Saying how to train one.
+    """
+    conditioners = (loaded.diffusion.conditioners or {}).values()
+    if scale != 1 and not any(c.guided and c.drop_prob > 0 for c in conditioners):
+        raise ConfigError(
+            f"--guidance-scale {scale:g} strengthens a class, and this run was trained without classes that it could also "
+            "do without. Leave it out, or train another run with --class-conditional."
+        )
+
+
+def what_was_drawn(loaded: LoadedRun, command: SampleCommand, num: int, small: SmallImages | None) -> list[str]:
+    """Say which images of which seed these are, and how to get others."""
+    last = command.first_index + num - 1
+    numbers = f"image {last}" if num == 1 else f"images {command.first_index} to {last}"
+    lines = [
+        f"seed {command.seed}, {numbers}: the same command draws the same. "
+        f"Others: --seed {command.seed + 1}, or the next ones: --first-index {last + 1}."
+    ]
+    names = loaded.class_names or ()
+    if names and "class_label" in (loaded.diffusion.conditioners or {}) and small is None:
+        shown = ", ".join(names[:6]) + (f", … ({len(names)} classes)" if len(names) > 6 else "")
+        if command.class_label is None:
+            lines.append(f"classes in turn: {shown}. One of them: --class-label {shlex.quote(names[0])}.")
+    return lines
 
 
 def _check(command: SampleCommand) -> None:

@@ -15,10 +15,11 @@ import tyro
 
 from ddpm_lib.augmentation import AUGMENT_DIM
 from ddpm_lib.cli import arguments, help, options
+from ddpm_lib.cli.next_steps import Finished, after_training
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
 from ddpm_lib.registry import unknown_name
-from ddpm_lib.training import ConfigError, Trainer, TrainingConfig
+from ddpm_lib.training import Callback, ConfigError, Trainer, TrainingConfig
 from ddpm_lib.training.lock import refuse_taken
 from ddpm_lib.training.run_config import in_its_run
 
@@ -215,7 +216,8 @@ def main(args: list[str]) -> int:
     diffusion, data = build(settings)
     if command.dry_run:
         return dry_run(settings, diffusion, data)
-    trainer = Trainer(diffusion, data, config=dataclasses.replace(settings.training(), output_dir=output_dir))
+    training = dataclasses.replace(settings.training(), output_dir=output_dir)
+    trainer = Trainer(diffusion, data, config=training, callbacks=[UnusedClasses()])
     trainer.source_name = settings.data
     result = trainer.train()
     if trainer.is_main:
@@ -236,6 +238,8 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
     dataset = open_data(config) if isinstance(data, str) else data
     classes = f", {dataset.num_classes} classes" if dataset.num_classes else ""
     print(f"data: {len(dataset):,} images of {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}")
+    if dataset.num_classes and "class_label" not in (diffusion.conditioners or {}):
+        print(unused_classes(dataset.num_classes))
     size = 1 if config.batch_size == "auto" else config.batch_size
     print(cast(Unet, diffusion.model).summary(image_size=config.size, batch_size=size))
     if config.batch_size == "auto":
@@ -257,18 +261,41 @@ def report(trainer: Trainer, config: RunConfig, status: str) -> None:
         (run / "config.yaml", "all settings; give it to --config to repeat the run"),
     ]
     width = max(len(str(path)) for path, _ in made)
-    print("\nWhat this run made:")
-    for path, text in made:
-        if path.exists():
-            print(f"  {path!s:{width}}  {text}")
-    more = config.max_steps * 2 if status == "finished" else config.max_steps
-    size = " ".join(str(s) for s in config.image_size)
-    # The file, not the flags: whatever this run was given on the command line is in it.
-    resume = f"ddpm train --config {shlex.quote(str(run / 'config.yaml'))} --max-steps {more}"
+    if trainer.last is None and status == "finished":
+        print(f"\n{run} is already finished at step {trainer.step:,}: nothing was to do.")
+    else:
+        print("\nWhat this run made:")
+        for path, text in made:
+            if path.exists():
+                print(f"  {path!s:{width}}  {text}")
     print("\nNext:")
-    print(f"  your own images   ddpm train path/to/images --image-size {size} --output-dir runs/mine")
-    enlarges = options.to_plain(config.model)["low_res_factor"] is not None
-    print(
-        f"  more samples      ddpm sample {shlex.quote(str(run))} {'--low-res path/to/small' if enlarges else '--num 64'}"
+    print("\n".join(after_training(known_at_the_end(trainer, config, status))))
+
+
+def known_at_the_end(trainer: Trainer, config: RunConfig, status: str) -> Finished:
+    """Return what the proposals for the next step depend on."""
+    model = options.to_plain(config.model)
+    return Finished(
+        run=trainer.output_dir,
+        finished=status == "finished",
+        max_steps=config.max_steps,
+        own_data=config.data != "shapes",
+        image_size=config.image_size,
+        class_names=(trainer.dataset.class_names or ()) if config.class_conditional else (),
+        enlarges=model["low_res_factor"] is not None,
     )
-    print(f"  {'train longer' if status == 'finished' else 'resume      '}      {resume}")
+
+
+class UnusedClasses(Callback):
+    """Say at the start that the data have classes which the run does not learn."""
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Say it once."""
+        found = trainer.dataset.num_classes
+        if found and "class_label" not in (trainer.diffusion.conditioners or {}):
+            trainer.say(unused_classes(found))
+
+
+def unused_classes(count: int) -> str:
+    """Word that classes were found and are not learned."""
+    return f"The data have {count} classes, which this run does not learn; --class-conditional would."
