@@ -353,8 +353,10 @@ def test_trainer_gets_the_device_it_asks_for_after_another_one(tmp_path: Path, m
 
     PartialState(cpu=True)
     monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
-    config = tiny_trainer(tmp_path).config
-    assert hardware.make_accelerator(config, tmp_path).device.type == "cpu"
+    trainer = tiny_trainer(tmp_path)
+    trainer.prepare()
+    assert trainer.device.type == "cpu"
+    assert PartialState().device.type == "meta", "the other's state is given back"
 
 
 def test_launchers_accumulation_setting_does_not_scale_the_loss(

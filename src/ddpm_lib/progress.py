@@ -47,7 +47,7 @@ def write(line: str) -> None:
         OSError: If the stream refuses it.
     """
     if bar_style() == "lines":
-        print(line, file=stream(), flush=True)  # noqa: T201 - the one place where the library speaks
+        print(line, file=stream(), flush=True)
         return
     from tqdm import tqdm
 
@@ -117,11 +117,12 @@ def bar(
     style = bar_style() if shown else "lines"
     if style == "lines":
         return Lines(iterable, total, desc, unit, shown)
+    drawn: Any
     if style == "widgets":
-        from tqdm.notebook import tqdm
+        from tqdm.notebook import tqdm as drawn
     else:
-        from tqdm import tqdm
-    return tqdm(iterable, total=total, desc=desc or None, unit=unit, **{"leave": False, **options})
+        from tqdm import tqdm as drawn
+    return drawn(iterable, total=total, desc=desc or None, unit=unit, **{"leave": False, **options})
 
 
 @contextlib.contextmanager

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ddpm_lib.registry import nearest
+from ddpm_lib.training.option_types import (
+    ConfigError,
+    check_device_name,
+    check_type,
+    is_path,
+)
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot work: the message names the option, what was got and what fits."""
+__all__ = ["ConfigError", "TrainingConfig", "check_type", "divisors", "unknown_options"]
 
 
 def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where: str) -> None:
@@ -31,69 +33,6 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
             hint = nearest(name, known)
             parts.append(f"{name!r}" + (f" (did you mean {hint!r}?)" if hint else ""))
         raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
-
-
-def check_type(name: str, value: Any, annotation: Any) -> Any:
-    """Return `value` as its annotation wants it (lists become tuples, whole floats stay floats), or raise.
-
-    Raises:
-        ConfigError: If the value has another type.
-    """
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return check_type(name, value, args[0])
-    if origin in (typing.Union, types.UnionType):
-        for choice in args:
-            try:
-                return check_type(name, value, choice)
-            except ConfigError:
-                continue
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r} ({type(value).__name__}).")
-    ok = False
-    if origin is Literal:
-        ok = value in args and type(value) in {type(a) for a in args}
-        if not ok and isinstance(value, str):
-            hint = nearest(value, [str(a) for a in args])
-            also = f" Did you mean {hint!r}?" if hint else ""
-            raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r}.{also}")
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(items) == len(value):
-            return tuple(check_type(f"{name}[{i}]", v, a) for i, (v, a) in enumerate(zip(value, items)))
-    elif origin is dict and isinstance(value, Mapping):
-        # Options of parts are numbers or switches, such as {"zero_terminal_snr": True}.
-        return {
-            str(k): v if isinstance(v, bool) else check_type(f"{name}[{k!r}]", v, args[1]) for k, v in value.items()
-        }
-    elif annotation is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif annotation is int:
-        ok = isinstance(value, int) and not isinstance(value, bool)
-    elif annotation in (None, type(None)):
-        ok = value is None
-    elif annotation is Any:
-        ok = True
-    elif isinstance(annotation, type):
-        ok = isinstance(value, annotation)
-    if not ok:
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {value!r} ({type(value).__name__}).")
-    return value
-
-
-def describe_type(annotation: Any) -> str:
-    """Word an annotation for a message."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(a) for a in args)
-    if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(repr(a) for a in args)
-    if origin is tuple:
-        return f"a list of {describe_type(args[0])}"
-    if annotation is type(None):
-        return "none"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return names.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +115,7 @@ class TrainingConfig:
     small sets; 0: none."""
 
     val_data: str | None = None
-    """Held-out images (any source that training data can come from)."""
+    """Held-out images: any source that training data can come from; in Python also an object, such as a Subset."""
     val_labels: Literal["auto", "folder", "prefix", "none"] = "auto"
     """Class labels of val_data, as for labels; its classes must be those of the training data."""
     val_fraction: float = 0.05
@@ -215,8 +154,8 @@ class TrainingConfig:
     progress: bool = True
     """Show a progress bar."""
 
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
-    """Where to train; auto: an accelerator if there is one, else the CPU."""
+    device: str = "auto"
+    """Where to train: auto (an accelerator if there is one, else the CPU), cpu, cuda, mps, xpu, or cuda:1 for one GPU."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's forward pass; auto: bf16 where the hardware computes it fast."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
@@ -237,7 +176,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in fields(self):
-            object.__setattr__(self, field.name, check_type(field.name, getattr(self, field.name), hints[field.name]))
+            value = getattr(self, field.name)
+            if field.name == "val_data" and value is not None and not is_path(value):
+                continue  # an object, which whoever opens it looks at
+            if field.name == "device" and type(value) is int:
+                value = str(value)  # earns the sentence on GPUs by number
+            object.__setattr__(self, field.name, check_type(field.name, value, hints[field.name]))
+        object.__setattr__(self, "device", check_device_name("device", self.device))
         self._check_ranges()
         self._check_together()
 
@@ -334,8 +279,29 @@ class TrainingConfig:
         return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all options as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return all options as plain JSON values; of an object as `val_data`, what it was."""
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.val_data is not None and not is_path(self.val_data):
+            options["val_data"] = describe_object(self.val_data)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+
+
+def describe_object(data: Any) -> str:
+    """Word a data source that only Python can name, in angle brackets, which no path or hub name has.
+
+    >>> describe_object([1, 2, 3])
+    '<list of 3, given in Python>'
+    """
+    try:
+        count = f" of {len(data):,}"
+    except TypeError:
+        count = ""
+    return f"<{type(data).__name__}{count}, given in Python>"
+
+
+def is_described(data: Any) -> bool:
+    """Say whether a text is what `describe_object` wrote."""
+    return isinstance(data, str) and data.startswith("<") and data.endswith(", given in Python>")
 
 
 def divisors(n: int) -> str:
