@@ -27,7 +27,7 @@ from ddpm_lib.data import BadImagesError, open_dataset
 from ddpm_lib.training import CheckpointError, ConfigError, load_run
 from ddpm_lib.training.agreement import check_alike
 from ddpm_lib.training.checkpoint import list_checkpoints
-from ddpm_lib.training.devices import meeting_explained
+from ddpm_lib.training.launch import meeting_explained
 from training_helpers import tiny_diffusion, tiny_trainer
 
 # --- data: files ------------------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_images_in_the_run_directory(tmp_path: Path) -> None:
         ({"max_steps": True}, r"max_steps must be a whole number; got True"),
         ({"horizontal_flip": "no"}, r"horizontal_flip must be true or false; got 'no'"),
         ({"learning_rate": "1e-4"}, r"learning_rate must be a number; got '1e-4'"),
-        ({"ema_decay": 0.99}, r"ema_decay must be a list of a number; got 0\.99"),
+        ({"ema_decay": "long"}, r"ema_decay must be a list of numbers; got 'long'"),
         ({"max_steps": 0}, r"max_steps must be at least 1; got 0"),
         ({"learning_rate": 0.0}, r"learning_rate must be a positive finite number; got 0\.0"),
         ({"learning_rate": float("inf")}, r"learning_rate must be a positive finite number; got inf"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_lib.training.devices import meeting_explained
+from ddpm_lib.training.launch import meeting_explained
 from ddpm_lib.training.meeting import agree_on_name, group_options
 from ddpm_lib.training.results import LostProcessError
 

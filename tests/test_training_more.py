@@ -20,7 +20,6 @@ import torch
 
 from ddpm_lib import Shapes
 from ddpm_lib.training import Callback, CheckpointError, ConfigError, DivergedError, checkpoint
-from ddpm_lib.training import devices as hardware
 from ddpm_lib.training.checkpoint import list_checkpoints, prune, save_checkpoint
 from ddpm_lib.training.records import MetricsFile
 from ddpm_lib.training.sampling import sample_shared
@@ -353,8 +352,10 @@ def test_trainer_gets_the_device_it_asks_for_after_another_one(tmp_path: Path, m
 
     PartialState(cpu=True)
     monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
-    config = tiny_trainer(tmp_path).config
-    assert hardware.make_accelerator(config, tmp_path).device.type == "cpu"
+    trainer = tiny_trainer(tmp_path)
+    trainer.prepare()
+    assert trainer.device.type == "cpu"
+    assert PartialState().device.type == "meta", "the other's state is given back"
 
 
 def test_launchers_accumulation_setting_does_not_scale_the_loss(

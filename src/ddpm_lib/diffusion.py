@@ -18,7 +18,7 @@ from ddpm_lib.levels import Level
 from ddpm_lib.network_calls import call_network
 from ddpm_lib.noising import Noising
 from ddpm_lib.objective import Objective
-from ddpm_lib.options import registered_name
+from ddpm_lib.options import registered_name, takes_plain
 from ddpm_lib.parametrization import PARAMETRIZATIONS, N, Parametrization
 from ddpm_lib.parts import channels_of, make_part, make_schedule, options_of, refuse_wrapped, spatial_size
 from ddpm_lib.registry import Registry
@@ -89,6 +89,7 @@ class GaussianDiffusion(Objective):
     Schedule.make('cosine', 100)
     """
 
+    @takes_plain
     def __init__(
         self,
         model: nn.Module,

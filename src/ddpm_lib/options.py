@@ -1,14 +1,63 @@
-"""Build a named thing from a table and a dict of options, as a config file or a command line spells it."""
+"""Options as config files, command lines and notebooks spell them: plain values, and named things built from a table."""
 
 from __future__ import annotations
 
+import enum
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+
 from ddpm_lib.registry import Registry, unknown_name
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def plain(value: Any) -> Any:
+    """Return the Python value that a number, a list or a member of an enumeration of another library stands for.
+
+    >>> plain(np.int64(3)), plain(torch.tensor(0.5)), plain(range(3)), plain([np.float64(0.25)])
+    (3, 0.5, (0, 1, 2), [0.25])
+    """
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        if value.ndim == 0:
+            return value.item()
+        return tuple(value.tolist()) if value.ndim == 1 else value
+    if isinstance(value, range):
+        return tuple(value)
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    if type(value) is dict:
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def takes_plain(init: F) -> F:
+    """Let a constructor take numbers and lists of NumPy and torch, and one number for a list of them.
+
+    What it keeps as its config is then plain, so that checkpoints can hold it.
+    """
+    parameters = inspect.signature(init).parameters
+    lists = {name for name, p in parameters.items() if str(p.annotation).startswith("tuple[int, ...]")}
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        names = [name for name in parameters if name != "self"]
+        given = {name: plain(value) for name, value in zip(names, args)}
+        named = {name: plain(value) for name, value in kwargs.items()}
+        for known in (given, named):
+            for name in lists & set(known):
+                if isinstance(known[name], int) and not isinstance(known[name], bool):
+                    known[name] = (known[name],)
+        init(self, *given.values(), *args[len(given) :], **named)
+
+    return wrapped  # type: ignore[return-value]
 
 
 def option_names(entry: Callable[..., object]) -> list[str]:

@@ -117,11 +117,12 @@ def bar(
     style = bar_style() if shown else "lines"
     if style == "lines":
         return Lines(iterable, total, desc, unit, shown)
+    drawn: Any
     if style == "widgets":
-        from tqdm.notebook import tqdm
+        from tqdm.notebook import tqdm as drawn
     else:
-        from tqdm import tqdm
-    return tqdm(iterable, total=total, desc=desc or None, unit=unit, **{"leave": False, **options})
+        from tqdm import tqdm as drawn
+    return drawn(iterable, total=total, desc=desc or None, unit=unit, **{"leave": False, **options})
 
 
 @contextlib.contextmanager

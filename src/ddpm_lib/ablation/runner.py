@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ddpm_lib.training import DivergedError, Trainer
 from ddpm_lib.training.agreement import refuse_pictures
 from ddpm_lib.training.checkpoint import write_atomically
 from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.launch import how_to_be_one, launched_processes
 from ddpm_lib.training.sources import data_name
 
 MEASURES_VERSION = 1
@@ -66,9 +66,10 @@ def ablate(
     Raises:
         ConfigError: For unknown names, a value with which no cell can be built, or a directory of another ablation.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_processes(cpu=True) > 1:
         raise ConfigError(
-            "An ablation runs in one process. Start it without torchrun, or several with different --seeds."
+            "An ablation runs in one process. Start it without torchrun, or several with different --seeds. "
+            + how_to_be_one()
         )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be one or more different numbers; got {list(seeds)}.")

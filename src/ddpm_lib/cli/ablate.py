@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 import yaml
@@ -43,8 +43,8 @@ class AblateCommand:
     """Samples to draw and data to compare them with, a quarter of given images at most; default: 5,000 points or 512 images."""
     output_dir: str | None = None
     """Default: runs/ablation- and the name of the data."""
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
-    """Where to train."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number."""
 
 
 def main(args: list[str]) -> int:

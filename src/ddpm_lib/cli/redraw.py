@@ -21,7 +21,7 @@ from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError
-from ddpm_lib.training.devices import LOW_PRECISION, pick_device, pick_precision
+from ddpm_lib.training.devices import LOW_PRECISION, pick_precision, resolve_device
 from ddpm_lib.training.loading import find_checkpoints, load_run
 
 
@@ -69,8 +69,8 @@ class RedrawCommand:
     """Names the noise."""
     batch_size: int = 64
     """Images per forward pass."""
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
-    """Where to compute."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network."""
     progress: bool = True
@@ -151,8 +151,8 @@ def redraw(
     found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
     label = label_of(loaded, command.class_label)
     check_guidance(loaded, command.guidance_scale)
-    device = torch.device(pick_device(command.device))
-    precision = pick_precision(command.mixed_precision, device.type)
+    device = resolve_device(command.device)
+    precision = pick_precision(command.mixed_precision, str(device))
     place(loaded, device, precision)
     method, shown = prepare(diffusion, found)
     dtype = LOW_PRECISION.get(precision)

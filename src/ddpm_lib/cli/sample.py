@@ -24,7 +24,7 @@ from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS, default_num_steps
 from ddpm_lib.training import ConfigError, process_state
 from ddpm_lib.training.compiling import compile_regions
-from ddpm_lib.training.devices import LOW_PRECISION, pick_device, pick_precision, use_channels_last
+from ddpm_lib.training.devices import LOW_PRECISION, pick_precision, resolve_device, use_channels_last
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.sampling import sample_shared
@@ -94,8 +94,8 @@ class SampleCommand:
     """Number of the first image, to draw further ones of the same seed."""
     batch_size: int = 64
     """Images per forward pass and process."""
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
-    """Where to sample."""
+    device: str = "auto"
+    """Where to sample: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network."""
     compile: bool = False
@@ -114,7 +114,7 @@ def main(args: list[str]) -> int:
     make_sampler(command.sampler, options.key_values(command.sampler_options, "--sampler-options"), eta=command.eta)
     Guidance(command.guidance_scale, command.guidance_interval, command.guidance_rescale)
     small: SmallImages | None = None
-    precision = pick_precision(command.mixed_precision, pick_device(command.device))
+    precision = pick_precision(command.mixed_precision, str(resolve_device(command.device)))
     state = process_state(command.device)
     chosen = find_checkpoints(command.run, command.checkpoint)
     folder: Path | None = None

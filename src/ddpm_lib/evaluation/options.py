@@ -11,6 +11,7 @@ from ddpm_lib.evaluation.metrics import METRICS
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.samplers import make_sampler
 from ddpm_lib.training.config import ConfigError, check_type
+from ddpm_lib.training.option_types import check_device_name
 
 AUTO = "auto"
 
@@ -84,8 +85,8 @@ class EvaluationOptions:
     """Images and network evaluations at a time, per process; no effect on the numbers."""
     seed: int = 0
     """Names the noise and the samples: those of image i are a function of seed and i."""
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
-    """Where to evaluate. The network runs in float32."""
+    device: str = "auto"
+    """Where to evaluate: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number. The network runs in float32."""
     compile: bool = False
     """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch takes long."""
     progress: bool = True
@@ -99,6 +100,7 @@ class EvaluationOptions:
         hints = typing.get_type_hints(EvaluationOptions)
         for name, hint in hints.items():
             object.__setattr__(self, name, check_type(name, getattr(self, name), hint))
+        object.__setattr__(self, "device", check_device_name("device", self.device))
         for name in self.metric_names if self.metrics != AUTO else ():
             METRICS[name]
         for name in self.feature_names:

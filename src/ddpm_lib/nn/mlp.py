@@ -14,6 +14,7 @@ from ddpm_lib.nn import _checks as checks
 from ddpm_lib.nn.blocks import zeroed
 from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
 from ddpm_lib.nn.embeddings import TimeEmbedding
+from ddpm_lib.options import takes_plain
 from ddpm_lib.registry import unknown_name
 
 
@@ -68,6 +69,7 @@ class MLP(nn.Module):
 
     dims = 1
 
+    @takes_plain
     def __init__(
         self,
         channels: int = 2,

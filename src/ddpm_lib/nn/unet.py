@@ -31,6 +31,7 @@ from ddpm_lib.nn.kernels import norm_act
 from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
+from ddpm_lib.options import takes_plain
 from ddpm_lib.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Unet(nn.Module):
     config: dict[str, Any]
     """All constructor arguments, JSON-able: `Unet(**model.config)` makes the same network."""
 
+    @takes_plain
     def __init__(
         self,
         dim: int = 64,

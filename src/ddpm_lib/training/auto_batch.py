@@ -252,7 +252,6 @@ def _trial(trainer: Trainer) -> Iterator[Callable[[int, bool], Tensor]]:
             loss.backward()
         return loss.detach() if backward else loss
 
-    devices.claim_precision(trainer.precision)
     try:
         with (
             devices.global_state_kept(trainer.device, trainer.config.deterministic),

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import inspect
 import math
 import re
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import PurePath
 from typing import Any, Literal
 
 from ddpm_lib.registry import nearest, suggestion
+from ddpm_lib.training.option_types import (
+    ConfigError,
+    check_device_name,
+    check_type,
+    is_path,
+)
 from ddpm_lib.words import short
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot work: the message names the option, what was got and what fits."""
+__all__ = ["ConfigError", "TrainingConfig", "check_type", "divisors", "unknown_options"]
 
 
 def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where: str) -> None:
@@ -36,73 +36,6 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
             parts.append(short(name, 80) + (f" ({hint})" if hint else ""))
         parts += [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
         raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
-
-
-def check_type(name: str, value: Any, annotation: Any) -> Any:
-    """Return `value` as its annotation wants it (lists become tuples, whole floats stay floats), or raise.
-
-    Raises:
-        ConfigError: If the value has another type.
-    """
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return check_type(name, value, args[0])
-    if origin in (typing.Union, types.UnionType):
-        for choice in args:
-            try:
-                return check_type(name, value, choice)
-            except ConfigError:
-                continue
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {short(value)} ({type(value).__name__}).")
-    ok = False
-    if origin is Literal:
-        ok = value in args and type(value) in {type(a) for a in args}
-        if not ok and isinstance(value, str):
-            hint = nearest(value, [str(a) for a in args])
-            also = f" Did you mean {hint!r}?" if hint else ""
-            raise ConfigError(f"{name} must be {describe_type(annotation)}; got {short(value)}.{also}")
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        items = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(items) == len(value):
-            return tuple(check_type(f"{name}[{i}]", v, a) for i, (v, a) in enumerate(zip(value, items)))
-    elif origin is dict and isinstance(value, Mapping):
-        # Options of parts are numbers or switches, such as {"zero_terminal_snr": True}.
-        return {
-            str(k): v if isinstance(v, bool) else check_type(f"{name}[{short(k, 60)}]", v, args[1])
-            for k, v in value.items()
-        }
-    elif annotation is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):  # a whole number that no float holds
-                return float(value)
-    elif annotation is int:
-        ok = isinstance(value, int) and not isinstance(value, bool)
-    elif annotation in (None, type(None)):
-        ok = value is None
-    elif annotation is Any:
-        ok = True
-    elif annotation is str and isinstance(value, PurePath):
-        return str(value)
-    elif isinstance(annotation, type):
-        ok = isinstance(value, annotation)
-    if not ok:
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {short(value)} ({type(value).__name__}).")
-    return value
-
-
-def describe_type(annotation: Any) -> str:
-    """Word an annotation for a message."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(a) for a in args)
-    if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(repr(a) for a in args)
-    if origin is tuple:
-        return f"a list of {describe_type(args[0])}"
-    if annotation is type(None):
-        return "none"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return names.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +119,7 @@ class TrainingConfig:
     small sets; 0: none."""
 
     val_data: str | None = None
-    """Held-out images (any source that training data can come from)."""
+    """Held-out images: any source that training data can come from; in Python also an object, such as a Subset."""
     val_labels: Literal["auto", "folder", "prefix", "none"] = "auto"
     """Class labels of val_data, as for labels; its classes must be those of the training data."""
     val_fraction: float = 0.05
@@ -225,8 +158,8 @@ class TrainingConfig:
     progress: bool = True
     """Show a progress bar."""
 
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
-    """Where to train; auto: an accelerator if there is one, else the CPU."""
+    device: str = "auto"
+    """Where to train: auto (an accelerator if there is one, else the CPU), cpu, cuda, mps, xpu, or cuda:1 for one GPU."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's forward pass; auto: bf16 where the hardware computes it fast."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
@@ -247,7 +180,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in fields(self):
-            object.__setattr__(self, field.name, check_type(field.name, getattr(self, field.name), hints[field.name]))
+            value = getattr(self, field.name)
+            if field.name == "val_data" and value is not None and not is_path(value):
+                continue  # an object, which whoever opens it looks at
+            if field.name == "device" and type(value) is int:
+                value = str(value)  # earns the sentence on GPUs by number
+            object.__setattr__(self, field.name, check_type(field.name, value, hints[field.name]))
+        object.__setattr__(self, "device", check_device_name("device", self.device))
         self._check_ranges()
         self._check_together()
 
@@ -345,8 +284,29 @@ class TrainingConfig:
         return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all options as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return all options as plain JSON values; of an object as `val_data`, what it was."""
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.val_data is not None and not is_path(self.val_data):
+            options["val_data"] = describe_object(self.val_data)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+
+
+def describe_object(data: Any) -> str:
+    """Word a data source that only Python can name, in angle brackets, which no path or hub name has.
+
+    >>> describe_object([1, 2, 3])
+    '<list of 3, given in Python>'
+    """
+    try:
+        count = f" of {len(data):,}"
+    except TypeError:
+        count = ""
+    return f"<{type(data).__name__}{count}, given in Python>"
+
+
+def is_described(data: Any) -> bool:
+    """Say whether a text is what `describe_object` wrote."""
+    return isinstance(data, str) and data.startswith("<") and data.endswith(", given in Python>")
 
 
 def wanted_kind(resume: str) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ddpm_lib.training.accelerate_state import OwnState
 from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.launch import (
+    adopt_slurm_ranks,
+    hidden_from_accelerate,
+    launched_processes,
+    meeting_explained,
+)
+from ddpm_lib.training.option_types import check_device_name
+from ddpm_lib.training.trackers import check_tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -28,19 +35,40 @@ def pick_device(wanted: str) -> str:
     Raises:
         ConfigError: If the wanted device is not there.
     """
+    return resolve_device(wanted).type
+
+
+def resolve_device(wanted: str | torch.device) -> torch.device:
+    """Return the device to use; with an index where one GPU was asked for, such as "cuda:1".
+
+    Raises:
+        ConfigError: If it is not there, saying what is.
+    """
+    name = check_device_name("device", str(wanted))
     present = {
         "cuda": torch.cuda.is_available(),
         "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if wanted == "auto":
-        return next(name for name, there in present.items() if there)
-    if not present[wanted]:
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    kind, _, index = name.partition(":")
+    if not present[kind]:
         built = f"torch {torch.__version__}"
         there = ", ".join(name for name, ok in present.items() if ok)
-        raise ConfigError(f"device={wanted!r} is not available here ({built}); available: {there}. Use --device auto.")
-    return wanted
+        raise ConfigError(f"device={name!r} is not available here ({built}); available: {there}. Use --device auto.")
+    if index:
+        count = torch.get_device_module(kind).device_count()
+        if int(index) >= count:
+            only = f"{kind}:0" if count == 1 else f"{kind}:0 … {kind}:{count - 1}"
+            hidden = os.environ.get("CUDA_VISIBLE_DEVICES") if kind == "cuda" else None
+            also = f" (CUDA_VISIBLE_DEVICES={hidden} hides others)" if hidden else ""
+            raise ConfigError(
+                f"device={name!r} does not exist: there {'is' if count == 1 else 'are'} {count} of that kind, "
+                f"{only}{also}."
+            )
+    return torch.device(name)
 
 
 def cpu_has_bf16() -> bool:
@@ -55,8 +83,9 @@ def pick_precision(wanted: str, device: str) -> str:
     Raises:
         ConfigError: If the device cannot do what is wanted.
     """
+    name, device = device, device.partition(":")[0]
     has_bf16 = {
-        "cuda": device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+        "cuda": device == "cuda" and _cuda_has_bf16(name),
         "cpu": cpu_has_bf16(),
         "xpu": True,
         "mps": False,
@@ -68,6 +97,11 @@ def pick_precision(wanted: str, device: str) -> str:
     if wanted == "fp16" and device in ("cpu", "mps"):
         raise ConfigError(f"mixed_precision='fp16' does not train on {device}. Use bf16 or no.")
     return wanted
+
+
+def _cuda_has_bf16(device: str) -> bool:
+    with torch.cuda.device(device) if ":" in device else contextlib.nullcontext():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def use_channels_last(wanted: str, device: str, precision: str) -> bool:
@@ -85,90 +119,65 @@ def use_channels_last(wanted: str, device: str, precision: str) -> bool:
     return wanted == "yes"
 
 
-def under_torchrun() -> bool:
-    """Say whether an elastic launcher (torchrun, accelerate launch --multi_gpu) runs this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def adopt_slurm_ranks() -> None:
-    """Take the ranks from SLURM where `srun` started several tasks and no other launcher set them (accelerate does not look).
-
-    The first node of the step is where the processes meet, at a port made from the job's number.
-    """
-    env = os.environ
-    tasks = env.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun only: a batch script itself is one process
-    if "RANK" in env or not tasks.isdigit() or int(tasks) < 2:
-        return
-    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
-    if any(not env.get(source, "").isdigit() for source in names.values()):
-        return
-    job, step = (
-        int(env.get(name, "0")) if env.get(name, "0").isdigit() else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
-    )
-    env.update({name: env[source] for name, source in names.items()})
-    env.setdefault("MASTER_ADDR", first_host(env.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1")
-    env.setdefault("MASTER_PORT", str(20_000 + (17 * job + step) % 20_000))
-
-
-def first_host(nodes: str) -> str:
-    """Return the first host of a SLURM list.
-
-    >>> [first_host(s) for s in ("n1", "gpu[03-05,9],cpu1", "a-b[7]", "")]
-    ['n1', 'gpu03', 'a-b7', '']
-    """
-    match = re.match(r"([^\[,]*)(?:\[(\d+))?", nodes)
-    return (match[1] + (match[2] or "")) if match else ""
-
-
 def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> PartialState:
     """Join the other processes that a launcher started, if any; `main_process_first()` of the result orders file work.
 
     Args:
-        device: As for `pick_device`. With "cpu", or where there is no accelerator, the processes meet over gloo.
+        device: As for `pick_device`, or one GPU such as "cuda:1". With "cpu", or where there is no accelerator, the
+            processes meet over gloo.
         timeout_minutes: How long they wait for each other; the first call decides.
+
+    Raises:
+        ConfigError: If the device is not there, or the environment speaks of processes that cannot be found.
+        LostProcessError: If the others do not come.
     """
+    with OwnState().installed():
+        return join_processes(device, timeout_minutes)
+
+
+def join_processes(device: str, timeout_minutes: float) -> PartialState:
+    """Do as `process_state`, leaving accelerate's state in place."""
     from accelerate import PartialState
 
     from ddpm_lib.training import meeting
     from ddpm_lib.training.allocator import keep_freed_memory
 
-    if pick_device(device) == "cpu":
+    place = resolve_device(device)
+    if place.type == "cpu":
         keep_freed_memory()
     adopt_slurm_ranks()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        meeting.before_meeting()
+    processes = launched_processes(cpu=place.type == "cpu")
+    if processes > 1 and place.index is not None:
+        raise ConfigError(
+            f"device={device!r} names one GPU, but there are {processes} processes, each of which takes its own. "
+            f"Use device={place.type!r}; CUDA_VISIBLE_DEVICES=0,1 chooses the GPUs that they share out."
+        )
+    if processes == 1:
+        with hidden_from_accelerate():
+            state = PartialState(cpu=place.type == "cpu")
+        if state.num_processes == 1:
+            state.device = place  # also where another launcher's setting names one
+        return state
+    meeting.before_meeting()
     with meeting_explained():
-        state = PartialState(cpu=pick_device(device) == "cpu", **meeting.group_options(timeout_minutes))
-    if state.num_processes > 1:
-        meeting.after_meeting()
-    elif state.device.type != pick_device(device):
-        # accelerate's state is one per process, and a trainer on another device may live in it: ours is a copy.
-        state = copy.copy(state)
-        state.device = torch.device(pick_device(device))
+        state = PartialState(cpu=place.type == "cpu", **meeting.group_options(timeout_minutes))
+    meeting.after_meeting()
     return state
 
 
 def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
     """Build accelerate's Accelerator for a training run; data order, files and random state stay ours."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
 
-    device = pick_device(config.device)
-    precision = pick_precision(config.mixed_precision, device)
-    # accelerate's state is one per process: a notebook that trains twice would get the first device, or be refused
-    # another precision.
-    if PartialState._shared_state and PartialState().num_processes == 1 and PartialState().device.type != device:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state(reset_partial_state=False)
+    precision = pick_precision(config.mixed_precision, str(resolve_device(config.device)))
     for tracker in config.trackers:
-        _check_tracker(tracker)
+        check_tracker(tracker)
     # Before accelerate does it: InitProcessGroupKwargs drops ten minutes as its default, where gloo waits thirty.
-    process_state(device, config.process_timeout_minutes)
+    state = join_processes(config.device, config.process_timeout_minutes)
     return Accelerator(
         mixed_precision=precision,
-        cpu=device == "cpu",
+        cpu=state.device.type == "cpu",
         # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=list(config.trackers) or None,
@@ -176,41 +185,6 @@ def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
         # No second copy of the gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-
-
-@contextlib.contextmanager
-def meeting_explained() -> Iterator[None]:
-    """Turn a failure of the processes to meet into an error that says what to set.
-
-    Raises:
-        ConfigError: If the port is taken.
-        LostProcessError: If the other processes cannot be reached.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        if "address already in use" in text.lower() or "EADDRINUSE" in text:
-            raise ConfigError(
-                f"The processes were to meet at {place}, but that port is in use. Set MASTER_PORT to a free one "
-                "(torchrun --standalone, or --master_port, finds or takes another)."
-            ) from error
-        if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
-            from ddpm_lib.training.results import LostProcessError
-
-            raise LostProcessError(
-                f"The processes could not meet at {place}. If none died, check MASTER_ADDR and MASTER_PORT; on nodes with "
-                f"several networks name the right one: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME. [{text[:300]}]"
-            ) from error
-        raise
-
-
-def claim_precision(precision: str) -> None:
-    """Tell accelerate's process-wide state the precision of the trainer at work, another of which may have run since."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState()._mixed_precision = precision
 
 
 @contextlib.contextmanager
@@ -231,27 +205,12 @@ def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[Non
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
     indices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    named = device.type == "cuda" and device.index is not None
     try:
-        with torch.random.fork_rng(indices):
+        # What names no device, such as pinned memory and the cache of freed memory, belongs to the same GPU.
+        with torch.cuda.device(device) if named else contextlib.nullcontext(), torch.random.fork_rng(indices):
             yield
     finally:
         if deterministic:
             torch.use_deterministic_algorithms(switches[0], warn_only=switches[1])
         torch.backends.cudnn.benchmark = switches[2]
-
-
-def _check_tracker(name: str) -> None:
-    import importlib.util
-
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-    from accelerate.utils import LoggerType
-
-    known = [str(t) for t in LoggerType if str(t) != "all"]
-    if name not in known:
-        from ddpm_lib.registry import unknown_name
-
-        raise ConfigError(unknown_name("tracker", name, known))
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError(f"The tracker {name!r} needs its package. Install it with: pip install {name}")
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise ConfigError(f"The tracker {name!r} is not usable with this version of accelerate.")

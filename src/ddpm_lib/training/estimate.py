@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.training import devices, failures
+from ddpm_lib.training.accelerate_state import give_back_network, in_own_state
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.memory import activation_bytes, device_module, free_bytes, state_bytes, working_bytes
 from ddpm_lib.training.results import OutOfMemoryError
@@ -224,6 +225,7 @@ class Rehearsal(Trainer):
         if line.startswith("batch_size auto"):
             self.batch_reason = line
 
+    @in_own_state
     def probe(self, steps: int) -> tuple[float | None, int | None]:
         """Do some steps and time them.
 
@@ -231,7 +233,6 @@ class Rehearsal(Trainer):
             Seconds per step, None if memory ran out; and the peak of the device's memory, where the device tells it.
         """
         own_forward = self.diffusion.__dict__.get("forward")
-        devices.claim_precision(self.precision)
         self.watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir)
         seconds, peak = None, None
         try:
@@ -249,14 +250,14 @@ class Rehearsal(Trainer):
             if not failures.out_of_memory(error):
                 raise
         finally:
-            self._give_back_network(own_forward)
+            give_back_network(self.accelerator, self.diffusion, own_forward)
         if seconds is not None and self.device.type in ("cuda", "xpu"):
             peak = int(device_module(self.device).max_memory_reserved(self.device))
         return seconds, peak
 
     def _now(self) -> float:
         if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(self.device)
         return time.perf_counter()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpm_lib.training import devices
+from ddpm_lib.training.launch import under_torchrun
 
 
 class DivergedError(RuntimeError):
@@ -44,7 +44,7 @@ class TrainingResult:
     @property
     def exit_code(self) -> int:
         """Return the process exit code that fits; under torchrun always 0, because it would restart the job otherwise."""
-        if self.status == "finished" or devices.under_torchrun():
+        if self.status == "finished" or under_torchrun():
             return 0
         return 130 if "SIGINT" in self.reason else 143
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.training import allocator, devices, failures
+from ddpm_lib.training.accelerate_state import OwnState, give_back_network, in_own_state
 from ddpm_lib.training.agreement import check_alike, check_place
 from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
@@ -22,6 +23,7 @@ from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, default_callbacks
 from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name, read_state
 from ddpm_lib.training.claim import claimed, look_again, start_records
+from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
 from ddpm_lib.training.context import RunContext
@@ -42,6 +44,7 @@ from ddpm_lib.training.sampling import check_grids, default_condition, sample_sh
 from ddpm_lib.training.saving import Saver
 from ddpm_lib.training.sources import check_augmentation, data_name, held_fraction, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, reason_to_stop
+from ddpm_lib.training.trackers import finishers, start_trackers
 from ddpm_lib.training.watchdog import Watchdog, meeting_store
 
 if TYPE_CHECKING:
@@ -104,6 +107,7 @@ class Trainer(RunContext):
         self._lines: list[str] = []
         self._met = self._prepared = False
         self._notes: list[str] = []
+        self.accelerate_state = OwnState()
         self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
         self._stop_reason: str | None = None
         self._save_requested = False
@@ -117,6 +121,7 @@ class Trainer(RunContext):
         if self.config.sample_every:
             check_grids(diffusion, self.config)
 
+    @in_own_state
     def train(self) -> TrainingResult:
         """Train until `max_steps`, a time limit or a signal; resume from the newest checkpoint in the run directory.
 
@@ -194,6 +199,7 @@ class Trainer(RunContext):
         cond = {name: batch[name] for name in names if name in batch}
         return cond or None
 
+    @in_own_state
     def prepare(self) -> None:
         """Open the data, place the network, and restore the newest checkpoint; `train` calls it, calling it first is allowed."""
         if self._prepared:
@@ -241,15 +247,15 @@ class Trainer(RunContext):
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
-        own_forward = self.diffusion.__dict__.get("forward")
+        own_forward, failure = self.diffusion.__dict__.get("forward"), None
         self._stop_reason, self._save_requested, self._row = None, False, {}
         try:
             self.on_main(lambda: start_records(self))
-            devices.claim_precision(self.precision)
             network = self.accelerator.prepare_model(self.diffusion)
             self.diffusion.train()
-            if self.config.trackers and not self.accelerator.trackers:
-                self.accelerator.init_trackers(self.output_dir.name, flat_scalars(self.config.to_dict()))
+            if self.config.trackers:
+                options = flat_scalars(self.config.to_dict())
+                self.on_main(lambda: start_trackers(self.accelerator, self.output_dir.name, options))
             self._status("running", "")
             self._clock = time.monotonic() - self.elapsed_seconds
             self.guard.reset(self.device)
@@ -262,27 +268,15 @@ class Trainer(RunContext):
             ):
                 yield network, signals
         except BaseException as error:
+            failure = error
             if self.log_is_open:
                 self._status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.saver.close()
-            for callback in self.callbacks:
-                callback.close()
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-            self.accelerator.trackers.clear()
-            self._give_back_network(own_forward)
-            allocator.give_back_freed_memory()
-
-    def _give_back_network(self, forward: Any) -> None:
-        # accelerate puts its autocast into the process itself; a user must get back what he passed in.
-        self.accelerator._models.clear()
-        for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
-            self.diffusion.__dict__.pop(name, None)
-        if forward is not None:
-            self.diffusion.__dict__["forward"] = forward
-        self.diffusion.eval()
+            steps: list[Callable[[], object]] = [self.saver.close, *(callback.close for callback in self.callbacks)]
+            steps += finishers(self.accelerator)
+            steps.append(lambda: give_back_network(self.accelerator, self.diffusion, own_forward))
+            run_all([*steps, allocator.give_back_freed_memory], failure)
 
     def _open_batches(self) -> TrainingBatches:
         from ddpm_lib.data import default_num_workers
@@ -368,6 +362,7 @@ class Trainer(RunContext):
         """Return the EMA network, or the trained one where no average is kept."""
         return self.ema.network() if self.ema is not None else self.diffusion.model
 
+    @in_own_state
     def sample(
         self, n: int = 16, *, cond: dict[str, Tensor] | None = None, weights: str = "ema", **options: Any
     ) -> Tensor:
@@ -391,7 +386,6 @@ class Trainer(RunContext):
             network = lowered_copy(network, devices.LOW_PRECISION[self.precision])
         if cond is None:
             cond = example_conditions(self, n) or default_condition(self.diffusion, n)
-        devices.claim_precision(self.precision)
         with self.accelerator.autocast():
             return sample_shared(
                 self.diffusion, n, self.accelerator, cond=cond, model=network, device=self.device, **options
