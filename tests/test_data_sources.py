@@ -69,7 +69,7 @@ def test_npy_and_grey(tmp_path):
         (IMAGES / 127.5 - 1, r"look like \[-1, 1\]"),
         (IMAGES.astype(np.int64), "values fit"),
         (IMAGES * np.float32("nan"), "NaN"),
-        (IMAGES.astype(np.float32) * 100, "scale them"),
+        (IMAGES.astype(np.float32) * 100, "value_range"),
         (IMAGES[0, :, :, 0], "shape"),
         (IMAGES[:0], "shape"),
         (np.zeros((2, 8, 8, 5), np.uint8), "shape"),

@@ -15,6 +15,7 @@ from PIL import Image
 from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, fit_array, fit_picture
 from ddpm_lib.data.names import NumberedNames
+from ddpm_lib.data.values import propose
 from ddpm_lib.registry import nearest
 
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "picture", "photo", "jpg", "png", "webp", "x", "arr_0", "data")
@@ -101,20 +102,13 @@ class ArraySource(Source):
 
     def __init__(self, images: np.ndarray, labels: Any, spec: DecodeSpec, insist: bool = False) -> None:
         self.notes = []
-        if images.dtype != np.uint8:
-            raise ValueError(_convert(images))
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.ndim != 4 or not len(images) or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4)):
-            raise ValueError(
-                f"Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3 or 4; got "
-                f"shape {images.shape}."
-            )
+        images = as_images(images, spec.value_range is not None)
         if images.shape[3] in (1, 3, 4) and images.shape[1:] != spec.shape:
             images = images.transpose(0, 3, 1, 2)
         self.images = images
         self.names = NumberedNames(len(images))
-        self.ready = np.ascontiguousarray(images) if images.shape[1:] == spec.shape else None
+        ready = images.shape[1:] == spec.shape and images.dtype == np.uint8
+        self.ready = np.ascontiguousarray(images) if ready else None
         if labels is not None:
             if len(labels) != len(images):
                 raise ValueError(f"There are {len(images):,} images but {len(labels):,} labels.")
@@ -127,6 +121,42 @@ class ArraySource(Source):
     def sizes(self) -> np.ndarray:
         """Return a hash of each image, int64 (n,)."""
         return np.array([content_hash(image) for image in self.images], dtype=np.int64)
+
+
+def as_images(images: np.ndarray, ranged: bool) -> np.ndarray:
+    """Check that an array holds images, and return it with four dimensions.
+
+    Raises:
+        ValueError: If its values or its shape are not those of images, saying what to do.
+    """
+    if images.dtype != np.uint8 and not (ranged and images.dtype.kind in "iuf"):
+        raise ValueError(_convert(images))
+    if images.dtype == np.uint8 and ranged:
+        raise ValueError("The array is uint8 already: value_range is for values of more than 8 bits. Leave it out.")
+    shape = images.shape
+    if len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 4:
+        raise ValueError(
+            f"An array of shape {shape} is one image (h, w, c), not many. Give it a first dimension, and stack as many "
+            f"as there are: numpy.stack([...]) of shape (n, {shape[0]}, {shape[1]}, {shape[2]})."
+        )
+    if len(shape) == 3 and shape[0] in (3, 4) and min(shape[1:]) > 4:
+        raise ValueError(
+            f"An array of shape {shape} may be one image (c, h, w) or {shape[0]} grey ones. Give it four dimensions: "
+            f"x[None] for one image, x[..., None] for {shape[0]} grey ones."
+        )
+    if len(shape) == 2:
+        raise ValueError(
+            f"An array of shape {shape} is one image or a table, not many images. Stack images to (n, h, w): "
+            "numpy.stack([...])."
+        )
+    if len(shape) == 3:
+        images = images[..., None]
+    if images.ndim != 4 or not len(images) or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4)):
+        raise ValueError(
+            f"Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3 or 4; got "
+            f"shape {shape}. Other numbers of channels: ddpm_lib.data.tensor_dataset."
+        )
+    return images
 
 
 def content_hash(array: np.ndarray) -> int:
@@ -148,7 +178,7 @@ def _convert(images: np.ndarray) -> str:
         return f"{text} The values look like [-1, 1]: save (127.5 * (x + 1)).round().astype(numpy.uint8)."
     if low >= 0 and high <= 255:
         return f"{text} The values fit: save x.astype(numpy.uint8)."
-    return f"{text} Values go from {low:g} to {high:g}: scale them first."
+    return f"{text} Values go from {low:,.6g} to {high:,.6g}: {propose(low, high)}."
 
 
 def open_npz(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_lib.data.dataset import Source, load_patiently, reason
-from ddpm_lib.data.decode import FLAG_NOTES, DecodeSpec, ImageError
+from ddpm_lib.data.decode import FLAG_NOTES, UPSCALED, DecodeSpec, ImageError
 from ddpm_lib.data.workers import ignore_signals
 
 Log = Callable[[str], None]
@@ -49,6 +49,9 @@ class Scan:
         for bit, words in FLAG_NOTES.items():
             count = int((flags & bit > 0).sum())
             if count:
+                if bit == UPSCALED:
+                    width, height = sizes.min(0).tolist()
+                    words += f"; an image size of at most {height} (height) by {width} (width) enlarges none"
                 lines.append(f"{count:,} image{'s' if count > 1 else ''} {words}")
         return lines
 
@@ -68,7 +71,11 @@ def decode_all(source: Source, spec: DecodeSpec, *, keep: bool, num_workers: int
     """
     n, start = len(source), time.monotonic()
     images = _shared((n, *spec.shape), np.uint8) if keep else None
-    flags, sizes, done = _shared((n,), np.uint8), _shared((n, 2), np.int32), _shared((max(1, num_workers), 2), np.int64)
+    flags, sizes, done = (
+        _shared((n,), np.uint16),
+        _shared((n, 2), np.int32),
+        _shared((max(1, num_workers), 2), np.int64),
+    )
     workers = num_workers if n >= _FORK_FROM and num_workers > 1 and _may_fork() else 0
     progress = _Progress(n, log)
     bad: dict[int, str] = {}

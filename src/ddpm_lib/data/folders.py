@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_lib.data.dataset import Source
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
+from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, count_frames, decode
 from ddpm_lib.data.names import PackedNames, show
 
 EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
@@ -30,6 +30,7 @@ class FolderSource(Source):
         root: The folder.
         labels: "auto": classes are the first level of sub-folders if there are two or more and hold every picture;
             "folder": the same, or an error; "prefix": the file name up to the first "_"; "none".
+        frames: "first": one image per file; "all": every page or frame of a file is one, named "stack.tif#0003".
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture, saying what was found.
@@ -37,7 +38,7 @@ class FolderSource(Source):
             whole.
     """
 
-    def __init__(self, root: Path, labels: str = "auto") -> None:
+    def __init__(self, root: Path, labels: str = "auto", frames: str = "first") -> None:
         self.root = root
         self.notes = []
         if not root.is_dir():
@@ -49,7 +50,18 @@ class FolderSource(Source):
             kinds = ", ".join(f"{n:,} {show(ext)}" for ext, n in foreign.most_common(3))
             self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
         found.sort()
-        self.names = PackedNames(name for name, _, _, _ in found)
+        files = [name for name, _, _, _ in found]
+        self._files, self._frames = PackedNames(files), np.zeros(len(found), dtype=np.int64)
+        names, self._all = files, frames == "all"
+        if self._all:
+            found, self._frames = _each_frame(root, found)
+            files = [name for name, _, _, _ in found]
+            self._files = PackedNames(files)
+            many = Counter(files)
+            names = [
+                name + b"#%04d" % frame if many[name] > 1 else name for name, frame in zip(files, self._frames.tolist())
+            ]
+        self.names = PackedNames(names)
         self._sizes = np.array([size for _, size, _, _ in found], dtype=np.int64)
         self._mtimes = np.array([mtime for _, _, mtime, _ in found], dtype=np.int64)
         self.problems = {k: problem for k, (_, _, _, problem) in enumerate(found) if problem}
@@ -61,16 +73,16 @@ class FolderSource(Source):
             raise ImageError(self.problems[row])
         if not self._sizes[row]:
             raise ImageError("empty (zero bytes)")
-        path = os.path.join(os.fsencode(self.root), self.names.raw(row))
+        path = os.path.join(os.fsencode(self.root), self._files.raw(row))
         with open(path, "rb", opener=_open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ImageError("not a regular file")
-            return decode(file, spec)
+            return decode(file, spec, int(self._frames[row]) if self._all else None)
 
     def paths(self) -> list[Path]:
         """Return the files, in order."""
         root = os.fsencode(self.root)
-        return [Path(os.fsdecode(os.path.join(root, self.names.raw(row)))) for row in range(len(self.names))]
+        return [Path(os.fsdecode(os.path.join(root, self._files.raw(row)))) for row in range(len(self.names))]
 
     def sizes(self) -> np.ndarray:
         """Return file sizes in bytes, int64 (n,)."""
@@ -123,6 +135,16 @@ def _open_without_waiting(path: Any, flags: int) -> int:
 
 
 Entry = tuple[bytes, int, int, str | None]
+
+
+def _each_frame(root: Path, found: list[Entry]) -> tuple[list[Entry], np.ndarray]:
+    """Repeat each file for each of its frames, and number them."""
+    entries, numbers = [], []
+    for entry in found:
+        count = 1 if entry[3] else count_frames(os.path.join(os.fsencode(root), entry[0]))
+        entries += [entry] * count
+        numbers += range(count)
+    return entries, np.array(numbers, dtype=np.int64)
 
 
 def _walk(root: bytes) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:

@@ -16,6 +16,7 @@ import torch
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset, MemoryStore, Source, Store, StreamStore
 from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, make_spec
 from ddpm_lib.data.decoding import Scan, decode_all
+from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.workers import (
     available_cpus,
     available_memory,
@@ -29,6 +30,7 @@ _CHOICES = {
     "labels": ("auto", "folder", "prefix", "none"),
     "on_bad_image": ("error", "skip"),
     "cache": ("auto", "ram", "none"),
+    "frames": ("first", "all"),
 }
 _CACHE_LIMIT_MB = 4096
 
@@ -49,6 +51,8 @@ def open_dataset(
     num_workers: int | None = None,
     background: Background = "white",
     max_pixels: int = MAX_PIXELS,
+    value_range: Sequence[float] | None = None,
+    frames: Literal["first", "all"] = "first",
     verify: bool = True,
     scan_file: str | os.PathLike[str] | None = None,
     log: Callable[[str], None] | None = None,
@@ -81,6 +85,9 @@ def open_dataset(
         num_workers: Processes for decoding; default: the CPUs this process may use, shared over the local ranks.
         background: Colour under transparent pixels (channels 1 and 3) and around padded images.
         max_pixels: Larger images are refused before they are decompressed.
+        value_range: (black, white) of images of more than 8 bits, such as (0, 4095) for 12 bits or (-160, 240) for a
+            window of a CT; values outside become black and white. Default: 0 and 65,535 for 16 bits; others need it.
+        frames: "first" page or frame of a file in a folder, or "all" of them, each an image (TIFF stacks, GIF, APNG).
         verify: False skips the check of sets that do not fit in RAM; a broken file is then named when it is first
             met.
         scan_file: Remembers the result of that check (JSON), so that it runs once as long as no file changes.
@@ -94,10 +101,10 @@ def open_dataset(
         BadImagesError: If images cannot be used (a ValueError), all of them named.
         ValueError: If an option or the layout of the data is wrong; the message says what to do.
     """
-    for option, value in (("labels", labels), ("on_bad_image", on_bad_image), ("cache", cache)):
+    for option, value in (("labels", labels), ("on_bad_image", on_bad_image), ("cache", cache), ("frames", frames)):
         if value not in _CHOICES[option]:
             raise ValueError(unknown_name(option, value, _CHOICES[option]))
-    spec = make_spec(image_size, channels, fit, background, max_pixels)
+    spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
     warning = check_num_workers(num_workers)
     if warning and log:
         log(warning)
@@ -105,7 +112,7 @@ def open_dataset(
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
-        source = find_source(data, spec, labels, image_column, label_column, split, log)
+        source = find_source(data, spec, labels, image_column, label_column, split, log, frames)
         limit = cache_limit_bytes(cache_limit_mb)
         opened = _finish(source, spec, on_bad_image, cache, limit, num_workers, verify, scan_file, log)
     for note in opened.notes if log else ():
@@ -191,6 +198,7 @@ def _finish(
     notes += scan.notes() if scan is not None else []
     store: Store = StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
     rows = np.setdiff1d(np.arange(len(source), dtype=np.int64), np.array(sorted(bad), dtype=np.int64))
+    notes += look_at(source, spec, rows, images, scan.flags if scan is not None else None)
     if len(rows) == 1:
         notes.append("one image only: a model can do no more than memorise it")
     return ImageDataset(
@@ -246,7 +254,7 @@ def _fingerprint(source: Source, spec: DecodeSpec, rows: np.ndarray) -> str:
 
 def _digest(source: Source, spec: DecodeSpec, rows: np.ndarray, with_times: bool = False) -> str:
     """Hash names, file sizes, labels and how images are decoded; with times of change too for the memory of a check."""
-    settings = asdict(spec)
+    settings = {name: value for name, value in asdict(spec).items() if value is not None}
     digest = hashlib.blake2b(json.dumps([1, settings, source.class_names], sort_keys=True).encode(), digest_size=16)
     for row in rows.tolist():
         name = source.names.raw(row)

@@ -30,6 +30,7 @@ def find_source(
     label_column: str | None,
     split: str | None,
     log: Callable[[str], None] | None,
+    frames: str = "first",
 ) -> Source:
     """Open the source that `data` names or is; see `open_dataset`.
 
@@ -42,7 +43,7 @@ def find_source(
         path = Path(os.fspath(data)).expanduser()
         if path.is_dir() and not _is_table(path):
             root = _split_folder(path, split)
-            return FolderSource(root, labels)
+            return FolderSource(root, labels, frames)
         if labels in ("folder", "prefix"):
             raise ValueError(f"labels={labels!r} is for folders of pictures; {str(data)!r} is none. Pass label_column.")
         return _from_path(path, str(data), spec, labels, (image_column, label_column), split)
