@@ -170,7 +170,7 @@ def test_wrong_kinds_of_data():
     for data in (5, {"image": NCHW}, iter([])):
         with pytest.raises(TypeError, match="data must be"):
             open_dataset(data, image_size=8)
-    with pytest.raises(ValueError, match="label_column"):
+    with pytest.raises(ValueError, match="does not fit"):
         open_dataset(IMAGES, image_size=8, labels="folder")
 
 

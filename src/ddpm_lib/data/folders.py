@@ -6,13 +6,16 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddpm_lib.data.arrays import make_labels
 from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, count_frames, decode
+from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
 from ddpm_lib.data.names import PackedNames, show
 
 EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
@@ -31,6 +34,7 @@ class FolderSource(Source):
         labels: "auto": classes are the first level of sub-folders if there are two or more and hold every picture;
             "folder": the same, or an error; "prefix": the file name up to the first "_"; "none".
         frames: "first": one image per file; "all": every page or frame of a file is one, named "stack.tif#0003".
+        table: Where labels are asked for in a table beside the pictures; by default one is looked for with "auto".
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture, saying what was found.
@@ -38,7 +42,7 @@ class FolderSource(Source):
             whole.
     """
 
-    def __init__(self, root: Path, labels: str = "auto", frames: str = "first") -> None:
+    def __init__(self, root: Path, labels: str = "auto", frames: str = "first", table: Table | None = None) -> None:
         self.root = root
         self.notes = []
         if not root.is_dir():
@@ -50,6 +54,8 @@ class FolderSource(Source):
             kinds = ", ".join(f"{n:,} {show(ext)}" for ext, n in foreign.most_common(3))
             self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
         found.sort()
+        if table is not None and table.file is not None:
+            found = self._named(found, table.file, table.image_column)
         files = [name for name, _, _, _ in found]
         self._files, self._frames = PackedNames(files), np.zeros(len(found), dtype=np.int64)
         names, self._all = files, frames == "all"
@@ -65,7 +71,7 @@ class FolderSource(Source):
         self._sizes = np.array([size for _, size, _, _ in found], dtype=np.int64)
         self._mtimes = np.array([mtime for _, _, mtime, _ in found], dtype=np.int64)
         self.problems = {k: problem for k, (_, _, _, problem) in enumerate(found) if problem}
-        self._label(labels)
+        self._label(labels, table or Table())
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Decode one file; raises `ImageError` or OSError."""
@@ -92,10 +98,13 @@ class FolderSource(Source):
         """Return times of last change in ns, int64 (n,)."""
         return self._mtimes
 
-    def _label(self, how: str) -> None:
-        tops = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in map(self.names.raw, range(len(self.names)))]
+    def _label(self, how: str, table: Table) -> None:
+        raw = [self._files.raw(row) for row in range(len(self.names))]
+        tops = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in raw]
         loose = tops.count(b"")
         classes = sorted(set(tops) - {b""})
+        if how == "auto" and self._from_table(raw, table, classes):
+            return
         if how == "auto":
             _refuse_layouts(self.root, classes)
             if loose and classes:
@@ -110,7 +119,7 @@ class FolderSource(Source):
         elif how == "none":
             return
         if how == "prefix":
-            bases = [os.path.basename(self.names.raw(i)) for i in range(len(tops))]
+            bases = [os.path.basename(name) for name in raw]
             wrong = [show(base) for base in bases if b"_" not in base[1:]]
             if wrong:
                 raise ValueError(
@@ -128,6 +137,82 @@ class FolderSource(Source):
         self.labels = np.array([number[top] for top in tops], dtype=np.int64)
         self.class_names = tuple(show(name) for name in classes)
 
+    def _named(self, found: list[Entry], file: Path, image_column: str | None) -> list[Entry]:
+        """Return the pictures that a table names, which is the data itself.
+
+        Raises:
+            ValueError: If it names none, or some that are not there.
+        """
+        table = open_table(file, [name for name, _, _, _ in found], image_column)
+        if table is None:
+            raise ValueError(
+                f"No column of {str(file)!r} names pictures below {str(file.parent)!r}. Paths in it are relative to its "
+                "own folder; image_column (--image-column) chooses the column."
+            )
+        if table.strangers:
+            raise ValueError(
+                f"{str(file)!r} names {len(table.strangers):,} pictures that are not below {str(file.parent)!r}: "
+                f"{some(table.strangers)}. Remove those lines, or add the files."
+            )
+        kept = [entry for entry, row in zip(found, table.rows) if row >= 0]
+        if len(kept) < len(found):
+            self.notes.append(f"left out {len(found) - len(kept):,} pictures that {file.name} does not name")
+        return kept
+
+    def _from_table(self, raw: list[bytes], asked: Table, classes: list[bytes]) -> bool:
+        """Take the labels of a table beside the pictures; whether there are some, or none by a note."""
+        _refuse_layouts(self.root, classes)
+        found = (
+            find_table(self.root, raw, asked.image_column)
+            if asked.file is None
+            else open_table(asked.file, raw, asked.image_column)
+        )
+        insist = asked.image_column is not None or asked.label_column is not None
+        if found is None:
+            if insist:
+                name = "image_column" if asked.label_column is None else "label_column"
+                raise ValueError(
+                    f"{name} is for data with columns; the folder {str(self.root)!r} has no table that names its "
+                    f"pictures ({KINDS}). Leave it out; classes of folders come from sub-folders, or names "
+                    'with labels="prefix" (--labels prefix).'
+                )
+            return False
+        label = found.label_column(asked.label_column)
+        if label is None:
+            self.notes.append(
+                f"{found.name} names pictures, but has no column of a usual name for labels: there are "
+                f"{', '.join(found.others) or 'no others'}; label_column (--label-column) chooses one"
+            )
+            return False
+        return self._take(raw, found, label, insist)
+
+    def _take(self, raw: list[bytes], found: Beside, label: str, insist: bool) -> bool:
+        without = [name for name, row in zip(raw, found.rows) if row < 0]
+        if without:
+            text = f"{len(without):,} of {len(raw):,} pictures are not named in {found.name}: {some(without)}"
+            if insist:
+                raise ValueError(f"{text}. Add them there, or move them away.")
+            self.notes.append(f"no labels of {found.name}: {text}")
+            return False
+        if found.strangers:
+            self.notes.append(
+                f"{found.name} names {len(found.strangers):,} files that are not there: {some(found.strangers)}"
+            )
+        values = [found.columns[label][row] for row in found.rows]
+        self.labels, self.class_names = make_labels(values, None, insist, self.notes)
+        if self.labels is not None:
+            self.notes.append(f"labels: column {label!r} of {found.name}")
+        return True
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is asked for of the table beside pictures: a file of its own, and columns."""
+
+    image_column: str | None = None
+    label_column: str | None = None
+    file: Path | None = None
+
 
 def _open_without_waiting(path: Any, flags: int) -> int:
     """Open so that a named pipe put in the place of a file cannot block for ever."""
@@ -139,7 +224,8 @@ Entry = tuple[bytes, int, int, str | None]
 
 def _each_frame(root: Path, found: list[Entry]) -> tuple[list[Entry], np.ndarray]:
     """Repeat each file for each of its frames, and number them."""
-    entries, numbers = [], []
+    entries: list[Entry] = []
+    numbers: list[int] = []
     for entry in found:
         count = 1 if entry[3] else count_frames(os.path.join(os.fsencode(root), entry[0]))
         entries += [entry] * count

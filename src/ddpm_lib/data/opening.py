@@ -16,6 +16,7 @@ import torch
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset, MemoryStore, Source, Store, StreamStore
 from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, make_spec
 from ddpm_lib.data.decoding import Scan, decode_all
+from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.workers import (
     available_cpus,
@@ -108,7 +109,11 @@ def open_dataset(
     warning = check_num_workers(num_workers)
     if warning and log:
         log(warning)
-    opened = _ready(data, spec, labels)
+    options = {
+        "split": split, "image_column": image_column, "label_column": label_column, "labels": labels, "frames": frames,
+        "on_bad_image": on_bad_image, "background": background, "value_range": value_range, "fit": fit,
+    }  # fmt: skip
+    opened = _ready(data, spec, labels, options)
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
@@ -129,16 +134,18 @@ def cache_limit_bytes(limit_mb: float | None = None) -> int:
     return int(min(_CACHE_LIMIT_MB * 1e6, available_memory() / 4) / local_world_size())
 
 
-def _ready(data: Any, spec: DecodeSpec, labels: str) -> ImageDataset | None:
+def _ready(data: Any, spec: DecodeSpec, labels: str, options: dict[str, Any]) -> ImageDataset | None:
     """Return what needs no decoding: the built-in shapes, or a dataset of ours."""
     if data is None or (isinstance(data, str) and data == "shapes"):
         from ddpm_lib.data.shapes import Shapes
 
+        check_fits("built-in images", options)
         shapes = Shapes(spec.image_size, channels=spec.channels)
         if os.path.isdir("shapes"):
             shapes.notes.append('"shapes" means the built-in set; write "./shapes" for the folder of that name')
         return without_labels(shapes) if labels == "none" else shapes
     if isinstance(data, ImageDataset):
+        check_fits("an ImageDataset that is open already", options)
         if (data.channels, *data.image_size) != spec.shape:
             raise ValueError(
                 f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but {spec.shape} is "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import torch
 from ddpm_lib.data.arrays import ArraySource, TorchSource, open_npz
 from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import DecodeSpec
-from ddpm_lib.data.folders import EXTENSIONS, FolderSource
+from ddpm_lib.data.fits import check_fits
+from ddpm_lib.data.folders import EXTENSIONS, FolderSource, Table
+from ddpm_lib.data.layouts import best_split, split_of
+from ddpm_lib.data.metadata import TABLES
 from ddpm_lib.registry import nearest
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -39,23 +42,25 @@ def find_source(
         ValueError: If the data is of a kind that cannot be opened, or an option does not fit it.
         TypeError: If it is no path, name or dataset.
     """
+    options = {
+        "labels": labels, "image_column": image_column, "label_column": label_column, "split": split, "frames": frames,
+    }  # fmt: skip
+    columns = image_column, label_column
     if isinstance(data, (str, os.PathLike)):
         path = Path(os.fspath(data)).expanduser()
         if path.is_dir() and not _is_table(path):
-            root = _split_folder(path, split)
-            return FolderSource(root, labels, frames)
-        if labels in ("folder", "prefix"):
-            raise ValueError(f"labels={labels!r} is for folders of pictures; {str(data)!r} is none. Pass label_column.")
-        return _from_path(path, str(data), spec, labels, (image_column, label_column), split)
-    if labels in ("folder", "prefix"):
-        raise ValueError(f"labels={labels!r} is for folders of pictures; got {type(data).__name__}. Pass label_column.")
+            check_fits("a folder of pictures", options)
+            return FolderSource(_split_folder(path, split), labels, frames, Table(*columns))
+        return _from_path(path, str(data), spec, options)
     if isinstance(data, torch.Tensor):
         data = data.detach().cpu().numpy()
     if isinstance(data, np.ndarray):
+        check_fits("an array", options)
         return ArraySource(data, None, spec)
     if type(data).__module__.split(".")[0] == "datasets":
-        return _from_hf_object(data, split, labels, image_column, label_column)
+        return _from_hf_object(data, options)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (dict, bytes)):
+        check_fits("a torch Dataset", options)
         return TorchSource(data, labels, image_column, label_column, log)
     raise TypeError(
         f"data must be a path, a dataset name, a 🤗 Dataset, a torch Dataset with a length, or a uint8 array; got "
@@ -63,25 +68,32 @@ def find_source(
     )
 
 
-def _from_path(
-    path: Path, written: str, spec: DecodeSpec, labels: str, columns: tuple[str | None, str | None], split: str | None
-) -> Source:
+Options = Mapping[str, Any]
+
+
+def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> Source:
     from ddpm_lib.data.tables import from_parquet
 
+    labels, split = options["labels"], options["split"]
+    columns = options["image_column"], options["label_column"]
     if path.is_dir():
         if _is_saved(path):
             from datasets import load_from_disk
 
-            return _from_hf_object(load_from_disk(str(path)), split, labels, *columns)
-        return from_parquet(
-            _split_files(sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]), split, path), labels, *columns
-        )
+            return _from_hf_object(load_from_disk(str(path)), options)
+        check_fits("parquet files", options)
+        return from_parquet(_split_files(_parquet_in(path), split, path), labels, *columns)
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix in (".npz", ".npy"):
+            check_fits(f"a {suffix} file", options)
             return open_npz(path, spec, labels, *columns)
         if suffix == ".parquet":
+            check_fits("one parquet file", options)
             return from_parquet([path], labels, *columns)
+        if suffix in TABLES:
+            check_fits("a table of pictures", options)
+            return FolderSource(path.parent, labels, options["frames"], Table(*columns, path))
         if suffix in _ARCHIVES:
             raise ValueError(f"{written!r} is an archive. Unpack it, and pass the folder.")
         if suffix.encode() in EXTENSIONS:
@@ -89,10 +101,31 @@ def _from_path(
         raise ValueError(f"{written!r} is no dataset: pass a folder of pictures, .npz, .npy or .parquet.")
     found = sorted(Path(file) for file in glob.glob(str(path), recursive=True)) if glob.has_magic(written) else []
     if found and all(file.suffix.lower() == ".parquet" for file in found):
+        check_fits("parquet files", options)
         return from_parquet(_split_files(found, split, path.parent), labels, *columns)
     if not found and _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet"):
-        return _from_hf_object(_from_hub(written, path), split, labels, *columns)
+        check_fits("a 🤗 dataset", options)
+        return _from_hf_object(_from_hub(written, path), options)
     raise FileNotFoundError(_missing(path, written))
+
+
+def _parquet_in(folder: Path) -> list[Path]:
+    """Return the parquet files of a folder, of its data/, or of the one sub-folder that holds any.
+
+    Raises:
+        ValueError: If several sub-folders hold some.
+    """
+    files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    if files:
+        return files
+    deeper = sorted(folder.glob("*/*.parquet"))
+    parts = sorted({file.parent.name for file in deeper})
+    if len(parts) > 1 and not all(split_of(part) for part in parts):
+        raise ValueError(
+            f"Several sub-folders of {str(folder)!r} hold parquet files: {', '.join(parts)}. Pass one of them, such as "
+            f"{str(folder / parts[0])!r}."
+        )
+    return deeper
 
 
 def _is_saved(path: Path) -> bool:
@@ -103,10 +136,11 @@ def _is_table(path: Path) -> bool:
     """Whether a folder is a saved 🤗 dataset, or holds parquet files and no picture beside them."""
     if _is_saved(path):
         return True
-    tables = [file for pattern in ("*.parquet", "data/*.parquet") for file in path.glob(pattern)]
+    tables = [file for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet") for file in path.glob(pattern)]
     if not any(not file.name.startswith("metadata") for file in tables):
         return False
-    return not any(os.fsencode(file.suffix.lower()) in EXTENSIONS for file in path.iterdir())
+    beside = [*path.iterdir(), *(file for table in tables for file in table.parent.iterdir())]
+    return not any(os.fsencode(file.suffix.lower()) in EXTENSIONS for file in beside)
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
@@ -124,42 +158,51 @@ def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path
     """Choose the parquet files of one split: "train-00000-of-00002.parquet", "train.parquet" or "train/0.parquet"."""
     kinds: dict[str, list[Path]] = {}
     for file in files:
-        found = re.match(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", file.stem.lower())
-        kinds.setdefault(found.group(1) if found else (file.parent.name if file.parent != where else ""), []).append(
-            file
-        )
+        found = re.match(r"[a-z]+(?![a-z])", file.stem.lower())
+        name = found.group(0) if found and split_of(found.group(0)) else ""
+        if not name and file.parent != where and (file.parent.name != "data" and split_of(file.parent.name)):
+            name = file.parent.name
+        kinds.setdefault(name, []).append(file)
     if split is None:
-        named = [kind for kind in kinds if kind]
+        named = sorted(kind for kind in kinds if kind)
         if len(kinds) > 1 and named:
             raise ValueError(
-                f"{str(where)!r} holds several splits: {', '.join(sorted(named))}. Pass split={named[0]!r}."
+                f"{str(where)!r} holds several splits: {', '.join(named)}. Pass split={best_split(named)!r} "
+                f"(--split {best_split(named)})."
             )
         return files
     if split not in kinds:
-        raise ValueError(f"{str(where)!r} has no split {split!r}. There are: {', '.join(sorted(kinds)) or 'none'}.")
+        there = sorted(kind for kind in kinds if kind)
+        raise ValueError(f"{str(where)!r} has no split {split!r}. There are: {', '.join(there) or 'none'}.")
     return kinds[split]
 
 
-def _from_hf_object(
-    data: Any, split: str | None, labels: str, image_column: str | None, label_column: str | None
-) -> Source:
+def _from_hf_object(data: Any, options: Options) -> Source:
     from ddpm_lib.data.tables import from_hf
 
+    split = options["split"]
     if isinstance(data, dict):
+        check_fits("a 🤗 dataset", options)
         names = list(data)
         if split is None and len(names) > 1:
-            raise ValueError(f"The dataset has several splits: {', '.join(names)}. Pass split={names[0]!r}.")
+            raise ValueError(
+                f"The dataset has several splits: {', '.join(names)}. Pass split={best_split(names)!r} "
+                f"(--split {best_split(names)})."
+            )
         split = names[0] if split is None else split
         if split not in data:
             hint = nearest(split, names)
             did_you_mean = f" Did you mean {hint!r}?" if hint else ""
             raise ValueError(f"The dataset has no split {split!r}.{did_you_mean} There are: {', '.join(names)}.")
         data = data[split]
+    else:
+        mine = str(getattr(data, "split", None))
+        check_fits("one split of a 🤗 dataset", {**options, "split": None if split == mine else split})
     if not hasattr(data, "data"):
         raise TypeError(
             "A streaming (iterable) 🤗 dataset has no order to resume from. Load it without streaming=True."
         )
-    return from_hf(data, labels, image_column, label_column)
+    return from_hf(data, options["labels"], options["image_column"], options["label_column"])
 
 
 def _from_hub(name: str, path: Path) -> Any:

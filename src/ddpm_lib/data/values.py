@@ -76,12 +76,12 @@ def span(values: np.ndarray) -> ValueRange:
     return low, high
 
 
-def is_wide_colour(picture: Image.Image) -> bool:
+def is_wide_colour(picture: Any) -> bool:
     """Whether Pillow gives only the high byte of this picture's 16-bit colours."""
     return picture.mode in ("RGB", "RGBA") and any(";16" in raw for raw in _raw_modes(picture))
 
 
-def wide_colours(picture: Image.Image, again: Callable[[], Image.Image]) -> np.ndarray | None:
+def wide_colours(picture: Any, again: Callable[[], Any]) -> np.ndarray | None:
     """Read colours of 16 bits, uint16 (h, w, c), or None where the low byte cannot be had.
 
     Pillow's decoders keep one byte of two: that of the file's byte order. Asked for the other order, they keep the
@@ -113,7 +113,7 @@ def _swap(tile: Any) -> Any:
     return tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
 
 
-def show_fourth_band(picture: Image.Image) -> None:
+def show_fourth_band(picture: Any) -> None:
     """Have Pillow give the fourth band of a TIFF that is no transparency, which it hides, as that of RGBA."""
     if picture.mode == "RGB" and all(raw.startswith("RGBX") for raw in _raw_modes(picture)):
         tiles = []

@@ -34,7 +34,7 @@ def open_training_data(
     train = _open(data, config, diffusion, config.split, log)
     held_out: ImageDataset | None = None
     if config.val_data is not None:
-        held_out = _open(config.val_data, replace(config, labels=config.val_labels), diffusion, None, log)
+        held_out = _open(config.val_data, _for_held_out(config), diffusion, None, log)
         check_same_classes(train, held_out, diffusion)
     elif config.val_every and config.val_fraction and len(train) < 10:
         log(f"{len(train)} images are too few to hold some out: there is no validation. val_data can name others.")
@@ -50,15 +50,26 @@ def open_training_data(
     return train, held_out
 
 
+def _for_held_out(config: TrainingConfig) -> TrainingConfig:
+    """Return the data options for val_data: those of the training data that fit its kind."""
+    from ddpm_lib.data.fits import may_have_columns
+
+    if may_have_columns(config.val_data) and config.val_labels == "auto":
+        return replace(config, labels=config.val_labels)
+    return replace(config, labels=config.val_labels, image_column=None, label_column=None)
+
+
 def _open(
     data: Any, config: TrainingConfig, diffusion: GaussianDiffusion, split: str | None, log: Callable[[str], None]
 ) -> ImageDataset:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.fits import check_fits
     from ddpm_lib.data.tensors import collect
 
     if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
         data = collect(data)
     if isinstance(data, ImageDataset):
+        check_fits("an ImageDataset that is open already", data_options(config, split))
         wanted = (diffusion.channels, *diffusion.image_size)
         got = (data.channels, *data.image_size)
         if wanted != got:
@@ -67,6 +78,15 @@ def _open(
             )
         return data
     return open_images(data, config, diffusion.image_size, diffusion.channels, split, log)
+
+
+def data_options(config: TrainingConfig, split: str | None) -> dict[str, Any]:
+    """Return the options of a config that say how data is read, as `open_dataset` takes them."""
+    names = (
+        "fit", "labels", "image_column", "label_column", "on_bad_image", "background", "max_pixels", "value_range",
+        "frames",
+    )  # fmt: skip
+    return {"split": split, **{name: getattr(config, name) for name in names}}
 
 
 def open_images(
@@ -93,16 +113,7 @@ def open_images(
         data,
         image_size=size,
         channels=channels,
-        fit=config.fit,
-        labels=config.labels,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        split=split,
-        on_bad_image=config.on_bad_image,
-        background=config.background,
-        max_pixels=config.max_pixels,
-        value_range=config.value_range,
-        frames=config.frames,
+        **data_options(config, split),
         cache=config.cache,
         cache_limit_mb=config.cache_limit_mb,
         num_workers=config.num_workers,
