@@ -15,14 +15,13 @@ import numpy as np
 from ddpm_lib.data.arrays import make_labels
 from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, count_frames, decode
+from ddpm_lib.data.layouts import NO_DATA, are_thumbnails, judge
 from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
 from ddpm_lib.data.names import PackedNames, show
 
 EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
 _FOREIGN = frozenset(b".heic .heif .avif .svg .psd .raw .cr2 .cr3 .nef .arw .dng .jp2 .jxl .exr .pdf .eps .ico".split())
-_JUNK = frozenset((b"thumbs.db", b"desktop.ini", b"__macosx"))
-_SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"))
-_PREPARED = frozenset(("train_data", "eval_data", "normalized_eval_data"))
+_JUNK = frozenset((b"thumbs.db", b"desktop.ini"))
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
 
 
@@ -47,13 +46,18 @@ class FolderSource(Source):
         self.notes = []
         if not root.is_dir():
             raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
-        found, others, foreign = _walk(os.fsencode(root))
+        left: Counter[str] = Counter()
+        found, others, foreign = _walk(os.fsencode(root), left)
         if not found:
             raise FileNotFoundError(_nothing_found(root, others, foreign))
         if foreign:
             kinds = ", ".join(f"{n:,} {show(ext)}" for ext, n in foreign.most_common(3))
             self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
         found.sort()
+        found = self._without_thumbnails(found)
+        if left:
+            kinds = ", ".join(f"{n:,} × {name}" for name, n in left.most_common(3))
+            self.notes.append(f"left out folders that systems make, not pictures of yours: {kinds}")
         if table is not None and table.file is not None:
             found = self._named(found, table.file, table.image_column)
         files = [name for name, _, _, _ in found]
@@ -103,10 +107,10 @@ class FolderSource(Source):
         tops = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in raw]
         loose = tops.count(b"")
         classes = sorted(set(tops) - {b""})
-        if how == "auto" and self._from_table(raw, table, classes):
+        self.notes += judge(self.root, raw, refuse=how == "auto")
+        if how == "auto" and self._from_table(raw, table):
             return
         if how == "auto":
-            _refuse_layouts(self.root, classes)
             if loose and classes:
                 self.notes.append(
                     f"no labels: {loose:,} of {len(tops):,} images lie outside the {len(classes)} sub-folders "
@@ -137,6 +141,13 @@ class FolderSource(Source):
         self.labels = np.array([number[top] for top in tops], dtype=np.int64)
         self.class_names = tuple(show(name) for name in classes)
 
+    def _without_thumbnails(self, found: list[Entry]) -> list[Entry]:
+        marks = are_thumbnails([name for name, _, _, _ in found])
+        if any(marks):
+            first = show(found[marks.index(True)][0])
+            self.notes.append(f"left out {sum(marks):,} thumbnails of other pictures, such as {first}")
+        return [entry for entry, mark in zip(found, marks) if not mark]
+
     def _named(self, found: list[Entry], file: Path, image_column: str | None) -> list[Entry]:
         """Return the pictures that a table names, which is the data itself.
 
@@ -159,9 +170,8 @@ class FolderSource(Source):
             self.notes.append(f"left out {len(found) - len(kept):,} pictures that {file.name} does not name")
         return kept
 
-    def _from_table(self, raw: list[bytes], asked: Table, classes: list[bytes]) -> bool:
+    def _from_table(self, raw: list[bytes], asked: Table) -> bool:
         """Take the labels of a table beside the pictures; whether there are some, or none by a note."""
-        _refuse_layouts(self.root, classes)
         found = (
             find_table(self.root, raw, asked.image_column)
             if asked.file is None
@@ -233,12 +243,12 @@ def _each_frame(root: Path, found: list[Entry]) -> tuple[list[Entry], np.ndarray
     return entries, np.array(numbers, dtype=np.int64)
 
 
-def _walk(root: bytes) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
+def _walk(root: bytes, left: Counter[str]) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
     """Find pictures (relative name, size, mtime in ns, what is wrong with it) and count all other files."""
     found: list[Entry] = []
     others: Counter[bytes] = Counter()
     foreign: Counter[bytes] = Counter()
-    for name, entry in _entries(root, b"", set()):
+    for name, entry in _entries(root, b"", set(), left):
         extension = os.path.splitext(name)[1].lower()
         if extension not in EXTENSIONS:
             (foreign if extension in _FOREIGN else others)[extension or b"(no extension)"] += 1
@@ -257,7 +267,9 @@ def _walk(root: bytes) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
     return found, others, foreign
 
 
-def _entries(root: bytes, below: bytes, above: set[tuple[int, int]]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+def _entries(
+    root: bytes, below: bytes, above: set[tuple[int, int]], left: Counter[str]
+) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
     """Yield every file below `root`, following links to folders but never in a circle, without hidden ones."""
     folder = os.path.join(root, below) if below else root
     info = os.stat(folder)
@@ -271,6 +283,9 @@ def _entries(root: bytes, below: bytes, above: set[tuple[int, int]]) -> Iterator
             f"No permission to read the folder {show(folder)!r}. Ask its owner, or move it away."
         ) from None
     for entry in entries:
+        if entry.name.lower() in NO_DATA:
+            left[show(entry.name)] += 1
+            continue
         if entry.name.startswith(b".") or entry.name.lower() in _JUNK:
             continue
         name = below + b"/" + entry.name if below else entry.name
@@ -279,7 +294,7 @@ def _entries(root: bytes, below: bytes, above: set[tuple[int, int]]) -> Iterator
         except OSError:
             is_folder = False
         if is_folder:
-            yield from _entries(root, name, above)
+            yield from _entries(root, name, above, left)
         else:
             yield name, entry
 
@@ -291,17 +306,3 @@ def _nothing_found(root: Path, others: Counter[bytes], foreign: Counter[bytes]) 
     known = " ".join(sorted(show(e) for e in EXTENSIONS))
     more = " Convert HEIC, SVG, RAW and the like to PNG or JPEG first." if foreign else ""
     return f"The folder {str(root)!r} holds no pictures; found {kinds}. Supported: {known}.{more}"
-
-
-def _refuse_layouts(root: Path, classes: list[bytes]) -> None:
-    names = [show(name) for name in classes]
-    if names and all(name.lower() in _SPLITS | _PREPARED for name in names):
-        raise ValueError(
-            f"The sub-folders of {str(root)!r} look like splits, not classes: {', '.join(names)}. Open one of them "
-            f'({str(root / names[-1])!r}), or pass split={names[-1]!r}; labels="folder" takes them for classes.'
-        )
-    if any((root / name / "contours").is_dir() and (root / name / "images").is_dir() for name in names):
-        raise ValueError(
-            f"{str(root)!r} is the raw SYSU-Shape dataset: its contours/ are edge maps, not photos. Run "
-            "`ddpm_lib.data.prepare_sysu(...)` first, and train on the train_data folder that it writes."
-        )

@@ -147,9 +147,13 @@ def _split_folder(root: Path, split: str | None) -> Path:
     if split is None:
         return root
     if not (root / split).is_dir() or Path(split).name != split:
-        there = sorted(p.name for p in root.iterdir() if p.is_dir())
+        there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        meant = [
+            name for name in there if name.lower() == split.lower() or split_of(name) == "train" == split_of(split)
+        ]
+        hint = f" Did you mean {meant[0]!r}?" if meant else ""
         raise ValueError(
-            f"{str(root)!r} has no sub-folder for split {split!r}. There are: {', '.join(there) or 'none'}."
+            f"{str(root)!r} has no sub-folder for split {split!r}.{hint} There are: {', '.join(there) or 'none'}."
         )
     return root / split
 
