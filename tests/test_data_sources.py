@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -274,24 +275,70 @@ def test_pixels_in_a_table():
     assert same(open_dataset(data, image_size=8))
 
 
-def test_hub_name_without_network(monkeypatch):
+@pytest.mark.parametrize("set_by_user", [False, True])
+def test_hub_name_without_network(monkeypatch, caplog, capsys, set_by_user):
     import datasets
+    from huggingface_hub import constants
 
-    def offline(name):
+    seen = []
+
+    def load(name):
+        seen.append((datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE))
         raise ConnectionError("Couldn't reach the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(FileNotFoundError, match=r"no local path.*Couldn't reach.*HF_HUB_OFFLINE"):
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", set_by_user)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", set_by_user)
+    with pytest.raises(FileNotFoundError, match=r"^'somebody/pictures' is no local path.*in the cache") as caught:
         open_dataset("somebody/pictures", image_size=8)
+    assert "\n" not in str(caught.value)
+    assert ("HF_HUB_OFFLINE is set" in str(caught.value)) == set_by_user
+    assert seen == [(True, True)]
+    assert (set_by_user, set_by_user) == (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_dataset("./somebody/pictures", image_size=8)
 
 
 def test_hub_name_with_network(monkeypatch, hf):
     import datasets
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": hf}))
-    assert same(open_dataset("somebody/pictures", image_size=8))
+    offline = []
+
+    def load(name):
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        return datasets.DatasetDict({"train": hf})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        assert same(open_dataset("somebody/pictures", image_size=8))
+        monkeypatch.setenv("http_proxy", address)  # only the proxy can be reached
+        monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+        assert same(open_dataset("somebody/pictures", image_size=8))
+    assert offline == [False, False]
+
+
+def test_hub_that_refuses_says_why(monkeypatch):
+    import datasets
+
+    from ddpm_lib.data import hub
+
+    def load(name):
+        raise PermissionError("gated dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hub, "can_reach", lambda address: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(FileNotFoundError, match=r"no local path.*from the hub: PermissionError: gated dataset"):
+        open_dataset("somebody/pictures", image_size=8)
 
 
 def test_importing_data_is_light():

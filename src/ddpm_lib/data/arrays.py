@@ -189,7 +189,13 @@ def open_npz(
     Raises:
         ValueError: If the file is damaged, holds objects, or has no array of images.
     """
+    from ddpm_lib.data.numpy_files import check_npy, check_npz, name_arrays
+
     try:
+        with open(path, "rb") as file:
+            plain = file.read(6) == b"\x93NUMPY"
+        if plain:
+            check_npy(path)
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return ArraySource(loaded, None, spec)
@@ -197,9 +203,10 @@ def open_npz(
             there = archive.files
             column = choose("image", image_column, IMAGE_NAMES, there, path.name)
             if column is None:
-                raise ValueError(f"{path.name} has no array named arr_0, images or x. There are: {', '.join(there)}.")
+                raise ValueError(name_arrays(check_npz(path, ()), path.name))
             usual = [name for name in LABEL_NAMES if name != column]
             label = None if labels == "none" else choose("label", label_column, usual, there, path.name)
+            check_npz(path, [name for name in (column, label) if name is not None])
             images, numbers = archive[column], None if label is None else archive[label]
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:

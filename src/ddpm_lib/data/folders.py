@@ -15,6 +15,7 @@ import numpy as np
 from ddpm_lib.data.arrays import make_labels
 from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, count_frames, decode
+from ddpm_lib.data.kinds import way
 from ddpm_lib.data.layouts import NO_DATA, are_thumbnails, judge
 from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
 from ddpm_lib.data.names import PackedNames, show
@@ -34,6 +35,7 @@ class FolderSource(Source):
             "folder": the same, or an error; "prefix": the file name up to the first "_"; "none".
         frames: "first": one image per file; "all": every page or frame of a file is one, named "stack.tif#0003".
         table: Where labels are asked for in a table beside the pictures; by default one is looked for with "auto".
+        only: The files to take, relative names; by default all.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture, saying what was found.
@@ -41,15 +43,27 @@ class FolderSource(Source):
             whole.
     """
 
-    def __init__(self, root: Path, labels: str = "auto", frames: str = "first", table: Table | None = None) -> None:
+    extensions = EXTENSIONS
+
+    def __init__(
+        self,
+        root: Path,
+        labels: str = "auto",
+        frames: str = "first",
+        table: Table | None = None,
+        only: frozenset[bytes] | None = None,
+    ) -> None:
         self.root = root
         self.notes = []
         if not root.is_dir():
             raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
         left: Counter[str] = Counter()
-        found, others, foreign = _walk(os.fsencode(root), left)
+        walked = _walk(os.fsencode(root), self.extensions, left)
+        found, others, foreign = walked.found, walked.others, walked.foreign
+        if only is not None:
+            found = [entry for entry in found if entry[0] in only]
         if not found:
-            raise FileNotFoundError(_nothing_found(root, others, foreign))
+            raise NoPicturesError(_nothing_found(root, walked), others)
         if foreign:
             kinds = ", ".join(f"{n:,} {show(ext)}" for ext, n in foreign.most_common(3))
             self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
@@ -243,14 +257,34 @@ def _each_frame(root: Path, found: list[Entry]) -> tuple[list[Entry], np.ndarray
     return entries, np.array(numbers, dtype=np.int64)
 
 
-def _walk(root: bytes, left: Counter[str]) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
+class NoPicturesError(FileNotFoundError):
+    """A folder without pictures; `others` counts the files in it by extension."""
+
+    def __init__(self, text: str, others: Counter[bytes]) -> None:
+        super().__init__(text)
+        self.others = others
+
+
+@dataclass
+class _Walked:
+    """Pictures, and the other files by extension, with one name of each."""
+
+    found: list[Entry]
+    others: Counter[bytes]
+    foreign: Counter[bytes]
+    examples: dict[bytes, bytes]
+
+
+def _walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> _Walked:
     """Find pictures (relative name, size, mtime in ns, what is wrong with it) and count all other files."""
     found: list[Entry] = []
     others: Counter[bytes] = Counter()
     foreign: Counter[bytes] = Counter()
+    examples: dict[bytes, bytes] = {}
     for name, entry in _entries(root, b"", set(), left):
         extension = os.path.splitext(name)[1].lower()
-        if extension not in EXTENSIONS:
+        if extension not in extensions:
+            examples.setdefault(extension or b"(no extension)", name)
             (foreign if extension in _FOREIGN else others)[extension or b"(no extension)"] += 1
             continue
         size, mtime, problem = 0, 0, None
@@ -264,7 +298,7 @@ def _walk(root: bytes, left: Counter[str]) -> tuple[list[Entry], Counter[bytes],
         except OSError as error:
             problem = "a link that leads to itself" if entry.is_symlink() else (error.strerror or str(error))
         found.append((name, size, mtime, problem))
-    return found, others, foreign
+    return _Walked(found, others, foreign, examples)
 
 
 def _entries(
@@ -299,10 +333,14 @@ def _entries(
             yield name, entry
 
 
-def _nothing_found(root: Path, others: Counter[bytes], foreign: Counter[bytes]) -> str:
-    kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in (others + foreign).most_common(5))
+def _nothing_found(root: Path, walked: _Walked) -> str:
+    counts = walked.others + walked.foreign
+    kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in counts.most_common(5))
     if not kinds:
         return f"The folder {str(root)!r} holds no files."
-    known = " ".join(sorted(show(e) for e in EXTENSIONS))
-    more = " Convert HEIC, SVG, RAW and the like to PNG or JPEG first." if foreign else ""
-    return f"The folder {str(root)!r} holds no pictures; found {kinds}. Supported: {known}.{more}"
+    text = f"The folder {str(root)!r} holds no pictures; found {kinds}."
+    for extension, _ in counts.most_common():
+        how = way(root / os.fsdecode(walked.examples[extension]), "folder")
+        if how is not None:
+            return f"{text} {how}"
+    return f"{text} Supported: {' '.join(sorted(show(e) for e in EXTENSIONS))}."

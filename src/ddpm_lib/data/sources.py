@@ -16,13 +16,15 @@ from ddpm_lib.data.arrays import ArraySource, TorchSource, open_npz
 from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import DecodeSpec
 from ddpm_lib.data.fits import check_fits
-from ddpm_lib.data.folders import EXTENSIONS, FolderSource, Table
+from ddpm_lib.data.folders import EXTENSIONS, FolderSource, NoPicturesError, Table
+from ddpm_lib.data.hub import load_by_name
+from ddpm_lib.data.kinds import LISTED, SUFFIXES, way
 from ddpm_lib.data.layouts import best_split, split_of
 from ddpm_lib.data.metadata import TABLES
+from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.registry import nearest
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
 def find_source(
@@ -45,12 +47,11 @@ def find_source(
     options = {
         "labels": labels, "image_column": image_column, "label_column": label_column, "split": split, "frames": frames,
     }  # fmt: skip
-    columns = image_column, label_column
     if isinstance(data, (str, os.PathLike)):
         path = Path(os.fspath(data)).expanduser()
         if path.is_dir() and not _is_table(path):
             check_fits("a folder of pictures", options)
-            return FolderSource(_split_folder(path, split), labels, frames, Table(*columns))
+            return _from_folder(_split_folder(path, split), options)
         return _from_path(path, str(data), spec, options)
     if isinstance(data, torch.Tensor):
         data = data.detach().cpu().numpy()
@@ -69,6 +70,30 @@ def find_source(
 
 
 Options = Mapping[str, Any]
+
+
+def _from_folder(root: Path, options: Options) -> Source:
+    labels, frames = options["labels"], options["frames"]
+    try:
+        return FolderSource(root, labels, frames, Table(options["image_column"], options["label_column"]))
+    except NoPicturesError as error:
+        if not {b".npy", b".npz"} & set(error.others):
+            raise
+    check_fits("a folder of arrays", {**options, "split": None})
+    return ArrayFolder(root, labels)
+
+
+def _from_pattern(written: str, found: list[Path], options: Options) -> Source | None:
+    """Open the pictures that a pattern such as photos/*.png matches; None if it matches none."""
+    files = [file for file in found if os.fsencode(file.suffix.lower()) in EXTENSIONS and file.is_file()]
+    if not files:
+        return None
+    if options["split"] is not None:
+        raise ValueError(f"split={options['split']!r} does not fit a pattern of files: it says already which ones.")
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    only = frozenset(os.fsencode(file.relative_to(root)) for file in files)
+    table = Table(options["image_column"], options["label_column"])
+    return FolderSource(root, options["labels"], options["frames"], table, only)
 
 
 def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> Source:
@@ -94,18 +119,23 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         if suffix in TABLES:
             check_fits("a table of pictures", options)
             return FolderSource(path.parent, labels, options["frames"], Table(*columns, path))
-        if suffix in _ARCHIVES:
-            raise ValueError(f"{written!r} is an archive. Unpack it, and pass the folder.")
         if suffix.encode() in EXTENSIONS:
             raise ValueError(f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r}).")
-        raise ValueError(f"{written!r} is no dataset: pass a folder of pictures, .npz, .npy or .parquet.")
+        if suffix == ".json" and path.name == "dataset.json":
+            raise ValueError(f"{written!r} holds labels. Pass the folder that holds it ({str(path.parent)!r}).")
+        raise ValueError(f"{written!r} is no dataset. {way(path) or ''} Pass {LISTED}.".replace("  ", " "))
     found = sorted(Path(file) for file in glob.glob(str(path), recursive=True)) if glob.has_magic(written) else []
     if found and all(file.suffix.lower() == ".parquet" for file in found):
         check_fits("parquet files", options)
         return from_parquet(_split_files(found, split, path.parent), labels, *columns)
-    if not found and _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet"):
+    if found:
+        pictures = _from_pattern(written, found, options)
+        if pictures is not None:
+            return pictures
+        raise ValueError(f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone.")
+    if _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet", *SUFFIXES):
         check_fits("a 🤗 dataset", options)
-        return _from_hf_object(_from_hub(written, path), options)
+        return _from_hf_object(load_by_name(written, path), options)
     raise FileNotFoundError(_missing(path, written))
 
 
@@ -209,23 +239,10 @@ def _from_hf_object(data: Any, options: Options) -> Source:
     return from_hf(data, options["labels"], options["image_column"], options["label_column"])
 
 
-def _from_hub(name: str, path: Path) -> Any:
-    """Load a dataset by its hub name; nothing global (offline mode, tokens) is changed."""
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(name)
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"{name!r} is no local path ({path.absolute()} does not exist), and the dataset of that name could not be "
-            f"loaded from the hub: {type(error).__name__}: {text}. Check the path. On nodes without internet download it "
-            "before (local data needs no network), and set HF_HUB_OFFLINE=1 to spare retries of about 25 s."
-        ) from error
-
-
 def _missing(path: Path, written: str) -> str:
     parent = path.parent
+    if path.exists():
+        return f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
     text = f"{written!r} does not exist."
     if parent.is_dir():
         hint = nearest(path.name, [entry.name for entry in parent.iterdir()])

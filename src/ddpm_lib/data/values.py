@@ -61,7 +61,7 @@ def scale(values: np.ndarray, given: ValueRange) -> np.ndarray:
     low, high = given
     if given == FULL_16BIT and values.dtype.kind in "iu":
         return ((values.astype(np.int64) + 128) // 257).clip(0, 255).astype(np.uint8)
-    return ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
+    return ((values.astype(np.float64) - low) / (high - low) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def span(values: np.ndarray) -> ValueRange:
