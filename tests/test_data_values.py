@@ -176,7 +176,7 @@ def test_a_band_of_near_infrared(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("shape", "words"),
     [((24, 32, 3), "is one image"), ((24, 32, 1), "is one image"), ((24, 32, 4), "is one image"),
-     ((24, 32), "is one image or a table"), ((3, 24, 32), "may be one image")],
+     ((24, 32), "is one image or a table")],
 )  # fmt: skip
 def test_one_image_is_not_many(tmp_path, shape, words):
     np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
@@ -184,6 +184,14 @@ def test_one_image_is_not_many(tmp_path, shape, words):
     for data in (np.zeros(shape, np.uint8), tmp_path / "a.npy", tmp_path / "a.npz"):
         with pytest.raises(ValueError, match=words):
             open_dataset(data, image_size=8)
+
+
+@pytest.mark.parametrize("first", [3, 4])
+def test_a_few_grey_images_may_be_one(first):
+    images = np.random.default_rng(0).integers(0, 255, (first, 24, 32), dtype=np.uint8)
+    data = open_dataset(images, image_size=8, channels=1)
+    assert len(data) == first
+    assert any(f"taken for {first} grey images" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("shape", [(5, 8, 9), (7, 3, 3), (4, 4, 4), (2, 8, 9)])

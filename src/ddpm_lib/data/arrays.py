@@ -102,6 +102,10 @@ class ArraySource(Source):
 
     def __init__(self, images: np.ndarray, labels: Any, spec: DecodeSpec, insist: bool = False) -> None:
         self.notes = []
+        if images.ndim == 3 and len(images) in (3, 4):
+            self.notes.append(
+                f"an array of shape {images.shape} is taken for {len(images)} grey images; one image (c, h, w) would be x[None]"
+            )
         images = as_images(images, spec.value_range is not None)
         if images.shape[3] in (1, 3, 4) and images.shape[1:] != spec.shape:
             images = images.transpose(0, 3, 1, 2)
@@ -138,11 +142,6 @@ def as_images(images: np.ndarray, ranged: bool) -> np.ndarray:
         raise ValueError(
             f"An array of shape {shape} is one image (h, w, c), not many. Give it a first dimension, and stack as many "
             f"as there are: numpy.stack([...]) of shape (n, {shape[0]}, {shape[1]}, {shape[2]})."
-        )
-    if len(shape) == 3 and shape[0] in (3, 4) and min(shape[1:]) > 4:
-        raise ValueError(
-            f"An array of shape {shape} may be one image (c, h, w) or {shape[0]} grey ones. Give it four dimensions: "
-            f"x[None] for one image, x[..., None] for {shape[0]} grey ones."
         )
     if len(shape) == 2:
         raise ValueError(
