@@ -276,7 +276,7 @@ def test_pixels_in_a_table():
 
 
 @pytest.mark.parametrize("set_by_user", [False, True])
-def test_hub_name_without_network(monkeypatch, caplog, capsys, set_by_user):
+def test_hub_name_without_network(monkeypatch, tmp_path, set_by_user):
     import datasets
     from huggingface_hub import constants
 

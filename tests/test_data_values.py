@@ -232,6 +232,14 @@ def test_drawings_in_the_colour_of_the_ground(tmp_path, colour, background, othe
     assert "of one colour" not in " ".join(open_dataset(tmp_path, image_size=SIZE, background=other).notes)
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_background_without_effect_is_said(fit):
+    images = np.random.default_rng(0).integers(0, 255, (5, 9, 8, 3), dtype=np.uint8)
+    notes = " ".join(open_dataset(images, image_size=8, background="black", fit=fit).notes)
+    assert ("background has no effect" in notes) == (fit == "crop")
+    assert "background" not in " ".join(open_dataset(images, image_size=8, fit=fit).notes)
+
+
 def test_sets_that_hold_nothing_to_learn():
     one = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
     assert "are the same" in " ".join(open_dataset(np.repeat(one, 5, 0), image_size=8).notes)

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageOps
 
+from ddpm_lib.data.signatures import what_is_it
 from ddpm_lib.data.values import (
     FULL_16BIT,
     ValueRange,
@@ -22,7 +23,6 @@ from ddpm_lib.data.values import (
     scale,
     show_fourth_band,
     span,
-    tiff_bands,
     too_many_bands,
     wide_colours,
 )
@@ -191,7 +191,7 @@ def _open(file: str | bytes | IO[bytes], spec: DecodeSpec) -> Image.Image:
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError(_what_is_it(file)) from None
+        raise ImageError(what_is_it(file, FORMATS)) from None
     except Image.DecompressionBombError:
         raise ImageError(_too_many(spec)) from None
     except OSError as error:
@@ -408,41 +408,3 @@ def _words(error: BaseException) -> str:
     """One line for a decoder's exception; some have no text of their own."""
     text = " ".join(str(error).split())
     return text[:200] if text else type(error).__name__
-
-
-_SIGNATURES = (
-    (b"<svg", "an SVG drawing: render it to PNG"),
-    (b"<!doctype html", "a web page, not a picture (a failed download?)"),
-    (b"<html", "a web page, not a picture (a failed download?)"),
-    (b"%pdf", "a PDF document"),
-    (b"8bps", "a Photoshop file: export it as PNG"),
-    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-    (b"\x93numpy", "a numpy array, not a picture"),
-    (b"pk\x03\x04", "a zip archive"),
-)
-
-
-def _what_is_it(file: Any) -> str:
-    """Say what a file is that no allowed decoder knows."""
-    if hasattr(file, "seek"):
-        file.seek(0)
-        head = file.read(512)
-    else:
-        with open(file, "rb") as stream:
-            head = stream.read(512)
-    if not head:
-        return "empty (zero bytes)"
-    lower = head.lower().lstrip()
-    for signature, words in _SIGNATURES:
-        if lower.startswith(signature) or (signature == b"<svg" and b"<svg" in lower):
-            return words
-    described = tiff_bands(file)
-    if described is not None:
-        return described
-    if head[4:8] == b"ftyp":
-        return "HEIC, AVIF or video, which is not supported: convert it to JPEG or PNG"
-    if not head.strip(b"\0"):
-        return "only zero bytes (an interrupted copy?)"
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return "a text file, not a picture"
-    return f"not a picture of a supported format ({', '.join(FORMATS)})"

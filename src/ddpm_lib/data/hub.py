@@ -14,8 +14,13 @@ from typing import Any
 _PATIENCE = 1.5
 
 
-def load_by_name(name: str, path: Path) -> Any:
+def load_by_name(name: str, path: Path, like: str | None = None) -> Any:
     """Load a dataset by its hub name, or from the cache of `datasets` where the hub cannot be reached.
+
+    Args:
+        name: Its name.
+        path: The path that the name may have meant.
+        like: A path of nearly this name that exists.
 
     Raises:
         FileNotFoundError: If there is none, saying first that the name is no path.
@@ -32,15 +37,16 @@ def load_by_name(name: str, path: Path) -> Any:
             return load_dataset(name)
     except Exception as error:
         start = f"{name!r} is no local path ({path.absolute()} does not exist)"
+        start = f"{start} (did you mean {like!r}?)" if like else start
         if reachable:
             text = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
-                f"{start}, and the dataset of that name could not be loaded from the hub: {type(error).__name__}: {text}. "
+                f"{start}; the dataset of that name could not be loaded from the hub: {type(error).__name__}: {text}. "
                 "Check the path."
             ) from error
         why = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached from here"
         raise FileNotFoundError(
-            f"{start}, and no dataset of that name is in the cache ({why}). Check the path, or download the dataset "
+            f"{start}; no dataset of that name is in the cache ({why}). Check the path, or download the dataset "
             "where there is internet."
         ) from None
 

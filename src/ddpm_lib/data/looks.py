@@ -11,6 +11,7 @@ from ddpm_lib.data.values import FULL_16BIT, ValueRange, propose
 _LOOKED_AT = 64
 _DARK = 32
 _FLAT = 2
+WHITE = (255, 255, 255)
 
 
 def look_at(
@@ -33,15 +34,17 @@ def look_at(
     notes = []
     if found is not None:
         notes.append(_of_the_range(found))
+    laid = flags is not None and len(flags) > 0 and bool((flags[rows] & COMPOSITED > 0).any())
+    if spec.background != WHITE and spec.fit != "pad" and not laid and (flags is None or len(flags)):
+        notes.append("background has no effect here: no image has transparent pixels to lay on it, and none is padded")
     if images is None or not len(rows):
         return notes
     chosen = images[_spread(rows)]
     colours = chosen[:, :3] if spec.channels == 4 else chosen
     flat = colours.max((1, 2, 3)).astype(int) - colours.min((1, 2, 3)) <= _FLAT
-    laid = flags is not None and len(flags) and bool((flags[rows] & COMPOSITED > 0).any())
     if flat.all():
         text = "every image looked at is of one colour: nothing can be learned from them"
-        notes.append(f"{text}. {_why_flat(colours, spec, bool(laid), found)}")
+        notes.append(f"{text}. {_why_flat(colours, spec, laid, found)}")
     elif len(chosen) > 1 and (chosen == chosen[0]).all():
         notes.append("all images looked at are the same: were copies of one picture saved under many names?")
     elif found is None and colours.max() < _DARK:

@@ -135,7 +135,7 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         raise ValueError(f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone.")
     if _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet", *SUFFIXES):
         check_fits("a 🤗 dataset", options)
-        return _from_hf_object(load_by_name(written, path), options)
+        return _from_hf_object(load_by_name(written, path, _nearest(path)), options)
     raise FileNotFoundError(_missing(path, written))
 
 
@@ -239,14 +239,22 @@ def _from_hf_object(data: Any, options: Options) -> Source:
     return from_hf(data, options["labels"], options["image_column"], options["label_column"])
 
 
+def _nearest(path: Path) -> str | None:
+    """Return the path of the entry whose name is nearest, if the folder is there."""
+    if not path.parent.is_dir():
+        return None
+    hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    return str(path.parent / hint) if hint else None
+
+
 def _missing(path: Path, written: str) -> str:
     parent = path.parent
     if path.exists():
         return f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
     text = f"{written!r} does not exist."
     if parent.is_dir():
-        hint = nearest(path.name, [entry.name for entry in parent.iterdir()])
-        return f"{text} Did you mean {str(parent / hint)!r}?" if hint else f"{text} {str(parent)!r} has no such entry."
+        hint = _nearest(path)
+        return f"{text} Did you mean {hint!r}?" if hint else f"{text} {str(parent)!r} has no such entry."
     while not parent.is_dir():
         parent = parent.parent
     return f"{text} The path exists only up to {str(parent)!r}."
