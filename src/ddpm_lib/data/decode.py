@@ -42,7 +42,7 @@ UPSCALED, FIRST_FRAME, COMPOSITED, SCALED_16BIT, CMYK, ROTATED, GREY_TO_COLOUR, 
 BAND_DROPPED = 1 << 8
 FLAG_NOTES = {
     UPSCALED: "smaller than the image size: enlarged (blurred)",
-    FIRST_FRAME: 'animated or multi-page: first frame taken (frames="all", --frames all: every one is an image)',
+    FIRST_FRAME: 'animated or multi-page: first frame taken (of a folder, frames="all", --frames all, makes every one an image)',
     COMPOSITED: "with transparency: laid on the background",
     SCALED_16BIT: "of 16 bits: scaled to 8 bits",
     CMYK: "in CMYK: converted to RGB",

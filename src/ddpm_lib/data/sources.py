@@ -118,7 +118,13 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
             return from_parquet([path], labels, *columns)
         if suffix in TABLES:
             check_fits("a table of pictures", options)
-            return FolderSource(path.parent, labels, options["frames"], Table(*columns, path))
+            try:
+                return FolderSource(path.parent, labels, options["frames"], Table(*columns, path))
+            except NoPicturesError:
+                raise ValueError(
+                    f"{written!r} is a table, but no pictures lie below its folder ({str(path.parent.absolute())!r}), "
+                    "which paths in it start from."
+                ) from None
         if suffix.encode() in EXTENSIONS:
             raise ValueError(f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r}).")
         if suffix == ".json" and path.name == "dataset.json":

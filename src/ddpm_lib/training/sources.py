@@ -82,11 +82,18 @@ def _open(
 
 def data_options(config: TrainingConfig, split: str | None) -> dict[str, Any]:
     """Return the options of a config that say how data is read, as `open_dataset` takes them."""
-    names = (
-        "fit", "labels", "image_column", "label_column", "on_bad_image", "background", "max_pixels", "value_range",
-        "frames",
-    )  # fmt: skip
-    return {"split": split, **{name: getattr(config, name) for name in names}}
+    return {
+        "split": split,
+        "fit": config.fit,
+        "labels": config.labels,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "on_bad_image": config.on_bad_image,
+        "background": config.background,
+        "max_pixels": config.max_pixels,
+        "value_range": config.value_range,
+        "frames": config.frames,
+    }
 
 
 def open_images(
