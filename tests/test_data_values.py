@@ -169,6 +169,9 @@ def test_a_band_of_near_infrared(tmp_path, dtype):
     four = open_dataset(tmp_path, image_size=SIZE, channels=4)
     expected = values[..., 3].astype(float) * 255 / np.iinfo(dtype).max
     assert np.abs(four[0]["image"][3].numpy() - expected).max() <= 1
+    for fit in ("crop", "pad", "stretch"):  # the band is no transparency, which would weight the colours
+        small = open_dataset(tmp_path, image_size=6, channels=4, fit=fit)[0]["image"]
+        assert (small[:3] == open_dataset(tmp_path, image_size=6, fit=fit)[0]["image"]).all()
     notes = " ".join(open_dataset(tmp_path, image_size=SIZE).notes)
     assert "left out; channels=4" in notes
 

@@ -233,6 +233,7 @@ def fit_picture(
         orientation = picture.getexif().get(0x0112, 1) if _has_exif(picture) else 1
         turned = orientation in (5, 6, 7, 8)
         _draft(picture, spec, turned)
+        separate = spec.channels == 4 and _hidden_band(picture)
         picture, wide, found = _eight_bits(picture, spec, again)
         flags |= wide
         if orientation in range(2, 9):
@@ -242,7 +243,7 @@ def fit_picture(
             width, height = height, width
         if _scale((width, height), spec) > 1:
             flags |= UPSCALED
-        pixels = np.asarray(_resize(picture, spec))
+        pixels = _separately(picture, spec) if separate else np.asarray(_resize(picture, spec))
     except ImageError:
         raise
     except Exception as error:
@@ -376,6 +377,13 @@ def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
     if picture.mode == "P":
         picture = picture.convert("RGB")
     return picture.convert(spec.mode), flags
+
+
+def _separately(picture: Image.Image, spec: DecodeSpec) -> np.ndarray:
+    """Fit each band by itself: Pillow would weight colours by a fourth band, as by transparency."""
+    grounds = (*spec.background, 0)
+    specs = [replace(spec, channels=1, background=(ground, ground, ground)) for ground in grounds]
+    return np.stack([np.asarray(_resize(band, one)) for band, one in zip(picture.split(), specs)], axis=2)
 
 
 def _resize(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
