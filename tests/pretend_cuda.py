@@ -179,7 +179,8 @@ def _with_index(x: Any) -> Any:
 def pretended_gpu(monkeypatch: Any) -> Iterator[PretendedGpu]:
     """Let torch believe in a GPU, and do within what is asked of it."""
     answers = {
-        "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "_exchange_device": 0, "_maybe_exchange_device": 0, "set_device": None,
+        "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "set_device": None,
+        "_exchange_device": 0, "_maybe_exchange_device": 0,
         "is_bf16_supported": True, "empty_cache": None, "synchronize": None, "mem_get_info": (8 << 30, 8 << 30),
         "memory_reserved": 0, "max_memory_allocated": 0, "memory_allocated": 0, "reset_peak_memory_stats": None,
         "get_rng_state": torch.ByteTensor(0), "set_rng_state": None, "manual_seed_all": None, "manual_seed": None,

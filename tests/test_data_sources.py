@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_npy_and_grey(tmp_path):
         (IMAGES / 127.5 - 1, r"look like \[-1, 1\]"),
         (IMAGES.astype(np.int64), "values fit"),
         (IMAGES * np.float32("nan"), "NaN"),
-        (IMAGES.astype(np.float32) * 100, "scale them"),
+        (IMAGES.astype(np.float32) * 100, "value_range"),
         (IMAGES[0, :, :, 0], "shape"),
         (IMAGES[:0], "shape"),
         (np.zeros((2, 8, 8, 5), np.uint8), "shape"),
@@ -172,7 +173,7 @@ def test_wrong_kinds_of_data():
     for data in (5, {"image": "a.png"}, iter([])):
         with pytest.raises(TypeError, match="data must be"):
             open_dataset(data, image_size=8)
-    with pytest.raises(ValueError, match="label_column"):
+    with pytest.raises(ValueError, match="does not fit"):
         open_dataset(IMAGES, image_size=8, labels="folder")
 
 
@@ -276,24 +277,70 @@ def test_pixels_in_a_table():
     assert same(open_dataset(data, image_size=8))
 
 
-def test_hub_name_without_network(monkeypatch):
+@pytest.mark.parametrize("set_by_user", [False, True])
+def test_hub_name_without_network(monkeypatch, tmp_path, set_by_user):
     import datasets
+    from huggingface_hub import constants
 
-    def offline(name):
+    seen = []
+
+    def load(name):
+        seen.append((datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE))
         raise ConnectionError("Couldn't reach the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(FileNotFoundError, match=r"no local path.*Couldn't reach.*HF_HUB_OFFLINE"):
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", set_by_user)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", set_by_user)
+    with pytest.raises(FileNotFoundError, match=r"^'somebody/pictures' is no local path.*in the cache") as caught:
         open_dataset("somebody/pictures", image_size=8)
+    assert "\n" not in str(caught.value)
+    assert ("HF_HUB_OFFLINE is set" in str(caught.value)) == set_by_user
+    assert seen == [(True, True)]
+    assert (set_by_user, set_by_user) == (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_dataset("./somebody/pictures", image_size=8)
 
 
 def test_hub_name_with_network(monkeypatch, hf):
     import datasets
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": hf}))
-    assert same(open_dataset("somebody/pictures", image_size=8))
+    offline = []
+
+    def load(name):
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        return datasets.DatasetDict({"train": hf})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        assert same(open_dataset("somebody/pictures", image_size=8))
+        monkeypatch.setenv("http_proxy", address)  # only the proxy can be reached
+        monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+        assert same(open_dataset("somebody/pictures", image_size=8))
+    assert offline == [False, False]
+
+
+def test_hub_that_refuses_says_why(monkeypatch):
+    import datasets
+
+    from ddpm_lib.data import hub
+
+    def load(name):
+        raise PermissionError("gated dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hub, "can_reach", lambda address: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(FileNotFoundError, match=r"no local path.*from the hub: PermissionError: gated dataset"):
+        open_dataset("somebody/pictures", image_size=8)
 
 
 def test_importing_data_is_light():

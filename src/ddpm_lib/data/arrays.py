@@ -14,6 +14,7 @@ from ddpm_lib.data.decode import Decoded, DecodeSpec, fit_array
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.names import NumberedNames
 from ddpm_lib.data.source import Examined, Source, content_hash
+from ddpm_lib.data.values import propose
 from ddpm_lib.registry import nearest
 
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "picture", "photo", "jpg", "png", "webp", "x", "arr_0", "data")
@@ -53,20 +54,17 @@ class ArraySource(Source):
 
     def __init__(self, images: np.ndarray, labels: Any, spec: DecodeSpec, insist: bool = False) -> None:
         self.notes = []
-        if images.dtype != np.uint8:
-            raise ValueError(convert_hint(images))
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.ndim != 4 or not len(images) or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4)):
-            raise ValueError(
-                f"Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3 or 4; got "
-                f"shape {images.shape}."
+        if images.ndim == 3 and len(images) in (3, 4):
+            self.notes.append(
+                f"an array of shape {images.shape} is taken for {len(images)} grey images; one image (c, h, w) would be x[None]"
             )
+        images = as_images(images, spec.value_range is not None)
         if images.shape[3] in (1, 3, 4) and images.shape[1:] != spec.shape:
             images = images.transpose(0, 3, 1, 2)
         self.images = images
         self.names = NumberedNames(len(images))
-        self.ready = np.ascontiguousarray(images) if images.shape[1:] == spec.shape else None
+        ready = images.shape[1:] == spec.shape and images.dtype == np.uint8
+        self.ready = np.ascontiguousarray(images) if ready else None
         if labels is not None:
             if len(labels) == len(images):
                 self.labels, self.class_names = make_labels(labels, None, insist, self.notes)
@@ -88,6 +86,37 @@ class ArraySource(Source):
         return np.array([content_hash(image) for image in self.images], dtype=np.int64)
 
 
+def as_images(images: np.ndarray, ranged: bool) -> np.ndarray:
+    """Check that an array holds images, and return it with four dimensions.
+
+    Raises:
+        ValueError: If its values or its shape are not those of images, saying what to do.
+    """
+    if images.dtype != np.uint8 and not (ranged and images.dtype.kind in "iuf"):
+        raise ValueError(convert_hint(images))
+    if images.dtype == np.uint8 and ranged:
+        raise ValueError("The array is uint8 already: value_range is for values of more than 8 bits. Leave it out.")
+    shape = images.shape
+    if len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 4:
+        raise ValueError(
+            f"An array of shape {shape} is one image (h, w, c), not many. Give it a first dimension, and stack as many "
+            f"as there are: numpy.stack([...]) of shape (n, {shape[0]}, {shape[1]}, {shape[2]})."
+        )
+    if len(shape) == 2:
+        raise ValueError(
+            f"An array of shape {shape} is one image or a table, not many images. Stack images to (n, h, w): "
+            "numpy.stack([...])."
+        )
+    if len(shape) == 3:
+        images = images[..., None]
+    if images.ndim != 4 or not len(images) or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4)):
+        raise ValueError(
+            f"Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3 or 4; got "
+            f"shape {shape}. Other numbers of channels: ddpm_lib.data.tensor_dataset."
+        )
+    return images
+
+
 def convert_hint(images: np.ndarray) -> str:
     """Say how to get uint8 from another dtype, judged by the range of the values."""
     text = f"Arrays of images must be uint8 (0 … 255); got {images.dtype}."
@@ -102,7 +131,7 @@ def convert_hint(images: np.ndarray) -> str:
         return f"{text} The values look like [-1, 1]: save (127.5 * (x + 1)).round().astype(numpy.uint8)."
     if low >= 0 and high <= 255:
         return f"{text} The values fit: save x.astype(numpy.uint8)."
-    return f"{text} Values go from {low:g} to {high:g}: scale them first."
+    return f"{text} Values go from {low:,.6g} to {high:,.6g}: {propose(low, high)}."
 
 
 def open_npz(
@@ -113,11 +142,21 @@ def open_npz(
     Raises:
         ValueError: If the file is damaged, holds objects, or has no array of images.
     """
+    from ddpm_lib.data.numpy_files import check_npy, check_npz, name_arrays
+
     try:
+        with open(path, "rb") as file:
+            plain = file.read(6) == b"\x93NUMPY"
+        if plain:
+            check_npy(path)
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return ArraySource(loaded, None, spec)
         with loaded as archive:
+            image, label = choose_arrays(archive.files, path.name, labels, image_column, label_column)
+            if image is None:
+                raise ValueError(name_arrays(check_npz(path, ()), path.name))
+            check_npz(path, [name for name in (image, label) if name is not None])
             return open_arrays(archive, path.name, spec, labels, image_column, label_column, insist)
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -129,6 +168,17 @@ def open_npz(
                 f"{path} holds Python objects, which are never loaded (they can run code). Save plain uint8 arrays."
             ) from None
         raise
+
+
+def choose_arrays(
+    there: Sequence[str], where: str, labels: str, image_column: str | None, label_column: str | None
+) -> tuple[str | None, str | None]:
+    """Choose the array of the images (None: none has a usual name) and that of the labels, if any."""
+    image = choose("image", image_column, IMAGE_NAMES, there, where)
+    if image is None or labels == "none":
+        return image, None
+    usual = [name for name in LABEL_NAMES if name != image]
+    return image, choose("label", label_column, usual, there, where)
 
 
 def open_arrays(
@@ -146,11 +196,9 @@ def open_arrays(
         ValueError: If none is of images, or the one asked for is not there.
     """
     there = [str(name) for name in arrays]
-    column = choose("image", image_column, IMAGE_NAMES, there, where)
+    column, label = choose_arrays(there, where, labels, image_column, label_column)
     if column is None:
         raise ValueError(f"{where} has no array named arr_0, images or x. There are: {', '.join(there)}.")
-    usual = [name for name in LABEL_NAMES if name != column]
-    label = None if labels == "none" else choose("label", label_column, usual, there, where)
     images, numbers = arrays[column], None if label is None else arrays[label]
     if isinstance(images, torch.Tensor):
         images = images.detach().cpu().numpy()

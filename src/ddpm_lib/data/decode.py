@@ -5,13 +5,27 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import IO, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageOps
 
+from ddpm_lib.data.signatures import what_is_it
+from ddpm_lib.data.values import (
+    FULL_16BIT,
+    ValueRange,
+    check_range,
+    is_wide_colour,
+    kind,
+    propose,
+    scale,
+    show_fourth_band,
+    span,
+    too_many_bands,
+    wide_colours,
+)
 from ddpm_lib.registry import unknown_name
 
 Fit = Literal["crop", "pad", "stretch"]
@@ -25,15 +39,17 @@ MAX_PIXELS = 64_000_000
 UPSCALED, FIRST_FRAME, COMPOSITED, SCALED_16BIT, CMYK, ROTATED, GREY_TO_COLOUR, COLOUR_TO_GREY = (
     1 << k for k in range(8)
 )
+BAND_DROPPED = 1 << 8
 FLAG_NOTES = {
     UPSCALED: "smaller than the image size: enlarged (blurred)",
-    FIRST_FRAME: "animated or multi-page: first frame taken",
+    FIRST_FRAME: 'animated or multi-page: first frame taken (of a folder, frames="all", --frames all, makes every one an image)',
     COMPOSITED: "with transparency: laid on the background",
     SCALED_16BIT: "of 16 bits: scaled to 8 bits",
     CMYK: "in CMYK: converted to RGB",
     ROTATED: "turned as their EXIF orientation says",
     GREY_TO_COLOUR: "in grey: the grey value repeated in the colour channels",
     COLOUR_TO_GREY: "in colour: converted to grey",
+    BAND_DROPPED: "with a band beyond the channels asked for (near infrared?): left out; channels=4 keeps four",
 }
 
 
@@ -42,12 +58,13 @@ class ImageError(ValueError):
 
 
 class Decoded(NamedTuple):
-    """A fitted picture: `pixels` uint8 (c, h, w), what was done to it (bits), and its size as stored."""
+    """A fitted picture: `pixels` uint8 (c, h, w), what was done to it (bits), its size, and the range of its values."""
 
     pixels: np.ndarray
     flags: int
     width: int
     height: int
+    found: ValueRange | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,7 @@ class DecodeSpec:
             ratio, show the whole picture, fill the border with `background`; "stretch": squash to the frame.
         background: Three values 0 … 255: under transparent pixels (channels 1 and 3) and around padded pictures.
         max_pixels: Pictures with more pixels are refused before they are decompressed.
+        value_range: What is black and what is white in pictures of more than 8 bits; None: 0 and 65,535.
     """
 
     image_size: tuple[int, int]
@@ -68,6 +86,7 @@ class DecodeSpec:
     fit: Fit = "crop"
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = MAX_PIXELS
+    value_range: ValueRange | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -98,6 +117,7 @@ def make_spec(
     fit: str = "crop",
     background: Background = "white",
     max_pixels: int = MAX_PIXELS,
+    value_range: Sequence[float] | None = None,
 ) -> DecodeSpec:
     """Check the options and build a `DecodeSpec`; `background` may be a colour name, a grey value or three values.
 
@@ -119,33 +139,71 @@ def make_spec(
         raise ValueError(f"background must be a colour name, a grey value or three values 0 … 255; got {background!r}.")
     if max_pixels < 1:
         raise ValueError(f"max_pixels must be positive; got {max_pixels!r}.")
-    return DecodeSpec(size_pair(image_size), channels, fit, (colour[0], colour[1], colour[2]), max_pixels)  # type: ignore[arg-type]
+    ground = colour[0], colour[1], colour[2]
+    given = check_range(value_range)
+    return DecodeSpec(size_pair(image_size), channels, fit, ground, max_pixels, given)  # type: ignore[arg-type]
 
 
-def decode(file: str | bytes | IO[bytes], spec: DecodeSpec) -> Decoded:
+def decode(file: str | bytes | IO[bytes], spec: DecodeSpec, frame: int | None = None) -> Decoded:
     """Decode one file (a path, or an open binary file) and fit it.
+
+    `frame` chooses a page or frame, where all are images; None takes the first.
 
     Raises:
         ImageError: If it is no usable picture; the message is the reason.
         OSError: If the file itself cannot be read (missing, no permission, a failing disk).
     """
+
+    def start() -> Image.Image:
+        picture = _open(file, spec)
+        if frame:
+            picture.seek(frame)
+        if spec.channels == 4:
+            show_fourth_band(picture)
+        return picture
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata, without the file's name; what matters is an error
+        with start() as picture:
+            return fit_picture(picture, spec, start, frame is not None)
+
+
+def count_frames(path: str | bytes) -> int:
+    """Return how many frames or pages a file has; 1 for what cannot be opened, of which decoding says why."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(file, formats=FORMATS)
+            with Image.open(path, formats=FORMATS) as picture:
+                return int(getattr(picture, "n_frames", 1))
+    except Exception:
+        return 1
+
+
+def _open(file: str | bytes | IO[bytes], spec: DecodeSpec) -> Image.Image:
+    """Open a picture by the allowed decoders; see `decode`."""
+    try:
+        if hasattr(file, "seek"):
+            file.seek(0)
+        described = too_many_bands(file)
+        if described is not None:
+            raise ImageError(described)
+        return Image.open(file, formats=FORMATS)
+    except ImageError:
+        raise
     except Image.UnidentifiedImageError:
-        raise ImageError(_what_is_it(file)) from None
+        raise ImageError(what_is_it(file, FORMATS)) from None
     except Image.DecompressionBombError:
-        raise ImageError(f"more than {spec.max_pixels:,} pixels (max_pixels)") from None
+        raise ImageError(_too_many(spec)) from None
     except OSError as error:
         if error.errno is not None:
             raise
         raise ImageError(_words(error)) from None
     except Exception as error:
         raise ImageError(_words(error)) from None
-    with picture, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, without the file's name; what matters is an error
-        return fit_picture(picture, spec)
+
+
+def _too_many(spec: DecodeSpec) -> str:
+    return f"more than {spec.max_pixels:,} pixels; max_pixels (--max-pixels) sets another limit"
 
 
 def decode_bytes(data: bytes, spec: DecodeSpec) -> Decoded:
@@ -155,25 +213,29 @@ def decode_bytes(data: bytes, spec: DecodeSpec) -> Decoded:
     return decode(io.BytesIO(data), spec)
 
 
-def fit_picture(picture: Image.Image, spec: DecodeSpec) -> Decoded:
+def fit_picture(
+    picture: Image.Image, spec: DecodeSpec, again: Callable[[], Image.Image] | None = None, all_frames: bool = False
+) -> Decoded:
     """Fit an opened Pillow picture; see `decode`.
+
+    `again` opens it once more, which colours of 16 bits need; with `all_frames` its other frames are images too.
 
     Raises:
         ImageError: If its pixels cannot be decoded or have no defined 8-bit meaning.
     """
     width, height = picture.size
     if width * height > spec.max_pixels:
-        raise ImageError(f"{width}×{height} has more than {spec.max_pixels:,} pixels (max_pixels)")
+        raise ImageError(f"{width}×{height} has {_too_many(spec)}")
     if width < 1 or height < 1:
         raise ImageError(f"an empty picture of {width}×{height} pixels")
-    if picture.mode == "F":
-        raise ImageError("floating-point pixels have no defined range: convert it to 8 bits")
     try:
-        flags = FIRST_FRAME if getattr(picture, "n_frames", 1) > 1 else 0
+        flags = FIRST_FRAME if getattr(picture, "n_frames", 1) > 1 and not all_frames else 0
         orientation = picture.getexif().get(0x0112, 1) if _has_exif(picture) else 1
         turned = orientation in (5, 6, 7, 8)
         _draft(picture, spec, turned)
-        picture.load()
+        separate = spec.channels == 4 and _hidden_band(picture)
+        picture, wide, found = _eight_bits(picture, spec, again)
+        flags |= wide
         if orientation in range(2, 9):
             picture, flags = ImageOps.exif_transpose(picture), flags | ROTATED
         picture, more = _to_mode(picture, spec)
@@ -181,13 +243,68 @@ def fit_picture(picture: Image.Image, spec: DecodeSpec) -> Decoded:
             width, height = height, width
         if _scale((width, height), spec) > 1:
             flags |= UPSCALED
-        pixels = np.asarray(_resize(picture, spec))
+        pixels = _separately(picture, spec) if separate else np.asarray(_resize(picture, spec))
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(_words(error)) from None
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return Decoded(np.ascontiguousarray(pixels), flags | more, width, height)
+    return Decoded(np.ascontiguousarray(pixels), flags | more, width, height, found)
+
+
+def _eight_bits(
+    picture: Image.Image, spec: DecodeSpec, again: Callable[[], Image.Image] | None
+) -> tuple[Image.Image, int, ValueRange | None]:
+    """Load a picture; where it has more than 8 bits, bring the values of `spec.value_range` to 0 … 255."""
+    sort = kind(picture)
+    if sort is None and not is_wide_colour(picture):
+        return _true_bands(picture, spec)
+    if sort is not None:
+        values: np.ndarray | None = np.asarray(picture)
+    else:
+        sort, values = "16-bit", None if again is None else wide_colours(picture, again)
+    if values is None and spec.value_range is not None:
+        raise ImageError("only the high bytes of its 16-bit colours can be read, which value_range cannot use")
+    if values is None:
+        values = np.asarray(picture).astype(np.uint16) * 257
+    alpha = values[..., 3:] if values.ndim == 3 and picture.mode == "RGBA" and not _hidden_band(picture) else None
+    values = values if alpha is None else values[..., :3]
+    try:
+        found = span(values)
+    except ValueError as error:
+        raise ImageError(f"{sort} pixels, and {error}") from None
+    if spec.value_range is None and sort != "16-bit":
+        shown = f"{found[0]:,.6g} … {found[1]:,.6g}"
+        raise ImageError(f"{sort} pixels (here {shown}) have no defined range: {propose(*found)}")
+    pixels = scale(values, spec.value_range or FULL_16BIT)
+    if alpha is not None:
+        pixels = np.concatenate([pixels, scale(alpha, FULL_16BIT)], axis=2)
+    result = Image.fromarray(pixels)
+    if _has_exif(picture):
+        result.getexif().update(picture.getexif())
+    flags = SCALED_16BIT if sort == "16-bit" and spec.value_range is None else 0
+    return result, flags | _dropped(picture), found
+
+
+def _hidden_band(picture: Image.Image) -> bool:
+    """Whether the fourth band of a TIFF file is said to be no transparency."""
+    tags: Any = getattr(picture, "tag_v2", {})
+    return tags.get(277, 1) == 4 and tuple(tags.get(338, ())) == (0,)
+
+
+def _dropped(picture: Image.Image) -> int:
+    """Flag pictures whose file has more bands than Pillow gives."""
+    bands = getattr(picture, "tag_v2", {}).get(277, 1)
+    return BAND_DROPPED if bands > len(picture.getbands()) and picture.mode != "P" else 0
+
+
+def _true_bands(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int, None]:
+    """Load a picture of 8 bits."""
+    if spec.value_range is not None:
+        raise ImageError("it has 8 bits per value, and value_range is for pictures of more: leave it out")
+    flags = _dropped(picture)
+    picture.load()
+    return picture, flags | (BAND_DROPPED if _hidden_band(picture) and spec.channels != 4 else 0), None
 
 
 def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
@@ -196,17 +313,26 @@ def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
     Raises:
         ImageError: If it is not uint8 or its shape is not that of a picture.
     """
+    if array.dtype == np.uint8 and spec.value_range is not None:
+        raise ImageError("it is uint8 already, and value_range is for values of more than 8 bits: leave it out")
+    found = None
     if array.dtype != np.uint8:
-        raise ImageError(f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255)")
+        if spec.value_range is None or array.dtype.kind not in "iuf" or not array.size:
+            raise ImageError(f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255), or value_range be given")
+        try:
+            found, array = span(array), scale(array, spec.value_range)
+        except ValueError as error:
+            raise ImageError(str(error)) from None
+        spec = replace(spec, value_range=None)
     if array.shape == spec.shape:
-        return Decoded(np.ascontiguousarray(array), 0, array.shape[2], array.shape[1])
+        return Decoded(np.ascontiguousarray(array), 0, array.shape[2], array.shape[1], found)
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise ImageError(f"its shape {array.shape} is not (h, w), (h, w, c) or (c, h, w) with c of 1, 3 or 4")
-    return fit_picture(Image.fromarray(np.ascontiguousarray(array)), spec)
+    return fit_picture(Image.fromarray(np.ascontiguousarray(array)), spec)._replace(found=found)
 
 
 def _has_exif(picture: Image.Image) -> bool:
@@ -230,12 +356,7 @@ def _draft(picture: Image.Image, spec: DecodeSpec, turned: bool) -> None:
 def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
     """Bring any mode to that of the spec, before resizing, so that filters act on real colours."""
     flags = 0
-    if picture.mode.startswith("I"):
-        if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
-            raise ImageError("32-bit integer pixels have no defined range: convert it to 8 bits")
-        values = np.asarray(picture).astype(np.int64)
-        picture, flags = Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8)), SCALED_16BIT
-    elif picture.mode == "CMYK":
+    if picture.mode == "CMYK":
         if picture.format == "JPEG" and "adobe" not in picture.info:
             picture = ImageChops.invert(picture)  # Pillow takes every CMYK JPEG for an inverted (Adobe) one
         picture, flags = picture.convert("RGB"), CMYK
@@ -256,6 +377,13 @@ def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
     if picture.mode == "P":
         picture = picture.convert("RGB")
     return picture.convert(spec.mode), flags
+
+
+def _separately(picture: Image.Image, spec: DecodeSpec) -> np.ndarray:
+    """Fit each band by itself: Pillow would weight colours by a fourth band, as by transparency."""
+    grounds = (*spec.background, 0)
+    specs = [replace(spec, channels=1, background=(ground, ground, ground)) for ground in grounds]
+    return np.stack([np.asarray(_resize(band, one)) for band, one in zip(picture.split(), specs)], axis=2)
 
 
 def _resize(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
@@ -288,38 +416,3 @@ def _words(error: BaseException) -> str:
     """One line for a decoder's exception; some have no text of their own."""
     text = " ".join(str(error).split())
     return text[:200] if text else type(error).__name__
-
-
-_SIGNATURES = (
-    (b"<svg", "an SVG drawing: render it to PNG"),
-    (b"<!doctype html", "a web page, not a picture (a failed download?)"),
-    (b"<html", "a web page, not a picture (a failed download?)"),
-    (b"%pdf", "a PDF document"),
-    (b"8bps", "a Photoshop file: export it as PNG"),
-    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-    (b"\x93numpy", "a numpy array, not a picture"),
-    (b"pk\x03\x04", "a zip archive"),
-)
-
-
-def _what_is_it(file: Any) -> str:
-    """Say what a file is that no allowed decoder knows."""
-    if hasattr(file, "seek"):
-        file.seek(0)
-        head = file.read(512)
-    else:
-        with open(file, "rb") as stream:
-            head = stream.read(512)
-    if not head:
-        return "empty (zero bytes)"
-    lower = head.lower().lstrip()
-    for signature, words in _SIGNATURES:
-        if lower.startswith(signature) or (signature == b"<svg" and b"<svg" in lower):
-            return words
-    if head[4:8] == b"ftyp":
-        return "HEIC, AVIF or video, which is not supported: convert it to JPEG or PNG"
-    if not head.strip(b"\0"):
-        return "only zero bytes (an interrupted copy?)"
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return "a text file, not a picture"
-    return f"not a picture of a supported format ({', '.join(FORMATS)})"

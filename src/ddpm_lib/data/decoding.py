@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.decode import FLAG_NOTES, DecodeSpec, ImageError
+from ddpm_lib.data.decode import FLAG_NOTES, UPSCALED, DecodeSpec, ImageError
 from ddpm_lib.data.readers import generators_kept, may_fork, run_readers, seed_generators, shared
 from ddpm_lib.data.source import Source, load_patiently, reason
 
@@ -50,6 +50,9 @@ class Scan:
         for bit, words in FLAG_NOTES.items():
             count = int((flags & bit > 0).sum())
             if count:
+                if bit == UPSCALED:
+                    width, height = sizes.min(0).tolist()
+                    words += f"; an image size of at most {height} (height) by {width} (width) enlarges none"
                 lines.append(f"{count:,} image{'s' if count > 1 else ''} {words}")
         return lines
 
@@ -74,7 +77,7 @@ def decode_all(source: Source, spec: DecodeSpec, *, keep: bool, num_workers: int
         workers = 0 if source.here or not may_fork() else max(1, min(num_workers, -(-n // _BLOCK)))
     scan = Scan(
         shared((n, *spec.shape), np.uint8) if keep else None,
-        shared((n,), np.uint8),
+        shared((n,), np.uint16),
         shared((n, 2), np.int32),
         shared((n,), np.int64),
         {},

@@ -6,20 +6,23 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
+from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, count_frames, decode
+from ddpm_lib.data.kinds import way
+from ddpm_lib.data.labels import make_labels
+from ddpm_lib.data.layouts import NO_DATA, are_thumbnails, judge
+from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
 from ddpm_lib.data.names import PackedNames, show
 from ddpm_lib.data.source import Examined, Source, file_hash
 
 EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
 _FOREIGN = frozenset(b".heic .heif .avif .svg .psd .raw .cr2 .cr3 .nef .arw .dng .jp2 .jxl .exr .pdf .eps .ico".split())
-_JUNK = frozenset((b"thumbs.db", b"desktop.ini", b"__macosx"))
-_SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"))
-_PREPARED = frozenset(("train_data", "eval_data", "normalized_eval_data"))
+_JUNK = frozenset((b"thumbs.db", b"desktop.ini"))
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
 
 
@@ -30,6 +33,9 @@ class FolderSource(Source):
         root: The folder.
         labels: "auto": classes are the first level of sub-folders if there are two or more and hold every picture;
             "folder": the same, or an error; "prefix": the file name up to the first "_"; "none".
+        frames: "first": one image per file; "all": every page or frame of a file is one, named "stack.tif#0003".
+        table: Where labels are asked for in a table beside the pictures; by default one is looked for with "auto".
+        only: The files to take, relative names; by default all.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture, saying what was found.
@@ -37,23 +43,53 @@ class FolderSource(Source):
             whole.
     """
 
-    def __init__(self, root: Path, labels: str = "auto") -> None:
+    extensions = EXTENSIONS
+
+    def __init__(
+        self,
+        root: Path,
+        labels: str = "auto",
+        frames: str = "first",
+        table: Table | None = None,
+        only: frozenset[bytes] | None = None,
+    ) -> None:
         self.root = root
         self.notes = []
         if not root.is_dir():
             raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
-        found, others, foreign = _walk(os.fsencode(root))
+        left: Counter[str] = Counter()
+        walked = _walk(os.fsencode(root), self.extensions, left)
+        found, others, foreign = walked.found, walked.others, walked.foreign
+        if only is not None:
+            found = [entry for entry in found if entry[0] in only]
         if not found:
-            raise FileNotFoundError(_nothing_found(root, others, foreign))
+            raise NoPicturesError(_nothing_found(root, walked), others)
         if foreign:
             kinds = ", ".join(f"{n:,} {show(ext)}" for ext, n in foreign.most_common(3))
             self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
         found.sort()
-        self.names = PackedNames(name for name, _, _, _ in found)
+        found = self._without_thumbnails(found)
+        if left:
+            kinds = ", ".join(f"{n:,} × {name}" for name, n in left.most_common(3))
+            self.notes.append(f"left out folders that systems make, not pictures of yours: {kinds}")
+        if table is not None and table.file is not None:
+            found = self._named(found, table.file, table.image_column)
+        files = [name for name, _, _, _ in found]
+        self._files, self._frames = PackedNames(files), np.zeros(len(found), dtype=np.int64)
+        names, self._all = files, frames == "all"
+        if self._all:
+            found, self._frames = _each_frame(root, found)
+            files = [name for name, _, _, _ in found]
+            self._files = PackedNames(files)
+            many = Counter(files)
+            names = [
+                name + b"#%04d" % frame if many[name] > 1 else name for name, frame in zip(files, self._frames.tolist())
+            ]
+        self.names = PackedNames(names)
         self._sizes = np.array([size for _, size, _, _ in found], dtype=np.int64)
         self._mtimes = np.array([mtime for _, _, mtime, _ in found], dtype=np.int64)
         self.problems = {k: problem for k, (_, _, _, problem) in enumerate(found) if problem}
-        self._label(labels)
+        self._label(labels, table or Table())
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Decode one file; raises `ImageError` or OSError."""
@@ -61,21 +97,21 @@ class FolderSource(Source):
             raise ImageError(self.problems[row])
         if not self._sizes[row]:
             raise ImageError("empty (zero bytes)")
-        path = os.path.join(os.fsencode(self.root), self.names.raw(row))
+        path = os.path.join(os.fsencode(self.root), self._files.raw(row))
         with open(path, "rb", opener=_open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ImageError("not a regular file")
-            return decode(file, spec)
+            return decode(file, spec, int(self._frames[row]) if self._all else None)
 
     def examine(self, row: int, spec: DecodeSpec) -> Examined:
         """Decode one file, and hash its bytes (the second reading comes from the system's memory)."""
         decoded = self.load(row, spec)
-        return Examined(decoded, file_hash(os.path.join(os.fsencode(self.root), self.names.raw(row))))
+        return Examined(decoded, file_hash(os.path.join(os.fsencode(self.root), self._files.raw(row))))
 
     def paths(self) -> list[Path]:
         """Return the files, in order."""
         root = os.fsencode(self.root)
-        return [Path(os.fsdecode(os.path.join(root, self.names.raw(row)))) for row in range(len(self.names))]
+        return [Path(os.fsdecode(os.path.join(root, self._files.raw(row)))) for row in range(len(self.names))]
 
     def sizes(self) -> np.ndarray:
         """Return file sizes in bytes, int64 (n,)."""
@@ -85,12 +121,15 @@ class FolderSource(Source):
         """Return times of last change in ns, int64 (n,)."""
         return self._mtimes
 
-    def _label(self, how: str) -> None:
-        tops = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in map(self.names.raw, range(len(self.names)))]
+    def _label(self, how: str, table: Table) -> None:
+        raw = [self._files.raw(row) for row in range(len(self.names))]
+        tops = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in raw]
         loose = tops.count(b"")
         classes = sorted(set(tops) - {b""})
+        self.notes += judge(self.root, raw, refuse=how == "auto")
+        if how == "auto" and self._from_table(raw, table):
+            return
         if how == "auto":
-            _refuse_layouts(self.root, classes)
             if loose and classes:
                 self.notes.append(
                     f"no labels: {loose:,} of {len(tops):,} images lie outside the {len(classes)} sub-folders "
@@ -103,7 +142,7 @@ class FolderSource(Source):
         elif how == "none":
             return
         if how == "prefix":
-            bases = [os.path.basename(self.names.raw(i)) for i in range(len(tops))]
+            bases = [os.path.basename(name) for name in raw]
             wrong = [show(base) for base in bases if b"_" not in base[1:]]
             if wrong:
                 raise ValueError(
@@ -121,6 +160,88 @@ class FolderSource(Source):
         self.labels = np.array([number[top] for top in tops], dtype=np.int64)
         self.class_names = tuple(show(name) for name in classes)
 
+    def _without_thumbnails(self, found: list[Entry]) -> list[Entry]:
+        marks = are_thumbnails([name for name, _, _, _ in found])
+        if any(marks):
+            first = show(found[marks.index(True)][0])
+            self.notes.append(f"left out {sum(marks):,} thumbnails of other pictures, such as {first}")
+        return [entry for entry, mark in zip(found, marks) if not mark]
+
+    def _named(self, found: list[Entry], file: Path, image_column: str | None) -> list[Entry]:
+        """Return the pictures that a table names, which is the data itself.
+
+        Raises:
+            ValueError: If it names none, or some that are not there.
+        """
+        table = open_table(file, [name for name, _, _, _ in found], image_column)
+        if table is None:
+            raise ValueError(
+                f"No column of {str(file)!r} names pictures below {str(file.parent)!r}. Paths in it are relative to its "
+                "own folder; image_column (--image-column) chooses the column."
+            )
+        if table.strangers:
+            raise ValueError(
+                f"{str(file)!r} names {len(table.strangers):,} pictures that are not below {str(file.parent)!r}: "
+                f"{some(table.strangers)}. Remove those lines, or add the files."
+            )
+        kept = [entry for entry, row in zip(found, table.rows) if row >= 0]
+        if len(kept) < len(found):
+            self.notes.append(f"left out {len(found) - len(kept):,} pictures that {file.name} does not name")
+        return kept
+
+    def _from_table(self, raw: list[bytes], asked: Table) -> bool:
+        """Take the labels of a table beside the pictures; whether there are some, or none by a note."""
+        found = (
+            find_table(self.root, raw, asked.image_column)
+            if asked.file is None
+            else open_table(asked.file, raw, asked.image_column)
+        )
+        insist = asked.image_column is not None or asked.label_column is not None
+        if found is None:
+            if insist:
+                name = "image_column" if asked.label_column is None else "label_column"
+                raise ValueError(
+                    f"{name} is for data with columns; the folder {str(self.root)!r} has no table that names its "
+                    f"pictures ({KINDS}). Leave it out; classes of folders come from sub-folders, or names "
+                    'with labels="prefix" (--labels prefix).'
+                )
+            return False
+        label = found.label_column(asked.label_column)
+        if label is None:
+            self.notes.append(
+                f"{found.name} names pictures, but has no column of a usual name for labels: there are "
+                f"{', '.join(found.others) or 'no others'}; label_column (--label-column) chooses one"
+            )
+            return False
+        return self._take(raw, found, label, insist)
+
+    def _take(self, raw: list[bytes], found: Beside, label: str, insist: bool) -> bool:
+        without = [name for name, row in zip(raw, found.rows) if row < 0]
+        if without:
+            text = f"{len(without):,} of {len(raw):,} pictures are not named in {found.name}: {some(without)}"
+            if insist:
+                raise ValueError(f"{text}. Add them there, or move them away.")
+            self.notes.append(f"no labels of {found.name}: {text}")
+            return False
+        if found.strangers:
+            self.notes.append(
+                f"{found.name} names {len(found.strangers):,} files that are not there: {some(found.strangers)}"
+            )
+        values = [found.columns[label][row] for row in found.rows]
+        self.labels, self.class_names = make_labels(values, None, insist, self.notes)
+        if self.labels is not None:
+            self.notes.append(f"labels: column {label!r} of {found.name}")
+        return True
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is asked for of the table beside pictures: a file of its own, and columns."""
+
+    image_column: str | None = None
+    label_column: str | None = None
+    file: Path | None = None
+
 
 def _open_without_waiting(path: Any, flags: int) -> int:
     """Open so that a named pipe put in the place of a file cannot block for ever."""
@@ -130,14 +251,45 @@ def _open_without_waiting(path: Any, flags: int) -> int:
 Entry = tuple[bytes, int, int, str | None]
 
 
-def _walk(root: bytes) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
+def _each_frame(root: Path, found: list[Entry]) -> tuple[list[Entry], np.ndarray]:
+    """Repeat each file for each of its frames, and number them."""
+    entries: list[Entry] = []
+    numbers: list[int] = []
+    for entry in found:
+        count = 1 if entry[3] else count_frames(os.path.join(os.fsencode(root), entry[0]))
+        entries += [entry] * count
+        numbers += range(count)
+    return entries, np.array(numbers, dtype=np.int64)
+
+
+class NoPicturesError(FileNotFoundError):
+    """A folder without pictures; `others` counts the files in it by extension."""
+
+    def __init__(self, text: str, others: Counter[bytes]) -> None:
+        super().__init__(text)
+        self.others = others
+
+
+@dataclass
+class _Walked:
+    """Pictures, and the other files by extension, with one name of each."""
+
+    found: list[Entry]
+    others: Counter[bytes]
+    foreign: Counter[bytes]
+    examples: dict[bytes, bytes]
+
+
+def _walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> _Walked:
     """Find pictures (relative name, size, mtime in ns, what is wrong with it) and count all other files."""
     found: list[Entry] = []
     others: Counter[bytes] = Counter()
     foreign: Counter[bytes] = Counter()
-    for name, entry in _entries(root, b"", set()):
+    examples: dict[bytes, bytes] = {}
+    for name, entry in _entries(root, b"", set(), left):
         extension = os.path.splitext(name)[1].lower()
-        if extension not in EXTENSIONS:
+        if extension not in extensions:
+            examples.setdefault(extension or b"(no extension)", name)
             (foreign if extension in _FOREIGN else others)[extension or b"(no extension)"] += 1
             continue
         size, mtime, problem = 0, 0, None
@@ -151,10 +303,12 @@ def _walk(root: bytes) -> tuple[list[Entry], Counter[bytes], Counter[bytes]]:
         except OSError as error:
             problem = "a link that leads to itself" if entry.is_symlink() else (error.strerror or str(error))
         found.append((name, size, mtime, problem))
-    return found, others, foreign
+    return _Walked(found, others, foreign, examples)
 
 
-def _entries(root: bytes, below: bytes, above: set[tuple[int, int]]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+def _entries(
+    root: bytes, below: bytes, above: set[tuple[int, int]], left: Counter[str]
+) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
     """Yield every file below `root`, following links to folders but never in a circle, without hidden ones."""
     folder = os.path.join(root, below) if below else root
     info = os.stat(folder)
@@ -168,6 +322,9 @@ def _entries(root: bytes, below: bytes, above: set[tuple[int, int]]) -> Iterator
             f"No permission to read the folder {show(folder)!r}. Ask its owner, or move it away."
         ) from None
     for entry in entries:
+        if entry.name.lower() in NO_DATA:
+            left[show(entry.name)] += 1
+            continue
         if entry.name.startswith(b".") or entry.name.lower() in _JUNK:
             continue
         name = below + b"/" + entry.name if below else entry.name
@@ -176,29 +333,19 @@ def _entries(root: bytes, below: bytes, above: set[tuple[int, int]]) -> Iterator
         except OSError:
             is_folder = False
         if is_folder:
-            yield from _entries(root, name, above)
+            yield from _entries(root, name, above, left)
         else:
             yield name, entry
 
 
-def _nothing_found(root: Path, others: Counter[bytes], foreign: Counter[bytes]) -> str:
-    kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in (others + foreign).most_common(5))
+def _nothing_found(root: Path, walked: _Walked) -> str:
+    counts = walked.others + walked.foreign
+    kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in counts.most_common(5))
     if not kinds:
         return f"The folder {str(root)!r} holds no files."
-    known = " ".join(sorted(show(e) for e in EXTENSIONS))
-    more = " Convert HEIC, SVG, RAW and the like to PNG or JPEG first." if foreign else ""
-    return f"The folder {str(root)!r} holds no pictures; found {kinds}. Supported: {known}.{more}"
-
-
-def _refuse_layouts(root: Path, classes: list[bytes]) -> None:
-    names = [show(name) for name in classes]
-    if names and all(name.lower() in _SPLITS | _PREPARED for name in names):
-        raise ValueError(
-            f"The sub-folders of {str(root)!r} look like splits, not classes: {', '.join(names)}. Open one of them "
-            f'({str(root / names[-1])!r}), or pass split={names[-1]!r}; labels="folder" takes them for classes.'
-        )
-    if any((root / name / "contours").is_dir() and (root / name / "images").is_dir() for name in names):
-        raise ValueError(
-            f"{str(root)!r} is the raw SYSU-Shape dataset: its contours/ are edge maps, not photos. Run "
-            "`ddpm_lib.data.prepare_sysu(...)` first, and train on the train_data folder that it writes."
-        )
+    text = f"The folder {str(root)!r} holds no pictures; found {kinds}."
+    for extension, _ in counts.most_common():
+        how = way(root / os.fsdecode(walked.examples[extension]), "folder")
+        if how is not None:
+            return f"{text} {how}"
+    return f"{text} Supported: {' '.join(sorted(show(e) for e in EXTENSIONS))}."

@@ -221,6 +221,12 @@ class TorchSource(Source):
             self._label = choose("label", label_column, LABEL_NAMES, rest, self.kind)
         elif isinstance(item, (tuple, list)):
             self._image, self._label = 0, 1 if len(item) > 1 else None
+        if not isinstance(item, Mapping) and (image_column is not None or label_column is not None):
+            option = "image_column" if label_column is None else "label_column"
+            raise ValueError(
+                f"{option} does not fit a Dataset whose items are no dicts: the image comes first, then "
+                "the label. Leave it out."
+            )
         if labels == "none":
             self._label = None
         self._check_kind(_part(item, self._image))

@@ -17,6 +17,8 @@ from ddpm_lib.data.contents import first_digest, make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
 from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, ImageError, make_spec
 from ddpm_lib.data.decoding import Scan, decode_all
+from ddpm_lib.data.fits import check_fits
+from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.source import BadImagesError, Source
 from ddpm_lib.data.workers import (
@@ -32,6 +34,7 @@ _CHOICES = {
     "labels": ("auto", "folder", "prefix", "none"),
     "on_bad_image": ("error", "skip"),
     "cache": ("auto", "ram", "none"),
+    "frames": ("first", "all"),
 }
 _CACHE_LIMIT_MB = 4096
 _SAMPLED = 64
@@ -75,6 +78,8 @@ def open_dataset(
     num_workers: int | None = None,
     background: Background = "white",
     max_pixels: int = MAX_PIXELS,
+    value_range: Sequence[float] | None = None,
+    frames: Literal["first", "all"] = "first",
     verify: bool = True,
     scan_file: str | os.PathLike[str] | None = None,
     log: Callable[[str], None] | None = None,
@@ -111,6 +116,9 @@ def open_dataset(
             Dataset is always read in other processes, unless it is 0.
         background: Colour under transparent pixels (channels 1 and 3) and around padded images.
         max_pixels: Larger images are refused before they are decompressed.
+        value_range: (black, white) of images of more than 8 bits, such as (0, 4095) for 12 bits or (-160, 240) for a
+            window of a CT; values outside become black and white. Default: 0 and 65,535 for 16 bits; others need it.
+        frames: "first" page or frame of a file in a folder, or "all" of them, each an image (TIFF stacks, GIF, APNG).
         verify: False skips the check of sets that do not fit in RAM; a broken file is then named when it is first
             met.
         scan_file: Remembers the result of that check (JSON), so that it runs once as long as no file changes.
@@ -125,19 +133,23 @@ def open_dataset(
         BadImagesError: If images cannot be used (a ValueError), all of them named.
         ValueError: If an option or the layout of the data is wrong; the message says what to do.
     """
-    for option, value in (("labels", labels), ("on_bad_image", on_bad_image), ("cache", cache)):
+    for option, value in (("labels", labels), ("on_bad_image", on_bad_image), ("cache", cache), ("frames", frames)):
         if value not in _CHOICES[option]:
             raise ValueError(unknown_name(option, value, _CHOICES[option]))
-    spec = make_spec(image_size, channels, fit, background, max_pixels)
+    spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
     warning = check_num_workers(num_workers)
     if warning and log:
         log(warning)
-    opened = _ready(data, spec, labels)
+    options = {
+        "split": split, "image_column": image_column, "label_column": label_column, "labels": labels, "frames": frames,
+        "on_bad_image": on_bad_image, "background": background, "value_range": value_range, "fit": fit,
+    }  # fmt: skip
+    opened = _ready(data, spec, labels, options)
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
         here = num_workers == 0
-        source = find_source(data, spec, labels, image_column, label_column, split, require_labels, here)
+        source = find_source(data, spec, labels, image_column, label_column, split, require_labels, here, frames)
         file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)
         opened = _finish(source, spec, _Way(on_bad_image, cache, limit, num_workers, verify, file, log))
@@ -155,16 +167,18 @@ def cache_limit_bytes(limit_mb: float | None = None) -> int:
     return int(min(_CACHE_LIMIT_MB * 1e6, available_memory() / 4) / local_world_size())
 
 
-def _ready(data: Any, spec: DecodeSpec, labels: str) -> ImageDataset | None:
+def _ready(data: Any, spec: DecodeSpec, labels: str, options: dict[str, Any]) -> ImageDataset | None:
     """Return what needs no decoding: the built-in shapes, or a dataset of ours."""
     if data is None or (isinstance(data, str) and data == "shapes"):
         from ddpm_lib.data.shapes import Shapes
 
+        check_fits("built-in images", options)
         shapes = Shapes(spec.image_size, channels=spec.channels)
         if os.path.isdir("shapes"):
             shapes.notes.append('"shapes" means the built-in set; write "./shapes" for the folder of that name')
         return without_labels(shapes) if labels == "none" else shapes
     if isinstance(data, ImageDataset):
+        check_fits("an ImageDataset that is open already", options)
         if (data.channels, *data.image_size) != spec.shape:
             raise ValueError(
                 f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but {spec.shape} is "
@@ -212,6 +226,7 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
     if source.gives_labels and scan is not None:
         source.take_labels({row: scan.labels[row] for row in rows.tolist()})
     notes += scan.notes() if scan is not None else []
+    notes += look_at(source, spec, rows, images, scan.flags if scan is not None else None)
     store: Store = StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
     if len(rows) == 1:
         notes.append("one image only: a model can do no more than memorise it")

@@ -5,19 +5,27 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ddpm_lib.data.arrays import open_npz
 from ddpm_lib.data.decode import DecodeSpec
-from ddpm_lib.data.folders import EXTENSIONS, FolderSource
+from ddpm_lib.data.fits import check_fits
+from ddpm_lib.data.folders import EXTENSIONS, FolderSource, NoPicturesError, Table
+from ddpm_lib.data.hub import load_by_name
+from ddpm_lib.data.kinds import LISTED, SUFFIXES, way
+from ddpm_lib.data.layouts import best_split, split_of
+from ddpm_lib.data.metadata import TABLES
+from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, from_object
 from ddpm_lib.data.source import Source
-from ddpm_lib.progress import foreign_bars_hidden
 from ddpm_lib.registry import nearest
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 
 def find_source(
@@ -29,6 +37,7 @@ def find_source(
     split: str | None,
     require_labels: bool = False,
     here: bool = False,
+    frames: str = "first",
 ) -> Source:
     """Open the source that `data` names or is; see `open_dataset`.
 
@@ -41,6 +50,7 @@ def find_source(
         split: Which split.
         require_labels: Whether labels that are found must make classes.
         here: Whether a Dataset of the user's is to be read in this process.
+        frames: "first" or "all", for folders of pictures.
 
     Raises:
         FileNotFoundError: If a path does not exist.
@@ -49,57 +59,116 @@ def find_source(
     """
     if isinstance(data, Source):
         return data
-    columns = image_column, label_column, require_labels
+    options = {
+        "labels": labels, "image_column": image_column, "label_column": label_column, "split": split, "frames": frames,
+        "insist": require_labels,
+    }  # fmt: skip
     if isinstance(data, (str, os.PathLike)):
         path = Path(os.fspath(data)).expanduser()
         if path.is_dir() and not _is_table(path):
-            root = _split_folder(path, split)
-            return FolderSource(root, labels)
-        if labels in ("folder", "prefix"):
-            raise ValueError(f"labels={labels!r} is for folders of pictures; {str(data)!r} is none. Pass label_column.")
-        return _from_path(path, str(data), spec, labels, columns, split)
-    if labels in ("folder", "prefix"):
-        raise ValueError(f"labels={labels!r} is for folders of pictures; got {type(data).__name__}. Pass label_column.")
+            check_fits("a folder of pictures", options)
+            return _from_folder(_split_folder(path, split), options)
+        return _from_path(path, str(data), spec, options)
     if type(data).__module__.split(".")[0] == "datasets":
-        return _from_hf_object(data, split, labels, *columns)
-    return from_object(data, spec, Columns(labels, *columns), here)
+        return _from_hf_object(data, options)
+    check_fits("an array" if isinstance(data, (torch.Tensor, np.ndarray)) else "a torch Dataset", options)
+    return from_object(data, spec, Columns(labels, image_column, label_column, require_labels), here)
 
 
-def _from_path(
-    path: Path,
-    written: str,
-    spec: DecodeSpec,
-    labels: str,
-    columns: tuple[str | None, str | None, bool],
-    split: str | None,
-) -> Source:
+Options = Mapping[str, Any]
+
+
+def _from_folder(root: Path, options: Options) -> Source:
+    labels, frames = options["labels"], options["frames"]
+    try:
+        return FolderSource(root, labels, frames, Table(options["image_column"], options["label_column"]))
+    except NoPicturesError as error:
+        if not {b".npy", b".npz"} & set(error.others):
+            raise
+    check_fits("a folder of arrays", {**options, "split": None})
+    return ArrayFolder(root, labels)
+
+
+def _from_pattern(written: str, found: list[Path], options: Options) -> Source | None:
+    """Open the pictures that a pattern such as photos/*.png matches; None if it matches none."""
+    files = [file for file in found if os.fsencode(file.suffix.lower()) in EXTENSIONS and file.is_file()]
+    if not files:
+        return None
+    if options["split"] is not None:
+        raise ValueError(f"split={options['split']!r} does not fit a pattern of files: it says already which ones.")
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    only = frozenset(os.fsencode(file.relative_to(root)) for file in files)
+    table = Table(options["image_column"], options["label_column"])
+    return FolderSource(root, options["labels"], options["frames"], table, only)
+
+
+def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> Source:
     from ddpm_lib.data.tables import from_parquet
 
+    labels, split = options["labels"], options["split"]
+    columns = options["image_column"], options["label_column"]
+    insist = options["insist"]
     if path.is_dir():
         if _is_saved(path):
             from datasets import load_from_disk
 
-            return _from_hf_object(load_from_disk(str(path)), split, labels, *columns)
-        return from_parquet(
-            _split_files(sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]), split, path), labels, *columns
-        )
+            return _from_hf_object(load_from_disk(str(path)), options)
+        check_fits("parquet files", options)
+        return from_parquet(_split_files(_parquet_in(path), split, path), labels, *columns, insist)
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix in (".npz", ".npy"):
-            return open_npz(path, spec, labels, *columns)
+            check_fits(f"a {suffix} file", options)
+            return open_npz(path, spec, labels, *columns, insist)
         if suffix == ".parquet":
-            return from_parquet([path], labels, *columns)
-        if suffix in _ARCHIVES:
-            raise ValueError(f"{written!r} is an archive. Unpack it, and pass the folder.")
+            check_fits("one parquet file", options)
+            return from_parquet([path], labels, *columns, insist)
+        if suffix in TABLES:
+            check_fits("a table of pictures", options)
+            try:
+                return FolderSource(path.parent, labels, options["frames"], Table(*columns, path))
+            except NoPicturesError:
+                raise ValueError(
+                    f"{written!r} is a table, but no pictures lie below its folder ({str(path.parent.absolute())!r}), "
+                    "which paths in it start from."
+                ) from None
         if suffix.encode() in EXTENSIONS:
             raise ValueError(f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r}).")
-        raise ValueError(f"{written!r} is no dataset: pass a folder of pictures, .npz, .npy or .parquet.")
+        if suffix == ".json" and path.name == "dataset.json":
+            raise ValueError(f"{written!r} holds labels. Pass the folder that holds it ({str(path.parent)!r}).")
+        raise ValueError(f"{written!r} is no dataset. {way(path) or ''} Pass {LISTED}.".replace("  ", " "))
     found = sorted(Path(file) for file in glob.glob(str(path), recursive=True)) if glob.has_magic(written) else []
     if found and all(file.suffix.lower() == ".parquet" for file in found):
-        return from_parquet(_split_files(found, split, path.parent), labels, *columns)
-    if not found and _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet"):
-        return _from_hf_object(_from_hub(written, path), split, labels, *columns)
+        check_fits("parquet files", options)
+        return from_parquet(_split_files(found, split, path.parent), labels, *columns, insist)
+    if found:
+        pictures = _from_pattern(written, found, options)
+        if pictures is not None:
+            return pictures
+        raise ValueError(f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone.")
+    if _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet", *SUFFIXES):
+        check_fits("a 🤗 dataset", options)
+        return _from_hf_object(load_by_name(written, path, _nearest(path)), options)
     raise FileNotFoundError(_missing(path, written))
+
+
+def _parquet_in(folder: Path) -> list[Path]:
+    """Return the parquet files of a folder, of its data/, or of the one sub-folder that holds any.
+
+    Raises:
+        ValueError: If several sub-folders hold some.
+    """
+    files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    if files:
+        return files
+    deeper = sorted(folder.glob("*/*.parquet"))
+    parts = sorted({file.parent.name for file in deeper})
+    if len(parts) > 1 and not all(split_of(part) for part in parts):
+        raise ValueError(
+            f"Several sub-folders of {str(folder)!r} hold parquet files: {', '.join(parts)}. Pass one of them, such as "
+            f"{str(folder / parts[0])!r}."
+        )
+    return deeper
 
 
 def _is_saved(path: Path) -> bool:
@@ -110,19 +179,24 @@ def _is_table(path: Path) -> bool:
     """Whether a folder is a saved 🤗 dataset, or holds parquet files and no picture beside them."""
     if _is_saved(path):
         return True
-    tables = [file for pattern in ("*.parquet", "data/*.parquet") for file in path.glob(pattern)]
+    tables = [file for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet") for file in path.glob(pattern)]
     if not any(not file.name.startswith("metadata") for file in tables):
         return False
-    return not any(os.fsencode(file.suffix.lower()) in EXTENSIONS for file in path.iterdir())
+    beside = [*path.iterdir(), *(file for table in tables for file in table.parent.iterdir())]
+    return not any(os.fsencode(file.suffix.lower()) in EXTENSIONS for file in beside)
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
     if split is None:
         return root
     if not (root / split).is_dir() or Path(split).name != split:
-        there = sorted(p.name for p in root.iterdir() if p.is_dir())
+        there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        meant = [
+            name for name in there if name.lower() == split.lower() or split_of(name) == "train" == split_of(split)
+        ]
+        hint = f" Did you mean {meant[0]!r}?" if meant else ""
         raise ValueError(
-            f"{str(root)!r} has no sub-folder for split {split!r}. There are: {', '.join(there) or 'none'}."
+            f"{str(root)!r} has no sub-folder for split {split!r}.{hint} There are: {', '.join(there) or 'none'}."
         )
     return root / split
 
@@ -131,66 +205,69 @@ def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path
     """Choose the parquet files of one split: "train-00000-of-00002.parquet", "train.parquet" or "train/0.parquet"."""
     kinds: dict[str, list[Path]] = {}
     for file in files:
-        found = re.match(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", file.stem.lower())
-        kinds.setdefault(found.group(1) if found else (file.parent.name if file.parent != where else ""), []).append(
-            file
-        )
+        found = re.match(r"[a-z]+(?![a-z])", file.stem.lower())
+        name = found.group(0) if found and split_of(found.group(0)) else ""
+        if not name and file.parent != where and (file.parent.name != "data" and split_of(file.parent.name)):
+            name = file.parent.name
+        kinds.setdefault(name, []).append(file)
     if split is None:
-        named = [kind for kind in kinds if kind]
+        named = sorted(kind for kind in kinds if kind)
         if len(kinds) > 1 and named:
             raise ValueError(
-                f"{str(where)!r} holds several splits: {', '.join(sorted(named))}. Pass split={named[0]!r}."
+                f"{str(where)!r} holds several splits: {', '.join(named)}. Pass split={best_split(named)!r} "
+                f"(--split {best_split(named)})."
             )
         return files
     if split not in kinds:
-        raise ValueError(f"{str(where)!r} has no split {split!r}. There are: {', '.join(sorted(kinds)) or 'none'}.")
+        there = sorted(kind for kind in kinds if kind)
+        raise ValueError(f"{str(where)!r} has no split {split!r}. There are: {', '.join(there) or 'none'}.")
     return kinds[split]
 
 
-def _from_hf_object(
-    data: Any, split: str | None, labels: str, image_column: str | None, label_column: str | None, insist: bool
-) -> Source:
+def _from_hf_object(data: Any, options: Options) -> Source:
     from ddpm_lib.data.tables import from_hf
 
+    split = options["split"]
     if isinstance(data, dict):
+        check_fits("a 🤗 dataset", options)
         names = list(data)
         if split is None and len(names) > 1:
-            raise ValueError(f"The dataset has several splits: {', '.join(names)}. Pass split={names[0]!r}.")
+            raise ValueError(
+                f"The dataset has several splits: {', '.join(names)}. Pass split={best_split(names)!r} "
+                f"(--split {best_split(names)})."
+            )
         split = names[0] if split is None else split
         if split not in data:
             hint = nearest(split, names)
             did_you_mean = f" Did you mean {hint!r}?" if hint else ""
             raise ValueError(f"The dataset has no split {split!r}.{did_you_mean} There are: {', '.join(names)}.")
         data = data[split]
+    else:
+        mine = str(getattr(data, "split", None))
+        check_fits("one split of a 🤗 dataset", {**options, "split": None if split == mine else split})
     if not hasattr(data, "data"):
         raise TypeError(
             "A streaming (iterable) 🤗 dataset has no order to resume from. Load it without streaming=True."
         )
-    return from_hf(data, labels, image_column, label_column, insist)
+    return from_hf(data, options["labels"], options["image_column"], options["label_column"], options["insist"])
 
 
-def _from_hub(name: str, path: Path) -> Any:
-    """Load a dataset by its hub name; nothing global (offline mode, tokens) is changed."""
-    from datasets import load_dataset
-
-    try:
-        with foreign_bars_hidden():
-            return load_dataset(name)
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"{name!r} is no local path ({path.absolute()} does not exist), and the dataset of that name could not be "
-            f"loaded from the hub: {type(error).__name__}: {text}. Check the path. On nodes without internet download it "
-            "before (local data needs no network), and set HF_HUB_OFFLINE=1 to spare retries of about 25 s."
-        ) from error
+def _nearest(path: Path) -> str | None:
+    """Return the path of the entry whose name is nearest, if the folder is there."""
+    if not path.parent.is_dir():
+        return None
+    hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    return str(path.parent / hint) if hint else None
 
 
 def _missing(path: Path, written: str) -> str:
     parent = path.parent
+    if path.exists():
+        return f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
     text = f"{written!r} does not exist."
     if parent.is_dir():
-        hint = nearest(path.name, [entry.name for entry in parent.iterdir()])
-        return f"{text} Did you mean {str(parent / hint)!r}?" if hint else f"{text} {str(parent)!r} has no such entry."
+        hint = _nearest(path)
+        return f"{text} Did you mean {hint!r}?" if hint else f"{text} {str(parent)!r} has no such entry."
     while not parent.is_dir():
         parent = parent.parent
     return f"{text} The path exists only up to {str(parent)!r}."

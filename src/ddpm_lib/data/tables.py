@@ -54,7 +54,9 @@ class TableSource(Source):
 
     def _cell(self, row: int) -> Any:
         cell = self._column[int(row if self._rows is None else self._rows[row])].as_py()
-        return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        return _inside_archive(cell) if isinstance(cell, str) and "://" in cell else cell
 
     def _decode(self, cell: Any, spec: DecodeSpec) -> Decoded:
         if cell is None:
@@ -106,6 +108,27 @@ class TableSource(Source):
         paths = paths if self._rows is None else [paths[row] for row in self._rows]
         names = [os.path.basename(path).encode() for path in paths]
         return PackedNames(names) if len(set(names)) == len(names) and all(names) else None
+
+
+_LOCAL = frozenset(("zip", "tar", "gzip", "bz2", "xz", "file", "local"))
+
+
+def _inside_archive(address: str) -> bytes:
+    """Read a file within a local archive, which 🤗 datasets writes as zip://a.png::/path/to/pictures.zip.
+
+    Raises:
+        ImageError: If it lies on another machine, or cannot be read.
+    """
+    import fsspec  # type: ignore[import-untyped,unused-ignore]
+
+    kinds = {part.split("://", 1)[0] for part in address.split("::") if "://" in part}
+    if not kinds <= _LOCAL:
+        raise ImageError(f"it lies at {address[:200]!r}: download it first, only local files and archives are read")
+    try:
+        with fsspec.open(address, "rb") as file:
+            return bytes(file.read())
+    except (OSError, KeyError, ValueError) as error:
+        raise ImageError(f"its file {address[:200]!r} cannot be read: {type(error).__name__}") from None
 
 
 def _pick(

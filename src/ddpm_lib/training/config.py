@@ -106,6 +106,14 @@ class TrainingConfig:
     """Split of a dataset that has several (then it must be named)."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A file that cannot be decoded: list all of them and stop, or leave them out and count them."""
+    background: str = "white"
+    """Colour under transparent pixels and around padded images: a name, or #rrggbb."""
+    max_pixels: int = 64_000_000
+    """Images with more pixels are refused before they are decompressed."""
+    value_range: tuple[float, float] | None = None
+    """What is black and what is white in images of more than 8 bits, such as 0 4095; default: 0 65535 for 16 bits."""
+    frames: Literal["first", "all"] = "first"
+    """Of files with several pages or frames (TIFF stacks, GIF): the first, or all, each an image."""
     cache: Literal["auto", "ram", "none"] = "auto"
     """Decode once into RAM (auto: where it fits in cache_limit_mb), or stream through workers."""
     cache_limit_mb: float | None = None
@@ -194,7 +202,7 @@ class TrainingConfig:
         at_least = {
             "max_steps": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
             "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
-            "max_nonfinite": 1, "posthoc_every": 1,
+            "max_nonfinite": 1, "posthoc_every": 1, "max_pixels": 1,
         }  # fmt: skip
         if self.batch_size != "auto":
             at_least["batch_size"] = 1

@@ -59,7 +59,7 @@ def open_training_data(
             "This run trains on all its images, so that none can be held out: there is no validation. val_data can name others."
         )
     if config.val_data is not None:
-        held_out = _open(config.val_data, replace(config, labels=config.val_labels), diffusion, None, log)
+        held_out = _open(config.val_data, _for_held_out(config), diffusion, None, log)
         check_same_classes(train, held_out, diffusion)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
@@ -82,15 +82,26 @@ def held_fraction(config: TrainingConfig, before: float | None) -> float:
     return (asked or before) if before else 0.0
 
 
+def _for_held_out(config: TrainingConfig) -> TrainingConfig:
+    """Return the data options for val_data: those of the training data that fit its kind."""
+    from ddpm_lib.data.fits import may_have_columns
+
+    if may_have_columns(config.val_data) and config.val_labels == "auto":
+        return replace(config, labels=config.val_labels)
+    return replace(config, labels=config.val_labels, image_column=None, label_column=None)
+
+
 def _open(
     data: Any, config: TrainingConfig, diffusion: GaussianDiffusion, split: str | None, log: Callable[[str], None]
 ) -> ImageDataset:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.fits import check_fits
     from ddpm_lib.data.tensors import collect
 
     if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
         data = collect(data, reads_labels(diffusion))
     if isinstance(data, ImageDataset):
+        check_fits("an ImageDataset that is open already", data_options(config, split))
         wanted = (diffusion.channels, *diffusion.image_size)
         got = (data.channels, *data.image_size)
         if wanted != got:
@@ -105,6 +116,22 @@ def _open(
 def reads_labels(diffusion: GaussianDiffusion) -> bool:
     """Whether the network is conditional on classes."""
     return "class_label" in getattr(diffusion.model, "conditioners", {})
+
+
+def data_options(config: TrainingConfig, split: str | None) -> dict[str, Any]:
+    """Return the options of a config that say how data is read, as `open_dataset` takes them."""
+    return {
+        "split": split,
+        "fit": config.fit,
+        "labels": config.labels,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "on_bad_image": config.on_bad_image,
+        "background": config.background,
+        "max_pixels": config.max_pixels,
+        "value_range": config.value_range,
+        "frames": config.frames,
+    }
 
 
 def open_images(
@@ -133,12 +160,7 @@ def open_images(
         data,
         image_size=size,
         channels=channels,
-        fit=config.fit,
-        labels=config.labels,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        split=split,
-        on_bad_image=config.on_bad_image,
+        **data_options(config, split),
         cache=config.cache,
         cache_limit_mb=config.cache_limit_mb,
         num_workers=config.num_workers,

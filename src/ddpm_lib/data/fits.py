@@ -1,0 +1,93 @@
+"""Which options fit which kind of data: one that would be ignored is an error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DEFAULTS: dict[str, Any] = {
+    "split": None,
+    "image_column": None,
+    "label_column": None,
+    "labels": "auto",
+    "frames": "first",
+    "on_bad_image": "error",
+    "background": "white",
+    "value_range": None,
+    "fit": "crop",
+}
+
+_MADE = (
+    "split",
+    "image_column",
+    "label_column",
+    "labels",
+    "frames",
+    "on_bad_image",
+    "background",
+    "value_range",
+    "fit",
+)
+_UNFIT: dict[str, tuple[str, ...]] = {
+    "built-in images": _MADE,
+    "an ImageDataset that is open already": _MADE,
+    "an array": ("split", "image_column", "label_column", "labels", "frames"),
+    "a .npy file": ("split", "image_column", "label_column", "labels", "frames"),
+    "a .npz file": ("split", "labels", "frames"),
+    "one parquet file": ("split", "labels", "frames"),
+    "parquet files": ("labels", "frames"),
+    "a 🤗 dataset": ("labels", "frames"),
+    "one split of a 🤗 dataset": ("split", "labels", "frames"),
+    "a torch Dataset": ("split", "labels", "frames"),
+    "a table of pictures": ("split", "labels"),
+    "a folder of pictures": (),
+    "a folder of arrays": ("split", "image_column", "label_column", "frames"),
+}
+_INSTEAD = {
+    "split": "Pass the part itself, such as the folder or file of one split",
+    "image_column": "It is for data with columns or keys: .npz, parquet, 🤗 datasets, tables beside pictures, dicts",
+    "label_column": "It is for data with columns or keys: .npz, parquet, 🤗 datasets, tables beside pictures, dicts",
+    "labels": "Those are for folders of pictures; label_column (--label-column) names labels of data with columns",
+    "frames": "It is for folders of pictures",
+    "on_bad_image": "None can be bad",
+    "background": "They are not decoded; it is for pictures",
+    "value_range": "They are uint8 already",
+    "fit": "They have their size already",
+}
+
+
+def check_fits(kind: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the kind of data has no use for.
+
+    Args:
+        kind: A name of the table above.
+        options: What was asked for, by option.
+
+    Raises:
+        ValueError: If one differs from its default and does not fit, saying where it belongs.
+    """
+    for name in _UNFIT[kind]:
+        value = options.get(name, DEFAULTS[name])
+        if value == DEFAULTS[name] or (name == "labels" and value == "none"):
+            continue
+        note = _INSTEAD[name]
+        if name == "labels" and "image_column" in _UNFIT[kind]:
+            note = 'Those are for folders of pictures; leave it out, or use "none"'
+        raise ValueError(f"{name}={value!r} does not fit {kind}. {note}.")
+    if options.get("label_column") is not None and options.get("labels", "auto") != "auto":
+        raise ValueError(
+            f"label_column={options['label_column']!r} and labels={options['labels']!r} contradict each other: leave one out."
+        )
+
+
+def may_have_columns(data: Any) -> bool:
+    """Whether a path may name data with columns: a table, an .npz, a saved dataset, or a folder with a table in it."""
+    if not isinstance(data, (str, os.PathLike)):
+        return True
+    path = Path(os.fspath(data)).expanduser()
+    if not path.is_dir():
+        return path.suffix.lower() != ".npy" and str(data) != "shapes"
+    suffixes = {file.suffix.lower() for depth in ("*", "*/*") for file in path.glob(depth)}
+    return bool(suffixes & {".parquet", ".arrow", ".csv", ".tsv", ".jsonl", ".json"})

@@ -1,0 +1,146 @@
+"""Kinds of data that are not read here, and the way from each to something that is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+_ARRAY = "and pass slices.npy with value_range (--value-range), the values of black and white"
+_PNG = "Convert them to PNG or JPEG first"
+
+_KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (
+        "DICOM",
+        (".dcm", ".dicom", ".ima"),
+        "Stack the slices with pydicom: files = sorted(pathlib.Path({folder}).rglob('*{suffix}')); "
+        "numpy.save('slices.npy', numpy.stack([pydicom.dcmread(f).pixel_array for f in files])); " + _ARRAY,
+    ),
+    (
+        "NIfTI",
+        (".nii", ".nii.gz"),
+        "Save the slices with nibabel: numpy.save('slices.npy', "
+        "numpy.moveaxis(nibabel.load({file}).get_fdata(dtype='float32'), 2, 0)); " + _ARRAY,
+    ),
+    (
+        "a medical volume",
+        (".nrrd", ".mha", ".mhd"),
+        "Save the slices with SimpleITK: numpy.save('slices.npy', "
+        "SimpleITK.GetArrayFromImage(SimpleITK.ReadImage({file}))); " + _ARRAY,
+    ),
+    (
+        "HDF5",
+        (".h5", ".hdf5", ".hdf", ".he5"),
+        "In Python, pass the array in it: h5py.File({file})['NAME'], or save it: numpy.save('images.npy', ...[:])",
+    ),
+    ("MATLAB", (".mat",), "Save the array in it: numpy.save('images.npy', scipy.io.loadmat({file})['NAME'])"),
+    (
+        "LMDB",
+        (".mdb", ".lmdb"),
+        "In Python, pass a torch Dataset that reads it (lmdb.open) and gives PIL pictures, or write the pictures to a folder",
+    ),
+    (
+        "TFRecord",
+        (".tfrecord", ".tfrecords"),
+        "Write the pictures in it to a folder (tensorflow.data.TFRecordDataset), or to .npz as uint8 arrays",
+    ),
+    ("video", (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"), "Write the frames: ffmpeg -i {file} frame_%06d.png"),
+    (
+        "HEIC or AVIF",
+        (".heic", ".heif", ".avif"),
+        "Convert HEIC and AVIF first: pillow_heif.register_heif_opener() lets Pillow open and save them as PNG",
+    ),
+    ("JPEG 2000", (".jp2", ".j2k", ".jpx"), "Convert them first: PIL.Image.open(file).save(name + '.png') reads them"),
+    ("JPEG XL", (".jxl",), "Convert them first: djxl file.jxl file.png"),
+    ("SVG", (".svg",), "Convert SVG first by drawing it: rsvg-convert -o file.png file.svg"),
+    (
+        "camera RAW",
+        (".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng"),
+        "Convert RAW first: rawpy.imread(file).postprocess() gives uint8 arrays to save as PNG",
+    ),
+    ("Photoshop", (".psd",), _PNG),
+    ("OpenEXR", (".exr",), "Read them with OpenEXR or imageio, save .npy, and pass value_range (--value-range)"),
+    ("documents", (".pdf", ".eps", ".ico"), _PNG),
+    (
+        "webdataset shards",
+        (".tar",),
+        "Unpack it (tar -xf {file}), and pass the folder; or in Python pass "
+        "datasets.load_dataset('webdataset', data_files={file}, split='train')",
+    ),
+    ("an archive", (".zip",), "Unpack it, and pass the folder: python -m zipfile -e {file} {stem}"),
+    ("an archive", (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), "Unpack it, and pass the folder: tar -xf {file}"),
+    ("an archive", (".7z", ".rar"), "Unpack it (7z x {file}), and pass the folder"),
+    ("a compressed file", (".gz", ".bz2", ".xz", ".zst"), "Unpack it, and pass what it holds"),
+    ("JSON", (".json", ".jsonl"), "Pass the folder of the pictures; a table beside them (metadata.jsonl) gives labels"),
+    ("a table", (".csv", ".tsv"), "Pass the folder of the pictures; a table beside them (metadata.csv) gives labels"),
+    ("a spreadsheet", (".xlsx", ".xls", ".ods"), "Save it as .csv with a column of file names"),
+    (
+        "pickled Python objects",
+        (".pkl", ".pickle", ".pt", ".pth", ".ckpt"),
+        "They are never loaded (they can run code): save the images as uint8 arrays, numpy.savez('images.npz', images=...)",
+    ),
+    (
+        "Arrow",
+        (".arrow", ".feather"),
+        "In Python, pass datasets.Dataset.from_file({file}), or the folder that save_to_disk wrote",
+    ),
+    (
+        "microscopy or slides",
+        (".czi", ".lif", ".nd2", ".svs", ".ndpi", ".mrxs", ".oib", ".lsm"),
+        "Export tiles or planes as TIFF or PNG (Fiji, bioio, openslide)",
+    ),
+    ("idx", ("-ubyte", "-ubyte.gz"), "In Python, pass torchvision.datasets.MNIST(root), which reads these files"),
+)
+
+SUFFIXES = tuple(suffix for _, suffixes, _ in _KINDS for suffix in suffixes)
+
+
+def way(path: Path, where: str = "file") -> str | None:
+    """Name the kind of a file by its name or first bytes, and the way from it to data that is read here.
+
+    Args:
+        path: The file, or one of a folder.
+        where: "file" if it is the data, "folder" if it stands for a folder of its like.
+
+    Returns:
+        "It is DICOM. Stack …", or None where no way is known.
+    """
+    name = path.name.lower()
+    matching = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
+    suffix = max(matching, key=len, default=None)
+    if suffix is None:
+        suffix = _by_content(path)
+    if suffix is None:
+        return None
+    kind, _, text = next(entry for entry in _KINDS if suffix in entry[1])
+    shown = str(path)
+    quoted = (
+        shlex.quote(shown) if "-xf" in text or "ffmpeg" in text or "zipfile" in text or "7z" in text else repr(shown)
+    )
+    if "datasets.load_dataset" in text:
+        text = text.replace("data_files={file}", f"data_files={shown!r}")
+    folder = path.parent
+    text = (
+        text.replace("{file}", quoted)
+        .replace("{folder}", repr(str(folder)))
+        .replace("{suffix}", suffix if name.endswith(suffix) else "")
+        .replace("{stem}", shlex.quote(str(path.with_suffix(""))))
+    )
+    return f"{'It is' if where == 'file' else 'They are'} {kind}. {text}."
+
+
+def _by_content(path: Path) -> str | None:
+    """Know a file without extension by its first bytes."""
+    try:
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            head = file.read(132)
+    except OSError:
+        return None
+    if head[128:132] == b"DICM":
+        return ".dcm"
+    if head.startswith(b"\x89HDF\r\n"):
+        return ".h5"
+    return None
+
+
+LISTED = "a folder of pictures, .npz, .npy, .parquet or .csv"

@@ -1,0 +1,201 @@
+"""Layouts of folders that are not one class per sub-folder: splits, masks, two domains, thumbnails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+_TRAIN = frozenset(["train", "training", "trn", "trainval"])
+_OTHER = frozenset((
+    "test", "testing", "tst", "val", "valid", "validation", "eval", "evaluation", "dev",
+    "holdout", "heldout", "query", "gallery",
+))  # fmt: skip
+_TAILS = frozenset(
+    ["set", "data", "dataset", "split", "images", "image", "imgs", "img", "pictures", "photos", "folder", "dir"]
+)
+_DOMAINS = re.compile(r"(train|test|val)_?[ab]", re.IGNORECASE)
+_PREPARED = frozenset(("train_data", "eval_data", "normalized_eval_data"))
+_PICTURES = frozenset((
+    "images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "rgb", "inputs", "input", "imagestr",
+    "leftimg8bit", "original", "originals", "raw",
+))  # fmt: skip
+_MASKS = frozenset((
+    "masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt", "gts", "groundtruth", "labelstr",
+    "seg", "segs", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "gtfine", "trimaps",
+))  # fmt: skip
+_MASK_FILE = re.compile(r"(.+?)[_\-. ](masks?|seg|segmentation|labels?|gt|groundtruth|ground_truth|matte)(_?\d+)?")
+_THUMBS = frozenset(["thumbs", "thumbnails", "thumbnail", "thumb", "_thumbs", "previews"])
+NO_DATA = frozenset((
+    b"@eadir", b"__macosx", b".appledouble", b".appledb", b"lost+found", b".ipynb_checkpoints", b".thumbnails",
+    b".thumbs", b"$recycle.bin", b"#recycle", b"@recycle", b".trash", b"system volume information",
+))  # fmt: skip
+"""Folders that systems make beside pictures, whatever they hold; lower case."""
+
+_ASKED = 'labels="folder" (--labels folder) takes them for classes, labels="none" for pictures without any'
+
+
+def split_of(name: str) -> str | None:
+    """Say whether a folder's or a file's name is that of a split: "train", "other" or None.
+
+    Any case and the usual tails count: Training, train_set, test-images, val2017, trainset, bounding_box_train.
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    words = words[2:] if words[:2] == ["bounding", "box"] else words
+    plain = [word for word in words if word not in _TAILS]
+    if len(plain) != 1:
+        return None
+    for kind, names in (("train", _TRAIN), ("other", _OTHER)):
+        if plain[0] in names or any(plain[0] == known + tail for known in names for tail in _TAILS):
+            return kind
+    return None
+
+
+def best_split(names: Sequence[str]) -> str:
+    """Choose the split to propose: the training one, else a validation one, never a test set where others are."""
+
+    def rank(name: str) -> tuple[int, int]:
+        kind = split_of(name) or ("train" if name.lower().startswith("train") else None)
+        return {"train": 0, None: 1}.get(kind, 2), "val" not in name.lower()
+
+    return min(names, key=rank)
+
+
+def judge(root: Path, names: Sequence[bytes], refuse: bool) -> list[str]:
+    """Look for splits, masks and other layouts that are no classes.
+
+    Args:
+        root: The folder.
+        names: Its pictures, relative.
+        refuse: Whether to raise where it is clear; else it is said.
+
+    Returns:
+        Notes.
+
+    Raises:
+        ValueError: If a layout is found that must not be trained on as a whole, saying how.
+    """
+    folders = Counter(os.fsdecode(os.path.dirname(name)) for name in names)
+    tops = sorted({folder.split("/")[0] for folder in folders} - {""})
+    _refuse_sysu(root, tops)
+    found = _splits(root, tops, folders) or _masks_beside(root, folders) or _mask_files(names)
+    if found is not None and refuse:
+        raise ValueError(f"{found} {_ASKED}.")
+    notes = [] if found is None else [found]
+    alone = [name for name in tops if split_of(name)] if found is None and len(tops) > 1 else []
+    notes += [f"the sub-folder {name!r} is taken for a class like the others, not for a split" for name in alone]
+    masks = [name for name in tops if name.lower() in _MASKS - {"mask", "label"}] if found is None else []
+    if masks and len(tops) > 1:
+        notes.append(f"the sub-folder {masks[0]!r} is taken for a class like the others: does it hold masks?")
+    return notes
+
+
+def _refuse_sysu(root: Path, tops: Sequence[str]) -> None:
+    if any((root / name / "contours").is_dir() and (root / name / "images").is_dir() for name in tops):
+        raise ValueError(
+            f"{str(root)!r} is the raw SYSU-Shape dataset: its contours/ are edge maps, not photos. Prepare it first: "
+            f"ddpm prepare sysu {shlex.quote(str(root))} sysu-64 --size 64 (in Python ddpm_lib.data.prepare_sysu), and "
+            "train on the folder sysu-64/train_data that it writes."
+        )
+
+
+def _splits(root: Path, tops: Sequence[str], folders: Counter[str]) -> str | None:
+    kinds = {name: split_of(name) for name in tops}
+    domains = [name for name in tops if _DOMAINS.fullmatch(name)]
+    if len(domains) > 1 and len(domains) == len(tops):
+        first = best_split(domains)
+        return (
+            f"The sub-folders of {str(root)!r} look like two domains and splits, not classes: {', '.join(tops)}. Open one "
+            f"of them ({str(root / first)!r}), or pass split={first!r} (--split {first});"
+        )
+    all_splits = bool(tops) and all(kind or name.lower() in _PREPARED for name, kind in kinds.items())
+    if all_splits or {"train", "other"} <= set(kinds.values()):
+        first = best_split([name for name in tops if kinds[name]] or tops)
+        return (
+            f"The sub-folders of {str(root)!r} look like splits, not classes: {', '.join(tops)}. Open one of them "
+            f"({str(root / first)!r}), or pass split={first!r} (--split {first});"
+        )
+    inner = {"/".join(folder.split("/")[:2]) for folder in folders if "/" in folder}
+    by_kind: dict[str | None, list[str]] = {}
+    for folder in sorted(inner):
+        by_kind.setdefault(split_of(folder.split("/")[1]), []).append(folder)
+    if by_kind.get("train") and by_kind.get("other") and None not in by_kind:
+        first = by_kind["train"][0]
+        return (
+            f"Splits lie one folder deeper in {str(root)!r}: {', '.join(sorted(inner)[:6])}. Open one of them, such as "
+            f"{str(root / first)!r};"
+        )
+    return None
+
+
+def _masks_beside(root: Path, folders: Counter[str]) -> str | None:
+    """Find a folder of masks beside one of pictures, at any depth."""
+    there = {"/".join(folder.split("/")[:k]) for folder in folders if folder for k in range(1, folder.count("/") + 2)}
+    siblings: dict[str, list[str]] = {}
+    for folder in sorted(there):
+        above, _, name = folder.rpartition("/")
+        siblings.setdefault(above, []).append(name)
+    for above, names in siblings.items():
+        plain = {name: re.sub(r"[_\- ]", "", name.lower()) for name in names}
+        masks = [name for name in names if plain[name] in _MASKS]
+        pictures = [name for name in names if plain[name] in _PICTURES]
+        loose = folders.get(above, 0) if len(names) == len(masks) and above == "" else 0
+        if masks and (pictures or loose):
+            way = f"Pass {str(root / above / pictures[0])!r}" if pictures else "Move them to another place"
+            return (
+                f"{str(root / above)!r} holds {masks[0]!r} beside "
+                f"{'the pictures' if not pictures else repr(pictures[0])}: those look like masks, not pictures. {way};"
+            )
+    return None
+
+
+def _mask_files(names: Sequence[bytes]) -> str | None:
+    """Find files like x_mask.png beside x.png, if they are a good part of all."""
+    stems = {os.fsdecode(os.path.splitext(name)[0]) for name in names}
+    masks = []
+    for stem in sorted(stems):
+        folder, _, base = stem.rpartition("/")
+        found = _MASK_FILE.fullmatch(base)
+        if found and (f"{folder}/{found.group(1)}" if folder else found.group(1)) in stems:
+            masks.append(stem)
+    if len(masks) < 0.2 * len(names) or not masks:
+        return None
+    return (
+        f"{len(masks):,} of {len(names):,} files look like masks of others: {', '.join(masks[:3])}. Move them to another "
+        "place;"
+    )
+
+
+def are_thumbnails(names: Sequence[bytes]) -> list[bool]:
+    """Say of each picture whether it is a small copy of another one, in a folder called thumbs or the like."""
+
+    def small(name: bytes) -> bool:
+        return any(part in _THUMBS for part in os.fsdecode(os.path.dirname(name)).lower().split("/"))
+
+    def stem(name: bytes) -> str:
+        base = os.path.splitext(os.fsdecode(os.path.basename(name)))[0].lower()
+        return re.sub(r"^(tn|thumb|thumbnail)_|[_\-.](tn|thumb|thumbnail|small)$", "", base)
+
+    if not any(map(small, names)):
+        return [False] * len(names)
+    folders: dict[bytes, set[str]] = {}
+    for name in names:
+        if not small(name):
+            folders.setdefault(os.path.dirname(name), set()).add(stem(name))
+    marks = []
+    for name in names:
+        above = os.path.dirname(os.path.dirname(name))
+        beside = [these for folder, these in folders.items() if folder == above or os.path.dirname(folder) == above]
+        same_name = os.fsdecode(os.path.basename(name)).lower()
+        in_parent = stem(name) in folders.get(above, set())
+        tagged = stem(name) != os.path.splitext(same_name)[0] and any(stem(name) in these for these in beside)
+        in_images = any(
+            stem(name) in these and os.fsdecode(os.path.basename(folder)).lower() in _PICTURES
+            for folder, these in folders.items()
+            if os.path.dirname(folder) == above
+        )
+        marks.append(small(name) and (in_parent or tagged or in_images))
+    return marks

@@ -1,0 +1,202 @@
+"""Labels that lie beside pictures in a table: metadata.jsonl of 🤗 imagefolder, dataset.json of NVlabs, labels.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm_lib.data.arrays import LABEL_NAMES, choose
+from ddpm_lib.data.names import show
+
+TABLES = (".csv", ".tsv", ".jsonl")
+_FIRST = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "dataset.json")
+_FILE_NAMES = (
+    "file_name", "filename", "file", "image", "image_id", "image_path", "image_name", "img", "path", "filepath", "name",
+    "id", "id_code", "picture", "photo",
+)  # fmt: skip
+_LARGEST = 500_000_000
+KINDS = "metadata.jsonl, metadata.csv, metadata.parquet, dataset.json, or a .csv with a column of file names"
+
+
+@dataclass
+class Beside:
+    """A table beside pictures: its name, columns, which column names the files, and the row of each picture or -1."""
+
+    name: str
+    columns: dict[str, list[Any]]
+    files: str
+    rows: list[int]
+
+    @property
+    def others(self) -> list[str]:
+        """The columns that may hold labels."""
+        return [column for column in self.columns if column != self.files]
+
+    @property
+    def strangers(self) -> list[str]:
+        """Files that the table names and that are no pictures of the folder."""
+        used = set(self.rows)
+        return [str(value) for row, value in enumerate(self.columns[self.files]) if row not in used]
+
+    def label_column(self, asked: str | None) -> str | None:
+        """Return the column of the labels, the one asked for or one of a usual name.
+
+        Raises:
+            ValueError: If the one asked for is not there.
+        """
+        return choose("label", asked, LABEL_NAMES, self.others, self.name)
+
+
+def find_table(root: Path, names: Sequence[bytes], image_column: str | None) -> Beside | None:
+    """Find the table beside pictures (names relative to `root`) that names them; None if there is none.
+
+    Raises:
+        ValueError: If the usual one cannot be read.
+    """
+    there = {entry.name: entry for entry in root.iterdir() if entry.is_file()}
+    first = [there[name] for name in _FIRST if name in there]
+    more = [there[name] for name in sorted(there) if there[name].suffix.lower() in TABLES and there[name] not in first]
+    best: Beside | None = None
+    for path in [*first, *more]:
+        if path.stat().st_size > _LARGEST:
+            continue
+        try:
+            found = open_table(path, names, image_column)
+        except ValueError:
+            if path in first:
+                raise
+            continue  # any other file may end in .csv
+        if found is not None and (path in first or best is None or _known(found) > _known(best)):
+            best = found
+        if best is not None and path in first:
+            return best
+    return best
+
+
+def open_table(path: Path, names: Sequence[bytes], image_column: str | None) -> Beside | None:
+    """Read a table and find the column that names the pictures; None if no column names any.
+
+    Raises:
+        ValueError: If the file is damaged or of another kind.
+    """
+    columns = read_table(path)
+    if not columns:
+        return None
+    if image_column is not None:
+        tried = [str(choose("image", image_column, (), list(columns), path.name))]
+    else:
+        usual = [c for name in _FILE_NAMES for c in columns if str(c).lower() == name]
+        tried = [*usual, *(column for column in columns if column not in usual)]
+    best: Beside | None = None
+    for column in tried:
+        rows = _match(columns[column], names)
+        if max(rows, default=-1) >= 0 and (best is None or _count(rows) > _known(best)):
+            best = Beside(path.name, columns, column, rows)
+    return best
+
+
+def _count(rows: Sequence[int]) -> int:
+    return sum(row >= 0 for row in rows)
+
+
+def _known(table: Beside) -> int:
+    return _count(table.rows)
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """Read a .csv, .tsv, .jsonl, .json or .parquet file as columns.
+
+    Raises:
+        ValueError: If it is damaged or holds no table.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+
+            return dict(pq.read_table(path, use_threads=False).to_pydict())
+        text = path.read_text("utf-8-sig")
+        if suffix == ".jsonl":
+            return _columns([json.loads(line) for line in text.splitlines() if line.strip()])
+        if suffix == ".json":
+            return _from_json(json.loads(text))
+        head = text[: text.find("\n")] if "\n" in text else text
+        mark = "\t" if suffix == ".tsv" else max(",;\t", key=head.count)
+        lines = list(csv.reader(text.splitlines(), delimiter=mark))
+    except (ValueError, OSError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}.") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        return {}
+    heads = [head.strip() for head in lines[0]]
+    short = [k + 1 for k, line in enumerate(lines) if len(line) != len(heads)]
+    if short:
+        raise ValueError(f"{path} has {len(heads)} columns, but line {short[0]} has {len(lines[short[0] - 1])}.")
+    return {head: [_number(line[k]) for line in lines[1:]] for k, head in enumerate(heads)}
+
+
+def _number(text: str) -> Any:
+    """Read whole numbers as such, but not "007", which is a name."""
+    text = text.strip()
+    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else (text or None)
+
+
+def _columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its entries are not objects with keys")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {str(name): [row.get(name) for row in rows] for name in names}
+
+
+def _from_json(data: Any) -> dict[str, list[Any]]:
+    """Read {"labels": [[file, number], …]}, {file: label, …} or a list of objects."""
+    if isinstance(data, dict) and "labels" in data:
+        pairs = data["labels"] or []
+        if isinstance(pairs, dict):
+            pairs = list(pairs.items())
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+            raise ValueError('"labels" must be a list of [file, label] pairs')
+        return {"file_name": [p[0] for p in pairs], "label": [p[1] for p in pairs]} if pairs else {}
+    if isinstance(data, list):
+        return _columns(data)
+    if isinstance(data, dict) and data and all(isinstance(v, (int, str)) for v in data.values()):
+        return {"file_name": list(data), "label": list(data.values())}
+    raise ValueError("it is no table of files and labels")
+
+
+_KEYS: tuple[Callable[[bytes], bytes], ...] = (
+    lambda name: name,
+    lambda name: os.path.splitext(name)[0],
+    lambda name: os.path.basename(name),
+    lambda name: os.path.splitext(os.path.basename(name))[0],
+)
+
+
+def _match(values: Sequence[Any], names: Sequence[bytes]) -> list[int]:
+    """Return the row of each picture, or -1, by the whole name, without extension, or without folders."""
+    written: dict[bytes, int] = {}
+    for row, value in enumerate(values):
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            text = str(value).replace("\\", "/").removeprefix("./")
+            written.setdefault(os.fsencode(text), row)
+    best = [-1] * len(names)
+    for key in _KEYS:
+        made = [key(name) for name in names]
+        if len(set(made)) < len(made):
+            continue  # the same name in two folders: which one is meant is not known
+        for their in (written, {os.path.basename(name): row for name, row in written.items()}):
+            rows = [their.get(name, -1) for name in made]
+            if _count(rows) > _count(best):
+                best = rows
+    return best
+
+
+def some(names: Sequence[str] | Sequence[bytes], count: int = 3) -> str:
+    """Name a few, and say that there are more."""
+    shown = [show(name) if isinstance(name, bytes) else name[:80] for name in names[:count]]
+    return ", ".join(shown) + (", …" if len(names) > count else "")

@@ -1,0 +1,175 @@
+"""Folders that are not one class per sub-folder are refused or said; ordinary class folders are not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_lib.data import open_dataset
+from ddpm_lib.data.layouts import best_split, split_of
+
+
+def fill(root: Path, *files: str) -> Path:
+    for k, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name)
+    return root
+
+
+def in_folders(*folders: str, count: int = 2) -> list[str]:
+    return [f"{folder}/{k}.png" for folder in folders for k in range(count)]
+
+
+SPLITS = {
+    "train": ("train", "test"),
+    "Training": ("Training", "Testing"),
+    "TRAIN": ("TRAIN", "VAL"),
+    "training_set": ("training_set", "test_set"),
+    "train2017": ("train2017", "val2017", "test2017"),
+    "trainset": ("testset", "trainset"),
+    "train-images": ("dev-images", "train-images"),
+    "bounding_box_train": ("bounding_box_test", "bounding_box_train", "query"),
+    "train_data": ("eval_data", "normalized_eval_data", "train_data"),
+    "trainA": ("testA", "testB", "trainA", "trainB"),
+    "train_1": ("extra", "test", "train_1"),
+    "valid": ("test", "valid"),
+}
+
+
+@pytest.mark.parametrize("best", SPLITS)
+@pytest.mark.parametrize("deeper", ["", "/cats"])
+def test_splits_are_refused_and_the_training_part_is_proposed(tmp_path, best, deeper):
+    parts = SPLITS[best]
+    fill(tmp_path, *in_folders(*(part + deeper for part in parts)))
+    with pytest.raises(ValueError, match=rf"split='{best}' \(--split {best}\)"):
+        open_dataset(tmp_path, image_size=8)
+    assert len(open_dataset(tmp_path, image_size=8, split=best)) == 2
+    assert open_dataset(tmp_path, image_size=8, labels="folder").class_names == tuple(sorted(parts))
+
+
+def test_split_names_in_another_spelling(tmp_path):
+    fill(tmp_path, *in_folders("Training", "Testing"))
+    with pytest.raises(ValueError, match="Did you mean 'Training'"):
+        open_dataset(tmp_path, image_size=8, split="train")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [("images/train", "images/val"), ("bottle/train", "bottle/test"), ("cats/train", "cats/test", "dogs/train", "dogs/test")],
+)  # fmt: skip
+def test_splits_one_folder_deeper(tmp_path, folders):
+    fill(tmp_path, *in_folders(*folders))
+    with pytest.raises(ValueError, match=rf"(?s)one folder deeper.*{folders[0]}"):
+        open_dataset(tmp_path, image_size=8)
+    assert len(open_dataset(tmp_path / folders[0], image_size=8)) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "way"),
+    [
+        (in_folders("images", "masks"), "images"),
+        (in_folders("Images", "Labels"), "Images"),
+        (in_folders("img", "gt"), "img"),
+        (in_folders("imagesTr", "labelsTr"), "imagesTr"),
+        (in_folders("VOC2012/JPEGImages", "VOC2012/SegmentationClass"), "VOC2012/JPEGImages"),
+        (in_folders("image", "ground_truth"), "image"),
+        (["0.png", "1.png", "masks/0.png", "masks/1.png"], "Move"),
+        (["a.png", "a_mask.png", "b.png", "b_mask.png"], "Move"),
+        (["x/a.png", "x/a_seg.png", "y/b.png", "y/b_seg.png"], "Move"),
+        (["b (1).png", "b (1)_mask.png", "b (1)_mask_1.png"], "Move"),
+        (["a.jpg", "a-label.png"], "Move"),
+    ],
+)
+def test_masks_are_no_pictures(tmp_path, files, way):
+    fill(tmp_path, *files)
+    with pytest.raises(ValueError, match=rf"(?s)look like masks.*{way}"):
+        open_dataset(tmp_path, image_size=8)
+    everything = open_dataset(tmp_path, image_size=8, labels="none")
+    assert len(everything) == len(files)
+    assert any("masks" in note for note in everything.notes)
+    if way != "Move":
+        assert len(open_dataset(tmp_path / way, image_size=8)) == 2
+
+
+ORDINARY = [
+    ("cat", "dog"),
+    ("train", "car", "bus", "plane"),
+    ("test", *"abcdefghij"),
+    ("mask", "no_mask"),
+    ("with_mask", "without_mask"),
+    ("raw", "cooked"),
+    ("trains", "trams"),
+    ("training_shoes", "boots"),
+    ("valley", "hill"),
+    ("thumbs", "fingers"),
+    ("1", "2", "10"),
+    ("labels", "bottles"),
+]
+
+
+@pytest.mark.parametrize("folders", ORDINARY, ids=lambda folders: folders[0])
+def test_ordinary_class_folders_go_on_working(tmp_path, folders):
+    fill(tmp_path, *in_folders(*folders))
+    data = open_dataset(tmp_path, image_size=8)
+    assert data.class_names == tuple(sorted(folders))
+    assert len(data) == 2 * len(folders)
+    said = [note for note in data.notes if "is taken for a class" in note]
+    assert len(said) == (folders[0] in ("train", "test", "labels"))
+
+
+def test_ordinary_file_names_go_on_working(tmp_path):
+    fill(tmp_path, "cat_001.png", "gas_mask.png", "record_label.png", "dog_001.png")
+    assert len(open_dataset(tmp_path, image_size=8)) == 4
+
+
+@pytest.mark.parametrize(
+    "folder", ["@eaDir/0.png", "__MACOSX", ".AppleDouble", "lost+found", ".ipynb_checkpoints", ".thumbnails"]
+)
+def test_what_systems_make_is_left_out_and_said(tmp_path, folder):
+    fill(tmp_path, "x/0.png", "y/0.png", f"x/{folder}/0.png")
+    data = open_dataset(tmp_path, image_size=8)
+    assert list(data.names) == ["x/0.png", "y/0.png"]
+    assert any("left out folders" in note and folder.split("/")[0] in note for note in data.notes)
+
+
+@pytest.mark.parametrize("thumb", ["x/thumbs/0.png", "x/Thumbnails/tn_0.jpg", "x/thumb/0_thumb.png"])
+def test_thumbnails_of_pictures_are_left_out_and_said(tmp_path, thumb):
+    fill(tmp_path, "x/0.png", "y/1.png", thumb)
+    data = open_dataset(tmp_path, image_size=8)
+    assert list(data.names) == ["x/0.png", "y/1.png"]
+    assert any("1 thumbnails" in note for note in data.notes)
+
+
+def test_names_of_splits():
+    train = ["train", "Train", "TRAINING", "train_set", "trainset", "train2014", "training-data", "train_images"]
+    other = ["test", "Testing", "val", "valid", "validation_set", "dev", "eval", "query", "gallery", "testdata"]
+    neither = ["trains", "cat", "valley", "contest", "training_shoes", "set", "device", "", "10"]
+    assert {split_of(name) for name in train} == {"train"}
+    assert {split_of(name) for name in other} == {"other"}
+    assert {split_of(name) for name in neither} == {None}
+    assert best_split(["test", "validation", "train"]) == "train"
+    assert best_split(["test", "validation"]) == "validation"
+    assert best_split(["test", "unlabeled"]) == "unlabeled"
+
+
+@pytest.mark.parametrize("names", [("test", "train"), ("test", "validation"), ("test", "training")])
+def test_splits_of_tables_propose_the_training_part(tmp_path, names):
+    from datasets import Dataset, DatasetDict
+
+    best = next(name for name in reversed(names))
+    image = np.zeros((8, 8, 3), np.uint8).tolist()
+    data = DatasetDict({name: Dataset.from_dict({"image": [image, image]}) for name in names})
+    for name in names:
+        data[name].to_parquet(tmp_path / "plain_text" / f"{name}-00000-of-00001.parquet")
+    for source in (data, tmp_path / "plain_text", tmp_path):
+        with pytest.raises(ValueError, match=rf"split='{best}' \(--split {best}\)"):
+            open_dataset(source, image_size=8)
+        assert len(open_dataset(source, image_size=8, split=best)) == 2
+
+
+def test_the_raw_shapes_of_sysu_name_their_command(tmp_path):
+    fill(tmp_path, "car/images/a.png", "car/contours/a.png")
+    with pytest.raises(ValueError, match=r"ddpm prepare sysu .* sysu-64 --size 64"):
+        open_dataset(tmp_path, image_size=8)
