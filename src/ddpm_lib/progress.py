@@ -35,7 +35,7 @@ def bar_style() -> Literal["terminal", "widgets", "lines"]:
         return "lines"
 
 
-def stream() -> TextIO:
+def stream() -> TextIO | None:
     """Return where lines for the user go: stderr, which a notebook would colour red, so stdout there."""
     return sys.stdout if in_notebook() else sys.stderr
 
@@ -47,7 +47,10 @@ def write(line: str) -> None:
         OSError: If the stream refuses it.
     """
     if bar_style() == "lines":
-        print(line, file=stream(), flush=True)
+        out = stream()
+        if out is not None:  # a process without a console
+            out.write(f"{line}\n")
+            out.flush()
         return
     from tqdm import tqdm
 

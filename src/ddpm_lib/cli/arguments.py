@@ -9,28 +9,33 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 from tyro.conf import _confstruct, _markers
 
 from ddpm_lib import peers_names
 from ddpm_lib.cli.shell import folder_of_pictures
+from ddpm_lib.cli.values import (
+    FALSE,
+    PAIR,
+    TRUE,
+    UsageError,
+    choices_of,
+    convert,
+    fits,
+    is_flag,
+    is_list,
+    is_plain,
+    members,
+    wanted,
+)
 from ddpm_lib.registry import nearest
-from ddpm_lib.training.config import ConfigError
-
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_NUMBER = re.compile(r"-(\d|\.\d|inf\b)")
-_PAIR = re.compile(r"[A-Za-z_][\w-]*=")
-
-
-class UsageError(ConfigError):
-    """Words of a command line that cannot be read."""
+from ddpm_lib.words import short
 
 
 @dataclass(frozen=True)
@@ -234,12 +239,12 @@ class _Reader:
             return convert(words, option.annotation, option.append)
         except ValueError as error:
             got = error.args[0] if error.args else " ".join(words)
-            message = f"{option.shown} takes {wanted(option.annotation)}; got {_short(got)}."
-            choices = [str(c) for k in members(option.annotation) for c in _choices(k)]
+            message = f"{option.shown} takes {wanted(option.annotation)}; got {short(got, 100)}."
+            choices = [str(c) for k in members(option.annotation) for c in choices_of(k)]
             like = nearest(str(got), choices) if choices else None
             if like:
                 message += f" Did you mean {like!r}?"
-            elif _is_list(option.annotation):
+            elif is_list(option.annotation):
                 message += f" Several are written {option.flag} A,B, none {option.flag}=."
             elif type(None) not in members(option.annotation) and str(got).startswith("-"):
                 message += f" A value that begins with a dash is written {option.flag}=VALUE."
@@ -249,7 +254,7 @@ class _Reader:
         """Give the positional words to their fields."""
         words, fields = self.words, self.positionals
         for k, option in enumerate(fields):
-            if _is_list(option.annotation):
+            if is_list(option.annotation):
                 if words[k:] or not option.required:
                     self.values[option.path] = tuple(words[k:]) or option.default
                 else:
@@ -298,7 +303,7 @@ class _Reader:
                 f"{text} If that is a pattern which the shell has expanded, give the folder ({folder}), "
                 "or quote the pattern."
             )
-        lists = [option.flag for option, _ in self.flags.values() if _is_list(option.annotation)]
+        lists = [option.flag for option, _ in self.flags.values() if is_list(option.annotation)]
         lists = [flag for flag in lists if any(arg.split("=")[0].replace("_", "-") == flag for arg in self.args)]
         if lists:
             text += f" Several values of {lists[0]} are written with commas: {lists[0]} A,B."
@@ -314,28 +319,8 @@ class _Reader:
         return f"{name!r}: {hint}" if hint else f"{name!r}."
 
 
-def is_flag(word: str) -> bool:
-    """Whether a word is a flag: it begins with a dash and is no number."""
-    return len(word) > 1 and word[0] == "-" and not _NUMBER.match(word)
-
-
-def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the types that a union allows, or the one type."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
-def _is_list(annotation: Any) -> bool:
-    return any(typing.get_origin(kind) is tuple for kind in members(annotation))
-
-
 def _switch(option: Option) -> bool:
     return bool in members(option.annotation)
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
 
 def _take_list(option: Option, kind: Any, following: list[str]) -> Iterator[str]:
@@ -354,9 +339,9 @@ def _take_list(option: Option, kind: Any, following: list[str]) -> Iterator[str]
 def _fits(option: Option, element: Any, following: list[str]) -> Callable[[str], bool]:
     """Return what says whether a further word belongs to a list."""
     if element is not str:
-        return lambda word: _is(word.rstrip(","), element)
-    if following and _PAIR.match(following[0]):
-        return lambda word: _PAIR.match(word) is not None
+        return lambda word: fits(word.rstrip(","), element)
+    if following and PAIR.match(following[0]):
+        return lambda word: PAIR.match(word) is not None
     if option.path == ("trackers",):
         from accelerate.utils import LoggerType
 
@@ -370,125 +355,13 @@ def _take_pairs(following: list[str]) -> Iterator[str]:
     place = 0
     while place < len(following):
         word = following[place]
-        if _PAIR.match(word):
+        if PAIR.match(word):
             yield word
             place += 1
-        elif place + 1 < len(following) and word.isidentifier() and _is_plain(following[place + 1]):
+        elif place + 1 < len(following) and word.isidentifier() and is_plain(following[place + 1]):
             yield from following[place : place + 2]
             place += 2
         else:
             if not place:
                 yield word
             return
-
-
-def _is(word: str, kind: Any) -> bool:
-    try:
-        _scalar(word, kind)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_plain(word: str) -> bool:
-    return word.lower() in (*TRUE, *FALSE) or _is(word, float)
-
-
-def convert(words: list[str], annotation: Any, append: bool = False) -> Any:
-    """Return the value that words have as a type.
-
-    Raises:
-        ValueError: With the word that does not fit.
-    """
-    kinds = members(annotation)
-    if type(None) in kinds and len(words) == 1 and words[0].lower() == "none":
-        return None
-    many = next((k for k in kinds if typing.get_origin(k) in (tuple, dict)), None)
-    if many is None:
-        return _one_of(words, kinds)
-    if typing.get_origin(many) is dict:
-        return _pairs(words)
-    arguments = typing.get_args(many)
-    element = arguments[0]
-    if not append:
-        words = [part for word in words for part in _split(word, element) if part]
-    if arguments[-1] is not Ellipsis and len(words) != len(arguments):
-        raise ValueError(" ".join(words))
-    return tuple(_one_of([word], (element,)) for word in words)
-
-
-def _split(word: str, element: Any) -> list[str]:
-    if element is str and _PAIR.match(word):  # a value may hold commas
-        return re.split(r",(?=[A-Za-z_][\w-]*=)", word)
-    return word.strip("[]()").split(",") if element is not str else word.split(",")
-
-
-def _one_of(words: list[str], kinds: tuple[Any, ...]) -> Any:
-    text = " ".join(words)
-    for kind in sorted(kinds, key=lambda k: k is str):  # text takes everything
-        if kind is not type(None) and words and _is(text, kind):
-            return _scalar(text, kind)
-    raise ValueError(text)
-
-
-def _scalar(text: str, kind: Any) -> Any:
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() in TRUE:
-            return True
-        if text.lower() in FALSE:
-            return False
-    elif kind is int:
-        number = float(text) if re.fullmatch(r"[-+]?[\d.]+e\+?\d+", text) else int(text)  # 2e4 steps
-        if number == int(number):
-            return int(number)
-    elif kind is float:
-        return float(text)
-    elif typing.get_origin(kind) is Literal:
-        for choice in typing.get_args(kind):
-            if str(choice) == text:
-                return choice
-    raise ValueError(text)
-
-
-def _pairs(words: list[str]) -> dict[str, Any]:
-    flat = [part for word in words for part in _split(word, str)]
-    found: dict[str, Any] = {}
-    place = 0
-    while place < len(flat):
-        name, equals, text = flat[place].partition("=")
-        if not equals:
-            place += 1
-            if place == len(flat):
-                raise ValueError(name)
-            text = flat[place]
-        if not _is_plain(text):
-            raise ValueError(flat[place])
-        found[name.replace("-", "_")] = float(text) if _is(text, float) else _scalar(text, bool)
-        place += 1
-    return found
-
-
-def wanted(annotation: Any) -> str:
-    """Word what a type takes on a command line."""
-    kinds = [kind for kind in members(annotation) if kind is not type(None)]
-    return " or ".join(map(_wanted, kinds))
-
-
-def _wanted(kind: Any) -> str:
-    plural = {int: "whole numbers", float: "numbers", str: "words"}
-    if typing.get_origin(kind) is tuple:
-        element, *rest = typing.get_args(kind)
-        many = plural.get(element, "values")
-        return many if rest[-1:] == [Ellipsis] else f"{len(rest) + 1} {many}"
-    if typing.get_origin(kind) is dict:
-        return "name=number pairs"
-    if _choices(kind):
-        return ("one of " if len(_choices(kind)) > 1 else "") + ", ".join(map(repr, _choices(kind)))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(kind, "a value")
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 100 else f"{shown[:100]}…"
