@@ -16,7 +16,7 @@ import tyro
 from PIL import Image
 
 from ddpm_lib import TrainingConfig, peers_names
-from ddpm_lib.cli import COMMANDS, arguments, main
+from ddpm_lib.cli import COMMANDS, arguments, main, values
 from ddpm_lib.cli import options as cli_options
 from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.ablate import read as read_ablate
@@ -115,7 +115,7 @@ def test_the_order_of_the_words_makes_no_difference(name: str, tmp_path: Path, m
 def test_the_table_holds_every_list_option() -> None:
     """The property above walks all options that take several words."""
     for name, cls in CLASSES.items():
-        lists = {o.flag for o in options_of(cls) if arguments._is_list(o.annotation)}
+        lists = {o.flag for o in options_of(cls) if values.is_list(o.annotation)}
         lists -= {"--runs"}
         walked = {word for _, groups in LINES.values() for group in groups for word in group}
         assert lists <= walked, (name, lists - walked)

@@ -164,13 +164,13 @@ def die_with_parent(parent: int, thread_stays: bool = True) -> None:
     if prctl is None or prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         threading.Thread(target=_end_without, args=(parent,), daemon=True).start()
     if os.getppid() != parent:  # it ended before the kernel was asked
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end_without(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def introduce_worker(worker_id: int, count: int, dataset: Any) -> None:

@@ -141,8 +141,8 @@ def _plural(annotation: Any) -> str:
 def shown(value: Any) -> str:
     """Write a value for a message, short whatever it is: an array by its shape, an object by its class.
 
-    >>> shown("64"), shown(torch.zeros(2, 3)), shown(list(range(9)))
-    ("'64' (str)", 'a Tensor of shape (2, 3)', '[0, 1, 2, 3, 4, 5, ...] (list)')
+    >>> shown("64"), shown(torch.zeros(2, 3)), shown(list(range(99)))
+    ("'64' (str)", 'a Tensor of shape (2, 3)', '[0, 1, 2, 3, 4, 5, 6, 7, ...] (list)')
     """
     kind = type(value).__name__
     if value is None or isinstance(value, bool | int | float | str | bytes | os.PathLike):
