@@ -11,6 +11,10 @@ LONGER = 2
 """How many times as long "train longer" proposes to train."""
 
 
+SCORABLE = 10
+"""Training images from which on an evaluation has something to say."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """What is known at the end of `ddpm train`.
@@ -23,6 +27,7 @@ class Finished:
         image_size: Height and width, or one of them.
         class_names: Names of the classes that the network knows; empty for none.
         enlarges: Whether the network enlarges small images.
+        images: Number of training images.
     """
 
     run: Path
@@ -32,6 +37,7 @@ class Finished:
     image_size: Sequence[int]
     class_names: Sequence[str] = ()
     enlarges: bool = False
+    images: int = 1000
 
 
 def after_training(what: Finished) -> list[str]:
@@ -51,7 +57,8 @@ def after_training(what: Finished) -> list[str]:
             label = shlex.quote(what.class_names[0])
             ways.append(("one class", f"ddpm sample {run} --class-label {label} --seed 1"))
     if what.finished:
-        ways.append(("score it", f"ddpm evaluate {run}"))
+        if what.images >= SCORABLE:
+            ways.append(("score it", f"ddpm evaluate {run}"))
         ways.append(("train longer", f"{again} --max-steps {what.max_steps * LONGER}"))
     else:
         ways.append(("resume", f"{again} --max-steps {what.max_steps}"))

@@ -286,6 +286,7 @@ def known_at_the_end(trainer: Trainer, config: RunConfig, status: str) -> Finish
         image_size=config.image_size,
         class_names=(trainer.dataset.class_names or ()) if config.class_conditional else (),
         enlarges=model["low_res_factor"] is not None,
+        images=len(trainer.dataset),
     )
 
 
