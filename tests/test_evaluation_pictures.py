@@ -250,7 +250,28 @@ def test_a_folder_without_a_usable_picture_says_why_of_each(tmp_path: Path) -> N
     with pytest.raises(BadImagesError) as error:
         evaluate(folder, reference=folder, **FD)
     assert len(error.value.bad) == 3
-    assert "value_range" in error.value.bad[0][1]
+    assert "--value-range 0 1" in error.value.bad[0][1]  # which is a flag of this command too
+    assert evaluate(folder, reference=folder, value_range=(0, 1), **FD).about["samples"]["n"] == 3
+
+
+def test_a_range_and_frames_serve_the_set_that_has_them(tmp_path: Path) -> None:
+    """Samples of eight bits against a reference of twelve; stacks of pages on either side."""
+    for name in ("deep", "stack", "samples"):
+        (tmp_path / name).mkdir()
+    pages = drawings(6)
+    for i, picture in enumerate(pages):
+        grey = np.asarray(picture.convert("L")).astype(np.uint16)
+        Image.fromarray((grey.astype(np.uint32) * 4095 // 255).astype(np.uint16)).save(tmp_path / "deep" / f"{i}.png")
+        picture.convert("L").save(tmp_path / "samples" / f"{i}.png")
+    pages[0].save(tmp_path / "stack" / "a.tif", save_all=True, append_images=pages[1:])
+    found = evaluate(tmp_path / "samples", reference=tmp_path / "deep", value_range=(0, 4095), **FD)
+    assert found["fd_random64_deep_6"] == pytest.approx(0.0, abs=1e-2)
+    assert any("value_range was not applied" in note for note in found.about["notes"])
+    stack = evaluate(np.stack([np.asarray(p) for p in pages]), reference=tmp_path / "stack", frames="all", **FD)
+    assert stack["fd_random64_stack_6"] == pytest.approx(0.0, abs=1e-6)
+    tiny_trainer(tmp_path / "run", data=str(tmp_path / "stack"), max_steps=1, frames="all").train()
+    own = RunData(load_run(tmp_path / "run"))
+    assert len(pixels(str(tmp_path / "stack"), like=own)) == len(own.get("train")) == 6
 
 
 def test_sizes_that_differ_are_named_with_a_size_that_works(tmp_path: Path) -> None:
@@ -336,8 +357,9 @@ def test_a_folder_that_is_nothing_is_never_a_place_to_train_into(
         (folder / content).write_text("x")
     assert main(["evaluate", str(folder), "--reference", str(folder), "--device", "cpu", "--no-progress"]) == 2
     said = capsys.readouterr().err
-    assert "neither a run" in said
-    assert "ddpm train" not in said
+    assert ("neither a run" if content else "no run directory") in said
+    assert "--output-dir" not in said
+    assert "Train first" not in said
     assert list(folder.iterdir()) == ([folder / content] if content else [])
 
 
@@ -373,7 +395,7 @@ def test_torch_fidelity_s_reader_differs_where_it_says(tmp_path: Path) -> None:
     assert len(ours) == len(expected) + 1
     assert not torch.equal(ours[:12], expected[:12])
     for wrong in ({"image_size": 8}, {"background": "black"}):
-        with pytest.raises(ConfigError, match="neither resizes nor knows a background"):
+        with pytest.raises(ConfigError, match="neither resizes nor knows a background or a range"):
             evaluate(folder, reference=folder, reader="torch-fidelity", **wrong, **FD)
     array = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     with pytest.raises(ConfigError, match="reads folders of pictures, and none is evaluated"):
@@ -383,8 +405,9 @@ def test_torch_fidelity_s_reader_differs_where_it_says(tmp_path: Path) -> None:
 def test_options_of_sets_without_a_run_are_refused_with_one(drawn: Path) -> None:
     with pytest.raises(ConfigError, match="run's own size, 8×8"):
         evaluate(drawn / "run", image_size=16, **FD)
-    with pytest.raises(ConfigError, match="background"):
-        evaluate(drawn / "run", background="black", **FD)
+    for given in ({"background": "black"}, {"value_range": (0, 1)}, {"frames": "all"}, {"max_pixels": 100}):
+        with pytest.raises(ConfigError, match=f"leave {next(iter(given))} "):
+            evaluate(drawn / "run", **given, **FD)
 
 
 def test_replaced_pictures_are_not_answered_from_memory(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from ddpm_lib import GaussianDiffusion
-from ddpm_lib.cli import COMMANDS, ablate, main, train
+from ddpm_lib.cli import COMMANDS, ablate, evaluate, main, train
 from ddpm_lib.data import prepare_sysu
 from test_fid_parity import write_inception
 from test_sysu import clone
@@ -133,6 +133,11 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def few_images(*args: Any, **options: Any) -> Any:
         return ablated(*args, **options | {"images": 256, "seeds": options["seeds"][:1]})
 
+    def few_samples(scored: Any) -> Any:
+        return lambda target, **options: scored(target, **options | {"num": options["num"] and min(options["num"], 24)})
+
+    for name in ("evaluate", "evaluate_checkpoints"):
+        monkeypatch.setattr(evaluate, name, few_samples(getattr(evaluate, name)))
     monkeypatch.setattr(train, "settings_of", few_steps)
     monkeypatch.setattr(ablate, "ablate", few_images)
     monkeypatch.setattr(GaussianDiffusion, "sample", quick)

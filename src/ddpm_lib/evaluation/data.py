@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.data.fits import may_have_columns
 from ddpm_lib.evaluation.overviews import drawn_samples
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.loading import LoadedRun
@@ -121,9 +122,18 @@ class RunData:
         )  # fmt: skip
         return check_fits(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
 
+    def image_column(self, data: Any) -> str | None:
+        """Return the run's column of images for data that may have columns."""
+        return self.config.image_column if isinstance(data, (str, Path)) and may_have_columns(data) else None
+
     def pictures(self, data: Any, options: EvaluationOptions) -> ImageDataset:
-        """Open images to compare samples with as the run opens its own: size, channels, fit; no labels."""
-        bare = dataclasses.replace(self.config, labels="none", label_column=None)
+        """Open images to compare samples with as the run opens its own: size, channels, fit; no labels.
+
+        Of folders a source comes here, which knows its frames.
+        """
+        bare = dataclasses.replace(
+            self.config, labels="none", label_column=None, image_column=self.image_column(data), frames="first"
+        )
         if options.on_bad_image is not None:
             bare = dataclasses.replace(bare, on_bad_image=options.on_bad_image)
         diffusion = self.loaded.diffusion

@@ -14,6 +14,8 @@ from ddpm_lib.training.config import ConfigError, check_type
 from ddpm_lib.training.option_types import check_device_name
 
 AUTO = "auto"
+READING = ("background", "value_range", "frames", "max_pixels")
+"""Options of `open_dataset` for sets that are compared without a run; a run's own are those of its training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,12 @@ class EvaluationOptions:
     """Pictures that cannot be used: error names them all, skip leaves them out; default: as the run was trained, else error."""
     background: str | None = None
     """Colour under transparent pixels of sets that are compared without a run; default: white."""
+    value_range: tuple[float, float] | None = None
+    """What is black and what is white in such sets where they have more than 8 bits, as 0 4095; default: 0 65535 for 16 bits."""
+    frames: Literal["first", "all"] | None = None
+    """Of files with several pages or frames in such sets: the first (the default), or all, each an image."""
+    max_pixels: int | None = None
+    """Pictures of such sets with more pixels are refused; default: 64,000,000."""
     save_stats: str | None = None
     """Write the reference's mean and covariance to this .npz, which --reference reads back."""
     split: str | None = None
@@ -105,9 +113,10 @@ class EvaluationOptions:
             METRICS[name]
         for name in self.feature_names:
             FEATURES[name]
-        if self.reader != "training" and (self.image_size is not None or self.background is not None):
+        given = [name for name in ("image_size", *READING) if getattr(self, name) is not None]
+        if self.reader != "training" and given:
             raise ConfigError(
-                f"reader={self.reader!r} neither resizes nor knows a background. Leave image_size and background out, or "
+                f"reader={self.reader!r} neither resizes nor knows a background or a range. Leave {', '.join(given)} out, or "
                 "the reader."
             )
         make_sampler(self.sampler, eta=self.eta)
@@ -115,6 +124,7 @@ class EvaluationOptions:
             "num": 1,
             "sample_steps": 1,
             "image_size": 1,
+            "max_pixels": 1,
             "num_levels": 2,
             "num_steps": 1,
             "flow_group": 1,

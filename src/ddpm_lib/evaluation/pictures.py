@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.evaluation.engine import ImageSet
+from ddpm_lib.evaluation.options import READING
 from ddpm_lib.evaluation.overviews import drawn_samples
 from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, safe_word
 from ddpm_lib.training.config import ConfigError
@@ -41,7 +42,7 @@ def open_pictures(
         data: What `ddpm_lib.data.open_dataset` takes, a dataset of ours, or float images (n, c, h, w)
             in [0, 1].
         name: Its word in names of scores; default: from the path.
-        options: Give image_size, split, reader, on_bad_image and background.
+        options: Give image_size, split, reader, on_bad_image and those of `READING`.
         num: Number of images, spread evenly; default: all. More than there are is clamped, with a note.
         like: A run whose size, channels and data options count instead.
 
@@ -86,34 +87,58 @@ def _open(
     folder = isinstance(data, (str, Path)) and Path(data).is_dir()
     if folder:
         data, notes = drawn_samples(Path(data), word)
+    path = str(data) if isinstance(data, Path) else data
+    frames = (like.config.frames if like else options.frames or "first") if folder else "first"
+    # Of two sets, a split belongs to the one that can have several.
+    split = options.split if isinstance(path, str) and not path.endswith(".npy") else None
     source = find_source(
-        str(data) if isinstance(data, Path) else data,
+        path,
         DecodeSpec((1, 1)),
         # Folders that training would refuse as a mixture of splits are refused here too.
         "auto" if folder and (like is None or like.config.labels == "auto") else "none",
-        image_column=like.config.image_column if like else None,
+        image_column=like.image_column(path) if like else None,
         label_column=None,
-        split=options.split,
+        split=split,
+        frames=frames,
     )
     given = data if isinstance(source, ArraySource) else source  # arrays are fitted as a whole
+    told: list[str] = []
     if like is None and size is None:
         size = _stored_size(source, where)  # where there is none, opening the set says why of each image
     try:
         if like is not None:
             opened = like.pictures(given, options)
         else:
-            opened = open_dataset(
-                given, image_size=size or 1, labels="none",
-                split=options.split, on_bad_image=options.on_bad_image or "error",
-                background=options.background or "white",
-            )  # fmt: skip
+            opened, told = _without_run(given, size or 1, options, word, split)
     except BadImagesError as error:
         raise BadImagesError(error.bad, error.total, error.hint or LEAVE_OUT) from None
     if like is None and size is None:  # what could not be read a moment ago can be read now
         raise ConfigError(f"The images of {where} change while they are read. Evaluate them when they are written.")
     # Beside what the source says, one note tells where the images are kept; more tell of the images themselves.
-    told = len(opened.notes) > len(source.notes) + 1 or source.notes
-    return opened, [*notes, f"{word}: {'; '.join(opened.notes)}"] if told else notes
+    if len(opened.notes) > len(source.notes) + 1 or source.notes:
+        told.append(f"{word}: {'; '.join(opened.notes)}")
+    return opened, [*notes, *told]
+
+
+def _without_run(
+    given: Any, size: int | tuple[int, int], options: EvaluationOptions, word: str, split: str | None
+) -> tuple[ImageDataset, list[str]]:
+    """Open a set with the options for sets without a run; of two sets a range may belong to one alone."""
+    from ddpm_lib.data import BadImagesError, open_dataset
+
+    chosen = {name: getattr(options, name) for name in READING if getattr(options, name) is not None}
+    chosen.pop("frames", None)  # the source of a folder was opened with them
+    chosen |= {"split": split, "on_bad_image": options.on_bad_image or "error"}
+    try:
+        return open_dataset(given, image_size=size, labels="none", **chosen), []
+    except BadImagesError as error:
+        if chosen.pop("value_range", None) is None or len(error.bad) < error.total:
+            raise
+        try:
+            opened = open_dataset(given, image_size=size, labels="none", **chosen)
+        except BadImagesError:
+            raise error from None
+    return opened, [f"{word}: value_range was not applied, as no image has more than 8 bits."]
 
 
 def _stored_size(source: Source, where: str) -> tuple[int, int] | None:

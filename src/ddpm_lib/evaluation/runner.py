@@ -24,7 +24,7 @@ from ddpm_lib.evaluation.describe import (
 )
 from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.evaluation.metrics import GAPS, METRICS, looks_at_images
-from ddpm_lib.evaluation.options import AUTO, EvaluationOptions
+from ddpm_lib.evaluation.options import AUTO, READING, EvaluationOptions
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.remarks import Judged, judge
 from ddpm_lib.evaluation.result import Evaluation
@@ -97,14 +97,14 @@ def _options(dataset: Any, options: dict[str, Any]) -> EvaluationOptions:
 def is_run(target: Any) -> bool:
     """Say whether a target is a run or a checkpoint, ours or foreign, rather than images.
 
-    What does not exist counts as a run: looking for its checkpoints says what is wrong.
+    What does not exist, or is empty, counts as a run: looking for its checkpoints says what is wrong.
     """
     if not isinstance(target, (str, Path)):
         return False
     path = Path(target)
     if not path.is_dir():
         return not path.exists() or path.suffix.lower() in _WEIGHTS
-    if any((path / name).exists() for name in _MARKS):
+    if any((path / name).exists() for name in _MARKS) or not any(path.iterdir()):
         return True
     try:
         refuse_foreign(path)
@@ -321,8 +321,10 @@ def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
             f"Images are compared at the run's own size, {'×'.join(map(str, size))}: leave image_size (--image-size) out. "
             "It is for sets of pictures without a run."
         )
-    if options.background is not None:
-        raise ConfigError("Images are opened as the run opened its own: leave background (--background) out.")
+    given = [name for name in READING if getattr(options, name) is not None]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"Images are opened as the run opened its own: leave {', '.join(given)} ({flags}) out.")
 
 
 def without_held_out(options: EvaluationOptions, own: RunData | None, dataset: Any) -> dict[str, str]:
