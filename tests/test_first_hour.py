@@ -93,7 +93,7 @@ CASES = [
     Case("train pics --image-size 16 --output-dir pics", 2, r"output_dir|--output-dir"),
     Case("status runs/mine", 0, r"finished"),
     Case("status", 0, r"mine"),
-    Case("compare runs/min", 2, r"does not exist|no evaluation"),
+    Case("compare runs/min", 2, r"Did you mean runs/mine"),
     Case("evaluate runs/mine --metrics nll --num 200 --num-levels 2", 0, r"bits/dim"),
     Case("evaluate runs/mine --metrics fidd", 2, r"Did you mean 'fid'"),
     Case("evaluate runs/mine --features inceptoin2048", 2, r"Did you mean 'inception2048'"),

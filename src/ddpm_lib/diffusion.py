@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.clipping import CLIPS
 from ddpm_lib.conditions import Cond, nulls
 from ddpm_lib.fit import check_fit, loss_weights
@@ -90,6 +91,7 @@ class GaussianDiffusion(Objective):
     """
 
     @takes_plain
+    @answers_wrong_keywords
     def __init__(
         self,
         model: nn.Module,

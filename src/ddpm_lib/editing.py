@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import keys
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.conditions import for_sampling
 from ddpm_lib.drawing import Noise, batches, image_generator
 from ddpm_lib.encoding import Encoding
@@ -45,6 +46,7 @@ class _Draw:
 class Editing(Encoding):
     """The part of `GaussianDiffusion` that redraws images."""
 
+    @answers_wrong_keywords
     def edit(
         self,
         images: Tensor,
@@ -122,6 +124,7 @@ class Editing(Encoding):
 
         return self._redraw(images, levels, how, begin)
 
+    @answers_wrong_keywords
     def inpaint(
         self,
         images: Tensor,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import keys
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.conditions import for_sampling
 from ddpm_lib.drawing import Noise, image_generator
 from ddpm_lib.generation import Generation, _device_of
@@ -25,6 +26,7 @@ from ddpm_lib.spacing import SPACINGS, sampling_levels
 class Encoding(Generation):
     """The part of `GaussianDiffusion` that encodes, decodes and interpolates."""
 
+    @answers_wrong_keywords
     def decode(
         self,
         x_T: Tensor,
@@ -69,6 +71,7 @@ class Encoding(Generation):
         )
         return images
 
+    @answers_wrong_keywords
     def encode(
         self,
         images: Tensor,
@@ -112,6 +115,7 @@ class Encoding(Generation):
         x = self._run(DDIM(), x, levels, _no_noise, conditions, network, clip="none", progress=progress)
         return x.clone()  # Outside inference mode a clone is an ordinary tensor again.
 
+    @answers_wrong_keywords
     def interpolate(
         self,
         a: Tensor,

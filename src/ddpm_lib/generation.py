@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import keys
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.conditions import Cond, Conditioners, fill_nulls, for_sampling
 from ddpm_lib.drawing import Noise, batches, count_images, image_generator, keep_frame, kept_frames
 from ddpm_lib.guidance import Guidance, LogProb
@@ -73,6 +74,7 @@ class Generation(nn.Module):
         """Where the network is (the CPU for one without parameters)."""
         return _device_of(self.model)
 
+    @answers_wrong_keywords
     def sample(
         self,
         n: int | None = None,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import keys
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.conditions import Cond, fill_nulls, for_sampling, with_derived
 from ddpm_lib.drawing import image_generator
 from ddpm_lib.editing import Editing
@@ -84,6 +85,7 @@ class Likelihood(Editing):
     ) -> tuple[Tensor, Tensor | None]:
         """Return x̂_0 and the raw variance for noisy images each at its own level."""
 
+    @answers_wrong_keywords
     def bits_per_dim(
         self,
         images: Tensor,
@@ -141,6 +143,7 @@ class Likelihood(Editing):
         terms, prior = torch.cat(parts).cpu().double().view(steps.shape), torch.cat(priors).cpu().double()
         return BitsPerDim(prior + terms @ scale, prior, terms, chain.levels[steps - 1])
 
+    @answers_wrong_keywords
     def flow_bits_per_dim(
         self,
         images: Tensor,

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 LINE_SECONDS = 60.0
 """Where there is no bar: seconds between two lines about the same work."""
+FORETOLD_SECONDS = 5.0
+"""Seconds after which work that will take longer than a minute says how long."""
 
 
 def in_notebook() -> bool:
@@ -84,12 +86,20 @@ class Lines(Generic[T]):
         """Count `n` units; say so if the last line is old enough."""
         self.n += n
         now = time.monotonic()
-        if now - self._said < LINE_SECONDS:
+        first = self._said == self._since and self._is_long(now)
+        if now - self._said < LINE_SECONDS and not first:
             return
         self._said = now
         of = f" of {self.total:,}" if self.total else ""
         left = (now - self._since) * (self.total - self.n) / self.n if self.total and self.n else None
         write(f"{self.desc}: {self.n:,}{of} {self.unit}s" + (f", {duration(left)} left" if left is not None else ""))
+
+    def _is_long(self, now: float) -> bool:
+        """Say whether the work has gone on long enough to foretell that it will take minutes."""
+        spent = now - self._since
+        if spent < FORETOLD_SECONDS or not self.total or not self.n:
+            return False
+        return spent / self.n * (self.total - self.n) > LINE_SECONDS
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Do nothing: lines have no postfix."""

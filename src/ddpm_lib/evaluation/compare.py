@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.evaluation.result import Evaluation, number
+from ddpm_lib.runs import no_run
 from ddpm_lib.training.config import ConfigError
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
@@ -97,6 +98,8 @@ def evaluation_files(path: str | Path) -> list[Path]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(no_run(file)) from None
     except OSError as error:
         raise ConfigError(
             f"{file} cannot be read: {error.strerror}. Give a run, or an evaluations/eval-….json."

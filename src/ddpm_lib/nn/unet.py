@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.nn import _checks as checks
 from ddpm_lib.nn.attention import Attention
 from ddpm_lib.nn.blocks import (
@@ -133,6 +134,7 @@ class Unet(nn.Module):
     """All constructor arguments, JSON-able: `Unet(**model.config)` makes the same network."""
 
     @takes_plain
+    @answers_wrong_keywords
     def __init__(
         self,
         dim: int = 64,

@@ -7,6 +7,7 @@ A callback has three hooks, which run on every rank at every step; it keeps its 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -310,6 +311,35 @@ class SaveCheckpoints(Callback):
         """Save when it is time."""
         if trainer.step % self.every == 0:
             trainer.save()
+
+
+def check_callbacks(given: Callback | Iterable[Callback] | None) -> list[Callback]:
+    """Return the callbacks of a user as a list.
+
+    Args:
+        given: Several, one, or none.
+
+    Raises:
+        TypeError: If one is no `Callback`, saying what to make of it.
+    """
+    if given is None or isinstance(given, Callback):
+        return [given] if given is not None else []
+    if not isinstance(given, Iterable):
+        given = [given]
+    found = list(given)
+    for callback in found:
+        if isinstance(callback, Callback):
+            continue
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            way = f"the class {callback.__name__}: pass an instance, {callback.__name__}()"
+        else:
+            kind = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+            way = (
+                f"{kind}: derive it from ddpm_lib.training.Callback, which has every hook, and override "
+                "on_train_start(trainer), on_step_end(trainer) or on_train_end(trainer)"
+            )
+        raise TypeError(f"A callback must be an instance of a Callback; got {way}.")
+    return found
 
 
 def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:

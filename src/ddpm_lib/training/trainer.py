@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ddpm_lib.training.agreement import check_alike, check_place
 from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.best import KeepBest, check_metric
-from ddpm_lib.training.callbacks import Callback, default_callbacks
+from ddpm_lib.training.callbacks import Callback, check_callbacks, default_callbacks
 from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name, read_state
 from ddpm_lib.training.claim import claimed, look_again, start_records
 from ddpm_lib.training.cleanup import run_all
@@ -61,7 +61,7 @@ class Trainer(RunContext):
         data: A folder of images, a 🤗 dataset (path, hub name or object), a .npz or .parquet file, an `ImageDataset`, any torch
             Dataset, or "shapes" for the built-in images.
         config: The options as one object, instead of keywords.
-        callbacks: Added after the default ones (progress, metrics, validation, sample grids, checkpoints).
+        callbacks: One or several, added after the default ones (progress, metrics, validation, sample grids, checkpoints).
         **options: The fields of `TrainingConfig`.
 
     Raises:
@@ -80,7 +80,7 @@ class Trainer(RunContext):
         data: Any = "shapes",
         *,
         config: TrainingConfig | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Callback | Iterable[Callback] | None = (),
         **options: Any,
     ) -> None:
         if config is not None and options:
@@ -89,7 +89,8 @@ class Trainer(RunContext):
         self.diffusion = diffusion
         self.data_source = data
         self.source_name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
-        self.callbacks: list[Callback] = [*default_callbacks(self.config, diffusion.time_sampler.learns), *callbacks]
+        self.callbacks: list[Callback] = default_callbacks(self.config, diffusion.time_sampler.learns)
+        self.callbacks += check_callbacks(callbacks)
         if self.config.keep_best:  # last, so that it hears what other callbacks log
             check_metric(self.config)
             self.callbacks.append(KeepBest(self.config.keep_best))
