@@ -616,7 +616,7 @@ def test_aliases_that_stand_for_gigabytes(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_plain_aliases_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run.yaml").write_text("save_every: &n 7\nlog_every: *n\n")
+    (tmp_path / "run.yaml").write_text("data: shapes\nsave_every: &n 7\nlog_every: *n\n")
     assert main(["train", "--config", str(tmp_path / "run.yaml"), "--print-config"]) == 0
     assert "log_every: 7" in capsys.readouterr().out
 
