@@ -85,7 +85,8 @@ def start_records(trainer: Trainer) -> None:
         if line:
             trainer.say(line)
     write_run_config(trainer)
-    write_data_index(trainer.output_dir, trainer.dataset)
+    with trainer.going_on("data.npz"):
+        write_data_index(trainer.output_dir, trainer.dataset)
 
 
 def look_again(trainer: Trainer) -> None:
