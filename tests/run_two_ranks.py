@@ -36,7 +36,10 @@ def main() -> None:
         def on_train_start(self, trainer):
             self.seen = []
             real = trainer.dataset.batch
-            trainer.dataset.batch = lambda indices: (self.seen.extend(int(i) for i in indices), real(indices))[1]
+            trainer.dataset.batch = lambda indices, *draws: (
+                self.seen.extend(int(i) for i in indices),
+                real(indices, *draws),
+            )[1]
 
     options = {
         "batch_size": 6, "max_steps": 8, "log_every": 2, "val_every": 4, "sample_every": 4, "sample_count": 3,

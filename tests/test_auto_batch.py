@@ -28,8 +28,8 @@ def auto(run: Path, *, images: int = 200, **options: Any) -> Trainer:
     return tiny_trainer(run, data=Shapes(size=8, n=images), **{"batch_size": "auto", "val_fraction": 0.0} | options)
 
 
-def told(trainer: Any) -> str:
-    """What a trainer that only prepared has said: it writes into no directory yet."""
+def waiting(trainer: Trainer) -> str:
+    """What was said before the run directory was known to be this run's; it is written there when training begins."""
     return "".join(trainer._lines)
 
 
@@ -143,7 +143,7 @@ def test_a_card_is_filled_but_for_a_margin(card: Card, tmp_path: Path) -> None:
     assert trainer.config.batch_size == 80
     assert card.tried == [1, 2, 4, 8, 16, 32, 64, 128, 96, 80]
     assert card.emptied > len(card.tried)
-    assert "80 per forward pass fit in 9.0 of 10.0 GiB on cpu and 96 do not." in told(trainer)
+    assert "80 per forward pass fit in 9.0 of 10.0 GiB on cpu and 96 do not." in waiting(trainer)
 
 
 def test_a_card_too_small_for_one_image(card: Card, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_card_and_few_images(card: Card, tmp_path: Path) -> None:
     trainer = auto(tmp_path / "run", images=50)
     trainer.prepare()
     assert trainer.config.batch_size == 48
-    assert "there are only 50 training images" in told(trainer)
+    assert "there are only 50 training images" in waiting(trainer)
 
 
 # --- the CPU -----------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_cpu_takes_the_documented_limit(tmp_path: Path) -> None:
     trainer = auto(tmp_path / "run")
     trainer.prepare()
     assert trainer.config.batch_size == CPU_LIMIT
-    lines = [line for line in told(trainer).splitlines() if "batch_size auto" in line]
+    lines = [line for line in waiting(trainer).splitlines() if "batch_size auto" in line]
     assert len(lines) == 1
     assert f"more than {CPU_LIMIT} per forward pass make no cpu faster" in lines[0]
 
@@ -192,7 +192,7 @@ def test_a_cpu_with_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     trainer = auto(tmp_path / "run", diffusion=diffusion)
     trainer.prepare()
     assert trainer.config.batch_size == 20
-    assert "an image takes about" in told(trainer)
+    assert "an image takes about" in waiting(trainer)
     with_memory(monkeypatch, 1000)
     with pytest.raises(OutOfMemoryError, match="not enough for one"):
         auto(tmp_path / "none").prepare()

@@ -229,7 +229,7 @@ class Objects(torch.utils.data.Dataset):
         folder("wide values", lambda p: npz(p, x=U8 + 1000.0), r"Values go from 1,000 to 1,000: .*value_range"),
         folder("no array of images", lambda p: npz(p, other=U8), r"no array named arr_0, images or x. There are: other"),
         folder("wrong key", lambda p: npz(p, images=U8), r"no image column 'imges'. Did you mean 'images'", image_column="imges"),
-        folder("too few labels", lambda p: npz(p, images=U8, labels=[1, 2]), r"2 labels"),
+        folder("too few labels", lambda p: npz(p, images=U8, labels=[1, 2]), r"2 labels", label_column="labels"),
         folder("objects", lambda p: npz(p, x=np.array([{}], object)), r"Python objects, which are never loaded"),
         folder("damaged npz", lambda p: write(p / "a.npz", npz(p, x=U8).read_bytes()[:99]), r"damaged or no numpy file"),
         folder("no npz", lambda p: write(p / "a.npz", b"hello"), r"a\.npz"),
@@ -528,7 +528,7 @@ def test_what_other_libraries_save_is_recognised_by_name(tmp_path: Path, name: s
         ({"model": {"num_classes": 6}}, r"model\.config\.num_classes: None in the checkpoint, 6 now"),
         ({"batch_size": 12}, r"(?s)batch_size: 6 in the checkpoint, 12 now.*override=True"),
         ({"seed": 3}, r"seed: 0 in the checkpoint, 3 now"),
-        ({"data": Shapes(size=8, n=41)}, r"data\.images: 40 in the checkpoint, 41 now"),
+        ({"data": Shapes(size=8, n=41)}, r"data: 40 training images in the checkpoint, 41 now"),
         (
             {"resume": "never"},
             r"holds step-000000001 already. Choose another output_dir, such as .*run-2, or resume='auto'",

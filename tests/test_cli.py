@@ -89,7 +89,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_train_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The run directory, the report, and the three commands that it ends with, which are run as they are printed."""
+    """The run directory, the report, and the commands that it ends with, which are run as they are printed."""
     out = tmp_path / "my run"
     assert train(out) == 0
     told = capsys.readouterr()
@@ -98,12 +98,16 @@ def test_train_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     }  # fmt: skip
     assert [p.name for p in list_checkpoints(out / "checkpoints")] == ["step-000000002", "step-000000004"]
     assert "Training finished at step 4: reached max_steps 4" in told.err
-    commands = [line[line.index("ddpm ") :] for line in told.out.splitlines() if "  ddpm " in line]
-    assert [c.split()[1] for c in commands] == ["train", "sample", "train"]
-    assert "path/to/images" in commands[0]
-    assert ddpm(*shlex.split(commands[1])[1:], *DRAW) == 0
+    proposed = {line.strip().split("  ")[0]: shlex.split(line[line.index("ddpm ") :])[1:]
+                for line in told.out.splitlines() if "  ddpm " in line}  # fmt: skip
+    assert list(proposed) == ["your own images", "more samples", "one class", "score it", "train longer"]
+    assert "path/to/images" in proposed.pop("your own images")
+    assert ddpm(*proposed["more samples"], *DRAW) == 0
     assert "64 images" in capsys.readouterr().out
-    assert ddpm(*shlex.split(commands[2])[1:]) == 0
+    assert ddpm(*proposed["one class"], *DRAW) == 0
+    assert ddpm(*proposed["score it"], "--num", "8", "--device", "cpu") == 0
+    capsys.readouterr()
+    assert ddpm(*proposed["train longer"]) == 0
     assert "Training finished at step 8" in capsys.readouterr().err
 
 

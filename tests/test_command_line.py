@@ -48,7 +48,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--trackers", "tensorboard", "wandb"], ["--posthoc-ema", "0.05", "0.1"], ["--adam-betas", "0.8", "0.9"],
             ["--model.attention-levels", "1", "2"], ["--diffusion.schedule-options", "s", "0.01"], ["--compile"],
             ["--class-conditional"], ["--no-progress"], ["--batch-size", "auto"], ["--max-grad-norm", "none"],
-            ["--seed=3"],
+            ["--seed=3"], ["--value-range", "0", "4095"],
         ],
     ),
     "estimate": (["pics"], [["--image-size", "32"], ["--ema-decay", "0.9"], ["--json"], ["--probe-steps", "2"]]),

@@ -131,12 +131,15 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
         return cast(C, arguments.set_values(known, given))
 
     # One pass finds the data and the preset, on which the other defaults depend.
+    asked = given.get(("preset",), file.get("preset"))
+    if asked is not None:
+        with_preset(base, str(asked))  # what is wrong in any case is said first
     named = over(base).data
     if ("data",) not in given and "data" not in file and given.keys() - TRAINS_NOTHING:
         raise missing_data(args, prog, "shapes", given.get(("output_dir",)))
     if named == "shapes":
         base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
-    base = with_preset(base, str(given.get(("preset",), file.get("preset", base.preset))))
+    base = with_preset(base, str(base.preset if asked is None else asked))
     command = over(base)
     if not command.class_conditional and options.to_plain(command.model)["num_classes"] is None:
         # The guidance that suits the shapes needs their classes; one that was asked for stays, and is refused later.

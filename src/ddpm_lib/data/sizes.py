@@ -70,6 +70,10 @@ def different_sizes(source: Source) -> list[Sized]:
     """
     if isinstance(source, (FolderSource, ChosenSource, ArraySource, TableSource)) or not _may_fork():
         return _first_two(_sizes(source))
+    if source.foreign:
+        source.look(DecodeSpec((1, 1)), whole=True)
+        if source.here:
+            return _first_two(_sizes(source))
     return _in_child(source)
 
 

@@ -138,7 +138,7 @@ class Runner:
         """Score a run, a checkpoint or images."""
         began = time.monotonic()
         refuse_checkpoints_folder(target)
-        loaded = self._load(target) if is_run(target) else None
+        loaded = self._load(target) if is_run(target) or self._wants_run(target) else None
         state = process_state(self.options.device)
         own = RunData(loaded, self.dataset) if loaded is not None else None
         dataset = self.dataset
@@ -155,6 +155,13 @@ class Runner:
         about["notes"] = [*choice.notes, *about["notes"]]
         about["seconds"] = round(time.monotonic() - began, 3)
         return result
+
+    def _wants_run(self, target: Any) -> bool:
+        """Say whether an empty folder was named for what only a run has: looking for it says what is there."""
+        if not isinstance(target, (str, Path)) or self.options.metrics == AUTO:
+            return False
+        wanted = any(isinstance(METRICS[name], SampleMetric) for name in self.options.metric_names)
+        return not wanted and not any(Path(target).iterdir())
 
     def _load(self, target: str | Path) -> LoadedRun:
         options = self.options
