@@ -81,7 +81,7 @@ def test_a_link_where_we_append_or_empty_is_refused(run: Path, precious: Path, n
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "metrics.csv", "status.json", "config.yaml", "STOP", "stuck-rank0.txt"]
+    "name", ["metrics.jsonl", "metrics.csv", "status.json", "config.yaml", "data.npz", "STOP", "stuck-rank0.txt"]
 )
 def test_other_links_are_replaced_or_left_and_never_followed(run: Path, precious: Path, name: str) -> None:
     (run / name).unlink(missing_ok=True)
@@ -101,7 +101,9 @@ def test_a_link_that_appears_while_it_trains_is_not_followed(run: Path, precious
     assert precious.read_text() == "ten years of work"
 
 
-@pytest.mark.parametrize("name", [".lock", "config.yaml", "status.json", "train.log", "metrics.jsonl", "STOP"])
+@pytest.mark.parametrize(
+    "name", [".lock", "config.yaml", "status.json", "train.log", "metrics.jsonl", "data.npz", "STOP"]
+)
 def test_a_directory_in_the_place_of_a_file_is_named(run: Path, name: str) -> None:
     (run / name).unlink(missing_ok=True)
     (run / name).mkdir()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_lib import spelling
+from ddpm_lib.cli.starting import ends_with_a_word
 from ddpm_lib.cli.streams import prepare_streams, reader_left
 
 COMMANDS = {
@@ -40,11 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _asks_for_help(args)
     if not args or args[0] not in COMMANDS:
         return _top_level(args)
-    name = args[0]
+    if args[0] == "train":
+        with ends_with_a_word(args[1:]):
+            return _run(args[0], args[1:])
+    return _run(args[0], args[1:])
+
+
+def _run(name: str, args: list[str]) -> int:
     command = importlib.import_module(f"ddpm_lib.cli.{name}")
     try:
         with spelling.flags():
-            code = int(command.main(args[1:]))
+            code = int(command.main(args))
         sys.stdout.flush()
         return code
     except BrokenPipeError:

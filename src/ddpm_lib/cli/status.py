@@ -16,7 +16,7 @@ DESCRIPTION = """How a run stands; without RUN, how all in ./runs stand. The fir
   finished   max_steps is reached
   stopped    it ended early with a checkpoint: a signal, a time limit, a STOP file
   lost       another process of it died or fell silent
-  killed     its process is gone without a word (SIGKILL, memory, power, a signal before the first step)
+  killed     its process is gone without a word (SIGKILL, memory, power)
   failed     it ended in an error, which is shown
   none       nothing was trained there yet
 

@@ -17,6 +17,7 @@ import numpy as np
 from ddpm_lib.data.decode import DecodeSpec
 from ddpm_lib.data.names import Names, NumberedNames, PackedNames
 from ddpm_lib.data.source import Source
+from ddpm_lib.files import open_own, write_aside
 
 INDEX = "data.npz"
 INDEXED = 1_000_000
@@ -113,19 +114,21 @@ def write_index(folder: Path, origin: Origin | None) -> None:
     numbered = all(origin.names.raw(i) == b"%06d" % i for i in range(len(origin.names)))
     raw = [] if numbered else [origin.names.raw(i) for i in range(len(origin.names))]
     empty = np.zeros(0, dtype=np.int64)
-    temporary = path.with_name(f".{INDEX}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            count=np.int64(len(origin.names)),
-            names=np.frombuffer(b"".join(raw), dtype=np.uint8),
-            lengths=np.array([len(name) for name in raw], dtype=np.int32),
-            content=empty if origin.content is None else origin.content,
-            labels=empty if origin.labels is None else origin.labels.astype(np.int32),
-            classes=np.frombuffer(json.dumps(origin.class_names).encode(), dtype=np.uint8),
-            fingerprint=np.frombuffer(origin.fingerprint.encode(), dtype=np.uint8),
-        )
-    temporary.replace(path)
+
+    def write(aside: Path) -> None:
+        with open(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            np.savez_compressed(
+                file,
+                count=np.int64(len(origin.names)),
+                names=np.frombuffer(b"".join(raw), dtype=np.uint8),
+                lengths=np.array([len(name) for name in raw], dtype=np.int32),
+                content=empty if origin.content is None else origin.content,
+                labels=empty if origin.labels is None else origin.labels.astype(np.int32),
+                classes=np.frombuffer(json.dumps(origin.class_names).encode(), dtype=np.uint8),
+                fingerprint=np.frombuffer(origin.fingerprint.encode(), dtype=np.uint8),
+            )
+
+    write_aside(path, write)
 
 
 def read_index(folder: Path) -> Origin | None:

@@ -49,7 +49,7 @@ TRIAL = (
     "random64 needs no weights and is for a first look: it compares evaluations of one data set. For numbers to publish use "
     "metrics='fid,kid', features='inception2048' (--metrics fid,kid; the weights: ddpm weights list)."
 )
-_MARKS = (MANIFEST, "checkpoints", "status.json", "metrics.jsonl")
+_MARKS = (MANIFEST, "checkpoints", "status.json", "metrics.jsonl", ".lock")
 """What only runs and checkpoints hold."""
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".safetensors")
 

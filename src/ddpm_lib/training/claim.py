@@ -45,13 +45,17 @@ def claimed(trainer: Trainer) -> Iterator[None]:
         yield
     except BaseException as error:
         lost = isinstance(error, LostProcessError) or failures.lost_process(error, trainer) is not None
+        signalled = isinstance(error, SystemExit)
         if trainer.log_is_open or not trainer.is_main:
             pass  # the session has said how it ended
-        elif word == "none" and not lost:
+        elif word == "none" and not lost and not signalled:
             lock.abandon()
         elif word != "finished" and not lost:
             trainer.open_log(run)
-            trainer._status("failed", f"{type(error).__name__}: {error}")
+            if signalled or isinstance(error, KeyboardInterrupt):
+                trainer._status("stopped", "ended by a signal before training began")
+            else:
+                trainer._status("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
         lock.release()
@@ -81,7 +85,8 @@ def start_records(trainer: Trainer) -> None:
         if line:
             trainer.say(line)
     write_run_config(trainer)
-    write_data_index(trainer.output_dir, trainer.dataset)
+    with trainer.going_on("data.npz"):
+        write_data_index(trainer.output_dir, trainer.dataset)
 
 
 def look_again(trainer: Trainer) -> None:

@@ -150,7 +150,7 @@ def _padded(status: dict[str, Any]) -> str:
     return (json.dumps(status, indent=1) + "\n").ljust(_ROOM - 1).rstrip("\n") + "\n"
 
 
-_RECORDS = ("config.yaml", "metrics.jsonl", "metrics.csv", "status.json", "train.log")
+_RECORDS = ("config.yaml", "metrics.jsonl", "metrics.csv", "status.json", "train.log", "data.npz")
 
 
 def check_records(run: Path) -> None:

@@ -144,10 +144,12 @@ def check_space(trainer: Trainer) -> None:
     there = len(files.list_checkpoints(trainer.output_dir / "checkpoints"))
     config = trainer.config
     more = max(1, config.keep_last + 1 - there)  # a new one is complete before an old one goes
-    numbers = (
-        f"A checkpoint needs about {size / 2**20:,.4g} MiB and {trainer.output_dir} has {free / 2**20:,.4g} MiB free"
-    )
+    numbers = f"A checkpoint needs about {_mib(size)} MiB and {trainer.output_dir} has {_mib(free)} MiB free"
     if free < size:
         raise ConfigError(f"{numbers}: not one fits. Free space, or choose another output_dir.")
     if free < more * size:
         trainer.say(f"{numbers}, too little for keep_last={config.keep_last}. Free space, or set keep_last=2.")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}" if size >= 100 * 2**20 else f"{size / 2**20:.2f}"
