@@ -45,6 +45,13 @@ def test_a_log_has_rows_and_no_carriage_returns(
     assert sum("img/s" in line for line in said.splitlines()) == 1  # the header, once
 
 
+def test_every_row_has_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where validation comes before the first line of metrics."""
+    tiny_trainer(tmp_path, max_steps=6, log_every=5, val_every=2, val_fraction=0.2).train()
+    rows = rows_of(capsys.readouterr().err)
+    assert [row.split()[0] for row in rows] == ["2", "4", "6"]
+
+
 def test_no_command_writes_carriage_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     small = ["--model.dim", "8", "--max-steps", "2", "--sample-steps", "2", "--batch-size", "4", "--device", "cpu"]

@@ -65,10 +65,13 @@ class TrainingRows(Callback):
         self._last = now
         values: dict[str, Any] = {name: trainer.logged(name) for name in ("val_loss", "val_gap")}
         loss = trainer.logged("loss")
+        loss = trainer.metrics.get("loss") if loss is None else loss
+        if loss is None and trainer.last is not None:  # nothing is averaged yet: the last step's
+            loss = float(trainer.last.losses.mean())
         cells = {
             "step": f"{trainer.step:,}",
             "epoch": f"{trainer.images_seen / len(trainer.dataset):.1f}",
-            "loss": number(trainer.metrics.get("loss") if loss is None else loss),
+            "loss": number(loss),
             "val ± error": with_error(values["val_loss"], trainer.logged("val_loss_error")),
             "gap ± error": with_error(values["val_gap"], trainer.logged("val_gap_error"), sign="+"),
             "img/s": three_digits(images / max(seconds, 1e-9)),
