@@ -19,9 +19,10 @@ from ddpm_lib.cli.next_steps import Finished, after_training
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
 from ddpm_lib.registry import unknown_name
-from ddpm_lib.training import Callback, ConfigError, Trainer, TrainingConfig
+from ddpm_lib.training import ConfigError, Trainer, TrainingConfig
 from ddpm_lib.training.lock import refuse_taken
 from ddpm_lib.training.run_config import in_its_run
+from ddpm_lib.training.sources import unused_classes
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -220,7 +221,7 @@ def main(args: list[str]) -> int:
     if command.dry_run:
         return dry_run(settings, diffusion, data)
     training = dataclasses.replace(settings.training(), output_dir=output_dir)
-    trainer = Trainer(diffusion, data, config=training, callbacks=[UnusedClasses()])
+    trainer = Trainer(diffusion, data, config=training)
     trainer.source_name = settings.data
     result = trainer.train()
     if trainer.is_main:
@@ -288,18 +289,3 @@ def known_at_the_end(trainer: Trainer, config: RunConfig, status: str) -> Finish
         enlarges=model["low_res_factor"] is not None,
         images=len(trainer.dataset),
     )
-
-
-class UnusedClasses(Callback):
-    """Say at the start that the data have classes which the run does not learn."""
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        """Say it once."""
-        found = trainer.dataset.num_classes
-        if found and "class_label" not in (trainer.diffusion.conditioners or {}):
-            trainer.say(unused_classes(found))
-
-
-def unused_classes(count: int) -> str:
-    """Word that classes were found and are not learned."""
-    return f"The data have {count} classes, which this run does not learn; --class-conditional would."

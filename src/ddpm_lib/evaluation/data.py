@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.data.fits import may_have_columns
 from ddpm_lib.evaluation.overviews import drawn_samples
-from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.config import ConfigError, TrainingConfig, is_described
 from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.same_data import fraction_held_out, is_same
 from ddpm_lib.training.sources import open_images, open_training_data
@@ -46,10 +46,17 @@ class RunData:
         if which == "train":
             return train
         if held_out is None:
-            raise ConfigError(
-                "This run held nothing out (val_every or val_fraction was 0). Use data='train' (--data train), or name images."
-            )
+            raise ConfigError(f"{self.why_nothing_is_held_out()} Use data='train' (--data train), or name images.")
         return held_out
+
+    def why_nothing_is_held_out(self) -> str:
+        """Say why there are no held-out images."""
+        if is_described(self.config.val_data):
+            return (
+                f"the held-out images of this run were an object of Python, {self.config.val_data}, which cannot be opened "
+                "again. Pass them: evaluate(run, dataset)."
+            )
+        return "this run held nothing out (val_every or val_fraction was 0, or it had fewer than 10 images)."
 
     def sets(self) -> tuple[ImageDataset, ImageDataset | None]:
         """Return the training set and, where there is one, the held-out set; neither is augmented.
@@ -73,9 +80,12 @@ class RunData:
                 f"This run was trained on an object of Python ({source}), which cannot be opened again. Pass it: "
                 "evaluate(run, dataset); or name images with data= (--data PATH)."
             )
+        config = self.config
+        if is_described(config.val_data):
+            config = dataclasses.replace(config, val_data=None, val_fraction=0.0)
         try:
             train, held_out = open_training_data(
-                described["source"], self.config, self.loaded.diffusion, _quiet, fraction_held_out(self.loaded.state)
+                described["source"], config, self.loaded.diffusion, _quiet, fraction_held_out(self.loaded.state)
             )
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(

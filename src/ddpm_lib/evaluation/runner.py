@@ -341,7 +341,7 @@ def without_held_out(options: EvaluationOptions, own: RunData | None, dataset: A
         looking = []
     if not (compared or looking) or own.sets()[1] is not None:
         return {}
-    nothing = "this run held nothing out (val_every or val_fraction was 0, or it had fewer than 10 images)."
+    nothing = own.why_nothing_is_held_out()
     found = dict.fromkeys(looking, f"{nothing} Use data='train' (--data train), or name images.")
     found |= dict.fromkeys(
         compared,

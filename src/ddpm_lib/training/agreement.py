@@ -5,13 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.runs import fresh, is_run, pictures_in
 from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.option_types import shown
 from ddpm_lib.training.resume import describe_versions, differences
 from ddpm_lib.words import printable
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
+
+
+def check_process(diffusion: Any) -> None:
+    """Refuse what is no process as the first argument of a Trainer.
+
+    Raises:
+        ConfigError: Saying what to make of it.
+    """
+    if isinstance(diffusion, GaussianDiffusion):
+        return
+    if isinstance(diffusion, nn.Module):
+        fix = "Wrap the network: GaussianDiffusion(model, image_size=64)."
+    else:
+        fix = "Pass the process first and the data second: Trainer(diffusion, data)."
+    raise ConfigError(f"diffusion must be a GaussianDiffusion; got {shown(diffusion)}. {fix}")
 
 
 def check_alike(trainer: Trainer) -> None:

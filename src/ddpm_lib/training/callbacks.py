@@ -329,6 +329,7 @@ def check_callbacks(given: Callback | Iterable[Callback] | None) -> list[Callbac
     found = list(given)
     for callback in found:
         if isinstance(callback, Callback):
+            _check_hooks(callback)
             continue
         if isinstance(callback, type) and issubclass(callback, Callback):
             way = f"the class {callback.__name__}: pass an instance, {callback.__name__}()"
@@ -340,6 +341,18 @@ def check_callbacks(given: Callback | Iterable[Callback] | None) -> list[Callbac
             )
         raise TypeError(f"A callback must be an instance of a Callback; got {way}.")
     return found
+
+
+def _check_hooks(callback: Callback) -> None:
+    kind, hooks = type(callback), [name for name in dir(Callback) if name.startswith("on_")]
+    unknown = [
+        name for name in dir(kind) if name.startswith("on_") and name not in hooks and callable(getattr(kind, name))
+    ]
+    if unknown:
+        raise TypeError(
+            f"{kind.__name__} has {', '.join(unknown)}, which nothing would call: the hooks of a Callback are "
+            f"{', '.join(hooks)}. Use one of them, or another name for a method of your own."
+        )
 
 
 def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:

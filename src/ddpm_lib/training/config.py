@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 import typing
@@ -11,11 +10,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ddpm_lib.registry import nearest, suggestion
+from ddpm_lib.training.option_help import with_options
 from ddpm_lib.training.option_types import (
     ConfigError,
     check_device_name,
     check_type,
     is_path,
+    shown,
 )
 from ddpm_lib.words import short
 
@@ -38,9 +39,19 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
         raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
 
 
+_BUILT_HERE = {
+    "optimizer": "The Trainer builds its optimizer itself: 'adamw' or 'adam', with learning_rate, weight_decay, adam_betas.",
+    "lr_schedule": "The Trainer computes its schedule itself: 'constant', 'cosine' or 'linear', with warmup_steps.",
+}
+"""Options for which other libraries take an object."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Options of `Trainer`; every one is also a flag of `ddpm train` and a key of its config file.
+
+    Args:
+        **options: All by name.
 
     Raises:
         ConfigError: At construction, for a wrong type, an impossible value or a contradiction.
@@ -193,6 +204,8 @@ class TrainingConfig:
                 continue  # an object, which whoever opens it looks at
             if field.name == "device" and type(value) is int:
                 value = str(value)  # earns the sentence on GPUs by number
+            if field.name in _BUILT_HERE and not isinstance(value, str):
+                raise ConfigError(f"{field.name} must be a name; got {shown(value)}. {_BUILT_HERE[field.name]}")
             object.__setattr__(self, field.name, check_type(field.name, value, hints[field.name]))
         object.__setattr__(self, "device", check_device_name("device", self.device))
         self._check_ranges()
@@ -299,6 +312,9 @@ class TrainingConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
+TrainingConfig.__doc__ = with_options(TrainingConfig.__doc__, TrainingConfig)
+
+
 def describe_object(data: Any) -> str:
     """Word a data source that only Python can name, in angle brackets, which no path or hub name has.
 
@@ -339,11 +355,3 @@ def wanted_kind(resume: str) -> str:
 def divisors(n: int) -> str:
     """List the divisors of n for a message."""
     return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
-
-
-def signature_of_options() -> list[inspect.Parameter]:
-    """Return the options as keyword-only parameters, for `help(Trainer)` and completion."""
-    return [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(TrainingConfig)
-    ]

@@ -41,7 +41,10 @@ def describe_model(trainer: Trainer) -> dict[str, Any]:
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
     """Return what identifies the training data."""
-    return describe_dataset(trainer.dataset, trainer.source_name, trainer.held_fraction)
+    described = describe_dataset(trainer.dataset, trainer.source_name, trainer.held_fraction)
+    if trainer.config.val_data is not None and trainer.held_out is not None:
+        described["val_fingerprint"] = trainer.held_out.fingerprint
+    return described
 
 
 def describe_versions() -> dict[str, Any]:
@@ -203,6 +206,9 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     described, held = state["data"], fraction_held_out(state)
     index = read_data_index(trainer.output_dir)
     soft = data_changes(trainer.dataset, trainer.held_fraction, described, held, index)
+    validated, validates = described.get("val_fingerprint"), describe_data(trainer).get("val_fingerprint")
+    if validated and validates and validated != validates:
+        soft.append("val_data: other images than those that this run was validated on, so that its curve would break")
     unknown = contents_unknown(trainer.dataset, described) if not soft else None
     soft += differences({k: state.get(k) for k in soft_now}, soft_now)
     if soft and not trainer.config.override:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.augmentation import AUGMENT_DIM
-from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.config import ConfigError, TrainingConfig, is_described
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -17,8 +17,30 @@ if TYPE_CHECKING:
 
 
 def data_name(data: Any) -> str:
-    """Return a short name of a data source, safe as a directory name."""
-    name = Path(data).resolve().stem if isinstance(data, (str, Path)) else type(data).__name__
+    """Return a short name of a data source, safe as a directory name.
+
+    Names that half of all data sets have, such as train or images, get the folders above them in front.
+    """
+    if not isinstance(data, (str, Path)):
+        return _safe(type(data).__name__)
+    path = Path(data).resolve()
+    parts = [path.name if path.is_dir() else path.stem]
+    for folder in path.parents:
+        if _safe(parts[0]) not in _USUAL or not folder.name:
+            break
+        parts.insert(0, folder.name)
+    return _safe("-".join(parts))
+
+
+_USUAL = frozenset(
+    ("data", "dataset", "datasets", "train", "training", "trainset", "train_data", "training_data", "train_images",
+     "training_set", "train_set", "val", "valid", "validation", "test", "all", "full", "raw", "processed", "images",
+     "image", "imgs", "img", "pictures", "photos", "pics", "png", "jpg", "jpeg", "faces", "samples", "x_train")
+)  # fmt: skip
+"""Names of folders and files that say nothing of what is in them."""
+
+
+def _safe(name: str) -> str:
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in str(name)).strip(".-")
     return safe.lower() or "run"
 
@@ -66,7 +88,17 @@ def open_training_data(
             f"The batch of {config.batch_size} is larger than the {len(train)} training images: each batch repeats some of them."
         )
     check_classes(train, diffusion)
+    if train.num_classes and not reads_labels(diffusion):
+        log(unused_classes(train.num_classes))
     return train, held_out
+
+
+def unused_classes(count: int) -> str:
+    """Word that classes were found and are not learned."""
+    return (
+        f"The data have {count:,} classes, which this run does not learn. --class-conditional would, in Python "
+        f"Unet(num_classes={count}); labels='none' (--labels none) leaves them out."
+    )
 
 
 def held_fraction(config: TrainingConfig, before: float | None) -> float:
@@ -84,8 +116,12 @@ def held_fraction(config: TrainingConfig, before: float | None) -> float:
 
 def _for_held_out(config: TrainingConfig) -> TrainingConfig:
     """Return the data options for val_data: those of the training data that fit its kind."""
-    from ddpm_lib.data.fits import may_have_columns
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.fits import DEFAULTS, may_have_columns
 
+    if isinstance(config.val_data, ImageDataset):  # open already, with options of its own
+        usual = {f.name: f.default for f in fields(TrainingConfig) if f.name in DEFAULTS}
+        return replace(config, **usual)
     if may_have_columns(config.val_data) and config.val_labels == "auto":
         return replace(config, labels=config.val_labels)
     return replace(config, labels=config.val_labels, image_column=None, label_column=None)
@@ -98,6 +134,10 @@ def _open(
     from ddpm_lib.data.fits import check_fits
     from ddpm_lib.data.tensors import collect
 
+    if is_described(data):
+        raise ConfigError(
+            f"{data} was an object of Python, which a file cannot hold. Pass it again, or name a path instead."
+        )
     if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
         data = collect(data, reads_labels(diffusion))
     if isinstance(data, ImageDataset):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.training import allocator, devices, failures
 from ddpm_lib.training.accelerate_state import OwnState, give_back_network, in_own_state
-from ddpm_lib.training.agreement import check_alike, check_place
+from ddpm_lib.training.agreement import check_alike, check_place, check_process
 from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.best import KeepBest, check_metric
@@ -25,7 +24,7 @@ from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name, read_
 from ddpm_lib.training.claim import claimed, look_again, start_records
 from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.compiling import compile_regions, wants_compile
-from ddpm_lib.training.config import ConfigError, TrainingConfig, signature_of_options
+from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.display import TrainingRows
 from ddpm_lib.training.ema import WeightAverages
@@ -33,6 +32,7 @@ from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
+from ddpm_lib.training.option_help import show_options
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.records import flat_scalars
@@ -86,6 +86,7 @@ class Trainer(RunContext):
         if config is not None and options:
             raise ConfigError(f"Give either config= or options, not both; got config and {', '.join(options)}.")
         self.config = config or TrainingConfig.from_options(options)
+        check_process(diffusion)
         self.diffusion = diffusion
         self.data_source = data
         self.source_name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
@@ -254,7 +255,7 @@ class Trainer(RunContext):
             self.on_main(lambda: start_records(self))
             network = self.accelerator.prepare_model(self.diffusion)
             self.diffusion.train()
-            if self.config.trackers:
+            if self.config.trackers and self.step < self.config.max_steps:
                 options = flat_scalars(self.config.to_dict())
                 self.on_main(lambda: start_trackers(self.accelerator, self.output_dir.name, options))
             self._status("running", "")
@@ -393,9 +394,4 @@ class Trainer(RunContext):
             )
 
 
-def _sign(function: Callable[..., None]) -> None:
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    function.__signature__ = inspect.Signature([*own, *signature_of_options()])  # type: ignore[attr-defined]
-
-
-_sign(Trainer.__init__)
+show_options(Trainer, TrainingConfig)
