@@ -116,7 +116,7 @@ def how_to_be_one() -> str:
     if tasks.isdigit() and int(tasks) > 1 and env.get("RANK", env.get("SLURM_PROCID")) == env.get("SLURM_PROCID"):
         return f"SLURM started {tasks} tasks; for one process: srun --ntasks 1 …, or unset SLURM_STEP_NUM_TASKS."
     names = [*_RANKS, *(name for name in (*_MPI, *_MPI.values()) if name in env)]
-    return f"If they are left over and this is to be one process: unset {' '.join(names)}"
+    return f"If they are left over and this is to be one process: `unset {' '.join(names)}`."
 
 
 @contextlib.contextmanager

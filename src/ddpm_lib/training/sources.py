@@ -97,7 +97,7 @@ def unused_classes(count: int) -> str:
     """Word that classes were found and are not learned."""
     return (
         f"The data have {count:,} classes, which this run does not learn. --class-conditional would, in Python "
-        f"Unet(num_classes={count}); labels='none' (--labels none) leaves them out."
+        f"Unet(num_classes={count})."
     )
 
 
