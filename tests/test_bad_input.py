@@ -219,7 +219,7 @@ class Objects(torch.utils.data.Dataset):
         folder("split outside", lambda p: classes(p, "x", "y"), r"no sub-folder for split '\.\./", split="../x"),
         folder("prefix", lambda p: classes(p, "."), r'needs names like "cat_001.jpg"; 1 have no "_"', labels="prefix"),
         folder("labels insisted on", lambda p: classes(p, "x", "."), r"1 lie directly in .*Move them", labels="folder"),
-        folder("only bad", lambda p: write(p / "a.png", b"").parent, r"None is left: is this the right folder\?", BadImagesError),
+        folder("only bad", lambda p: write(p / "a.png", b"").parent, r"None is left: mend what is said above", BadImagesError),
         folder("not utf-8", lambda p: write(Path(os.fsdecode(os.fsencode(p) + b"/\xff.png")), b"").parent, r"\\xff\.png: empty", BadImagesError),
         folder("newline in a name", lambda p: write(p / "a\n.png", b"").parent, r"a\\n\.png: empty", BadImagesError),
         folder("floats in [0, 1]", lambda p: npz(p, x=U8 / 255), r"must be uint8 .*look like \[0, 1\]: save"),

@@ -1,8 +1,10 @@
 """Data of every kind is read, or the message names the way from it; sizes are checked before memory is taken."""
 
 import io
+import os
 import pathlib
 import re
+import socket
 import types
 import zipfile
 from pathlib import Path
@@ -33,7 +35,10 @@ WAYS = {
     ".pickle": "numpy.savez", ".pt": "numpy.savez", ".pth": "numpy.savez", ".ckpt": "numpy.savez",
     ".arrow": "datasets.Dataset.from_file", ".feather": "datasets.Dataset.from_file", ".czi": "TIFF", ".lif": "TIFF",
     ".nd2": "TIFF", ".svs": "TIFF", ".ndpi": "TIFF", ".mrxs": "TIFF", ".oib": "TIFF", ".lsm": "TIFF",
-    "-ubyte": "torchvision.datasets.MNIST", "-ubyte.gz": "torchvision.datasets.MNIST",
+    ".hdr": "imageio", ".fits": "astropy", ".fit": "astropy", ".fts": "astropy", ".zarr": "zarr.open",
+    ".beton": "torch Dataset", ".safetensors": "safetensors.numpy.load_file", "data_batch_1": "CIFAR10",
+    "test_batch": "CIFAR10", "batches.meta": "CIFAR10", "-ubyte": "torchvision.datasets.MNIST",
+    "-ubyte.gz": "torchvision.datasets.MNIST",
 }  # fmt: skip
 
 
@@ -66,7 +71,10 @@ def test_what_the_message_on_dicom_proposes_works(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="DICOM") as caught:
         open_dataset(tmp_path, image_size=8)
     pixels = np.arange(3 * 64, dtype=np.int16).reshape(3, 8, 8) - 1000
-    reader = types.SimpleNamespace(dcmread=lambda file: types.SimpleNamespace(pixel_array=pixels[int(file.name[-1])]))
+    reader = types.SimpleNamespace(
+        dcmread=lambda file: types.SimpleNamespace(pixel_array=pixels[int(file.name[-1])] + 1024, intercept=-1024),
+        pixels=types.SimpleNamespace(apply_rescale=lambda array, slices: array + slices.intercept),
+    )
     code = re.search(r"(files = .*); and pass", str(caught.value)).group(1)
     monkeypatch.chdir(tmp_path)
     exec(code, {"pathlib": pathlib, "numpy": np, "pydicom": reader})
@@ -185,6 +193,50 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
     mapped = np.load(tmp_path / "b.npy", mmap_mode="r")
     assert len(open_dataset(mapped, image_size=8, cache="none")) == 6
+
+
+def test_data_of_many_files_is_known_by_the_whole(tmp_path):
+    (tmp_path / "train-00000-of-00010").write_bytes(b"x" * 200)
+    with pytest.raises(FileNotFoundError, match="TFRecordDataset"):
+        open_dataset(tmp_path, image_size=8)
+    (tmp_path / "train-00000-of-00010").unlink()
+    (tmp_path / "a.zarr" / "images").mkdir(parents=True)
+    (tmp_path / "a.zarr" / "images" / "0.0.0").write_bytes(b"x" * 200)
+    with pytest.raises(FileNotFoundError, match=r"zarr\.open\('.*a\.zarr'\)"):
+        open_dataset(tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [(np.zeros((9, 8, 8), np.uint8), "volume.*concatenate"), (np.zeros((9, 8, 8, 3), np.uint8), "9 images.*concatenate"),
+     (np.array([{}, 1], dtype=object), "Python objects"), (np.zeros((8, 8), np.uint16) + 4000, "--value-range 0 4095")],
+)  # fmt: skip
+def test_what_a_file_of_a_folder_of_arrays_cannot_be(tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=words):
+        open_dataset(tmp_path, image_size=8)
+
+
+@pytest.mark.parametrize("made", ["pipe", "socket", "link"])
+def test_what_is_there_is_not_asked_of_the_hub(tmp_path, monkeypatch, made):
+    monkeypatch.chdir(tmp_path)
+    if made == "pipe":
+        os.mkfifo("data")
+    elif made == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind("data")
+    else:
+        os.symlink("gone", "data")
+    with pytest.raises(
+        FileNotFoundError, match="'gone', which does not exist" if made == "link" else "no file and no folder"
+    ):
+        open_dataset("data", image_size=8)
+
+
+@pytest.mark.parametrize("address", ["http://host/a.zip", "s3://bucket/a", "file:///tmp", "zip://a.png::b.zip"])
+def test_addresses_are_no_paths(address):
+    with pytest.raises(FileNotFoundError, match="is an address"):
+        open_dataset(address, image_size=8)
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])

@@ -35,6 +35,8 @@ SPLITS = {
     "trainA": ("testA", "testB", "trainA", "trainB"),
     "train_1": ("extra", "test", "train_1"),
     "valid": ("test", "valid"),
+    "seg_train": ("seg_pred", "seg_test", "seg_train"),
+    "mnist-training": ("mnist-testing", "mnist-training"),
 }
 
 
@@ -61,7 +63,7 @@ def test_split_names_in_another_spelling(tmp_path):
 )  # fmt: skip
 def test_splits_one_folder_deeper(tmp_path, folders):
     fill(tmp_path, *in_folders(*folders))
-    with pytest.raises(ValueError, match=rf"(?s)one folder deeper.*{folders[0]}"):
+    with pytest.raises(ValueError, match=rf"(?s)Splits lie deeper.*{folders[0]}"):
         open_dataset(tmp_path, image_size=8)
     assert len(open_dataset(tmp_path / folders[0], image_size=8)) == 2
 
@@ -80,6 +82,11 @@ def test_splits_one_folder_deeper(tmp_path, folders):
         (["x/a.png", "x/a_seg.png", "y/b.png", "y/b_seg.png"], "Move"),
         (["b (1).png", "b (1)_mask.png", "b (1)_mask_1.png"], "Move"),
         (["a.jpg", "a-label.png"], "Move"),
+        (["a_sat.jpg", "a_mask.png"], "Move"),
+        (["a.jpg", "mask_a.png"], "Move"),
+        (["image_1.png", "gt_1.png", "1.png"], "Move"),
+        (in_folders("train", "train_masks"), "train"),
+        (in_folders("x/train_images", "x/train_masks"), "x/train_images"),
     ],
 )
 def test_masks_are_no_pictures(tmp_path, files, way):
@@ -106,6 +113,8 @@ ORDINARY = [
     ("thumbs", "fingers"),
     ("1", "2", "10"),
     ("labels", "bottles"),
+    ("face_a", "face_b"),
+    ("toy_train", "toy_car", "toy_test_tube"),
 ]
 
 
@@ -117,6 +126,24 @@ def test_ordinary_class_folders_go_on_working(tmp_path, folders):
     assert len(data) == 2 * len(folders)
     said = [note for note in data.notes if "is taken for a class" in note]
     assert len(said) == (folders[0] in ("train", "test", "labels"))
+
+
+def test_splits_beside_other_folders(tmp_path):
+    """An industrial set: a folder of truths beside the splits, which alone would be a class."""
+    fill(tmp_path, *in_folders("bottle/train/good", "bottle/test/broken", "bottle/ground_truth/broken"))
+    with pytest.raises(ValueError, match=r"Splits lie deeper.*bottle/train'"):
+        open_dataset(tmp_path, image_size=8)
+
+
+def test_folders_of_masks_with_other_names_are_classes(tmp_path):
+    """A name alone is too little: its files must be those of the folder beside it."""
+    fill(tmp_path, "face/a.png", "face/b.png", "face_masks/c.png", "face_masks/d.png")
+    assert open_dataset(tmp_path, image_size=8).class_names == ("face", "face_masks")
+
+
+def test_what_is_said_of_masks_is_a_sentence(tmp_path):
+    fill(tmp_path, *in_folders("images", "masks"))
+    assert not any(note.endswith(";") for note in open_dataset(tmp_path, image_size=8, labels="none").notes)
 
 
 def test_ordinary_file_names_go_on_working(tmp_path):

@@ -179,6 +179,78 @@ def test_tables_of_pictures_that_do_not_fit(tmp_path, text, words):
         open_dataset(tmp_path / "labels.csv", image_size=8)
 
 
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+@pytest.mark.parametrize("kind", ["paths", "pairs of paths", "arrays and labels", "pictures"])
+def test_lists_without_keys_take_no_columns(tmp_path, kind, option):
+    files = [pictures(tmp_path) / f"{k}.png" for k in range(6)]
+    data = {
+        "paths": files, "pairs of paths": [(file, "a") for file in files], "arrays and labels": (IMAGES, [0, 1] * 3),
+        "pictures": list(IMAGES),
+    }[kind]  # fmt: skip
+    assert len(open_dataset(data, image_size=8)) == 6
+    with pytest.raises(ValueError, match=rf"{option}='nonsense' does not fit a list"):
+        open_dataset(data, image_size=8, **{option: "nonsense"})
+
+
+@pytest.mark.parametrize("kind", ["shapes", "open"])
+def test_images_that_are_made_take_no_limit(kind, tmp_path):
+    with pytest.raises(ValueError, match="max_pixels=99 does not fit"):
+        open_dataset(source(kind, tmp_path), image_size=8, max_pixels=99)
+
+
+def test_a_table_beside_the_folder_of_its_pictures(tmp_path):
+    """The usual layout of competitions: train/, test/, and a table of the training pictures without extension."""
+    pictures(tmp_path, [f"train/{k}.png" for k in range(4)] + ["test/x.png", "test/y.png"])
+    (tmp_path / "labels.csv").write_text("id,breed\n0,pug\n1,lab\n2,pug\n3,lab\n")
+    data = open_dataset(tmp_path / "labels.csv", image_size=8, label_column="breed")
+    assert list(data.names) == [f"train/{k}.png" for k in range(4)]
+    assert data.class_names == ("lab", "pug")
+    with pytest.raises(ValueError, match=r"labels\.csv' does: pass it instead"):
+        open_dataset(tmp_path / "train", image_size=8, label_column="breed")
+
+
+def test_a_table_of_other_folders_is_not_proposed(tmp_path):
+    pictures(tmp_path, ["a/0.png", "b/0.png"])
+    (tmp_path / "t.csv").write_text("file,label\nb/0.png,x\n")
+    with pytest.raises(ValueError, match="Leave it out"):
+        open_dataset(tmp_path / "a", image_size=8, label_column="label")
+
+
+def test_whole_paths_in_a_table(tmp_path):
+    elsewhere = pictures(tmp_path / "pictures")
+    (tmp_path / "lists").mkdir()
+    table = tmp_path / "lists" / "train.csv"
+    table.write_text("".join(["path,label\n", *(f"{elsewhere}/{k}.png,{'ab'[k % 2]}\n" for k in range(6))]))
+    data = open_dataset(table, image_size=8)
+    assert data.class_names == ("a", "b")
+    assert any("column 'label' of train.csv" in note for note in data.notes)
+    (elsewhere / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"3\.png: missing"):
+        open_dataset(table, image_size=8)
+    assert len(open_dataset(table, image_size=8, on_bad_image="skip")) == 5
+    with pytest.raises(ValueError, match="frames='all' does not fit"):
+        open_dataset(table, image_size=8, frames="all")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("file_name,text\n0.png,a\n1.png,b\n", "no column of a usual name"), ("file_name,label\n0.png,a\n", "not named")],
+)
+def test_labels_that_are_needed_say_why_there_are_none(tmp_path, text, words):
+    pictures(tmp_path)
+    (tmp_path / "metadata.csv").write_text(text)
+    assert open_dataset(tmp_path, image_size=8).labels is None
+    with pytest.raises(ValueError, match=f"Class labels are needed.*{words}"):
+        open_dataset(tmp_path, image_size=8, require_labels=True)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"name": "brats", "numTraining": 3, "modality": {"0": "MRI"}}'])
+def test_descriptions_called_dataset_are_no_labels(tmp_path, text):
+    pictures(tmp_path)
+    (tmp_path / "dataset.json").write_text(text)
+    assert len(open_dataset(tmp_path, image_size=8)) == 6
+
+
 def test_a_table_says_which_pictures(tmp_path):
     pictures(tmp_path, [f"images/{k}.png" for k in range(6)])
     (tmp_path / "train.csv").write_text("id_code,diagnosis\n0,2\n3,0\n5,1")

@@ -255,6 +255,58 @@ def test_a_size_that_enlarges_none_is_proposed(tmp_path):
     assert "at most 10 (height) by 12 (width) enlarges none" in " ".join(open_dataset(tmp_path, image_size=64).notes)
 
 
+@pytest.mark.parametrize("given", [None, (0, 4095)])
+@pytest.mark.parametrize("greatest", [4095, 65535])
+def test_portable_pixmaps_of_16_bits_keep_both_bytes(tmp_path, greatest, given):
+    values = np.random.default_rng(0).integers(0, greatest + 1, (8, 8, 3)).astype(np.uint32)
+    for name in "ab":
+        (tmp_path / f"{name}.ppm").write_bytes(b"P6 8 8 %d\n" % greatest + values.astype(">u2").tobytes())
+    parts = (values * 65535 / greatest).round()
+    expected = (parts / 257).round() if given is None else (parts.clip(0, 4095) * 255 / 4095).round()
+    got = open_dataset(tmp_path, image_size=8, value_range=given)[0]["image"].numpy().transpose(1, 2, 0)
+    assert np.abs(got.astype(float) - expected).max() <= 1
+    (tmp_path / "a.ppm").write_bytes((tmp_path / "b.ppm").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"a\.ppm: .*truncated"):
+        open_dataset(tmp_path, image_size=8, value_range=given)
+
+
+def test_grey_files_where_zero_is_white(tmp_path):
+    values = (np.arange(64).reshape(8, 8) * 1028).astype(np.uint16)
+    for photometric in "01":
+        (tmp_path / photometric).mkdir()
+        Image.fromarray(values).save(tmp_path / photometric / "a.tif", tiffinfo={262: int(photometric)})
+    for given in (None, (0, 4095)):
+        white, black = (
+            open_dataset(tmp_path / name, image_size=8, channels=1, value_range=given)[0]["image"].int()
+            for name in "01"
+        )
+        assert black[0, 0, 0] == 0
+        assert (white == 255 - black).all()
+
+
+def test_frames_without_effect_are_said(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    notes = open_dataset(tmp_path, image_size=8, frames="all").notes
+    assert any('frames="all" changes nothing' in note for note in notes)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 1)])
+def test_a_range_is_proposed_for_floats(low, high):
+    values = np.linspace(low, high, 5 * 64, dtype=np.float32).reshape(5, 8, 8)
+    with pytest.raises(ValueError, match=rf"value_range=\({low}, {high}\)"):
+        open_dataset(values, image_size=8)
+    assert len(open_dataset(values, image_size=8, value_range=(low, high))) == 5
+
+
+def test_the_limit_of_the_decoder_is_not_called_an_option(tmp_path, monkeypatch):
+    Image.new("L", (300, 300)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(ValueError, match="more than 20,000 pixels, the most that is decoded"):
+        open_dataset(tmp_path, image_size=8)
+    with pytest.raises(ValueError, match="max_pixels"):
+        open_dataset(tmp_path, image_size=8, max_pixels=5_000)
+
+
 def test_options_that_messages_name_exist_everywhere():
     room = Path(ddpm_lib.data.__file__).parent
     named = set()

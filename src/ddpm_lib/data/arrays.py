@@ -33,7 +33,7 @@ def choose(kind: str, asked: str | None, usual: Sequence[str], there: Sequence[s
         hint = nearest(asked, there)
         did_you_mean = f" Did you mean {hint!r}?" if hint else ""
         raise ValueError(
-            f"{where} has no {kind} column {asked!r}.{did_you_mean} There are: {', '.join(map(str, there))}."
+            f"{where} has no {kind} column {asked!r}.{did_you_mean} There are: {', '.join(map(str, there)) or 'none'}."
         )
     lower = {str(name).lower(): name for name in reversed(there)}
     return next((lower[name] for name in usual if name in lower), None)
@@ -126,9 +126,9 @@ def convert_hint(images: np.ndarray) -> str:
     if not np.isfinite(low + high):
         return f"{text} It also holds NaN or infinite values."
     if images.dtype.kind == "f" and low >= 0 and high <= 1:
-        return f"{text} The values look like [0, 1]: save (255 * x).round().astype(numpy.uint8)."
+        return f"{text} The values look like [0, 1]: save (255 * x).round().astype(numpy.uint8); or {propose(0, 1)}."
     if images.dtype.kind == "f" and low >= -1 and high <= 1:
-        return f"{text} The values look like [-1, 1]: save (127.5 * (x + 1)).round().astype(numpy.uint8)."
+        return f"{text} The values look like [-1, 1]: save (127.5 * (x + 1)).round().astype(numpy.uint8); or {propose(-1, 1)}."
     if low >= 0 and high <= 255:
         return f"{text} The values fit: save x.astype(numpy.uint8)."
     return f"{text} Values go from {low:,.6g} to {high:,.6g}: {propose(low, high)}."

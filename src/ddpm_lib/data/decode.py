@@ -19,11 +19,13 @@ from ddpm_lib.data.values import (
     check_range,
     is_wide_colour,
     kind,
+    not_uint8,
     propose,
     scale,
     show_fourth_band,
     span,
     too_many_bands,
+    white_is_zero,
     wide_colours,
 )
 from ddpm_lib.registry import unknown_name
@@ -203,6 +205,9 @@ def _open(file: str | bytes | IO[bytes], spec: DecodeSpec) -> Image.Image:
 
 
 def _too_many(spec: DecodeSpec) -> str:
+    most = 2 * int(Image.MAX_IMAGE_PIXELS or spec.max_pixels)
+    if spec.max_pixels > most:
+        return f"more than {most:,} pixels, the most that is decoded: cut it into tiles"
     return f"more than {spec.max_pixels:,} pixels; max_pixels (--max-pixels) sets another limit"
 
 
@@ -277,6 +282,7 @@ def _eight_bits(
         shown = f"{found[0]:,.6g} … {found[1]:,.6g}"
         raise ImageError(f"{sort} pixels (here {shown}) have no defined range: {propose(*found)}")
     pixels = scale(values, spec.value_range or FULL_16BIT)
+    pixels = 255 - pixels if white_is_zero(picture) else pixels
     if alpha is not None:
         pixels = np.concatenate([pixels, scale(alpha, FULL_16BIT)], axis=2)
     result = Image.fromarray(pixels)
@@ -318,7 +324,7 @@ def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
     found = None
     if array.dtype != np.uint8:
         if spec.value_range is None or array.dtype.kind not in "iuf" or not array.size:
-            raise ImageError(f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255), or value_range be given")
+            raise ImageError(not_uint8(array))
         try:
             found, array = span(array), scale(array, spec.value_range)
         except ValueError as error:

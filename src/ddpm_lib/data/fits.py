@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.data.decode import MAX_PIXELS
+
 DEFAULTS: dict[str, Any] = {
     "split": None,
     "image_column": None,
@@ -17,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "background": "white",
     "value_range": None,
     "fit": "crop",
+    "max_pixels": MAX_PIXELS,
 }
 
 _MADE = (
@@ -29,6 +32,7 @@ _MADE = (
     "background",
     "value_range",
     "fit",
+    "max_pixels",
 )
 _UNFIT: dict[str, tuple[str, ...]] = {
     "built-in images": _MADE,
@@ -41,6 +45,10 @@ _UNFIT: dict[str, tuple[str, ...]] = {
     "a 🤗 dataset": ("labels", "frames"),
     "one split of a 🤗 dataset": ("split", "labels", "frames"),
     "a torch Dataset": ("split", "labels", "frames"),
+    "a list": ("split", "labels", "frames"),
+    "a list without keys": ("image_column", "label_column"),
+    "a table": ("split", "labels", "frames"),
+    "a table of whole paths": ("frames",),
     "a table of pictures": ("split", "labels"),
     "a folder of pictures": (),
     "a folder of arrays": ("split", "image_column", "label_column", "frames"),
@@ -55,6 +63,7 @@ _INSTEAD = {
     "background": "They are not decoded; it is for pictures",
     "value_range": "They are uint8 already",
     "fit": "They have their size already",
+    "max_pixels": "They are not decoded; it is for pictures",
 }
 
 

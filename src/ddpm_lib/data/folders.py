@@ -55,6 +55,7 @@ class FolderSource(Source):
     ) -> None:
         self.root = root
         self.notes = []
+        self.unused: list[str] = []
         if not root.is_dir():
             raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
         left: Counter[str] = Counter()
@@ -78,7 +79,10 @@ class FolderSource(Source):
         self._files, self._frames = PackedNames(files), np.zeros(len(found), dtype=np.int64)
         names, self._all = files, frames == "all"
         if self._all:
+            before = len(found)
             found, self._frames = _each_frame(root, found)
+            if len(found) == before:
+                self.notes.append('frames="all" changes nothing: every file has one frame')
             files = [name for name, _, _, _ in found]
             self._files = PackedNames(files)
             many = Counter(files)
@@ -126,7 +130,8 @@ class FolderSource(Source):
         tops = [name.split(b"/", 1)[0] if b"/" in name else b"" for name in raw]
         loose = tops.count(b"")
         classes = sorted(set(tops) - {b""})
-        self.notes += judge(self.root, raw, refuse=how == "auto")
+        if table.file is None:  # a table that is the data says which pictures are meant
+            self.notes += judge(self.root, raw, refuse=how == "auto")
         if how == "auto" and self._from_table(raw, table):
             return
         if how == "auto":
@@ -202,18 +207,35 @@ class FolderSource(Source):
                 name = "image_column" if asked.label_column is None else "label_column"
                 raise ValueError(
                     f"{name} is for data with columns; the folder {str(self.root)!r} has no table that names its "
-                    f"pictures ({KINDS}). Leave it out; classes of folders come from sub-folders, or names "
-                    'with labels="prefix" (--labels prefix).'
+                    f"pictures ({KINDS}). {self._table_above(raw, asked) or 'Leave it out'}; classes of folders come "
+                    'from sub-folders, or names with labels="prefix" (--labels prefix).'
                 )
             return False
         label = found.label_column(asked.label_column)
         if label is None:
-            self.notes.append(
+            self.unused.append(
                 f"{found.name} names pictures, but has no column of a usual name for labels: there are "
                 f"{', '.join(found.others) or 'no others'}; label_column (--label-column) chooses one"
             )
+            self.notes.append(self.unused[-1])
             return False
         return self._take(raw, found, label, insist)
+
+    def _table_above(self, raw: list[bytes], asked: Table) -> str | None:
+        """Name a table beside the folder that names its pictures, as in train/ with train.csv beside it."""
+        above = self.root.absolute().parent
+        inside = [os.fsencode(self.root.absolute().name) + b"/" + name for name in raw]
+        try:
+            table = find_table(above, inside, asked.image_column)
+        except (ValueError, OSError):
+            return None  # what cannot be read is no way to propose
+        if table is None:
+            return None
+        values = [str(value) for value in table.columns[table.files] if value is not None]
+        here = f"{self.root.absolute().name}/"
+        if any("/" in value and not value.removeprefix("./").startswith(here) for value in values):
+            return None  # it names files of other folders, some of them with the same names
+        return f"But {str(above / table.name)!r} does: pass it instead"
 
     def _take(self, raw: list[bytes], found: Beside, label: str, insist: bool) -> bool:
         without = [name for name, row in zip(raw, found.rows) if row < 0]
@@ -221,7 +243,8 @@ class FolderSource(Source):
             text = f"{len(without):,} of {len(raw):,} pictures are not named in {found.name}: {some(without)}"
             if insist:
                 raise ValueError(f"{text}. Add them there, or move them away.")
-            self.notes.append(f"no labels of {found.name}: {text}")
+            self.unused.append(f"no labels of {found.name}: {text}")
+            self.notes.append(self.unused[-1])
             return False
         if found.strangers:
             self.notes.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -14,7 +15,8 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "DICOM",
         (".dcm", ".dicom", ".ima"),
         "Stack the slices with pydicom: files = sorted(pathlib.Path({folder}).rglob('*{suffix}')); "
-        "numpy.save('slices.npy', numpy.stack([pydicom.dcmread(f).pixel_array for f in files])); " + _ARRAY,
+        "numpy.save('slices.npy', numpy.stack([pydicom.pixels.apply_rescale(d.pixel_array, d) "
+        "for d in map(pydicom.dcmread, files)])); " + _ARRAY,
     ),
     (
         "NIfTI",
@@ -60,6 +62,29 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     ("Photoshop", (".psd",), _PNG),
     ("OpenEXR", (".exr",), "Read them with OpenEXR or imageio, save .npy, and pass value_range (--value-range)"),
+    (
+        "HDR, Analyze or ENVI",
+        (".hdr",),
+        "Read them with imageio, nibabel or spectral, save .npy, and pass value_range (--value-range)",
+    ),
+    (
+        "FITS",
+        (".fits", ".fit", ".fts"),
+        "Save the array with astropy: numpy.save('images.npy', astropy.io.fits.getdata({file})), of shape (n, h, w); "
+        "and pass it with value_range (--value-range)",
+    ),
+    ("Zarr", (".zarr",), "In Python, pass the array in it: zarr.open({file})['NAME']"),
+    ("ffcv", (".beton",), "In Python, pass a torch Dataset that reads it and gives uint8 arrays or PIL pictures"),
+    (
+        "tensors",
+        (".safetensors",),
+        "Save them as arrays: numpy.savez('images.npz', **safetensors.numpy.load_file({file})), uint8 (n, h, w, c)",
+    ),
+    (
+        "CIFAR batches",
+        ("data_batch_1", "test_batch", "batches.meta"),
+        "In Python, pass torchvision.datasets.CIFAR10(root), which reads these files",
+    ),
     ("documents", (".pdf", ".eps", ".ico"), _PNG),
     (
         "webdataset shards",
@@ -92,6 +117,12 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("idx", ("-ubyte", "-ubyte.gz"), "In Python, pass torchvision.datasets.MNIST(root), which reads these files"),
 )
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+"""The usual end of the name of a TFRecord file: train-00000-of-00010, without an extension."""
+
+_FOLDERS = (".zarr", ".lmdb")
+"""Ends of the names of folders that are one set of data."""
+
 SUFFIXES = tuple(suffix for _, suffixes, _ in _KINDS for suffix in suffixes)
 
 
@@ -105,9 +136,13 @@ def way(path: Path, where: str = "file") -> str | None:
     Returns:
         "It is DICOM. Stack …", or None where no way is known.
     """
+    inside = [above for above in path.parents if above.suffix.lower() in _FOLDERS]
+    path = inside[-1] if inside else path
     name = path.name.lower()
     matching = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
     suffix = max(matching, key=len, default=None)
+    if suffix is None and _SHARD.search(name):
+        suffix = ".tfrecord"
     if suffix is None:
         suffix = _by_content(path)
     if suffix is None:

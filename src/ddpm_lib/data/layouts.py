@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _TRAIN = frozenset(["train", "training", "trn", "trainval"])
@@ -28,6 +28,8 @@ _MASKS = frozenset((
     "seg", "segs", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "gtfine", "trimaps",
 ))  # fmt: skip
 _MASK_FILE = re.compile(r"(.+?)[_\-. ](masks?|seg|segmentation|labels?|gt|groundtruth|ground_truth|matte)(_?\d+)?")
+_MASK_FIRST = re.compile(r"(?:masks?|seg|segmentation|gt|groundtruth)[_\-. ](.+)")
+_PICTURE_FILE = re.compile(r"(.+?)[_\-. ](?:sat|image|img|rgb|photo|original|orig|leftImg8bit)")
 _THUMBS = frozenset(["thumbs", "thumbnails", "thumbnail", "thumb", "_thumbs", "previews"])
 NO_DATA = frozenset((
     b"@eadir", b"__macosx", b".appledouble", b".appledb", b"lost+found", b".ipynb_checkpoints", b".thumbnails",
@@ -81,10 +83,10 @@ def judge(root: Path, names: Sequence[bytes], refuse: bool) -> list[str]:
     folders = Counter(os.fsdecode(os.path.dirname(name)) for name in names)
     tops = sorted({folder.split("/")[0] for folder in folders} - {""})
     _refuse_sysu(root, tops)
-    found = _splits(root, tops, folders) or _masks_beside(root, folders) or _mask_files(names)
+    found = _splits(root, tops, folders) or _masks_beside(root, folders) or _masks_of(root, names) or _mask_files(names)
     if found is not None and refuse:
         raise ValueError(f"{found} {_ASKED}.")
-    notes = [] if found is None else [found]
+    notes = [] if found is None else [found.rstrip(";")]
     alone = [name for name in tops if split_of(name)] if found is None and len(tops) > 1 else []
     notes += [f"the sub-folder {name!r} is taken for a class like the others, not for a split" for name in alone]
     masks = [name for name in tops if name.lower() in _MASKS - {"mask", "label"}] if found is None else []
@@ -103,7 +105,7 @@ def _refuse_sysu(root: Path, tops: Sequence[str]) -> None:
 
 
 def _splits(root: Path, tops: Sequence[str], folders: Counter[str]) -> str | None:
-    kinds = {name: split_of(name) for name in tops}
+    kinds = {name: split_of(bare) for name, bare in zip(tops, _without_common_words(tops))}
     domains = [name for name in tops if _DOMAINS.fullmatch(name)]
     if len(domains) > 1 and len(domains) == len(tops):
         first = best_split(domains)
@@ -113,32 +115,45 @@ def _splits(root: Path, tops: Sequence[str], folders: Counter[str]) -> str | Non
         )
     all_splits = bool(tops) and all(kind or name.lower() in _PREPARED for name, kind in kinds.items())
     if all_splits or {"train", "other"} <= set(kinds.values()):
-        first = best_split([name for name in tops if kinds[name]] or tops)
+        bare = dict(zip(_without_common_words(tops), tops))
+        first = bare[best_split([name for name, whole in bare.items() if kinds[whole]] or list(bare))]
         return (
             f"The sub-folders of {str(root)!r} look like splits, not classes: {', '.join(tops)}. Open one of them "
             f"({str(root / first)!r}), or pass split={first!r} (--split {first});"
         )
-    inner = {"/".join(folder.split("/")[:2]) for folder in folders if "/" in folder}
-    by_kind: dict[str | None, list[str]] = {}
-    for folder in sorted(inner):
-        by_kind.setdefault(split_of(folder.split("/")[1]), []).append(folder)
-    if by_kind.get("train") and by_kind.get("other") and None not in by_kind:
-        first = by_kind["train"][0]
-        return (
-            f"Splits lie one folder deeper in {str(root)!r}: {', '.join(sorted(inner)[:6])}. Open one of them, such as "
-            f"{str(root / first)!r};"
-        )
+    for above, inner in sorted(_siblings(folders).items()):
+        parts = [split_of(bare) for bare in _without_common_words(inner)] if above else []
+        if {"train", "other"} <= set(parts):
+            shown = [f"{above}/{name}" for name, part in zip(inner, parts) if part]
+            first = f"{above}/{inner[parts.index('train')]}"
+            return (
+                f"Splits lie deeper in {str(root)!r}: {', '.join(shown[:6])}. Open one of them, such as "
+                f"{str(root / first)!r};"
+            )
     return None
+
+
+def _siblings(folders: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of the folders in each folder, "" for the root, of those that pictures lie in or below."""
+    there = {"/".join(folder.split("/")[:k]) for folder in folders if folder for k in range(1, folder.count("/") + 2)}
+    found: dict[str, list[str]] = {}
+    for folder in sorted(there):
+        above, _, name = folder.rpartition("/")
+        found.setdefault(above, []).append(name)
+    return found
+
+
+def _without_common_words(names: Sequence[str]) -> list[str]:
+    """Leave out the words that several names begin with: seg_train and seg_test are train and test."""
+    words = [re.split(r"[_\-. ]+", name) for name in names]
+    while len(words) > 1 and all(len(w) > 1 for w in words) and len({w[0].lower() for w in words}) == 1:
+        words = [w[1:] for w in words]
+    return ["_".join(w) for w in words]
 
 
 def _masks_beside(root: Path, folders: Counter[str]) -> str | None:
     """Find a folder of masks beside one of pictures, at any depth."""
-    there = {"/".join(folder.split("/")[:k]) for folder in folders if folder for k in range(1, folder.count("/") + 2)}
-    siblings: dict[str, list[str]] = {}
-    for folder in sorted(there):
-        above, _, name = folder.rpartition("/")
-        siblings.setdefault(above, []).append(name)
-    for above, names in siblings.items():
+    for above, names in _siblings(folders).items():
         plain = {name: re.sub(r"[_\- ]", "", name.lower()) for name in names}
         masks = [name for name in names if plain[name] in _MASKS]
         pictures = [name for name in names if plain[name] in _PICTURES]
@@ -152,15 +167,53 @@ def _masks_beside(root: Path, folders: Counter[str]) -> str | None:
     return None
 
 
+def _masks_of(root: Path, names: Sequence[bytes]) -> str | None:
+    """Find a folder such as train_masks beside train, whose files have the names of those beside it."""
+    stems: dict[str, set[str]] = {}
+    for raw in names:
+        folder, _, file = os.fsdecode(os.path.splitext(raw)[0]).rpartition("/")
+        stems.setdefault(folder, set()).add(_key(file)[1])
+    for folder in sorted(stems):
+        above, _, name = folder.rpartition("/")
+        words = re.split(r"[_\-. ]+", name.lower())
+        rest = [word for word in words if word not in _MASKS - {"mask", "label"}]
+        if not rest or len(rest) == len(words):
+            continue
+        for other in sorted(stems):
+            their = re.split(r"[_\-. ]+", other.rpartition("/")[2].lower())
+            alike = other.rpartition("/")[0] == above and rest in (their, [w for w in their if w not in _PICTURES])
+            if alike and len(stems[folder] & stems[other]) >= 0.5 * len(stems[folder]):
+                return (
+                    f"{str(root / above)!r} holds {name!r} beside {other.rpartition('/')[2]!r}: those look like masks, not "
+                    f"pictures. Pass {str(root / other)!r};"
+                )
+    return None
+
+
+def _key(base: str) -> tuple[str, str]:
+    """Say of a file's name without extension what it is, "mask", "picture" or "", and which picture it belongs to."""
+    found = _MASK_FILE.fullmatch(base)
+    if found:
+        return "mask", found.group(1).lower()
+    found = _MASK_FIRST.fullmatch(base)
+    if found:
+        return "mask", found.group(1).lower()
+    found = _PICTURE_FILE.fullmatch(base)
+    return ("picture", found.group(1).lower()) if found else ("", base.lower())
+
+
 def _mask_files(names: Sequence[bytes]) -> str | None:
-    """Find files like x_mask.png beside x.png, if they are a good part of all."""
+    """Find files like x_mask.png beside x.png or x_image.png, if they are a good part of all."""
     stems = {os.fsdecode(os.path.splitext(name)[0]) for name in names}
-    masks = []
+    there, marked = set(), []
     for stem in sorted(stems):
         folder, _, base = stem.rpartition("/")
-        found = _MASK_FILE.fullmatch(base)
-        if found and (f"{folder}/{found.group(1)}" if folder else found.group(1)) in stems:
-            masks.append(stem)
+        what, key = _key(base)
+        if what == "mask":
+            marked.append((stem, folder, key))
+        else:
+            there |= {(folder, key), (folder, base.lower())}
+    masks = [stem for stem, folder, key in marked if (folder, key) in there]
     if len(masks) < 0.2 * len(names) or not masks:
         return None
     return (

@@ -100,6 +100,25 @@ def open_table(path: Path, names: Sequence[bytes], image_column: str | None) -> 
     return best
 
 
+def whole_paths(
+    path: Path, image_column: str | None, label_column: str | None
+) -> tuple[list[Any], str | None, list[Any] | None] | None:
+    """Return the files, the label column and its labels of a table with a column of absolute paths; None if it has none.
+
+    Raises:
+        ValueError: If the table cannot be read, or a column that is asked for is not there.
+    """
+    columns = read_table(path)
+    asked = choose("image", image_column, (), list(columns), path.name)
+    for name in [asked] if asked is not None else columns:
+        first = next((value for value in columns[name] if value is not None), None)
+        if isinstance(first, str) and os.path.isabs(os.path.expanduser(first)):
+            others = [column for column in columns if column != name]
+            label = choose("label", label_column, LABEL_NAMES, others, path.name)
+            return columns[name], label, None if label is None else columns[label]
+    return None
+
+
 def _count(rows: Sequence[int]) -> int:
     return sum(row >= 0 for row in rows)
 
@@ -162,11 +181,11 @@ def _from_json(data: Any) -> dict[str, list[Any]]:
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
             raise ValueError('"labels" must be a list of [file, label] pairs')
         return {"file_name": [p[0] for p in pairs], "label": [p[1] for p in pairs]} if pairs else {}
-    if isinstance(data, list):
+    if isinstance(data, list) and all(isinstance(row, dict) for row in data):
         return _columns(data)
     if isinstance(data, dict) and data and all(isinstance(v, (int, str)) for v in data.values()):
         return {"file_name": list(data), "label": list(data.values())}
-    raise ValueError("it is no table of files and labels")
+    return {}  # dataset.json is a usual name for descriptions too
 
 
 _KEYS: tuple[Callable[[bytes], bytes], ...] = (

@@ -17,6 +17,12 @@ from ddpm_lib.data.layouts import split_of
 from ddpm_lib.data.workers import available_memory
 
 _SHARE = 0.8
+_OBJECTS = "{} holds Python objects, which are never loaded (they can run code). Save plain uint8 arrays."
+
+
+_JOIN = (
+    "pass that file itself, or all as one: numpy.save('images.npy', numpy.concatenate([numpy.load(f) for f in files]))"
+)
 
 
 class TooLargeError(ValueError):
@@ -40,8 +46,10 @@ def check_npy(path: Path) -> tuple[int, ...]:
     with open(path, "rb") as file:
         shape, dtype = _header(file)
         start = file.tell()
+    if dtype.hasobject:
+        raise ValueError(_OBJECTS.format(path))
     size = _bytes(shape, dtype)
-    if size > path.stat().st_size - start and not dtype.hasobject:
+    if size > path.stat().st_size - start:
         raise TooLargeError(
             f"{path} is damaged: its header says {size / 1e9:,.3g} GB for shape {shape}, the file has "
             f"{path.stat().st_size / 1e9:,.3g} GB."
@@ -67,7 +75,9 @@ def check_npz(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
             shapes[name] = shape
             size = _bytes(shape, dtype)
             if name in names:
-                if size > info.file_size and not dtype.hasobject:
+                if dtype.hasobject:
+                    raise ValueError(_OBJECTS.format(path))
+                if size > info.file_size:
                     raise TooLargeError(
                         f"{path} is damaged: the header of {name!r} says {size / 1e9:,.3g} GB, it holds "
                         f"{info.file_size / 1e9:,.3g} GB."
@@ -136,7 +146,9 @@ class ArrayFolder(FolderSource):
         if array.ndim == 4 and len(array) == 1:
             array = array[0]
         if array.ndim == 4:
-            raise ImageError(f"it holds {len(array):,} images of its own, shape {array.shape}: pass that file itself")
+            raise ImageError(f"it holds {len(array):,} images of its own, shape {array.shape}: {_JOIN}")
+        if array.ndim == 3 and not {array.shape[0], array.shape[2]} & {1, 3, 4}:
+            raise ImageError(f"it holds a volume or many grey images, shape {array.shape}: {_JOIN}")
         return fit_array(array, spec)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, ArraySource, choose, open_arrays
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
+from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.items import TorchSource
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.names import PackedNames
@@ -103,9 +104,12 @@ def _from_list(data: Sequence[Any], spec: DecodeSpec, columns: Columns, here: bo
     if not data:
         raise ValueError("The list of images is empty.")
     if len(data) == 2 and _ndim(data[0]) >= 3 and _is_flat(data[1]) and len(data[0]) == len(data[1]):
+        _no_keys(columns)
         images = data[0].detach().cpu().numpy() if isinstance(data[0], torch.Tensor) else data[0]
         return ArraySource(images, None if columns.labels == "none" else data[1], spec, columns.asked)
     first = next((item for item in data if item is not None), None)
+    if not isinstance(first, Mapping):
+        _no_keys(columns)
     if _is_path(first):
         return PathSource(data, None, columns)
     if isinstance(first, (tuple, list)) and first and _is_path(first[0]):
@@ -121,6 +125,10 @@ def _from_list(data: Sequence[Any], spec: DecodeSpec, columns: Columns, here: bo
     # A picture that was opened and not yet decoded holds an open file, which several processes must not share.
     pictures = any(isinstance(part, Image.Image) for item in data for part in _parts(item))
     return TorchSource(data, columns.labels, columns.image, columns.label, columns.insist, here or pictures)
+
+
+def _no_keys(columns: Columns) -> None:
+    check_fits("a list without keys", {"image_column": columns.image, "label_column": columns.label})
 
 
 def _second(pair: Sequence[Any]) -> Any:

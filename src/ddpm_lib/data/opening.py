@@ -143,6 +143,7 @@ def open_dataset(
     options = {
         "split": split, "image_column": image_column, "label_column": label_column, "labels": labels, "frames": frames,
         "on_bad_image": on_bad_image, "background": background, "value_range": value_range, "fit": fit,
+        "max_pixels": max_pixels,
     }  # fmt: skip
     opened = _ready(data, spec, labels, options)
     if opened is None:
@@ -279,7 +280,7 @@ def _good_rows(source: Source, scan: Scan | None, way: _Way, notes: list[str]) -
         hint = None
         if len(bad) == len(source):
             failing = getattr(source, "failing_hint", None)
-            hint = "None is left: is this the right folder?" if failing is None else failing()
+            hint = "None is left: mend what is said above, or pass other data." if failing is None else failing()
         raise BadImagesError(named, len(source), hint)
     if bad:
         shown = "; ".join(f"{name} ({why})" for name, why in named[:5]) + ("; …" if len(named) > 5 else "")

@@ -19,9 +19,9 @@ from ddpm_lib.data.folders import EXTENSIONS, FolderSource, NoPicturesError, Tab
 from ddpm_lib.data.hub import load_by_name
 from ddpm_lib.data.kinds import LISTED, SUFFIXES, way
 from ddpm_lib.data.layouts import best_split, split_of
-from ddpm_lib.data.metadata import TABLES
+from ddpm_lib.data.metadata import TABLES, whole_paths
 from ddpm_lib.data.numpy_files import ArrayFolder
-from ddpm_lib.data.objects import Columns, from_object
+from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
 from ddpm_lib.registry import nearest
 
@@ -71,22 +71,43 @@ def find_source(
         return _from_path(path, str(data), spec, options)
     if type(data).__module__.split(".")[0] == "datasets":
         return _from_hf_object(data, options)
-    check_fits("an array" if isinstance(data, (torch.Tensor, np.ndarray)) else "a torch Dataset", options)
+    check_fits(_object_kind(data), options)
     return from_object(data, spec, Columns(labels, image_column, label_column, require_labels), here)
 
 
 Options = Mapping[str, Any]
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def _object_kind(data: Any) -> str:
+    if isinstance(data, (torch.Tensor, np.ndarray)):
+        return "an array"
+    if isinstance(data, (list, tuple, Mapping)):
+        return "a list"
+    return "a table" if hasattr(data, "columns") or hasattr(data, "column_names") else "a torch Dataset"
 
 
 def _from_folder(root: Path, options: Options) -> Source:
     labels, frames = options["labels"], options["frames"]
     try:
-        return FolderSource(root, labels, frames, Table(options["image_column"], options["label_column"]))
+        table = Table(options["image_column"], options["label_column"])
+        return _needed(FolderSource(root, labels, frames, table), options["insist"])
     except NoPicturesError as error:
         if not {b".npy", b".npz"} & set(error.others):
             raise
     check_fits("a folder of arrays", {**options, "split": None})
     return ArrayFolder(root, labels)
+
+
+def _needed(source: FolderSource, insist: bool) -> FolderSource:
+    """Return the source, if it has labels or needs none.
+
+    Raises:
+        ValueError: If a table beside the pictures has some that are not taken, saying why.
+    """
+    if insist and source.labels is None and source.unused:
+        raise ValueError(f"Class labels are needed; {'; '.join(source.unused)}.")
+    return source
 
 
 def _from_pattern(written: str, found: list[Path], options: Options) -> Source | None:
@@ -125,8 +146,16 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
             return from_parquet([path], labels, *columns, insist)
         if suffix in TABLES:
             check_fits("a table of pictures", options)
+            named = whole_paths(path, *columns)
+            if named is not None:
+                check_fits("a table of whole paths", options)
+                files, label, values = named
+                source = PathSource(files, values, Columns(labels, *columns, insist))
+                if source.labels is not None:
+                    source.notes.append(f"labels: column {label!r} of {path.name}")
+                return source
             try:
-                return FolderSource(path.parent, labels, options["frames"], Table(*columns, path))
+                return _needed(FolderSource(path.parent, labels, options["frames"], Table(*columns, path)), insist)
             except NoPicturesError:
                 raise ValueError(
                     f"{written!r} is a table, but no pictures lie below its folder ({str(path.parent.absolute())!r}), "
@@ -146,6 +175,8 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         if pictures is not None:
             return pictures
         raise ValueError(f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone.")
+    if os.path.lexists(path):
+        raise FileNotFoundError(_missing(path, written))
     if _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet", *SUFFIXES):
         check_fits("a 🤗 dataset", options)
         return _from_hf_object(load_by_name(written, path, _nearest(path)), options)
@@ -262,6 +293,10 @@ def _nearest(path: Path) -> str | None:
 
 def _missing(path: Path, written: str) -> str:
     parent = path.parent
+    if _URL.match(written):
+        return f"{written!r} is an address, not a path. Download what it names, and pass {LISTED}."
+    if path.is_symlink() and not path.exists():
+        return f"{written!r} is a link to {os.readlink(path)!r}, which does not exist."
     if path.exists():
         return f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
     text = f"{written!r} does not exist."

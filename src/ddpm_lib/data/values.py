@@ -76,9 +76,31 @@ def span(values: np.ndarray) -> ValueRange:
     return low, high
 
 
+def not_uint8(array: np.ndarray) -> str:
+    """Say of an array that is not uint8 what to do."""
+    text = f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255)"
+    if array.dtype.kind not in "iuf" or not array.size or not np.isfinite(array).all():
+        return text
+    return f"{text}, or {propose(*span(array))}"
+
+
+def white_is_zero(picture: Any) -> bool:
+    """Whether 0 stands for white in a grey TIFF file of more than 8 bits, which Pillow does not turn round."""
+    return picture.mode.startswith("I") and getattr(picture, "tag_v2", {}).get(262) == 0
+
+
 def is_wide_colour(picture: Any) -> bool:
     """Whether Pillow gives only the high byte of this picture's 16-bit colours."""
-    return picture.mode in ("RGB", "RGBA") and any(";16" in raw for raw in _raw_modes(picture))
+    wide = any(";16" in raw for raw in _raw_modes(picture)) or _wide_ppm(picture) is not None
+    return picture.mode in ("RGB", "RGBA") and wide
+
+
+def _wide_ppm(picture: Any) -> int | None:
+    """Return the greatest value that a binary PPM file may hold, if that takes two bytes."""
+    tile = next(iter(getattr(picture, "tile", ())), None)
+    if tile is None or tile.codec_name != "ppm" or picture.mode != "RGB":
+        return None
+    return int(tile.args[1]) if tile.args[1] > 255 else None
 
 
 def wide_colours(picture: Any, again: Callable[[], Any]) -> np.ndarray | None:
@@ -87,6 +109,9 @@ def wide_colours(picture: Any, again: Callable[[], Any]) -> np.ndarray | None:
     Pillow's decoders keep one byte of two: that of the file's byte order. Asked for the other order, they keep the
     other byte.
     """
+    greatest = _wide_ppm(picture)
+    if greatest is not None:
+        return _ppm_values(picture, greatest)
     other = [_swap(tile) for tile in picture.tile]
     if any(tile is None for tile in other):
         return None
@@ -95,6 +120,17 @@ def wide_colours(picture: Any, again: Callable[[], Any]) -> np.ndarray | None:
         second.tile = other
         low = np.asarray(second)
     return (high << 8) | low
+
+
+def _ppm_values(picture: Any, greatest: int) -> np.ndarray:
+    """Read the values of a binary PPM file, which are two bytes each, as parts of 65,535."""
+    width, height = picture.size
+    picture.fp.seek(picture.tile[0].offset)
+    raw = picture.fp.read(width * height * 6)
+    if len(raw) < width * height * 6:
+        raise OSError("image file is truncated")
+    values = np.frombuffer(raw, dtype=">u2").reshape(height, width, 3).astype(np.uint32)
+    return ((values * 65535 + greatest // 2) // greatest).clip(0, 65535).astype(np.uint16)
 
 
 def _raw_modes(picture: Image.Image) -> list[str]:
