@@ -361,6 +361,21 @@ def test_a_reader_that_dies_names_the_row(end, words, row):
     assert f"row {row:06d} of Failing" in str(caught.value)
 
 
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_a_reader_that_dies_is_noticed_though_its_pipe_stays_open(cache, tmp_path):
+    def leave_a_child(i):
+        child = os.fork()
+        if child == 0:  # has the pipe of its parent
+            time.sleep(60)
+            os._exit(0)
+        (tmp_path / "child").write_text(str(child))
+        os._exit(3)
+
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        open_dataset(Failing(leave_a_child, (7,), 30), image_size=8, num_workers=2, cache=cache)
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # was still there
+
+
 def slow(i):
     time.sleep(0.8)
     return np.zeros((8, 8, 3), np.uint8), 0

@@ -143,7 +143,7 @@ def run_readers(
         waiting, patience = dict(enumerate(pipes)), Patience(place, say)
         while waiting:
             ready = multiprocessing.connection.wait(list(waiting.values()), timeout=0.2)
-            for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
+            for rank in [rank for rank, pipe in waiting.items() if pipe in ready or _is_dead(processes[rank], pipe)]:
                 results[rank] = _receive(waiting.pop(rank), processes[rank], place, int(at[rank]))
             patience.look(at)
             if tick is not None:
@@ -195,8 +195,18 @@ def _answer(work: Callable[[], Any]) -> tuple[bool, Any]:
         return False, RuntimeError(f"{type(error).__name__}: {error}")
 
 
+def _is_dead(process: Any, pipe: Connection) -> bool:
+    """Whether a reader ended without an answer.
+
+    The end of its pipe does not always say so: a process that another thread forked meanwhile may hold it open.
+    """
+    return not process.is_alive() and not pipe.poll()
+
+
 def _receive(pipe: Connection, process: Any, place: Callable[[int], str], row: int) -> Any:
     try:
+        if _is_dead(process, pipe):
+            raise EOFError
         good, value = pipe.recv()
     except (EOFError, ConnectionError):
         process.join()
@@ -245,7 +255,7 @@ class LentReader:
                 try:
                     self._pipe.send((rows, draws))
                     patience = Patience(self._place, self._say)
-                    while not self._pipe.poll(0.5):
+                    while not self._pipe.poll(0.5) and not _is_dead(self._process, self._pipe):
                         patience.look(self._at)
                     value: np.ndarray = _receive(self._pipe, self._process, self._place, int(self._at[0]))
                     return value
