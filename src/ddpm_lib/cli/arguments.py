@@ -303,11 +303,16 @@ class _Reader:
                 f"{text} If that is a pattern which the shell has expanded, give the folder ({folder}), "
                 "or quote the pattern."
             )
+        if "--mask" in self.flags and len(extra) == 1 and not self._is_given("--mask"):
+            return f"{text} A mask is an option: --mask {shlex.quote(extra[0])}."
         lists = [option.flag for option, _ in self.flags.values() if is_list(option.annotation)]
-        lists = [flag for flag in lists if any(arg.split("=")[0].replace("_", "-") == flag for arg in self.args)]
+        lists = [flag for flag in lists if self._is_given(flag)]
         if lists:
             text += f" Several values of {lists[0]} are written with commas: {lists[0]} A,B."
         return text
+
+    def _is_given(self, flag: str) -> bool:
+        return any(arg.split("=")[0].replace("_", "-") == flag for arg in self.args)
 
     def _about_unknown(self, name: str) -> str:
         hint = peers_names.hint(name, self.flags)
