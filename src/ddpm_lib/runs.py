@@ -235,7 +235,7 @@ def fresh(run: Path) -> Path:
 
 
 def another(run: Path) -> str:
-    """Word the advice to take another run directory, with the option as the reader writes it and a name that is free."""
+    """Word the advice to take another run directory: the option, and a name that is free."""
     return f"another {option('output_dir')}, such as {shlex.quote(printable(fresh(run)))}"
 
 

@@ -296,6 +296,8 @@ class _Reader:
         text = f"the command takes {names}; got also {shown}."
         if len(extra) == 1 and extra[0].lower() in (*TRUE, *FALSE):
             return f"{text} A switch takes no value: --flag for yes, --no-flag for no."
+        if "--mask" in self.flags and len(extra) == 1 and not self._is_given("--mask"):
+            text += f" The mask is an option: --mask {shlex.quote(extra[0])}."
         pictures = [Path(w) for w in words if Path(w).is_file()]
         if len(pictures) > 1:
             folder = shlex.quote(str(pictures[0].parent))
@@ -303,8 +305,6 @@ class _Reader:
                 f"{text} If that is a pattern which the shell has expanded, give the folder ({folder}), "
                 "or quote the pattern."
             )
-        if "--mask" in self.flags and len(extra) == 1 and not self._is_given("--mask"):
-            return f"{text} A mask is an option: --mask {shlex.quote(extra[0])}."
         lists = [option.flag for option, _ in self.flags.values() if is_list(option.annotation)]
         lists = [flag for flag in lists if self._is_given(flag)]
         if lists:

@@ -189,7 +189,7 @@ def _may_be_hub_name(written: str) -> bool:
 
 
 def look_for(written: str) -> str | None:
-    """Refuse a path that leads nowhere, opening nothing; return a note on a name that may be one of the hub's.
+    """Refuse a path that leads nowhere, opening nothing; return a note on what may be a hub name.
 
     Raises:
         FileNotFoundError: If there is no such path, naming one that is nearly called so.

@@ -74,7 +74,8 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Path
 
     Args:
         path: A run directory or a checkpoint directory.
-        which: "latest", "best" (by keep_best), "all", a step (1200 or "1200") or a directory name ("step-000001200").
+        which: "latest", "best" (by keep_best), "all", a step (1200) or a directory name
+            ("step-000001200").
 
     Raises:
         CheckpointError: If there is none, naming what is there.

@@ -149,7 +149,7 @@ def refuse_taken(run: Path) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
-    """Return the error that names a directory in which nothing can be written, and a place where something can."""
+    """Return the error that names a directory without write access, and a place that has it."""
     advice = f"Choose another {option('output_dir')}"
     there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path("."))
     if not there.is_dir():  # a name beside it is free
