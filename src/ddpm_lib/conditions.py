@@ -228,10 +228,10 @@ def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
         way = (
             f"Pass one, cond={{{known[0]!r}: …}}"
             if known
-            else "Train with classes (Unet(num_classes=…, class_drop_prob=0.1), or ddpm train --class-conditional)"
+            else "Train with classes (Unet(num_classes=…), or ddpm train --class-conditional)"
         )
         raise ValueError(
-            "Guidance strengthens a condition, which must be given and which the network must have learned to do "
+            "Guidance strengthens a condition that is given and that the network has learned to do "
             f"without. {way}, or leave guidance_scale at 1."
         )
     return {k: conditioners[k].null_like(v) if k in able else v for k, v in cond.items()}

@@ -130,9 +130,8 @@ def main(args: list[str]) -> int:
             folder = folder or new_folder(command.output_dir, chosen[0])
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command, small)
-            sys.stdout.write(
-                f"{checkpoint.name} ({loaded.weights}): {so_many(len(images), 'image')} -> {', '.join(written)}\n"
-            )
+            drawn = so_many(len(images), "image")
+            sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {drawn} -> {', '.join(written)}\n")
             if checkpoint == chosen[-1]:
                 sys.stdout.write("".join(f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)))
     leave(state)

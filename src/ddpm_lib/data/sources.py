@@ -195,13 +195,15 @@ def look_for(written: str) -> str | None:
         FileNotFoundError: If there is no such path, naming one that is nearly called so.
     """
     path = Path(written).expanduser()
-    if written == "shapes" or path.exists() or (glob.has_magic(written) and glob.glob(str(path), recursive=True)):
+    if written == "shapes" or path.exists():
+        return None
+    if glob.has_magic(written) and glob.glob(str(path), recursive=True):
         return None
     if os.path.lexists(path) or not _may_be_hub_name(written):
         raise FileNotFoundError(_missing(path, written))
     like = _nearest(path)
     meant = f" (did you mean {like!r}?)" if like else ""
-    return f"{written!r} is no local path{meant}; taken for a dataset of the hub, which is not opened here."
+    return f"{written!r} is no local path{meant}; taken for a dataset of the hub, which is not opened."
 
 
 def _parquet_in(folder: Path) -> list[Path]:

@@ -222,7 +222,8 @@ def _is_photo(path: Path) -> bool:
 
 def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
-        raise FileNotFoundError(f"{str(root)!r} does not exist. To get the dataset: git clone {ADDRESS}")
+        way = f"git clone {ADDRESS}"
+        raise FileNotFoundError(f"{str(root)!r} does not exist. To get the dataset: {way}")
     found = sorted(p.name for p in root.iterdir() if (p / "images").is_dir() and (p / "annotations").is_dir())
     if not found:
         inner = [p for p in root.iterdir() if p.is_dir() and (p / "airplane" / "images").is_dir()]

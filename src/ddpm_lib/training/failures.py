@@ -30,9 +30,10 @@ def _advice(trainer: Trainer) -> str:
     config = trainer.config
     ways = [f"lower {option('learning_rate')} ({config.learning_rate:g} now)"]
     norm = config.max_grad_norm
-    ways.append(
-        f"set {option('max_grad_norm', 1.0)}" if norm is None else f"lower {option('max_grad_norm')} ({norm:g} now)"
-    )
+    if norm is None:
+        ways.append(f"set {option('max_grad_norm', 1.0)}")
+    else:
+        ways.append(f"lower {option('max_grad_norm')} ({norm:g} now)")
     if trainer.precision != "no":
         ways.append(f"use {option('mixed_precision', 'no')}")
     text = ", ".join(ways[:-1]) + f" or {ways[-1]}."
@@ -78,7 +79,8 @@ class RollBack(StartOver):
         regular = trainer.on_main(lambda: newest_complete(folder, trainer.say, lambda step: step % every == 0))
         trainer.last_checkpoint = regular or trainer.on_main(lambda: newest_complete(folder, trainer.say))
         if trainer.last_checkpoint is None:
-            raise DivergedError(f"{self.message} No complete checkpoint is left to roll back to. {_advice(trainer)}")
+            nothing = "No complete checkpoint is left to roll back to."
+            raise DivergedError(f"{self.message} {nothing} {_advice(trainer)}")
         restore(trainer, trainer.last_checkpoint)
         trainer.images_seen = self.images_seen
         trainer.metrics.clear()

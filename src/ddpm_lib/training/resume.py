@@ -215,7 +215,8 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         raise ConfigError(
             f"{path} was trained on other data or with another order:\n  "
             + "\n  ".join(soft)
-            + f"\nSet {option('override', True)} to go on all the same, or use {another(trainer.output_dir)}."
+            + f"\nSet {option('override', True)} to go on all the same, or use "
+            + f"{another(trainer.output_dir)}."
         )
     for line in soft:
         trainer.say(f"Continuing although {line}.")
