@@ -40,7 +40,7 @@ LINES, WIDTH = 30, 400
 
 
 class Case(NamedTuple):
-    """A command line, its exit code, words of the answer, an option that cures it, circumstances."""
+    """A command line, its exit code, words of the answer, an option that cures it, what is given."""
 
     line: str
     code: int
@@ -155,11 +155,11 @@ CASES = [
          r"choose another --output-dir, such as runs/young-2", given="a young run",
          cure="--output-dir runs/young-2"),
     Case(f"train pics {QUICK} --output-dir runs/mine --diffusion.schedule linear", 2,
-         r"'cosine' in the checkpoint, 'linear' now(?s:.*)another --output-dir, such as runs/mine-2"),
+         r"'cosine' in the checkpoint, 'linear' now(?s:.*)--output-dir, such as runs/mine-2"),
     Case(f"train pics {QUICK} --output-dir runs/mine --model.dim-mults 1,2", 2,
-         r"dim_mults: \[1, 2, 2, 2\] in the checkpoint, \[1, 2\] now(?s:.*)another --output-dir, such as runs/mine-2"),
+         r"dim_mults: \[1, 2, 2, 2\] in.*\[1, 2\] now(?s:.*)--output-dir, such as runs/mine-2"),
     Case(f"train pics {QUICK} --output-dir runs/mine", 2,
-         r"1 image added: ring/new\.png(?s:.*)Set --override(?s:.*)--output-dir, such as runs/mine-2",
+         r"1 image added: ring/new\.png(?s:.*)Set --override .*--output-dir, such as runs/mine-2",
          given="a new picture"),
     Case(f"train pics {QUICK} --output-dir runs/mine --val-every 0", 0,
          r"stay out of the training"),
@@ -343,7 +343,7 @@ def write_tables(folder: Path) -> None:
 
 
 def cured(line: str, cure: str) -> str:
-    """Put an option and its value into a line, in the place of that option or of a word too many."""
+    """Put an option into a line, in the place of the same option or of a word too many."""
     (command, *words), (option, *value) = shlex.split(line), shlex.split(cure)
     if option in words:
         at = words.index(option)

@@ -306,7 +306,8 @@ _ELSEWHERE = {
     ("flash_attn", "use_flash_attention", "enable_xformers_memory_efficient_attention", "xformers"):
         "attention takes torch's fastest kernel by itself; leave it out",
     ("learned_variance", "learn_sigma"):
-        "the process says it: GaussianDiffusion(variance='learned_range'), over Unet(out_channels=…) of twice the channels",
+        "the process says it: GaussianDiffusion(variance='learned_range'), over "
+        "Unet(out_channels=…) of twice the channels",
     ("prompt", "text", "caption", "captions"):
         "networks here know classes, not texts",
     ("allow_tf32",): "torch's own setting, torch.set_float32_matmul_precision('high'); bf16 is on by itself where it pays",

@@ -82,7 +82,7 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Path
     """
     path = Path(path)
     if isinstance(which, bool) or not isinstance(which, (str, int)):
-        raise ConfigError(f"checkpoint must be a step or a name, such as 'latest'; got {short(which)}.")
+        raise ConfigError(f"checkpoint must be a step or a name ('latest'); got {short(which)}.")
     which = str(which)
     if not path.exists():
         raise files.CheckpointError(no_run(path))

@@ -158,4 +158,5 @@ def unwritable(folder: Path, error: OSError) -> ConfigError:
     elif folder.name and os.access(".", os.W_OK) and there.resolve() != Path.cwd():
         free = Path("runs", folder.name)
         advice += f", such as {shlex.quote(str(fresh(free) if os.path.lexists(free) else free))}"
-    return ConfigError(f"The run directory {folder} cannot be written to ({error.strerror or error}). {advice}.")
+    reason = error.strerror or error
+    return ConfigError(f"The run directory {folder} cannot be written to ({reason}). {advice}.")

@@ -110,7 +110,8 @@ def synthesise_ema(
     name = f"sigma_rel-{sigma_rel:g}-{files.checkpoint_name(step)}"
     final = Path(output_dir) if output_dir is not None else run / "ema" / name
     if final.exists():
-        raise ConfigError(f"{final} exists, and nothing is overwritten. Choose {another(final)}, or use it as it is.")
+        advice = f"Choose {another(final)}, or use it as it is."
+        raise ConfigError(f"{final} exists, and nothing is overwritten. {advice}")
     newest = files.newest_complete(run / "checkpoints", lambda line: None)
     if newest is None:
         raise files.CheckpointError(f"{run} holds no complete checkpoint, which says what network the averages are of.")
