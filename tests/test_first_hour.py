@@ -1,6 +1,7 @@
 """What goes wrong in a first hour: each answer fits on a screen, and every command that it proposes can be run, harmlessly.
 
-The commands are taken out of the messages as they stand and run in the folder where they were given. Trainings are cut to two
+The commands are taken out of the messages as they stand and run in the folder where they were given; what is to be put into the
+line, or called instead, is put in and called. Trainings are cut to two
 steps of a narrow network; nothing else is changed.
 """
 
@@ -492,9 +493,11 @@ CALLS = [
     Call("open_dataset('tables', image_size=16)", r"Pass split='train'",
          "open_dataset('tables', image_size=16, split='train')"),
     Call("load_run('runs/min')", r"Did you mean runs/mine", "load_run('runs/mine')"),
-    Call("load_run('pics')", r"there are: runs/mine", "load_run('runs/mine')"),
+    Call("load_run('pics')", r"there are: .*runs/mine", "load_run('runs/mine')"),
     Call("load_run('runs/mine', checkpoint=999)", r"no checkpoint '999'. There are: step-000000004",
          "load_run('runs/mine', checkpoint=4)"),
+    Call("load_run('runs/mine', checkpoint=None)", r"a step or a name.*got None",
+         "load_run('runs/mine', checkpoint='latest')"),
     Call("load_run('runs/mine', step=4)", r"Unknown argument of load_run 'step'.*checkpoint",
          "load_run('runs/mine', checkpoint=4)"),
     Call("evaluate('runs/mine', metric='fid')", r"did you mean 'metrics'",
