@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ddpm_lib.data import BadImagesError, open_dataset
+from ddpm_lib.data.sources import look_for
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
@@ -362,3 +363,15 @@ def test_cifar_layout(shared):
     assert len(data) == 10_000
     assert data.num_classes == 10
     assert data.batch(range(20))["image"].shape == (20, 3, 32, 32)
+
+
+def test_looking_for_data_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert [look_for(name) for name in ("shapes", "pics", "pics/*.png")] == [None] * 3
+    assert "(did you mean 'pics'?); taken for a dataset of the hub" in str(look_for("pix"))
+    for name, said in (("./pix", "Did you mean 'pics'"), ("pix.npz", "does not exist"), ("gone", "is a link to")):
+        with pytest.raises(FileNotFoundError, match=said):
+            look_for(name)

@@ -56,7 +56,7 @@ def test_stop_names_step_images_and_parameters_and_keeps_the_weights(tmp_path: P
     assert text.count(" at t = ") == 2
     assert "parameters, the first " in text
     assert "step-000000002" in text
-    assert "on_nonfinite='rollback'" in text
+    assert 'on_nonfinite="rollback"' in text
     good = final_tensors(tmp_path / "good")
     for name, weight in trainer.diffusion.model.named_parameters():
         assert torch.equal(weight, good[f"model:{name}"])

@@ -28,6 +28,8 @@ def answers_wrong_keywords(function: F) -> F:
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = [p.name for p in parameters if p.kind in named and p.name != "self"]
+    ordered = [p.name for p in parameters if p.kind in named[:1]]
+    takes_more = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     where = function.__qualname__.removesuffix(".__init__").split(".")[-1]
 
     @functools.wraps(function)
@@ -35,6 +37,13 @@ def answers_wrong_keywords(function: F) -> F:
         for name in kwargs:
             if name not in known:
                 raise TypeError(unknown_name(f"argument of {where}", name, known))
+        if len(args) > len(ordered) and not takes_more:
+            first = [name for name in ordered if name != "self"]
+            next_one = f" Write {known[len(first)]}=…" if len(known) > len(first) else ""
+            raise TypeError(
+                f"{where} takes {', '.join(first) or 'nothing'} in order and all else by name; "
+                f"got {len(args) - len(ordered)} more.{next_one}"
+            )
         return function(*args, **kwargs)
 
     return wrapper  # type: ignore[return-value]

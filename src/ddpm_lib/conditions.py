@@ -224,8 +224,14 @@ def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
     """
     able = [k for k, c in (conditioners or {}).items() if c.guided and c.drop_prob > 0 and k in (cond or {})]
     if not able or cond is None or conditioners is None:
+        known = [name for name, c in (conditioners or {}).items() if c.guided and c.drop_prob > 0]
+        way = (
+            f"Pass one, cond={{{known[0]!r}: …}}"
+            if known
+            else "Train with classes (Unet(num_classes=…), or ddpm train --class-conditional)"
+        )
         raise ValueError(
-            "Guidance needs a condition that the network also learned to do without. Train with a conditioner of "
-            "drop_prob > 0 (0.1 is common), or use guidance_scale=1."
+            "Guidance strengthens a condition that is given and that the network has learned to do "
+            f"without. {way}, or leave guidance_scale at 1."
         )
     return {k: conditioners[k].null_like(v) if k in able else v for k, v in cond.items()}

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddpm_lib.levels import Level, tau
 from ddpm_lib.samplers import History, LevelAt, Noise, Predict, Sampler
 from ddpm_lib.samplers.base import bar
+from ddpm_lib.spelling import option
 
 
 def jump_schedule(num_steps: int, jump_length: int, num_resamples: int) -> list[int]:
@@ -45,7 +46,7 @@ def jump_schedule(num_steps: int, jump_length: int, num_resamples: int) -> list[
     if num_resamples > 1 and jump_length >= num_steps:
         raise ValueError(
             f"jump_length={jump_length} does not fit into {num_steps} steps, so that nothing would be resampled. Use "
-            f"jump_length={max(1, num_steps // 4)}, more steps, or num_resamples=1."
+            f"{option('jump_length', max(1, num_steps // 4))}, more steps, or {option('num_resamples', 1)}."
         )
     left = dict.fromkeys(range(1, num_steps - jump_length + 1, jump_length), num_resamples - 1)
     visited, position = [num_steps], num_steps

@@ -225,7 +225,7 @@ _SAME = {
         "loss_weight loss_weighting min_snr_loss_weight snr_gamma min_snr_gamma "
         "p2_loss_weight_gamma weighting_scheme"
     ),
-    "variance": "variance_type learn_sigma model_var_type var_type sigma_small",
+    "variance": "variance_type learn_sigma learned_variance model_var_type var_type sigma_small",
     "loss": "loss_type use_kl criterion",
     "time_sampler": "schedule_sampler timestep_sampler t_sampler",
     "offset_noise": "offset_noise_strength noise_offset",
@@ -254,6 +254,7 @@ _NOTES = {
     "predict_xstart": "its value is 'x0'",
     "predict_epsilon": "its value is 'eps'",
     "learn_sigma": "its value is 'learned_range'",
+    "learned_variance": "its value is 'learned_range'",
     "snr_gamma": "its value is 'min_snr', and γ goes to weighting_options",
     "min_snr_gamma": "its value is 'min_snr', and γ goes to weighting_options",
     "min_snr_loss_weight": "its value is 'min_snr'",
@@ -304,6 +305,9 @@ _ELSEWHERE = {
         "images are uint8 or in [0, 1] outside and normalised inside, without an option",
     ("flash_attn", "use_flash_attention", "enable_xformers_memory_efficient_attention", "xformers"):
         "attention takes torch's fastest kernel by itself; leave it out",
+    ("learned_variance", "learn_sigma"):
+        "the process says it: GaussianDiffusion(variance='learned_range'), over "
+        "Unet(out_channels=…) of twice the channels",
     ("prompt", "text", "caption", "captions"):
         "networks here know classes, not texts",
     ("allow_tf32",): "torch's own setting, torch.set_float32_matmul_precision('high'); bf16 is on by itself where it pays",

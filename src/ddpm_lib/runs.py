@@ -10,12 +10,14 @@ import json
 import math
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddpm_lib.locks import look
 from ddpm_lib.registry import nearest
+from ddpm_lib.spelling import option
 from ddpm_lib.words import printable
 
 WORDS = ("running", "finished", "stopped", "lost", "killed", "failed", "none")
@@ -230,6 +232,11 @@ def fresh(run: Path) -> Path:
     while os.path.lexists(run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")):
         count += 1
     return run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")
+
+
+def another(run: Path) -> str:
+    """Word the advice to take another run directory: the option, and a name that is free."""
+    return f"another {option('output_dir')}, such as {shlex.quote(printable(fresh(run)))}"
 
 
 def pictures_in(folder: Path, kinds: frozenset[str], most: int = 2000) -> str | None:

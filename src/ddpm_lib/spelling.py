@@ -26,11 +26,11 @@ def option(name: str, value: object = None) -> str:
     >>> option("on_bad_image", "skip")
     'on_bad_image="skip"'
     >>> with flags():
-    ...     option("on_bad_image", "skip"), option("max_steps")
-    ('--on-bad-image skip', '--max-steps')
+    ...     option("on_bad_image", "skip"), option("max_steps"), option("override", True)
+    ('--on-bad-image skip', '--max-steps', '--override')
     """
     if not _depth:
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
         return name if value is None else f"{name}={shown}"
     flag = "--" + name.replace("_", "-")
-    return flag if value is None else f"{flag} {shlex.quote(str(value))}"
+    return flag if value is None or value is True else f"{flag} {shlex.quote(str(value))}"

@@ -48,6 +48,15 @@ def _escaped(c: str) -> str:
     return f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else repr(c)[1:-1]
 
 
+def so_many(n: int, what: str) -> str:
+    """Word a number of things.
+
+    >>> so_many(1, "image"), so_many(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def sayable(text: str, encoding: str | None) -> str:
     """Return lines of text as a terminal or a file of some encoding can show them: what it cannot becomes an escape."""
     plain = "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)

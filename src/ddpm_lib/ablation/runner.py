@@ -15,6 +15,7 @@ from ddpm_lib.ablation.grid import Cell, Grid, digest
 from ddpm_lib.ablation.report import AblationResult, Outcome
 from ddpm_lib.ablation.subjects import Subject, make_subject
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.runs import another
 from ddpm_lib.training import DivergedError, Trainer
 from ddpm_lib.training.agreement import refuse_pictures
 from ddpm_lib.training.checkpoint import write_atomically
@@ -199,5 +200,5 @@ def _check_same(path: Path, wanted: dict[str, Any]) -> None:
     elif path.read_text(encoding="utf-8") != text:
         raise ConfigError(
             f"{path} is of an ablation with other settings (data, images, sizes or --set). "
-            "Repeat those, or choose another output_dir."
+            f"Repeat those, or choose {another(path.parents[3])}."
         )

@@ -296,6 +296,8 @@ class _Reader:
         text = f"the command takes {names}; got also {shown}."
         if len(extra) == 1 and extra[0].lower() in (*TRUE, *FALSE):
             return f"{text} A switch takes no value: --flag for yes, --no-flag for no."
+        if "--mask" in self.flags and len(extra) == 1 and not self._is_given("--mask"):
+            text += f" The mask is an option: --mask {shlex.quote(extra[0])}."
         pictures = [Path(w) for w in words if Path(w).is_file()]
         if len(pictures) > 1:
             folder = shlex.quote(str(pictures[0].parent))
@@ -304,10 +306,13 @@ class _Reader:
                 "or quote the pattern."
             )
         lists = [option.flag for option, _ in self.flags.values() if is_list(option.annotation)]
-        lists = [flag for flag in lists if any(arg.split("=")[0].replace("_", "-") == flag for arg in self.args)]
+        lists = [flag for flag in lists if self._is_given(flag)]
         if lists:
             text += f" Several values of {lists[0]} are written with commas: {lists[0]} A,B."
         return text
+
+    def _is_given(self, flag: str) -> bool:
+        return any(arg.split("=")[0].replace("_", "-") == flag for arg in self.args)
 
     def _about_unknown(self, name: str) -> str:
         hint = peers_names.hint(name, self.flags)

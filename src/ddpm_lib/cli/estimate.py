@@ -35,10 +35,14 @@ class EstimateCommand(train.RunConfig):
 
 def main(args: list[str]) -> int:
     """Run the command."""
+    from ddpm_lib.data.sources import look_for
     from ddpm_lib.training.estimate import estimate
 
     command = train.layered(args, EstimateCommand, "ddpm estimate", DESCRIPTION)
     settings = train.settings_of(command)
+    note = look_for(settings.data)
+    if note:
+        print(note, file=sys.stderr)
     diffusion, data = train.build(settings)
     images = None if isinstance(data, str) else len(data)
     if os.environ.get("RANK", "0") == "0":

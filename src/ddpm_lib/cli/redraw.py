@@ -23,6 +23,7 @@ from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError
 from ddpm_lib.training.devices import LOW_PRECISION, pick_precision, resolve_device
 from ddpm_lib.training.loading import find_checkpoints, load_run
+from ddpm_lib.words import so_many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,4 +179,4 @@ def write(command: RedrawCommand, folder: Path, found: list[Picture], shown: lis
     scale = command.scale or max(1, 128 // max(results.shape[-2:]))
     pictures.save_grid(torch.stack(rows), folder / "grid.png", len(rows) // len(found), scale)
     (folder / "settings.yaml").write_text(options.dump(command), encoding="utf-8")
-    return f"{len(results)} images -> {folder}/images/*.png, {folder}/grid.png\n"
+    return f"{so_many(len(results), 'image')} -> {folder}/images/*.png, {folder}/grid.png\n"

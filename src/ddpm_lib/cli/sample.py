@@ -28,6 +28,7 @@ from ddpm_lib.training.devices import LOW_PRECISION, pick_precision, resolve_dev
 from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.sampling import sample_shared
+from ddpm_lib.words import so_many
 
 DESCRIPTION = (
     "Draw images from a run's newest checkpoint. Image i depends only on the seed and i, so the same images come out "
@@ -129,7 +130,8 @@ def main(args: list[str]) -> int:
             folder = folder or new_folder(command.output_dir, chosen[0])
             prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command, small)
-            sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {len(images)} images -> {', '.join(written)}\n")
+            drawn = so_many(len(images), "image")
+            sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {drawn} -> {', '.join(written)}\n")
             if checkpoint == chosen[-1]:
                 sys.stdout.write("".join(f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)))
     leave(state)

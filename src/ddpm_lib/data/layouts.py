@@ -99,8 +99,8 @@ def _refuse_sysu(root: Path, tops: Sequence[str]) -> None:
     if any((root / name / "contours").is_dir() and (root / name / "images").is_dir() for name in tops):
         raise ValueError(
             f"{str(root)!r} is the raw SYSU-Shape dataset: its contours/ are edge maps, not photos. Prepare it first: "
-            f"ddpm prepare sysu {shlex.quote(str(root))} sysu-64 --size 64 (in Python ddpm_lib.data.prepare_sysu), and "
-            "train on the folder sysu-64/train_data that it writes."
+            f"`ddpm prepare sysu {shlex.quote(str(root))} sysu-64 --size 64` "
+            "(in Python ddpm_lib.data.prepare_sysu), and train on the folder sysu-64/train_data that it writes."
         )
 
 

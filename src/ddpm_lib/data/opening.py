@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.data.contents import first_digest, make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
 from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, ImageError, make_spec
@@ -62,6 +63,7 @@ class _Way:
         return max(1, available_cpus() // local_world_size())
 
 
+@answers_wrong_keywords
 def open_dataset(
     data: Any = None,
     *,

@@ -177,10 +177,33 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         raise ValueError(f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone.")
     if os.path.lexists(path):
         raise FileNotFoundError(_missing(path, written))
-    if _HUB_NAME.fullmatch(written) and Path(written).suffix.lower() not in (".npz", ".npy", ".parquet", *SUFFIXES):
+    if _may_be_hub_name(written):
         check_fits("a 🤗 dataset", options)
         return _from_hf_object(load_by_name(written, path, _nearest(path)), options)
     raise FileNotFoundError(_missing(path, written))
+
+
+def _may_be_hub_name(written: str) -> bool:
+    files = (".npz", ".npy", ".parquet", *SUFFIXES)
+    return _HUB_NAME.fullmatch(written) is not None and Path(written).suffix.lower() not in files
+
+
+def look_for(written: str) -> str | None:
+    """Refuse a path that leads nowhere, opening nothing; return a note on what may be a hub name.
+
+    Raises:
+        FileNotFoundError: If there is no such path, naming one that is nearly called so.
+    """
+    path = Path(written).expanduser()
+    if written == "shapes" or path.exists():
+        return None
+    if glob.has_magic(written) and glob.glob(str(path), recursive=True):
+        return None
+    if os.path.lexists(path) or not _may_be_hub_name(written):
+        raise FileNotFoundError(_missing(path, written))
+    like = _nearest(path)
+    meant = f" (did you mean {like!r}?)" if like else ""
+    return f"{written!r} is no local path{meant}; taken for a dataset of the hub, which is not opened."
 
 
 def _parquet_in(folder: Path) -> list[Path]:

@@ -27,8 +27,10 @@ from ddpm_lib.data.split import hold_out
 from ddpm_lib.data.sysu_tiles import largest_outline, masked_tile, window_tile
 from ddpm_lib.data.workers import available_cpus, local_world_size
 from ddpm_lib.registry import unknown_name
+from ddpm_lib.runs import fresh
 
 Mode = Literal["masked", "fit", "stretch"]
+ADDRESS = "https://github.com/bearpaw/sysu-shape-dataset"
 CLASSES = ("airplane", "bicycle", "boat", "car", "motorbike")
 _ALIKE = 0.965
 _SETTINGS_FILE = "splits.json"
@@ -220,9 +222,8 @@ def _is_photo(path: Path) -> bool:
 
 def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"{str(root)!r} does not exist. Clone it: git clone bearpaw/sysu-shape-dataset from GitHub."
-        )
+        way = f"git clone {ADDRESS}"
+        raise FileNotFoundError(f"{str(root)!r} does not exist. To get the dataset: {way}")
     found = sorted(p.name for p in root.iterdir() if (p / "images").is_dir() and (p / "annotations").is_dir())
     if not found:
         inner = [p for p in root.iterdir() if p.is_dir() and (p / "airplane" / "images").is_dir()]
@@ -280,12 +281,14 @@ def _already(out: Path, settings: dict[str, Any]) -> SysuSummary | None:
         before, summary = saved["settings"], saved["summary"]
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(
-            f"{str(out)!r} is not empty and was not made by this command. Choose another folder."
+            f"{str(out)!r} is not empty and was not made by this command. "
+            f"Choose another folder, such as {str(fresh(out))!r}."
         ) from None
     wrong = [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in settings.items() if before.get(k) != v]
     if wrong:
         raise FileExistsError(
-            f"{str(out)!r} was made with other settings ({'; '.join(wrong)}). Choose another folder, or remove that one."
+            f"{str(out)!r} was made with other settings ({'; '.join(wrong)}). "
+            f"Choose another folder, such as {str(fresh(out))!r}, or remove that one."
         )
     result = SysuSummary(out, summary["train"], summary["eval"], summary["duplicates"], summary["notes"])
     wanted = {"train_data": result.num_train, "eval_data": result.num_eval, "normalized_eval_data": result.num_eval}

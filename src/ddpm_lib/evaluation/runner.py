@@ -91,6 +91,9 @@ def _options(dataset: Any, options: dict[str, Any]) -> EvaluationOptions:
     unknown_options(options, [f.name for f in dataclasses.fields(EvaluationOptions)], "evaluate")
     if dataset is not None and {"data", "split"} & set(options):
         raise ConfigError("Give either dataset= or data=, not both.")
+    step = options.get("checkpoint")
+    if isinstance(step, int) and not isinstance(step, bool):
+        options["checkpoint"] = str(step)
     return EvaluationOptions(**options)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.runs import fresh, is_run, pictures_in
+from ddpm_lib.runs import another, is_run, pictures_in
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.option_types import shown
 from ddpm_lib.training.resume import describe_versions, differences
@@ -90,5 +90,5 @@ def refuse_pictures(output_dir: Path) -> None:
     if found is not None:
         raise ConfigError(
             f"{output_dir} is no run and holds data ({printable(found)}): a run in it would put its samples among them. Choose "
-            f"another output_dir, such as {fresh(output_dir)}."
+            f"{another(output_dir)}."
         )

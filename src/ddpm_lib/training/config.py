@@ -34,7 +34,7 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
         parts = []
         for name in wrong[:10]:
             hint = suggestion(str(name), known)
-            parts.append(short(name, 80) + (f" ({hint})" if hint else ""))
+            parts.append(short(name, 80) + (f" ({hint.removesuffix('.')})" if hint else ""))
         parts += [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
         raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
 

@@ -17,13 +17,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddpm_lib.spelling import option
 from ddpm_lib.training.randomness import DataOrder
 from ddpm_lib.training.results import DivergedError, LostProcessError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
 
-_ADVICE = "Lower learning_rate, set max_grad_norm, or use mixed_precision='no'."
+
+def _advice(trainer: Trainer) -> str:
+    """Word what helps against losses that are not finite, from the settings of this run."""
+    config = trainer.config
+    ways = [f"lower {option('learning_rate')} ({config.learning_rate:g} now)"]
+    norm = config.max_grad_norm
+    if norm is None:
+        ways.append(f"set {option('max_grad_norm', 1.0)}")
+    else:
+        ways.append(f"lower {option('max_grad_norm')} ({norm:g} now)")
+    if trainer.precision != "no":
+        ways.append(f"use {option('mixed_precision', 'no')}")
+    text = ", ".join(ways[:-1]) + f" or {ways[-1]}."
+    return text[0].upper() + text[1:]
 
 
 class StartOver(Exception, ABC):
@@ -65,7 +79,8 @@ class RollBack(StartOver):
         regular = trainer.on_main(lambda: newest_complete(folder, trainer.say, lambda step: step % every == 0))
         trainer.last_checkpoint = regular or trainer.on_main(lambda: newest_complete(folder, trainer.say))
         if trainer.last_checkpoint is None:
-            raise DivergedError(f"{self.message} No complete checkpoint is left to roll back to. {_ADVICE}")
+            nothing = "No complete checkpoint is left to roll back to."
+            raise DivergedError(f"{self.message} {nothing} {_advice(trainer)}")
         restore(trainer, trainer.last_checkpoint)
         trainer.images_seen = self.images_seen
         trainer.metrics.clear()
@@ -172,12 +187,14 @@ class NonFiniteGuard:
             return
         message = f"The loss or gradient is not finite at step {steps[0]} ({self._find(trainer, steps[0])}). {where}."
         if self.policy == "stop":
-            raise DivergedError(f"{message} {_ADVICE} on_nonfinite='rollback' goes on from there with other images.")
+            again = option("on_nonfinite", "rollback")
+            there = f" {again} goes on from there with other images." if good else ""
+            raise DivergedError(f"{message} {_advice(trainer)}{there}")
         if good is None or self.rollbacks >= self.most:
             reason = (
                 "so there is nothing to roll back to" if good is None else f"and it was rolled back {self.most} times"
             )
-            raise DivergedError(f"{message[:-1]}, {reason}. {_ADVICE}")
+            raise DivergedError(f"{message[:-1]}, {reason}. {_advice(trainer)}")
         self.rollbacks += 1
         raise RollBack(_slot_of(trainer, steps[0]) + trainer.config.images_per_step, message)
 
@@ -185,7 +202,8 @@ class NonFiniteGuard:
         if len(steps) > self.most:
             listed = ", ".join(map(str, steps[: self.most + 1]))
             raise DivergedError(
-                f"The loss or gradient is not finite at steps {listed}: more than max_nonfinite={self.most}. {where}. {_ADVICE}"
+                f"The loss or gradient is not finite at steps {listed}: more than max_nonfinite={self.most}. "
+                f"{where}. {_advice(trainer)}"
             )
         for step in steps[self._told :]:
             names = ", ".join(_images_of(trainer, step, range(trainer.config.images_per_step))[:8])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.answering import answers_wrong_keywords
 from ddpm_lib.runs import no_run, nothing_saved
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.best import best_step
@@ -68,17 +69,21 @@ def refuse_foreign(path: Path) -> None:
         )
 
 
-def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
+def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Path]:
     """Find checkpoints of a run directory, or take the path itself if it is one.
 
     Args:
         path: A run directory or a checkpoint directory.
-        which: "latest", "best" (by keep_best), "all", a step ("1200") or a directory name ("step-000001200").
+        which: "latest", "best" (by keep_best), "all", a step (1200) or a directory name
+            ("step-000001200").
 
     Raises:
         CheckpointError: If there is none, naming what is there.
     """
     path = Path(path)
+    if isinstance(which, bool) or not isinstance(which, (str, int)):
+        raise ConfigError(f"checkpoint must be a step or a name ('latest'); got {short(which)}.")
+    which = str(which)
     if not path.exists():
         raise files.CheckpointError(no_run(path))
     if not path.is_dir() or not (path / files.MANIFEST).is_file():
@@ -121,8 +126,9 @@ def find_checkpoints(path: str | Path, which: str = "latest") -> list[Path]:
     return chosen
 
 
+@answers_wrong_keywords
 def load_run(
-    path: str | Path, checkpoint: str = "latest", weights: str = "ema", ema_decay: float | None = None
+    path: str | Path, checkpoint: str | int = "latest", weights: str = "ema", ema_decay: float | None = None
 ) -> LoadedRun:
     """Rebuild a trained process from its run directory.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import socket
 from pathlib import Path
 
 from ddpm_lib import locks
 from ddpm_lib.files import NotAFileOfOursError, open_own
-from ddpm_lib.runs import fresh
+from ddpm_lib.runs import another, fresh
+from ddpm_lib.spelling import option
 from ddpm_lib.training.config import ConfigError
 
 
@@ -127,7 +129,7 @@ class RunLock:
 def taken(run: Path, owner: str) -> ConfigError:
     """Return the error that names who trains in a run directory."""
     return ConfigError(
-        f"{run} is being trained by {owner or 'another process'}. Wait for it, or choose another output_dir: {fresh(run)}."
+        f"{run} is being trained by {owner or 'another process'}. Wait for it, or choose {another(run)}."
     )
 
 
@@ -147,7 +149,14 @@ def refuse_taken(run: Path) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
-    """Return the error that names a directory in which nothing can be written."""
-    return ConfigError(
-        f"The run directory {folder} cannot be written to ({error.strerror or error}). Choose another output_dir."
-    )
+    """Return the error that names a directory without write access, and a place that has it."""
+    advice = f"Choose another {option('output_dir')}"
+    there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path("."))
+    if not there.is_dir():  # a name beside it is free
+        free = fresh(there) / folder.relative_to(there)
+        advice += f", such as {shlex.quote(str(free))}: {there} is no folder"
+    elif folder.name and os.access(".", os.W_OK) and there.resolve() != Path.cwd():
+        free = Path("runs", folder.name)
+        advice += f", such as {shlex.quote(str(fresh(free) if os.path.lexists(free) else free))}"
+    reason = error.strerror or error
+    return ConfigError(f"The run directory {folder} cannot be written to ({reason}). {advice}.")

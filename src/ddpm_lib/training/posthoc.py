@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.files import utf8_name
+from ddpm_lib.runs import another
+from ddpm_lib.spelling import option
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.callbacks import Callback
 from ddpm_lib.training.config import ConfigError
@@ -142,7 +144,8 @@ class PostHocAverages:
             kept_words = ", ".join(map(str, kept)) or "none"
             raise ConfigError(
                 f"{path} has no post-hoc average of sigma_rel {', '.join(map(str, lacking))}, and one cannot begin in the middle "
-                f"of a run. Set posthoc_ema to what this run keeps ({kept_words}), or use another output_dir."
+                f"of a run. Set {option('posthoc_ema')} to what this run keeps ({kept_words}), or use "
+                f"{another(path.parent.parent)}."
             )
         saved = files.read_tensors(path, FOLDER) if self.sigma_rels and not lacking else {}
         for sigma_rel, average in zip(self.sigma_rels, self._averages):

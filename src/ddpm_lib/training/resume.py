@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import platform
-import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ddpm_lib.runs import fresh
+from ddpm_lib.runs import another
+from ddpm_lib.spelling import option
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.going_back import back_to, wanted_step
@@ -120,7 +120,7 @@ def find_checkpoint(trainer: Trainer) -> Path | None:
     if there and trainer.config.resume == "never":
         raise ConfigError(
             f"{trainer.output_dir} holds {there[-1].name} already. "
-            f"Choose another output_dir, such as {fresh(trainer.output_dir)}, or resume='auto' (--resume auto) to continue it."
+            f"Choose {another(trainer.output_dir)}, or {option('resume', 'auto')} to continue it."
         )
     step = wanted_step(trainer.config.resume, trainer.output_dir)
     if there and step is None and files.is_of_newer_version(there[-1]):
@@ -137,8 +137,8 @@ def find_checkpoint(trainer: Trainer) -> Path | None:
         trainer.say(line)
     if there and found is None:
         raise files.CheckpointError(
-            f"None of the {len(there)} checkpoints in {folder} is complete. Choose another output_dir to start anew, "
-            f"or move them away. The newest: {broken[0].partition(': ')[2]}"
+            f"None of the {len(there)} checkpoints in {folder} is complete. To start anew, choose "
+            f"{another(trainer.output_dir)}, or move them away. The newest: {broken[0].partition(': ')[2]}"
         )
     return found
 
@@ -199,8 +199,8 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         raise ConfigError(
             f"{path} was trained with other settings:\n  "
             + "\n  ".join(hard)
-            + "\nUse the settings of the checkpoint, or begin another run: "
-            + f"output_dir={str(fresh(trainer.output_dir))!r} (--output-dir {shlex.quote(str(fresh(trainer.output_dir)))})."
+            + "\nUse the settings of the checkpoint, or begin another run with "
+            + f"{another(trainer.output_dir)}."
         )
     soft_now = {"batch_size": trainer.config.images_per_step, "seed": trainer.config.seed}
     described, held = state["data"], fraction_held_out(state)
@@ -215,7 +215,8 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         raise ConfigError(
             f"{path} was trained on other data or with another order:\n  "
             + "\n  ".join(soft)
-            + "\nSet override=True (--override) to go on all the same, or use another output_dir."
+            + f"\nSet {option('override', True)} to go on all the same, or use "
+            + f"{another(trainer.output_dir)}."
         )
     for line in soft:
         trainer.say(f"Continuing although {line}.")

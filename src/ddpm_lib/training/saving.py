@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ddpm_lib.spelling import option
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
 
@@ -146,7 +147,9 @@ def check_space(trainer: Trainer) -> None:
     more = max(1, config.keep_last + 1 - there)  # a new one is complete before an old one goes
     numbers = f"A checkpoint needs about {_mib(size)} MiB and {trainer.output_dir} has {_mib(free)} MiB free"
     if free < size:
-        raise ConfigError(f"{numbers}: not one fits. Free space, or choose another output_dir.")
+        raise ConfigError(
+            f"{numbers}: not one fits. Free space, or choose another {option('output_dir')} on a larger disk."
+        )
     if free < more * size:
         trainer.say(f"{numbers}, too little for keep_last={config.keep_last}. Free space, or set keep_last=2.")
 

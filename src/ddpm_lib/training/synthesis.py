@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpm_lib.files import utf8_name
-from ddpm_lib.runs import is_run, no_run
+from ddpm_lib.runs import another, is_run, no_run
 from ddpm_lib.training import checkpoint as files
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.posthoc import FOLDER, Snapshot, combine, gamma_of, list_snapshots
@@ -110,7 +110,8 @@ def synthesise_ema(
     name = f"sigma_rel-{sigma_rel:g}-{files.checkpoint_name(step)}"
     final = Path(output_dir) if output_dir is not None else run / "ema" / name
     if final.exists():
-        raise ConfigError(f"{final} exists, and nothing is overwritten. Choose another output_dir, or use it as it is.")
+        advice = f"Choose {another(final)}, or use it as it is."
+        raise ConfigError(f"{final} exists, and nothing is overwritten. {advice}")
     newest = files.newest_complete(run / "checkpoints", lambda line: None)
     if newest is None:
         raise files.CheckpointError(f"{run} holds no complete checkpoint, which says what network the averages are of.")
