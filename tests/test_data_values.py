@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ddpm_lib.data
@@ -318,3 +319,70 @@ def test_options_that_messages_name_exist_everywhere():
     assert {"value_range", "max_pixels", "background", "frames"} <= named
     # The size of images belongs to the process, not to its training; the command has a flag for it.
     assert named & (options | fields) - {"image_size"} <= options & fields
+
+
+WIDE = {
+    "float32": ramp(-1, 1, "float32", 3),
+    "float64": ramp(0, 4095, "float64", 3),
+    "int16": ramp(-1000, 1000, "int16", 3),
+    "uint16": ramp(0, 65535, "uint16", 3),
+}
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return {"image": self.items[i], "label": i % 2}
+
+
+FORMS = {
+    "dataset": Items,
+    "list": list,
+    "pairs": lambda items: [(item, k % 2) for k, item in enumerate(items)],
+    "tensor dataset": lambda items: torch.utils.data.TensorDataset(torch.stack([torch.as_tensor(i) for i in items])),
+}
+
+
+@pytest.mark.parametrize("values", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("layout", ["hwc", "chw", "tensor"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_range_serves_items_of_every_kind(form, layout, values):
+    low, high = float(values.min()), float(values.max())
+    stack = [values, values[::-1], values[:, ::-1]]
+    expected = [np.round((v.astype(float) - low) * 255 / (high - low)).transpose(2, 0, 1) for v in stack]
+    items = [v.copy() if layout == "hwc" else v.transpose(2, 0, 1).copy() for v in stack]
+    items = [torch.from_numpy(v) for v in items] if layout == "tensor" else items
+    data = FORMS[form](items)
+    for cache in ("auto", "none"):
+        opened = open_dataset(data, image_size=SIZE, value_range=(low, high), cache=cache, num_workers=0)
+        assert np.abs(opened.batch(range(3))["image"].numpy() - expected).max() <= 1
+    with pytest.raises(TypeError, match=r"value_range=\(.*--value-range"):
+        open_dataset(data, image_size=SIZE, num_workers=0)
+
+
+def test_a_range_that_items_cannot_use_is_an_error():
+    def opened(item, **how):
+        return open_dataset(Items([item] * 3), image_size=SIZE, value_range=(0, 1), num_workers=0, **how)
+
+    with pytest.raises(ValueError, match=r"Items of Items are uint8 already: value_range .*Leave it out"):
+        opened(np.zeros((SIZE, SIZE, 3), np.uint8))
+    with pytest.raises(ValueError, match="8 bits per value, and value_range is for pictures of more: leave it out"):
+        opened(Image.new("RGB", (SIZE, SIZE)))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        opened(np.full((SIZE, SIZE), np.nan, np.float32))
+    with pytest.raises(TypeError, match="Items of Items are bool; images must be uint8"):
+        opened(torch.zeros(3, SIZE, SIZE, dtype=torch.bool))
+    assert opened(torch.ones(3, SIZE, SIZE, dtype=torch.bfloat16))[0]["image"].min() == 255
+
+
+def test_dark_rows_of_a_table_keep_their_range():
+    pa = pytest.importorskip("pyarrow")
+    rows = [np.full((SIZE, SIZE), value).tolist() for value in (200, 4000)]
+    table = pa.table({"image": pa.array(rows, pa.list_(pa.list_(pa.uint16())))})
+    opened = open_dataset(table, image_size=SIZE, channels=1, value_range=(0, 4000))
+    assert [int(opened[k]["image"].max()) for k in range(2)] == [13, 255]

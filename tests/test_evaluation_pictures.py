@@ -267,6 +267,14 @@ def test_a_range_and_frames_serve_the_set_that_has_them(tmp_path: Path) -> None:
     found = evaluate(tmp_path / "samples", reference=tmp_path / "deep", value_range=(0, 4095), **FD)
     assert found["fd_random64_deep_6"] == pytest.approx(0.0, abs=1e-2)
     assert any("value_range was not applied" in note for note in found.about["notes"])
+    eight = np.stack([np.asarray(p.convert("L")) for p in pages])
+    floats = eight.astype(np.float32) * (4095 / 255)
+    np.save(tmp_path / "deep.npy", floats)
+    for deep in (floats, list(floats), tmp_path / "deep.npy"):
+        for samples in (eight, list(eight)):
+            found = evaluate(samples, deep, value_range=(0, 4095), **FD)
+            assert found.scores[0].value == pytest.approx(0.0, abs=1e-2)
+            assert sum("value_range was not applied" in note for note in found.about["notes"]) == 1
     stack = evaluate(np.stack([np.asarray(p) for p in pages]), reference=tmp_path / "stack", frames="all", **FD)
     assert stack["fd_random64_stack_6"] == pytest.approx(0.0, abs=1e-6)
     tiny_trainer(tmp_path / "run", data=str(tmp_path / "stack"), max_steps=1, frames="all").train()

@@ -13,6 +13,11 @@ ValueRange = tuple[float, float]
 
 FULL_16BIT = (0.0, 65535.0)
 
+
+class NarrowValuesError(ValueError):
+    """value_range was given for values of 8 bits, which need none."""
+
+
 _WAY = "say what is black and what is white with value_range, such as {python} ({flag})"
 
 
@@ -38,8 +43,8 @@ def propose(low: float, high: float) -> str:
     """Word the option value_range for values that were found, in Python and as a flag."""
     if low >= 0 and high > 1 and float(low).is_integer() and float(high).is_integer():
         low, high = 0, 2 ** max(8, int(high).bit_length()) - 1  # a sample need not hold the brightest
-    elif low >= 0 and high <= 1:
-        low, high = 0, 1
+    elif low >= -1 and high <= 1:
+        low, high = (0 if low >= 0 else -1), 1
     a, b = f"{low:.6g}", f"{high if high > low else low + 1:.6g}"
     return _WAY.format(python=f"value_range=({a}, {b})", flag=f"--value-range {a} {b}")
 
@@ -78,10 +83,14 @@ def span(values: np.ndarray) -> ValueRange:
 
 def not_uint8(array: np.ndarray) -> str:
     """Say of an array that is not uint8 what to do."""
-    text = f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255)"
+    return f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255){proposal(array)}"
+
+
+def proposal(array: np.ndarray) -> str:
+    """Word the range to give for an array: ", or say what …"; nothing where no range can make it a picture."""
     if array.dtype.kind not in "iuf" or not array.size or not np.isfinite(array).all():
-        return text
-    return f"{text}, or {propose(*span(array))}"
+        return ""
+    return f", or {propose(*span(array))}"
 
 
 def white_is_zero(picture: Any) -> bool:
