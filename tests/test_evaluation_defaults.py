@@ -346,7 +346,7 @@ def test_scores_that_cannot_be_written_are_printed(
 ) -> None:
     from ddpm_lib.evaluation import Evaluation
 
-    def full(self: Evaluation) -> Path:
+    def full(self: Evaluation, folder: object) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Evaluation, "save", full)
@@ -354,6 +354,54 @@ def test_scores_that_cannot_be_written_are_printed(
     out, err = capsys.readouterr()
     assert "kd_random64_train_12" in out
     assert "No space left" in err
+
+
+@pytest.fixture
+def sealed(run: Path, tmp_path: Path) -> Path:
+    """The same run, with plain files where its results belong: not even root can write there."""
+    (tmp_path / "run").mkdir()
+    for entry in run.iterdir():
+        if entry.name not in ("evaluations", "samples"):
+            (tmp_path / "run" / entry.name).symlink_to(entry)
+    for name in ("evaluations", "samples"):
+        (tmp_path / "run" / name).write_text("")
+    return tmp_path / "run"
+
+
+def test_a_run_that_cannot_be_written_to_is_found_before_the_work(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--metrics", "kid", "--features", "random64", "--num", "12", *FLAGS]
+    assert main(["evaluate", str(sealed), *asked, "--output-dir", str(tmp_path / "mine")]) == 0
+    assert "mine/eval-0001.json" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "mine" / "eval-0001.json")]) == 0
+
+    from ddpm_lib.evaluation.runner import One
+
+    def work(*_: object) -> None:
+        raise AssertionError("it worked first")
+
+    monkeypatch.setattr(One, "evaluate", work)
+    capsys.readouterr()
+    for which in (["--checkpoint", "all"], []):
+        assert main(["evaluate", str(sealed), *asked, *which]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "evaluations cannot be written to (Not a directory). Say with --output-dir" in err
+    stats = ["--save-stats", str(sealed / "samples" / "a.npz"), "--output-dir", str(tmp_path)]
+    assert main(["evaluate", str(sealed), *asked, "--metrics", "fid", *stats]) == 2
+    assert "Say with save_stats= (--save-stats) where" in capsys.readouterr().err
+    (tmp_path / "evaluations").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for elsewhere in ([], ["--output-dir", str(sealed / "samples" / "deep")]):  # pictures: where the user stands
+        assert main(["evaluate", str(tmp_path / "mine"), *asked, *elsewhere]) == 2
+        assert "cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
+    monkeypatch.setattr("ddpm_lib.cli.sample.draw", work)
+    assert main(["sample", str(sealed), "--device", "cpu"]) == 2
+    assert "samples cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
+    monkeypatch.setattr("ddpm_lib.cli.redraw.read_pictures", work)
+    assert main(["edit", str(sealed), "none.png", "--device", "cpu"]) == 2
+    assert "samples cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
 
 
 def test_missing_weights_are_one_short_block(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import clamp, evenly, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
+from ddpm_lib.files import try_writing
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 from ddpm_lib.training.checkpoint import MANIFEST, CheckpointError
 from ddpm_lib.training.compiling import compile_regions
@@ -148,6 +149,8 @@ class Runner:
         if not state.is_main_process:
             options = dataclasses.replace(options, progress=False)
         check_options(options, loaded)
+        if options.save_stats is not None and state.is_main_process:
+            refuse_unwritable(Path(options.save_stats).parent, "save_stats= (--save-stats)")
         choice = choose(options, own, dataset)
         one = One(choice.options, dataset, loaded, own, state, options)
         result = one.evaluate(target)
@@ -305,6 +308,21 @@ class One:
                 given = self._whole()[1]
         n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
         return sample_images(loaded.diffusion, options, n, about, self.state.device, given=given), notes
+
+
+def refuse_unwritable(folder: Path, option: str) -> None:
+    """Refuse a folder for results that cannot be written, before the work and not after it.
+
+    Raises:
+        ConfigError: If it cannot be written, naming the option that says where else.
+    """
+    try:
+        try_writing(folder)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(
+            f"{folder} cannot be written to ({why}). Say with {option} where the results are to go."
+        ) from error
 
 
 def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
