@@ -24,7 +24,7 @@ from ddpm_lib.evaluation.describe import (
 )
 from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.evaluation.metrics import GAPS, METRICS, looks_at_images
-from ddpm_lib.evaluation.options import AUTO, READING, EvaluationOptions
+from ddpm_lib.evaluation.options import AUTO, DRAWING, READING, EvaluationOptions, check_used, flag, given
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.remarks import Judged, judge
 from ddpm_lib.evaluation.result import Evaluation
@@ -92,7 +92,9 @@ def _options(dataset: Any, options: dict[str, Any]) -> EvaluationOptions:
     unknown_options(options, [f.name for f in dataclasses.fields(EvaluationOptions)], "evaluate")
     if dataset is not None and {"data", "split"} & set(options):
         raise ConfigError("Give either dataset= or data=, not both.")
-    return EvaluationOptions(**options)
+    chosen = EvaluationOptions(**options)
+    check_used(chosen)
+    return chosen
 
 
 def is_run(target: Any) -> bool:
@@ -332,6 +334,11 @@ def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
         ConfigError: If there are any.
     """
     if loaded is None:
+        found = given(options, ("weights", "ema_decay", *DRAWING))
+        if found:
+            raise ConfigError(
+                f"Images are scored here, and {flag(found[0])} is for a run, which draws them. Leave it out, or give a run."
+            )
         return
     size = loaded.diffusion.image_size
     if options.image_size is not None and set(size) != {options.image_size}:
@@ -339,10 +346,10 @@ def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
             f"Images are compared at the run's own size, {'×'.join(map(str, size))}: leave image_size (--image-size) out. "
             "It is for sets of pictures without a run."
         )
-    given = [name for name in READING if getattr(options, name) is not None]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"Images are opened as the run opened its own: leave {', '.join(given)} ({flags}) out.")
+    found = given(options, READING)
+    if found:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in found)
+        raise ConfigError(f"Images are opened as the run opened its own: leave {', '.join(found)} ({flags}) out.")
 
 
 def without_held_out(options: EvaluationOptions, own: RunData | None, dataset: Any) -> dict[str, str]:
