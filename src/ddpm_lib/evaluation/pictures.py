@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpm_lib.evaluation.engine import ImageSet
 from ddpm_lib.evaluation.options import READING
 from ddpm_lib.evaluation.overviews import drawn_samples
-from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, safe_word
+from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, jpeg_share, safe_word
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -257,4 +257,5 @@ def _as_fidelity(files: FidelityFiles, word: str, num: int | None) -> ImageSet:
         notes=tuple(notes),
         reader="torch-fidelity",
         shape=files.shape,
+        jpeg=jpeg_share([path.name for path in files.files]),
     )
