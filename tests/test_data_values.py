@@ -54,6 +54,31 @@ def tiff(path: Path, values: np.ndarray, order: str = "<", packed: bool = False,
     path.write_bytes(head + raw + struct.pack(order + "H", len(tags)) + directory + b"\0" * 4 + tail)
 
 
+def planes(path: Path, values: np.ndarray, packed: bool, photometric: int) -> None:
+    """Write a TIFF file of one plane per band."""
+    parts = [
+        np.ascontiguousarray(band).astype(values.dtype.newbyteorder("<")).tobytes()
+        for band in np.moveaxis(values, 2, 0)
+    ]
+    parts = [zlib.compress(part) for part in parts] if packed else parts
+    bands, lengths = len(parts), [len(part) for part in parts]
+    raw = b"".join(parts) + b"\0" * (sum(lengths) % 2)
+    extra = bands - (1 if photometric == 1 else 3)
+    tags = [
+        (256, [values.shape[1]]), (257, [values.shape[0]]), (258, [values.dtype.itemsize * 8] * bands),
+        (259, [8 if packed else 1]), (262, [photometric]), (273, [8 + sum(lengths[:k]) for k in range(bands)]),
+        (277, [bands]), (278, [values.shape[0]]), (279, lengths), (284, [2]), *([(338, [0] * extra)] if extra else []),
+    ]  # fmt: skip
+    directory, tail, after = b"", b"", 8 + len(raw) + 2 + 12 * len(tags) + 4
+    for tag, numbers in tags:
+        data = struct.pack(f"<{len(numbers)}H", *numbers)
+        field = struct.pack("<I", after + len(tail)) if len(data) > 4 else data.ljust(4, b"\0")
+        tail += data if len(data) > 4 else b""
+        directory += struct.pack("<HHI", tag, 3, len(numbers)) + field
+    head = b"II*\0" + struct.pack("<I", 8 + len(raw))
+    path.write_bytes(head + raw + struct.pack("<H", len(tags)) + directory + b"\0" * 4 + tail)
+
+
 def png16(path: Path, values: np.ndarray) -> None:
     height, width, bands = values.shape
 
@@ -283,6 +308,51 @@ def test_grey_files_where_zero_is_white(tmp_path):
         )
         assert black[0, 0, 0] == 0
         assert (white == 255 - black).all()
+
+
+@pytest.mark.parametrize("given", [None, (0, 4095)])
+@pytest.mark.parametrize("greatest", [4095, 65535])
+def test_plain_pixmaps_of_16_bits(tmp_path, greatest, given):
+    values = np.random.default_rng(0).integers(0, greatest + 1, (8, 8, 3))
+    lines = [" ".join(map(str, row)) + " # a remark" for row in values.reshape(8, -1)]
+    for name in "ab":
+        (tmp_path / f"{name}.ppm").write_text(f"P3\n# another\n8 8\n{greatest}\n" + "\n".join(lines))
+    parts = (values * 65535 / greatest).round()
+    expected = (parts / 257).round() if given is None else (parts.clip(0, 4095) * 255 / 4095).round()
+    got = open_dataset(tmp_path, image_size=8, value_range=given)[0]["image"].numpy().transpose(1, 2, 0)
+    assert np.abs(got.astype(float) - expected).max() <= 1
+    (tmp_path / "a.ppm").write_text(f"P3 8 8 {greatest}\n" + "\n".join(lines[:5]))
+    with pytest.raises(ValueError, match=r"a\.ppm: .*truncated"):
+        open_dataset(tmp_path, image_size=8, value_range=given)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize(("bands", "photometric"), [(3, 1), (4, 1), (3, 2), (4, 2)])
+def test_separate_planes_are_read_right_or_refused(tmp_path, bands, photometric, dtype, packed):
+    values = ramp(0, np.iinfo(dtype).max, dtype, bands)
+    planes(tmp_path / "a.tif", values, packed, photometric)
+    colours = photometric == 2 and (packed or (dtype, bands) == ("uint8", 3))
+    for channels in (3, 4):
+        if not colours or channels == bands == 4:
+            words = rf"TIFF with {bands} bands of {np.iinfo(dtype).bits} bits.*cannot be decoded here: .*pass arrays"
+            with pytest.raises(BadImagesError, match=words):
+                open_dataset(tmp_path, image_size=SIZE, channels=channels)
+            continue
+        pixels = open_dataset(tmp_path, image_size=SIZE, channels=channels)[0]["image"].numpy()
+        expected = values[..., :3].astype(float) * 255 / np.iinfo(dtype).max
+        assert np.abs(pixels[:3] - expected.transpose(2, 0, 1)).max() <= 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_the_low_end_is_white_where_zero_is_white(tmp_path, dtype, packed):
+    values = np.linspace(-50 if dtype == "float32" else 0, 5000, SIZE * SIZE).astype(dtype).reshape(SIZE, SIZE)
+    tiff(tmp_path / "a.tif", values, packed=packed, photometric=0)
+    pixels = open_dataset(tmp_path, image_size=SIZE, channels=1, value_range=(100, 4095))[0]["image"][0].numpy()
+    expected = 255 - np.round((values.astype(float) - 100) * 255 / 3995).clip(0, 255)
+    assert np.abs(pixels - expected).max() <= 1
+    assert (pixels[0, 0], pixels[-1, -1]) == (255, 0)
 
 
 def test_frames_without_effect_are_said(tmp_path):
