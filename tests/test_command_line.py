@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import random
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.registry import nearest
-from test_cli import ddpm, error_of
+from ddpm_lib.training.display import TrainingRows
+from test_cli import ddpm, error_of, train
 
 CLASSES = {
     "train": TrainCommand, "estimate": EstimateCommand, "sample": SampleCommand, "edit": EditCommand,
@@ -324,6 +326,47 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.startswith("usage: ddpm train")
     assert done.stderr == ""
+
+
+def test_a_command_cut_short_says_so_by_its_exit_code() -> None:
+    """Both streams go to a pipe that nobody reads; a command in torch's place keeps the process light."""
+    code = (
+        "import sys, types\n"
+        "say = lambda args: [print('line', file=sys.stderr, flush=True) for _ in range(9)]\n"
+        "sys.modules['ddpm_lib.cli.train'] = types.SimpleNamespace(main=say)\n"
+        "from ddpm_lib.cli import main\n"
+        "sys.exit(main(['train']))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert subprocess.run([sys.executable, "-c", code], stdout=write, stderr=write, timeout=60).returncode == 141
+    finally:
+        os.close(write)
+
+
+def test_training_whose_reader_left_is_resumed_or_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(self: TrainingRows, trainer: Any) -> None:
+        if trainer.step == 3:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    flags = ("--max-steps", 4, "--save-every", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingRows, "on_step_end", gone)
+        assert train(tmp_path / "run", *flags) == 141
+    assert "Traceback" not in "".join(capsys.readouterr())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
+    assert train(tmp_path / "run", *flags) == 0
+    assert "step 2" in (tmp_path / "run" / "train.log").read_text()
+
+    def unread(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ddpm_lib.cli.train.report", unread)  # the work is done, only its report was not read
+    assert train(tmp_path / "run", "--max-steps", 5, "--save-every", 2) == 0
+    assert '"finished"' in (tmp_path / "run" / "status.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -200,3 +200,71 @@ def test_the_raw_shapes_of_sysu_name_their_command(tmp_path):
     fill(tmp_path, "car/images/a.png", "car/contours/a.png")
     with pytest.raises(ValueError, match=r"ddpm prepare sysu .* sysu-64 --size 64"):
         open_dataset(tmp_path, image_size=8)
+
+
+PAIRS = {
+    "target": ("input", "target"),
+    "Targets": ("Inputs", "Targets"),
+    "target_images": ("source_images", "target_images"),
+    "GT": ("LQ", "GT"),
+    "DIV2K_train_HR": ("DIV2K_train_LR", "DIV2K_train_HR"),
+    "clean": ("noisy", "clean"),
+    "sharp": ("blur", "sharp"),
+    "B": ("A", "B"),
+    "y": ("x", "y"),
+    "high": ("low", "high"),
+}
+
+
+@pytest.mark.parametrize("learned", PAIRS)
+@pytest.mark.parametrize("above", ["", "mine/"])
+def test_pairs_are_no_classes(tmp_path, learned, above):
+    given, learned = PAIRS[learned]
+    files = [f"{above}{folder}/photo_{k}.png" for folder in (given, learned) for k in range(3)]
+    fill(tmp_path, *files)
+    words = rf"holds '{given}' and '{learned}', 3 files .* look like pairs, not classes\. Open .*{learned}'; labels="
+    with pytest.raises(ValueError, match=words):
+        open_dataset(tmp_path, image_size=8)
+    assert len(open_dataset(tmp_path / above / learned, image_size=8)) == 3, "the remedy works"
+    if not above:
+        assert open_dataset(tmp_path, image_size=8, labels="folder").class_names == tuple(sorted((given, learned)))
+    notes = open_dataset(tmp_path, image_size=8, labels="none").notes
+    assert any("look like pairs" in note for note in notes)
+
+
+def test_pairs_by_factor_and_by_word(tmp_path):
+    fill(tmp_path, *(f"{folder}/{k:04d}{tail}.png" for folder, tail in (("lr", "x4"), ("hr", "")) for k in range(3)))
+    with pytest.raises(ValueError, match="look like pairs"):
+        open_dataset(tmp_path, image_size=8)
+    fill(tmp_path / "words", *(f"{name}/a{k}_{name}.png" for name in ("input", "target") for k in range(3)))
+    with pytest.raises(ValueError, match="look like pairs"):
+        open_dataset(tmp_path / "words", image_size=8)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        in_folders("cats", "dogs", count=4),
+        in_folders("real", "fake", count=4),
+        in_folders("summer", "winter", count=4),
+        [f"{name}/{name}{k}.png" for name in ("low", "high") for k in range(4)],
+        [f"input/a{k}.png" for k in range(4)] + [f"target/b{k}.png" for k in range(4)],
+        [f"a/p{k}.png" for k in range(4)] + [f"b/p{k}.png" for k in range(3, 9)],
+        [f"{name}/p{k}.png" for name in "abc" for k in range(4)],
+        [f"{name}/hand{k}_{name}.png" for name in "ab" for k in range(4)],
+        [f"{name}/hand{k}.png" for name in ("left", "right") for k in range(4)],
+        [f"{name}/p{k}.png" for name in ("low", "high", "middle") for k in range(4)],
+    ],
+    ids=range(10),
+)
+def test_two_real_classes_are_no_pairs(tmp_path, files):
+    opened = open_dataset(fill(tmp_path, *files), image_size=8)
+    assert opened.class_names == tuple(sorted({name.split("/")[0] for name in files}))
+    assert not any("pairs" in note for note in opened.notes)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("low", "high")])
+def test_counted_files_in_doubtful_folders_are_classes_and_said(tmp_path, names):
+    opened = open_dataset(fill(tmp_path, *in_folders(*names, count=4)), image_size=8)
+    assert opened.class_names == tuple(sorted(names))
+    assert any("may be pairs, not classes" in note for note in opened.notes)

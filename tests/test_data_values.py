@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ddpm_lib.data
@@ -51,6 +52,31 @@ def tiff(path: Path, values: np.ndarray, order: str = "<", packed: bool = False,
         directory += struct.pack(order + "HHI", tag, 3, len(numbers)) + field
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
     path.write_bytes(head + raw + struct.pack(order + "H", len(tags)) + directory + b"\0" * 4 + tail)
+
+
+def planes(path: Path, values: np.ndarray, packed: bool, photometric: int) -> None:
+    """Write a TIFF file of one plane per band."""
+    parts = [
+        np.ascontiguousarray(band).astype(values.dtype.newbyteorder("<")).tobytes()
+        for band in np.moveaxis(values, 2, 0)
+    ]
+    parts = [zlib.compress(part) for part in parts] if packed else parts
+    bands, lengths = len(parts), [len(part) for part in parts]
+    raw = b"".join(parts) + b"\0" * (sum(lengths) % 2)
+    extra = bands - (1 if photometric == 1 else 3)
+    tags = [
+        (256, [values.shape[1]]), (257, [values.shape[0]]), (258, [values.dtype.itemsize * 8] * bands),
+        (259, [8 if packed else 1]), (262, [photometric]), (273, [8 + sum(lengths[:k]) for k in range(bands)]),
+        (277, [bands]), (278, [values.shape[0]]), (279, lengths), (284, [2]), *([(338, [0] * extra)] if extra else []),
+    ]  # fmt: skip
+    directory, tail, after = b"", b"", 8 + len(raw) + 2 + 12 * len(tags) + 4
+    for tag, numbers in tags:
+        data = struct.pack(f"<{len(numbers)}H", *numbers)
+        field = struct.pack("<I", after + len(tail)) if len(data) > 4 else data.ljust(4, b"\0")
+        tail += data if len(data) > 4 else b""
+        directory += struct.pack("<HHI", tag, 3, len(numbers)) + field
+    head = b"II*\0" + struct.pack("<I", 8 + len(raw))
+    path.write_bytes(head + raw + struct.pack("<H", len(tags)) + directory + b"\0" * 4 + tail)
 
 
 def png16(path: Path, values: np.ndarray) -> None:
@@ -284,6 +310,51 @@ def test_grey_files_where_zero_is_white(tmp_path):
         assert (white == 255 - black).all()
 
 
+@pytest.mark.parametrize("given", [None, (0, 4095)])
+@pytest.mark.parametrize("greatest", [4095, 65535])
+def test_plain_pixmaps_of_16_bits(tmp_path, greatest, given):
+    values = np.random.default_rng(0).integers(0, greatest + 1, (8, 8, 3))
+    lines = [" ".join(map(str, row)) + " # a remark" for row in values.reshape(8, -1)]
+    for name in "ab":
+        (tmp_path / f"{name}.ppm").write_text(f"P3\n# another\n8 8\n{greatest}\n" + "\n".join(lines))
+    parts = (values * 65535 / greatest).round()
+    expected = (parts / 257).round() if given is None else (parts.clip(0, 4095) * 255 / 4095).round()
+    got = open_dataset(tmp_path, image_size=8, value_range=given)[0]["image"].numpy().transpose(1, 2, 0)
+    assert np.abs(got.astype(float) - expected).max() <= 1
+    (tmp_path / "a.ppm").write_text(f"P3 8 8 {greatest}\n" + "\n".join(lines[:5]))
+    with pytest.raises(ValueError, match=r"a\.ppm: .*truncated"):
+        open_dataset(tmp_path, image_size=8, value_range=given)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize(("bands", "photometric"), [(3, 1), (4, 1), (3, 2), (4, 2)])
+def test_separate_planes_are_read_right_or_refused(tmp_path, bands, photometric, dtype, packed):
+    values = ramp(0, np.iinfo(dtype).max, dtype, bands)
+    planes(tmp_path / "a.tif", values, packed, photometric)
+    colours = photometric == 2 and (packed or (dtype, bands) == ("uint8", 3))
+    for channels in (3, 4):
+        if not colours or channels == bands == 4:
+            words = rf"TIFF with {bands} bands of {np.iinfo(dtype).bits} bits.*cannot be decoded here: .*pass arrays"
+            with pytest.raises(BadImagesError, match=words):
+                open_dataset(tmp_path, image_size=SIZE, channels=channels)
+            continue
+        pixels = open_dataset(tmp_path, image_size=SIZE, channels=channels)[0]["image"].numpy()
+        expected = values[..., :3].astype(float) * 255 / np.iinfo(dtype).max
+        assert np.abs(pixels[:3] - expected.transpose(2, 0, 1)).max() <= 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_the_low_end_is_white_where_zero_is_white(tmp_path, dtype, packed):
+    values = np.linspace(-50 if dtype == "float32" else 0, 5000, SIZE * SIZE).astype(dtype).reshape(SIZE, SIZE)
+    tiff(tmp_path / "a.tif", values, packed=packed, photometric=0)
+    pixels = open_dataset(tmp_path, image_size=SIZE, channels=1, value_range=(100, 4095))[0]["image"][0].numpy()
+    expected = 255 - np.round((values.astype(float) - 100) * 255 / 3995).clip(0, 255)
+    assert np.abs(pixels - expected).max() <= 1
+    assert (pixels[0, 0], pixels[-1, -1]) == (255, 0)
+
+
 def test_frames_without_effect_are_said(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     notes = open_dataset(tmp_path, image_size=8, frames="all").notes
@@ -318,3 +389,70 @@ def test_options_that_messages_name_exist_everywhere():
     assert {"value_range", "max_pixels", "background", "frames"} <= named
     # The size of images belongs to the process, not to its training; the command has a flag for it.
     assert named & (options | fields) - {"image_size"} <= options & fields
+
+
+WIDE = {
+    "float32": ramp(-1, 1, "float32", 3),
+    "float64": ramp(0, 4095, "float64", 3),
+    "int16": ramp(-1000, 1000, "int16", 3),
+    "uint16": ramp(0, 65535, "uint16", 3),
+}
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return {"image": self.items[i], "label": i % 2}
+
+
+FORMS = {
+    "dataset": Items,
+    "list": list,
+    "pairs": lambda items: [(item, k % 2) for k, item in enumerate(items)],
+    "tensor dataset": lambda items: torch.utils.data.TensorDataset(torch.stack([torch.as_tensor(i) for i in items])),
+}
+
+
+@pytest.mark.parametrize("values", WIDE.values(), ids=WIDE)
+@pytest.mark.parametrize("layout", ["hwc", "chw", "tensor"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_range_serves_items_of_every_kind(form, layout, values):
+    low, high = float(values.min()), float(values.max())
+    stack = [values, values[::-1], values[:, ::-1]]
+    expected = [np.round((v.astype(float) - low) * 255 / (high - low)).transpose(2, 0, 1) for v in stack]
+    items = [v.copy() if layout == "hwc" else v.transpose(2, 0, 1).copy() for v in stack]
+    items = [torch.from_numpy(v) for v in items] if layout == "tensor" else items
+    data = FORMS[form](items)
+    for cache in ("auto", "none"):
+        opened = open_dataset(data, image_size=SIZE, value_range=(low, high), cache=cache, num_workers=0)
+        assert np.abs(opened.batch(range(3))["image"].numpy() - expected).max() <= 1
+    with pytest.raises(TypeError, match=r"value_range=\(.*--value-range"):
+        open_dataset(data, image_size=SIZE, num_workers=0)
+
+
+def test_a_range_that_items_cannot_use_is_an_error():
+    def opened(item, **how):
+        return open_dataset(Items([item] * 3), image_size=SIZE, value_range=(0, 1), num_workers=0, **how)
+
+    with pytest.raises(ValueError, match=r"Items of Items are uint8 already: value_range .*Leave it out"):
+        opened(np.zeros((SIZE, SIZE, 3), np.uint8))
+    with pytest.raises(ValueError, match="8 bits per value, and value_range is for pictures of more: leave it out"):
+        opened(Image.new("RGB", (SIZE, SIZE)))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        opened(np.full((SIZE, SIZE), np.nan, np.float32))
+    with pytest.raises(TypeError, match="Items of Items are bool; images must be uint8"):
+        opened(torch.zeros(3, SIZE, SIZE, dtype=torch.bool))
+    assert opened(torch.ones(3, SIZE, SIZE, dtype=torch.bfloat16))[0]["image"].min() == 255
+
+
+def test_dark_rows_of_a_table_keep_their_range():
+    pa = pytest.importorskip("pyarrow")
+    rows = [np.full((SIZE, SIZE), value).tolist() for value in (200, 4000)]
+    table = pa.table({"image": pa.array(rows, pa.list_(pa.list_(pa.uint16())))})
+    opened = open_dataset(table, image_size=SIZE, channels=1, value_range=(0, 4000))
+    assert [int(opened[k]["image"].max()) for k in range(2)] == [13, 255]

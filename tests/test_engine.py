@@ -24,7 +24,8 @@ from ddpm_lib.training import ConfigError
 from test_distributed import torchrun
 from training_helpers import tiny_trainer
 
-SMALL = {"device": "cpu", "progress": False, "features": "random64", "sample_steps": 2}
+QUIET = {"device": "cpu", "progress": False}
+SMALL = {**QUIET, "features": "random64", "sample_steps": 2}
 EVERY = "fid,sfid,is,kid,pr,dc,memorisation"
 
 
@@ -154,7 +155,7 @@ def test_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPat
 def test_interrupted_likelihoods_go_on(run: Path, monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
     from ddpm_lib.diffusion import GaussianDiffusion
 
-    asked = {"metrics": "nll", "num_levels": 2, "batch_size": 2, **SMALL}
+    asked = {"metrics": "nll", "num_levels": 2, "batch_size": 2, **QUIET}
     whole = scores(evaluate(run, **asked))
     monkeypatch.setattr("ddpm_lib.evaluation.engine.FLUSH_IMAGES", 2)
     scored: list[int] = []
@@ -269,7 +270,7 @@ def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
     wide = evaluate(tensor[:, :, :6], metrics="fid", reference=str(tmp_path / "adm.npz"), **NO_STEPS)
     assert wide["fd_random64_adm_30"] > 0
     with pytest.raises(ConfigError, match="scores a model, and there are only images"):
-        evaluate(tensor, metrics="nll", **NO_STEPS)
+        evaluate(tensor, metrics="nll", **QUIET)
     with pytest.raises(ConfigError, match="Images are compared with a reference"):
         evaluate(tensor, metrics="fid", **NO_STEPS)
     many = evaluate(str(tmp_path / "folder"), metrics="is", num=31, **NO_STEPS)
@@ -290,9 +291,9 @@ NO_STEPS = {k: v for k, v in SMALL.items() if k != "sample_steps"}
 
 
 def test_gap_is_that_of_the_two_sets(run: Path) -> None:
-    found = evaluate(run, metrics="gap", num_levels=3, **SMALL)
-    data = {"train": evaluate(run, metrics="nll", data="train", num=7, num_levels=3, **SMALL)["nll"]}
-    data["heldout"] = evaluate(run, metrics="nll", num=7, num_levels=3, **SMALL)["nll"]
+    found = evaluate(run, metrics="gap", num_levels=3, **QUIET)
+    data = {"train": evaluate(run, metrics="nll", data="train", num=7, num_levels=3, **QUIET)["nll"]}
+    data["heldout"] = evaluate(run, metrics="nll", num=7, num_levels=3, **QUIET)["nll"]
     assert found["nll_train_7"] == pytest.approx(data["train"], rel=1e-6)
     assert found["nll_gap_7"] == pytest.approx(data["heldout"] - data["train"], rel=1e-4, abs=1e-6)
     assert found["loss_gap_7"] == pytest.approx(found["loss_heldout_7"] - found["loss_train_7"])
@@ -302,8 +303,8 @@ def test_missing_weights_stop_only_what_needs_them(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    flags = f"evaluate {run} --num 9 --sample-steps 1 --num-levels 2 --device cpu --no-progress --metrics".split()
-    assert main([*flags, "fid,memorisation,nll"]) == 1
+    flags = f"evaluate {run} --num 9 --sample-steps 1 --device cpu --no-progress --metrics".split()
+    assert main([*flags, "fid,memorisation,nll", "--num-levels", "2"]) == 1
     told = capsys.readouterr().out
     assert "skipped fid: The weights weights-inception-2015-12-05-6726825d.pth (96 MB)" in told
     assert "copies_pixels_train_9" in told

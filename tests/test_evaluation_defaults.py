@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import math
@@ -20,7 +21,7 @@ from PIL import Image
 from ddpm_lib import GaussianDiffusion, Shapes, Unet, evaluate
 from ddpm_lib.cli import main
 from ddpm_lib.data import tensor_dataset
-from ddpm_lib.evaluation import evaluate_checkpoints
+from ddpm_lib.evaluation import METRICS, evaluate_checkpoints
 from ddpm_lib.evaluation.compare import column_of, compare, metric_of
 from ddpm_lib.evaluation.defaults import trains_likelihood
 from ddpm_lib.evaluation.result import skipped_lines
@@ -30,7 +31,8 @@ from training_helpers import tiny_diffusion, tiny_trainer
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": False}
 QUICK: dict[str, Any] = {"sample_steps": 1, **QUIET}
-FLAGS = ["--device", "cpu", "--no-progress", "--sample-steps", "1"]
+PLAIN = ["--device", "cpu", "--no-progress"]
+FLAGS = [*PLAIN, "--sample-steps", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +145,7 @@ def test_nothing_held_out_leaves_out_what_needs_it(tmp_path: Path, capsys: pytes
     assert "skipped gap: this run held nothing out" in told
     assert "skipped nll: this run held nothing out" in told
     assert "kd_random64_train_10" in told
-    assert main(["evaluate", str(run), "--metrics", "gap", *FLAGS]) == 2
+    assert main(["evaluate", str(run), "--metrics", "gap", *PLAIN]) == 2
     assert "val_fraction above 0" in capsys.readouterr().err
 
 
@@ -242,7 +244,7 @@ def test_bits_worse_than_noise_say_so_beside_the_number(tmp_path: Path, capsys: 
     model = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1)
     diffusion = GaussianDiffusion(model, image_size=8, parametrization="x0", weighting="flat")
     run = trained(tmp_path, diffusion=diffusion)
-    assert main(["evaluate", str(run), "--metrics", "nll,gap", "--num-levels", "20", *FLAGS]) == 0
+    assert main(["evaluate", str(run), "--metrics", "nll,gap", "--num-levels", "20", *PLAIN]) == 0
     told = capsys.readouterr().out.splitlines()
     row = next(line for line in told if line.startswith("nll "))
     assert float(row.split()[1]) > 8
@@ -346,7 +348,7 @@ def test_scores_that_cannot_be_written_are_printed(
 ) -> None:
     from ddpm_lib.evaluation import Evaluation
 
-    def full(self: Evaluation) -> Path:
+    def full(self: Evaluation, folder: object) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Evaluation, "save", full)
@@ -354,6 +356,54 @@ def test_scores_that_cannot_be_written_are_printed(
     out, err = capsys.readouterr()
     assert "kd_random64_train_12" in out
     assert "No space left" in err
+
+
+@pytest.fixture
+def sealed(run: Path, tmp_path: Path) -> Path:
+    """The same run, with plain files where its results belong: not even root can write there."""
+    (tmp_path / "run").mkdir()
+    for entry in run.iterdir():
+        if entry.name not in ("evaluations", "samples"):
+            (tmp_path / "run" / entry.name).symlink_to(entry)
+    for name in ("evaluations", "samples"):
+        (tmp_path / "run" / name).write_text("")
+    return tmp_path / "run"
+
+
+def test_a_run_that_cannot_be_written_to_is_found_before_the_work(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--metrics", "kid", "--features", "random64", "--num", "12", *FLAGS]
+    assert main(["evaluate", str(sealed), *asked, "--output-dir", str(tmp_path / "mine")]) == 0
+    assert "mine/eval-0001.json" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "mine" / "eval-0001.json")]) == 0
+
+    from ddpm_lib.evaluation.runner import One
+
+    def work(*_: object) -> None:
+        raise AssertionError("it worked first")
+
+    monkeypatch.setattr(One, "evaluate", work)
+    capsys.readouterr()
+    for which in (["--checkpoint", "all"], []):
+        assert main(["evaluate", str(sealed), *asked, *which]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "evaluations cannot be written to (Not a directory). Say with --output-dir" in err
+    stats = ["--save-stats", str(sealed / "samples" / "a.npz"), "--output-dir", str(tmp_path)]
+    assert main(["evaluate", str(sealed), *asked, "--metrics", "fid", *stats]) == 2
+    assert "Say with save_stats= (--save-stats) where" in capsys.readouterr().err
+    (tmp_path / "evaluations").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for elsewhere in ([], ["--output-dir", str(sealed / "samples" / "deep")]):  # pictures: where the user stands
+        assert main(["evaluate", str(tmp_path / "mine"), *asked, *elsewhere]) == 2
+        assert "cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
+    monkeypatch.setattr("ddpm_lib.cli.sample.draw", work)
+    assert main(["sample", str(sealed), "--device", "cpu"]) == 2
+    assert "samples cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
+    monkeypatch.setattr("ddpm_lib.cli.redraw.read_pictures", work)
+    assert main(["edit", str(sealed), "none.png", "--device", "cpu"]) == 2
+    assert "samples cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
 
 
 def test_missing_weights_are_one_short_block(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,7 +430,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(a, root / "b")
     small = {"features": "random64", **QUICK}
     evaluate(a, metrics="kid,fid", num=20, **small).save()
-    evaluate(a, metrics="loss_gap", **small).save()
+    evaluate(a, metrics="loss_gap", **QUIET).save()
     evaluate(root / "b", metrics="kid,fid,memorisation", num=57, **small).save()
     return root
 
@@ -480,3 +530,62 @@ def test_checkpoints_of_images_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", images(3))
     with pytest.raises(ConfigError, match="no run with checkpoints"):
         next(iter(evaluate_checkpoints(tmp_path / "x.npy", **QUIET)))
+
+
+GIVEN: dict[str, Any] = {
+    "num_levels": 5, "num_steps": 3, "tolerance": 1e-3, "flow_group": 2, "held_out": "x", "reference": "train",
+    "features": "random64", "feature_weights": "w.pth", "sampler": "ddpm", "sample_steps": 2, "spacing": "karras",
+    "eta": 0.5, "guidance_scale": 2.0,
+}  # fmt: skip
+
+
+def test_options_that_no_chosen_metric_uses_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ddpm_lib.evaluation.options import USED_BY, EvaluationOptions, check_used
+
+    assert set(GIVEN) == set(USED_BY)
+    for name, value in GIVEN.items():
+        for metric in METRICS:
+            chosen = EvaluationOptions(metrics=metric, **{name: value})
+            if metric in USED_BY[name]:
+                check_used(chosen)
+                continue
+            with pytest.raises(ConfigError, match=rf"{name} \(--.*no effect on metrics='{metric}': it is for .*Leave"):
+                check_used(chosen)
+    with pytest.raises(ConfigError, match="it is for flow_nll"):
+        evaluate(run, metrics="nll,kid", tolerance=1e-3, **QUIET)
+    assert main(["evaluate", str(run), "--metrics", "nll", "--sample-steps", "3", *PLAIN]) == 2
+    assert "sample_steps (--sample-steps) has no effect on metrics='nll'" in capsys.readouterr().err
+
+
+def test_each_option_of_the_table_is_read_by_the_metrics_it_names() -> None:
+    """The table must not refuse what a metric would have used."""
+    from ddpm_lib.evaluation import gap, metrics, sets, sources
+
+    read = {
+        "nll": inspect.getsource(metrics.nll),
+        "flow_nll": inspect.getsource(metrics.flow_nll),
+        "gap": inspect.getsource(gap.gap) + inspect.getsource(gap._bits),
+        "loss_gap": inspect.getsource(gap.loss_gap) + inspect.getsource(gap._loss),
+        "memorisation": inspect.getsource(sets) + inspect.getsource(sources),
+    }
+    from ddpm_lib.evaluation.options import USED_BY
+
+    for name, users in USED_BY.items():
+        for metric, text in read.items():
+            reads = f"options.{name}" in text
+            if name not in ("features", "feature_weights"):  # read by properties of the options, and by the engine
+                assert reads == (metric in users), (name, metric)
+
+
+def test_options_without_effect_by_default_are_said(run: Path, tmp_path: Path) -> None:
+    found = evaluate(run, tolerance=1e-3, num=8, sample_steps=1, num_levels=2, **QUIET)
+    repeated = evaluate(run, **found.about["options"])  # which names the metrics that were chosen
+    assert {s.name: s.value for s in found.scores}.items() <= {s.name: s.value for s in repeated.scores}.items()
+    told = [note for note in found.about["notes"] if "had no effect" in note and "tolerance" in note]
+    assert told == ["tolerance had no effect: it is for flow_nll (metrics='flow_nll', --metrics flow_nll)."]
+    x = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
+    for name in ("sampler", "sample_steps", "eta", "guidance_scale"):
+        with pytest.raises(ConfigError, match=rf"{name} \(--.* is for a run, which draws them"):
+            evaluate(x, x[::-1].copy(), **{name: GIVEN[name]}, **QUIET)
+    pictures = evaluate(x, x[::-1].copy(), num_levels=3, **QUIET)
+    assert any(note.startswith("num_levels had no effect: it is for nll, gap") for note in pictures.about["notes"])

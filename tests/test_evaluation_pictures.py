@@ -267,6 +267,13 @@ def test_a_range_and_frames_serve_the_set_that_has_them(tmp_path: Path) -> None:
     found = evaluate(tmp_path / "samples", reference=tmp_path / "deep", value_range=(0, 4095), **FD)
     assert found["fd_random64_deep_6"] == pytest.approx(0.0, abs=1e-2)
     assert any("value_range was not applied" in note for note in found.about["notes"])
+    eight = np.stack([np.asarray(p.convert("L")) for p in pages])
+    floats = eight.astype(np.float32) * (4095 / 255)
+    np.save(tmp_path / "deep.npy", floats)
+    for samples, deep in ((eight, floats), (list(eight), list(floats)), (eight, tmp_path / "deep.npy")):
+        found = evaluate(samples, deep, value_range=(0, 4095), **FD)
+        assert found.scores[0].value == pytest.approx(0.0, abs=1e-2)
+        assert sum("value_range was not applied" in note for note in found.about["notes"]) == 1
     stack = evaluate(np.stack([np.asarray(p) for p in pages]), reference=tmp_path / "stack", frames="all", **FD)
     assert stack["fd_random64_stack_6"] == pytest.approx(0.0, abs=1e-6)
     tiny_trainer(tmp_path / "run", data=str(tmp_path / "stack"), max_steps=1, frames="all").train()
@@ -421,3 +428,26 @@ def test_replaced_pictures_are_not_answered_from_memory(tmp_path: Path) -> None:
     for i, picture in enumerate(drawings(6, seed=9)):
         picture.save(folder / f"{i}.bmp")
     assert evaluate(other, reference=folder, **FD)["fd_random64_bitmaps_6"] != first
+
+
+def test_jpeg_against_lossless_files_is_said(tmp_path: Path) -> None:
+    for kind, end in (("jpg", "JPG"), ("png", "png"), ("mixed", "")):
+        (tmp_path / kind).mkdir()
+        for i, picture in enumerate(drawings(6)):
+            picture.save(tmp_path / kind / f"{i}.{end or ('jpeg' if i < 3 else 'tif')}")
+
+    def told(samples: Any, reference: Any, **more: Any) -> list[str]:
+        found = evaluate(samples, reference=reference, **more, **FD)
+        return [note for note in found.about["notes"] if "JPEG" in note]
+
+    jpg, png, mixed = (str(tmp_path / kind) for kind in ("jpg", "png", "mixed"))
+    for pair in ((jpg, png), (png, jpg)):
+        for reader in ("training", "torch-fidelity"):
+            words = ("samples", "png") if pair[0] == jpg else ("jpg", "samples")
+            [note] = told(*pair, reader=reader)
+            assert note.startswith(f"{words[0]} are JPEG files and {words[1]} are not: ")
+    assert told(mixed, jpg)
+    array = np.stack([np.asarray(picture) for picture in drawings(6)])
+    np.save(tmp_path / "array.npy", array)
+    for alike in ((jpg, jpg), (png, png), (str(tmp_path / "array.npy"), jpg), (array, png)):
+        assert not told(*alike)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import sys
 import types
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 
 from ddpm_lib import Shapes, progress
 from ddpm_lib.ablation import ablate
 from ddpm_lib.evaluation import evaluate
-from ddpm_lib.training import ConfigError, process_state
+from ddpm_lib.training import ConfigError, launch, process_state
 from ddpm_lib.training.callbacks import spread_levels, standard_errors
 from ddpm_lib.training.devices import join_processes, resolve_device
 from ddpm_lib.training.estimate import estimate
 from ddpm_lib.training.launch import launched_processes
+from ddpm_lib.training.results import LostProcessError
 from training_helpers import tiny_diffusion, tiny_trainer
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -176,3 +179,29 @@ def test_a_notebook_gets_widgets_or_lines_on_stdout(
         captured = capsys.readouterr()
         assert captured.out == "a line\n"
         assert captured.err == ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_waiting_where_nobody_else_is_says_so(
+    rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """WORLD_SIZE left over from other work: the first process waits for a second one, the second for an address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(launch, "WAITING_SECONDS", 0.1)
+    with caplog.at_level("WARNING"), pytest.raises(LostProcessError, match=r"could not meet at 127\.0\.0\.1") as caught:
+        join_processes("cpu", 0.01)
+    assert not PartialState._shared_state, "a second try must meet anew"
+    told = [record.getMessage() for record in caplog.records if "Waiting at" in record.getMessage()]
+    assert told == [
+        f"Waiting at 127.0.0.1:{port} for the other processes (WORLD_SIZE=2, RANK={rank}, LOCAL_RANK={rank}). If they are "
+        "left over and this is to be one process: `unset WORLD_SIZE RANK LOCAL_RANK`."
+    ]
+    assert "`unset WORLD_SIZE RANK LOCAL_RANK`" in str(caught.value)
+    for name in values:
+        monkeypatch.delenv(name)
+    assert launched_processes(cpu=True) == 1, "the remedy works"

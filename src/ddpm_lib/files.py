@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +46,18 @@ def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
         os.close(handle)
         raise not_ours(path)
     return handle
+
+
+def try_writing(folder: Path) -> None:
+    """Try whether a file can be made in a folder, or in the nearest one above it that exists; nothing stays.
+
+    Raises:
+        OSError: If not: no permission, a read-only file system, a file in the place of the folder.
+    """
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        return
 
 
 def not_ours(path: Path) -> NotAFileOfOursError:

@@ -29,6 +29,10 @@ COMMANDS = {
 }
 
 
+_READER_LEFT = 128 + 13
+"""What shells report of programs that SIGPIPE ended: the work was cut short, as its output was (`| head`)."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -55,8 +59,9 @@ def _run(name: str, args: list[str]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
+        _stay_in_group()
         reader_left()
-        return 0
+        return _READER_LEFT
     except KeyboardInterrupt:
         _stay_in_group()
         print("Interrupted.", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -11,7 +12,9 @@ import tyro
 from ddpm_lib.cli import options
 from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate, evaluate_checkpoints
 from ddpm_lib.evaluation.compare import curve
+from ddpm_lib.evaluation.runner import is_run, refuse_checkpoints_folder, refuse_unwritable
 from ddpm_lib.training import process_state
+from ddpm_lib.training.loading import find_checkpoints
 from ddpm_lib.training.meeting import leave
 
 DESCRIPTION = (
@@ -32,16 +35,33 @@ class EvaluateCommand(EvaluationOptions):
     """Number of samples (default: 10,000; with metrics auto as many as training images, 64 to 1,000), and of images spread evenly
     over the data (default: all). More than there are is clamped, with a note. Under torchrun write -n: it takes --num for an
     option of its own."""
+    output_dir: str | None = None
+    """Where to write eval-….json, for runs that cannot be written to; default: evaluations/ in the run, or here for images."""
 
 
-def show(result: Evaluation) -> None:
+def check_output(command: EvaluateCommand) -> None:
+    """Refuse a place that cannot be written to before hours of work.
+
+    Raises:
+        ConfigError: Saying where to write instead.
+    """
+    if command.output_dir is not None:
+        folder = Path(command.output_dir)
+    elif is_run(command.run):
+        folder = find_checkpoints(command.run, command.checkpoint)[-1].parent.parent / "evaluations"
+    else:
+        folder = Path("evaluations")
+    refuse_unwritable(folder, "--output-dir")
+
+
+def show(result: Evaluation, output_dir: str | None = None) -> None:
     """Write an evaluation's file, then print it: what took hours must not be lost to a terminal that cannot show a letter.
 
     Raises:
         OSError: If the file cannot be written; the numbers are printed all the same.
     """
     try:
-        path = result.save()
+        path = result.save(output_dir)
     except OSError:
         print(result.table())
         raise
@@ -57,10 +77,13 @@ def main(args: list[str]) -> int:
     chosen = {f.name: getattr(command, f.name) for f in dataclasses.fields(EvaluationOptions)}
     every = command.checkpoint == "all"
     state, results = process_state(command.device), []
+    refuse_checkpoints_folder(command.run)
+    if state.is_main_process:
+        check_output(command)
     for result in evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]:
         results.append(result)
         if state.is_main_process:  # each as soon as it is known
-            show(result)
+            show(result, command.output_dir)
     if every and state.is_main_process:
         print(curve(results))
     leave(state)

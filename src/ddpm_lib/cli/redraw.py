@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
-from ddpm_lib.cli.sample import check_guidance, label_of, new_folder, place, refuse_used, steps
+from ddpm_lib.cli.sample import check_guidance, check_output, label_of, new_folder, place, refuse_used, steps
 from ddpm_lib.data.decode import Decoded, ImageError, decode, make_spec
 from ddpm_lib.data.folders import EXTENSIONS
 from ddpm_lib.diffusion import GaussianDiffusion
@@ -145,6 +145,7 @@ def redraw(
             original.
     """
     chosen = find_checkpoints(command.run, command.checkpoint)[-1]
+    check_output(command.output_dir, chosen)
     loaded = load_run(chosen, weights=command.weights, ema_decay=command.ema_decay)
     diffusion = loaded.diffusion
     if len(diffusion.image_size) != 2:

@@ -18,6 +18,7 @@ from ddpm_lib import images as pictures
 from ddpm_lib.cascade import Cascade, stage_seed
 from ddpm_lib.cli import low_res, options
 from ddpm_lib.cli.low_res import SmallImages
+from ddpm_lib.files import try_writing
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.nn.lowering import lower_weights
 from ddpm_lib.samplers import SAMPLERS, make_sampler
@@ -119,6 +120,8 @@ def main(args: list[str]) -> int:
     state = process_state(command.device)
     chosen = find_checkpoints(command.run, command.checkpoint)
     folder: Path | None = None
+    if state.is_main_process:
+        check_output(command.output_dir, chosen[0])
     for checkpoint in chosen:
         loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
         check_guidance(loaded, command.guidance_scale)
@@ -322,16 +325,37 @@ def new_folder(output_dir: str | None, checkpoint: Path, word: str = "draw") -> 
     Raises:
         ConfigError: If the directory asked for holds something.
     """
-    base = Path(output_dir) if output_dir is not None else checkpoint.parent.parent / "samples"
+    base = _base(output_dir, checkpoint)
     try:
         if output_dir is not None:
             refuse_used(base)
         base.mkdir(parents=True, exist_ok=True)
         return base if output_dir is not None else _numbered(base, word)
     except OSError as error:
-        raise ConfigError(
-            f"{base} cannot be written to ({error.strerror or error}). Say with --output-dir where the images are to go."
-        ) from error
+        raise _unwritable(base, error) from error
+
+
+def check_output(output_dir: str | None, checkpoint: Path) -> None:
+    """Refuse a place that cannot be written to before the images are drawn; see `new_folder`.
+
+    Raises:
+        ConfigError: Saying where to write instead.
+    """
+    base = _base(output_dir, checkpoint)
+    try:
+        try_writing(base)
+    except OSError as error:
+        raise _unwritable(base, error) from error
+
+
+def _base(output_dir: str | None, checkpoint: Path) -> Path:
+    return Path(output_dir) if output_dir is not None else checkpoint.parent.parent / "samples"
+
+
+def _unwritable(base: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{base} cannot be written to ({error.strerror or error}). Say with --output-dir where the images are to go."
+    )
 
 
 def _numbered(base: Path, word: str) -> Path:

@@ -16,6 +16,7 @@ import tyro
 from ddpm_lib.augmentation import AUGMENT_DIM
 from ddpm_lib.cli import arguments, help, options
 from ddpm_lib.cli.next_steps import Finished, after_training
+from ddpm_lib.cli.streams import reader_left
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
 from ddpm_lib.registry import unknown_name
@@ -225,7 +226,11 @@ def main(args: list[str]) -> int:
     trainer.source_name = settings.data
     result = trainer.train()
     if trainer.is_main:
-        report(trainer, settings, result.status)
+        try:
+            report(trainer, settings, result.status)
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads on, but the work is done: the exit code is that of the training
+            reader_left()
     trainer.close()
     return result.exit_code
 

@@ -14,7 +14,7 @@ from ddpm_lib.data.decode import Decoded, DecodeSpec, fit_array
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.names import NumberedNames
 from ddpm_lib.data.source import Examined, Source, content_hash
-from ddpm_lib.data.values import propose
+from ddpm_lib.data.values import NarrowValuesError, propose
 from ddpm_lib.registry import nearest
 
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "picture", "photo", "jpg", "png", "webp", "x", "arr_0", "data")
@@ -37,6 +37,14 @@ def choose(kind: str, asked: str | None, usual: Sequence[str], there: Sequence[s
         )
     lower = {str(name).lower(): name for name in reversed(there)}
     return next((lower[name] for name in usual if name in lower), None)
+
+
+def as_array(value: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values; of the floats that numpy lacks, such as bfloat16, as float32."""
+    value = value.detach().cpu()
+    if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
+        value = value.float()
+    return value.numpy()
 
 
 class ArraySource(Source):
@@ -90,12 +98,15 @@ def as_images(images: np.ndarray, ranged: bool) -> np.ndarray:
     """Check that an array holds images, and return it with four dimensions.
 
     Raises:
+        NarrowValuesError: If it is uint8 and a range is given.
         ValueError: If its values or its shape are not those of images, saying what to do.
     """
     if images.dtype != np.uint8 and not (ranged and images.dtype.kind in "iuf"):
         raise ValueError(convert_hint(images))
     if images.dtype == np.uint8 and ranged:
-        raise ValueError("The array is uint8 already: value_range is for values of more than 8 bits. Leave it out.")
+        raise NarrowValuesError(
+            "The array is uint8 already: value_range is for values of more than 8 bits. Leave it out."
+        )
     shape = images.shape
     if len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 4:
         raise ValueError(
@@ -201,5 +212,5 @@ def open_arrays(
         raise ValueError(f"{where} has no array named arr_0, images or x. There are: {', '.join(there)}.")
     images, numbers = arrays[column], None if label is None else arrays[label]
     if isinstance(images, torch.Tensor):
-        images = images.detach().cpu().numpy()
+        images = as_array(images)
     return ArraySource(np.asarray(images), numbers, spec, insist or label_column is not None)

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageOps
 
+from ddpm_lib.data.fitting import enlargement, fit_bands, resize
 from ddpm_lib.data.signatures import what_is_it
 from ddpm_lib.data.values import (
     FULL_16BIT,
@@ -19,6 +20,7 @@ from ddpm_lib.data.values import (
     check_range,
     is_wide_colour,
     kind,
+    lost_planes,
     not_uint8,
     propose,
     scale,
@@ -246,9 +248,9 @@ def fit_picture(
         picture, more = _to_mode(picture, spec)
         if turned:
             width, height = height, width
-        if _scale((width, height), spec) > 1:
+        if enlargement((width, height), spec) > 1:
             flags |= UPSCALED
-        pixels = _separately(picture, spec) if separate else np.asarray(_resize(picture, spec))
+        pixels = fit_bands(picture, spec) if separate else np.asarray(resize(picture, spec))
     except ImageError:
         raise
     except Exception as error:
@@ -261,6 +263,9 @@ def _eight_bits(
     picture: Image.Image, spec: DecodeSpec, again: Callable[[], Image.Image] | None
 ) -> tuple[Image.Image, int, ValueRange | None]:
     """Load a picture; where it has more than 8 bits, bring the values of `spec.value_range` to 0 … 255."""
+    planes = lost_planes(picture, spec.channels)
+    if planes is not None:
+        raise ImageError(planes)
     sort = kind(picture)
     if sort is None and not is_wide_colour(picture):
         return _true_bands(picture, spec)
@@ -345,17 +350,11 @@ def _has_exif(picture: Image.Image) -> bool:
     return "exif" in picture.info or "Raw profile type exif" in picture.info or picture.format == "TIFF"
 
 
-def _scale(size: tuple[int, int], spec: DecodeSpec) -> float:
-    """Enlargement from `size` (width, height) to the frame; above 1 pixels are invented."""
-    ratios = spec.image_size[1] / size[0], spec.image_size[0] / size[1]
-    return min(ratios) if spec.fit == "pad" else max(ratios)
-
-
 def _draft(picture: Image.Image, spec: DecodeSpec, turned: bool) -> None:
     """Let the JPEG decoder leave out detail beyond twice the resolution that is needed (2-3 times faster)."""
     if picture.format == "JPEG":
         width, height = reversed(picture.size) if turned else picture.size
-        scale = 2 * _scale((width, height), spec)
+        scale = 2 * enlargement((width, height), spec)
         picture.draft(None, (math.ceil(picture.size[0] * scale), math.ceil(picture.size[1] * scale)))
 
 
@@ -383,39 +382,6 @@ def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
     if picture.mode == "P":
         picture = picture.convert("RGB")
     return picture.convert(spec.mode), flags
-
-
-def _separately(picture: Image.Image, spec: DecodeSpec) -> np.ndarray:
-    """Fit each band by itself: Pillow would weight colours by a fourth band, as by transparency."""
-    grounds = (*spec.background, 0)
-    specs = [replace(spec, channels=1, background=(ground, ground, ground)) for ground in grounds]
-    return np.stack([np.asarray(_resize(band, one)) for band, one in zip(picture.split(), specs)], axis=2)
-
-
-def _resize(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
-    """Fit by Pillow's antialiased bicubic filter; nothing is resampled when the size is right already."""
-    height, width = spec.image_size
-    if picture.size == (width, height):
-        return picture
-    w, h = picture.size
-    if spec.fit == "stretch":
-        return _resample(picture, (width, height), (0.0, 0.0, float(w), float(h)))
-    if spec.fit == "crop":
-        scale = max(width / w, height / h)
-        left, top = (w - width / scale) / 2, (h - height / scale) / 2
-        return _resample(picture, (width, height), (max(0.0, left), max(0.0, top), min(w, w - left), min(h, h - top)))
-    scale = min(width / w, height / h)
-    inner = max(1, min(width, round(w * scale))), max(1, min(height, round(h * scale)))
-    fill: Any = {1: round(sum(spec.background) / 3), 3: spec.background, 4: (*spec.background, 0)}[spec.channels]
-    frame = Image.new(spec.mode, (width, height), fill)
-    frame.paste(
-        _resample(picture, inner, (0.0, 0.0, float(w), float(h))), ((width - inner[0]) // 2, (height - inner[1]) // 2)
-    )
-    return frame
-
-
-def _resample(picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
-    return picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
 def _words(error: BaseException) -> str:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, choose, convert_hint
+from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, as_array, choose, convert_hint
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, fit_array, fit_picture
 from ddpm_lib.data.labels import Label, make_labels, plain_label
 from ddpm_lib.data.names import NumberedNames
 from ddpm_lib.data.readers import generator_states, generators_kept, may_fork, run_readers, seed_generators
 from ddpm_lib.data.source import BadImagesError, Examined, Source, content_hash, load_patiently, reason
+from ddpm_lib.data.values import NarrowValuesError, proposal
 
 _LOOKED_AT = 12
 _SAMPLED = 64
@@ -39,7 +40,9 @@ class _Look:
 
 
 class TorchSource(Source):
-    """Images of any torch Dataset of dicts, (image, label) tuples or images: uint8 tensors or arrays, or PIL pictures.
+    """Images of any torch Dataset of dicts, (image, label) tuples or images: tensors or arrays, or PIL pictures.
+
+    Tensors and arrays are uint8; with a `value_range`, numbers of any other kind.
 
     Args:
         data: The dataset, with a length. It is only used in `look` and `load`, which run in a reader.
@@ -72,6 +75,7 @@ class TorchSource(Source):
         self._insist = insist or label_column is not None
         self._image: Any = None
         self._label: Any = None
+        self._ranged = False
         n = len(data)
         if not n:
             raise ValueError("The dataset is empty.")
@@ -96,8 +100,9 @@ class TorchSource(Source):
 
         Raises:
             TypeError: If the items are of another kind.
-            ValueError: If a key is wrong, or no item that was looked at could be read.
+            ValueError: If a key is wrong, value_range is given for uint8, or no item that was looked at could be read.
         """
+        self._ranged = spec.value_range is not None
         rows = _spread(len(self), _LOOKED_AT if whole else _SAMPLED)
         known = None if whole or self._asked[2] == "none" else self._known_labels()
         checked = _first_of_each(known) if known is not None else []
@@ -229,7 +234,12 @@ class TorchSource(Source):
             )
         if labels == "none":
             self._label = None
-        self._check_kind(_part(item, self._image))
+        value = _part(item, self._image)
+        self._check_kind(value)
+        if self._ranged and getattr(value, "dtype", None) in (torch.uint8, np.uint8):
+            raise NarrowValuesError(
+                f"Items of {self.kind} are uint8 already: value_range is for values of more than 8 bits. Leave it out."
+            )
         seen.image, seen.label, seen.found = self._image, self._label, True
 
     def _item(self, row: int) -> Any:
@@ -250,12 +260,13 @@ class TorchSource(Source):
             self._check_kind(value)
         except (KeyError, IndexError, AttributeError, TypeError) as error:
             raise ImageError(str(error) if isinstance(error, TypeError) else _what_happened(error)) from None
-        return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        return as_array(value) if isinstance(value, torch.Tensor) else value
 
     def _check_kind(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            value = value.detach().cpu().numpy()
-        if isinstance(value, np.ndarray) and value.dtype != np.uint8:
+            value = as_array(value)
+        usable = "iuf" if self._ranged else ""
+        if isinstance(value, np.ndarray) and value.dtype != np.uint8 and value.dtype.kind not in usable:
             raise TypeError(_not_uint8(self.data, value))
         if value is None:
             raise ImageError("no image in this row (None)")
@@ -336,12 +347,12 @@ def _what_happened(error: Exception) -> str:
 
 def _not_uint8(data: Any, value: np.ndarray) -> str:
     if isinstance(data, torch.utils.data.TensorDataset):
-        hint = convert_hint(data.tensors[0].detach().cpu().numpy())
+        hint = convert_hint(as_array(data.tensors[0]))
         way = "Convert the tensor before making the TensorDataset"
         if "[0, 1]" in hint:
             way = "Pass ddpm_lib.data.tensor_dataset(*data.tensors), which takes floats in [0, 1] as they are"
         return f"The images of this TensorDataset are {value.dtype}, not uint8. {hint} {way}."
     return (
         f"Items of {type(data).__name__} are {value.dtype}; images must be uint8 (0 … 255) or PIL "
-        "pictures. Leave ToTensor() and Normalize() out of its transform."
+        f"pictures. Leave ToTensor() and Normalize() out of its transform{proposal(value)}."
     )

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ddpm_lib.data.pairs import find_pairs
+
 _TRAIN = frozenset(["train", "training", "trn", "trainval"])
 _OTHER = frozenset((
     "test", "testing", "tst", "val", "valid", "validation", "eval", "evaluation", "dev",
@@ -84,9 +86,12 @@ def judge(root: Path, names: Sequence[bytes], refuse: bool) -> list[str]:
     tops = sorted({folder.split("/")[0] for folder in folders} - {""})
     _refuse_sysu(root, tops)
     found = _splits(root, tops, folders) or _masks_beside(root, folders) or _masks_of(root, names) or _mask_files(names)
+    pairs = find_pairs(root, names, _siblings(folders)) if found is None else None
+    found = pairs[0] if pairs is not None and pairs[1] else found
     if found is not None and refuse:
         raise ValueError(f"{found} {_ASKED}.")
     notes = [] if found is None else [found.rstrip(";")]
+    notes += [pairs[0].replace("look like", "may be").rstrip(";")] if pairs is not None and not pairs[1] else []
     alone = [name for name in tops if split_of(name)] if found is None and len(tops) > 1 else []
     notes += [f"the sub-folder {name!r} is taken for a class like the others, not for a split" for name in alone]
     masks = [name for name in tops if name.lower() in _MASKS - {"mask", "label"}] if found is None else []

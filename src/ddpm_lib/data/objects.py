@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, ArraySource, choose, open_arrays
+from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, ArraySource, as_array, choose, open_arrays
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
 from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.items import TorchSource
@@ -57,7 +57,7 @@ def from_object(data: Any, spec: DecodeSpec, columns: Columns, here: bool) -> So
 
         return from_arrow(data, columns.labels, columns.image, columns.label, columns.insist)
     if isinstance(data, torch.Tensor):
-        data = data.detach().cpu().numpy()
+        data = as_array(data)
     if isinstance(data, np.ndarray):
         return ArraySource(data, None, spec)
     if isinstance(data, Mapping) and any(_ndim(data[name]) >= 3 for name in data):
@@ -105,7 +105,7 @@ def _from_list(data: Sequence[Any], spec: DecodeSpec, columns: Columns, here: bo
         raise ValueError("The list of images is empty.")
     if len(data) == 2 and _ndim(data[0]) >= 3 and _is_flat(data[1]) and len(data[0]) == len(data[1]):
         _no_keys(columns)
-        images = data[0].detach().cpu().numpy() if isinstance(data[0], torch.Tensor) else data[0]
+        images = as_array(data[0]) if isinstance(data[0], torch.Tensor) else data[0]
         return ArraySource(images, None if columns.labels == "none" else data[1], spec, columns.asked)
     first = next((item for item in data if item is not None), None)
     if not isinstance(first, Mapping):

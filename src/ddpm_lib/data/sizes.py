@@ -20,6 +20,8 @@ from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.tables import TableSource
 from ddpm_lib.data.workers import ignore_signals
 
+_SMALL = DecodeSpec((1, 1))
+
 
 class Sized(NamedTuple):
     """A picture's name with its width and height."""
@@ -56,7 +58,7 @@ class ChosenSource(Source):
         return None if times is None else times[self.rows]
 
 
-def different_sizes(source: Source) -> list[Sized]:
+def different_sizes(source: Source, spec: DecodeSpec = _SMALL) -> list[Sized]:
     """Find at which sizes images are stored, as they come out of the reader (turned as EXIF says).
 
     Headers are read where pictures lie in files; elsewhere the images are decoded. What cannot be
@@ -64,17 +66,18 @@ def different_sizes(source: Source) -> list[Sized]:
 
     Args:
         source: The images.
+        spec: How to decode those without files, of which only the range of the values matters.
 
     Returns:
         The first image of each size, at most two; none if no image can be read.
     """
     if isinstance(source, (FolderSource, ChosenSource, ArraySource, TableSource)) or not _may_fork():
-        return _first_two(_sizes(source))
+        return _first_two(_sizes(source, spec))
     if source.foreign:
-        source.look(DecodeSpec((1, 1)), whole=True)
+        source.look(spec, whole=True)
         if source.here:
-            return _first_two(_sizes(source))
-    return _in_child(source)
+            return _first_two(_sizes(source, spec))
+    return _in_child(source, spec)
 
 
 def _first_two(sizes: Iterable[Sized]) -> list[Sized]:
@@ -86,7 +89,7 @@ def _first_two(sizes: Iterable[Sized]) -> list[Sized]:
     return list(found.values())
 
 
-def _in_child(source: Source) -> list[Sized]:
+def _in_child(source: Source, spec: DecodeSpec) -> list[Sized]:
     """Look at a dataset of the user's in another process.
 
     Its items may open files that several processes must not share, or leave threads behind that do not
@@ -101,7 +104,7 @@ def _in_child(source: Source) -> list[Sized]:
     def look() -> None:
         ignore_signals()
         torch.set_num_threads(1)  # the threads of this process were not forked with it
-        there.send(_first_two(_sizes(source)))
+        there.send(_first_two(_sizes(source, spec)))
 
     process = context.Process(target=look, daemon=True)
     process.start()
@@ -123,7 +126,7 @@ def _may_fork() -> bool:
     return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
-def _sizes(source: Source) -> Iterator[Sized]:
+def _sizes(source: Source, spec: DecodeSpec) -> Iterator[Sized]:
     if isinstance(source, ChosenSource) and isinstance(source.whole, FolderSource):
         yield from _from_headers(source.whole, source.rows.tolist())
     elif isinstance(source, FolderSource):
@@ -134,7 +137,7 @@ def _sizes(source: Source) -> Iterator[Sized]:
     else:
         for row in range(len(source)):
             try:
-                decoded = source.load(row, DecodeSpec((1, 1)))
+                decoded = source.load(row, spec)
             except (ImageError, OSError):
                 continue
             yield Sized(source.names[row], decoded.width, decoded.height)

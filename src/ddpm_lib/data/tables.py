@@ -69,9 +69,19 @@ class TableSource(Source):
                 raise ImageError(f"its file {cell!r} is missing")
             return decode(path, spec)
         values = np.asarray(cell)
-        if values.dtype.kind in "iu" and values.size and values.min() >= 0 and values.max() <= 255:
+        wide = spec.value_range is not None and self._is_wide()
+        if not wide and values.dtype.kind in "iu" and values.size and values.min() >= 0 and values.max() <= 255:
             values = values.astype(np.uint8)
         return fit_array(values, spec)
+
+    def _is_wide(self) -> bool:
+        """Whether the column says that its whole numbers have more than 8 bits; int64 is what Python's become."""
+        import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+
+        kind = self._column.type
+        while hasattr(kind, "value_type"):
+            kind = kind.value_type
+        return kind in (pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.uint64())
 
     def sizes(self) -> np.ndarray:
         """Return the lengths of the encoded images in bytes, int64 (n,); of pixels and paths, a hash."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,11 @@ from PIL import Image
 ValueRange = tuple[float, float]
 
 FULL_16BIT = (0.0, 65535.0)
+
+
+class NarrowValuesError(ValueError):
+    """value_range was given for values of 8 bits, which need none."""
+
 
 _WAY = "say what is black and what is white with value_range, such as {python} ({flag})"
 
@@ -38,8 +44,8 @@ def propose(low: float, high: float) -> str:
     """Word the option value_range for values that were found, in Python and as a flag."""
     if low >= 0 and high > 1 and float(low).is_integer() and float(high).is_integer():
         low, high = 0, 2 ** max(8, int(high).bit_length()) - 1  # a sample need not hold the brightest
-    elif low >= 0 and high <= 1:
-        low, high = 0, 1
+    elif low >= -1 and high <= 1:
+        low, high = (0 if low >= 0 else -1), 1
     a, b = f"{low:.6g}", f"{high if high > low else low + 1:.6g}"
     return _WAY.format(python=f"value_range=({a}, {b})", flag=f"--value-range {a} {b}")
 
@@ -78,15 +84,19 @@ def span(values: np.ndarray) -> ValueRange:
 
 def not_uint8(array: np.ndarray) -> str:
     """Say of an array that is not uint8 what to do."""
-    text = f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255)"
+    return f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255){proposal(array)}"
+
+
+def proposal(array: np.ndarray) -> str:
+    """Word the range to give for an array: ", or say what …"; nothing where no range can make it a picture."""
     if array.dtype.kind not in "iuf" or not array.size or not np.isfinite(array).all():
-        return text
-    return f"{text}, or {propose(*span(array))}"
+        return ""
+    return f", or {propose(*span(array))}"
 
 
 def white_is_zero(picture: Any) -> bool:
     """Whether 0 stands for white in a grey TIFF file of more than 8 bits, which Pillow does not turn round."""
-    return picture.mode.startswith("I") and getattr(picture, "tag_v2", {}).get(262) == 0
+    return picture.mode[0] in "IF" and getattr(picture, "tag_v2", {}).get(262) == 0
 
 
 def is_wide_colour(picture: Any) -> bool:
@@ -96,9 +106,9 @@ def is_wide_colour(picture: Any) -> bool:
 
 
 def _wide_ppm(picture: Any) -> int | None:
-    """Return the greatest value that a binary PPM file may hold, if that takes two bytes."""
+    """Return the greatest value that a PPM file may hold, if that is more than one byte."""
     tile = next(iter(getattr(picture, "tile", ())), None)
-    if tile is None or tile.codec_name != "ppm" or picture.mode != "RGB":
+    if tile is None or tile.codec_name not in ("ppm", "ppm_plain") or picture.mode != "RGB":
         return None
     return int(tile.args[1]) if tile.args[1] > 255 else None
 
@@ -123,13 +133,21 @@ def wide_colours(picture: Any, again: Callable[[], Any]) -> np.ndarray | None:
 
 
 def _ppm_values(picture: Any, greatest: int) -> np.ndarray:
-    """Read the values of a binary PPM file, which are two bytes each, as parts of 65,535."""
+    """Read the values of a PPM file, two bytes each or in digits, as parts of 65,535."""
     width, height = picture.size
+    count = width * height * 3
     picture.fp.seek(picture.tile[0].offset)
-    raw = picture.fp.read(width * height * 6)
-    if len(raw) < width * height * 6:
+    if picture.tile[0].codec_name == "ppm_plain":
+        words = re.sub(rb"#[^\r\n]*", b"", picture.fp.read()).split()[:count]
+        flat = np.array([int(word) for word in words], dtype=np.uint32)
+    else:
+        raw = picture.fp.read(count * 2)
+        flat = np.frombuffer(raw[: len(raw) // 2 * 2], dtype=">u2").astype(np.uint32)
+    if len(flat) < count:
         raise OSError("image file is truncated")
-    values = np.frombuffer(raw, dtype=">u2").reshape(height, width, 3).astype(np.uint32)
+    if int(flat.max()) > greatest:
+        raise ValueError(f"a value of {int(flat.max()):,} where {greatest:,} is the greatest")
+    values = flat.reshape(height, width, 3)
     return ((values * 65535 + greatest // 2) // greatest).clip(0, 65535).astype(np.uint16)
 
 
@@ -198,9 +216,27 @@ def tiff_bands(file: Any) -> str | None:
     header = _tiff_header(file)
     if header is None:
         return None
-    bands, bits = header
+    return _undecodable(*header)
+
+
+def lost_planes(picture: Any, channels: int) -> str | None:
+    """Describe a TIFF file of one plane per band of which Pillow would give a part, or noise; None for others.
+
+    It takes the first of several grey planes for the picture, leaves out a fourth one, and reads those of 16 bits that
+    are not compressed as if they had 8.
+    """
+    tags = getattr(picture, "tag_v2", {})
+    if tags.get(284, 1) != 2:
+        return None
+    bands, bits, given = int(tags.get(277, 1)), int(tags.get(258, (1,))[0]), len(picture.getbands())
+    lost = bands > given and (given == 1 or channels == 4)
+    misread = bands > 1 and bits > 8 and any(tile.codec_name == "raw" for tile in picture.tile)
+    return _undecodable(bands, bits, " in separate planes") if lost or misread else None
+
+
+def _undecodable(bands: int, bits: int, how: str = "") -> str:
     return (
-        f"a TIFF with {bands} band{'s' * (bands != 1)} of {bits} bits, which cannot be decoded here: read it with "
+        f"a TIFF with {bands} band{'s' * (bands != 1)} of {bits} bits{how}, which cannot be decoded here: read it with "
         "another reader (tifffile, rasterio) and pass arrays (n, h, w, c) of 1, 3 or 4 bands, or of any number "
         "through ddpm_lib.data.tensor_dataset"
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.evaluation.bank import Bank, layer_of
-from ddpm_lib.evaluation.options import AUTO
+from ddpm_lib.evaluation.metrics import METRICS
+from ddpm_lib.evaluation.options import AUTO, USED_BY, unused
+from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.metrics import FEATURES, read_statistics
 from ddpm_lib.metrics.moments import contents
 from ddpm_lib.training.config import ConfigError
@@ -68,10 +71,30 @@ def choose(options: EvaluationOptions, own: RunData | None, dataset: Any) -> Cho
         ConfigError: If nothing can be measured by default.
     """
     if options.metrics != AUTO:
-        return Choice(dataclasses.replace(options, features=",".join(options.feature_names)), [])
-    if own is None:
-        return _for_images(options, dataset)
-    return _for_run(options, own, dataset)
+        return Choice(_with_features(options, options.metric_names), [])
+    choice = _for_images(options, dataset) if own is None else _for_run(options, own, dataset)
+    return _without_unused(choice)
+
+
+def _with_features(options: EvaluationOptions, metrics: Sequence[str]) -> EvaluationOptions:
+    """Name the features, where a metric looks at any."""
+    looks = any(isinstance(METRICS[name], SampleMetric) for name in metrics)
+    return dataclasses.replace(options, features=",".join(options.feature_names)) if looks else options
+
+
+def _without_unused(choice: Choice) -> Choice:
+    """Put back options that nothing uses, so that what is written can be repeated, and say which metrics use them."""
+    options, notes = choice.options, list(choice.notes)
+    names = unused(options, options.metric_names)
+    said = " ".join(notes).split()
+    for name in names:
+        if name not in said:  # of some it was said why their metric was not chosen
+            users = USED_BY[name]
+            notes.append(
+                f"{name} had no effect: it is for {', '.join(users)} (metrics={users[0]!r}, --metrics {users[0]})."
+            )
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(options)}
+    return Choice(dataclasses.replace(options, **{name: defaults[name] for name in names}), notes)
 
 
 def _for_images(options: EvaluationOptions, dataset: Any) -> Choice:
@@ -133,8 +156,7 @@ def _for_run(options: EvaluationOptions, own: RunData, dataset: Any) -> Choice:
         known = train if train is not None else dataset
         n = len(known) if known is not None else MOST
         changes["num"] = min(MOST, max(FEWEST, n))
-    features = ",".join(options.feature_names)
-    changed = dataclasses.replace(options, metrics=",".join(names), features=features, **changes)
+    changed = dataclasses.replace(_with_features(options, names), metrics=",".join(names), **changes)
     return Choice(changed, notes)
 
 

@@ -45,6 +45,7 @@ class ImageSet:
         notes: What people are told of them.
         reader: "training", or the tool as which the files are read.
         shape: (height, width) of the images, where it is known.
+        jpeg: Share of JPEG among files whose format is known from their names; None where there are none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     reader: str = "training"
     shape: tuple[int, ...] | None = None
+    jpeg: float | None = None
 
 
 class Engine:

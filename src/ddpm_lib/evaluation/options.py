@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from ddpm_lib.evaluation.metrics import METRICS
+from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.samplers import make_sampler
 from ddpm_lib.training.config import ConfigError, check_type
@@ -16,6 +19,20 @@ from ddpm_lib.training.option_types import check_device_name
 AUTO = "auto"
 READING = ("background", "value_range", "frames", "max_pixels")
 """Options of `open_dataset` for sets that are compared without a run; a run's own are those of its training."""
+DRAWING = ("sampler", "sample_steps", "spacing", "eta", "guidance_scale")
+"""Options of the samples that a run draws."""
+_SAMPLES = tuple(SAMPLE_METRICS)
+_BUILT_IN = frozenset(METRICS)
+USED_BY: dict[str, tuple[str, ...]] = {
+    "num_levels": ("nll", "gap"),
+    "num_steps": ("nll", "gap"),
+    "tolerance": ("flow_nll",),
+    "flow_group": ("flow_nll",),
+    "held_out": ("memorisation",),
+    "reference": tuple(name for name in _SAMPLES if name != "is"),
+    **dict.fromkeys(("features", "feature_weights", *DRAWING), _SAMPLES),
+}
+"""Options that some of our metrics use, and which; the others serve all, or are checked with the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,3 +172,36 @@ class EvaluationOptions:
         if self.features == AUTO:
             return ["random64" if self.metrics == AUTO else "inception2048"]
         return list(dict.fromkeys(name.strip() for name in self.features.split(",")))
+
+
+def given(options: EvaluationOptions, names: Collection[str]) -> list[str]:
+    """Return those of the named options that are not at their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(EvaluationOptions)}
+    return [name for name in names if getattr(options, name) != defaults[name]]
+
+
+def unused(options: EvaluationOptions, metrics: Collection[str]) -> list[str]:
+    """Return the options that were given and that none of these metrics uses; a metric of others may use all."""
+    if not _BUILT_IN.issuperset(metrics):
+        return []
+    return [name for name in given(options, USED_BY) if not set(USED_BY[name]) & set(metrics)]
+
+
+def flag(name: str) -> str:
+    """Write an option as in Python and as a flag."""
+    return f"{name} (--{name.replace('_', '-')})"
+
+
+def check_used(options: EvaluationOptions) -> None:
+    """Refuse options that none of the metrics that were named uses.
+
+    Raises:
+        ConfigError: If there is one, naming the metrics that use it.
+    """
+    found = unused(options, options.metric_names) if options.metrics != AUTO else []
+    if found:
+        users = ", ".join(USED_BY[found[0]])
+        raise ConfigError(
+            f"{flag(found[0])} has no effect on metrics={options.metrics!r}: it is for {users}. "
+            "Leave it out, or add one of them to metrics (--metrics)."
+        )

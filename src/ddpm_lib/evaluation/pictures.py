@@ -14,18 +14,20 @@ from torch import Tensor
 from ddpm_lib.evaluation.engine import ImageSet
 from ddpm_lib.evaluation.options import READING
 from ddpm_lib.evaluation.overviews import drawn_samples
-from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, safe_word
+from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, jpeg_share, safe_word
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.dataset import Source
+    from ddpm_lib.data.decode import DecodeSpec
     from ddpm_lib.evaluation.data import RunData
     from ddpm_lib.evaluation.options import EvaluationOptions
 
 FIDELITY = frozenset((".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """What torch-fidelity and pytorch-fid take for a picture."""
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_NOT_APPLIED = "{}: value_range was not applied, as no image has more than 8 bits."
 LEAVE_OUT = 'Repair or remove them, or leave them out with on_bad_image="skip" (--on-bad-image skip).'
 
 
@@ -56,16 +58,32 @@ def open_pictures(
     word = name if name is not None else safe_word(Path(where).stem)
     if isinstance(data, Tensor):
         data = data.detach().cpu()
-    if isinstance(data, (np.ndarray, Tensor)) and "float" in str(data.dtype):
+    ranged = like.config.value_range if like is not None else options.value_range
+    if isinstance(data, (np.ndarray, Tensor)) and "float" in str(data.dtype) and ranged is None:
         data = tensor_dataset(data)
     if options.reader != "training" and isinstance(data, (str, Path)) and Path(data).is_dir():
         return _as_fidelity(FidelityFiles(Path(data), options.on_bad_image or "error"), word, num)
     notes: list[str] = []
     if not isinstance(data, ImageDataset):
-        data, notes = _open(data, where, word, options, like)
+        data, notes = _opened(data, where, word, options, like)
     n, told = clamp(num, len(data), word)
     images = dataset_images(data, word, n if num is not None else None)
     return dataclasses.replace(images, notes=(*notes, *told))
+
+
+def _opened(
+    data: Any, where: str, word: str, options: EvaluationOptions, like: RunData | None
+) -> tuple[ImageDataset, list[str]]:
+    """Open a set; of two sets without a run, a range may belong to the other one alone."""
+    from ddpm_lib.data.values import NarrowValuesError
+
+    try:
+        return _open(data, where, word, options, like)
+    except NarrowValuesError:
+        if like is not None:
+            raise
+    opened, notes = _open(data, where, word, dataclasses.replace(options, value_range=None), None)
+    return opened, [*notes, _NOT_APPLIED.format(word)]
 
 
 def _open(
@@ -91,9 +109,10 @@ def _open(
     frames = (like.config.frames if like else options.frames or "first") if folder else "first"
     # Of two sets, a split belongs to the one that can have several.
     split = options.split if isinstance(path, str) and not path.endswith(".npy") else None
+    spec = DecodeSpec((1, 1), value_range=like.config.value_range if like else options.value_range)
     source = find_source(
         path,
-        DecodeSpec((1, 1)),
+        spec,
         # Folders that training would refuse as a mixture of splits are refused here too.
         "auto" if folder and (like is None or like.config.labels == "auto") else "none",
         image_column=like.image_column(path) if like else None,
@@ -104,7 +123,7 @@ def _open(
     given = data if isinstance(source, ArraySource) else source  # arrays are fitted as a whole
     told: list[str] = []
     if like is None and size is None:
-        size = _stored_size(source, where)  # where there is none, opening the set says why of each image
+        size = _stored_size(source, where, spec)  # where there is none, opening the set says why of each image
     try:
         if like is not None:
             opened = like.pictures(given, options)
@@ -138,10 +157,10 @@ def _without_run(
             opened = open_dataset(given, image_size=size, labels="none", **chosen)
         except BadImagesError:
             raise error from None
-    return opened, [f"{word}: value_range was not applied, as no image has more than 8 bits."]
+    return opened, [_NOT_APPLIED.format(word)]
 
 
-def _stored_size(source: Source, where: str) -> tuple[int, int] | None:
+def _stored_size(source: Source, where: str, spec: DecodeSpec) -> tuple[int, int] | None:
     """Return (height, width) of all images, None if none of them can be read.
 
     Raises:
@@ -149,7 +168,7 @@ def _stored_size(source: Source, where: str) -> tuple[int, int] | None:
     """
     from ddpm_lib.data.sizes import different_sizes
 
-    sizes = different_sizes(source)
+    sizes = different_sizes(source, spec)
     if len(sizes) > 1:
         a, b = sizes
         raise ConfigError(
@@ -238,4 +257,5 @@ def _as_fidelity(files: FidelityFiles, word: str, num: int | None) -> ImageSet:
         notes=tuple(notes),
         reader="torch-fidelity",
         shape=files.shape,
+        jpeg=jpeg_share([path.name for path in files.files]),
     )

@@ -26,6 +26,8 @@ UNIFORM_BITS = 8.0
 WEIGHT_FREE = ("random64", "pixels")
 NOISE_IMAGES = 200
 FEW_HELD_OUT = 20
+MIXED = 0.5
+"""From this difference in the share of JPEG files on, two sets are said to be stored differently."""
 _EMPTY = {
     "precision": "no sample lies among the reference images",
     "recall": "the samples cover none of the reference images",
@@ -50,9 +52,26 @@ def judge(scores: Sequence[Score], task: Task) -> Judged:
         rows = _baselines(score, task)
         noise = next((row for row in rows if row.name.endswith("/noise")), None)
         found += [_remarked(score, noise, alike), *rows]
+    notes += _stored_differently(task.bank)
     if any(_beyond_noise(s) for s in found):
         notes.append(_why_bits(task.model()))
     return Judged(found, notes)
+
+
+def _stored_differently(bank: Bank | None) -> list[str]:
+    """Say that one set went through JPEG and the other did not: with the same pictures FID is then not 0."""
+    if bank is None or not {"samples", "reference"} <= set(bank.sets):
+        return []
+    shares = {which: bank.sets[which].jpeg for which in ("samples", "reference")}
+    if None in shares.values():
+        return []
+    lossy, other = sorted(shares, key=lambda which: -(shares[which] or 0.0))
+    if (shares[lossy] or 0.0) - (shares[other] or 0.0) < MIXED:
+        return []
+    return [
+        f"{bank.word(lossy)} are JPEG files and {bank.word(other)} are not: the artefacts of JPEG alone shift FID, KID and "
+        "the like. Store both sets alike before reading small differences."
+    ]
 
 
 def _remarked(score: Score, noise: Score | None, alike: Sequence[str]) -> Score:

@@ -58,19 +58,24 @@ class Evaluation:
             parts.append(f"reference {reference['name']}{count}")
         return [", ".join(parts)]
 
-    def save(self) -> Path:
-        """Write eval-0001.json, or the next free number, and return its path; to be called on one process."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write eval-0001.json, or the next free number, and return its path; to be called on one process.
+
+        Args:
+            folder: Where to write instead of `self.folder`.
+        """
+        folder = self.folder if folder is None else Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=1) + "\n"
         for number in range(1, 10**6):
-            path = self.folder / f"eval-{number:04d}.json"
+            path = folder / f"eval-{number:04d}.json"
             try:
                 with path.open("x", encoding="utf-8") as file:
                     file.write(text)
             except FileExistsError:
                 continue
             return path
-        raise ConfigError(f"{self.folder} is full of evaluations. Move some away.")
+        raise ConfigError(f"{folder} is full of evaluations. Move some away.")
 
 
 def score_lines(scores: Sequence[Score]) -> list[str]:

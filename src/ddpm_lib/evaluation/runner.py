@@ -24,7 +24,7 @@ from ddpm_lib.evaluation.describe import (
 )
 from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.evaluation.metrics import GAPS, METRICS, looks_at_images
-from ddpm_lib.evaluation.options import AUTO, READING, EvaluationOptions
+from ddpm_lib.evaluation.options import AUTO, DRAWING, READING, EvaluationOptions, check_used, flag, given
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.remarks import Judged, judge
 from ddpm_lib.evaluation.result import Evaluation
@@ -32,6 +32,7 @@ from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import clamp, evenly, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
+from ddpm_lib.files import try_writing
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 from ddpm_lib.training.checkpoint import MANIFEST, CheckpointError
 from ddpm_lib.training.compiling import compile_regions
@@ -94,7 +95,9 @@ def _options(dataset: Any, options: dict[str, Any]) -> EvaluationOptions:
     step = options.get("checkpoint")
     if isinstance(step, int) and not isinstance(step, bool):
         options["checkpoint"] = str(step)
-    return EvaluationOptions(**options)
+    chosen = EvaluationOptions(**options)
+    check_used(chosen)
+    return chosen
 
 
 def is_run(target: Any) -> bool:
@@ -151,6 +154,8 @@ class Runner:
         if not state.is_main_process:
             options = dataclasses.replace(options, progress=False)
         check_options(options, loaded)
+        if options.save_stats is not None and state.is_main_process:
+            refuse_unwritable(Path(options.save_stats).parent, "save_stats= (--save-stats)")
         choice = choose(options, own, dataset)
         one = One(choice.options, dataset, loaded, own, state, options)
         result = one.evaluate(target)
@@ -310,6 +315,21 @@ class One:
         return sample_images(loaded.diffusion, options, n, about, self.state.device, given=given), notes
 
 
+def refuse_unwritable(folder: Path, option: str) -> None:
+    """Refuse a folder for results that cannot be written, before the work and not after it.
+
+    Raises:
+        ConfigError: If it cannot be written, naming the option that says where else.
+    """
+    try:
+        try_writing(folder)
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(
+            f"{folder} cannot be written to ({why}). Say with {option} where the results are to go."
+        ) from error
+
+
 def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
     """Refuse options that would have no effect.
 
@@ -317,6 +337,11 @@ def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
         ConfigError: If there are any.
     """
     if loaded is None:
+        found = given(options, ("weights", "ema_decay", *DRAWING))
+        if found:
+            raise ConfigError(
+                f"Images are scored here, and {flag(found[0])} is for a run, which draws them. Leave it out, or give a run."
+            )
         return
     size = loaded.diffusion.image_size
     if options.image_size is not None and set(size) != {options.image_size}:
@@ -324,10 +349,10 @@ def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
             f"Images are compared at the run's own size, {'×'.join(map(str, size))}: leave image_size (--image-size) out. "
             "It is for sets of pictures without a run."
         )
-    given = [name for name in READING if getattr(options, name) is not None]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"Images are opened as the run opened its own: leave {', '.join(given)} ({flags}) out.")
+    found = given(options, READING)
+    if found:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in found)
+        raise ConfigError(f"Images are opened as the run opened its own: leave {', '.join(found)} ({flags}) out.")
 
 
 def without_held_out(options: EvaluationOptions, own: RunData | None, dataset: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,20 @@ def content_of(dataset: ImageDataset, block: int = 1024) -> str:
     return digest.hexdigest()
 
 
+_JPEG = frozenset(("jpg", "jpeg", "jpe", "jfif"))
+_LOSSLESS = frozenset(("png", "bmp", "tif", "tiff", "ppm", "pgm", "pnm"))
+_LOOKED_AT = 1000
+
+
+def jpeg_share(names: Sequence[str]) -> float | None:
+    """Return the share of JPEG among names of JPEG and lossless files, of a thousand spread evenly; None if none is."""
+    rows = evenly(min(len(names), _LOOKED_AT), len(names)).tolist() if len(names) else []
+    ends = [names[row].rpartition(".")[2].lower().partition("#")[0] for row in rows]
+    lossy = sum(end in _JPEG for end in ends)
+    known = lossy + sum(end in _LOSSLESS for end in ends)
+    return lossy / known if known else None
+
+
 def dataset_images(dataset: ImageDataset, name: str, num: int | None = None) -> ImageSet:
     """Read a dataset, all of it or `num` images spread over it; nothing is augmented."""
     chosen = dataset if num is None else dataset.subset(evenly(num, len(dataset)))
@@ -81,7 +96,9 @@ def dataset_images(dataset: ImageDataset, name: str, num: int | None = None) -> 
         return as_pictures(image)
 
     shape = tuple(chosen.image_size)
-    return ImageSet(safe_word(name), len(chosen), read, content_of(chosen), cached=True, shape=shape)
+    return ImageSet(
+        safe_word(name), len(chosen), read, content_of(chosen), cached=True, shape=shape, jpeg=jpeg_share(chosen.names)
+    )
 
 
 def sample_images(

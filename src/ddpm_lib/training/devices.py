@@ -159,8 +159,12 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
             state.device = place  # also where another launcher's setting names one
         return state
     meeting.before_meeting()
-    with meeting_explained():
-        state = PartialState(cpu=place.type == "cpu", **meeting.group_options(timeout_minutes))
+    try:
+        with meeting_explained():
+            state = PartialState(cpu=place.type == "cpu", **meeting.group_options(timeout_minutes))
+    except BaseException:
+        PartialState._reset_state()  # half made: the next call would take it for one whose processes have met
+        raise
     meeting.after_meeting()
     return state
 
