@@ -125,6 +125,15 @@ def test_snippets_run_and_print_what_the_page_says(
             )
 
 
+def test_pages_train_in_directories_of_their_own() -> None:
+    # A reader who follows the guides one after the other, in one folder, must not meet the run of another page.
+    places = {}
+    for page in PAGES:
+        code = "\n".join(block.text for block in blocks(page) if block.runs)
+        places[page.name] = set(re.findall(r'output_dir="([^"]+)"', code))
+    assert sum(map(len, places.values())) == len(set().union(*places.values())), places
+
+
 def flags_of(cls: type, prefix: str = "") -> set[str]:
     found = set()
     for field in dataclasses.fields(cls):
