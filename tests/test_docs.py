@@ -47,12 +47,12 @@ REGISTRIES = [
     schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
     SAMPLERS, spacing.SPACINGS, clipping.CLIPS, METRICS,
 ]  # fmt: skip
-FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--help", "--help-all", "--version", "--data"} | {
+FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--help", "--version", "--data"} | {
     f"--{name}"
     for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode", "ntasks", "nodes")
 }
 FOREIGN |= {"--ntasks-per-node", "--gpus-per-node", "--kill-on-bad-exit", "--signal", "--standalone", "--max-restarts"}
-FOREIGN |= {"--signals-to-handle"}
+FOREIGN |= {"--signals-to-handle", "--help-all"}
 FOREIGN |= {
     "--nnodes",
     "--rdzv-backend",
