@@ -22,14 +22,14 @@ PEERS = ("diffusers", "denoising_diffusion_pytorch")
 
 
 def missing_peers() -> list[str]:
-    """Return the libraries that are not installed; `pip install "ddpm-lib[bench]"` brings them."""
+    """Return the libraries that are not installed; `pip install -e ".[bench]"` brings them."""
     return [name for name in PEERS if importlib.util.find_spec(name) is None]
 
 
 def require_peers() -> None:
     """Stop with the command that installs the other libraries, where they are missing."""
     if missing_peers():
-        raise SystemExit(f'Not installed: {", ".join(missing_peers())}. Run: pip install "ddpm-lib[bench]"')
+        raise SystemExit(f'Not installed: {", ".join(missing_peers())}. Run: pip install -e ".[bench]"')
 
 
 def our_unet(width: int, **changes: Any) -> nn.Module:

@@ -52,7 +52,7 @@ FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--hel
     for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode", "ntasks", "nodes")
 }
 FOREIGN |= {"--ntasks-per-node", "--gpus-per-node", "--kill-on-bad-exit", "--signal", "--standalone", "--max-restarts"}
-FOREIGN |= {"--signals-to-handle"}
+FOREIGN |= {"--signals-to-handle", "--help-all"}
 FOREIGN |= {
     "--nnodes",
     "--rdzv-backend",
@@ -123,6 +123,15 @@ def test_snippets_run_and_print_what_the_page_says(
             assert matches(block.printed, printed.getvalue()), (
                 f"{page.name}:{block.line} printed:\n{printed.getvalue()}"
             )
+
+
+def test_pages_train_in_directories_of_their_own() -> None:
+    # A reader who follows the guides one after the other, in one folder, must not meet the run of another page.
+    places = {}
+    for page in PAGES:
+        code = "\n".join(block.text for block in blocks(page) if block.runs)
+        places[page.name] = set(re.findall(r'output_dir="([^"]+)"', code))
+    assert sum(map(len, places.values())) == len(set().union(*places.values())), places
 
 
 def flags_of(cls: type, prefix: str = "") -> set[str]:

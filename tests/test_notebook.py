@@ -52,6 +52,8 @@ def test_quickstart_runs_from_top_to_bottom(one_thread: None, tmp_path: Path, mo
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     outputs = {i: cell.outputs for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"}
+    said = [o.text for found in outputs.values() for o in found if o.output_type == "stream" and o.name == "stderr"]
+    assert said == []  # nothing in red, with or without ipywidgets
     training = next(i for i, cell in enumerate(notebook.cells) if "trainer = Trainer(" in cell.source)
     shown = {i: [o for o in found if "image/png" in o.get("data", {})] for i, found in outputs.items()}
     assert len(shown[training]) >= 2  # the live curve and the sample grid

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Literal, TextIO, TypeVar
 
@@ -35,6 +36,17 @@ def bar_style() -> Literal["terminal", "widgets", "lines"]:
         return "terminal" if sys.stderr.isatty() else "lines"
     except (AttributeError, ValueError):  # no stderr at all, or a closed one
         return "lines"
+
+
+def _import_tqdm_quietly() -> None:
+    """Import tqdm.auto, which accelerate and 🤗's hub use, without its warning of missing ipywidgets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import tqdm.auto  # noqa: F401  (it warns only at the first import)
+
+
+if in_notebook() and bar_style() == "lines":
+    _import_tqdm_quietly()
 
 
 def stream() -> TextIO | None:

@@ -66,6 +66,8 @@ def at_once(diffusion: GaussianDiffusion, settings: train.RunConfig, probe_steps
     size = 1 if settings.batch_size == "auto" else settings.batch_size // settings.accumulation_steps
     kept = activation_bytes(model, diffusion.image_size, size, "no")
     if kept is not None:
-        known += f"; activations {kept / 2**20:,.0f} MiB in float32 for {size} images at a time"
-    doing = f"timing {probe_steps} steps after a warm-up …" if probe_steps else "no steps are timed"
+        images = "1 image" if size == 1 else f"{size} images"
+        known += f"; activations {kept / 2**20:,.0f} MiB in float32 for {images} at a time"
+    steps = "1 step" if probe_steps == 1 else f"{probe_steps} steps"
+    doing = f"timing {steps} after a warm-up …" if probe_steps else "no steps are timed"
     return f"{known}\n{doing}"
