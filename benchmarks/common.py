@@ -161,7 +161,7 @@ def make_parser(doc: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
 
 
 def pick_device(wanted: str) -> torch.device:
-    from ddpm_lib.training.devices import pick_device as pick
+    from ddpm_lib.runtime.devices import pick_device as pick
 
     return torch.device(pick(wanted))
 

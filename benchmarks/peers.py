@@ -84,7 +84,7 @@ def count(model: nn.Module, size: int = 32) -> tuple[int, int]:
 
 def our_precision(wanted: str, device: torch.device) -> tuple[str, bool]:
     """Return the precision and whether channels_last is used, as the library itself chooses them."""
-    from ddpm_lib.training.devices import pick_precision, use_channels_last
+    from ddpm_lib.runtime.devices import pick_precision, use_channels_last
 
     precision = pick_precision(wanted, device.type)
     return precision, use_channels_last("auto", device.type, precision)
@@ -117,7 +117,7 @@ def our_step(
 ) -> Callable[[], object]:
     """One step of the recipe of `Trainer` on uint8 images, without its data, averages and records."""
     from ddpm_lib import GaussianDiffusion, TrainingConfig
-    from ddpm_lib.training.compiling import compile_regions
+    from ddpm_lib.runtime.compiling import compile_regions
     from ddpm_lib.training.optim import make_optimizer
 
     precision, channels_last = our_precision(wanted, device)

@@ -33,7 +33,7 @@ def our_sampler(
 ) -> Callable[[], object]:
     """Draw as `ddpm sample` does: in the library's precision, memory layout and dtype of the weights."""
     from ddpm_lib.nn.lowering import lower_weights
-    from ddpm_lib.training.compiling import compile_regions
+    from ddpm_lib.runtime.compiling import compile_regions
 
     precision, channels_last = peers.our_precision(wanted, device)
     peers.placed(diffusion, device, channels_last).eval()

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ddpm_lib import keys
+from ddpm_lib.core import keys
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten

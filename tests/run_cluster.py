@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 if __name__ == "__main__":
     import os
 
+    from ddpm_lib.runtime.launch import adopt_slurm_ranks
     from ddpm_lib.training import Callback
-    from ddpm_lib.training.launch import adopt_slurm_ranks
     from training_helpers import tiny_diffusion, tiny_trainer
 
     class Slow(Callback):

@@ -22,7 +22,8 @@ def wait(run: Path, mark: str, sign: str) -> None:
 
 
 if __name__ == "__main__":
-    from ddpm_lib.training import checkpoint, trainer
+    from ddpm_lib.runs import checkpoint
+    from ddpm_lib.training import trainer
     from training_helpers import tiny_trainer
 
     run, steps = Path(sys.argv[1]), int(sys.argv[2])

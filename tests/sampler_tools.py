@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.levels import Level
 from ddpm_lib.samplers import (
     Prediction,
     Sampler,
     sample_loop,
 )
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level
 from ddpm_lib.variance import FixedSmall
 from process_tools import gaussian_diffusion
 

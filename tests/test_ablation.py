@@ -18,7 +18,7 @@ from ddpm_lib.ablation.subjects import ImageSubject, ToySubject
 from ddpm_lib.ablation.yardsticks import denoising_errors, random_features
 from ddpm_lib.data import Toy
 from ddpm_lib.data.toys import TOYS
-from ddpm_lib.distances import energy_distance
+from ddpm_lib.metrics.distances import energy_distance
 from ddpm_lib.nn import MLP
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.training import ConfigError, Trainer

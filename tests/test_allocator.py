@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from ddpm_lib.training import allocator
+from ddpm_lib.runtime import allocator
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 PROGRAM = """
 import resource
 import torch
 from ddpm_lib.training import process_state
-from ddpm_lib.training.allocator import give_back_freed_memory
+from ddpm_lib.runtime.allocator import give_back_freed_memory
 process_state("cpu")
 def step():
     blocks = [torch.ones(1 << 22) for _ in range(4)]  # 64 MiB

@@ -14,9 +14,9 @@ from torch import nn
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, TrainingConfig
 from ddpm_lib.nn.mlp import MLP
+from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training import ConfigError, OutOfMemoryError, auto_batch
 from ddpm_lib.training.auto_batch import CPU_LIMIT, largest_that_fits, rounded
-from ddpm_lib.training.checkpoint import list_checkpoints, read_state
 from test_distributed import torchrun
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 

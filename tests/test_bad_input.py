@@ -24,10 +24,10 @@ from PIL import Image
 from ddpm_lib import GaussianDiffusion, Shapes, TrainingConfig, Unet
 from ddpm_lib.cli import main
 from ddpm_lib.data import BadImagesError, open_dataset
+from ddpm_lib.runs.checkpoint import list_checkpoints
+from ddpm_lib.runtime.launch import meeting_explained
 from ddpm_lib.training import CheckpointError, ConfigError, load_run
 from ddpm_lib.training.agreement import check_alike
-from ddpm_lib.training.checkpoint import list_checkpoints
-from ddpm_lib.training.launch import meeting_explained
 from training_helpers import tiny_diffusion, tiny_trainer
 
 # --- data: files ------------------------------------------------------------------------------------------------------------

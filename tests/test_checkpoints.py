@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from ddpm_lib import TrainingConfig
-from ddpm_lib.locks import holder
-from ddpm_lib.training import Callback, CheckpointError, ConfigError, checkpoint, load_run, saving
-from ddpm_lib.training.checkpoint import list_checkpoints, newest_complete, save_checkpoint, step_of
-from ddpm_lib.training.lock import RunLock
+from ddpm_lib.core.file_locks import holder
+from ddpm_lib.runs import checkpoint
+from ddpm_lib.runs.checkpoint import list_checkpoints, newest_complete, save_checkpoint, step_of
+from ddpm_lib.runs.lock import RunLock
+from ddpm_lib.training import Callback, CheckpointError, ConfigError, load_run, saving
 from training_helpers import StopAt, assert_same_tensors, curve, tiny_diffusion, tiny_trainer
 
 HERE = Path(__file__).parent

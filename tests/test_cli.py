@@ -16,7 +16,7 @@ from PIL import Image
 from ddpm_lib import GaussianDiffusion, TrainingConfig, Unet
 from ddpm_lib.cli import main
 from ddpm_lib.cli import train as train_command
-from ddpm_lib.training.checkpoint import list_checkpoints
+from ddpm_lib.runs.checkpoint import list_checkpoints
 from test_sysu import clone
 
 TINY = [

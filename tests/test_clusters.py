@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_lib.training.launch import adopt_slurm_ranks, first_host
+from ddpm_lib.runtime.launch import adopt_slurm_ranks, first_host
 from training_helpers import assert_same_tensors, curve, final_tensors
 
 HERE = Path(__file__).parent

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ddpm_lib import Unet
-from ddpm_lib.clipping import CLIPS
 from ddpm_lib.diffusion import LOSSES, GaussianDiffusion
 from ddpm_lib.parametrization import PARAMETRIZATIONS
+from ddpm_lib.process.clipping import CLIPS
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.schedules import SCHEDULES, Schedule
 from ddpm_lib.spacing import SPACINGS

@@ -16,7 +16,7 @@ import pytest
 import tyro
 from PIL import Image
 
-from ddpm_lib import TrainingConfig, peers_names
+from ddpm_lib import TrainingConfig
 from ddpm_lib.cli import COMMANDS, arguments, main, values
 from ddpm_lib.cli import options as cli_options
 from ddpm_lib.cli.ablate import AblateCommand
@@ -31,7 +31,8 @@ from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
-from ddpm_lib.registry import nearest
+from ddpm_lib.core import peers_names
+from ddpm_lib.core.registry import nearest
 from ddpm_lib.training.display import TrainingRows
 from test_cli import ddpm, error_of, train
 
@@ -249,7 +250,7 @@ def test_values_of_others_and_typos() -> None:
 
 def test_every_name_in_the_table_is_one_of_ours() -> None:
     from ddpm_lib import GaussianDiffusion, Unet
-    from ddpm_lib.options import option_names
+    from ddpm_lib.core.options import option_names
 
     known = {o.path[-1] for cls in CLASSES.values() for o in options_of(cls)} | set(option_names(Unet.__init__))
     known |= {*option_names(GaussianDiffusion.__init__), *option_names(GaussianDiffusion.sample)}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ddpm_lib import GaussianDiffusion
-from ddpm_lib.interpolation import log_snr_between, times_of
-from ddpm_lib.levels import Level
 from ddpm_lib.schedules import SCHEDULES, Schedule
+from ddpm_lib.schedules.interpolation import log_snr_between, times_of
+from ddpm_lib.schedules.levels import Level
 from ddpm_lib.time_sampling import Continuous, UniformAlphaBar
 from ddpm_lib.weighting import WEIGHTINGS
 from process_tools import TinyNet, gaussian_diffusion

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_lib.distances import energy_distance, histogram_kl, sliced_wasserstein
+from ddpm_lib.metrics.distances import energy_distance, histogram_kl, sliced_wasserstein
 
 
 def normal(n: int, d: int, seed: int) -> Tensor:

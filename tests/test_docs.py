@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import tyro
 
-from ddpm_lib import clipping, parametrization, schedules, spacing, time_sampling, variance, weighting
+from ddpm_lib import parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import options
 from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.compare import CompareCommand
@@ -34,6 +34,7 @@ from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
+from ddpm_lib.process import clipping
 from ddpm_lib.samplers import SAMPLERS
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ import torch
 
 from ddpm_lib import Unet
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.drawing import image_generator
 from ddpm_lib.images import to_model_range
+from ddpm_lib.process.streams import image_generator
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.schedules import Schedule
 from process_tools import TinyNet, gaussian_diffusion

@@ -14,9 +14,9 @@ import torch
 from ddpm_lib import GaussianDiffusion, TrainingConfig
 from ddpm_lib.cli import main
 from ddpm_lib.nn.mlp import MLP
+from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training import ConfigError
 from ddpm_lib.training import estimate as module
-from ddpm_lib.training.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training.estimate import Estimate, Rehearsal, estimate
 from ddpm_lib.training.saving import checkpoint_bytes
 from test_cli import TINY, ddpm, error_of

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ddpm_lib import TrainingConfig
+from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training import Callback, DivergedError, LostProcessError, OutOfMemoryError, failures
-from ddpm_lib.training.watchdog import Watchdog
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_lib.levels import Level
 from ddpm_lib.samplers import SAMPLERS, Prediction, make_sampler, sample_loop
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import sampling_levels
 from ddpm_lib.variance import FixedSmall
 

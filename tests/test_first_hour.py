@@ -30,9 +30,9 @@ from pyarrow import parquet
 
 from ddpm_lib import GaussianDiffusion, Trainer, Unet, evaluate, load_run, open_dataset
 from ddpm_lib.cli import COMMANDS, main
+from ddpm_lib.runs.lock import RunLock
 from ddpm_lib.training import CheckpointError
 from ddpm_lib.training.failures import NonFiniteGuard
-from ddpm_lib.training.lock import RunLock
 from test_shell_lines import less_work
 from test_sysu import clone
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import ClassLogProb, Guidance
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.samplers import DDPM, SAMPLERS, make_sampler, posterior_mean
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import sampling_levels
 from process_tools import TinyNet, gaussian_diffusion
 from sampler_tools import moments

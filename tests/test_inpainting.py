@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.images import to_uint8
-from ddpm_lib.inpainting import diffuse, jump_schedule, repaint_loop, to_mask
-from ddpm_lib.levels import Level
+from ddpm_lib.process.inpainting import diffuse, jump_schedule, repaint_loop, to_mask
 from ddpm_lib.samplers import DDIM, DDPM, SAMPLERS, DPMSolver2S, Euler, Heun, Prediction, Sampler, make_sampler
 from ddpm_lib.schedules import SCHEDULES, Schedule
+from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import sampling_levels
 from ddpm_lib.variance import FixedSmall
 from process_tools import TinyNet

@@ -15,14 +15,16 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from ddpm_lib import Shapes, progress
+from ddpm_lib import Shapes
 from ddpm_lib.ablation import ablate
+from ddpm_lib.core import progress
 from ddpm_lib.evaluation import evaluate
-from ddpm_lib.training import ConfigError, launch, process_state
+from ddpm_lib.runtime import launch
+from ddpm_lib.runtime.devices import join_processes, resolve_device
+from ddpm_lib.runtime.launch import launched_processes
+from ddpm_lib.training import ConfigError, process_state
 from ddpm_lib.training.callbacks import spread_levels, standard_errors
-from ddpm_lib.training.devices import join_processes, resolve_device
 from ddpm_lib.training.estimate import estimate
-from ddpm_lib.training.launch import launched_processes
 from ddpm_lib.training.results import LostProcessError
 from training_helpers import tiny_diffusion, tiny_trainer
 

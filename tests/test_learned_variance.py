@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from ddpm_lib import Unet
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import Guidance
-from ddpm_lib.levels import Level, tau
-from ddpm_lib.losses import Chain, discretised_log_likelihood, gaussian_kl
 from ddpm_lib.nn import Conditioner
+from ddpm_lib.process.bound import Chain, discretised_log_likelihood, gaussian_kl
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.variance import LearnedRange
 from process_tools import GaussianNet, TinyNet
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.losses import Chain
 from ddpm_lib.parametrization import PARAMETRIZATIONS
+from ddpm_lib.process.bound import Chain
 from ddpm_lib.schedules import Schedule
 from process_tools import TinyNet
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_lib import locks
 from ddpm_lib.cli import main
-from ddpm_lib.runs import stand
+from ddpm_lib.core import file_locks as locks
+from ddpm_lib.runs import lock as run_locks
+from ddpm_lib.runs.lock import RunLock
+from ddpm_lib.runs.standing import stand
 from ddpm_lib.training import ConfigError
-from ddpm_lib.training import lock as run_locks
-from ddpm_lib.training.lock import RunLock
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 
 HERE = Path(__file__).parent

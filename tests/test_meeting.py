@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_lib.training.launch import meeting_explained
-from ddpm_lib.training.meeting import agree_on_name, group_options
+from ddpm_lib.runtime.launch import meeting_explained
+from ddpm_lib.runtime.rendezvous import agree_on_name, group_options
 from ddpm_lib.training.results import LostProcessError
 
 
@@ -68,7 +68,7 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 from ddpm_lib.training.config import TrainingConfig
-from ddpm_lib.training.devices import make_accelerator
+from ddpm_lib.runtime.devices import make_accelerator
 accelerator = make_accelerator(TrainingConfig(device="cpu"), Path(sys.argv[1]))
 group = torch.distributed.group.WORLD
 assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(minutes=10)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_lib import keys
+from ddpm_lib.core import keys
 from ddpm_lib.metrics import (
     Moments,
     Statistics,

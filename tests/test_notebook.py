@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ddpm_lib.training.checkpoint import list_checkpoints, verify
+from ddpm_lib.runs.checkpoint import list_checkpoints, verify
 
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient")
 pytest.importorskip("ipykernel", reason="needs ipykernel")

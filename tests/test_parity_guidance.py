@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import Guidance
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.samplers import DDIM, DDPM, Prediction, Sampler, sample_loop
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import sampling_levels
 from process_tools import gaussian_diffusion, load, replay
 

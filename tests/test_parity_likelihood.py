@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.losses import Chain, discretised_log_likelihood, gaussian_kl
+from ddpm_lib.process.bound import Chain, discretised_log_likelihood, gaussian_kl
 from ddpm_lib.samplers import posterior_mean
 from ddpm_lib.schedules import Schedule
 from process_tools import ToyNet, load

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_lib.clipping import dynamic_threshold
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.parametrization import PARAMETRIZATIONS
+from ddpm_lib.process.clipping import dynamic_threshold
 from ddpm_lib.samplers import DDIM, DDPM, Sampler, posterior_mean, sample_loop
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import sampling_levels
 from process_tools import ToyNet, gaussian_diffusion, load, replay
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.levels import Level, tau
-from ddpm_lib.losses import Chain, gaussian_kl
+from ddpm_lib.process.bound import Chain, gaussian_kl
 from ddpm_lib.samplers import DDIM, DDPM, Heun, posterior_mean, sample_loop
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from process_tools import GaussianNet, ToyNet, gaussian_diffusion, load, replay
 
 FIXED = {"rescale": False}

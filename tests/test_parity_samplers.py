@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_lib.levels import Level
 from ddpm_lib.samplers import (
     DDIM,
     DEIS,
@@ -28,6 +27,7 @@ from ddpm_lib.samplers import (
     sample_loop,
 )
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level
 from ddpm_lib.variance import FixedSmall
 from process_tools import gaussian_diffusion, load, replay
 

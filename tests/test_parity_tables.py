@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.samplers import posterior_mean
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import sampling_levels
 from process_tools import load
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion
 from ddpm_lib.nn import SelfCondition
-from ddpm_lib.noising import assignment
+from ddpm_lib.process.noising import assignment
+from ddpm_lib.process.self_conditioning import SelfConditioned
 from ddpm_lib.samplers import DDIM, DDPM, sample_loop
 from ddpm_lib.schedules import Schedule
-from ddpm_lib.self_conditioning import SelfConditioned
 from process_tools import GaussianNet, ToyNet, load, replay
 
 

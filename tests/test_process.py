@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddpm_lib.clipping import dynamic_threshold
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.nn import Conditioner
 from ddpm_lib.parametrization import PARAMETRIZATIONS, X0
+from ddpm_lib.process.clipping import dynamic_threshold
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS, Stratified, Uniform
 from ddpm_lib.variance import FixedLarge
@@ -498,7 +498,7 @@ def test_given_start() -> None:
 
 
 def _streams(n: int, seed: int) -> list[torch.Generator]:
-    from ddpm_lib import keys
+    from ddpm_lib.core import keys
 
     return [keys.generator("cpu", i, seed, "sample") for i in range(n)]
 

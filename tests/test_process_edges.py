@@ -15,13 +15,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ddpm_lib import GaussianDiffusion, Unet, keys
+from ddpm_lib import GaussianDiffusion, Unet
 from ddpm_lib.cascade import Cascade
+from ddpm_lib.core import keys
 from ddpm_lib.guidance import Guidance
-from ddpm_lib.levels import Level, tau
-from ddpm_lib.network_calls import call_network
-from ddpm_lib.noising import assignment
+from ddpm_lib.process.network_calls import call_network
+from ddpm_lib.process.noising import assignment
 from ddpm_lib.schedules import SCHEDULES, Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import SPACINGS, default_num_steps, sampling_levels
 from process_tools import TinyNet
 from test_likelihood import SHAPE, Exact, exact_bits

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ddpm_lib import GaussianDiffusion, Shapes, Unet
-from ddpm_lib.augmentation import AUGMENT_DIM
 from ddpm_lib.images import save_image
+from ddpm_lib.training.augmentation import AUGMENT_DIM
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_trainer
 
 CASES = list(product(["no", "bf16"], [1, 3], ["ram", 0, 2]))

@@ -14,17 +14,18 @@ import torch
 import yaml
 from PIL import Image
 
-from ddpm_lib import files, load_run
 from ddpm_lib import images as pictures
+from ddpm_lib import load_run
 from ddpm_lib.ablation import ablate
 from ddpm_lib.cli import main
-from ddpm_lib.runs import stand
+from ddpm_lib.core import files
+from ddpm_lib.core.text import printable, short
+from ddpm_lib.runs.checkpoint import list_checkpoints
+from ddpm_lib.runs.metrics_file import MetricsFile, write_status
+from ddpm_lib.runs.standing import stand
+from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training import CheckpointError, ConfigError
 from ddpm_lib.training import trainer as training
-from ddpm_lib.training.checkpoint import list_checkpoints
-from ddpm_lib.training.records import MetricsFile, write_status
-from ddpm_lib.training.watchdog import Watchdog
-from ddpm_lib.words import printable, short
 from test_locks import At
 from test_security import newest, rehash
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
@@ -493,7 +494,7 @@ def test_a_huge_network_is_compared_before_it_is_built(
     state["model"]["config"] |= change
     path.write_text(json.dumps(state))
     rehash(newest(run))
-    monkeypatch.setattr("ddpm_lib.training.loading._build", lambda *args: pytest.fail("it was built"))
+    monkeypatch.setattr("ddpm_lib.runs.loading._build", lambda *args: pytest.fail("it was built"))
     with pytest.raises(CheckpointError, match="are of another network"):
         load_run(run)
 

@@ -11,7 +11,8 @@ from PIL import Image
 from ddpm_lib.data import open_dataset
 from ddpm_lib.data.contents import INDEX, read_index
 from ddpm_lib.evaluation import evaluate
-from ddpm_lib.training import ConfigError, checkpoint
+from ddpm_lib.runs import checkpoint
+from ddpm_lib.training import ConfigError
 from training_helpers import tiny_trainer
 
 N = 24

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.samplers import (
     DDIM,
@@ -30,6 +29,7 @@ from ddpm_lib.samplers import (
     sample_loop,
 )
 from ddpm_lib.schedules import SCHEDULES, Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import SPACINGS, sampling_levels
 from ddpm_lib.variance import FixedSmall
 from process_tools import TinyNet

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm_lib.levels import Level
 from ddpm_lib.samplers import (
     DDIM,
     DEIS,
@@ -28,6 +27,7 @@ from ddpm_lib.samplers import (
 )
 from ddpm_lib.samplers.exponential import quadrature
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import sampling_levels
 from sampler_tools import (
     MU,

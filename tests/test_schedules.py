@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.schedules import SCHEDULES, Schedule
+from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import sampling_levels
 
 NAMED = [name for name in SCHEDULES if name not in ("betas", "shifted_cosine")]  # These two need an option.

@@ -17,8 +17,8 @@ from PIL import Image, ImageFile
 
 from ddpm_lib.cli import main
 from ddpm_lib.data import BadImagesError, open_dataset
+from ddpm_lib.runs.checkpoint import list_checkpoints, newest_complete, verify
 from ddpm_lib.training import CheckpointError, load_run
-from ddpm_lib.training.checkpoint import list_checkpoints, newest_complete, verify
 from ddpm_lib.training.sources import data_name
 from ddpm_lib.training.stopping import slurm_end_time
 from training_helpers import tiny_diffusion, tiny_trainer

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ddpm_lib.cli import main
+from ddpm_lib.runs.metrics_file import write_status
 from ddpm_lib.training import DivergedError
-from ddpm_lib.training.records import write_status
 from training_helpers import StopAt, tiny_diffusion, tiny_trainer
 
 

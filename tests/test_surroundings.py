@@ -233,7 +233,7 @@ def test_unknown_trackers_are_refused_before_training(tmp_path: Path, name: str)
 
 
 def test_a_tracker_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddpm_lib.training import trackers
+    from ddpm_lib.runtime import trackers
 
     class Accelerator:
         trackers: list[Any] = []  # noqa: RUF012

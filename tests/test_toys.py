@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddpm_lib import GaussianDiffusion
 from ddpm_lib.data import TOYS, Toy, points_to_values, toy_points, values_to_points
 from ddpm_lib.data.toys import Curves, Mixture
-from ddpm_lib.distances import energy_distance
+from ddpm_lib.metrics.distances import energy_distance
 from ddpm_lib.nn import MLP, NETWORKS
 from ddpm_lib.plots import plot_points
 from training_helpers import tiny_trainer

@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from ddpm_lib import Shapes
-from ddpm_lib.training import Callback, CheckpointError, ConfigError, DivergedError, checkpoint
-from ddpm_lib.training.checkpoint import list_checkpoints, prune, save_checkpoint
-from ddpm_lib.training.records import MetricsFile
+from ddpm_lib.runs import checkpoint
+from ddpm_lib.runs.checkpoint import list_checkpoints, prune, save_checkpoint
+from ddpm_lib.runs.metrics_file import MetricsFile
+from ddpm_lib.training import Callback, CheckpointError, ConfigError, DivergedError
 from ddpm_lib.training.sampling import sample_shared
 from ddpm_lib.training.stopping import StopSignals, TimeLimit
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion, Unet
-from ddpm_lib.augmentation import AUGMENT_DIM, AUGMENT_DRAWS, augment, transformations
 from ddpm_lib.nn import SelfCondition
-from ddpm_lib.noising import Noising, assignment
+from ddpm_lib.process.noising import Noising, assignment
+from ddpm_lib.process.uncertainty import Uncertainty
 from ddpm_lib.training import ConfigError, load_run
-from ddpm_lib.uncertainty import Uncertainty
+from ddpm_lib.training.augmentation import AUGMENT_DIM, AUGMENT_DRAWS, augment, transformations
 from process_tools import TinyNet
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_trainer
 

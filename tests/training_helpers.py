@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
+from ddpm_lib.runs.checkpoint import list_checkpoints, read_tensors
 from ddpm_lib.training import Callback
-from ddpm_lib.training.checkpoint import list_checkpoints, read_tensors
 
 
 def tiny_diffusion(seed: int = 0, **model: Any) -> GaussianDiffusion:
@@ -42,7 +42,7 @@ def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 
 def curve(run: Path) -> list[dict[str, Any]]:
     """The loss curve without what clocks say."""
-    from ddpm_lib.training.records import MetricsFile
+    from ddpm_lib.runs.metrics_file import MetricsFile
 
     rows = MetricsFile(run).rows()
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]

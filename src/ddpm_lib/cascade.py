@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lib import keys
-from ddpm_lib.conditions import check_names
+from ddpm_lib.core import keys
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import LowRes
+from ddpm_lib.process.conditions import check_names
 from ddpm_lib.samplers import Sampler, make_sampler
 
 

@@ -9,25 +9,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.answering import answers_wrong_keywords
-from ddpm_lib.clipping import CLIPS
-from ddpm_lib.conditions import Cond, nulls
-from ddpm_lib.fit import check_fit, loss_weights
+from ddpm_lib.core.device_copy import to_device
+from ddpm_lib.core.keywords import answers_wrong_keywords
+from ddpm_lib.core.options import registered_name, takes_plain
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range
-from ddpm_lib.levels import Level
-from ddpm_lib.network_calls import call_network
-from ddpm_lib.noising import Noising
-from ddpm_lib.objective import Objective
-from ddpm_lib.options import registered_name, takes_plain
 from ddpm_lib.parametrization import PARAMETRIZATIONS, N, Parametrization
-from ddpm_lib.parts import channels_of, make_part, make_schedule, options_of, refuse_wrapped, spatial_size
-from ddpm_lib.registry import Registry
+from ddpm_lib.process.checks import check_fit, loss_weights
+from ddpm_lib.process.clipping import CLIPS
+from ddpm_lib.process.conditions import Cond, nulls
+from ddpm_lib.process.loss import Objective
+from ddpm_lib.process.network_calls import call_network
+from ddpm_lib.process.noising import Noising
+from ddpm_lib.process.parts import channels_of, make_part, make_schedule, options_of, refuse_wrapped, spatial_size
+from ddpm_lib.process.uncertainty import Uncertainty
 from ddpm_lib.samplers import Prediction
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level
 from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler
-from ddpm_lib.transfer import to_device
-from ddpm_lib.uncertainty import Uncertainty
 from ddpm_lib.variance import VARIANCES, Variance
 from ddpm_lib.weighting import WEIGHTINGS, Weighting
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ddpm_lib.levels import Level
+from ddpm_lib.schedules.levels import Level
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """log p(y | x_t), differentiable in x_t: called with x_t (b, c, *spatial) in [-1, 1] units and the t that the network gets

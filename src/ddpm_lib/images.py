@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddpm_lib.files import write_aside
+from ddpm_lib.core.files import write_aside
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.registry import Registry
 
 N = TypeVar("N", float, Tensor)
 

@@ -9,8 +9,8 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any
 
-from ddpm_lib.options import build
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.options import build
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.schedules import Schedule
 
 Ladder = Schedule | int

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.interpolation import times_of
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.interpolation import times_of
 
 
 def _shifted_grid(u: Tensor) -> Tensor:

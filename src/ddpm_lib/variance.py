@@ -10,8 +10,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ddpm_lib.levels import Level, tau
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.registry import Registry
+from ddpm_lib.schedules.levels import Level, tau
 
 N = TypeVar("N", float, Tensor)
 

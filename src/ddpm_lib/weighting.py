@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.registry import Registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -139,7 +139,7 @@ def attempt(run: Path, mode: str, world: int, rank: int, port: int) -> None:
 
 def slow_down_writes() -> None:
     """Four milliseconds more for every flush, so that a save is long enough to be hit in the middle."""
-    from ddpm_lib.training import checkpoint
+    from ddpm_lib.runs import checkpoint
 
     real = checkpoint._flush
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.registry import unknown_name
 from ddpm_lib.training.config import ConfigError, TrainingConfig, check_type
 
 GROUPS = ("model", "diffusion", "sample", "training")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lib import keys
-from ddpm_lib.conditions import Cond
+from ddpm_lib.core import keys
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.images import to_model_range
-from ddpm_lib.levels import Level
+from ddpm_lib.process.conditions import Cond
+from ddpm_lib.schedules.levels import Level
 
 LOG_SNRS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 """Where denoising is compared: from hardly anything to be seen to noise of five per cent."""

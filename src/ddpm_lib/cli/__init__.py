@@ -9,9 +9,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ddpm_lib import spelling
 from ddpm_lib.cli.starting import ends_with_a_word
 from ddpm_lib.cli.streams import prepare_streams, reader_left
+from ddpm_lib.core import spelling
 
 COMMANDS = {
     "train": "train on your own images, or on the built-in shapes",
@@ -85,7 +85,7 @@ def _asks_for_help(args: list[str]) -> list[str]:
 
 
 def _stay_in_group() -> None:
-    meeting = sys.modules.get("ddpm_lib.training.meeting")
+    meeting = sys.modules.get("ddpm_lib.runtime.rendezvous")
     if meeting is not None:
         meeting.stay()
 
@@ -124,7 +124,7 @@ def _top_level(args: list[str]) -> int:
         print(f"ddpm-lib {__version__}")
         return 0
     if args and args[0] not in ("-h", "--help"):
-        from ddpm_lib.registry import unknown_name
+        from ddpm_lib.core.registry import unknown_name
 
         kind = "option" if args[0].startswith("-") else "command"
         choices = ["--help", "--version"] if kind == "option" else [*COMMANDS]

@@ -18,7 +18,6 @@ from typing import Any
 import tyro
 from tyro.conf import _confstruct, _markers
 
-from ddpm_lib import peers_names
 from ddpm_lib.cli.shell import folder_of_pictures
 from ddpm_lib.cli.values import (
     FALSE,
@@ -34,8 +33,9 @@ from ddpm_lib.cli.values import (
     members,
     wanted,
 )
-from ddpm_lib.registry import nearest
-from ddpm_lib.words import short
+from ddpm_lib.core import peers_names
+from ddpm_lib.core.registry import nearest
+from ddpm_lib.core.text import short
 
 
 @dataclass(frozen=True)

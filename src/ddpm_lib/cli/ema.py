@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import tyro
 
 from ddpm_lib.cli import options
+from ddpm_lib.runs.synthesis import synthesise_ema
 from ddpm_lib.training import ConfigError
-from ddpm_lib.training.synthesis import synthesise_ema
 
 DESCRIPTION = (
     "Make weight averages of any length after training, from the snapshots of a run that kept post-hoc averages "

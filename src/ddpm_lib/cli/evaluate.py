@@ -13,9 +13,9 @@ from ddpm_lib.cli import options
 from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate, evaluate_checkpoints
 from ddpm_lib.evaluation.compare import curve
 from ddpm_lib.evaluation.runner import is_run, refuse_checkpoints_folder, refuse_unwritable
+from ddpm_lib.runs.loading import find_checkpoints
+from ddpm_lib.runtime.rendezvous import leave
 from ddpm_lib.training import process_state
-from ddpm_lib.training.loading import find_checkpoints
-from ddpm_lib.training.meeting import leave
 
 DESCRIPTION = (
     f"Score a run, or a set of images. Metrics: {', '.join(METRICS)}. Samples go from the sampler to the metrics without files; "

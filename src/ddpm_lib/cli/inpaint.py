@@ -15,7 +15,7 @@ from torch import Tensor
 from ddpm_lib.cli import options
 from ddpm_lib.cli.redraw import Picture, RedrawCommand, check, read_pictures, redraw
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.inpainting import check_single_step
+from ddpm_lib.process.inpainting import check_single_step
 from ddpm_lib.samplers import make_sampler
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError

@@ -18,8 +18,8 @@ import tyro
 import yaml
 
 from ddpm_lib.cli import arguments, help
+from ddpm_lib.core.text import short
 from ddpm_lib.training.config import ConfigError, check_type, unknown_options
-from ddpm_lib.words import short
 
 
 def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> type:

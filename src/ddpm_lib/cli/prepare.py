@@ -48,7 +48,7 @@ def main(args: list[str]) -> int:
     default = PrepareCommand(dataset=tyro.MISSING, src=tyro.MISSING, out=tyro.MISSING)
     command: PrepareCommand = options.parse(PrepareCommand, args, default, "ddpm prepare", DESCRIPTION)
     from ddpm_lib.data import prepare_sysu
-    from ddpm_lib.training.devices import pick_device
+    from ddpm_lib.runtime.devices import pick_device
 
     summary = prepare_sysu(
         command.src, command.out, size=command.size, mode=command.mode, val_fraction=command.val_fraction, seed=command.seed,

@@ -15,15 +15,15 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
 from ddpm_lib.cli.sample import check_guidance, check_output, label_of, new_folder, place, refuse_used, steps
+from ddpm_lib.core.text import so_many
 from ddpm_lib.data.decode import Decoded, ImageError, decode, make_spec
 from ddpm_lib.data.folders import EXTENSIONS
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.runs.loading import find_checkpoints, load_run
+from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError
-from ddpm_lib.training.devices import LOW_PRECISION, pick_precision, resolve_device
-from ddpm_lib.training.loading import find_checkpoints, load_run
-from ddpm_lib.words import so_many
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,18 +18,18 @@ from ddpm_lib import images as pictures
 from ddpm_lib.cascade import Cascade, stage_seed
 from ddpm_lib.cli import low_res, options
 from ddpm_lib.cli.low_res import SmallImages
-from ddpm_lib.files import try_writing
+from ddpm_lib.core.files import try_writing
+from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.nn.lowering import lower_weights
+from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_run
+from ddpm_lib.runtime.compiling import compile_regions
+from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device, use_channels_last
+from ddpm_lib.runtime.rendezvous import leave
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS, default_num_steps
 from ddpm_lib.training import ConfigError, process_state
-from ddpm_lib.training.compiling import compile_regions
-from ddpm_lib.training.devices import LOW_PRECISION, pick_precision, resolve_device, use_channels_last
-from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run
-from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.sampling import sample_shared
-from ddpm_lib.words import so_many
 
 DESCRIPTION = (
     "Draw images from a run's newest checkpoint. Image i depends only on the seed and i, so the same images come out "
@@ -314,7 +314,7 @@ def label_of(loaded: LoadedRun, text: str | None) -> int | None:
         return names.index(text)
     if text.isdigit() and int(text) < classes:
         return int(text)
-    from ddpm_lib.registry import unknown_name
+    from ddpm_lib.core.registry import unknown_name
 
     raise ConfigError(unknown_name("class", text, names))
 

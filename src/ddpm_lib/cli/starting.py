@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ddpm_lib.files import write_atomically
-from ddpm_lib.locks import holder
-from ddpm_lib.runs import is_run, stand
+from ddpm_lib.core.file_locks import holder
+from ddpm_lib.core.files import write_atomically
+from ddpm_lib.runs.standing import is_run, stand
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 

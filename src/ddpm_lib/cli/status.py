@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from ddpm_lib.runs import Standing, is_run, no_run, number, runs_in, stand
-from ddpm_lib.words import printable, sayable
+from ddpm_lib.core.text import printable, sayable
+from ddpm_lib.runs.standing import Standing, is_run, no_run, number, runs_in, stand
 
 DESCRIPTION = """How a run stands; without RUN, how all in ./runs stand. The first word is one of
 

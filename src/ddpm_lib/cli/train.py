@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tyro
 
-from ddpm_lib.augmentation import AUGMENT_DIM
 from ddpm_lib.cli import arguments, help, options
 from ddpm_lib.cli.next_steps import Finished, after_training
 from ddpm_lib.cli.streams import reader_left
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
-from ddpm_lib.registry import unknown_name
+from ddpm_lib.runs.lock import refuse_taken
 from ddpm_lib.training import ConfigError, Trainer, TrainingConfig
-from ddpm_lib.training.lock import refuse_taken
+from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.run_config import in_its_run
 from ddpm_lib.training.sources import unused_classes
 

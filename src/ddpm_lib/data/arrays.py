@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm_lib.core.registry import nearest
 from ddpm_lib.data.decode import Decoded, DecodeSpec, fit_array
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.names import NumberedNames
 from ddpm_lib.data.source import Examined, Source, content_hash
 from ddpm_lib.data.values import NarrowValuesError, propose
-from ddpm_lib.registry import nearest
 
 IMAGE_NAMES = ("image", "img", "images", "pixel_values", "picture", "photo", "jpg", "png", "webp", "x", "arr_0", "data")
 LABEL_NAMES = ("class_label", "label", "labels", "fine_label", "coarse_label", "class", "target", "cls", "y", "arr_1")

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_lib.core.files import open_own, write_aside
 from ddpm_lib.data.decode import DecodeSpec
 from ddpm_lib.data.names import Names, NumberedNames, PackedNames
 from ddpm_lib.data.source import Source
-from ddpm_lib.files import open_own, write_aside
 
 INDEX = "data.npz"
 INDEXED = 1_000_000

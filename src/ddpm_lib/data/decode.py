@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageOps
 
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.fitting import enlargement, fit_bands, resize
 from ddpm_lib.data.signatures import what_is_it
 from ddpm_lib.data.values import (
@@ -30,7 +31,6 @@ from ddpm_lib.data.values import (
     white_is_zero,
     wide_colours,
 )
-from ddpm_lib.registry import unknown_name
 
 Fit = Literal["crop", "pad", "stretch"]
 Background = str | int | Sequence[int]

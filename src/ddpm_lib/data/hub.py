@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_lib.progress import foreign_bars_hidden
+from ddpm_lib.core.progress import foreign_bars_hidden
 
 _PATIENCE = 1.5
 

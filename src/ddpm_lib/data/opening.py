@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ddpm_lib.answering import answers_wrong_keywords
+from ddpm_lib.core.keywords import answers_wrong_keywords
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.contents import first_digest, make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
 from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, ImageError, make_spec
@@ -29,7 +30,6 @@ from ddpm_lib.data.workers import (
     default_num_workers,
     local_world_size,
 )
-from ddpm_lib.registry import unknown_name
 
 _CHOICES = {
     "labels": ("auto", "folder", "prefix", "none"),

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm_lib.core.keys import key
 from ddpm_lib.data.workers import die_with_parent, ignore_signals, introduce_worker, one_thread, signals_held
-from ddpm_lib.keys import key
 
 Say = Callable[[str], None]
 PATIENCE = 60.0

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ddpm_lib.core.keys import hashes, uniform
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore
 from ddpm_lib.data.decode import size_pair
-from ddpm_lib.keys import hashes, uniform
 
 _COLOURS = np.array(
     [

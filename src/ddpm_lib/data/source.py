@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_lib import spelling
+from ddpm_lib.core import spelling
 from ddpm_lib.data.decode import Decoded, DecodeSpec
 from ddpm_lib.data.names import Names
 

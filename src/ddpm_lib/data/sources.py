@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm_lib.core.registry import nearest
 from ddpm_lib.data.arrays import open_npz
 from ddpm_lib.data.decode import DecodeSpec
 from ddpm_lib.data.fits import check_fits
@@ -23,7 +24,6 @@ from ddpm_lib.data.metadata import TABLES, whole_paths
 from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
-from ddpm_lib.registry import nearest
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.keys import hashes, uniform
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore
 from ddpm_lib.images import to_model_range, to_unit_range
-from ddpm_lib.keys import hashes, uniform
-from ddpm_lib.registry import Registry
 
 _NODES = 512
 """Quadrature nodes along the curves of one toy: closer together than half the noise, where the rule is exact to rounding."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddpm_lib.caching import cache_folder
+from ddpm_lib.core.caching import cache_folder
+from ddpm_lib.core.files import utf8_name
 from ddpm_lib.evaluation.engine import Engine, ImageSet
-from ddpm_lib.files import utf8_name
 from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.sampling import own_share

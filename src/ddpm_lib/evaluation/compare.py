@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.evaluation.result import Evaluation, number
-from ddpm_lib.runs import no_run
+from ddpm_lib.runs.standing import no_run
 from ddpm_lib.training.config import ConfigError
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")

@@ -16,9 +16,9 @@ from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.sample_metrics import FEW
 from ddpm_lib.evaluation.task import Task
 from ddpm_lib.metrics import save_statistics
+from ddpm_lib.runs.checkpoint import MANIFEST
+from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.spacing import default_num_steps
-from ddpm_lib.training.checkpoint import MANIFEST
-from ddpm_lib.training.loading import LoadedRun
 from ddpm_lib.training.resume import describe_versions
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddpm_lib.caching import cache_folder
-from ddpm_lib.files import utf8_name
+from ddpm_lib.core.caching import cache_folder
+from ddpm_lib.core.files import utf8_name
+from ddpm_lib.core.progress import bar
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
-from ddpm_lib.progress import bar
 from ddpm_lib.training.sampling import own_share
 
 if TYPE_CHECKING:

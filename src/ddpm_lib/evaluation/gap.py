@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddpm_lib import keys
+from ddpm_lib.core import keys
 from ddpm_lib.data import ImageDataset
 from ddpm_lib.evaluation.sources import evenly
 from ddpm_lib.evaluation.task import Score, Task, mean_score

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.evaluation.gap import gap, loss_gap
 from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS, SampleMetric
 from ddpm_lib.evaluation.task import Score, Task, mean_score
-from ddpm_lib.registry import Registry
 
 
 def nll(task: Task) -> list[Score]:

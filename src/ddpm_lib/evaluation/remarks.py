@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ddpm_lib import keys
+from ddpm_lib.core import keys
 from ddpm_lib.evaluation.bank import Bank, layer_of
 from ddpm_lib.evaluation.defaults import trains_likelihood
 from ddpm_lib.evaluation.sources import evenly

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.evaluation.task import Score
-from ddpm_lib.registry import Registry
 from ddpm_lib.training.config import ConfigError
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddpm_lib.core.files import try_writing
 from ddpm_lib.evaluation.data import RunData, check_fits, open_evaluation_data
 from ddpm_lib.evaluation.defaults import choose, too_few
 from ddpm_lib.evaluation.describe import (
@@ -32,13 +33,12 @@ from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import clamp, evenly, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
-from ddpm_lib.files import try_writing
 from ddpm_lib.metrics.neighbours import TooFewImagesError
-from ddpm_lib.training.checkpoint import MANIFEST, CheckpointError
-from ddpm_lib.training.compiling import compile_regions
+from ddpm_lib.runs.checkpoint import MANIFEST, CheckpointError
+from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_run, refuse_foreign
+from ddpm_lib.runtime.compiling import compile_regions
+from ddpm_lib.runtime.devices import process_state, use_channels_last
 from ddpm_lib.training.config import ConfigError, unknown_options
-from ddpm_lib.training.devices import process_state, use_channels_last
-from ddpm_lib.training.loading import LoadedRun, find_checkpoints, load_run, refuse_foreign
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ddpm_lib import keys
+from ddpm_lib.core import keys
 
 
 def bootstrap_interval(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.metrics.foreign import read_tensors
 from ddpm_lib.metrics.weights import WEIGHTS, MissingWeightsError, get_weights, hub_folder, missing_weights, sha256_of
-from ddpm_lib.registry import Registry
 
 
 class Extractor(ABC):

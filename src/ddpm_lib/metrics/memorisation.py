@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib import keys
+from ddpm_lib.core import keys
 from ddpm_lib.metrics.neighbours import distances, nearest_distances
 
 COPY_RATIO = 1.0 / 3.0

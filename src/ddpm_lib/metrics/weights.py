@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ddpm_lib.caching import cache_folder
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.caching import cache_folder
+from ddpm_lib.core.registry import Registry
 
 
 class MissingWeightsError(OSError):

@@ -2,12 +2,12 @@
 
 from torch import nn
 
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
 from ddpm_lib.nn.low_res import LowRes, LowResNoise
 from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.unet import Unet, preset_config
-from ddpm_lib.registry import Registry
 
 NETWORKS: Registry[type[nn.Module]] = Registry("network", {"Unet": Unet, "MLP": MLP})
 """The networks that a checkpoint can name: each is rebuilt as `NETWORKS[name](**config)`."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from ddpm_lib.registry import unknown_name
+from ddpm_lib.core.registry import unknown_name
 
 if TYPE_CHECKING:
     from ddpm_lib.nn.blocks import BlockSettings

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lib.core.options import takes_plain
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.nn import _checks as checks
 from ddpm_lib.nn.blocks import zeroed
 from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
 from ddpm_lib.nn.embeddings import TimeEmbedding
-from ddpm_lib.options import takes_plain
-from ddpm_lib.registry import unknown_name
 
 
 class MLPBlock(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.registry import Registry
 
 PRESETS: Registry[dict[str, Any]] = Registry(
     "preset",

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ddpm_lib.answering import answers_wrong_keywords
+from ddpm_lib.core.keywords import answers_wrong_keywords
+from ddpm_lib.core.options import takes_plain
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.nn import _checks as checks
 from ddpm_lib.nn.attention import Attention
 from ddpm_lib.nn.blocks import (
@@ -32,8 +34,6 @@ from ddpm_lib.nn.kernels import norm_act
 from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
-from ddpm_lib.options import takes_plain
-from ddpm_lib.registry import unknown_name
 
 if TYPE_CHECKING:
     from ddpm_lib.nn.summary import Summary

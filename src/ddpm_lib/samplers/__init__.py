@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_lib.options import build, option_names
-from ddpm_lib.registry import Registry
+from ddpm_lib.core.options import build, option_names
+from ddpm_lib.core.registry import Registry
 from ddpm_lib.samplers.base import History, LevelAt, Noise, Past, Predict, Prediction, Sampler, sample_loop
 from ddpm_lib.samplers.ddim import DDIM
 from ddpm_lib.samplers.ddpm import DDPM, posterior_mean

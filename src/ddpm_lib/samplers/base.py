@@ -11,8 +11,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_lib.levels import Level
-from ddpm_lib.progress import bar as progress_bar
+from ddpm_lib.core.progress import bar as progress_bar
+from ddpm_lib.schedules.levels import Level
 
 
 class Prediction(NamedTuple):

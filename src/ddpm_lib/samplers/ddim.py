@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
+from ddpm_lib.schedules.levels import Level, tau
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
+from ddpm_lib.schedules.levels import Level, tau
 
 
 def posterior_mean(x0: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ddpm_lib.levels import Level, tau
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
 from ddpm_lib.samplers.exponential import advance, half_log_snr_step, moments, quadrature, usable
+from ddpm_lib.schedules.levels import Level, tau
 
 
 def check_eta(eta: float) -> None:

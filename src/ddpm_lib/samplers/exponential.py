@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ddpm_lib.levels import Level
 from ddpm_lib.samplers.base import Noise, Past
+from ddpm_lib.schedules.levels import Level
 
 
 def half_log_snr_step(t: Level, s: Level) -> float:

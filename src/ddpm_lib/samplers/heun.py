@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddpm_lib.levels import Level
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
 from ddpm_lib.samplers.exponential import half_log_snr_step, moments
+from ddpm_lib.schedules.levels import Level
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.nn.summary import saved_bytes
-from ddpm_lib.training import checkpoint as files
-from ddpm_lib.training import devices, failures
+from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runtime import devices
+from ddpm_lib.training import failures
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.memory import (

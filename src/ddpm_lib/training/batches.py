@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.keys import hashes
+from ddpm_lib.core.device_copy import to_device
+from ddpm_lib.core.keys import hashes
 from ddpm_lib.training.config import ConfigError, divisors
 from ddpm_lib.training.randomness import DataOrder
-from ddpm_lib.transfer import to_device
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ddpm_lib.registry import nearest
+from ddpm_lib.core.registry import nearest
 from ddpm_lib.training.callbacks import Callback
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 

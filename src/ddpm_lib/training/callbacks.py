@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ddpm_lib import images as pictures
-from ddpm_lib import keys
-from ddpm_lib.progress import in_notebook
+from ddpm_lib.core import keys
+from ddpm_lib.core.device_copy import to_device
+from ddpm_lib.core.progress import in_notebook
 from ddpm_lib.training.batches import batch_to_device
 from ddpm_lib.training.examples import beside_examples
-from ddpm_lib.transfer import to_device
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from ddpm_lib.registry import nearest, suggestion
-from ddpm_lib.training.option_help import with_options
-from ddpm_lib.training.option_types import (
+from ddpm_lib.core.registry import nearest, suggestion
+from ddpm_lib.core.text import short
+from ddpm_lib.core.validation import (
     ConfigError,
     check_device_name,
     check_type,
     is_path,
     shown,
 )
-from ddpm_lib.words import short
+from ddpm_lib.training.option_help import with_options
 
 __all__ = ["ConfigError", "TrainingConfig", "check_type", "divisors", "unknown_options"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ddpm_lib.files import appending
-from ddpm_lib.progress import stream, write
+from ddpm_lib.core.files import appending
+from ddpm_lib.core.progress import stream, write
+from ddpm_lib.core.text import sayable
+from ddpm_lib.runs.metrics_file import MetricsFile, write_status
+from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training.config import TrainingConfig
-from ddpm_lib.training.records import MetricsFile, write_status
-from ddpm_lib.training.watchdog import Watchdog
-from ddpm_lib.words import sayable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

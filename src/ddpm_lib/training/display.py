@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from ddpm_lib.progress import bar, bar_style, duration
+from ddpm_lib.core.progress import bar, bar_style, duration
 from ddpm_lib.training.callbacks import Callback
 
 if TYPE_CHECKING:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from ddpm_lib.training import devices, failures
-from ddpm_lib.training.accelerate_state import give_back_network, in_own_state
+from ddpm_lib.runtime import devices
+from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
+from ddpm_lib.runtime.watchdog import Watchdog
+from ddpm_lib.training import failures
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.memory import activation_bytes, device_module, free_bytes, state_bytes, working_bytes
 from ddpm_lib.training.results import OutOfMemoryError
 from ddpm_lib.training.saving import checkpoint_bytes
 from ddpm_lib.training.trainer import Trainer
-from ddpm_lib.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddpm_lib.spelling import option
+from ddpm_lib.core.spelling import option
 from ddpm_lib.training.randomness import DataOrder
 from ddpm_lib.training.results import DivergedError, LostProcessError, OutOfMemoryError
 
@@ -69,7 +69,7 @@ class RollBack(StartOver):
 
     def change(self, trainer: Trainer) -> None:
         """Load the checkpoint, move on in the data and cut the records back."""
-        from ddpm_lib.training.checkpoint import newest_complete
+        from ddpm_lib.runs.checkpoint import newest_complete
         from ddpm_lib.training.resume import restore
 
         trainer.saver.settle(trainer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.augmentation import AUGMENT_DRAWS, augment
+from ddpm_lib.training.augmentation import AUGMENT_DRAWS, augment
 from ddpm_lib.training.batches import batch_to_device, flip_rows
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.files import utf8_name
-from ddpm_lib.runs import another
-from ddpm_lib.spelling import option
-from ddpm_lib.training import checkpoint as files
+from ddpm_lib.core.files import utf8_name
+from ddpm_lib.core.spelling import option
+from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.standing import another
 from ddpm_lib.training.callbacks import Callback
 from ddpm_lib.training.config import ConfigError
 

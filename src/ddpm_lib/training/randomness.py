@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib import keys
+from ddpm_lib.core import keys
 
 
 class DataOrder:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpm_lib.training.launch import under_torchrun
+from ddpm_lib.runtime.launch import under_torchrun
 
 
 class DivergedError(RuntimeError):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ddpm_lib.runs import another
-from ddpm_lib.spelling import option
-from ddpm_lib.training import checkpoint as files
+from ddpm_lib.core.spelling import option
+from ddpm_lib.core.text import printable, short
+from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.standing import another
+from ddpm_lib.runs.state import check_resumable
 from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.run_config import portable_options
@@ -24,8 +26,6 @@ from ddpm_lib.training.same_data import (
     fraction_held_out,
     read_data_index,
 )
-from ddpm_lib.training.state import check_resumable
-from ddpm_lib.words import printable, short
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.registry import unknown_name
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_lib.augmentation import AUGMENT_DIM
+from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.config import ConfigError, TrainingConfig, is_described
 
 if TYPE_CHECKING:

@@ -13,29 +13,32 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.nn.lowering import lowered_copy
-from ddpm_lib.training import allocator, devices, failures
-from ddpm_lib.training.accelerate_state import OwnState, give_back_network, in_own_state
+from ddpm_lib.runs.checkpoint import CheckpointError, checkpoint_name, read_state
+from ddpm_lib.runs.metrics_file import flat_scalars
+from ddpm_lib.runtime import allocator, devices
+from ddpm_lib.runtime.accelerate_state import OwnState, give_back_network, in_own_state
+from ddpm_lib.runtime.compiling import compile_regions, wants_compile
+from ddpm_lib.runtime.rendezvous import leave
+from ddpm_lib.runtime.trackers import finishers, start_trackers
+from ddpm_lib.runtime.watchdog import Watchdog, meeting_store
+from ddpm_lib.training import failures
 from ddpm_lib.training.agreement import check_alike, check_place, check_process
 from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks import Callback, check_callbacks, default_callbacks
-from ddpm_lib.training.checkpoint import CheckpointError, checkpoint_name, read_state
 from ddpm_lib.training.claim import claimed, look_again, start_records
 from ddpm_lib.training.cleanup import run_all
-from ddpm_lib.training.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import ConfigError, TrainingConfig
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.display import TrainingRows
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.forward import forward_rows
-from ddpm_lib.training.meeting import leave
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
 from ddpm_lib.training.option_help import show_options
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
-from ddpm_lib.training.records import flat_scalars
 from ddpm_lib.training.results import StepResult, TrainingResult
 from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
 from ddpm_lib.training.run_config import absolute_source
@@ -44,8 +47,6 @@ from ddpm_lib.training.sampling import check_grids, default_condition, sample_sh
 from ddpm_lib.training.saving import Saver
 from ddpm_lib.training.sources import check_augmentation, data_name, held_fraction, open_training_data
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, reason_to_stop
-from ddpm_lib.training.trackers import finishers, start_trackers
-from ddpm_lib.training.watchdog import Watchdog, meeting_store
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion

@@ -15,7 +15,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from ddpm_lib.caching import cache_folder
+from ddpm_lib.core.caching import cache_folder
 
 logger = logging.getLogger("ddpm_lib")
 

@@ -1,0 +1,1 @@
+"""What every room uses: names and options, random keys, files, errors. Imports nothing of the library."""

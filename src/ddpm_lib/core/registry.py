@@ -1,0 +1,106 @@
+"""Tables of named things, and the sentence that a wrong name earns."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from ddpm_lib.core import peers_names
+from ddpm_lib.core.text import short
+
+_LONGEST = 200
+"""Characters of a wrong name that are looked at."""
+
+T = TypeVar("T")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that is meant by `name`: another library's word for it, or what looks most like it; else None.
+
+    >>> nearest("cosin", ["linear", "cosine"])
+    'cosine'
+    >>> nearest("lr", ["lr_schedule", "learning_rate"])
+    'learning_rate'
+    """
+    name, names = str(name)[:_LONGEST], list(choices)
+    same = peers_names.same_name(name, names)
+    if same is not None:
+        return same
+    found = difflib.get_close_matches(name, names, n=4, cutoff=0.55)
+    return min(found, key=lambda choice: _edits(name, choice), default=None)  # the first of equal ones
+
+
+def _edits(a: str, b: str) -> int:
+    """Count the edits from one word to another, two letters that changed places being one (Damerau, restricted)."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a):
+        above, row = row, [i + 1]
+        for j, y in enumerate(b):
+            best = min(above[j] + (x != y), above[j + 1] + 1, row[j] + 1)
+            if i and j and x == b[j - 1] and y == a[i - 1]:
+                best = min(best, before[j - 1] + 1)
+            row.append(best)
+        before = above
+    return row[-1]
+
+
+def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
+    """Word the error for an unknown name: what, got, the nearest one, all choices."""
+    names = list(choices)
+    hint = suggestion(str(name), names)
+    also = f" {hint[0].upper()}{hint[1:]}" if hint else ""
+    return f"Unknown {kind} {short(name)}.{also} Choices: {', '.join(names)}."
+
+
+def suggestion(name: str, choices: Iterable[str]) -> str | None:
+    """Word what may have been meant by an unknown name of an option or a value, without a capital; None for no idea.
+
+    >>> suggestion("cosin", ["linear", "cosine"])
+    "did you mean 'cosine'?"
+    """
+    names = list(choices)
+    told = peers_names.hint(name, names)
+    if told is not None:
+        return told if told.endswith(("?", ")")) else f"{told}."
+    like = nearest(name, names)
+    return f"did you mean {like!r}?" if like else None
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A read-only mapping from name to object whose missing keys name the nearest one.
+
+    Args:
+        kind: What the entries are, for messages ("schedule", "sampler").
+        entries: The initial entries.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = dict(entries or {})
+
+    def add(self, name: str, entry: T) -> T:
+        """Add one entry; a name can be taken once.
+
+        Raises:
+            ValueError: If the name is taken.
+        """
+        if name in self._entries:
+            raise ValueError(f"The {self.kind} {name!r} is already registered. Choose another name.")
+        self._entries[name] = entry
+        return entry
+
+    def __getitem__(self, name: str) -> T:
+        if not isinstance(name, str) or name not in self._entries:
+            raise ValueError(unknown_name(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,1 @@
+"""The diffusion process: loss, sampling and likelihood as functions over one `Denoiser`."""

@@ -1,0 +1,1 @@
+"""The run directory: checkpoints, state, records, status; readable without a Trainer."""

@@ -1,0 +1,330 @@
+"""Checkpoint directories: written aside, flushed, renamed; verified when read; nothing in them needs pickle.
+
+    checkpoints/step-000001200/
+        model.safetensors  ema.safetensors  optimizer.safetensors   tensors
+        state.json                                                   step, settings, small state
+        manifest.json                                                format version; size and SHA-256 of every file
+
+The manifest is written last, so a directory that lacks it, or whose files differ from it, is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.core.files import flush as _flush
+from ddpm_lib.core.files import utf8_name
+from ddpm_lib.core.files import write_atomically as write_atomically  # what other rooms write their records with
+from ddpm_lib.core.text import short
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{9,})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, incomplete, damaged or does not fit."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """What a save made: where, how large, how long."""
+
+    path: Path
+    megabytes: float
+    seconds: float
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the directory name of a step."""
+    return f"step-{step:09d}"
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint directory's name says."""
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        raise CheckpointError(f"{path} is not named like a checkpoint (step-000001200).")
+    return int(match.group(1))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint directories in a folder from oldest to newest by the step in their names, verified or not."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readable(path: Path) -> None:
+    # safetensors creates files with mode 0600; a group on a cluster shares its runs, so follow the umask like everybody else.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
+) -> SavedCheckpoint:
+    """Write one checkpoint; call it on one process only.
+
+    Args:
+        folder: The run's `checkpoints` directory.
+        step: Names the checkpoint.
+        tensors: Per file stem ("model", "ema", "optimizer") the tensors by name.
+        state: JSON-able state.
+
+    Raises:
+        OSError: If the disk refuses; older checkpoints are untouched and nothing half-written stays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_half_written(folder)
+    temporary = folder / f".tmp-{checkpoint_name(step)}-{os.getpid()}"
+    final = folder / checkpoint_name(step)
+    try:
+        temporary.mkdir()
+        for stem, group in tensors.items():
+            path = temporary / f"{stem}.safetensors"
+            try:
+                save_file(_separate(group), path)
+            except SafetensorError as error:  # what a full disk looks like from there
+                raise OSError(str(error)) from error
+            _readable(path)
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        files: dict[str, dict[str, Any]] = {}
+        for path in sorted(temporary.iterdir()):
+            _flush(path)
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        manifest = {"format": FORMAT_VERSION, "step": step, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _flush(temporary / MANIFEST)
+        _flush(temporary)
+        if final.exists():
+            _remove(final)
+        os.rename(temporary, final)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    size = sum(f["bytes"] for f in files.values()) / 2**20
+    return SavedCheckpoint(final, size, time.monotonic() - began)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what saves and removals that were killed have left; to be called by the folder's only writer."""
+    for leftover in folder.glob(".tmp-*"):
+        if not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring tensors to the CPU, none sharing memory with another: safetensors refuses tied weights."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        result[name] = plain.clone() if memory in seen else plain
+        seen.add(memory)
+    return result
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a half-deleted directory must not look like a checkpoint.
+    doomed = path.with_name(f".tmp-removed-{path.name}-{os.getpid()}")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def prune(
+    folder: Path, newest: int, keep_last: int, keep_every: int | None = None, keep: Collection[int] = ()
+) -> list[Path]:
+    """Remove all but the newest `keep_last` checkpoints, those of multiples of `keep_every` and `keep`; return what went.
+
+    Checkpoints after step `newest`, which was just written, are damaged ones that the run passed over: they do not count.
+    """
+    gone = []
+    for path in [p for p in list_checkpoints(folder) if step_of(p) <= newest][:-keep_last]:
+        if (keep_every and step_of(path) % keep_every == 0) or step_of(path) in keep:
+            continue
+        _remove(path)
+        gone.append(path)
+    return gone
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check a checkpoint against its manifest and return the manifest.
+
+    Raises:
+        CheckpointError: Naming the file and what is wrong with it.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise CheckpointError(f"{path.name}: {MANIFEST} is missing, so it was never completed")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        version, step, files = manifest["format"], manifest["step"], manifest["files"]
+        expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path.name}: format {short(version)}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
+        )
+    if _NAME.fullmatch(path.name) and step != step_of(path):
+        raise CheckpointError(
+            f"{path.name}: {MANIFEST} says step {short(step)}, so it is damaged or the directory was renamed"
+        )
+    for name, (size, digest) in expected.items():
+        file = path / name
+        if Path(name).name != name or "\0" in name or not file.is_file():
+            raise CheckpointError(f"{path.name}: {name} is missing")
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{path.name}: {name} has {file.stat().st_size} bytes instead of {size}")
+        if _sha256(file) != digest:
+            raise CheckpointError(f"{path.name}: {name} is damaged (its SHA-256 differs from the manifest)")
+    return dict(manifest)
+
+
+def is_of_newer_version(path: Path) -> bool:
+    """Say whether a checkpoint's manifest is of a format that only a newer version reads."""
+    try:
+        version = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(version, int) and version > FORMAT_VERSION
+
+
+def newest_complete(
+    folder: Path,
+    warn: Callable[[str], None],
+    accept: Callable[[int], bool] = lambda step: True,
+    check: Callable[[Path], object] = lambda path: None,
+) -> Path | None:
+    """Return the newest checkpoint that verifies, warning about each broken one passed over; None if there is none.
+
+    Args:
+        folder: The run's `checkpoints` directory.
+        warn: Gets a line for each broken one.
+        accept: Says by the step which checkpoints to consider.
+        check: Raises CheckpointError for one that verifies and is of no use all the same.
+    """
+    for path in reversed([p for p in list_checkpoints(folder) if accept(step_of(p))]):
+        try:
+            verify(path)
+            check(path)
+        except (CheckpointError, OSError) as error:
+            warn(f"Passed over a broken checkpoint: {str(error).rstrip('.')}.")
+            continue
+        return path
+    return None
+
+
+def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+    """Read one tensor file of a checkpoint into CPU memory."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = path / f"{stem}.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{path} holds no {stem} tensors.")
+    try:
+        with utf8_name(file) as name:
+            return load_file(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is no safetensors file ({error}).") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's state.json."""
+    try:
+        return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path / 'state.json'} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Load weights strictly, listing the first differences where they do not fit.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    check_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, where)
+    model.load_state_dict(tensors)
+
+
+def check_weights(own: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], where: str) -> None:
+    """Compare the names and shapes of a network's weights with those of a file.
+
+    Raises:
+        CheckpointError: Listing the first differences.
+    """
+    missing = [k for k in own if k not in tensors]
+    extra = [k for k in tensors if k not in own]
+    shapes = [
+        f"{k}: {tuple(tensors[k].shape)} in the file, {own[k]} in the model"
+        for k in own
+        if k in tensors and own[k] != tuple(tensors[k].shape)
+    ]
+    if missing or extra or shapes:
+        lines = [
+            *(f"missing in the file: {k}" for k in missing),
+            *(f"not in the model: {k}" for k in extra),
+            *shapes,
+        ]
+        more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""
+        raise CheckpointError(f"The weights in {where} are of another network:\n  " + "\n  ".join(lines[:5]) + more)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer's per-parameter state as `<parameter>|<entry>` tensors."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"{names[id(p)]}|{entry}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for p, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned, on each parameter's device; `step` counters stay where torch wants them."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        name, entry = full.rsplit("|", 1)
+        by_parameter.setdefault(name, {})[entry] = tensor
+    structure = optimizer.state_dict()
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    structure["state"] = {
+        i: {entry: _laid_out_like(tensor, p) for entry, tensor in by_parameter[names[id(p)]].items()}
+        for i, p in enumerate(ordered)
+        if names[id(p)] in by_parameter
+    }
+    optimizer.load_state_dict(structure)
+
+
+def _laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    # Fused optimizers walk through memory: a moment in another layout than its weight would go to the wrong elements.
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device, requires_grad=False).copy_(tensor)

@@ -1,0 +1,133 @@
+"""From the snapshots of post-hoc averages to an average of any length, as a checkpoint that everything else reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ddpm_lib.core.files import utf8_name
+from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.standing import another, is_run, no_run
+from ddpm_lib.training.config import ConfigError
+from ddpm_lib.training.posthoc import FOLDER, Snapshot, combine, gamma_of, list_snapshots
+
+
+@dataclass(frozen=True)
+class SynthesisedEma:
+    """What `synthesise_ema` made.
+
+    Attributes:
+        path: A checkpoint directory for `load_run`, `ddpm sample` and `ddpm evaluate`.
+        sigma_rel: The length.
+        step: The step at which the average ends.
+        snapshots: How many stored averages were combined.
+        profile_error: ‖p − Σ c_i p_i‖ / ‖p‖: how far the combined weighting in time is from the wanted one.
+    """
+
+    path: Path
+    sigma_rel: float
+    step: int
+    snapshots: int
+    profile_error: float
+
+
+def available_snapshots(run: Path) -> list[Snapshot]:
+    """Return the snapshots of a run, and the averages in its checkpoints at other steps; oldest first."""
+    found = list_snapshots(run)
+    for checkpoint in files.list_checkpoints(run / "checkpoints"):
+        path = checkpoint / f"{FOLDER}.safetensors"
+        if path.is_file() and files.step_of(checkpoint) not in {s.step for s in found}:
+            files.verify(checkpoint)
+            kept = tuple(files.read_state(checkpoint)["training"].get("posthoc_ema", ()))
+            found.append(Snapshot(files.step_of(checkpoint), kept, path))
+    return sorted(found, key=lambda s: s.step)
+
+
+def posthoc_weights(snapshots: list[Snapshot], sigma_rel: float, step: int) -> tuple[dict[str, Tensor], float, int]:
+    """Combine stored averages up to a step into one of another length, summed in float64.
+
+    Returns:
+        The weights by name, in float32 where they were; the profile's error; the number of averages combined.
+    """
+    from safetensors import safe_open
+
+    parts = [(s, kept) for s in snapshots if s.step <= step for kept in s.sigma_rels]
+    times, gammas = [float(s.step) for s, _ in parts], [gamma_of(kept) for _, kept in parts]
+    coefficients, error = combine(times, gammas, float(step), gamma_of(sigma_rel))
+    sums: dict[str, Tensor] = {}
+    last: dict[str, Tensor] = {}
+    for (snapshot, kept), coefficient in zip(parts, coefficients.tolist()):
+        with utf8_name(snapshot.path) as path, safe_open(path, framework="pt") as file:
+            for full in file.keys():  # noqa: SIM118 - it is no mapping
+                prefix, _, name = full.partition("/")
+                if prefix == str(kept):
+                    last[name] = file.get_tensor(full)
+                    if last[name].is_floating_point():
+                        term = last[name].double() * coefficient
+                        sums[name] = sums[name].add_(term) if name in sums else term
+    return (
+        {name: sums[name].to(tensor.dtype) if name in sums else tensor for name, tensor in last.items()},
+        error,
+        len(parts),
+    )
+
+
+def synthesise_ema(
+    run: str | Path, sigma_rel: float, step: int | None = None, output_dir: str | Path | None = None
+) -> SynthesisedEma:
+    """Make the weight average of any length from what a run with `posthoc_ema` has stored (Karras et al. 2024, §3).
+
+    Args:
+        run: The run directory.
+        sigma_rel: Standard deviation of the average's weighting in time, relative to the step: 0.05 gives
+            weight to about the last sixth of the run, 0.1 to the last third; below 0.288.
+        step: Step at which it ends, one of the stored ones; default: the newest.
+        output_dir: Where to write the checkpoint; default: ema/ in the run, named by length and step.
+
+    Raises:
+        ConfigError: If the length or the step cannot be made, or the directory exists.
+        CheckpointError: If the run has no complete checkpoint, or a snapshot is damaged.
+    """
+    run = Path(run)
+    gamma_of(sigma_rel)
+    there = available_snapshots(run)
+    if not there and not is_run(run):
+        raise ConfigError(no_run(run))
+    if not there:
+        raise ConfigError(
+            f"{run} holds no post-hoc averages. They are kept from the first step on, with posthoc_ema (--posthoc-ema 0.05 0.1)."
+        )
+    step = there[-1].step if step is None else step
+    if step not in [s.step for s in there]:
+        near = min(there, key=lambda s: abs(s.step - step)).step
+        raise ConfigError(
+            f"{run} stored averages at {len(there)} steps from {there[0].step} to {there[-1].step}, not at {step}. "
+            f"The nearest is {near}."
+        )
+    name = f"sigma_rel-{sigma_rel:g}-{files.checkpoint_name(step)}"
+    final = Path(output_dir) if output_dir is not None else run / "ema" / name
+    if final.exists():
+        advice = f"Choose {another(final)}, or use it as it is."
+        raise ConfigError(f"{final} exists, and nothing is overwritten. {advice}")
+    newest = files.newest_complete(run / "checkpoints", lambda line: None)
+    if newest is None:
+        raise files.CheckpointError(f"{run} holds no complete checkpoint, which says what network the averages are of.")
+    weights, error, count = posthoc_weights(there, sigma_rel, step)
+    label = f"sigma_rel={sigma_rel:g}"
+    state = files.read_state(newest)
+    state |= {
+        "step": step,
+        "images_seen": step * state["batch_size"],
+        "ema_decay": [label],
+        "callbacks": {},
+        "scaler": None,
+    }
+    state["posthoc"] = {"sigma_rel": sigma_rel, "averages": count, "profile_error": error}
+    aside = final.parent / f".tmp-ema-{os.getpid()}"
+    saved = files.save_checkpoint(aside, step, {"ema": {f"{label}/{k}": v for k, v in weights.items()}}, state)
+    os.rename(saved.path, final)
+    aside.rmdir()
+    return SynthesisedEma(final, sigma_rel, step, count, error)

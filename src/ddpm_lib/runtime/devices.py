@@ -1,0 +1,220 @@
+"""Choices that depend on the hardware: device, precision, memory layout, and the accelerate object that carries them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddpm_lib.core.validation import check_device_name
+from ddpm_lib.runtime.accelerate_state import OwnState
+from ddpm_lib.runtime.launch import (
+    adopt_slurm_ranks,
+    hidden_from_accelerate,
+    launched_processes,
+    meeting_explained,
+)
+from ddpm_lib.runtime.trackers import check_tracker
+from ddpm_lib.training.config import ConfigError, TrainingConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
+
+
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions that autocast computes in."""
+
+
+def pick_device(wanted: str) -> str:
+    """Return the device type to use: "cuda", "mps", "xpu" or "cpu".
+
+    Raises:
+        ConfigError: If the wanted device is not there.
+    """
+    return resolve_device(wanted).type
+
+
+def resolve_device(wanted: str | torch.device) -> torch.device:
+    """Return the device to use; with an index where one GPU was asked for, such as "cuda:1".
+
+    Raises:
+        ConfigError: If it is not there, saying what is.
+    """
+    name = check_device_name("device", str(wanted))
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    kind, _, index = name.partition(":")
+    if not present[kind]:
+        built = f"torch {torch.__version__}"
+        there = ", ".join(name for name, ok in present.items() if ok)
+        raise ConfigError(f"device={name!r} is not available here ({built}); available: {there}. Use --device auto.")
+    if index:
+        count = torch.get_device_module(kind).device_count()
+        if int(index) >= count:
+            only = f"{kind}:0" if count == 1 else f"{kind}:0 … {kind}:{count - 1}"
+            hidden = os.environ.get("CUDA_VISIBLE_DEVICES") if kind == "cuda" else None
+            also = f" (CUDA_VISIBLE_DEVICES={hidden} hides others)" if hidden else ""
+            raise ConfigError(
+                f"device={name!r} does not exist: there {'is' if count == 1 else 'are'} {count} of that kind, "
+                f"{only}{also}."
+            )
+    return torch.device(name)
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether the CPU multiplies bf16 matrices in hardware (AMX or AVX-512 BF16)."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
+
+
+def pick_precision(wanted: str, device: str) -> str:
+    """Return "no", "bf16" or "fp16"; auto is bf16 where the hardware has it.
+
+    Raises:
+        ConfigError: If the device cannot do what is wanted.
+    """
+    name, device = device, device.partition(":")[0]
+    has_bf16 = {
+        "cuda": device == "cuda" and _cuda_has_bf16(name),
+        "cpu": cpu_has_bf16(),
+        "xpu": True,
+        "mps": False,
+    }[device]
+    if wanted == "auto":
+        return "bf16" if has_bf16 else "no"
+    if wanted == "bf16" and device == "cuda" and not has_bf16:
+        raise ConfigError("mixed_precision='bf16' needs a GPU of compute capability 8.0 or newer. Use fp16 or no.")
+    if wanted == "fp16" and device in ("cpu", "mps"):
+        raise ConfigError(f"mixed_precision='fp16' does not train on {device}. Use bf16 or no.")
+    return wanted
+
+
+def _cuda_has_bf16(device: str) -> bool:
+    with torch.cuda.device(device) if ":" in device else contextlib.nullcontext():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def use_channels_last(wanted: str, device: str, precision: str) -> bool:
+    """Say whether a pixel's channels lie side by side in memory.
+
+    That is the faster layout on GPUs and for float32 on CPUs; in bf16 on CPUs it is with the kernel of `nn.kernels` only,
+    because torch's own normalisation then loses more than the convolutions gain.
+    """
+    if wanted == "auto":
+        if device == "cpu" and precision == "bf16":
+            from ddpm_lib.nn.kernels import library
+
+            return library() is not None
+        return device in ("cuda", "xpu") or (device == "cpu" and precision == "no")
+    return wanted == "yes"
+
+
+def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> PartialState:
+    """Join the other processes that a launcher started, if any; `main_process_first()` of the result orders file work.
+
+    Args:
+        device: As for `pick_device`, or one GPU such as "cuda:1". With "cpu", or where there is no accelerator, the
+            processes meet over gloo.
+        timeout_minutes: How long they wait for each other; the first call decides.
+
+    Raises:
+        ConfigError: If the device is not there, or the environment speaks of processes that cannot be found.
+        LostProcessError: If the others do not come.
+    """
+    with OwnState().installed():
+        return join_processes(device, timeout_minutes)
+
+
+def join_processes(device: str, timeout_minutes: float) -> PartialState:
+    """Do as `process_state`, leaving accelerate's state in place."""
+    from accelerate import PartialState
+
+    from ddpm_lib.runtime import rendezvous as meeting
+    from ddpm_lib.runtime.allocator import keep_freed_memory
+
+    place = resolve_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
+    adopt_slurm_ranks()
+    processes = launched_processes(cpu=place.type == "cpu")
+    if processes > 1 and place.index is not None:
+        raise ConfigError(
+            f"device={device!r} names one GPU, but there are {processes} processes, each of which takes its own. "
+            f"Use device={place.type!r}; CUDA_VISIBLE_DEVICES=0,1 chooses the GPUs that they share out."
+        )
+    if processes == 1:
+        with hidden_from_accelerate():
+            state = PartialState(cpu=place.type == "cpu")
+        if state.num_processes == 1:
+            state.device = place  # also where another launcher's setting names one
+        return state
+    meeting.before_meeting()
+    try:
+        with meeting_explained():
+            state = PartialState(cpu=place.type == "cpu", **meeting.group_options(timeout_minutes))
+    except BaseException:
+        PartialState._reset_state()  # half made: the next call would take it for one whose processes have met
+        raise
+    meeting.after_meeting()
+    return state
+
+
+def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
+    """Build accelerate's Accelerator for a training run; data order, files and random state stay ours."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+
+    precision = pick_precision(config.mixed_precision, str(resolve_device(config.device)))
+    for tracker in config.trackers:
+        check_tracker(tracker)
+    # Before accelerate does it: InitProcessGroupKwargs drops ten minutes as its default, where gloo waits thirty.
+    state = join_processes(config.device, config.process_timeout_minutes)
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=state.device.type == "cpu",
+        # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
+        # No second copy of the gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+
+
+@contextlib.contextmanager
+def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Give torch's random state and determinism switches back as they were.
+
+    Args:
+        device: Where training runs; dropout is seeded anew at every step there and on the CPU.
+        deterministic: Whether to allow deterministic kernels only meanwhile.
+    """
+    switches = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
+    torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
+    indices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    named = device.type == "cuda" and device.index is not None
+    try:
+        # What names no device, such as pinned memory and the cache of freed memory, belongs to the same GPU.
+        with torch.cuda.device(device) if named else contextlib.nullcontext(), torch.random.fork_rng(indices):
+            yield
+    finally:
+        if deterministic:
+            torch.use_deterministic_algorithms(switches[0], warn_only=switches[1])
+        torch.backends.cudnn.benchmark = switches[2]
