@@ -84,7 +84,8 @@ def count(model: nn.Module, size: int = 32) -> tuple[int, int]:
 
 def our_precision(wanted: str, device: torch.device) -> tuple[str, bool]:
     """Return the precision and whether channels_last is used, as the library itself chooses them."""
-    from ddpm_lib.runtime.devices import pick_precision, use_channels_last
+    from ddpm_lib.nn.memory_format import use_channels_last
+    from ddpm_lib.runtime.devices import pick_precision
 
     precision = pick_precision(wanted, device.type)
     return precision, use_channels_last("auto", device.type, precision)

@@ -20,7 +20,8 @@ import torch
 
 from ddpm_lib import GaussianDiffusion, Trainer, Unet
 from ddpm_lib.data import prepare_sysu
-from ddpm_lib.runtime.devices import cpu_has_bf16, pick_device, use_channels_last
+from ddpm_lib.nn.memory_format import use_channels_last
+from ddpm_lib.runtime.devices import cpu_has_bf16, pick_device
 
 
 def make(size: int, dim: int, seed: int) -> GaussianDiffusion:

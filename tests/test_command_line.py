@@ -33,7 +33,7 @@ from ddpm_lib.cli.train import TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.core import peers_names
 from ddpm_lib.core.registry import nearest
-from ddpm_lib.training.display import TrainingRows
+from ddpm_lib.training.callbacks.rows import TrainingRows
 from test_cli import ddpm, error_of, train
 
 CLASSES = {

@@ -14,8 +14,8 @@ from torch import nn
 
 from ddpm_lib import GaussianDiffusion, Shapes, Unet
 from ddpm_lib.cli import main
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
-from ddpm_lib.training.config import ConfigError
 from training_helpers import final_tensors, tiny_diffusion, tiny_trainer
 
 

@@ -18,14 +18,14 @@ from accelerate import PartialState
 from ddpm_lib import Shapes
 from ddpm_lib.ablation import ablate
 from ddpm_lib.core import progress
+from ddpm_lib.core.errors import LostProcessError
 from ddpm_lib.evaluation import evaluate
 from ddpm_lib.runtime import launch
 from ddpm_lib.runtime.devices import join_processes, resolve_device
 from ddpm_lib.runtime.launch import launched_processes
 from ddpm_lib.training import ConfigError, process_state
-from ddpm_lib.training.callbacks import spread_levels, standard_errors
+from ddpm_lib.training.callbacks.validation import spread_levels, standard_errors
 from ddpm_lib.training.estimate import estimate
-from ddpm_lib.training.results import LostProcessError
 from training_helpers import tiny_diffusion, tiny_trainer
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")

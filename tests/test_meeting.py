@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm_lib.core.errors import LostProcessError
 from ddpm_lib.runtime.launch import meeting_explained
 from ddpm_lib.runtime.rendezvous import agree_on_name, group_options
-from ddpm_lib.training.results import LostProcessError
 
 
 def names(store: torch.distributed.Store, ranks: range, processes: int, seconds: float = 60) -> dict[int, str]:
@@ -69,7 +69,7 @@ from pathlib import Path
 import torch
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.runtime.devices import make_accelerator
-accelerator = make_accelerator(TrainingConfig(device="cpu"), Path(sys.argv[1]))
+accelerator = make_accelerator(Path(sys.argv[1]), device="cpu")
 group = torch.distributed.group.WORLD
 assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(minutes=10)
 accelerator.wait_for_everyone()

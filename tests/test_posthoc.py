@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from ddpm_lib import evaluate, load_run
-from ddpm_lib.runs.checkpoint import CheckpointError, list_checkpoints, read_tensors
+from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.runs.checkpoint import list_checkpoints, read_tensors
+from ddpm_lib.runs.snapshots import combine, gamma_of, gram, list_snapshots
 from ddpm_lib.training import ConfigError, TrainingConfig, synthesise_ema
-from ddpm_lib.training.posthoc import PostHocAverages, combine, gamma_of, gram, list_snapshots
+from ddpm_lib.training.posthoc import PostHocAverages
 from test_cli import ddpm
 from training_helpers import StopAt, assert_same_tensors, final_tensors, tiny_trainer
 

@@ -479,7 +479,7 @@ def test_bad_options_name_what_was_got_and_what_fits(options: dict, message: str
 
 
 def test_options_of_parts_may_be_switches() -> None:
-    from ddpm_lib.training.config import check_type
+    from ddpm_lib.core.validation import check_type
 
     given = {"zero_terminal_snr": True, "s": 1}
     assert check_type("schedule_options", given, dict[str, float] | None) == {"zero_terminal_snr": True, "s": 1.0}

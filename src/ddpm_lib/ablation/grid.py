@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.validation import check_type
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.training.config import ConfigError, TrainingConfig, check_type
+from ddpm_lib.training.config import TrainingConfig
 
 GROUPS = ("model", "diffusion", "sample", "training")
 _OWNED = {"output_dir", "max_steps", "seed", "resume", "override", "progress", "device"}

@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from ddpm_lib.ablation.yardsticks import denoising_errors, random_features
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data import ImageDataset, Shapes, Toy, open_dataset, toy_points, values_to_points
 from ddpm_lib.data.toys import TOYS, Blobs
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.metrics.distances import energy_distance, histogram_kl, sliced_wasserstein
 from ddpm_lib.nn import MLP, PRESETS, Unet
-from ddpm_lib.training.config import ConfigError
 
 FLOORS = 5
 """Further draws of data that are measured against data."""

@@ -18,8 +18,9 @@ import tyro
 import yaml
 
 from ddpm_lib.cli import arguments, help
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.text import short
-from ddpm_lib.training.config import ConfigError, check_type, unknown_options
+from ddpm_lib.core.validation import check_type, unknown_options
 
 
 def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> type:

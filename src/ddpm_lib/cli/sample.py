@@ -22,9 +22,10 @@ from ddpm_lib.core.files import try_writing
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.nn.lowering import lower_weights
+from ddpm_lib.nn.memory_format import use_channels_last
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_run
 from ddpm_lib.runtime.compiling import compile_regions
-from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device, use_channels_last
+from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
 from ddpm_lib.runtime.rendezvous import leave
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS, default_num_steps

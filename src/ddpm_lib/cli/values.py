@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from ddpm_lib.training.config import ConfigError
+from ddpm_lib.core.errors import ConfigError
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 NUMBER = re.compile(r"-(\d|\.\d|inf\b)")

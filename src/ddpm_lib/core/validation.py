@@ -11,15 +11,12 @@ from typing import Any, Literal
 
 import torch
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.options import plain
-from ddpm_lib.core.registry import nearest
+from ddpm_lib.core.registry import nearest, suggestion
 from ddpm_lib.core.text import short
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work: the message names the option, what was got and what fits."""
 
 
 def check_type(name: str, value: Any, annotation: Any) -> Any:
@@ -191,3 +188,19 @@ def check_device_name(name: str, value: str) -> str:
         f"{name} must be 'auto', 'cpu', 'cuda', 'mps' or 'xpu', or one GPU by its number such as 'cuda:1'; "
         f"got {short(value)}.{also}"
     )
+
+
+def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where: str) -> None:
+    """Raise for option names that do not exist, naming the nearest right ones.
+
+    Raises:
+        ConfigError: If there is any.
+    """
+    wrong = [name for name in given if name not in known]
+    if wrong:
+        parts = []
+        for name in wrong[:10]:
+            hint = suggestion(str(name), known)
+            parts.append(short(name, 80) + (f" ({hint.removesuffix('.')})" if hint else ""))
+        parts += [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+        raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")

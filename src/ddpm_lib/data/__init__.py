@@ -12,7 +12,8 @@ from ddpm_lib.data.shapes import Shapes
 from ddpm_lib.data.sysu import SysuSummary, prepare_sysu
 from ddpm_lib.data.tensors import tensor_dataset
 from ddpm_lib.data.toys import TOYS, Toy, points_to_values, toy_points, values_to_points
-from ddpm_lib.data.workers import available_cpus, available_memory, check_num_workers, default_num_workers, worker_init
+from ddpm_lib.data.workers import check_num_workers, default_num_workers, worker_init
+from ddpm_lib.runtime.limits import available_cpus, available_memory
 
 __all__ = [
     "TOYS",

@@ -14,7 +14,7 @@ from ddpm_lib.data.arrays import IMAGE_NAMES
 from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, fit_array
 from ddpm_lib.data.folders import FolderSource
 from ddpm_lib.data.layouts import split_of
-from ddpm_lib.data.workers import available_memory
+from ddpm_lib.runtime.limits import available_memory
 
 _SHARE = 0.8
 _OBJECTS = "{} holds Python objects, which are never loaded (they can run code). Save plain uint8 arrays."

@@ -23,13 +23,8 @@ from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.source import BadImagesError, Source
-from ddpm_lib.data.workers import (
-    available_cpus,
-    available_memory,
-    check_num_workers,
-    default_num_workers,
-    local_world_size,
-)
+from ddpm_lib.data.workers import check_num_workers, default_num_workers
+from ddpm_lib.runtime.limits import available_cpus, available_memory, local_world_size
 
 _CHOICES = {
     "labels": ("auto", "folder", "prefix", "none"),

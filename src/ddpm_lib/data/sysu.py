@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.dataset import BadImagesError, Source
 from ddpm_lib.data.decode import FORMATS, UPSCALED, Decoded, DecodeSpec, ImageError, decode, make_spec
@@ -26,8 +27,7 @@ from ddpm_lib.data.decoding import decode_all
 from ddpm_lib.data.names import PackedNames
 from ddpm_lib.data.split import hold_out
 from ddpm_lib.data.sysu_tiles import largest_outline, masked_tile, window_tile
-from ddpm_lib.data.workers import available_cpus, local_world_size
-from ddpm_lib.runs.standing import fresh
+from ddpm_lib.runtime.limits import available_cpus, local_world_size
 
 Mode = Literal["masked", "fit", "stretch"]
 ADDRESS = "https://github.com/bearpaw/sysu-shape-dataset"

@@ -15,7 +15,7 @@ from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode, decode
 from ddpm_lib.data.labels import Odd, make_labels
 from ddpm_lib.data.names import Names, NumberedNames, PackedNames
 from ddpm_lib.data.source import Examined, Source, content_hash, file_hash
-from ddpm_lib.data.workers import available_memory
+from ddpm_lib.runtime.limits import available_memory
 
 
 class TableSource(Source):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.caching import cache_folder
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import utf8_name
 from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
-from ddpm_lib.training.config import ConfigError
-from ddpm_lib.training.sampling import own_share
+from ddpm_lib.runtime.processes import own_share
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.validation import unknown_options
 from ddpm_lib.evaluation.bank import Bank
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.metrics import METRICS
@@ -12,8 +14,7 @@ from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sets import plan
 from ddpm_lib.evaluation.sources import dataset_images, sample_images
 from ddpm_lib.evaluation.task import Score, Task, small_image
-from ddpm_lib.training.callbacks import Callback
-from ddpm_lib.training.config import ConfigError, unknown_options
+from ddpm_lib.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.result import Evaluation, number
 from ddpm_lib.runs.standing import no_run
-from ddpm_lib.training.config import ConfigError
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
 BIASED = ("fid", "fd", "sfid", "is", "precision", "recall", "density", "coverage", "copying")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.bank import Bank, layer_of
 from ddpm_lib.evaluation.metrics import METRICS
 from ddpm_lib.evaluation.options import AUTO, USED_BY, unused
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.metrics import FEATURES, read_statistics
 from ddpm_lib.metrics.moments import contents
-from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset

@@ -20,7 +20,7 @@ from ddpm_lib.core.files import utf8_name
 from ddpm_lib.core.progress import bar
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
-from ddpm_lib.training.sampling import own_share
+from ddpm_lib.runtime.processes import own_share
 
 if TYPE_CHECKING:
     from accelerate import PartialState

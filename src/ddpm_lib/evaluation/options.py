@@ -9,12 +9,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from ddpm_lib.core.validation import check_device_name
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.validation import check_device_name, check_type
 from ddpm_lib.evaluation.metrics import METRICS
 from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.samplers import make_sampler
-from ddpm_lib.training.config import ConfigError, check_type
 
 AUTO = "auto"
 READING = ("background", "value_range", "frames", "max_pixels")

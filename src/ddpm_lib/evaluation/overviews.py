@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ddpm_lib.training.config import ConfigError
+from ddpm_lib.core.errors import ConfigError
 
 SETTINGS = "settings.yaml"
 """What `ddpm sample`, `ddpm edit` and `ddpm inpaint` leave beside the pictures they write."""

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.engine import ImageSet
 from ddpm_lib.evaluation.options import READING
 from ddpm_lib.evaluation.overviews import drawn_samples
 from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, jpeg_share, safe_word
-from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.evaluation.task import Score
-from ddpm_lib.training.config import ConfigError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.files import try_writing
+from ddpm_lib.core.validation import unknown_options
 from ddpm_lib.evaluation.data import RunData, check_fits, open_evaluation_data
 from ddpm_lib.evaluation.defaults import choose, too_few
 from ddpm_lib.evaluation.describe import (
@@ -34,11 +36,11 @@ from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import clamp, evenly, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics.neighbours import TooFewImagesError
-from ddpm_lib.runs.checkpoint import MANIFEST, CheckpointError
+from ddpm_lib.nn.memory_format import use_channels_last
+from ddpm_lib.runs.checkpoint import MANIFEST
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_run, refuse_foreign
 from ddpm_lib.runtime.compiling import compile_regions
-from ddpm_lib.runtime.devices import process_state, use_channels_last
-from ddpm_lib.training.config import ConfigError, unknown_options
+from ddpm_lib.runtime.devices import process_state
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.bank import Bank, Need, layer_of
 from ddpm_lib.evaluation.task import Score, Task
 from ddpm_lib.metrics import (
@@ -27,7 +28,6 @@ from ddpm_lib.metrics.extractors import LOGITS, SPATIAL
 from ddpm_lib.metrics.kernel import inception_influence, kernel_influence
 from ddpm_lib.metrics.memorisation import ALARM
 from ddpm_lib.metrics.neighbours import TooFewImagesError
-from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.evaluation.options import EvaluationOptions

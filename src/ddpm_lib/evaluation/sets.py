@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.bank import Bank, Given, Need, layer_of
 from ddpm_lib.evaluation.data import RunData
 from ddpm_lib.evaluation.engine import Engine, ImageSet
@@ -15,7 +16,6 @@ from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sources import dataset_images, safe_word
 from ddpm_lib.metrics import MissingWeightsError, Statistics, read_statistics
 from ddpm_lib.metrics.moments import contents
-from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.evaluation.options import EvaluationOptions

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.progress import bar
 from ddpm_lib.images import to_model_range
 from ddpm_lib.metrics import bootstrap_interval
 from ddpm_lib.nn import LowRes
 from ddpm_lib.runs.loading import LoadedRun
-from ddpm_lib.training.config import ConfigError
-from ddpm_lib.training.sampling import own_share
+from ddpm_lib.runtime.processes import own_share
 
 if TYPE_CHECKING:
     from accelerate import PartialState

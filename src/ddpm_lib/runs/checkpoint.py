@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.files import flush as _flush
 from ddpm_lib.core.files import utf8_name
 from ddpm_lib.core.files import write_atomically as write_atomically  # what other rooms write their records with
@@ -32,10 +33,6 @@ from ddpm_lib.core.text import short
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{9,})")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, incomplete, damaged or does not fit."""
 
 
 @dataclass(frozen=True)

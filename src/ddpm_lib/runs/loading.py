@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.standing import no_run, nothing_saved
-from ddpm_lib.runs.state import check_loadable
-from ddpm_lib.training.best import best_step
-from ddpm_lib.training.config import ConfigError
+from ddpm_lib.runs.state import best_step, check_loadable
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,10 +10,10 @@ import socket
 from pathlib import Path
 
 from ddpm_lib.core import file_locks as locks
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import NotAFileOfOursError, open_own
+from ddpm_lib.core.paths import another, fresh
 from ddpm_lib.core.spelling import option
-from ddpm_lib.runs.standing import another, fresh
-from ddpm_lib.training.config import ConfigError
 
 
 class RunLock:

@@ -10,14 +10,12 @@ import json
 import math
 import os
 import re
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.file_locks import look
 from ddpm_lib.core.registry import nearest
-from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
 
 WORDS = ("running", "finished", "stopped", "lost", "killed", "failed", "none")
@@ -221,22 +219,6 @@ def nothing_saved(run: Path) -> str:
         "failed": f"training failed before it saved one: {printable(now.reason)[:300]}",
     }.get(now.word, "they were removed or moved away")
     return f"{name} holds no checkpoints: {ended}. The command that trained it begins it again."
-
-
-def fresh(run: Path) -> Path:
-    """Return a name beside a run directory that nothing has yet: runs/mine-2."""
-    base, number = re.fullmatch(r"(.*?)(?:-(\d{1,6}))?", run.name, re.DOTALL).groups()  # type: ignore[union-attr]
-    if not base:
-        base, number = run.name or "run", None
-    count = max(2, int(number or 1) + 1)
-    while os.path.lexists(run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")):
-        count += 1
-    return run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")
-
-
-def another(run: Path) -> str:
-    """Word the advice to take another run directory: the option, and a name that is free."""
-    return f"another {option('output_dir')}, such as {shlex.quote(printable(fresh(run)))}"
 
 
 def pictures_in(folder: Path, kinds: frozenset[str], most: int = 2000) -> str | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ddpm_lib.core.text import short
 from ddpm_lib.runs import checkpoint as files
@@ -111,3 +116,11 @@ def check_resumable(path: Path) -> None:
             raise files.CheckpointError(
                 f"{path.name}: {files.MANIFEST} does not list {name}, without which nothing goes on"
             )
+
+
+def best_step(state: dict[str, Any]) -> int | None:
+    """Return the step of the best checkpoint that a checkpoint's state.json knows of, or None."""
+    callbacks = state.get("callbacks")
+    kept = callbacks.get("KeepBest") if isinstance(callbacks, dict) else None
+    step = kept.get("step") if isinstance(kept, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None

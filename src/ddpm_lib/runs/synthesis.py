@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import utf8_name
+from ddpm_lib.core.paths import another
 from ddpm_lib.runs import checkpoint as files
-from ddpm_lib.runs.standing import another, is_run, no_run
-from ddpm_lib.training.config import ConfigError
-from ddpm_lib.training.posthoc import FOLDER, Snapshot, combine, gamma_of, list_snapshots
+from ddpm_lib.runs.snapshots import FOLDER, Snapshot, combine, gamma_of, list_snapshots
+from ddpm_lib.runs.standing import is_run, no_run
 
 
 @dataclass(frozen=True)

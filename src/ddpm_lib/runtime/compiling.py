@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ddpm_lib.core.caching import cache_folder
-from ddpm_lib.training.config import ConfigError
+from ddpm_lib.core.errors import ConfigError
 
 _LIMIT = 256
 """Shapes of one region that are compiled: every width and resolution of a U-Net is one, in training and in evaluation."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import check_device_name
 from ddpm_lib.runtime.accelerate_state import OwnState
 from ddpm_lib.runtime.launch import (
@@ -19,7 +20,6 @@ from ddpm_lib.runtime.launch import (
     meeting_explained,
 )
 from ddpm_lib.runtime.trackers import check_tracker
-from ddpm_lib.training.config import ConfigError, TrainingConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -104,21 +104,6 @@ def _cuda_has_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def use_channels_last(wanted: str, device: str, precision: str) -> bool:
-    """Say whether a pixel's channels lie side by side in memory.
-
-    That is the faster layout on GPUs and for float32 on CPUs; in bf16 on CPUs it is with the kernel of `nn.kernels` only,
-    because torch's own normalisation then loses more than the convolutions gain.
-    """
-    if wanted == "auto":
-        if device == "cpu" and precision == "bf16":
-            from ddpm_lib.nn.kernels import library
-
-            return library() is not None
-        return device in ("cuda", "xpu") or (device == "cpu" and precision == "no")
-    return wanted == "yes"
-
-
 def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> PartialState:
     """Join the other processes that a launcher started, if any; `main_process_first()` of the result orders file work.
 
@@ -169,22 +154,37 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
     return state
 
 
-def make_accelerator(config: TrainingConfig, run: Path) -> Accelerator:
-    """Build accelerate's Accelerator for a training run; data order, files and random state stay ours."""
+def make_accelerator(
+    run: Path,
+    *,
+    device: str = "auto",
+    mixed_precision: str = "auto",
+    trackers: Sequence[str] = (),
+    timeout_minutes: float = 10.0,
+) -> Accelerator:
+    """Build accelerate's Accelerator for a training run; data order, files and random state stay ours.
+
+    Args:
+        run: The run directory.
+        device: As for `resolve_device`.
+        mixed_precision: As for `pick_precision`.
+        trackers: Names of accelerate's trackers.
+        timeout_minutes: How long processes wait for each other.
+    """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
 
-    precision = pick_precision(config.mixed_precision, str(resolve_device(config.device)))
-    for tracker in config.trackers:
+    precision = pick_precision(mixed_precision, str(resolve_device(device)))
+    for tracker in trackers:
         check_tracker(tracker)
     # Before accelerate does it: InitProcessGroupKwargs drops ten minutes as its default, where gloo waits thirty.
-    state = join_processes(config.device, config.process_timeout_minutes)
+    state = join_processes(device, timeout_minutes)
     return Accelerator(
         mixed_precision=precision,
         cpu=state.device.type == "cpu",
         # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=list(config.trackers) or None,
+        log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
         # No second copy of the gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],

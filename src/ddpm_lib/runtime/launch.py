@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ddpm_lib.core.validation import ConfigError
+from ddpm_lib.core.errors import ConfigError
 
 logger = logging.getLogger("ddpm_lib")
 
@@ -156,7 +156,7 @@ def meeting_explained() -> Iterator[None]:
                 "(torchrun --standalone, or --master_port, finds or takes another)."
             ) from error
         if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
-            from ddpm_lib.training.results import LostProcessError
+            from ddpm_lib.core.errors import LostProcessError
 
             raise LostProcessError(
                 f"The processes could not meet at {place}. If none died, check MASTER_ADDR and MASTER_PORT; on nodes with "

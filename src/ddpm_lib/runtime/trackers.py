@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
-from ddpm_lib.core.validation import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ddpm_lib.runs.checkpoint import CheckpointError
+from ddpm_lib.core.errors import CheckpointError, ConfigError, DivergedError, LostProcessError, OutOfMemoryError
 from ddpm_lib.runs.loading import LoadedRun, load_run
 from ddpm_lib.runs.synthesis import SynthesisedEma, synthesise_ema
 from ddpm_lib.runtime.devices import process_state
-from ddpm_lib.training.callbacks import Callback
-from ddpm_lib.training.config import ConfigError, TrainingConfig
-from ddpm_lib.training.results import DivergedError, LostProcessError, OutOfMemoryError, TrainingResult
+from ddpm_lib.training.callbacks.base import Callback
+from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.results import TrainingResult
 from ddpm_lib.training.trainer import Trainer
 
 __all__ = [

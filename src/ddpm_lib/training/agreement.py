@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.paths import another
 from ddpm_lib.core.text import printable
 from ddpm_lib.core.validation import shown
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.runs.standing import another, is_run, pictures_in
-from ddpm_lib.training.config import ConfigError
+from ddpm_lib.runs.standing import is_run, pictures_in
 from ddpm_lib.training.resume import describe_versions, differences
 
 if TYPE_CHECKING:

@@ -17,21 +17,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
 from ddpm_lib.nn.summary import saved_bytes
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runtime import devices
-from ddpm_lib.training import failures
-from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
+from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.forward import forward_rows
-from ddpm_lib.training.memory import (
-    activation_bytes,
-    device_module,
-    free_bytes,
-    state_bytes,
-    working_bytes,
-)
+from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
 from ddpm_lib.training.randomness import DataOrder, StepRandomness
-from ddpm_lib.training.results import OutOfMemoryError
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -205,7 +199,7 @@ def _search(trainer: Trainer, limit: int, reason: str) -> Choice:
             try:
                 run(images, True)
             except (RuntimeError, MemoryError) as error:
-                if not failures.out_of_memory(error):
+                if not is_out_of_memory_error(error):
                     raise
                 enough = False
             used = memory.max_memory_reserved(trainer.device)

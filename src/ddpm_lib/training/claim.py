@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ddpm_lib.core.errors import LostProcessError
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.lock import RunLock
 from ddpm_lib.runs.metrics_file import check_records, sweep_records
 from ddpm_lib.runs.standing import written_word
 from ddpm_lib.training import failures
 from ddpm_lib.training.going_back import set_aside, wanted_step
-from ddpm_lib.training.results import LostProcessError
 from ddpm_lib.training.run_config import write_run_config
 from ddpm_lib.training.same_data import write_data_index
 from ddpm_lib.training.saving import check_space

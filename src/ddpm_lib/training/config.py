@@ -9,35 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from ddpm_lib.core.registry import nearest, suggestion
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.registry import nearest
 from ddpm_lib.core.text import short
-from ddpm_lib.core.validation import (
-    ConfigError,
-    check_device_name,
-    check_type,
-    is_path,
-    shown,
-)
+from ddpm_lib.core.validation import check_device_name, check_type, is_path, shown, unknown_options
 from ddpm_lib.training.option_help import with_options
-
-__all__ = ["ConfigError", "TrainingConfig", "check_type", "divisors", "unknown_options"]
-
-
-def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where: str) -> None:
-    """Raise for option names that do not exist, naming the nearest right ones.
-
-    Raises:
-        ConfigError: If there is any.
-    """
-    wrong = [name for name in given if name not in known]
-    if wrong:
-        parts = []
-        for name in wrong[:10]:
-            hint = suggestion(str(name), known)
-            parts.append(short(name, 80) + (f" ({hint.removesuffix('.')})" if hint else ""))
-        parts += [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
-
 
 _BUILT_HERE = {
     "optimizer": "The Trainer builds its optimizer itself: 'adamw' or 'adam', with learning_rate, weight_decay, adam_betas.",

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
+from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.runtime.watchdog import Watchdog
-from ddpm_lib.training import failures
-from ddpm_lib.training.config import ConfigError, TrainingConfig
-from ddpm_lib.training.memory import activation_bytes, device_module, free_bytes, state_bytes, working_bytes
-from ddpm_lib.training.results import OutOfMemoryError
+from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
 from ddpm_lib.training.saving import checkpoint_bytes
 from ddpm_lib.training.trainer import Trainer
 
@@ -152,7 +152,7 @@ def estimate(
         try:
             trainer.prepare()
         except RuntimeError as error:
-            if isinstance(error, OutOfMemoryError) or not failures.out_of_memory(error):
+            if isinstance(error, OutOfMemoryError) or not is_out_of_memory_error(error):
                 raise
             raise OutOfMemoryError(f"The weights and their averages do not fit on the device: {error}") from error
         there = state_bytes(trainer) - state_bytes(trainer, to_come=True)
@@ -248,7 +248,7 @@ class Rehearsal(Trainer):
                     self._optimizer_step(network, batches)
                 seconds = (self._now() - began) / steps
         except (RuntimeError, MemoryError) as error:
-            if not failures.out_of_memory(error):
+            if not is_out_of_memory_error(error):
                 raise
         finally:
             give_back_network(self.accelerator, self.diffusion, own_forward)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.errors import DivergedError, LostProcessError, OutOfMemoryError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.runtime.memory import is_out_of_memory_error, memory_numbers
 from ddpm_lib.training.randomness import DataOrder
-from ddpm_lib.training.results import DivergedError, LostProcessError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -283,18 +284,10 @@ def _replay(trainer: Trainer, step: int) -> str:
     return "; ".join(parts)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that the device, or the machine, has no more memory."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
-    )
-
-
 def answer_to_memory(trainer: Trainer, error: BaseException) -> StartOver | OutOfMemoryError:
     """Return smaller forward passes where one process can make them by itself, else an error with the numbers."""
     plan = trainer.plan
-    numbers = _memory_numbers(trainer.device)
+    numbers = memory_numbers(trainer.device)
     message = f"Out of memory with {plan.micro} images per forward pass at step {trainer.step + 1} ({numbers})."
     finer = [a for a in range(plan.accumulation + 1, plan.per_process + 1) if plan.per_process % a == 0]
     if finer and trainer.processes == 1:
@@ -315,23 +308,9 @@ def memory_answered(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory_error(error):
             raise
         raise answer_to_memory(trainer, error) from None
-
-
-def _memory_numbers(device: torch.device) -> str:
-    gib = 2.0**30
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        held, most = torch.cuda.memory_reserved(device) / gib, torch.cuda.max_memory_allocated(device) / gib
-        return (
-            f"{free / gib:.2f} of {total / gib:.2f} GiB free on {device}; this process holds {held:.2f} GiB "
-            f"and used {most:.2f} at most"
-        )
-    from ddpm_lib.data.workers import available_memory
-
-    return f"{available_memory() / gib:.2f} GiB of memory free"
 
 
 @contextlib.contextmanager

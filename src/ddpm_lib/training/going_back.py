@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.state import check_resumable
-from ddpm_lib.training.config import ConfigError, wanted_kind
+from ddpm_lib.training.config import wanted_kind
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer

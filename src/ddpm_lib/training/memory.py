@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -56,18 +55,3 @@ def state_bytes(trainer: Trainer, to_come: bool = False) -> int:
     copies = len(trainer.config.ema_decay) + len(trainer.config.posthoc_ema)
     network = sum(t.numel() * t.element_size() for t in trainer.diffusion.model.state_dict().values())
     return later + there + copies * network
-
-
-def device_module(device: torch.device) -> Any:
-    """Return torch.cuda or torch.xpu, which count the memory of their devices under the same names."""
-    return torch.get_device_module(device)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return how much this process can still allocate on a device; ranks of one machine share its RAM."""
-    from ddpm_lib.data.workers import available_memory, local_world_size
-
-    if device.type in ("cuda", "xpu"):
-        memory = device_module(device)
-        return int(memory.mem_get_info(device)[0] + memory.memory_reserved(device) - memory.memory_allocated(device))
-    return available_memory() // local_world_size()

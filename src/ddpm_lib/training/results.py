@@ -10,18 +10,6 @@ from torch import Tensor
 from ddpm_lib.runtime.launch import under_torchrun
 
 
-class DivergedError(RuntimeError):
-    """Training whose loss or gradient is no longer finite."""
-
-
-class OutOfMemoryError(RuntimeError):
-    """The device has no memory for one forward and backward pass; the message has the numbers."""
-
-
-class LostProcessError(RuntimeError):
-    """Another process of the run died or fell silent; the same command continues the run."""
-
-
 @dataclass(frozen=True)
 class TrainingResult:
     """How a call of `Trainer.train` ended.

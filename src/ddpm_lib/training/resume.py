@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.paths import another
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs import checkpoint as files
-from ddpm_lib.runs.standing import another
 from ddpm_lib.runs.state import check_resumable
-from ddpm_lib.training.config import ConfigError
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.run_config import portable_options
 from ddpm_lib.training.same_data import (
@@ -29,7 +29,7 @@ from ddpm_lib.training.same_data import (
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
-    from ddpm_lib.training.callbacks import Callback
+    from ddpm_lib.training.callbacks.base import Callback
     from ddpm_lib.training.trainer import Trainer
 
 

@@ -10,20 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
-from ddpm_lib.training.config import ConfigError
+from ddpm_lib.runtime.processes import own_share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.config import TrainingConfig
-
-
-def own_share(n: int, rank: int, processes: int) -> range:
-    """Return the images 0 … n-1 that a rank makes: equal blocks, the last ones shorter or empty."""
-    size = math.ceil(n / processes)
-    return range(min(n, rank * size), min(n, (rank + 1) * size))
 
 
 def default_condition(diffusion: GaussianDiffusion, n: int) -> dict[str, Tensor] | None:

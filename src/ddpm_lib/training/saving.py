@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.runs import checkpoint as files
-from ddpm_lib.training.config import ConfigError
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer

@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.training.augmentation import AUGMENT_DIM
-from ddpm_lib.training.config import ConfigError, TrainingConfig, is_described
+from ddpm_lib.training.config import TrainingConfig, is_described
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset

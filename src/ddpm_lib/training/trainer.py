@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.nn.lowering import lowered_copy
-from ddpm_lib.runs.checkpoint import CheckpointError, checkpoint_name, read_state
+from ddpm_lib.nn.memory_format import use_channels_last
+from ddpm_lib.runs.checkpoint import checkpoint_name, read_state
 from ddpm_lib.runs.metrics_file import flat_scalars
 from ddpm_lib.runtime import allocator, devices
 from ddpm_lib.runtime.accelerate_state import OwnState, give_back_network, in_own_state
@@ -25,13 +27,14 @@ from ddpm_lib.training import failures
 from ddpm_lib.training.agreement import check_alike, check_place, check_process
 from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
-from ddpm_lib.training.best import KeepBest, check_metric
-from ddpm_lib.training.callbacks import Callback, check_callbacks, default_callbacks
+from ddpm_lib.training.callbacks import default_callbacks
+from ddpm_lib.training.callbacks.base import Callback, check_callbacks
+from ddpm_lib.training.callbacks.best import KeepBest, check_metric
+from ddpm_lib.training.callbacks.rows import TrainingRows
 from ddpm_lib.training.claim import claimed, look_again, start_records
 from ddpm_lib.training.cleanup import run_all
-from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext
-from ddpm_lib.training.display import TrainingRows
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.forward import forward_rows
@@ -229,14 +232,23 @@ class Trainer(RunContext):
         """Meet the other processes of the run, once."""
         if self._met:
             return
-        self._join(devices.make_accelerator(self.config, self.output_dir))
+        config = self.config
+        self._join(
+            devices.make_accelerator(
+                self.output_dir,
+                device=config.device,
+                mixed_precision=config.mixed_precision,
+                trackers=config.trackers,
+                timeout_minutes=config.process_timeout_minutes,
+            )
+        )
         self.precision = str(self.accelerator.mixed_precision)
         check_alike(self)
         self._met = True
 
     def _place_network(self) -> None:
         config, model = self.config, self.diffusion.model
-        self.channels_last = getattr(model, "dims", None) == 2 and devices.use_channels_last(
+        self.channels_last = getattr(model, "dims", None) == 2 and use_channels_last(
             config.channels_last, self.device.type, self.precision
         )
         self.diffusion.to(self.device)

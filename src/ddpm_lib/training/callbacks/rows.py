@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.progress import bar, bar_style, duration
-from ddpm_lib.training.callbacks import Callback
+from ddpm_lib.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import nearest
-from ddpm_lib.training.callbacks import Callback
-from ddpm_lib.training.config import ConfigError, TrainingConfig
+from ddpm_lib.training.callbacks.base import Callback
+from ddpm_lib.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -73,11 +74,3 @@ def check_metric(config: TrainingConfig) -> None:
         raise ConfigError(
             f"keep_best={name!r} needs validation. Set val_every and val_fraction or val_data, or leave it out."
         )
-
-
-def best_step(state: dict[str, Any]) -> int | None:
-    """Return the step of the best checkpoint that a checkpoint's state.json knows of, or None."""
-    callbacks = state.get("callbacks")
-    kept = callbacks.get("KeepBest") if isinstance(callbacks, dict) else None
-    step = kept.get("step") if isinstance(kept, dict) else None
-    return step if isinstance(step, int) and not isinstance(step, bool) else None

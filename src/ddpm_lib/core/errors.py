@@ -1,0 +1,25 @@
+"""The errors that users catch by name; each room raises them, none but this defines them."""
+
+from __future__ import annotations
+
+from ddpm_lib.core.files import write_atomically as write_atomically  # what other rooms write their records with
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work: the message names the option, what was got and what fits."""
+
+
+class DivergedError(RuntimeError):
+    """Training whose loss or gradient is no longer finite."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """The device has no memory for one forward and backward pass; the message has the numbers."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run died or fell silent; the same command continues the run."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, incomplete, damaged or does not fit."""

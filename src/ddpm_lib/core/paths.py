@@ -1,0 +1,27 @@
+"""Names of directories that are free."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+from ddpm_lib.core.spelling import option
+from ddpm_lib.core.text import printable
+
+
+def fresh(run: Path) -> Path:
+    """Return a name beside a run directory that nothing has yet: runs/mine-2."""
+    base, number = re.fullmatch(r"(.*?)(?:-(\d{1,6}))?", run.name, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not base:
+        base, number = run.name or "run", None
+    count = max(2, int(number or 1) + 1)
+    while os.path.lexists(run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")):
+        count += 1
+    return run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")
+
+
+def another(run: Path) -> str:
+    """Word the advice to take another run directory: the option, and a name that is free."""
+    return f"another {option('output_dir')}, such as {shlex.quote(printable(fresh(run)))}"

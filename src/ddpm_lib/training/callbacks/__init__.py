@@ -1,0 +1,34 @@
+"""What happens around the training loop, a file per callback."""
+
+from __future__ import annotations
+
+from ddpm_lib.training.callbacks.base import Callback
+from ddpm_lib.training.callbacks.checkpoints import SaveCheckpoints
+from ddpm_lib.training.callbacks.metrics import MetricLogger
+from ddpm_lib.training.callbacks.samples import SampleGrid
+from ddpm_lib.training.callbacks.time_sampler import LossAwareTimes
+from ddpm_lib.training.callbacks.validation import Validation
+from ddpm_lib.training.config import TrainingConfig
+
+__all__ = ["Callback", "default_callbacks"]
+
+
+def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:
+    """Return the callbacks that the options, and a time sampler that learns, ask for, in the order in which they run."""
+    chosen: list[Callback] = [MetricLogger(config.log_every)]
+    if learns_times:
+        chosen.append(LossAwareTimes())
+    if config.val_every:
+        chosen.append(Validation(config.val_every, config.val_max_images, config.seed))
+    if config.sample_every:
+        chosen.append(SampleGrid(config.sample_every))
+    if config.posthoc_ema:
+        from ddpm_lib.training.callbacks.snapshots import PostHocSnapshots
+
+        chosen.append(PostHocSnapshots(config.posthoc_every))
+    chosen.append(SaveCheckpoints(config.save_every))
+    if config.progress:
+        from ddpm_lib.training.callbacks.rows import ProgressBar
+
+        chosen.append(ProgressBar())
+    return chosen

@@ -1,0 +1,22 @@
+"""When a checkpoint is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddpm_lib.training.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.trainer import Trainer
+
+
+class SaveCheckpoints(Callback):
+    """Ask for a checkpoint every `every` steps."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Save when it is time."""
+        if trainer.step % self.every == 0:
+            trainer.save()
