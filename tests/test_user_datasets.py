@@ -427,9 +427,11 @@ def test_readers_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "threaded.py").write_text(THREADED)
     command = [sys.executable, str(tmp_path / "threaded.py"), "hang"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        reader = int(parent.stdout.readline())
-        os.kill(reader, signal.SIGTERM)  # which readers ignore: the trainer decides
-        parent.kill()
+        try:
+            reader = int(parent.stdout.readline())
+            os.kill(reader, signal.SIGTERM)  # which readers ignore: the trainer decides
+        finally:
+            parent.kill()
     for _ in range(600):
         if not os.path.exists(f"/proc/{reader}"):
             break
