@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm_lib import load_run
+from ddpm_lib.cli import main
 from ddpm_lib.data import Shapes, open_dataset
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
@@ -257,3 +259,44 @@ def test_a_table_says_which_pictures(tmp_path):
     data = open_dataset(tmp_path / "train.csv", image_size=8, label_column="diagnosis")
     assert list(data.names) == ["images/0.png", "images/3.png", "images/5.png"]
     assert data.labels.tolist() == [2, 0, 1]
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """Pictures whose names say their class, beside a table that says another, and a split of a dataset."""
+    monkeypatch.chdir(tmp_path)
+    pictures(Path("named"), [f"{word}_{k}.png" for k, word in enumerate(WORDS)])
+    pictures(Path("tables"))
+    lines = [f"{k}.png,{k % 3},{word}" for k, word in enumerate(WORDS)]
+    Path("tables/metadata.csv").write_text("\n".join(["file_name,size,kind", *lines]))
+    for k in range(6):
+        folder = Path("deep") / WORDS[k]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[k, ..., 0].astype(np.uint16) * 16).save(folder / f"{k}.png")
+
+
+@pytest.mark.parametrize(
+    ("line", "classes"),
+    [
+        ("named --labels prefix", 3),
+        ("tables --label-column size", 3),
+        ("tables --label-column kind --background black --fit pad", 3),
+        ("deep --value-range 0,4095 --channels 1", 3),
+        ("deep --value-range 0,4095 --channels 1 --frames all --on-bad-image skip --max-pixels 100000", 3),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "estimate"])
+def test_options_of_the_data_hold_where_the_classes_are_counted_first(line, classes, command, words, capsys):
+    work = "--max-steps 1 --batch-size 2 --output-dir run" if command == "train" else "--probe-steps 0 --batch-size 2"
+    network = "--class-conditional --preset tiny --model.dim 8 --image-size 8 --sample-every 0 --device cpu"
+    assert main(f"{command} {line} {network} {work}".split()) == 0, capsys.readouterr().err
+    if command == "train":
+        assert load_run("run").diffusion.conditioners["class_label"].num_classes == classes
+
+
+def test_a_dataset_that_is_open_takes_the_options_it_was_opened_with_and_no_others(words):
+    data = open_dataset("named", image_size=8, labels="prefix", background="black")
+    again = open_dataset(data.subset([0, 1, 2]), image_size=8, labels="prefix", background="black")
+    assert again.class_names == data.class_names
+    with pytest.raises(ValueError, match="background='red' does not fit an ImageDataset that is open already"):
+        open_dataset(data, image_size=8, background="red")

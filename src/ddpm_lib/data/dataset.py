@@ -147,6 +147,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.earlier_fingerprint = fingerprint if origin is None else origin.earlier
         self.notes = list(notes)
         self.origin = origin
+        self.opened_with: dict[str, Any] = {}
+        """The options of `open_dataset` that said how the images are read."""
         self._reading: int | None = 0
 
     @property
@@ -265,6 +267,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         )
         part.earlier_fingerprint = self._digest(self.earlier_fingerprint, chosen)
         part._reading = None if self._reading is None else 0
+        part.opened_with = self.opened_with
         return part
 
     def _digest(self, whole: str, chosen: np.ndarray) -> str:

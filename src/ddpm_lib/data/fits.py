@@ -67,12 +67,13 @@ _INSTEAD = {
 }
 
 
-def check_fits(kind: str, options: Mapping[str, Any]) -> None:
+def check_fits(kind: str, options: Mapping[str, Any], done: Mapping[str, Any] | None = None) -> None:
     """Refuse options that the kind of data has no use for.
 
     Args:
         kind: A name of the table above.
         options: What was asked for, by option.
+        done: What the data was opened with already, which may be asked for again.
 
     Raises:
         ValueError: If one differs from its default and does not fit, saying where it belongs.
@@ -80,6 +81,8 @@ def check_fits(kind: str, options: Mapping[str, Any]) -> None:
     for name in _UNFIT[kind]:
         value = options.get(name, DEFAULTS[name])
         if value == DEFAULTS[name] or (name == "labels" and value == "none"):
+            continue
+        if done is not None and _same(value, done.get(name, DEFAULTS[name])):
             continue
         note = _INSTEAD[name]
         if name == "labels" and "image_column" in _UNFIT[kind]:
@@ -89,6 +92,11 @@ def check_fits(kind: str, options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"label_column={options['label_column']!r} and labels={options['labels']!r} contradict each other: leave one out."
         )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values mean the same: a range may be a list or a tuple."""
+    return bool(a == b) or (isinstance(a, list | tuple) and isinstance(b, list | tuple) and list(a) == list(b))
 
 
 def may_have_columns(data: Any) -> bool:

@@ -152,6 +152,7 @@ def open_dataset(
         file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)
         opened = _finish(source, spec, _Way(on_bad_image, cache, limit, num_workers, verify, file, log))
+        opened.opened_with = options
     for note in opened.notes if log else ():
         log(note)  # type: ignore[misc]
     return opened
@@ -177,7 +178,7 @@ def _ready(data: Any, spec: DecodeSpec, labels: str, options: dict[str, Any]) ->
             shapes.notes.append('"shapes" means the built-in set; write "./shapes" for the folder of that name')
         return without_labels(shapes) if labels == "none" else shapes
     if isinstance(data, ImageDataset):
-        check_fits("an ImageDataset that is open already", options)
+        check_fits("an ImageDataset that is open already", options, data.opened_with)
         if (data.channels, *data.image_size) != spec.shape:
             raise ValueError(
                 f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but {spec.shape} is "

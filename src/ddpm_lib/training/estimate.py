@@ -20,6 +20,7 @@ from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
 from ddpm_lib.training.saving import checkpoint_bytes
+from ddpm_lib.training.sources import data_options
 from ddpm_lib.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ class Rehearsal(Trainer):
     """
 
     def __init__(self, diffusion: GaussianDiffusion, data: ImageDataset, config: TrainingConfig, folder: Path) -> None:
+        data.opened_with = data_options(config, config.split)  # they cost nothing in a step
         changes: dict[str, Any] = {
             "val_data": None, "val_every": 0, "sample_every": 0, "keep_best": None, "trackers": (), "progress": False,
             "num_workers": 0, "resume": "auto", "output_dir": None,

@@ -142,7 +142,7 @@ def _open(
     if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
         data = collect(data, reads_labels(diffusion))
     if isinstance(data, ImageDataset):
-        check_fits("an ImageDataset that is open already", data_options(config, split))
+        check_fits("an ImageDataset that is open already", data_options(config, split), data.opened_with)
         wanted = (diffusion.channels, *diffusion.image_size)
         got = (data.channels, *data.image_size)
         if wanted != got:
