@@ -23,7 +23,6 @@ PREPARE = """
 import time
 from pathlib import Path
 from ddpm_lib import Callback, GaussianDiffusion, Shapes, Trainer, Unet
-from locations import ROOT
 
 class Slow(Callback):
     seconds = 0.1
