@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from locations import ROOT
+
 # One thread: the tensors of the tests are tiny, and several test processes share a small machine.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
@@ -19,8 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with numbers of published implementations; tests that need it are skipped where it is not."""
-    repository = Path(__file__).resolve().parents[1]
-    path = Path(os.environ.get("DDPM_LIB_SHARED", repository / ".." / "shared")).resolve()
+    path = Path(os.environ.get("DDPM_LIB_SHARED", ROOT / ".." / "shared")).resolve()
     if not (path / "fixtures").is_dir():
         pytest.skip(f"no published numbers at {path} (set DDPM_LIB_SHARED)")
     return path

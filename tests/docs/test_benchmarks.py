@@ -1,0 +1,125 @@
+"""The benchmarks run, at tiny sizes; what they say is not tested here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+from locations import ROOT
+
+FOLDER = ROOT / "benchmarks"
+PEERS = all(importlib.util.find_spec(name) for name in ("diffusers", "denoising_diffusion_pytorch"))
+needs_peers = pytest.mark.skipif(not PEERS, reason="needs the extra [bench]")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import a benchmark by name; afterwards these names mean what they meant before (there is a folder tests/data)."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = [path.stem for path in FOLDER.glob("*.py")]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+
+
+def run(script, tmp_path, name, *options):
+    output = tmp_path / "found.json"
+    found = script(name).main(["--quick", "--device", "cpu", "--output", str(output), *options])
+    assert json.loads(output.read_text())["about"]["torch"] == torch.__version__
+    assert all(rate > 0 for rate in found["ceilings"].values())
+    return found
+
+
+def test_rounds_take_turns_and_every_other_goes_backwards(script):
+    common, seen = script("common"), []
+    times = common.interleave({n: lambda n=n: seen.append(n) for n in "abc"}, 2, warm_up=1)
+    assert "".join(seen) == "abc" + "abc" + "cba"
+    assert {n: len(t) for n, t in times.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_ratios_are_of_times_of_the_same_round(script):
+    common = script("common")
+    found = common.ratio({"a": [2.0, 40.0, 3.0], "b": [1.0, 10.0, 1.0]}, "a", "b")
+    assert found == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert common.show_ratio(found) == "3.00× (2.00 … 4.00)"
+
+
+def test_the_limit_is_the_highest_rate_of_the_precision(script):
+    rates = {"matrix fp32": 5.0, "conv 64 fp32": 7.0, "matrix bf16": 9.0, "copy": 100.0}
+    common = script("common")
+    assert (common.limit(rates, "no"), common.limit(rates, "bf16")) == (7.0, 9.0)
+
+
+def test_macs_are_counted_alike_by_the_library_and_by_torch(script):
+    peers = script("peers")
+    model = peers.our_unet(32)
+    summary = model.summary(16)
+    assert peers.count(model, 16) == (summary.parameters, summary.macs)
+    layer = torch.nn.Conv2d(2, 3, 3, padding=1)
+    assert script("common").macs_of(layer, torch.zeros(1, 2, 4, 4)) == 16 * 2 * 3 * 9
+
+
+def test_tables_align(script, capsys):
+    script("common").print_table(("name", "n"), [("a", "1"), ("long name", "1,000")])
+    assert capsys.readouterr().out.splitlines() == [
+        "name           n",
+        "─────────  ─────",
+        "a              1",
+        "long name  1,000",
+        "",
+    ]
+
+
+@pytest.mark.slow
+@needs_peers
+def test_the_networks_are_equal(script):
+    peers = script("peers")
+    ours = peers.count(peers.our_unet(64))
+    assert peers.count(peers.diffusers_unet(64)) == ours
+    parameters, macs = peers.count(peers.lucidrains_unet(ours[1]))
+    assert macs == pytest.approx(ours[1], rel=0.06)
+    assert parameters == pytest.approx(ours[0], rel=0.25)
+
+
+def test_train_step(script, tmp_path):
+    found = run(script, tmp_path, "train_step", "--no-peers")
+    assert next(iter(found["variants"])) == "ours, fp32"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sample(script, tmp_path):
+    found = run(script, tmp_path, "sample", "--no-peers")
+    assert found["quality"]["DPM-Solver++(2M)"]["network_calls"] == 2
+    assert len(found["quality"]["DDIM"]["distances"]) == 2
+
+
+def test_data(script, tmp_path):
+    found = run(script, tmp_path, "data", "--no-peers")
+    assert found["ram"]["decoded_later"] == 0
+    assert set(found["streamed"]) == {"ours, 0 workers", "ours, 1 workers"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_loop", "startup", "memory", "scaling"])
+def test_benchmarks_that_start_processes(script, tmp_path, name):
+    run(script, tmp_path, name, *([] if name in ("memory", "scaling") else ["--no-peers"]))
+
+
+@pytest.mark.slow
+@needs_peers
+@pytest.mark.parametrize("name", ["train_step", "train_loop", "sample", "data", "startup"])
+def test_benchmarks_against_the_other_libraries(script, tmp_path, name):
+    run(script, tmp_path, name)
+
+
+def test_every_benchmark_is_described():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    helpers = {"common", "peers", "loop_servers"}
+    assert [p.name for p in FOLDER.glob("*.py") if p.stem not in helpers and f"`{p.name}" not in text] == []

@@ -1,0 +1,46 @@
+"""Commands as users type them, with little to compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+
+from ddpm_lib import GaussianDiffusion
+from ddpm_lib.cli import ablate, evaluate, train
+
+STEPS = 4
+
+
+def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make networks narrow, trainings and samplings short, large numbers of samples small."""
+    settings_of, sample, ablated = train.settings_of, GaussianDiffusion.sample, ablate.ablate
+
+    def few_steps(command: Any) -> Any:
+        settings = settings_of(command)
+        model = {"dim": 8, "blocks_per_level": 1, "attention_levels": ()}
+        if len(settings.model.dim_mults) > 2:
+            model["dim_mults"] = (1, 2, 2, 2)[: len(settings.model.dim_mults)]
+        cadence = {name: min(getattr(settings, name), STEPS) for name in ("sample_every", "val_every", "save_every")}
+        return dataclasses.replace(
+            settings, max_steps=STEPS, model=dataclasses.replace(settings.model, **model), sample_steps=2,
+            posthoc_every=STEPS // 2, sample_count=4, val_max_images=16, warmup_steps=0, **cadence,
+        )  # fmt: skip
+
+    @functools.wraps(sample)
+    def quick(self: GaussianDiffusion, *args: Any, **options: Any) -> Any:
+        return sample(self, *args, **options | {"num_steps": 2})
+
+    def few_images(*args: Any, **options: Any) -> Any:
+        return ablated(*args, **options | {"images": 256, "seeds": options["seeds"][:1]})
+
+    def few_samples(scored: Any) -> Any:
+        return lambda target, **options: scored(target, **options | {"num": options["num"] and min(options["num"], 24)})
+
+    for name in ("evaluate", "evaluate_checkpoints"):
+        monkeypatch.setattr(evaluate, name, few_samples(getattr(evaluate, name)))
+    monkeypatch.setattr(train, "settings_of", few_steps)
+    monkeypatch.setattr(ablate, "ablate", few_images)
+    monkeypatch.setattr(GaussianDiffusion, "sample", quick)
