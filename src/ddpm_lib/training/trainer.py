@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.nn.memory_format import use_channels_last
-from ddpm_lib.runs.checkpoint import checkpoint_name, read_state
 from ddpm_lib.runs.metrics_file import flat_scalars
+from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runtime import allocator, devices
 from ddpm_lib.runtime.accelerate_state import OwnState, give_back_network, in_own_state
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
@@ -212,19 +212,21 @@ class Trainer(RunContext):
             return
         self._meet()
         config = self.config
-        checkpoint = self.on_main(lambda: find_checkpoint(self))
+        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, config.resume, self.say))
+        saved = None if checkpoint is None else checkpoint.state
         self.source_name = absolute_source(self.source_name)
-        before = None if checkpoint is None else fraction_held_out(read_state(checkpoint))
+        before = None if saved is None else fraction_held_out(saved)
         self.held_fraction = held_fraction(config, before)
         self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say, before)
         self._place_network()
         config = self.config = with_batch_size(self, checkpoint)
         self.plan = BatchPlan(config.images_per_step, self.processes, self.rank, config.accumulation_steps)
-        self.randomness = StepRandomness(config.seed, config.images_per_step, shards_of_run(self, checkpoint))
+        shards = shards_of_run(config, self.processes, saved, self.say)
+        self.randomness = StepRandomness(config.seed, config.images_per_step, shards)
         if checkpoint is not None:
             restore(self, checkpoint)
-            self.last_checkpoint = checkpoint
-            self.say(f"Resumed {checkpoint} at step {self.step:,} of {config.max_steps:,}.")
+            self.last_checkpoint = checkpoint.path
+            self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
         self.say(describe_run(self))
         self._prepared = True
 
@@ -243,7 +245,7 @@ class Trainer(RunContext):
             )
         )
         self.precision = str(self.accelerator.mixed_precision)
-        check_alike(self)
+        check_alike(self.config, self.diffusion, self.processes)
         self._met = True
 
     def _place_network(self) -> None:
