@@ -42,7 +42,7 @@ from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_
 from ddpm_lib.training.option_help import show_options
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
-from ddpm_lib.training.results import StepResult, TrainingResult
+from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
 from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
 from ddpm_lib.training.run_config import absolute_source
 from ddpm_lib.training.same_data import fraction_held_out
@@ -115,7 +115,7 @@ class Trainer(RunContext):
         self._notes: list[str] = []
         self.accelerate_state = OwnState()
         self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
-        self._stop_reason: str | None = None
+        self._stop_reason: StopReason | None = None
         self._save_requested = False
         self.saver = Saver(self.config.save_async)
         self._slowest_step = 0.0
@@ -352,7 +352,9 @@ class Trainer(RunContext):
     def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
         status = "finished" if finished else "stopped"
-        reason = f"reached max_steps {self.config.max_steps}" if finished else str(self._stop_reason)
+        stopped = StopReason(f"reached max_steps {self.config.max_steps}") if finished else self._stop_reason
+        assert stopped is not None
+        reason = stopped.text
         self._status(status, reason)
         if finished and first == self.step:
             self.say(
@@ -360,7 +362,7 @@ class Trainer(RunContext):
             )
         else:
             self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
-        return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint)
+        return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint, stopped.signal)
 
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""
@@ -368,7 +370,7 @@ class Trainer(RunContext):
 
     def stop(self, reason: str) -> None:
         """Ask to stop after this step with a checkpoint, giving the reason."""
-        self._stop_reason = reason
+        self._stop_reason = StopReason(reason)
 
     def close(self) -> None:
         """Leave the process group, where there is one; a script with several processes calls it at its end."""
