@@ -125,7 +125,7 @@ def _save_aside(picture: Image.Image, path: Path, **options: Any) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path.name!r} names no kind of picture. Write a name such as {path.stem}.png.")
-    write_aside(path, lambda aside: picture.save(aside, format=kind, **options))
+    write_aside(path, lambda aside: picture.save(aside, format=kind, **options), durable=False)
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None, scale: int = 1) -> Path:

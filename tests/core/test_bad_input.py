@@ -556,15 +556,14 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_started_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(tmp_path)
-    trainer.processes = 2
     other = {"options": trainer.config.to_dict() | {"seed": 1}, "diffusion": trainer.diffusion.config}
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0] | other])
     with pytest.raises(
         ConfigError, match=r"not started alike:\n  options\.seed: 0 on process 0, 1 on process 1\nStart all"
     ):
-        check_alike(trainer)
+        check_alike(trainer.config, trainer.diffusion, 2)
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0]])
-    check_alike(trainer)
+    check_alike(trainer.config, trainer.diffusion, 2)
 
 
 def test_missing_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

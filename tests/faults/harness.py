@@ -141,13 +141,13 @@ def slow_down_writes() -> None:
     """Four milliseconds more for every flush, so that a save is long enough to be hit in the middle."""
     from ddpm_lib.runs import checkpoint
 
-    real = checkpoint._flush
+    real = checkpoint.flush
 
     def flush(path: Path) -> None:
         time.sleep(0.004)
         real(path)
 
-    checkpoint._flush = flush
+    checkpoint.flush = flush
 
 
 def start(run: Path, mode: str, world: int) -> list[int]:

@@ -258,7 +258,7 @@ def test_a_compiler_that_fails_is_named(fresh, monkeypatch, tmp_path, caplog):
     assert str(fake) in caplog.text
     assert "cannot find the assembler" in caplog.text
     assert not list((tmp_path / "cache").rglob("*.so"))
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 @needs_kernel

@@ -147,11 +147,11 @@ def test_ten_points_of_a_save_where_the_disk_is_full(tmp_path: Path) -> None:
             failed.append(str(error))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert newest_complete(tmp_path, pytest.fail) == good
+        assert newest_complete(tmp_path, pytest.fail).path == good
         assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000001"]
     assert len(failed) == 10
     assert all("File too large" in text for text in failed)
-    assert newest_complete(tmp_path, pytest.fail) == good
+    assert newest_complete(tmp_path, pytest.fail).path == good
     save_checkpoint(tmp_path, 2, tensors, state)
 
 
@@ -263,7 +263,7 @@ def test_every_damage_is_seen_and_named(two_checkpoints: Path, tmp_path: Path, n
     lines: list[str] = []
     found = newest_complete(tmp_path / "checkpoints", lines.append)
     assert found is not None
-    assert found.name == "step-000000003"
+    assert found.path.name == "step-000000003"
     (line,) = lines
     assert line.startswith("Passed over a broken checkpoint: step-000000006: ")
     if name != "manifest.json":

@@ -15,9 +15,9 @@ from ddpm_lib.ablation.grid import Cell, Grid, digest
 from ddpm_lib.ablation.report import AblationResult, Outcome
 from ddpm_lib.ablation.subjects import Subject, make_subject
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.paths import another
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.runs.checkpoint import write_atomically
 from ddpm_lib.runtime.launch import how_to_be_one, launched_processes
 from ddpm_lib.training import DivergedError, Trainer
 from ddpm_lib.training.agreement import refuse_pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,12 @@ import tyro
 from ddpm_lib.cli import options
 from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate, evaluate_checkpoints
 from ddpm_lib.evaluation.compare import curve
-from ddpm_lib.evaluation.runner import is_run, refuse_checkpoints_folder, refuse_unwritable
+from ddpm_lib.evaluation.runner import (
+    evaluate_verified,
+    is_run,
+    refuse_checkpoints_folder,
+    refuse_unwritable,
+)
 from ddpm_lib.runs.loading import find_checkpoints
 from ddpm_lib.runtime.rendezvous import leave
 from ddpm_lib.training import process_state
@@ -39,19 +45,18 @@ class EvaluateCommand(EvaluationOptions):
     """Where to write eval-….json, for runs that cannot be written to; default: evaluations/ in the run, or here for images."""
 
 
-def check_output(command: EvaluateCommand) -> None:
+def check_output(output_dir: str | None, run: Path | None) -> None:
     """Refuse a place that cannot be written to before hours of work.
+
+    Args:
+        output_dir: Where to write, if that was said.
+        run: The run directory, None where images are scored.
 
     Raises:
         ConfigError: Saying where to write instead.
     """
-    if command.output_dir is not None:
-        folder = Path(command.output_dir)
-    elif is_run(command.run):
-        folder = find_checkpoints(command.run, command.checkpoint)[-1].parent.parent / "evaluations"
-    else:
-        folder = Path("evaluations")
-    refuse_unwritable(folder, "--output-dir")
+    folder = Path("evaluations") if run is None else run / "evaluations"
+    refuse_unwritable(folder if output_dir is None else Path(output_dir), "--output-dir")
 
 
 def show(result: Evaluation, output_dir: str | None = None) -> None:
@@ -78,9 +83,14 @@ def main(args: list[str]) -> int:
     every = command.checkpoint == "all"
     state, results = process_state(command.device), []
     refuse_checkpoints_folder(command.run)
+    found = find_checkpoints(command.run, command.checkpoint) if is_run(command.run) else []
     if state.is_main_process:
-        check_output(command)
-    for result in evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]:
+        check_output(command.output_dir, found[-1].run if found else None)
+    if found:
+        scored: Iterable[Evaluation] = evaluate_verified(found, **chosen)
+    else:
+        scored = evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]
+    for result in scored:
         results.append(result)
         if state.is_main_process:  # each as soon as it is known
             show(result, command.output_dir)

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
-from ddpm_lib.cli.sample import check_guidance, check_output, label_of, new_folder, place, refuse_used, steps
+from ddpm_lib.cli.sample import check_guidance, check_output, label_of, new_folder, refuse_used, steps
 from ddpm_lib.core.text import so_many
 from ddpm_lib.data.decode import Decoded, ImageError, decode, make_spec
 from ddpm_lib.data.folders import EXTENSIONS
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.runs.loading import find_checkpoints, load_run
+from ddpm_lib.runs.loading import find_checkpoints, load_checkpoint
+from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.spacing import SPACINGS
@@ -145,8 +146,8 @@ def redraw(
             original.
     """
     chosen = find_checkpoints(command.run, command.checkpoint)[-1]
-    check_output(command.output_dir, chosen)
-    loaded = load_run(chosen, weights=command.weights, ema_decay=command.ema_decay)
+    check_output(command.output_dir, chosen.run)
+    loaded = load_checkpoint(chosen, command.weights, command.ema_decay)
     diffusion = loaded.diffusion
     if len(diffusion.image_size) != 2:
         raise ConfigError("This run was not trained on pictures. Use diffusion.edit and diffusion.inpaint in Python.")
@@ -155,7 +156,7 @@ def redraw(
     check_guidance(loaded, command.guidance_scale)
     device = resolve_device(command.device)
     precision = pick_precision(command.mixed_precision, str(device))
-    place(loaded, device, precision)
+    place_network(diffusion, device, precision)
     method, shown = prepare(diffusion, found)
     dtype = LOW_PRECISION.get(precision)
     originals = torch.stack([picture.pixels for picture in found])
@@ -164,7 +165,7 @@ def redraw(
     how |= {"cond": None if label is None else {"class_label": label}}
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         results = method(originals.repeat_interleave(command.variants, 0), **how).cpu()
-    return write(command, new_folder(command.output_dir, chosen, word), found, shown, results)
+    return write(command, new_folder(command.output_dir, chosen.run, word), found, shown, results)
 
 
 def write(command: RedrawCommand, folder: Path, found: list[Picture], shown: list[Tensor], results: Tensor) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import shlex
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +20,8 @@ from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.core.files import try_writing
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
-from ddpm_lib.nn.lowering import lower_weights
-from ddpm_lib.nn.memory_format import use_channels_last
-from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_run
-from ddpm_lib.runtime.compiling import compile_regions
+from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
+from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
 from ddpm_lib.runtime.rendezvous import leave
 from ddpm_lib.samplers import SAMPLERS, make_sampler
@@ -122,21 +119,21 @@ def main(args: list[str]) -> int:
     chosen = find_checkpoints(command.run, command.checkpoint)
     folder: Path | None = None
     if state.is_main_process:
-        check_output(command.output_dir, chosen[0])
+        check_output(command.output_dir, chosen[0].run)
     for checkpoint in chosen:
-        loaded = load_run(checkpoint, weights=command.weights, ema_decay=command.ema_decay)
+        loaded = load_checkpoint(checkpoint, command.weights, command.ema_decay)
         check_guidance(loaded, command.guidance_scale)
-        place(loaded, state.device, precision, compiled=command.compile)
+        place_network(loaded.diffusion, state.device, precision, compiled=command.compile)
         if small is None:
             small = small_images(loaded, command, state, precision)
         images, frames = draw(loaded, command, state, precision, small)
         if state.is_main_process:
-            folder = folder or new_folder(command.output_dir, chosen[0])
-            prefix = f"{checkpoint.name}-" if len(chosen) > 1 else ""
+            folder = folder or new_folder(command.output_dir, chosen[0].run)
+            prefix = f"{loaded.checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command, small)
             drawn = so_many(len(images), "image")
-            sys.stdout.write(f"{checkpoint.name} ({loaded.weights}): {drawn} -> {', '.join(written)}\n")
-            if checkpoint == chosen[-1]:
+            sys.stdout.write(f"{loaded.checkpoint.name} ({loaded.weights}): {drawn} -> {', '.join(written)}\n")
+            if checkpoint is chosen[-1]:
                 sys.stdout.write("".join(f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)))
     leave(state)
     return 0
@@ -193,17 +190,6 @@ def refuse_used(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
 
 
-def place(loaded: LoadedRun, device: torch.device, precision: str, *, compiled: bool = False) -> None:
-    """Bring the network to the device, in the memory layout and with the weights that are fastest there."""
-    loaded.diffusion.to(device)
-    if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", device.type, precision):
-        loaded.diffusion.to(memory_format=torch.channels_last)
-    if precision in LOW_PRECISION:
-        lower_weights(loaded.diffusion.model, LOW_PRECISION[precision])
-    if compiled:
-        compile_regions(loaded.diffusion.model, True, partial(print, file=sys.stderr))
-
-
 def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> SmallImages | None:
     """Read the images to enlarge, or draw them with the base run, shared over the ranks; None for other networks."""
     low_res.check_wishes(loaded.diffusion, command.low_res, command.base, command.low_res_noise)
@@ -217,7 +203,7 @@ def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precisio
     if command.class_label is not None and not any("class_label" in (stage.conditioners or {}) for stage in stages):
         raise ConfigError("--class-label was given, but both networks were trained without classes.")
     low_res.check_wishes(base.diffusion, None, None, None)
-    place(base, state.device, precision, compiled=command.compile)
+    place_network(base.diffusion, state.device, precision, compiled=command.compile)
     wishes = dataclasses.replace(
         command, num_steps=command.base_num_steps, guidance_scale=command.base_guidance_scale, format="grid"
     )
@@ -320,13 +306,13 @@ def label_of(loaded: LoadedRun, text: str | None) -> int | None:
     raise ConfigError(unknown_name("class", text, names))
 
 
-def new_folder(output_dir: str | None, checkpoint: Path, word: str = "draw") -> Path:
+def new_folder(output_dir: str | None, run: Path, word: str = "draw") -> Path:
     """Make the directory to write to: the one asked for if it is empty, else a new numbered one in the run.
 
     Raises:
         ConfigError: If the directory asked for holds something.
     """
-    base = _base(output_dir, checkpoint)
+    base = _base(output_dir, run)
     try:
         if output_dir is not None:
             refuse_used(base)
@@ -336,21 +322,21 @@ def new_folder(output_dir: str | None, checkpoint: Path, word: str = "draw") -> 
         raise _unwritable(base, error) from error
 
 
-def check_output(output_dir: str | None, checkpoint: Path) -> None:
+def check_output(output_dir: str | None, run: Path) -> None:
     """Refuse a place that cannot be written to before the images are drawn; see `new_folder`.
 
     Raises:
         ConfigError: Saying where to write instead.
     """
-    base = _base(output_dir, checkpoint)
+    base = _base(output_dir, run)
     try:
         try_writing(base)
     except OSError as error:
         raise _unwritable(base, error) from error
 
 
-def _base(output_dir: str | None, checkpoint: Path) -> Path:
-    return Path(output_dir) if output_dir is not None else checkpoint.parent.parent / "samples"
+def _base(output_dir: str | None, run: Path) -> Path:
+    return Path(output_dir) if output_dir is not None else run / "samples"
 
 
 def _unwritable(base: Path, error: OSError) -> ConfigError:

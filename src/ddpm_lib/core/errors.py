@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ddpm_lib.core.files import write_atomically as write_atomically  # what other rooms write their records with
-
 
 class ConfigError(ValueError):
     """A configuration that cannot work: the message names the option, what was got and what fits."""

@@ -112,16 +112,24 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")  # a name may have 255 bytes only
 
 
-def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file under a temporary name on the same file system, and rename it; if it fails, nothing stays.
+def write_aside(path: Path, write: Callable[[Path], Any], *, durable: bool = True) -> None:
+    """Let `write` make a file under a temporary name in the same folder, flush it and rename it.
+
+    Args:
+        path: Where the file is to be.
+        write: Gets the temporary name, under which there is nothing yet.
+        durable: Bring file and folder to the disk itself. False is for what is written by the
+            thousand and easily made again, as pictures are.
 
     Raises:
-        OSError: If the disk refuses; what was at `path` is as it was.
+        OSError: If the disk refuses; what was at `path` is as it was, and nothing half-written stays.
     """
     temporary = beside(path)
     try:
         temporary.unlink(missing_ok=True)  # of a process of the same number before us, or a trap
         write(temporary)
+        if durable:
+            flush(temporary)
         if path.is_dir() and not path.is_symlink():
             raise not_ours(path)
         os.replace(temporary, path)
@@ -129,10 +137,12 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        flush(path.parent)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name on the same file system, flush it and rename it.
+    """Write a text file aside and rename it, see `write_aside`; what cannot be encoded is an escape.
 
     Raises:
         OSError: If the disk refuses; what was there stays, and nothing half-written.
@@ -142,11 +152,8 @@ def write_atomically(path: Path, text: str) -> None:
         handle = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
 
     write_aside(path, write)
-    flush(path.parent)
 
 
 def write_in_place(path: Path, text: str) -> None:

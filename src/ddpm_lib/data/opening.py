@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.contents import first_digest, make_origin
@@ -327,8 +328,6 @@ def _check(source: Source, spec: DecodeSpec, way: _Way, notes: list[str]) -> Sca
     notes.append(f"{n:,} images checked in {scan.seconds:.1f} s")
     if path is not None and not source.foreign:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         saved = {"state": state, "bad": scan.bad, "notes": scan.notes(), "content": scan.content.tobytes().hex()}
-        temporary.write_text(json.dumps(saved))
-        temporary.replace(path)
+        write_atomically(path, json.dumps(saved))
     return scan

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.files import utf8_name
+from ddpm_lib.core.files import write_aside
+from ddpm_lib.core.tensor_files import load_tensors, save_tensors
 from ddpm_lib.evaluation.engine import Engine, ImageSet
 from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
 from ddpm_lib.runtime.processes import own_share
@@ -223,10 +224,7 @@ class Bank:
         path = self._path(images, layer, ".safetensors") if images.cached else None
         if path is None or not self._all_see(path):
             return None
-        from safetensors.torch import load_file
-
-        with utf8_name(path) as name:
-            return load_file(name)["features"]
+        return load_tensors(path)["features"]
 
     def _save(self, images: ImageSet, layer: str, features: Tensor) -> None:
         if images.cached and self.state.is_main_process:
@@ -252,9 +250,5 @@ def _quietly(path: Path, write: Callable[[], object]) -> None:
 
 
 def _save_features(path: Path, features: Tensor) -> None:
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({"features": features.contiguous()}, temporary)
-    temporary.replace(path)
+    write_aside(path, lambda aside: save_tensors(aside, {"features": features}))

@@ -10,6 +10,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.fits import may_have_columns
 from ddpm_lib.evaluation.overviews import drawn_samples
 from ddpm_lib.runs.loading import LoadedRun
+from ddpm_lib.runs.state import DataDescription
 from ddpm_lib.training.config import TrainingConfig, is_described
 from ddpm_lib.training.same_data import fraction_held_out, is_same
 from ddpm_lib.training.sources import open_images, open_training_data
@@ -35,7 +36,7 @@ class RunData:
     @property
     def config(self) -> TrainingConfig:
         """The options of the run's training."""
-        return TrainingConfig.from_options(dict(self.loaded.state["training"]), str(self.loaded.checkpoint))
+        return TrainingConfig.from_options(dict(self.loaded.run_state.training), str(self.loaded.checkpoint))
 
     def get(self, which: str) -> ImageDataset:
         """Return "train" or "held-out".
@@ -70,11 +71,11 @@ class RunData:
         return self._sets
 
     def _open(self) -> tuple[ImageDataset, ImageDataset | None]:
-        described = self.loaded.state["data"]
+        described = self.loaded.run_state.trained_on
         known = self._from_given(described)
         if known is not None:
             return known
-        source = str(described["source"])
+        source = str(described.source)
         if source.isidentifier() and source[0].isupper() and not Path(source).exists():
             # The name of a class, not a path: somebody's object, which no hub has either.
             raise ConfigError(
@@ -86,17 +87,17 @@ class RunData:
             config = dataclasses.replace(config, val_data=None, val_fraction=0.0)
         try:
             train, held_out = open_training_data(
-                described["source"], config, self.loaded.diffusion, _quiet, fraction_held_out(self.loaded.state)
+                described.source, config, self.loaded.diffusion, _quiet, fraction_held_out(self.loaded.run_state)
             )
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"The data of this run, {described['source']!r}, cannot be opened from here: {error} "
+                f"The data of this run, {described.source!r}, cannot be opened from here: {error} "
                 "Name images with data= (--data PATH), or pass them in Python: evaluate(run, dataset)."
             ) from error
         if not is_same(train, described):
             raise ConfigError(
-                f"{described['source']!r} is not the data that this run was trained on: {len(train):,} training images now, "
-                f"{described['images']:,} then, or other files. Restore it, or name images with data= (--data PATH)."
+                f"{described.source!r} is not the data that this run was trained on: {len(train):,} training images now, "
+                f"{described.images:,} then, or other files. Restore it, or name images with data= (--data PATH)."
             )
         return train, held_out
 
@@ -110,12 +111,12 @@ class RunData:
 
         return dataset.steady() if isinstance(dataset, ImageDataset) else self.other(dataset, options)
 
-    def _from_given(self, described: dict[str, Any]) -> tuple[ImageDataset, ImageDataset | None] | None:
+    def _from_given(self, described: DataDescription) -> tuple[ImageDataset, ImageDataset | None] | None:
         """Cut the images given as training did, and return the two sets if they are those of the run."""
         if self.given is None:
             return None
         try:
-            fraction = fraction_held_out(self.loaded.state)
+            fraction = fraction_held_out(self.loaded.run_state)
             found = open_training_data(self.given, self.config, self.loaded.diffusion, _quiet, fraction)
         except (OSError, TypeError, ValueError):
             return None  # other images, of other sizes or classes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Collection
 from importlib import metadata
@@ -16,10 +15,10 @@ from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.sample_metrics import FEW
 from ddpm_lib.evaluation.task import Task
 from ddpm_lib.metrics import save_statistics
-from ddpm_lib.runs.checkpoint import MANIFEST
+from ddpm_lib.runs.checkpoint import recorded_sha256
 from ddpm_lib.runs.loading import LoadedRun
+from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.spacing import default_num_steps
-from ddpm_lib.training.resume import describe_versions
 
 
 def describe_target(target: Any, task: Task) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def describe_target(target: Any, task: Task) -> dict[str, Any]:
     about: dict[str, Any] = {"target": str(target) if isinstance(target, (str, Path)) else "given images"}
     if loaded is not None:
         about = {
-            "run": str(run_folder(loaded)),
+            "run": str(loaded.run),
             "checkpoint": loaded.checkpoint.name,
             "step": loaded.step,
             "weights": loaded.weights,
@@ -92,16 +91,9 @@ def write_statistics(task: Task) -> None:
         save_statistics(task.options.save_stats, statistics, **about)
 
 
-def run_folder(loaded: LoadedRun) -> Path:
-    """Return the run directory of a checkpoint."""
-    return loaded.checkpoint.parent.parent
-
-
 def weights_digest(loaded: LoadedRun) -> str:
     """Return the SHA-256 of the file of the weights that were loaded."""
-    manifest = json.loads((loaded.checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    stem = "model" if loaded.weights == "model" else "ema"
-    return str(manifest["files"][f"{stem}.safetensors"]["sha256"])
+    return recorded_sha256(loaded.checkpoint, "model" if loaded.weights == "model" else "ema")
 
 
 def _libraries() -> dict[str, str]:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.caching import cache_folder
-from ddpm_lib.core.files import utf8_name
+from ddpm_lib.core.files import write_aside
 from ddpm_lib.core.progress import bar
+from ddpm_lib.core.tensor_files import load_tensors, save_tensors
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
 from ddpm_lib.runtime.processes import own_share
@@ -259,10 +260,7 @@ def _parts(folder: Path) -> list[tuple[int, int]]:
 
 
 def _read_part(folder: Path, part: tuple[int, int]) -> tuple[int, dict[str, Tensor]]:
-    from safetensors.torch import load_file
-
-    with utf8_name(folder / _part_name(*part)) as name:
-        return part[0], load_file(name)
+    return part[0], load_tensors(folder / _part_name(*part))
 
 
 def _part_name(start: int, stop: int) -> str:
@@ -270,17 +268,12 @@ def _part_name(start: int, stop: int) -> str:
 
 
 def _write_part(folder: Path, pieces: list[tuple[int, dict[str, Tensor]]]) -> tuple[int, dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     start = pieces[0][0]
     joined = {k: torch.cat([part[k] for _, part in pieces]).contiguous() for k in pieces[0][1]}
     path = folder / _part_name(start, start + _length(joined))
-    temporary = path.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(joined, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+        write_aside(path, lambda aside: save_tensors(aside, joined))
+    except OSError as error:
         logger.warning("%s cannot be written (%s): this evaluation could not be resumed.", path, error)
     return start, joined

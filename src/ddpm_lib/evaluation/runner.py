@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.files import try_writing
@@ -21,7 +17,6 @@ from ddpm_lib.evaluation.defaults import choose, too_few
 from ddpm_lib.evaluation.describe import (
     describe_sets,
     describe_target,
-    run_folder,
     weights_digest,
     write_statistics,
 )
@@ -36,10 +31,9 @@ from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import clamp, evenly, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics.neighbours import TooFewImagesError
-from ddpm_lib.nn.memory_format import use_channels_last
-from ddpm_lib.runs.checkpoint import MANIFEST
-from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_run, refuse_foreign
-from ddpm_lib.runtime.compiling import compile_regions
+from ddpm_lib.runs.checkpoint import MANIFEST, VerifiedCheckpoint
+from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run, refuse_foreign
+from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import process_state
 
 if TYPE_CHECKING:
@@ -87,7 +81,13 @@ def evaluate_checkpoints(run: str | Path, dataset: Any = None, **options: Any) -
     if not is_run(run):
         raise ConfigError(f"{run} is no run with checkpoints. Leave checkpoint='all' out.")
     runner = Runner(chosen, dataset)
-    return (runner.evaluate(path) for path in find_checkpoints(run, "all"))
+    return (runner.evaluate(checkpoint) for checkpoint in find_checkpoints(run, "all"))
+
+
+def evaluate_verified(checkpoints: Sequence[VerifiedCheckpoint], **options: Any) -> Iterator[Evaluation]:
+    """Score checkpoints that were found and verified before, one after the other; see `evaluate`."""
+    runner = Runner(_options(None, options))
+    return (runner.evaluate(checkpoint) for checkpoint in checkpoints)
 
 
 def _options(dataset: Any, options: dict[str, Any]) -> EvaluationOptions:
@@ -146,7 +146,7 @@ class Runner:
         """Score a run, a checkpoint or images."""
         began = time.monotonic()
         refuse_checkpoints_folder(target)
-        loaded = self._load(target) if is_run(target) or self._wants_run(target) else None
+        loaded = self._load(target)
         state = process_state(self.options.device)
         own = RunData(loaded, self.dataset) if loaded is not None else None
         dataset = self.dataset
@@ -173,11 +173,14 @@ class Runner:
         wanted = any(isinstance(METRICS[name], SampleMetric) for name in self.options.metric_names)
         return not wanted and not any(Path(target).iterdir())
 
-    def _load(self, target: str | Path) -> LoadedRun:
+    def _load(self, target: Any) -> LoadedRun | None:
+        """Load a run or one of its checkpoints; None for images."""
         options = self.options
-        # One of several checkpoints comes as its own directory, which is "latest" of itself.
-        which = "latest" if options.checkpoint == "all" else options.checkpoint
-        return load_run(target, which, options.weights, options.ema_decay)
+        if isinstance(target, VerifiedCheckpoint):
+            return load_checkpoint(target, options.weights, options.ema_decay)
+        if not is_run(target) and not self._wants_run(target):
+            return None
+        return load_run(target, options.checkpoint, options.weights, options.ema_decay)
 
 
 @dataclass
@@ -211,7 +214,7 @@ class One:
         skipped |= without_weights
         images, about, notes = self._images([name for name in options.metric_names if name not in skipped])
         if loaded is not None:
-            self._place(loaded)
+            place_network(loaded.diffusion, self.state.device, "no", compiled=options.compile)
         identity = "" if loaded is None else f"{weights_digest(loaded)} {loaded.weights}"
         task = Task(loaded, images, options, self.state, None, own, engine, identity)
         if needs:
@@ -232,7 +235,7 @@ class One:
             notes.append(TRIAL)
         about = {**describe_target(target, task), **about, **sets, "skipped": skipped, "notes": notes}
         engine.finish()
-        folder = run_folder(loaded) if loaded is not None else Path()
+        folder = loaded.run if loaded is not None else Path()
         return Evaluation(tuple(judged.scores), about, folder / "evaluations")
 
     def _score(self, task: Task, names: Sequence[str]) -> tuple[Judged, list[str]]:
@@ -255,13 +258,6 @@ class One:
             raise ConfigError(" ".join(left_out) + " Use more images, or name metrics (--metrics fid).")
         return judge([*scores, *_difference(scores)], task), left_out
 
-    def _place(self, loaded: LoadedRun) -> None:
-        loaded.diffusion.to(self.state.device)
-        if len(loaded.diffusion.image_size) == 2 and use_channels_last("auto", self.state.device.type, "no"):
-            loaded.diffusion.to(memory_format=torch.channels_last)
-        if self.options.compile:
-            compile_regions(loaded.diffusion.model, True, partial(print, file=sys.stderr))
-
     def _images(self, names: Sequence[str]) -> tuple[ImageDataset | None, dict[str, Any], list[str]]:
         """Open what metrics of the model look at, where there is such a metric."""
         if not any(looks_at_images(name) for name in names):
@@ -280,7 +276,7 @@ class One:
             "chosen": "row i·of//images",
             "fingerprint": images.fingerprint,
         }
-        source = self.loaded.state["data"]["source"]
+        source = self.loaded.run_state.trained_on.source
         return images, {"data": {**data, "source": source}}, notes if self.asked.num else []
 
     def _whole(self) -> tuple[str, ImageDataset]:

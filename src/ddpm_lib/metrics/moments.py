@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.files import open_own, write_aside
 from ddpm_lib.metrics.foreign import read_tensors
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 
@@ -90,11 +92,15 @@ def save_statistics(path: str | Path, statistics: Statistics, **about: str) -> P
     """Write `mu`, `sigma` (what pytorch-fid reads) and `n` as .npz, with lines of text on where they come from."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp.npz")
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.cov.numpy()}
     count = {} if statistics.n is None else {"n": np.array(statistics.n)}
-    np.savez(temporary, **arrays, **count, **{k: np.array(v) for k, v in about.items()})  # type: ignore[arg-type]
-    temporary.replace(path)
+    texts = {k: np.array(v) for k, v in about.items()}
+
+    def write(aside: Path) -> None:  # through a handle: to a name, NumPy would append .npz
+        with open(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            np.savez(file, **arrays, **count, **texts)  # type: ignore[arg-type]
+
+    write_aside(path, write)
     return path
 
 

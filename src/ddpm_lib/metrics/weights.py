@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ddpm_lib.core.caching import cache_folder
+from ddpm_lib.core.files import write_aside
 from ddpm_lib.core.registry import Registry
 
 
@@ -166,9 +167,9 @@ def fetch_weights(name: str, to: str | Path, progress: Callable[[int, int], None
     """
     entry, target = WEIGHTS[name], Path(to)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    failed: OSError | None = None
-    try:
+
+    def fetch(part: Path) -> None:
+        failed: OSError | None = None
         for url in entry.urls:
             try:
                 _download(url, part, entry.size, progress)
@@ -176,14 +177,14 @@ def fetch_weights(name: str, to: str | Path, progress: Callable[[int, int], None
                 failed = error
                 continue
             got = sha256_of(part)
-            if got != entry.sha256:
-                raise ValueError(f"{url} gave another file: SHA-256 {got}, expected {entry.sha256}. It was not kept.")
-            part.replace(target)
-            return target
-    finally:
-        part.unlink(missing_ok=True)
-    assert failed is not None
-    raise failed
+            if got == entry.sha256:
+                return
+            raise ValueError(f"{url} gave another file: SHA-256 {got}, expected {entry.sha256}. It was not kept.")
+        assert failed is not None
+        raise failed
+
+    write_aside(target, fetch)
+    return target
 
 
 def _download(url: str, part: Path, size: int, progress: Callable[[int, int], None] | None) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.errors import CheckpointError
-from ddpm_lib.core.files import flush as _flush
-from ddpm_lib.core.files import utf8_name
-from ddpm_lib.core.files import write_atomically as write_atomically  # what other rooms write their records with
+from ddpm_lib.core.files import flush
+from ddpm_lib.core.tensor_files import load_tensors, save_tensors
 from ddpm_lib.core.text import short
+from ddpm_lib.runs.names import checkpoint_name, step_in, step_of
+from ddpm_lib.runs.state import STATE, RunState, check_complete
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{9,})")
 
 
 @dataclass(frozen=True)
@@ -44,36 +44,48 @@ class SavedCheckpoint:
     seconds: float
 
 
-def checkpoint_name(step: int) -> str:
-    """Return the directory name of a step."""
-    return f"step-{step:09d}"
+@dataclass(frozen=True)
+class VerifiedCheckpoint:
+    """A checkpoint whose files are as its manifest says. `verify` makes it; whoever has one need not hash it again.
 
+    Attributes:
+        path: The directory.
+        manifest: The content of manifest.json.
+    """
 
-def step_of(path: Path) -> int:
-    """Return the step that a checkpoint directory's name says."""
-    match = _NAME.fullmatch(path.name)
-    if not match:
-        raise CheckpointError(f"{path} is not named like a checkpoint (step-000001200).")
-    return int(match.group(1))
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.path.parent.parent
+
+    @cached_property
+    def state_values(self) -> dict[str, Any]:
+        """The content of state.json, read once; CheckpointError if it is no JSON."""
+        return read_state(self.path)
+
+    @cached_property
+    def state(self) -> RunState:
+        """The state, with what sampling needs checked; CheckpointError naming what is wrong."""
+        return RunState.from_json(self.state_values, self.path)
+
+    def read_tensors(self, stem: str) -> dict[str, Tensor]:
+        """Read one tensor file into CPU memory."""
+        return read_tensors(self.path, stem)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint directories in a folder from oldest to newest by the step in their names, verified or not."""
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), key=step_of)
+    return sorted((p for p in folder.iterdir() if step_in(p.name) is not None and p.is_dir()), key=step_of)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _readable(path: Path) -> None:
-    # safetensors creates files with mode 0600; a group on a cluster shares its runs, so follow the umask like everybody else.
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def save_checkpoint(
@@ -90,9 +102,6 @@ def save_checkpoint(
     Raises:
         OSError: If the disk refuses; older checkpoints are untouched and nothing half-written stays.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     remove_half_written(folder)
@@ -101,25 +110,20 @@ def save_checkpoint(
     try:
         temporary.mkdir()
         for stem, group in tensors.items():
-            path = temporary / f"{stem}.safetensors"
-            try:
-                save_file(_separate(group), path)
-            except SafetensorError as error:  # what a full disk looks like from there
-                raise OSError(str(error)) from error
-            _readable(path)
-        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            save_tensors(temporary / f"{stem}.safetensors", group)
+        (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         files: dict[str, dict[str, Any]] = {}
         for path in sorted(temporary.iterdir()):
-            _flush(path)
+            flush(path)
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         manifest = {"format": FORMAT_VERSION, "step": step, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _flush(temporary / MANIFEST)
-        _flush(temporary)
+        flush(temporary / MANIFEST)
+        flush(temporary)
         if final.exists():
             _remove(final)
         os.rename(temporary, final)
-        _flush(folder)
+        flush(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -132,18 +136,6 @@ def remove_half_written(folder: Path) -> None:
     for leftover in folder.glob(".tmp-*"):
         if not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring tensors to the CPU, none sharing memory with another: safetensors refuses tied weights."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        memory = plain.untyped_storage().data_ptr()
-        result[name] = plain.clone() if memory in seen else plain
-        seen.add(memory)
-    return result
 
 
 def _remove(path: Path) -> None:
@@ -169,38 +161,78 @@ def prune(
     return gone
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Check a checkpoint against its manifest and return the manifest.
+def verify(path: Path) -> VerifiedCheckpoint:
+    """Check a checkpoint against its manifest.
 
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
-    manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
+    manifest = _read_manifest(path)
+    for name, file in manifest["files"].items():
+        _check_file(path, name, file["bytes"], file["sha256"])
+    return VerifiedCheckpoint(path, manifest)
+
+
+Verify = Callable[[Path], VerifiedCheckpoint]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's manifest, and check all that it says of itself.
+
+    Raises:
+        CheckpointError: Saying what is wrong with it.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
         raise CheckpointError(f"{path.name}: {MANIFEST} is missing, so it was never completed")
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         version, step, files = manifest["format"], manifest["step"], manifest["files"]
-        expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
+        sizes = {name: {"bytes": int(f["bytes"]), "sha256": str(f["sha256"])} for name, f in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path.name}: format {short(version)}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
         )
-    if _NAME.fullmatch(path.name) and step != step_of(path):
+    if step_in(path.name) not in (None, step):
         raise CheckpointError(
             f"{path.name}: {MANIFEST} says step {short(step)}, so it is damaged or the directory was renamed"
         )
-    for name, (size, digest) in expected.items():
-        file = path / name
-        if Path(name).name != name or "\0" in name or not file.is_file():
-            raise CheckpointError(f"{path.name}: {name} is missing")
-        if file.stat().st_size != size:
-            raise CheckpointError(f"{path.name}: {name} has {file.stat().st_size} bytes instead of {size}")
-        if _sha256(file) != digest:
-            raise CheckpointError(f"{path.name}: {name} is damaged (its SHA-256 differs from the manifest)")
-    return dict(manifest)
+    return {**manifest, "files": sizes}
+
+
+def _check_file(path: Path, name: str, size: int, digest: str) -> None:
+    file = path / name
+    if Path(name).name != name or "\0" in name or not file.is_file():
+        raise CheckpointError(f"{path.name}: {name} is missing")
+    if file.stat().st_size != size:
+        raise CheckpointError(f"{path.name}: {name} has {file.stat().st_size} bytes instead of {size}")
+    if _sha256(file) != digest:
+        raise CheckpointError(f"{path.name}: {name} is damaged (its SHA-256 differs from the manifest)")
+
+
+def check_resumable(checkpoint: VerifiedCheckpoint) -> None:
+    """Check that training can go on from a checkpoint whose files are as its manifest says.
+
+    Raises:
+        CheckpointError: Naming what is missing or wrong.
+    """
+    path, values = checkpoint.path, checkpoint.state_values
+    check_complete(values, path)
+    if values["step"] != step_of(path):
+        raise CheckpointError(f"{path / STATE} says step {values['step']}, so it is of another checkpoint.")
+    needed = ["model.safetensors", "optimizer.safetensors", STATE]
+    needed += ["ema.safetensors"] if values["ema_decay"] else []
+    for name in needed:
+        if name not in checkpoint.manifest["files"]:
+            raise CheckpointError(f"{path.name}: {MANIFEST} does not list {name}, without which nothing goes on")
+
+
+def recorded_sha256(path: Path, stem: str) -> str:
+    """Return the SHA-256 of a tensor file as the manifest says it."""
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return str(manifest["files"][f"{stem}.safetensors"]["sha256"])
 
 
 def is_of_newer_version(path: Path) -> bool:
@@ -212,42 +244,64 @@ def is_of_newer_version(path: Path) -> bool:
     return isinstance(version, int) and version > FORMAT_VERSION
 
 
-def newest_complete(
+def find_newest(
     folder: Path,
-    warn: Callable[[str], None],
     accept: Callable[[int], bool] = lambda step: True,
-    check: Callable[[Path], object] = lambda path: None,
-) -> Path | None:
-    """Return the newest checkpoint that verifies, warning about each broken one passed over; None if there is none.
+    check: Callable[[VerifiedCheckpoint], object] = lambda checkpoint: None,
+    verify: Verify = verify,
+) -> tuple[VerifiedCheckpoint | None, list[CheckpointError | OSError]]:
+    """Find the newest checkpoint that verifies.
 
     Args:
         folder: The run's `checkpoints` directory.
-        warn: Gets a line for each broken one.
         accept: Says by the step which checkpoints to consider.
         check: Raises CheckpointError for one that verifies and is of no use all the same.
+        verify: Verifies one; a function that remembers spares hashing it again.
+
+    Returns:
+        It, or None if there is none; and what is wrong with each newer one, newest first.
     """
+    broken: list[CheckpointError | OSError] = []
     for path in reversed([p for p in list_checkpoints(folder) if accept(step_of(p))]):
         try:
-            verify(path)
-            check(path)
+            checkpoint = verify(path)
+            check(checkpoint)
         except (CheckpointError, OSError) as error:
-            warn(f"Passed over a broken checkpoint: {str(error).rstrip('.')}.")
+            broken.append(error)
             continue
-        return path
-    return None
+        return checkpoint, broken
+    return None, broken
+
+
+def passed_over(error: CheckpointError | OSError) -> str:
+    """Word that a checkpoint was passed over, for the reason that `find_newest` gives."""
+    return f"Passed over a broken checkpoint: {without_stop(error)}."
+
+
+def without_stop(error: Exception) -> str:
+    """Return an error's message for a place within a sentence."""
+    return str(error).rstrip(".")
+
+
+def newest_complete(
+    folder: Path, warn: Callable[[str], None], accept: Callable[[int], bool] = lambda step: True
+) -> VerifiedCheckpoint | None:
+    """Return the newest checkpoint that verifies, warning about each broken one passed over; see `find_newest`."""
+    found, broken = find_newest(folder, accept)
+    for error in broken:
+        warn(passed_over(error))
+    return found
 
 
 def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     """Read one tensor file of a checkpoint into CPU memory."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     file = path / f"{stem}.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{path} holds no {stem} tensors.")
     try:
-        with utf8_name(file) as name:
-            return load_file(name)
+        return load_tensors(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no safetensors file ({error}).") from error
 
@@ -255,7 +309,7 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
 def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state.json."""
     try:
-        return dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
+        return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path / 'state.json'} cannot be read ({type(error).__name__}: {error}).") from error
 

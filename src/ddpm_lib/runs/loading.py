@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
+from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runs.standing import no_run, nothing_saved
-from ddpm_lib.runs.state import best_step, check_loadable
+from ddpm_lib.runs.state import STATE, RunState
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ddpm_lib.diffusion import GaussianDiffusion
 
@@ -42,6 +47,20 @@ class LoadedRun:
     class_names: tuple[str, ...] | None
     state: dict[str, Any]
 
+    def __repr__(self) -> str:
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return f"LoadedRun({self.checkpoint}, step {self.step:,}, weights {self.weights}{classes})"
+
+    @cached_property
+    def run_state(self) -> RunState:
+        """The same state by attributes."""
+        return RunState.from_json(self.state, self.checkpoint)
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.checkpoint.parent.parent
+
 
 _FOREIGN = {
     "model_index.json": "a pipeline of diffusers",
@@ -63,13 +82,13 @@ def refuse_foreign(path: Path) -> None:
         pickles = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
         what = "a pickle, which can run code and is never loaded" if path.suffix in pickles else "a file"
     if what:
-        raise files.CheckpointError(
+        raise CheckpointError(
             f"{path} is {what}. Give a run directory of ddpm_lib such as runs/shapes, or a checkpoint in it."
         )
 
 
-def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Path]:
-    """Find checkpoints of a run directory, or take the path itself if it is one.
+def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[VerifiedCheckpoint]:
+    """Find checkpoints of a run directory, or take the path itself if it is one; each is hashed once.
 
     Args:
         path: A run directory or a checkpoint directory.
@@ -84,45 +103,49 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Path
         raise ConfigError(f"checkpoint must be a step or a name ('latest'); got {short(which)}.")
     which = str(which)
     if not path.exists():
-        raise files.CheckpointError(no_run(path))
+        raise CheckpointError(no_run(path))
     if not path.is_dir() or not (path / files.MANIFEST).is_file():
         refuse_foreign(path)
     if (path / files.MANIFEST).is_file():
         if which != "latest":
-            raise files.CheckpointError(
+            raise CheckpointError(
                 f"{path} is one checkpoint; to choose with checkpoint={which!r}, give the run directory {path.parent.parent}."
             )
-        files.verify(path)
-        return [path]
+        return [files.verify(path)]
     there = files.list_checkpoints(path / "checkpoints")
     if not there:
-        raise files.CheckpointError(nothing_saved(path))
-    names = ", ".join(p.name for p in there)
+        raise CheckpointError(nothing_saved(path))
+    verify = functools.cache(files.verify)
     if which == "latest":
-        broken: list[str] = []
-        newest = files.newest_complete(path / "checkpoints", broken.append)
-        if newest is None:
-            raise files.CheckpointError(f"{path} holds no complete checkpoint. " + " ".join(broken))
-        for line in broken:
-            logger.warning("%s Taking %s.", line, newest.name)
-        return [newest]
+        return [_newest(path, verify)]
+    names = ", ".join(p.name for p in there)
     if which == "best":
-        newest = find_checkpoints(path)[-1]
-        step = best_step(files.read_state(newest))
-        if step is None:
-            raise files.CheckpointError(
+        newest = _newest(path, verify)
+        if newest.state.best_step is None:
+            raise CheckpointError(
                 f"{path} was trained without keep_best, so no checkpoint is the best. There are: {names}."
             )
-        which = str(step)
-    wanted = files.checkpoint_name(int(which)) if which.isdigit() else which
+        which = str(newest.state.best_step)
+    wanted = checkpoint_name(int(which)) if which.isdigit() else which
     chosen = there if which == "all" else [p for p in there if p.name == wanted]
     if not chosen:
-        raise files.CheckpointError(
-            f"{path} has no checkpoint {short(which)}. There are: {names}; or 'latest', or 'all'."
-        )
-    for checkpoint in chosen:
-        files.verify(checkpoint)
-    return chosen
+        raise CheckpointError(f"{path} has no checkpoint {short(which)}. There are: {names}; or 'latest', or 'all'.")
+    return [verify(checkpoint) for checkpoint in chosen]
+
+
+def _newest(run: Path, verify: Verify) -> VerifiedCheckpoint:
+    """Return a run's newest complete checkpoint, warning about those passed over.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    newest, broken = files.find_newest(run / "checkpoints", verify=verify)
+    told = [files.passed_over(error) for error in broken]
+    if newest is None:
+        raise CheckpointError(f"{run} holds no complete checkpoint. " + " ".join(told))
+    for line in told:
+        logger.warning("%s Taking %s.", line, newest.path.name)
+    return newest
 
 
 @answers_wrong_keywords
@@ -146,38 +169,45 @@ def load_run(
     """
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
-    found = find_checkpoints(path, checkpoint)[-1]
-    state = files.read_state(found)
-    check_loadable(state, found)
+    return load_checkpoint(find_checkpoints(path, checkpoint)[-1], weights, ema_decay)
+
+
+def load_checkpoint(checkpoint: VerifiedCheckpoint, weights: str = "ema", ema_decay: float | None = None) -> LoadedRun:
+    """Rebuild a trained process from a checkpoint that was verified; see `load_run`."""
+    if weights not in ("ema", "model"):
+        raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
+    found = checkpoint.path
     # An average that was synthesised is named by its length, not by a decay.
-    state["ema_decay"] = [decay if isinstance(decay, str) else float(decay) for decay in state["ema_decay"]]
-    tensors, label = _choose(found, state, weights, ema_decay)
+    decays = [decay if isinstance(decay, str) else float(decay) for decay in checkpoint.state.ema_decay]
+    state = dataclasses.replace(checkpoint.state, ema_decay=decays)
+    tensors, label = _choose(checkpoint, decays, weights, ema_decay)
     try:
         _check_size(found, state, tensors)
         model, diffusion = _build(found, state)
-        names, step = state["data"]["class_names"], int(state["step"])
+        names = state.trained_on.class_names
         diffusion.class_names = tuple(names) if names else None
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
-        if isinstance(error, files.CheckpointError):
+        if isinstance(error, CheckpointError):
             raise
-        raise files.CheckpointError(
-            f"{found / 'state.json'} describes nothing that this version can build "
+        raise CheckpointError(
+            f"{found / STATE} describes nothing that this version can build "
             f"({type(error).__name__}: {printable(error)[:300]})."
         ) from error
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
-        raise files.CheckpointError(
+        raise CheckpointError(
             f"{found} holds NaN or infinite weights ({len(broken)} of {len(tensors)} tensors, the first is {broken[0]}). "
             "Choose an older checkpoint."
         )
     files.load_weights(model, tensors, str(found))
     if diffusion.uncertainty is not None and (found / "uncertainty.safetensors").is_file():
-        files.load_weights(diffusion.uncertainty, files.read_tensors(found, "uncertainty"), str(found))
+        files.load_weights(diffusion.uncertainty, checkpoint.read_tensors("uncertainty"), str(found))
     diffusion.eval()
-    return LoadedRun(diffusion, found, step, label, tuple(names) if names else None, state)
+    values = {**checkpoint.state_values, "ema_decay": decays}
+    return LoadedRun(diffusion, found, state.step, label, diffusion.class_names, values)
 
 
-def _check_size(found: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
+def _check_size(path: Path, state: RunState, tensors: dict[str, Tensor]) -> None:
     """Compare the network that state.json describes with the weights before memory is taken for it.
 
     Raises:
@@ -186,40 +216,43 @@ def _check_size(found: Path, state: dict[str, Any], tensors: dict[str, Any]) -> 
     import torch
 
     with torch.device("meta"):
-        model = _network(found, state)
-    files.check_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, str(found))
+        model = _network(path, state)
+    files.check_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, str(path))
 
 
-def _build(found: Path, state: dict[str, Any]) -> tuple[nn.Module, GaussianDiffusion]:
-    """Build the network and the process that a checkpoint's state.json describes, by the names of registered classes."""
+def _build(path: Path, state: RunState) -> tuple[nn.Module, GaussianDiffusion]:
+    """Build the network and the process that a checkpoint describes, by the names of registered classes."""
     from ddpm_lib.diffusion import GaussianDiffusion
 
-    model = _network(found, state)
-    return model, GaussianDiffusion(model, **state["diffusion"])
+    model = _network(path, state)
+    return model, GaussianDiffusion(model, **state.diffusion)
 
 
-def _network(found: Path, state: dict[str, Any]) -> nn.Module:
+def _network(path: Path, state: RunState) -> nn.Module:
     from ddpm_lib.nn import NETWORKS
 
-    described = state["model"]
-    if described["class"] not in NETWORKS or described["config"] is None:
-        raise files.CheckpointError(
-            f"{found} holds the weights of a {described['class']}, which only your own code can build. "
+    kind, config = state.model["class"], state.model["config"]
+    if kind not in NETWORKS or config is None:
+        raise CheckpointError(
+            f"{path} holds the weights of a {kind}, which only your own code can build. "
             "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
         )
-    network: nn.Module = NETWORKS[described["class"]](**described["config"])
+    network: nn.Module = NETWORKS[kind](**config)
     return network
 
 
-def _choose(path: Path, state: dict[str, Any], weights: str, decay: float | None) -> tuple[dict[str, Any], str]:
+def _choose(
+    checkpoint: VerifiedCheckpoint, kept: list[float | str], weights: str, decay: float | None
+) -> tuple[dict[str, Tensor], str]:
+    """Return the weights asked for, and what they are called."""
+    path = checkpoint.path
     if weights == "model":
-        return files.read_tensors(path, "model"), "model"
-    kept = state["ema_decay"]
+        return checkpoint.read_tensors("model"), "model"
     if not kept:
         raise ConfigError(f"{path} was trained without an EMA. Ask for weights='model' (--weights model).")
-    decay = kept[0] if decay is None else decay
-    if decay not in kept:
-        raise ConfigError(f"{path} keeps no EMA of decay {short(decay)}. It keeps: {', '.join(map(str, kept))}.")
-    prefix = f"{decay}/"
-    tensors = {k.removeprefix(prefix): v for k, v in files.read_tensors(path, "ema").items() if k.startswith(prefix)}
-    return tensors, f"ema {decay}"
+    chosen = kept[0] if decay is None else decay
+    if chosen not in kept:
+        raise ConfigError(f"{path} keeps no EMA of decay {short(chosen)}. It keeps: {', '.join(map(str, kept))}.")
+    prefix = f"{chosen}/"
+    tensors = {k.removeprefix(prefix): v for k, v in checkpoint.read_tensors("ema").items() if k.startswith(prefix)}
+    return tensors, f"ema {chosen}"

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.files import utf8_name
-from ddpm_lib.runs import checkpoint as files
-
-if TYPE_CHECKING:
-    pass
-
+from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.files import utf8_name, write_aside
+from ddpm_lib.core.tensor_files import save_tensors
+from ddpm_lib.runs.names import checkpoint_name, step_of
 
 FOLDER = "posthoc"
 """Where a run directory holds its snapshots."""
@@ -97,32 +92,17 @@ class Snapshot:
 
 
 def write_snapshot(run: Path, step: int, sigma_rels: Sequence[float], tensors: dict[str, Tensor]) -> Path:
-    """Write one snapshot under a temporary name, flush it and rename it.
+    """Write one snapshot, see `write_aside`.
 
     Raises:
         OSError: If the disk refuses; nothing half-written stays.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{files.checkpoint_name(step)}.safetensors"
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        # One entry only: safetensors writes several in a random order, and a resumed run shall have the same files.
-        metadata = {"sigma_rel": json.dumps(sigma_rels)}
-        try:
-            save_file(files._separate(tensors), temporary, metadata)
-        except SafetensorError as error:  # what a full disk looks like from there
-            raise OSError(str(error)) from error
-        files._readable(temporary)
-        files._flush(temporary)
-        os.replace(temporary, path)
-        files._flush(folder)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    path = folder / f"{checkpoint_name(step)}.safetensors"
+    # One entry only: safetensors writes several in a random order, and a resumed run shall have the same files.
+    metadata = {"sigma_rel": json.dumps(sigma_rels)}
+    write_aside(path, lambda aside: save_tensors(aside, tensors, metadata))
     return path
 
 
@@ -141,7 +121,7 @@ def list_snapshots(run: Path) -> list[Snapshot]:
                 metadata = file.metadata()
             found.append(Snapshot(step, tuple(json.loads(metadata["sigma_rel"])), path))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise files.CheckpointError(
+            raise CheckpointError(
                 f"The snapshot {path} cannot be read ({type(error).__name__}: {error}). Move it away: the others do without it."
             ) from error
     return found
@@ -150,4 +130,4 @@ def list_snapshots(run: Path) -> list[Snapshot]:
 def snapshot_paths(run: Path) -> list[tuple[int, Path]]:
     """Return the steps and paths of the snapshots, oldest first, as their names say."""
     paths = (run / FOLDER).glob("step-*.safetensors")
-    return sorted((files.step_of(path.with_suffix("")), path) for path in paths)
+    return sorted((step_of(path.with_suffix("")), path) for path in paths)

@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 from ddpm_lib.core.file_locks import look
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.core.text import printable
+from ddpm_lib.runs.names import checkpoint_name, step_in
 
 WORDS = ("running", "finished", "stopped", "lost", "killed", "failed", "none")
 """How a run can stand, in one word."""
 
-_STEP = re.compile(r"step-(\d{9,})")
 _MANY = 2**62
 _MOST = 2**20  # bytes of a status.json; ours have a thousand
 
@@ -91,7 +90,7 @@ def last_row(run: Path) -> dict[str, Any]:
 def newest_checkpoint(run: Path) -> str | None:
     """Return the name of the checkpoint of the highest step, verified or not."""
     steps = _checkpoint_steps(run)
-    return f"step-{max(steps):09d}" if steps else None
+    return checkpoint_name(max(steps)) if steps else None
 
 
 def _checkpoint_steps(run: Path) -> list[int]:
@@ -99,7 +98,7 @@ def _checkpoint_steps(run: Path) -> list[int]:
         names = os.listdir(run / "checkpoints")
     except OSError:
         return []
-    return [int(found[1]) for found in map(_STEP.fullmatch, names) if found]
+    return [step for step in map(step_in, names) if step is not None]
 
 
 def is_run(path: Path) -> bool:

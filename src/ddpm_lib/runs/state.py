@@ -1,23 +1,171 @@
-"""What a checkpoint's state.json must say before anything is built from it: whole numbers that are, and sizes that can be."""
+"""state.json of a checkpoint: its schema, what is checked before anything is built from it, and differences."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
-
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.text import short
-from ddpm_lib.runs import checkpoint as files
 
+STATE = "state.json"
 MOST_LEVELS = 10**6
 """More noise levels than any process has; tables of 10¹⁰ would take all memory before anything is compared."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value that is not the same in two JSON-like values.
+
+    Attributes:
+        path: Where it stands, as model.config.dim.
+        saved: What a checkpoint, or another process, says.
+        now: What holds now, or in this process.
+    """
+
+    path: str
+    saved: Any
+    now: Any
+
+    def worded(self, before: str = "in the checkpoint", after: str = "now") -> str:
+        """Return a line for the user; the arguments say where either value holds."""
+        return f"{self.path}: {short(self.saved)} {before}, {short(self.now)} {after}"
+
+
+def differences(saved: Any, now: Any, path: str = "") -> list[Difference]:
+    """List where two JSON-like values differ; tuples are lists, and what one lacks is None there."""
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*saved, *now])
+        return [d for k in keys for d in differences(saved.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
+    before, after = (list(v) if isinstance(v, tuple) else v for v in (saved, now))
+    return [] if before == after else [Difference(path, saved, now)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDescription:
+    """What identifies the data of a run.
+
+    Attributes:
+        source: Name of what it was opened from.
+        images: Number of training images.
+        fingerprint: Of the training images.
+        fingerprint_version: What that covers. 1: names, sizes and labels; 2: contents as well.
+        whole: Fingerprint of the set out of which images were held, where that is known.
+        held_fraction: The val_fraction that holds images out, 0: none are; None: not noted.
+        class_names: Names of the classes, where the data has labels.
+        val_fingerprint: Of validation images that came from elsewhere.
+    """
+
+    source: str
+    images: int
+    fingerprint: str
+    fingerprint_version: int = 1
+    whole: str | None = None
+    held_fraction: float | None = None
+    class_names: list[str] | None
+    val_fingerprint: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataDescription:
+        """Read what `to_json` returned, also by an earlier version.
+
+        Raises:
+            KeyError: If an entry is missing that every version writes.
+        """
+        entries = {f.name: f for f in dataclasses.fields(cls)}
+        needed = [name for name, f in entries.items() if f.default is dataclasses.MISSING]
+        own = {name: values[name] for name in needed}
+        return cls(**own | {name: values[name] for name in entries if name in values})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `data` of state.json."""
+        values = dataclasses.asdict(self)
+        if self.val_fingerprint is None:
+            del values["val_fingerprint"]
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """All of a checkpoint but its tensors. Values are as JSON has them; parts read theirs themselves.
+
+    Attributes:
+        step: Optimizer steps done.
+        images_seen: Images that those steps have taken.
+        elapsed_seconds: Time of training.
+        seed: Of the run.
+        batch_size: Images per step over all processes.
+        shards: Noise keys that the batch is divided into.
+        model: Class and arguments of the network; arguments None where only Python can build it.
+        diffusion: Arguments of the process.
+        data: See `DataDescription`.
+        ema_decay: Which averages are kept: decays, or a label where it was synthesised.
+        training: The options of training.
+        callbacks: States by name of the callback.
+        guard: State of the guard against NaN.
+        scaler: State of the gradient scaler, None without one.
+        versions: Of Python and libraries, and the number of threads.
+        extra: Entries that this version does not know.
+    """
+
+    step: int
+    images_seen: int = 0
+    elapsed_seconds: float = 0.0
+    seed: int = 0
+    batch_size: int = 1
+    shards: int = 1
+    model: dict[str, Any]
+    diffusion: dict[str, Any]
+    data: dict[str, Any]
+    ema_decay: list[float | str]
+    training: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    guard: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], checkpoint: Path) -> RunState:
+        """Check what sampling needs, and take the values; other entries may be missing or damaged.
+
+        Raises:
+            CheckpointError: See `check_entries`.
+        """
+        check_entries(values, checkpoint, _FOR_LOADING)
+        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        own = {name: value for name, value in values.items() if name in known}
+        return cls(**own, extra={name: value for name, value in values.items() if name not in known})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of state.json."""
+        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
+        return {**known, **self.extra}
+
+    def differences(self, **now: Any) -> list[Difference]:
+        """List where entries, given by name, differ from what they are now."""
+        return differences({name: getattr(self, name) for name in now}, now)
+
+    @cached_property
+    def trained_on(self) -> DataDescription:
+        """What identifies the data.
+
+        Raises:
+            KeyError: If the entry `data` is damaged.
+        """
+        return DataDescription.from_json(self.data)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint that this one knows of, or None."""
+        kept = self.callbacks.get("KeepBest") if isinstance(self.callbacks, dict) else None
+        step = kept.get("step") if isinstance(kept, dict) else None
+        return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def _whole(least: int, most: int) -> Callable[[Any], bool]:
@@ -64,12 +212,12 @@ _WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 _FOR_LOADING = ("step", "model", "diffusion", "data", "ema_decay")
 
 
-def check_state(state: dict[str, Any], path: Path, names: tuple[str, ...] = tuple(_WANTED)) -> None:
-    """Check what state.json says, without building anything.
+def check_entries(values: Mapping[str, Any], checkpoint: Path, names: Collection[str]) -> None:
+    """Check entries of a state.json, without building anything.
 
     Args:
-        state: Its values.
-        path: The checkpoint, for the message.
+        values: Its content.
+        checkpoint: The directory, for the message.
         names: The entries that are needed.
 
     Raises:
@@ -77,50 +225,20 @@ def check_state(state: dict[str, Any], path: Path, names: tuple[str, ...] = tupl
     """
     for name in names:
         what, fits = _WANTED[name]
-        if name not in state:
-            raise files.CheckpointError(f"{path / 'state.json'} has no entry {name!r}, so it is damaged.")
-        value = state[name]
-        if not fits(value) or (name == "shards" and state["batch_size"] % value):
-            raise files.CheckpointError(f"{path / 'state.json'}: {name} must be {what}; got {short(value, 100)}.")
+        if name not in values:
+            raise CheckpointError(f"{checkpoint / STATE} has no entry {name!r}, so it is damaged.")
+        value = values[name]
+        if not fits(value) or (name == "shards" and values["batch_size"] % value):
+            raise CheckpointError(f"{checkpoint / STATE}: {name} must be {what}; got {short(value, 100)}.")
+
+
+def check_complete(values: Mapping[str, Any], checkpoint: Path) -> None:
+    """Check all entries of a state.json: training can go on from these.
+
+    Raises:
+        CheckpointError: See `check_entries`.
+    """
+    check_entries(values, checkpoint, _WANTED)
     for name in ("guard", "scaler"):
-        if state.get(name) is not None and not isinstance(state[name], dict) and len(names) > len(_FOR_LOADING):
-            raise files.CheckpointError(
-                f"{path / 'state.json'}: {name} must be a state; got {short(state[name], 100)}."
-            )
-
-
-def check_loadable(state: dict[str, Any], path: Path) -> None:
-    """Check what sampling needs; an average made later has no more.
-
-    Raises:
-        CheckpointError: See `check_state`.
-    """
-    check_state(state, path, _FOR_LOADING)
-
-
-def check_resumable(path: Path) -> None:
-    """Check that training can go on from a checkpoint whose files are as its manifest says.
-
-    Raises:
-        CheckpointError: Naming what is missing or wrong.
-    """
-    state = files.read_state(path)
-    check_state(state, path)
-    if state["step"] != files.step_of(path):
-        raise files.CheckpointError(f"{path / 'state.json'} says step {state['step']}, so it is of another checkpoint.")
-    listed = json.loads((path / files.MANIFEST).read_text(encoding="utf-8"))["files"]
-    wanted = ["model.safetensors", "optimizer.safetensors", "state.json"]
-    wanted += ["ema.safetensors"] if state["ema_decay"] else []
-    for name in wanted:
-        if name not in listed:
-            raise files.CheckpointError(
-                f"{path.name}: {files.MANIFEST} does not list {name}, without which nothing goes on"
-            )
-
-
-def best_step(state: dict[str, Any]) -> int | None:
-    """Return the step of the best checkpoint that a checkpoint's state.json knows of, or None."""
-    callbacks = state.get("callbacks")
-    kept = callbacks.get("KeepBest") if isinstance(callbacks, dict) else None
-    step = kept.get("step") if isinstance(kept, dict) else None
-    return step if isinstance(step, int) and not isinstance(step, bool) else None
+        if values.get(name) is not None and not isinstance(values[name], dict):
+            raise CheckpointError(f"{checkpoint / STATE}: {name} must be a state; got {short(values[name], 100)}.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.files import utf8_name
 from ddpm_lib.core.paths import another
 from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.checkpoint import Verify
+from ddpm_lib.runs.names import checkpoint_name, step_of
 from ddpm_lib.runs.snapshots import FOLDER, Snapshot, combine, gamma_of, list_snapshots
 from ddpm_lib.runs.standing import is_run, no_run
 
@@ -35,15 +39,22 @@ class SynthesisedEma:
     profile_error: float
 
 
-def available_snapshots(run: Path) -> list[Snapshot]:
-    """Return the snapshots of a run, and the averages in its checkpoints at other steps; oldest first."""
+def available_snapshots(run: Path, verify: Verify = files.verify) -> list[Snapshot]:
+    """Return the snapshots of a run, and the averages in its checkpoints at other steps; oldest first.
+
+    Args:
+        run: The run directory.
+        verify: Verifies a checkpoint; one that remembers spares hashing it again.
+
+    Raises:
+        CheckpointError: If one is damaged.
+    """
     found = list_snapshots(run)
-    for checkpoint in files.list_checkpoints(run / "checkpoints"):
-        path = checkpoint / f"{FOLDER}.safetensors"
-        if path.is_file() and files.step_of(checkpoint) not in {s.step for s in found}:
-            files.verify(checkpoint)
-            kept = tuple(files.read_state(checkpoint)["training"].get("posthoc_ema", ()))
-            found.append(Snapshot(files.step_of(checkpoint), kept, path))
+    for path in files.list_checkpoints(run / "checkpoints"):
+        averages = path / f"{FOLDER}.safetensors"
+        if averages.is_file() and step_of(path) not in {s.step for s in found}:
+            kept = tuple(verify(path).state.training.get("posthoc_ema", ()))
+            found.append(Snapshot(step_of(path), kept, averages))
     return sorted(found, key=lambda s: s.step)
 
 
@@ -94,7 +105,8 @@ def synthesise_ema(
     """
     run = Path(run)
     gamma_of(sigma_rel)
-    there = available_snapshots(run)
+    verify = functools.cache(files.verify)
+    there = available_snapshots(run, verify)
     if not there and not is_run(run):
         raise ConfigError(no_run(run))
     if not there:
@@ -108,27 +120,30 @@ def synthesise_ema(
             f"{run} stored averages at {len(there)} steps from {there[0].step} to {there[-1].step}, not at {step}. "
             f"The nearest is {near}."
         )
-    name = f"sigma_rel-{sigma_rel:g}-{files.checkpoint_name(step)}"
+    name = f"sigma_rel-{sigma_rel:g}-{checkpoint_name(step)}"
     final = Path(output_dir) if output_dir is not None else run / "ema" / name
     if final.exists():
         advice = f"Choose {another(final)}, or use it as it is."
         raise ConfigError(f"{final} exists, and nothing is overwritten. {advice}")
-    newest = files.newest_complete(run / "checkpoints", lambda line: None)
+    newest, _ = files.find_newest(run / "checkpoints", verify=verify)
     if newest is None:
-        raise files.CheckpointError(f"{run} holds no complete checkpoint, which says what network the averages are of.")
+        raise CheckpointError(f"{run} holds no complete checkpoint, which says what network the averages are of.")
     weights, error, count = posthoc_weights(there, sigma_rel, step)
     label = f"sigma_rel={sigma_rel:g}"
-    state = files.read_state(newest)
-    state |= {
-        "step": step,
-        "images_seen": step * state["batch_size"],
-        "ema_decay": [label],
-        "callbacks": {},
-        "scaler": None,
-    }
-    state["posthoc"] = {"sigma_rel": sigma_rel, "averages": count, "profile_error": error}
+    about = {"sigma_rel": sigma_rel, "averages": count, "profile_error": error}
+    state = dataclasses.replace(
+        newest.state,
+        step=step,
+        images_seen=step * newest.state.batch_size,
+        ema_decay=[label],
+        callbacks={},
+        scaler=None,
+        extra={**newest.state.extra, "posthoc": about},
+    )
     aside = final.parent / f".tmp-ema-{os.getpid()}"
-    saved = files.save_checkpoint(aside, step, {"ema": {f"{label}/{k}": v for k, v in weights.items()}}, state)
+    saved = files.save_checkpoint(
+        aside, step, {"ema": {f"{label}/{k}": v for k, v in weights.items()}}, state.to_json()
+    )
     os.rename(saved.path, final)
     aside.rmdir()
     return SynthesisedEma(final, sigma_rel, step, count, error)

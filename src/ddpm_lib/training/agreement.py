@@ -13,10 +13,11 @@ from ddpm_lib.core.text import printable
 from ddpm_lib.core.validation import shown
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.runs.standing import is_run, pictures_in
-from ddpm_lib.training.resume import describe_versions, differences
+from ddpm_lib.runs.state import differences
+from ddpm_lib.runs.versions import describe_versions
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.training.config import TrainingConfig
 
 
 def check_process(diffusion: Any) -> None:
@@ -34,27 +35,32 @@ def check_process(diffusion: Any) -> None:
     raise ConfigError(f"diffusion must be a GaussianDiffusion; got {shown(diffusion)}. {fix}")
 
 
-def check_alike(trainer: Trainer) -> None:
+def check_alike(config: TrainingConfig, diffusion: GaussianDiffusion, processes: int) -> None:
     """Compare options, process and versions of all ranks; to be called on every rank.
+
+    Args:
+        config: The options of this rank.
+        diffusion: Its process.
+        processes: The number of ranks.
 
     Raises:
         ConfigError: On every rank, naming what differs from the main process.
     """
-    if trainer.processes == 1:
+    if processes == 1:
         return
     from accelerate.utils import gather_object
 
     versions = {k: v for k, v in describe_versions().items() if k != "threads"}
     own: dict[str, Any] = {
-        "options": trainer.config.to_dict(),
-        "diffusion": trainer.diffusion.config,
+        "options": config.to_dict(),
+        "diffusion": diffusion.config,
         "versions": versions,
     }
     everyone = list(gather_object([own]))
     for rank, other in enumerate(everyone):
-        found = [line.replace(" in the checkpoint", " on process 0") for line in differences(everyone[0], other)]
+        found = differences(everyone[0], other)
         if found:
-            told = "\n  ".join(line.removesuffix("now") + f"on process {rank}" for line in found[:5])
+            told = "\n  ".join(d.worded("on process 0", f"on process {rank}") for d in found[:5])
             raise ConfigError(
                 f"The processes of this run were not started alike:\n  {told}\nStart all with the same command."
             )

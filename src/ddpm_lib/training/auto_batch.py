@@ -11,7 +11,6 @@ import gc
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
 from ddpm_lib.nn.summary import saved_bytes
-from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.training.config import TrainingConfig
@@ -48,7 +47,7 @@ class Choice:
     why: str
 
 
-def with_batch_size(trainer: Trainer, checkpoint: Path | None) -> TrainingConfig:
+def with_batch_size(trainer: Trainer, checkpoint: VerifiedCheckpoint | None) -> TrainingConfig:
     """Return the run's options with a number for batch_size; to be called on every rank, the network in its place.
 
     Weights, averages and random state stay as they are. A run that continues keeps the number it began with.
@@ -60,7 +59,7 @@ def with_batch_size(trainer: Trainer, checkpoint: Path | None) -> TrainingConfig
     if config.batch_size != "auto":
         return config
     if checkpoint is not None:
-        size = int(files.read_state(checkpoint)["batch_size"])
+        size = checkpoint.state.batch_size
         trainer.say(f"batch_size auto: {size} images, which this run began with.")
         return replace(config, batch_size=size)
     passes = trainer.processes * config.accumulation_steps

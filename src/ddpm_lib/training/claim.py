@@ -84,7 +84,7 @@ def start_records(trainer: Trainer) -> None:
     for line in (moved, note):
         if line:
             trainer.say(line)
-    write_run_config(trainer)
+    write_run_config(trainer.output_dir, trainer.source_name, trainer.config, trainer.diffusion)
     with trainer.going_on("data.npz"):
         write_data_index(trainer.output_dir, trainer.dataset)
 
@@ -95,11 +95,12 @@ def look_again(trainer: Trainer) -> None:
 
     newer = trainer.on_main(lambda: _newer(trainer))
     if newer:
-        found = trainer.on_main(lambda: find_checkpoint(trainer))
-        if found is not None and files.step_of(found) > trainer.step:
+        run, resume = trainer.output_dir, trainer.config.resume
+        found = trainer.on_main(lambda: find_checkpoint(run, resume, trainer.say))
+        if found is not None and found.state.step > trainer.step:
             restore(trainer, found)
-            trainer.last_checkpoint = found
-            trainer.say(f"Another process trained here meanwhile: going on from {found} at step {trainer.step:,}.")
+            trainer.last_checkpoint = found.path
+            trainer.say(f"Another process trained here meanwhile: going on from {found.path} at step {trainer.step:,}.")
 
 
 def _newer(trainer: Trainer) -> bool:

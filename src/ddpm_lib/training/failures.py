@@ -78,11 +78,12 @@ class RollBack(StartOver):
         every = trainer.config.save_every
         # One that the uninterrupted run has too, and not one of an interruption, so that both go on from the same step.
         regular = trainer.on_main(lambda: newest_complete(folder, trainer.say, lambda step: step % every == 0))
-        trainer.last_checkpoint = regular or trainer.on_main(lambda: newest_complete(folder, trainer.say))
-        if trainer.last_checkpoint is None:
+        checkpoint = regular or trainer.on_main(lambda: newest_complete(folder, trainer.say))
+        if checkpoint is None:
             nothing = "No complete checkpoint is left to roll back to."
             raise DivergedError(f"{self.message} {nothing} {_advice(trainer)}")
-        restore(trainer, trainer.last_checkpoint)
+        trainer.last_checkpoint = checkpoint.path
+        restore(trainer, checkpoint)
         trainer.images_seen = self.images_seen
         trainer.metrics.clear()
         note = trainer.on_main(lambda: trainer.records.cut_back(trainer.step))

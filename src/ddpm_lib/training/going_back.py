@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.runs import checkpoint as files
-from ddpm_lib.runs.state import check_resumable
+from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify, check_resumable, list_checkpoints
+from ddpm_lib.runs.names import checkpoint_name, step_of
 from ddpm_lib.training.config import wanted_kind
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
 
 FOLDER = "set-aside"
 
@@ -33,7 +30,7 @@ def wanted_step(resume: str, run: Path) -> int | None:
     if kind == "step":
         return int(resume)
     path = Path(resume)
-    step = files.step_of(path)
+    step = step_of(path)
     if len(path.parts) > 1 and os.path.realpath(path.parent) != os.path.realpath(run / "checkpoints"):
         raise ConfigError(
             f"resume={resume!r} is no checkpoint of the run directory {run}. Name its own run as the output_dir "
@@ -42,40 +39,45 @@ def wanted_step(resume: str, run: Path) -> int | None:
     return step
 
 
-def back_to(trainer: Trainer, step: int) -> Path | None:
+def back_to(run: Path, step: int, verify: Verify, say: Callable[[str], None]) -> VerifiedCheckpoint | None:
     """Return the checkpoint to go back to, or None where the run went back there before and has come further since.
 
     The second case is that of the same command, started again after an interruption.
+
+    Args:
+        run: The run directory.
+        step: The step to go back to.
+        verify: Verifies a checkpoint.
+        say: Gets the line about the second case.
 
     Raises:
         ConfigError: If there is no such checkpoint, naming those that there are.
         CheckpointError: If it is damaged.
     """
-    folder = trainer.output_dir / "checkpoints"
-    there = files.list_checkpoints(folder)
-    for path in reversed([p for p in there if files.step_of(p) > step]):
+    folder = run / "checkpoints"
+    there = list_checkpoints(folder)
+    for path in reversed([p for p in there if step_of(p) > step]):
         try:
-            files.verify(path)
-            said = str(files.read_state(path).get("training", {}).get("resume", "auto"))
-            again = wanted_step(said, trainer.output_dir.absolute()) == step
-        except (files.CheckpointError, ConfigError, OSError, AttributeError):
+            said = str(verify(path).state.training.get("resume", "auto"))
+            again = wanted_step(said, run.absolute()) == step
+        except (CheckpointError, ConfigError, OSError, AttributeError):
             continue
         if again:
-            trainer.say(
+            say(
                 f"Going back to step {step:,} was done before, and {path.name} comes after it: training goes on from there. "
-                f"To go back once more, move what is newer than {files.checkpoint_name(step)} out of {folder}."
+                f"To go back once more, move what is newer than {checkpoint_name(step)} out of {folder}."
             )
             return None
-    wanted = folder / files.checkpoint_name(step)
+    wanted = folder / checkpoint_name(step)
     if wanted not in there:
-        names = ", ".join(str(files.step_of(p)) for p in there)
-        raise ConfigError(f"{trainer.output_dir} has no checkpoint of step {step}. There are: {names or 'none'}.")
+        names = ", ".join(str(step_of(p)) for p in there)
+        raise ConfigError(f"{run} has no checkpoint of step {step}. There are: {names or 'none'}.")
     try:
-        files.verify(wanted)
+        checkpoint = verify(wanted)
     except OSError as error:
-        raise files.CheckpointError(f"{wanted} cannot be read ({error}).") from error
-    check_resumable(wanted)
-    return wanted
+        raise CheckpointError(f"{wanted} cannot be read ({error}).") from error
+    check_resumable(checkpoint)
+    return checkpoint
 
 
 def set_aside(run: Path, step: int) -> str | None:
@@ -84,8 +86,8 @@ def set_aside(run: Path, step: int) -> str | None:
     Returns:
         What was moved where, or None if there was nothing.
     """
-    newer = [p for p in files.list_checkpoints(run / "checkpoints") if files.step_of(p) > step]
-    snapshots = [p for p in (run / "posthoc").glob("step-*.safetensors") if files.step_of(p.with_suffix("")) > step]
+    newer = [p for p in list_checkpoints(run / "checkpoints") if step_of(p) > step]
+    snapshots = [p for p in (run / "posthoc").glob("step-*.safetensors") if step_of(p.with_suffix("")) > step]
     if not newer and not snapshots:
         return None
     number = 1

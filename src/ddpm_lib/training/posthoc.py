@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +20,8 @@ from torch import Tensor, nn
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.paths import another
 from ddpm_lib.core.spelling import option
-from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.snapshots import FOLDER, gamma_of
-
-if TYPE_CHECKING:
-    pass
 
 
 class PostHocAverages:
@@ -62,22 +57,23 @@ class PostHocAverages:
         """Return all averages under `<sigma_rel>/<name>`."""
         return {f"{s}/{k}": v for s, average in zip(self.sigma_rels, self._averages) for k, v in average.items()}
 
-    def restore(self, path: Path, state: dict[str, Any]) -> None:
+    def restore(self, checkpoint: VerifiedCheckpoint) -> None:
         """Load the averages of a checkpoint.
 
         Raises:
             ConfigError: If it lacks one: an average that begins in the middle of a run has another profile.
         """
-        kept = state["training"].get("posthoc_ema", [])
+        path, state = checkpoint.path, checkpoint.state
+        kept = state.training.get("posthoc_ema", [])
         lacking = [s for s in self.sigma_rels if s not in kept]
-        if lacking and state["step"]:
+        if lacking and state.step:
             kept_words = ", ".join(map(str, kept)) or "none"
             raise ConfigError(
                 f"{path} has no post-hoc average of sigma_rel {', '.join(map(str, lacking))}, and one cannot begin in the middle "
                 f"of a run. Set {option('posthoc_ema')} to what this run keeps ({kept_words}), or use "
-                f"{another(path.parent.parent)}."
+                f"{another(checkpoint.run)}."
             )
-        saved = files.read_tensors(path, FOLDER) if self.sigma_rels and not lacking else {}
+        saved = checkpoint.read_tensors(FOLDER) if self.sigma_rels and not lacking else {}
         for sigma_rel, average in zip(self.sigma_rels, self._averages):
             for name, tensor in average.items():
                 if saved:

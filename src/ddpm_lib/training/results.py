@@ -11,6 +11,19 @@ from ddpm_lib.runtime.launch import under_torchrun
 
 
 @dataclass(frozen=True)
+class StopReason:
+    """Why training is to stop before its end.
+
+    Attributes:
+        text: For the user.
+        signal: Name of the signal that asked for it, such as SIGTERM; None for other reasons.
+    """
+
+    text: str
+    signal: str | None = None
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """How a call of `Trainer.train` ended.
 
@@ -20,6 +33,7 @@ class TrainingResult:
         reason: Why it stopped.
         output_dir: The run directory.
         checkpoint: The last checkpoint.
+        signal: Name of the signal that stopped it, None if none did.
         exit_code: 0 finished, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a launcher may requeue).
     """
 
@@ -28,13 +42,14 @@ class TrainingResult:
     reason: str
     output_dir: Path
     checkpoint: Path | None
+    signal: str | None = None
 
     @property
     def exit_code(self) -> int:
         """Return the process exit code that fits; under torchrun always 0, because it would restart the job otherwise."""
         if self.status == "finished" or under_torchrun():
             return 0
-        return 130 if "SIGINT" in self.reason else 143
+        return 130 if self.signal == "SIGINT" else 143
 
 
 @dataclass

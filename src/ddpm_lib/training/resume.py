@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import platform
-from importlib import metadata
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.paths import another
 from ddpm_lib.core.spelling import option
-from ddpm_lib.core.text import printable, short
+from ddpm_lib.core.text import printable
 from ddpm_lib.runs import checkpoint as files
-from ddpm_lib.runs.state import check_resumable
+from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
+from ddpm_lib.runs.state import STATE, DataDescription, RunState
+from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.run_config import portable_options
 from ddpm_lib.training.same_data import (
@@ -30,33 +33,22 @@ from ddpm_lib.training.same_data import (
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.callbacks.base import Callback
+    from ddpm_lib.training.config import TrainingConfig
     from ddpm_lib.training.trainer import Trainer
 
+_NO_OTHER_NETWORK = {"model.config.gradient_checkpointing"}
+"""Settings that may change: recomputing activations changes the memory, not the network."""
 
-def describe_model(trainer: Trainer) -> dict[str, Any]:
-    """Return the class and the arguments of the network, for rebuilding and comparing."""
-    model = trainer.diffusion.model
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Return the class and the arguments of a network, for rebuilding and comparing."""
     return {"class": type(model).__name__, "config": getattr(model, "config", None)}
 
 
-def describe_data(trainer: Trainer) -> dict[str, Any]:
+def describe_data(trainer: Trainer) -> DataDescription:
     """Return what identifies the training data."""
-    described = describe_dataset(trainer.dataset, trainer.source_name, trainer.held_fraction)
-    if trainer.config.val_data is not None and trainer.held_out is not None:
-        described["val_fingerprint"] = trainer.held_out.fingerprint
-    return described
-
-
-def describe_versions() -> dict[str, Any]:
-    """Return what a bitwise repetition would need to match."""
-    names = ("ddpm-lib", "torch", "accelerate", "ema-pytorch", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return {**found, "python": platform.python_version(), "threads": torch.get_num_threads()}
+    validation = trainer.held_out if trainer.config.val_data is not None else None
+    return describe_dataset(trainer.dataset, trainer.source_name, trainer.held_fraction, validation)
 
 
 def describe_run(trainer: Trainer) -> str:
@@ -74,26 +66,26 @@ def describe_run(trainer: Trainer) -> str:
     )
 
 
-def run_state(trainer: Trainer) -> dict[str, Any]:
-    """Collect everything but the tensors, JSON-able."""
+def run_state(trainer: Trainer) -> RunState:
+    """Collect everything but the tensors; on every rank, as callbacks may need all of them."""
     scaler = trainer.accelerator.scaler
-    return {
-        "step": trainer.step,
-        "images_seen": trainer.images_seen,
-        "elapsed_seconds": trainer.elapsed_seconds,
-        "seed": trainer.config.seed,
-        "batch_size": trainer.config.images_per_step,
-        "shards": trainer.randomness.shards,
-        "model": describe_model(trainer),
-        "diffusion": trainer.diffusion.config,
-        "data": describe_data(trainer),
-        "ema_decay": list(trainer.config.ema_decay),
-        "training": portable_options(trainer),
-        "callbacks": {name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
-        "guard": trainer.guard.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "versions": describe_versions(),
-    }
+    return RunState(
+        step=trainer.step,
+        images_seen=trainer.images_seen,
+        elapsed_seconds=trainer.elapsed_seconds,
+        seed=trainer.config.seed,
+        batch_size=trainer.config.images_per_step,
+        shards=trainer.randomness.shards,
+        model=describe_model(trainer.diffusion.model),
+        diffusion=trainer.diffusion.config,
+        data=describe_data(trainer).to_json(),
+        ema_decay=list(trainer.config.ema_decay),
+        training=portable_options(trainer.config),
+        callbacks={name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
+        guard=trainer.guard.state_dict(),
+        scaler=scaler.state_dict() if scaler is not None else None,
+        versions=describe_versions(),
+    )
 
 
 def named(callbacks: list[Callback]) -> dict[str, Callback]:
@@ -108,63 +100,59 @@ def named(callbacks: list[Callback]) -> dict[str, Callback]:
     return result
 
 
-def find_checkpoint(trainer: Trainer) -> Path | None:
+def find_checkpoint(run: Path, resume: str, say: Callable[[str], None]) -> VerifiedCheckpoint | None:
     """Return the checkpoint to go on from, None in a new run: the newest that is whole, or the one that `resume` names.
+
+    Args:
+        run: The run directory.
+        resume: The option.
+        say: Gets a line for each checkpoint passed over.
 
     Raises:
         ConfigError: If there is one and resume="never", or none of the step asked for.
         CheckpointError: If there are checkpoints but none is complete: starting again would overwrite what is left of them.
     """
-    folder = trainer.output_dir / "checkpoints"
+    folder, verify = run / "checkpoints", cache(files.verify)
     there = files.list_checkpoints(folder)
-    if there and trainer.config.resume == "never":
+    if there and resume == "never":
         raise ConfigError(
-            f"{trainer.output_dir} holds {there[-1].name} already. "
-            f"Choose {another(trainer.output_dir)}, or {option('resume', 'auto')} to continue it."
+            f"{run} holds {there[-1].name} already. "
+            f"Choose {another(run)}, or {option('resume', 'auto')} to continue it."
         )
-    step = wanted_step(trainer.config.resume, trainer.output_dir)
+    step = wanted_step(resume, run)
     if there and step is None and files.is_of_newer_version(there[-1]):
-        raise files.CheckpointError(
+        raise CheckpointError(
             f"{there[-1]} was written by a newer ddpm-lib, which this version cannot read. Upgrade ddpm-lib, or go back to an "
             "older checkpoint (--resume STEP), which sets the newer ones aside."
         )
-    back = back_to(trainer, step) if step is not None else None
+    back = back_to(run, step, verify, say) if step is not None else None
     if back is not None:
         return back
-    broken: list[str] = []
-    found = files.newest_complete(folder, broken.append, check=check_resumable)
-    for line in broken:
-        trainer.say(line)
+    found, broken = files.find_newest(folder, check=files.check_resumable, verify=verify)
+    for error in broken:
+        say(files.passed_over(error))
     if there and found is None:
-        raise files.CheckpointError(
+        raise CheckpointError(
             f"None of the {len(there)} checkpoints in {folder} is complete. To start anew, choose "
-            f"{another(trainer.output_dir)}, or move them away. The newest: {broken[0].partition(': ')[2]}"
+            f"{another(run)}, or move them away. The newest: {files.without_stop(broken[0])}."
         )
     return found
 
 
-def shards_of_run(trainer: Trainer, checkpoint: Path | None) -> int:
-    """Return how many noise keys the global batch has: what the run began with, unless the batch size is another now."""
-    config = trainer.config
-    fresh = config.shards or trainer.processes * config.accumulation_steps
-    if checkpoint is None:
-        return fresh
-    state = files.read_state(checkpoint)
-    if state["batch_size"] != config.images_per_step:
-        return fresh
-    shards = int(state["shards"])
-    if config.shards not in (None, shards):
-        trainer.say(f"shards stays {shards}, which this run began with; {config.shards} was asked for.")
-    return shards
+def shards_of_run(config: TrainingConfig, processes: int, saved: RunState | None, say: Callable[[str], None]) -> int:
+    """Return how many noise keys the global batch has: what the run began with, unless the batch size is another now.
 
-
-def differences(saved: Any, now: Any, path: str = "") -> list[str]:
-    """List where two JSON-like values differ, as `path: saved -> now`."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        keys = list(dict.fromkeys([*saved, *now]))
-        return [line for k in keys for line in differences(saved.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
-    as_list = [list(v) if isinstance(v, tuple) else v for v in (saved, now)]
-    return [] if as_list[0] == as_list[1] else [f"{path}: {short(saved)} in the checkpoint, {short(now)} now"]
+    Args:
+        config: The options, with a number for batch_size.
+        processes: Of this run now.
+        saved: State of the checkpoint to go on from, None in a new run.
+        say: Gets a line where another number was asked for.
+    """
+    if saved is None or saved.batch_size != config.images_per_step:
+        return config.shards or processes * config.accumulation_steps
+    if config.shards not in (None, saved.shards):
+        say(f"shards stays {saved.shards}, which this run began with; {config.shards} was asked for.")
+    return saved.shards
 
 
 def completed(diffusion: GaussianDiffusion, saved: dict[str, Any]) -> dict[str, Any]:
@@ -184,77 +172,99 @@ def completed_model(model: nn.Module, saved: dict[str, Any]) -> dict[str, Any]:
     return {**saved, "config": {**defaults, **saved["config"]}}
 
 
-def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another network or process; data, batch size and seed may change only on request.
+def check_same_network(diffusion: GaussianDiffusion, state: RunState, path: Path) -> None:
+    """Refuse a checkpoint of another network or process.
 
     Raises:
         ConfigError: Listing what differs.
     """
-    now = {"model": describe_model(trainer), "diffusion": trainer.diffusion.config}
-    model = completed_model(trainer.diffusion.model, state["model"])
-    saved = {"model": model, "diffusion": completed(trainer.diffusion, state["diffusion"])}
-    # Recomputing activations changes the memory, not the network.
-    hard = [line for line in differences(saved, now) if not line.startswith("model.config.gradient_checkpointing:")]
-    if hard:
+    saved = replace(
+        state,
+        model=completed_model(diffusion.model, state.model),
+        diffusion=completed(diffusion, state.diffusion),
+    )
+    changes = saved.differences(model=describe_model(diffusion.model), diffusion=diffusion.config)
+    lines = [change.worded() for change in changes if change.path not in _NO_OTHER_NETWORK]
+    if lines:
         raise ConfigError(
             f"{path} was trained with other settings:\n  "
-            + "\n  ".join(hard)
+            + "\n  ".join(lines)
             + "\nUse the settings of the checkpoint, or begin another run with "
-            + f"{another(trainer.output_dir)}."
+            + f"{another(path.parent.parent)}."
         )
-    soft_now = {"batch_size": trainer.config.images_per_step, "seed": trainer.config.seed}
-    described, held = state["data"], fraction_held_out(state)
+
+
+def check_same_order(trainer: Trainer, state: RunState, path: Path) -> None:
+    """Refuse a checkpoint of other data, batch size or seed, unless the user wants to override that.
+
+    Raises:
+        ConfigError: Listing what differs.
+    """
+    config, described, held = trainer.config, state.trained_on, fraction_held_out(state)
     index = read_data_index(trainer.output_dir)
-    soft = data_changes(trainer.dataset, trainer.held_fraction, described, held, index)
-    validated, validates = described.get("val_fingerprint"), describe_data(trainer).get("val_fingerprint")
+    lines = data_changes(trainer.dataset, trainer.held_fraction, described, held, index)
+    validated, validates = described.val_fingerprint, describe_data(trainer).val_fingerprint
     if validated and validates and validated != validates:
-        soft.append("val_data: other images than those that this run was validated on, so that its curve would break")
-    unknown = contents_unknown(trainer.dataset, described) if not soft else None
-    soft += differences({k: state.get(k) for k in soft_now}, soft_now)
-    if soft and not trainer.config.override:
+        lines.append("val_data: other images than those that this run was validated on, so that its curve would break")
+    unknown = contents_unknown(trainer.dataset, described) if not lines else None
+    lines += [d.worded() for d in state.differences(batch_size=config.images_per_step, seed=config.seed)]
+    if lines and not config.override:
         raise ConfigError(
             f"{path} was trained on other data or with another order:\n  "
-            + "\n  ".join(soft)
+            + "\n  ".join(lines)
             + f"\nSet {option('override', True)} to go on all the same, or use "
             + f"{another(trainer.output_dir)}."
         )
-    for line in soft:
+    for line in lines:
         trainer.say(f"Continuing although {line}.")
     if unknown:
         trainer.say(unknown)
 
 
-def restore(trainer: Trainer, path: Path) -> None:
+def restore(trainer: Trainer, checkpoint: VerifiedCheckpoint) -> None:
     """Load a verified checkpoint into the trainer."""
-    state = files.read_state(path)
-    check_same_run(trainer, state, path)
-    files.load_weights(trainer.diffusion.model, files.read_tensors(path, "model"), str(path))
+    state, path = checkpoint.state, checkpoint.path
+    check_same_network(trainer.diffusion, state, path)
+    check_same_order(trainer, state, path)
+    files.load_weights(trainer.diffusion.model, checkpoint.read_tensors("model"), str(path))
     if trainer.diffusion.uncertainty is not None:
-        files.load_weights(trainer.diffusion.uncertainty, files.read_tensors(path, "uncertainty"), str(path))
-    files.load_optimizer_tensors(trainer.optimizer, trainer.diffusion, files.read_tensors(path, "optimizer"))
-    trainer.step, trainer.images_seen = int(state["step"]), int(state["images_seen"])
-    trainer.elapsed_seconds = float(state["elapsed_seconds"])
-    lost = [d for d in state["ema_decay"] if d not in trainer.config.ema_decay]
+        files.load_weights(trainer.diffusion.uncertainty, checkpoint.read_tensors("uncertainty"), str(path))
+    files.load_optimizer_tensors(trainer.optimizer, trainer.diffusion, checkpoint.read_tensors("optimizer"))
+    trainer.step, trainer.images_seen = state.step, state.images_seen
+    trainer.elapsed_seconds = float(state.elapsed_seconds)
+    _restore_averages(trainer, checkpoint)
+    trainer.posthoc.restore(checkpoint)
+    _restore_parts(trainer, state, path)
+    _say_versions(trainer, state.versions)
+
+
+def _restore_averages(trainer: Trainer, checkpoint: VerifiedCheckpoint) -> None:
+    """Load the averages that are still kept; new ones start from the weights."""
+    kept, wanted = checkpoint.state.ema_decay, trainer.config.ema_decay
+    lost = [d for d in kept if d not in wanted]
     if lost:
         trainer.say(f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not name it.")
-    if trainer.ema is not None:
-        new = [d for d in trainer.config.ema_decay if d not in state["ema_decay"]]
-        if new:
-            trainer.say(
-                f"The checkpoint has no EMA of decay {', '.join(map(str, new))}: it starts from the current weights."
-            )
-        averages = files.read_tensors(path, "ema") if state["ema_decay"] else {}
-        broken = next((k for k, v in averages.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
-        if broken is not None:
-            trainer.say(
-                f"The average {broken} in {path.name} holds NaN or infinite values and will not recover: samples need "
-                "--weights model. To go back to an older checkpoint: --resume STEP."
-            )
-        trainer.ema.load_tensors(averages)
-        trainer.ema.set_step(trainer.step)
-    trainer.posthoc.restore(path, state)
-    _restore_parts(trainer, state, path)
-    threads, version = state["versions"].get("threads"), state["versions"].get("ddpm-lib")
+    if trainer.ema is None:
+        return
+    new = [d for d in wanted if d not in kept]
+    if new:
+        trainer.say(
+            f"The checkpoint has no EMA of decay {', '.join(map(str, new))}: it starts from the current weights."
+        )
+    averages = checkpoint.read_tensors("ema") if kept else {}
+    broken = next((k for k, v in averages.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
+    if broken is not None:
+        trainer.say(
+            f"The average {broken} in {checkpoint.path.name} holds NaN or infinite values and will not recover: samples need "
+            "--weights model. To go back to an older checkpoint: --resume STEP."
+        )
+    trainer.ema.load_tensors(averages)
+    trainer.ema.set_step(trainer.step)
+
+
+def _say_versions(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Say what of the surroundings is not as it was."""
+    threads, version = saved.get("threads"), saved.get("ddpm-lib")
     if version != (own := describe_versions()["ddpm-lib"]):
         trainer.say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
     if trainer.device.type == "cpu" and threads != torch.get_num_threads():
@@ -263,7 +273,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         )
 
 
-def _restore_parts(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+def _restore_parts(trainer: Trainer, state: RunState, path: Path) -> None:
     """Hand the small states over to their parts.
 
     Raises:
@@ -271,14 +281,14 @@ def _restore_parts(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
     """
     name = "scaler"
     try:
-        if state.get("scaler") is not None and trainer.accelerator.scaler is not None:
-            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        if state.scaler is not None and trainer.accelerator.scaler is not None:
+            trainer.accelerator.scaler.load_state_dict(state.scaler)
         name = "guard"
-        trainer.guard.load_state_dict(state.get("guard") or {})
+        trainer.guard.load_state_dict(state.guard or {})
         for name, callback in named(trainer.callbacks).items():
-            callback.load_state_dict(state["callbacks"].get(name, {}))
+            callback.load_state_dict(state.callbacks.get(name, {}))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise files.CheckpointError(
-            f"{path / 'state.json'}: the state of {name} cannot be used ({type(error).__name__}: {printable(error)[:200]}). "
+        raise CheckpointError(
+            f"{path / STATE}: the state of {name} cannot be used ({type(error).__name__}: {printable(error)[:200]}). "
             f"Go back to an older checkpoint: --resume STEP."
         ) from error

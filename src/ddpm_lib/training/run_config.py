@@ -11,7 +11,8 @@ from ddpm_lib.core.files import write_atomically
 from ddpm_lib.runs.standing import is_run
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.training.config import TrainingConfig
 
 
 def absolute_source(data: str) -> str:
@@ -29,37 +30,47 @@ def absolute_source(data: str) -> str:
     return os.path.abspath(path) if there else data
 
 
-def portable_options(trainer: Trainer) -> dict[str, Any]:
+def portable_options(config: TrainingConfig) -> dict[str, Any]:
     """Return the options of training as values for JSON and YAML, paths made absolute."""
-    options = trainer.config.to_dict()
+    options = config.to_dict()
     if isinstance(options["val_data"], str):
         options["val_data"] = absolute_source(options["val_data"])
     return options
 
 
-def write_run_config(trainer: Trainer) -> None:
-    """Write config.yaml: everything that `ddpm train --config` needs to repeat the run."""
+def write_run_config(run: Path, source: str, config: TrainingConfig, diffusion: GaussianDiffusion) -> None:
+    """Write config.yaml: everything that `ddpm train --config` needs to repeat the run.
+
+    Args:
+        run: The run directory.
+        source: Name of the data.
+        config: The options of training.
+        diffusion: The process.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
     import yaml
 
-    diffusion = dict(trainer.diffusion.config)
-    size, channels = diffusion.pop("image_size"), diffusion.pop("channels")
-    model = dict(getattr(trainer.diffusion.model, "config", None) or {})
+    process = dict(diffusion.config)
+    size, channels = process.pop("image_size"), process.pop("channels")
+    model = dict(getattr(diffusion.model, "config", None) or {})
     for name in ("channels", "dims"):
         model.pop(name, None)
-    options = portable_options(trainer)
+    options = portable_options(config)
     if options["resume"] != "never":
         options["resume"] = "auto"  # going back to a checkpoint is done once, not at every start
-    config = {
-        "data": trainer.source_name,
+    values = {
+        "data": source,
         "image_size": list(size) if isinstance(size, (list, tuple)) else [size],
         "channels": channels,
         "class_conditional": model.get("num_classes") is not None,
         **options,
-        "output_dir": str(trainer.output_dir),
+        "output_dir": str(run),
         "model": model,
-        "diffusion": diffusion,
+        "diffusion": process,
     }
-    write_atomically(trainer.output_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomically(run / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

@@ -3,53 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ddpm_lib.runs.state import DataDescription, RunState
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.contents import Origin
 
 FINGERPRINT_VERSION = 2
-"""1: names, sizes and labels; 2: contents as well."""
+"""See `DataDescription.fingerprint_version`."""
 
 
-def describe_dataset(data: ImageDataset, source: str, held_fraction: float) -> dict[str, Any]:
-    """Return what identifies training data, JSON-able.
+def describe_dataset(
+    data: ImageDataset, source: str, held_fraction: float, validation: ImageDataset | None = None
+) -> DataDescription:
+    """Return what identifies training data.
 
     Args:
         data: The training images.
         source: Name of what they were opened from.
         held_fraction: The val_fraction that holds images out of them; 0: none are.
+        validation: Images for validation that come from elsewhere, where there are any.
     """
-    return {
-        "source": source,
-        "images": len(data),
-        "fingerprint": data.fingerprint,
-        "fingerprint_version": FINGERPRINT_VERSION,
-        "whole": data.origin.fingerprint if data.origin is not None else None,
-        "held_fraction": held_fraction,
-        "class_names": list(data.class_names) if data.class_names else None,
-    }
+    return DataDescription(
+        source=source,
+        images=len(data),
+        fingerprint=data.fingerprint,
+        fingerprint_version=FINGERPRINT_VERSION,
+        whole=data.origin.fingerprint if data.origin is not None else None,
+        held_fraction=held_fraction,
+        class_names=list(data.class_names) if data.class_names else None,
+        val_fingerprint=validation.fingerprint if validation is not None else None,
+    )
 
 
-def fraction_held_out(state: dict[str, Any]) -> float:
+def fraction_held_out(state: RunState) -> float:
     """Return the val_fraction that a checkpoint's run holds images out by; 0 if it holds none out."""
-    described, training = state["data"], state["training"]
-    if "held_fraction" in described:
-        return float(described["held_fraction"])
+    if state.trained_on.held_fraction is not None:
+        return float(state.trained_on.held_fraction)
+    training = state.training
     held = training["val_data"] is None and training["val_every"]
     return float(training["val_fraction"]) if held else 0.0
 
 
-def is_same(data: ImageDataset, described: dict[str, Any]) -> bool:
+def is_same(data: ImageDataset, described: DataDescription) -> bool:
     """Whether training images are those that a checkpoint describes, by what was compared when it was saved."""
-    earlier = described.get("fingerprint_version", 1) < FINGERPRINT_VERSION
-    return bool(described["fingerprint"] == (data.earlier_fingerprint if earlier else data.fingerprint))
+    earlier = described.fingerprint_version < FINGERPRINT_VERSION
+    return described.fingerprint == (data.earlier_fingerprint if earlier else data.fingerprint)
 
 
-def contents_unknown(data: ImageDataset, described: dict[str, Any]) -> str | None:
+def contents_unknown(data: ImageDataset, described: DataDescription) -> str | None:
     """Return a line if a checkpoint is too old to know the contents of its data, else None."""
-    if described.get("fingerprint_version", 1) >= FINGERPRINT_VERSION or data.earlier_fingerprint == data.fingerprint:
+    if described.fingerprint_version >= FINGERPRINT_VERSION or data.earlier_fingerprint == data.fingerprint:
         return None
     return (
         "The checkpoint is of an earlier version, which knew names, sizes and labels of the images: whether their contents "
@@ -58,7 +64,7 @@ def contents_unknown(data: ImageDataset, described: dict[str, Any]) -> str | Non
 
 
 def data_changes(
-    data: ImageDataset, held_fraction: float, described: dict[str, Any], held_before: float, index: Origin | None
+    data: ImageDataset, held_fraction: float, described: DataDescription, held_before: float, index: Origin | None
 ) -> list[str]:
     """Say in lines what differs between training images and those that a checkpoint describes; none if they are the same.
 
@@ -72,17 +78,19 @@ def data_changes(
     from ddpm_lib.data.contents import tell_apart
 
     names = list(data.class_names) if data.class_names else None
-    if is_same(data, described) and described["class_names"] == names:
+    if is_same(data, described) and described.class_names == names:
         return []
     lines, whole = [], data.origin.fingerprint if data.origin is not None else None
-    if described["images"] != len(data):
-        lines.append(f"data: {described['images']:,} training images in the checkpoint, {len(data):,} now")
-    if whole is not None and described.get("whole") == whole and held_before != held_fraction:
+    if described.images != len(data):
+        lines.append(f"data: {described.images:,} training images in the checkpoint, {len(data):,} now")
+    if whole is not None and described.whole == whole and held_before != held_fraction:
         return [*lines, f"data: val_fraction {held_before:g} held out other images than val_fraction {held_fraction:g}"]
-    if index is not None and data.origin is not None and index.fingerprint == described.get("whole"):
+    classes_told = False
+    if index is not None and data.origin is not None and index.fingerprint == described.whole:
         lines += [f"data: {line}" for line in tell_apart(index, data.origin)]
-    if described["class_names"] != names and not any("classes:" in line for line in lines):
-        lines.append(f"data: classes {_words(described['class_names'])} in the checkpoint, {_words(names)} now")
+        classes_told = index.class_names != data.origin.class_names
+    if described.class_names != names and not classes_told:
+        lines.append(f"data: classes {_words(described.class_names)} in the checkpoint, {_words(names)} now")
     if not lines:
         more = "" if data.origin is None else ", or fitted in another way (image_size, channels, fit)"
         lines.append(f"data: as many images, but others, in another order{more}; which ones, the run did not note")

@@ -40,7 +40,7 @@ class Saver:
         from ddpm_lib.training.resume import run_state
 
         self.settle(trainer)
-        state = run_state(trainer)  # callbacks may need all ranks for their state
+        state = run_state(trainer).to_json()  # callbacks may need all ranks for their state
         self._step = trainer.step
         trainer.on_main(lambda: self._begin(trainer, state))
         if not self.asynchronous:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ddpm_lib.training.results import StopReason
+
 _SIGNALS = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -95,7 +97,7 @@ def stop_file_present(run: Path) -> bool:
 
 def reason_to_stop(
     signals: StopSignals, limit: TimeLimit, slowest_step: float, save_seconds: float, run: Path | None
-) -> str | None:
+) -> StopReason | None:
     """Return what comes from outside and means to stop now, or None.
 
     Args:
@@ -106,8 +108,8 @@ def reason_to_stop(
         run: The run directory, on the process that looks for the file STOP in it.
     """
     if signals.received:
-        return f"received {signals.received}"
-    reason = limit.reached(slowest_step, save_seconds)
-    if reason is None and run is not None and stop_file_present(run):
-        reason = "found the file STOP"
-    return reason
+        return StopReason(f"received {signals.received}", signals.received)
+    text = limit.reached(slowest_step, save_seconds)
+    if text is None and run is not None and stop_file_present(run):
+        text = "found the file STOP"
+    return None if text is None else StopReason(text)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.nn.memory_format import use_channels_last
-from ddpm_lib.runs.checkpoint import checkpoint_name, read_state
 from ddpm_lib.runs.metrics_file import flat_scalars
+from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runtime import allocator, devices
 from ddpm_lib.runtime.accelerate_state import OwnState, give_back_network, in_own_state
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
@@ -42,7 +42,7 @@ from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_
 from ddpm_lib.training.option_help import show_options
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
-from ddpm_lib.training.results import StepResult, TrainingResult
+from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
 from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
 from ddpm_lib.training.run_config import absolute_source
 from ddpm_lib.training.same_data import fraction_held_out
@@ -115,7 +115,7 @@ class Trainer(RunContext):
         self._notes: list[str] = []
         self.accelerate_state = OwnState()
         self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
-        self._stop_reason: str | None = None
+        self._stop_reason: StopReason | None = None
         self._save_requested = False
         self.saver = Saver(self.config.save_async)
         self._slowest_step = 0.0
@@ -212,19 +212,21 @@ class Trainer(RunContext):
             return
         self._meet()
         config = self.config
-        checkpoint = self.on_main(lambda: find_checkpoint(self))
+        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, config.resume, self.say))
+        saved = None if checkpoint is None else checkpoint.state
         self.source_name = absolute_source(self.source_name)
-        before = None if checkpoint is None else fraction_held_out(read_state(checkpoint))
+        before = None if saved is None else fraction_held_out(saved)
         self.held_fraction = held_fraction(config, before)
         self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say, before)
         self._place_network()
         config = self.config = with_batch_size(self, checkpoint)
         self.plan = BatchPlan(config.images_per_step, self.processes, self.rank, config.accumulation_steps)
-        self.randomness = StepRandomness(config.seed, config.images_per_step, shards_of_run(self, checkpoint))
+        shards = shards_of_run(config, self.processes, saved, self.say)
+        self.randomness = StepRandomness(config.seed, config.images_per_step, shards)
         if checkpoint is not None:
             restore(self, checkpoint)
-            self.last_checkpoint = checkpoint
-            self.say(f"Resumed {checkpoint} at step {self.step:,} of {config.max_steps:,}.")
+            self.last_checkpoint = checkpoint.path
+            self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
         self.say(describe_run(self))
         self._prepared = True
 
@@ -243,7 +245,7 @@ class Trainer(RunContext):
             )
         )
         self.precision = str(self.accelerator.mixed_precision)
-        check_alike(self)
+        check_alike(self.config, self.diffusion, self.processes)
         self._met = True
 
     def _place_network(self) -> None:
@@ -350,7 +352,9 @@ class Trainer(RunContext):
     def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
         status = "finished" if finished else "stopped"
-        reason = f"reached max_steps {self.config.max_steps}" if finished else str(self._stop_reason)
+        stopped = StopReason(f"reached max_steps {self.config.max_steps}") if finished else self._stop_reason
+        assert stopped is not None
+        reason = stopped.text
         self._status(status, reason)
         if finished and first == self.step:
             self.say(
@@ -358,7 +362,7 @@ class Trainer(RunContext):
             )
         else:
             self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
-        return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint)
+        return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint, stopped.signal)
 
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""
@@ -366,7 +370,7 @@ class Trainer(RunContext):
 
     def stop(self, reason: str) -> None:
         """Ask to stop after this step with a checkpoint, giving the reason."""
-        self._stop_reason = reason
+        self._stop_reason = StopReason(reason)
 
     def close(self) -> None:
         """Leave the process group, where there is one; a script with several processes calls it at its end."""

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ddpm_lib.core.caching import cache_folder
+from ddpm_lib.core.files import write_aside
 
 logger = logging.getLogger("ddpm_lib")
 
@@ -81,21 +82,17 @@ def _built(found: str) -> Path:
 
 def _compile(found: str, target: Path) -> None:
     """Compile in place; processes that do so at once each rename a complete file over the other's."""
-    handle, part = tempfile.mkstemp(suffix=".part", dir=target.parent)
-    os.close(handle)
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            object_file = str(Path(work) / "group_norm.o")
-            for command in (
-                [found, *FLAGS, "-c", str(SOURCE), "-o", object_file],
-                # Linked without OpenMP: its symbols come from the runtime that torch has loaded. A second runtime would
-                # bring threads of its own.
-                [found, "-shared", object_file, "-o", part],
-            ):
-                subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-        os.replace(part, target)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        object_file, linked = str(Path(work) / "group_norm.o"), str(Path(work) / "group_norm.so")
+        for command in (
+            [found, *FLAGS, "-c", str(SOURCE), "-o", object_file],
+            # Linked without OpenMP: its symbols come from the runtime that torch has loaded. A second runtime would
+            # bring threads of its own.
+            [found, "-shared", object_file, "-o", linked],
+        ):
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        os.chmod(linked, 0o700)  # code that is loaded: nobody else may write it
+        write_aside(target, lambda aside: os.replace(linked, aside))
 
 
 def _processor() -> str:
