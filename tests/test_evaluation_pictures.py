@@ -153,7 +153,7 @@ def test_a_dataset_of_the_user_s_is_looked_at_in_another_process(tmp_path: Path)
 
     images = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in drawings(5, 12)])
     data = Late(images)
-    from ddpm_lib.data.decode import DecodeSpec
+    from ddpm_lib.data.decode_spec import DecodeSpec
     from ddpm_lib.data.sizes import different_sizes
     from ddpm_lib.data.sources import find_source
 

@@ -20,7 +20,7 @@ from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.dataset import Source
-    from ddpm_lib.data.decode import DecodeSpec
+    from ddpm_lib.data.decode_spec import DecodeSpec
     from ddpm_lib.evaluation.data import RunData
     from ddpm_lib.evaluation.options import EvaluationOptions
 
@@ -92,7 +92,7 @@ def _open(
     """Open as training does, at the run's size, the one asked for, or that at which all are stored."""
     from ddpm_lib.data import BadImagesError, open_dataset
     from ddpm_lib.data.arrays import ArraySource
-    from ddpm_lib.data.decode import DecodeSpec
+    from ddpm_lib.data.decode_spec import DecodeSpec
     from ddpm_lib.data.sources import find_source
 
     size: int | tuple[int, int] | None = options.image_size
