@@ -16,7 +16,8 @@ from torch import Tensor
 from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import utf8_name
-from ddpm_lib.evaluation.engine import Engine, ImageSet
+from ddpm_lib.evaluation.engine import Engine
+from ddpm_lib.evaluation.image_sets import ImageSet
 from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
 from ddpm_lib.runtime.processes import own_share
 
@@ -50,7 +51,7 @@ def layer_of(features: str) -> str:
 
 
 @dataclass(frozen=True)
-class Given:
+class ReferenceStats:
     """Statistics of the reference from a file.
 
     Attributes:
@@ -63,7 +64,7 @@ class Given:
 
 
 @dataclass
-class Bank:
+class FeatureStore:
     """Features and statistics by set and layer.
 
     Attributes:
@@ -74,7 +75,7 @@ class Bank:
 
     engine: Engine
     sets: dict[str, ImageSet]
-    given: Given | None = None
+    given: ReferenceStats | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _statistics: dict[tuple[str, str], Statistics] = field(default_factory=dict)
     _memory: dict[str, Tensor] = field(default_factory=dict)
@@ -89,7 +90,7 @@ class Bank:
         """Number of samples."""
         return self.sets["samples"].n
 
-    def with_samples(self, samples: ImageSet) -> Bank:
+    def with_samples(self, samples: ImageSet) -> FeatureStore:
         """Take other samples and keep what is known of the other sets."""
         others = {images.fingerprint for which, images in self.sets.items() if which != "samples"}
         for table in (self._features, self._statistics):
@@ -241,6 +242,10 @@ class Bank:
         from accelerate.utils import gather
 
         return bool(gather(torch.tensor([int(seen)], device=self.state.device)).min())
+
+
+Bank = FeatureStore
+"""The store's name where metrics find it: `task.bank`."""
 
 
 def _quietly(path: Path, write: Callable[[], object]) -> None:
