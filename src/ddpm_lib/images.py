@@ -105,6 +105,28 @@ def make_grid(
     return grid
 
 
+def comparison_tiles(
+    small: Tensor, samples: Tensor, truth: Tensor | None = None, columns: int | None = None
+) -> tuple[Tensor, int]:
+    """Put each sample behind its small image, enlarged without smoothing, and before the image that was made of.
+
+    Args:
+        small: Images (n, c, *small_spatial).
+        samples: Images (n, c, *spatial), every side a multiple of the small one's.
+        truth: Images (n, c, *spatial) that the small ones were made of, where they are known.
+        columns: Groups of two or three tiles in a row; default: nearly square.
+
+    Returns:
+        Tiles (2n or 3n, c, *spatial), uint8 on the CPU, and how many stand in a row.
+    """
+    enlarged = to_uint8(small)
+    for axis in range(2, enlarged.ndim):
+        enlarged = enlarged.repeat_interleave(samples.shape[axis] // small.shape[axis], axis)
+    group = [to_uint8(images).cpu() for images in (enlarged, samples, truth) if images is not None]
+    tiles = torch.stack(group, 1).flatten(0, 1)
+    return tiles, len(group) * (columns or max(1, round(math.sqrt(len(tiles)) / len(group))))
+
+
 def save_image(image: Tensor, path: str | Path, scale: int = 1) -> Path:
     """Write one image (c, h, w) as PNG or another format named by the suffix; `scale` enlarges by whole pixels."""
     from PIL import Image

@@ -257,3 +257,9 @@ def drawn_levels(
             f"{t.min().item():g} … {t.max().item():g}. Level 0 is clean data."
         )
     return t, None
+
+
+def spread_levels(rows: np.ndarray, timesteps: int) -> Tensor:
+    """Return a level in 1 … T for each row: a golden-ratio sequence, even however many rows there are."""
+    spread = torch.from_numpy((rows * 0.6180339887498949 + 0.5) % 1.0)
+    return (spread * timesteps).long().clamp_(0, timesteps - 1) + 1

@@ -16,7 +16,8 @@ from PIL import Image
 from checkpoint_tools import rehash
 from ddpm_lib.cli import options
 from ddpm_lib.cli.train import TrainCommand
-from ddpm_lib.data.decode import ImageError, decode_bytes, make_spec
+from ddpm_lib.data.decode import ImageError, decode_bytes
+from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.runs.checkpoint import list_checkpoints
 from ddpm_lib.training import CheckpointError, ConfigError, load_run
 from training_helpers import tiny_diffusion, tiny_trainer

@@ -23,8 +23,8 @@ from ddpm_lib.data.decode import (
     decode_bytes,
     fit_array,
     fit_picture,
-    make_spec,
 )
+from ddpm_lib.data.decode_spec import make_spec
 
 RED = (200, 30, 20)
 

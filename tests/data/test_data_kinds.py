@@ -151,7 +151,8 @@ def test_patterns_of_files(tmp_path):
 def test_pictures_in_an_archive_of_a_table(tmp_path):
     from datasets import Dataset, Features, Value
 
-    from ddpm_lib.data.decode import ImageError, make_spec
+    from ddpm_lib.data.decode import ImageError
+    from ddpm_lib.data.decode_spec import make_spec
     from ddpm_lib.data.tables import TableSource
 
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:

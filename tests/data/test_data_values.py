@@ -14,7 +14,8 @@ from PIL import Image
 
 import ddpm_lib.data
 from ddpm_lib.data import BadImagesError, open_dataset
-from ddpm_lib.data.decode import decode, make_spec
+from ddpm_lib.data.decode import decode
+from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.training import TrainingConfig
 
 SIZE = 12

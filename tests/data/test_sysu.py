@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddpm_lib.data import BadImagesError, open_dataset, prepare_sysu
-from ddpm_lib.data.decode import make_spec
+from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.sysu import CLASSES, SysuSource, alike
 from ddpm_lib.data.sysu_tiles import largest_outline, masked_tile, window_tile
 from sysu_clone import COLOUR, annotate, clone

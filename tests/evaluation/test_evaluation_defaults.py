@@ -22,9 +22,9 @@ from ddpm_lib import GaussianDiffusion, Shapes, Unet, evaluate
 from ddpm_lib.cli import main
 from ddpm_lib.data import tensor_dataset
 from ddpm_lib.evaluation import METRICS, evaluate_checkpoints
-from ddpm_lib.evaluation.compare import column_of, compare, metric_of
+from ddpm_lib.evaluation.comparison import column_of, compare, metric_of
 from ddpm_lib.evaluation.defaults import trains_likelihood
-from ddpm_lib.evaluation.result import skipped_lines
+from ddpm_lib.evaluation.evaluation_result import skipped_lines
 from ddpm_lib.training import ConfigError
 from ddpm_lib.weighting import WEIGHTINGS
 from locations import ROOT
@@ -317,18 +317,18 @@ def test_scores_are_written_whatever_the_terminal_can_show(
 
 
 def test_each_checkpoint_is_written_as_it_comes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddpm_lib.evaluation.runner import One
+    from ddpm_lib.evaluation.evaluator import Evaluator
 
     seen = []
-    once = One.evaluate
+    once = Evaluator.evaluate
 
-    def second_fails(self: One, target: Any) -> Any:
+    def second_fails(self: Evaluator, target: Any) -> Any:
         seen.append(target)
         if len(seen) == 2:
             raise ConfigError("the second one fails")
         return once(self, target)
 
-    monkeypatch.setattr(One, "evaluate", second_fails)
+    monkeypatch.setattr(Evaluator, "evaluate", second_fails)
     before = len(list((run / "evaluations").glob("*.json")))
     asked = ["--metrics", "kid", "--features", "random64", "--num", "12", "--checkpoint", "all"]
     assert main(["evaluate", str(run), *asked, *FLAGS]) == 2
@@ -370,12 +370,12 @@ def test_a_run_that_cannot_be_written_to_is_found_before_the_work(
     assert "mine/eval-0001.json" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "mine" / "eval-0001.json")]) == 0
 
-    from ddpm_lib.evaluation.runner import One
+    from ddpm_lib.evaluation.evaluator import Evaluator
 
     def work(*_: object) -> None:
         raise AssertionError("it worked first")
 
-    monkeypatch.setattr(One, "evaluate", work)
+    monkeypatch.setattr(Evaluator, "evaluate", work)
     capsys.readouterr()
     for which in (["--checkpoint", "all"], []):
         assert main(["evaluate", str(sealed), *asked, *which]) == 2
@@ -529,7 +529,7 @@ GIVEN: dict[str, Any] = {
 
 
 def test_options_that_no_chosen_metric_uses_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ddpm_lib.evaluation.options import USED_BY, EvaluationOptions, check_used
+    from ddpm_lib.evaluation.evaluation_options import USED_BY, EvaluationOptions, check_used
 
     assert set(GIVEN) == set(USED_BY)
     for name, value in GIVEN.items():
@@ -548,16 +548,16 @@ def test_options_that_no_chosen_metric_uses_are_refused(run: Path, capsys: pytes
 
 def test_each_option_of_the_table_is_read_by_the_metrics_it_names() -> None:
     """The table must not refuse what a metric would have used."""
-    from ddpm_lib.evaluation import gap, metrics, sets, sources
+    from ddpm_lib.evaluation import feature_plan, gap, model_metrics, sample_set
 
     read = {
-        "nll": inspect.getsource(metrics.nll),
-        "flow_nll": inspect.getsource(metrics.flow_nll),
+        "nll": inspect.getsource(model_metrics.nll),
+        "flow_nll": inspect.getsource(model_metrics.flow_nll),
         "gap": inspect.getsource(gap.gap) + inspect.getsource(gap._bits),
         "loss_gap": inspect.getsource(gap.loss_gap) + inspect.getsource(gap._loss),
-        "memorisation": inspect.getsource(sets) + inspect.getsource(sources),
+        "memorisation": inspect.getsource(feature_plan) + inspect.getsource(sample_set),
     }
-    from ddpm_lib.evaluation.options import USED_BY
+    from ddpm_lib.evaluation.evaluation_options import USED_BY
 
     for name, users in USED_BY.items():
         for metric, text in read.items():

@@ -17,10 +17,10 @@ from PIL import Image
 from ddpm_lib import Shapes, evaluate, load_run, open_dataset
 from ddpm_lib.cli import main
 from ddpm_lib.data import BadImagesError
-from ddpm_lib.evaluation.data import RunData
-from ddpm_lib.evaluation.options import EvaluationOptions
+from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
+from ddpm_lib.evaluation.image_sets import as_pictures
 from ddpm_lib.evaluation.pictures import open_pictures
-from ddpm_lib.evaluation.sources import as_pictures
+from ddpm_lib.evaluation.run_images import RunImages
 from ddpm_lib.training import ConfigError
 from training_helpers import tiny_trainer
 
@@ -91,7 +91,7 @@ def write(kind: str, folder: Path, n: int = 12) -> Path:
     return folder
 
 
-def pixels(data: Any, like: RunData | None = None, **options: Any) -> torch.Tensor:
+def pixels(data: Any, like: RunImages | None = None, **options: Any) -> torch.Tensor:
     images = open_pictures(data, None, EvaluationOptions(**QUIET, **options), like=like)
     return images.read(range(images.n))
 
@@ -153,7 +153,7 @@ def test_a_dataset_of_the_user_s_is_looked_at_in_another_process(tmp_path: Path)
 
     images = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in drawings(5, 12)])
     data = Late(images)
-    from ddpm_lib.data.decode import DecodeSpec
+    from ddpm_lib.data.decode_spec import DecodeSpec
     from ddpm_lib.data.sizes import different_sizes
     from ddpm_lib.data.sources import find_source
 
@@ -166,7 +166,7 @@ def test_a_dataset_of_the_user_s_is_looked_at_in_another_process(tmp_path: Path)
 def test_a_run_s_own_images_and_their_folder_are_at_distance_zero(kind: str, tmp_path: Path) -> None:
     folder = write(kind, tmp_path / "pictures")
     tiny_trainer(tmp_path / "run", data=str(folder), max_steps=1).train()
-    own = RunData(load_run(tmp_path / "run"))
+    own = RunImages(load_run(tmp_path / "run"))
     train = own.get("train")
     mine = as_pictures(train.batch(np.arange(len(train)))["image"])
     assert torch.equal(pixels(str(folder), like=own), mine)
@@ -274,7 +274,7 @@ def test_a_range_and_frames_serve_the_set_that_has_them(tmp_path: Path) -> None:
     stack = evaluate(np.stack([np.asarray(p) for p in pages]), reference=tmp_path / "stack", frames="all", **FD)
     assert stack["fd_random64_stack_6"] == pytest.approx(0.0, abs=1e-6)
     tiny_trainer(tmp_path / "run", data=str(tmp_path / "stack"), max_steps=1, frames="all").train()
-    own = RunData(load_run(tmp_path / "run"))
+    own = RunImages(load_run(tmp_path / "run"))
     assert len(pixels(str(tmp_path / "stack"), like=own)) == len(own.get("train")) == 6
 
 
@@ -439,3 +439,9 @@ def test_jpeg_against_lossless_files_is_said(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", array)
     for alike in ((jpg, jpg), (png, png), (str(tmp_path / "array.npy"), jpg), (array, png)):
         assert not told(*alike)
+
+
+def test_a_file_of_images_has_no_model_to_score(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    with pytest.raises(ConfigError, match=r"scores a model, and there are only images\. Give a run"):
+        evaluate(tmp_path / "x.npz", metrics="nll", **QUIET)

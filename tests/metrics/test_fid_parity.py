@@ -86,7 +86,7 @@ def test_their_reader_is_theirs(tmp_path: Path) -> None:
     from pytorch_fid.fid_score import IMAGE_EXTENSIONS, ImagePathDataset
     from torch_fidelity.utils import prepare_input_from_id
 
-    from ddpm_lib.evaluation.options import EvaluationOptions
+    from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
     from ddpm_lib.evaluation.pictures import open_pictures
 
     images = Shapes(size=8, n=8).batch(np.arange(8))["image"].permute(0, 2, 3, 1).numpy()

@@ -23,8 +23,9 @@ from ddpm_lib.evaluation import evaluate
 from ddpm_lib.runtime import launch
 from ddpm_lib.runtime.devices import join_processes, resolve_device
 from ddpm_lib.runtime.launch import launched_processes
+from ddpm_lib.time_sampling import spread_levels
 from ddpm_lib.training import ConfigError, process_state
-from ddpm_lib.training.callbacks.validation import spread_levels, standard_errors
+from ddpm_lib.training.callbacks.validation import standard_errors
 from ddpm_lib.training.estimate import estimate
 from training_helpers import tiny_diffusion, tiny_trainer
 

@@ -310,7 +310,7 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
 
 
 def test_an_ablation_wants_a_number() -> None:
-    from ddpm_lib.ablation.runner import _steps
+    from ddpm_lib.ablation.grid_runs import _steps
 
     with pytest.raises(ConfigError, match="must be a number, not 'auto'"):
         _steps(SimpleNamespace(settings={"training": {"batch_size": "auto"}}), 100)

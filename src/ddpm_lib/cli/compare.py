@@ -10,7 +10,7 @@ import tyro
 
 from ddpm_lib.cli import options
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation.compare import column_of, table_of, to_dict
+from ddpm_lib.evaluation.comparison import column_of, table_of, to_dict
 
 DESCRIPTION = (
     "Put evaluations side by side: the newest value of each metric from all evaluations of a run, or the files named. Says what "

@@ -12,13 +12,10 @@ import tyro
 
 from ddpm_lib.cli import options
 from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate, evaluate_checkpoints
-from ddpm_lib.evaluation.compare import curve
-from ddpm_lib.evaluation.runner import (
-    evaluate_verified,
-    is_run,
-    refuse_checkpoints_folder,
-    refuse_unwritable,
-)
+from ddpm_lib.evaluation.comparison import curve
+from ddpm_lib.evaluation.evaluator import evaluate_verified
+from ddpm_lib.evaluation.preflight import refuse_unwritable
+from ddpm_lib.evaluation.targets import is_run, refuse_checkpoints_folder
 from ddpm_lib.runs.loading import find_checkpoints
 from ddpm_lib.runtime.rendezvous import leave
 from ddpm_lib.training import process_state

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddpm_lib import images as pictures
 from ddpm_lib.cascade import Stage
 from ddpm_lib.data import BadImagesError
 from ddpm_lib.data.dataset import reason
-from ddpm_lib.data.decode import ImageError, decode, make_spec
+from ddpm_lib.data.decode import ImageError, decode
+from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.folders import FolderSource
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.training import ConfigError
@@ -118,20 +117,3 @@ def conditions(diffusion: GaussianDiffusion, small: Tensor, noise: float | None)
     wanted = Stage(diffusion).low_res
     assert wanted is not None
     return {wanted.name: small} | ({} if noise is None else {wanted.noise_name: torch.full((len(small),), noise)})
-
-
-def beside(images: Tensor, small: Tensor, columns: int | None) -> tuple[Tensor, int]:
-    """Put each image behind its small one, enlarged without smoothing.
-
-    Args:
-        images: (n, c, h, w).
-        small: (n, c, h', w').
-        columns: Pairs in a row; default: nearly square.
-
-    Returns:
-        Tiles (2n, c, h, w), uint8, and how many stand in a row.
-    """
-    factor = images.shape[-1] // small.shape[-1]
-    enlarged = pictures.to_uint8(small).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    tiles = torch.stack([enlarged, pictures.to_uint8(images)], 1).flatten(0, 1)
-    return tiles, 2 * (columns or max(1, round(math.sqrt(len(tiles)) / 2)))

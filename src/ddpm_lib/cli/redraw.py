@@ -16,8 +16,9 @@ from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
 from ddpm_lib.cli.sample import check_guidance, check_output, label_of, new_folder, refuse_used, steps
 from ddpm_lib.core.text import so_many
-from ddpm_lib.data.decode import Decoded, ImageError, decode, make_spec
-from ddpm_lib.data.folders import EXTENSIONS
+from ddpm_lib.data.decode import Decoded, ImageError, decode
+from ddpm_lib.data.decode_spec import make_spec
+from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.runs.loading import find_checkpoints, load_checkpoint
 from ddpm_lib.runs.placing import place_network
@@ -98,7 +99,7 @@ def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[P
     if not place.exists():
         raise ConfigError(f"{path} does not exist. Give a picture or a folder of pictures.")
     inside = () if place.is_file() else place.iterdir()
-    files = [place] if place.is_file() else sorted(p for p in inside if p.suffix.lower().encode() in EXTENSIONS)
+    files = [place] if place.is_file() else sorted(p for p in inside if p.suffix.lower().encode() in PICTURES)
     if not files:
         raise ConfigError(f"The folder {path} holds no pictures. Give PNG or JPEG files.")
     spec = make_spec(tuple(image_size), channels)

@@ -369,7 +369,8 @@ def write(
     if "grid" in formats:
         tiles, columns = pixels, command.columns
         if small is not None:
-            tiles, columns = low_res.beside(pixels, small.take(len(pixels), command.first_index), columns)
+            taken = small.take(len(pixels), command.first_index)
+            tiles, columns = pictures.comparison_tiles(taken, pixels, columns=columns)
         made.append(str(pictures.save_grid(tiles, folder / f"{prefix}grid.png", columns, scale)))
     if "png" in formats:
         digits = max(6, len(str(command.first_index + len(pixels))))

@@ -15,7 +15,7 @@ def folder_of_pictures(words: Sequence[str]) -> str | None:
     Returns:
         The folder as the words spell it; None where they are not files of one folder, or not all of its pictures.
     """
-    from ddpm_lib.data.folders import EXTENSIONS
+    from ddpm_lib.data.suffixes import PICTURES
 
     paths = [Path(word) for word in words]
     parents = {path.parent for path in paths}
@@ -24,7 +24,7 @@ def folder_of_pictures(words: Sequence[str]) -> str | None:
     (folder,) = parents
 
     def is_picture(path: Path) -> bool:
-        return path.suffix.lower().encode() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        return path.suffix.lower().encode() in PICTURES and not path.name.startswith(".") and path.is_file()
 
     inside = {
         path for path in folder.iterdir() if is_picture(path) or (path.is_dir() and not path.name.startswith("."))

@@ -5,7 +5,7 @@
 """
 
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset
-from ddpm_lib.data.decode import DecodeSpec
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.loader import BatchStream, make_loader
 from ddpm_lib.data.opening import open_dataset
 from ddpm_lib.data.shapes import Shapes

@@ -10,33 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm_lib.core.registry import nearest
-from ddpm_lib.data.decode import Decoded, DecodeSpec, fit_array
+from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
+from ddpm_lib.data.decode import Decoded, fit_array
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.names import NumberedNames
+from ddpm_lib.data.numpy_files import check_npy, check_npz, name_arrays
 from ddpm_lib.data.source import Examined, Source, content_hash
 from ddpm_lib.data.values import NarrowValuesError, propose
-
-IMAGE_NAMES = ("image", "img", "images", "pixel_values", "picture", "photo", "jpg", "png", "webp", "x", "arr_0", "data")
-LABEL_NAMES = ("class_label", "label", "labels", "fine_label", "coarse_label", "class", "target", "cls", "y", "arr_1")
-
-
-def choose(kind: str, asked: str | None, usual: Sequence[str], there: Sequence[str], where: str) -> str | None:
-    """Choose a column: the one asked for, else the first usual name that is there (any case), else None.
-
-    Raises:
-        ValueError: If the one asked for is not there, naming the nearest and all there are.
-    """
-    if asked is not None:
-        if asked in there:
-            return asked
-        hint = nearest(asked, there)
-        did_you_mean = f" Did you mean {hint!r}?" if hint else ""
-        raise ValueError(
-            f"{where} has no {kind} column {asked!r}.{did_you_mean} There are: {', '.join(map(str, there)) or 'none'}."
-        )
-    lower = {str(name).lower(): name for name in reversed(there)}
-    return next((lower[name] for name in usual if name in lower), None)
 
 
 def as_array(value: torch.Tensor) -> np.ndarray:
@@ -153,8 +134,6 @@ def open_npz(
     Raises:
         ValueError: If the file is damaged, holds objects, or has no array of images.
     """
-    from ddpm_lib.data.numpy_files import check_npy, check_npz, name_arrays
-
     try:
         with open(path, "rb") as file:
             plain = file.read(6) == b"\x93NUMPY"
@@ -185,11 +164,11 @@ def choose_arrays(
     there: Sequence[str], where: str, labels: str, image_column: str | None, label_column: str | None
 ) -> tuple[str | None, str | None]:
     """Choose the array of the images (None: none has a usual name) and that of the labels, if any."""
-    image = choose("image", image_column, IMAGE_NAMES, there, where)
+    image = choose_column("image", image_column, IMAGE_NAMES, there, where)
     if image is None or labels == "none":
         return image, None
     usual = [name for name in LABEL_NAMES if name != image]
-    return image, choose("label", label_column, usual, there, where)
+    return image, choose_column("label", label_column, usual, there, where)
 
 
 def open_arrays(

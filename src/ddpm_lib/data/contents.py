@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_lib.core.files import open_own, write_aside
-from ddpm_lib.data.decode import DecodeSpec
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.names import Names, NumberedNames, PackedNames
 from ddpm_lib.data.source import Source
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.data.decode import DecodeSpec, ImageError
+from ddpm_lib.data.decode import ImageError
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.names import ChosenNames, Names, NumberedNames
 from ddpm_lib.data.readers import LentReader, generators_kept, is_reader, may_fork, seed_generators
 from ddpm_lib.data.source import BadImagesError as BadImagesError

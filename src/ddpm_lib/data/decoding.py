@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.decode import FLAG_NOTES, UPSCALED, DecodeSpec, ImageError
+from ddpm_lib.data.decode import FLAG_NOTES, UPSCALED, ImageError
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.readers import generators_kept, may_fork, run_readers, seed_generators, shared
 from ddpm_lib.data.source import Source, load_patiently, reason
 

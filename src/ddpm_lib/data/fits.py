@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm_lib.data.decode import MAX_PIXELS
+from ddpm_lib.data.decode_spec import MAX_PIXELS
 
 DEFAULTS: dict[str, Any] = {
     "split": None,

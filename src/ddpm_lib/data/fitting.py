@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:
-    from ddpm_lib.data.decode import DecodeSpec
+from ddpm_lib.data.decode_spec import DecodeSpec
 
 
 def enlargement(size: tuple[int, int], spec: DecodeSpec) -> float:

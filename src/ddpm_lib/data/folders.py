@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, count_frames, decode
+from ddpm_lib.data.decode import Decoded, ImageError, count_frames, decode
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.kinds import way
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.layouts import NO_DATA, are_thumbnails, judge
 from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
 from ddpm_lib.data.names import PackedNames, show
 from ddpm_lib.data.source import Examined, Source, file_hash
+from ddpm_lib.data.suffixes import PICTURES, UNSUPPORTED
 
-EXTENSIONS = frozenset(b".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
-_FOREIGN = frozenset(b".heic .heif .avif .svg .psd .raw .cr2 .cr3 .nef .arw .dng .jp2 .jxl .exr .pdf .eps .ico".split())
 _JUNK = frozenset((b"thumbs.db", b"desktop.ini"))
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
 
@@ -43,7 +43,7 @@ class FolderSource(Source):
             whole.
     """
 
-    extensions = EXTENSIONS
+    extensions = PICTURES
 
     def __init__(
         self,
@@ -313,7 +313,7 @@ def _walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> _Wal
         extension = os.path.splitext(name)[1].lower()
         if extension not in extensions:
             examples.setdefault(extension or b"(no extension)", name)
-            (foreign if extension in _FOREIGN else others)[extension or b"(no extension)"] += 1
+            (foreign if extension in UNSUPPORTED else others)[extension or b"(no extension)"] += 1
             continue
         size, mtime, problem = 0, 0, None
         try:
@@ -371,4 +371,4 @@ def _nothing_found(root: Path, walked: _Walked) -> str:
         how = way(root / os.fsdecode(walked.examples[extension]), "folder")
         if how is not None:
             return f"{text} {how}"
-    return f"{text} Supported: {' '.join(sorted(show(e) for e in EXTENSIONS))}."
+    return f"{text} Supported: {' '.join(sorted(show(e) for e in PICTURES))}."

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, as_array, choose, convert_hint
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, fit_array, fit_picture
+from ddpm_lib.data.arrays import as_array, convert_hint
+from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
+from ddpm_lib.data.decode import Decoded, ImageError, fit_array, fit_picture
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.labels import Label, make_labels, plain_label
 from ddpm_lib.data.names import NumberedNames
 from ddpm_lib.data.readers import generator_states, generators_kept, may_fork, run_readers, seed_generators
@@ -213,17 +215,17 @@ class TorchSource(Source):
         if seen.found:
             return
         image_column, label_column, labels = self._asked
-        if hasattr(item, "_fields") and choose("image", image_column, IMAGE_NAMES, item._fields, self.kind):
+        if hasattr(item, "_fields") and choose_column("image", image_column, IMAGE_NAMES, item._fields, self.kind):
             item = dict(zip(item._fields, item))
         if isinstance(item, Mapping):
             keys = [str(name) for name in item]
-            self._image = choose("image", image_column, IMAGE_NAMES, keys, self.kind)
+            self._image = choose_column("image", image_column, IMAGE_NAMES, keys, self.kind)
             if self._image is None:
                 raise ValueError(
                     f"{self.kind} has no key named image. There are: {', '.join(keys)}. Pass image_column."
                 )
             rest = [name for name in keys if name != self._image]
-            self._label = choose("label", label_column, LABEL_NAMES, rest, self.kind)
+            self._label = choose_column("label", label_column, LABEL_NAMES, rest, self.kind)
         elif isinstance(item, (tuple, list)):
             self._image, self._label = 0, 1 if len(item) > 1 else None
         if not isinstance(item, Mapping) and (image_column is not None or label_column is not None):

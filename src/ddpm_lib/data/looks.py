@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ddpm_lib.data.dataset import Source
-from ddpm_lib.data.decode import COMPOSITED, SCALED_16BIT, DecodeSpec, ImageError
+from ddpm_lib.data.decode import COMPOSITED, SCALED_16BIT, ImageError
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.values import FULL_16BIT, ValueRange, propose
 
 _LOOKED_AT = 64

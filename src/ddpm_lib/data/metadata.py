@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm_lib.data.arrays import LABEL_NAMES, choose
+from ddpm_lib.data.columns import LABEL_NAMES, choose_column
 from ddpm_lib.data.names import show
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -49,7 +49,7 @@ class Beside:
         Raises:
             ValueError: If the one asked for is not there.
         """
-        return choose("label", asked, LABEL_NAMES, self.others, self.name)
+        return choose_column("label", asked, LABEL_NAMES, self.others, self.name)
 
 
 def find_table(root: Path, names: Sequence[bytes], image_column: str | None) -> Beside | None:
@@ -88,7 +88,7 @@ def open_table(path: Path, names: Sequence[bytes], image_column: str | None) -> 
     if not columns:
         return None
     if image_column is not None:
-        tried = [str(choose("image", image_column, (), list(columns), path.name))]
+        tried = [str(choose_column("image", image_column, (), list(columns), path.name))]
     else:
         usual = [c for name in _FILE_NAMES for c in columns if str(c).lower() == name]
         tried = [*usual, *(column for column in columns if column not in usual)]
@@ -109,12 +109,12 @@ def whole_paths(
         ValueError: If the table cannot be read, or a column that is asked for is not there.
     """
     columns = read_table(path)
-    asked = choose("image", image_column, (), list(columns), path.name)
+    asked = choose_column("image", image_column, (), list(columns), path.name)
     for name in [asked] if asked is not None else columns:
         first = next((value for value in columns[name] if value is not None), None)
         if isinstance(first, str) and os.path.isabs(os.path.expanduser(first)):
             others = [column for column in columns if column != name]
-            label = choose("label", label_column, LABEL_NAMES, others, path.name)
+            label = choose_column("label", label_column, LABEL_NAMES, others, path.name)
             return columns[name], label, None if label is None else columns[label]
     return None
 

@@ -10,8 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from ddpm_lib.data.arrays import IMAGE_NAMES
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, fit_array
+from ddpm_lib.data.columns import IMAGE_NAMES
+from ddpm_lib.data.decode import Decoded, ImageError, fit_array
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.folders import FolderSource
 from ddpm_lib.data.layouts import split_of
 from ddpm_lib.runtime.limits import available_memory

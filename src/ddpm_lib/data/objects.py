@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, ArraySource, as_array, choose, open_arrays
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode
+from ddpm_lib.data.arrays import ArraySource, as_array, open_arrays
+from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
+from ddpm_lib.data.decode import Decoded, ImageError, decode
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.items import TorchSource
 from ddpm_lib.data.labels import make_labels
@@ -117,9 +119,9 @@ def _from_list(data: Sequence[Any], spec: DecodeSpec, columns: Columns, here: bo
         return PathSource([pair[0] for pair in pairs], [_second(pair) for pair in pairs], columns)
     if isinstance(first, Mapping):
         keys = [str(name) for name in first]
-        image = choose("image", columns.image, PATH_NAMES, keys, "The list")
+        image = choose_column("image", columns.image, PATH_NAMES, keys, "The list")
         if image is not None and _is_path(first[image]):
-            label = choose("label", columns.label, LABEL_NAMES, [k for k in keys if k != image], "The list")
+            label = choose_column("label", columns.label, LABEL_NAMES, [k for k in keys if k != image], "The list")
             cells = [(item or {}).get(image) for item in data]
             return PathSource(cells, None if label is None else [(item or {}).get(label) for item in data], columns)
     # A picture that was opened and not yet decoded holds an open file, which several processes must not share.
@@ -155,12 +157,12 @@ def _from_frame(data: Any, columns: Columns, here: bool) -> Source:
         return _from_cells(list(data), None, columns, here)
     there = [str(name) for name in data.columns]
     data = data.set_axis(there, axis=1)
-    image = choose("image", columns.image, PATH_NAMES, there, "The table")
+    image = choose_column("image", columns.image, PATH_NAMES, there, "The table")
     if image is None:
         raise ValueError(
             f"The table has no column named path, file or image. There are: {', '.join(there)}. Pass image_column."
         )
-    label = choose("label", columns.label, LABEL_NAMES, [name for name in there if name != image], "The table")
+    label = choose_column("label", columns.label, LABEL_NAMES, [name for name in there if name != image], "The table")
     return _from_cells(list(data[image]), None if label is None else list(data[label]), columns, here)
 
 

@@ -18,7 +18,8 @@ from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.contents import first_digest, make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
-from ddpm_lib.data.decode import MAX_PIXELS, Background, DecodeSpec, ImageError, make_spec
+from ddpm_lib.data.decode import ImageError
+from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_spec
 from ddpm_lib.data.decoding import Scan, decode_all
 from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.looks import look_at

@@ -14,7 +14,7 @@ import torch
 
 from ddpm_lib.core.keys import hashes, uniform
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore
-from ddpm_lib.data.decode import size_pair
+from ddpm_lib.data.decode_spec import size_pair
 
 _COLOURS = np.array(
     [

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ddpm_lib.data.arrays import ArraySource
 from ddpm_lib.data.dataset import Source
-from ddpm_lib.data.decode import FORMATS, Decoded, DecodeSpec, ImageError
+from ddpm_lib.data.decode import FORMATS, Decoded, ImageError
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.folders import FolderSource
 from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.tables import TableSource

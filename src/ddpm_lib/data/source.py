@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_lib.core import spelling
-from ddpm_lib.data.decode import Decoded, DecodeSpec
+from ddpm_lib.data.decode import Decoded
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.names import Names
 
 _SHOWN = 20

@@ -14,9 +14,9 @@ import torch
 
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.data.arrays import open_npz
-from ddpm_lib.data.decode import DecodeSpec
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.fits import check_fits
-from ddpm_lib.data.folders import EXTENSIONS, FolderSource, NoPicturesError, Table
+from ddpm_lib.data.folders import FolderSource, NoPicturesError, Table
 from ddpm_lib.data.hub import load_by_name
 from ddpm_lib.data.kinds import LISTED, SUFFIXES, way
 from ddpm_lib.data.layouts import best_split, split_of
@@ -24,6 +24,7 @@ from ddpm_lib.data.metadata import TABLES, whole_paths
 from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
+from ddpm_lib.data.suffixes import PICTURES
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -112,7 +113,7 @@ def _needed(source: FolderSource, insist: bool) -> FolderSource:
 
 def _from_pattern(written: str, found: list[Path], options: Options) -> Source | None:
     """Open the pictures that a pattern such as photos/*.png matches; None if it matches none."""
-    files = [file for file in found if os.fsencode(file.suffix.lower()) in EXTENSIONS and file.is_file()]
+    files = [file for file in found if os.fsencode(file.suffix.lower()) in PICTURES and file.is_file()]
     if not files:
         return None
     if options["split"] is not None:
@@ -161,7 +162,7 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
                     f"{written!r} is a table, but no pictures lie below its folder ({str(path.parent.absolute())!r}), "
                     "which paths in it start from."
                 ) from None
-        if suffix.encode() in EXTENSIONS:
+        if suffix.encode() in PICTURES:
             raise ValueError(f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r}).")
         if suffix == ".json" and path.name == "dataset.json":
             raise ValueError(f"{written!r} holds labels. Pass the folder that holds it ({str(path.parent)!r}).")
@@ -237,7 +238,7 @@ def _is_table(path: Path) -> bool:
     if not any(not file.name.startswith("metadata") for file in tables):
         return False
     beside = [*path.iterdir(), *(file for table in tables for file in table.parent.iterdir())]
-    return not any(os.fsencode(file.suffix.lower()) in EXTENSIONS for file in beside)
+    return not any(os.fsencode(file.suffix.lower()) in PICTURES for file in beside)
 
 
 def _split_folder(root: Path, split: str | None) -> Path:

@@ -22,7 +22,8 @@ from PIL import Image
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.dataset import BadImagesError, Source
-from ddpm_lib.data.decode import FORMATS, UPSCALED, Decoded, DecodeSpec, ImageError, decode, make_spec
+from ddpm_lib.data.decode import FORMATS, UPSCALED, Decoded, ImageError, decode
+from ddpm_lib.data.decode_spec import DecodeSpec, make_spec
 from ddpm_lib.data.decoding import decode_all
 from ddpm_lib.data.names import PackedNames
 from ddpm_lib.data.split import hold_out

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ddpm_lib.data.decode import DecodeSpec, ImageError
+from ddpm_lib.data.decode import ImageError
+from ddpm_lib.data.decode_spec import DecodeSpec
 
 _FILL = 0.94  # of the tile that the object's longer side takes
 

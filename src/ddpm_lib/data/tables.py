@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.arrays import IMAGE_NAMES, LABEL_NAMES, choose
-from ddpm_lib.data.decode import Decoded, DecodeSpec, ImageError, decode, decode_bytes, fit_array
+from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
+from ddpm_lib.data.decode import Decoded, ImageError, decode, decode_bytes, fit_array
+from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.labels import Odd, make_labels
 from ddpm_lib.data.names import Names, NumberedNames, PackedNames
 from ddpm_lib.data.source import Examined, Source, content_hash, file_hash
@@ -145,11 +146,13 @@ def _pick(
     columns: Sequence[str], images: Sequence[str], labels: str, asked: tuple[str | None, str | None], where: str
 ) -> tuple[str, str | None]:
     """Choose the image and the label column; `images` are columns that are images by their type."""
-    image = choose("image", asked[0], [*IMAGE_NAMES], columns, where) or (images[0] if len(images) == 1 else None)
+    image = choose_column("image", asked[0], [*IMAGE_NAMES], columns, where) or (
+        images[0] if len(images) == 1 else None
+    )
     if image is None:
         raise ValueError(f"{where} has no column named image. There are: {', '.join(columns)}. Pass image_column.")
     rest = [name for name in columns if name != image]
-    return image, None if labels == "none" else choose("label", asked[1], LABEL_NAMES, rest, where)
+    return image, None if labels == "none" else choose_column("label", asked[1], LABEL_NAMES, rest, where)
 
 
 def from_hf(

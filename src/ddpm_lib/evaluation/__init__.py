@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from ddpm_lib.evaluation.bank import Bank, Need
-from ddpm_lib.evaluation.callback import Evaluate
-from ddpm_lib.evaluation.metrics import METRICS, Metric
-from ddpm_lib.evaluation.options import EvaluationOptions
-from ddpm_lib.evaluation.result import Evaluation
-from ddpm_lib.evaluation.runner import evaluate, evaluate_checkpoints
+from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
+from ddpm_lib.evaluation.evaluation_result import Evaluation
+from ddpm_lib.evaluation.evaluator import evaluate, evaluate_checkpoints
+from ddpm_lib.evaluation.feature_store import Bank, Need
+from ddpm_lib.evaluation.metric_table import METRICS, Metric
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
-from ddpm_lib.evaluation.task import Score, Task, mean_score
+from ddpm_lib.evaluation.scores import Score, mean_score
+from ddpm_lib.evaluation.tasks import ModelTask, SampleTask, Task
+from ddpm_lib.evaluation.training_callback import Evaluate
 
 __all__ = [
     "METRICS",
@@ -18,8 +19,10 @@ __all__ = [
     "Evaluation",
     "EvaluationOptions",
     "Metric",
+    "ModelTask",
     "Need",
     "SampleMetric",
+    "SampleTask",
     "Score",
     "Task",
     "evaluate",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation.bank import Bank, layer_of
-from ddpm_lib.evaluation.metrics import METRICS
-from ddpm_lib.evaluation.options import AUTO, USED_BY, unused
+from ddpm_lib.evaluation.evaluation_options import AUTO, USED_BY, EvaluationOptions, unused_options
+from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
+from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.metrics import FEATURES, read_statistics
 from ddpm_lib.metrics.moments import contents
@@ -19,8 +19,7 @@ from ddpm_lib.metrics.moments import contents
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.diffusion import GaussianDiffusion
-    from ddpm_lib.evaluation.data import RunData
-    from ddpm_lib.evaluation.options import EvaluationOptions
+    from ddpm_lib.evaluation.run_images import RunImages
 
 FEWEST, MOST = 64, 1000
 """How many samples are drawn by default: as many as training images, within these bounds."""
@@ -59,7 +58,7 @@ def is_pictures(diffusion: GaussianDiffusion) -> bool:
     return len(diffusion.image_size) == 2 and diffusion.channels in (1, 3, 4)
 
 
-def choose(options: EvaluationOptions, own: RunData | None, dataset: Any) -> Choice:
+def choose_metrics(options: EvaluationOptions, own: RunImages | None, dataset: Any) -> Choice:
     """Fill in metrics="auto", and what depends on it.
 
     Args:
@@ -85,7 +84,7 @@ def _with_features(options: EvaluationOptions, metrics: Sequence[str]) -> Evalua
 def _without_unused(choice: Choice) -> Choice:
     """Put back options that nothing uses, so that what is written can be repeated, and say which metrics use them."""
     options, notes = choice.options, list(choice.notes)
-    names = unused(options, options.metric_names)
+    names = unused_options(options, options.metric_names)
     said = " ".join(notes).split()
     for name in names:
         if name not in said:  # of some it was said why their metric was not chosen
@@ -113,7 +112,7 @@ def _for_images(options: EvaluationOptions, dataset: Any) -> Choice:
     return Choice(dataclasses.replace(options, metrics=",".join(names), features=features), [])
 
 
-def _for_run(options: EvaluationOptions, own: RunData, dataset: Any) -> Choice:
+def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Choice:
     diffusion, notes, names = own.loaded.diffusion, [], []
     other = dataset is not None or options.data not in ("held-out", "train")
     train: ImageDataset | None = None
@@ -160,13 +159,13 @@ def _for_run(options: EvaluationOptions, own: RunData, dataset: Any) -> Choice:
     return Choice(changed, notes)
 
 
-def too_few(name: str, bank: Bank | None) -> str:
+def too_few(name: str, store: FeatureStore | None) -> str:
     """Say why a metric of samples would say nothing of sets of these sizes; "" where it would."""
     least = AT_LEAST.get(name)
-    if bank is None or least is None or name == "loss_gap":
+    if store is None or least is None or name == "loss_gap":
         return ""
     against = "train" if name == "memorisation" else "reference"
-    there = [bank.n] + ([bank.sets[against].n] if against in bank.sets else [])
+    there = [store.n] + ([store.sets[against].n] if against in store.sets else [])
     if min(there) >= least:
         return ""
     return f"{name} was left out: it needs at least {least} images on each side; got {' and '.join(map(str, there))}."

@@ -8,7 +8,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.files import write_aside
 from ddpm_lib.core.progress import bar
 from ddpm_lib.core.tensor_files import load_tensors, save_tensors
+from ddpm_lib.evaluation.image_sets import ImageSet
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
 from ddpm_lib.runtime.processes import own_share
@@ -31,33 +31,6 @@ logger = logging.getLogger("ddpm_lib")
 FLUSH_IMAGES = 512
 FLUSH_SECONDS = 30.0
 """After so many images, or so long, features go to disk, so that an interrupted evaluation continues there."""
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images that can be read by row.
-
-    Attributes:
-        name: Word for names of scores: train, heldout, samples.
-        n: Number of images.
-        read: From rows to uint8 (len(rows), c, h, w), on any device; the same for the same rows, whoever asks.
-        fingerprint: Says whether two sets are the same.
-        cached: Whether features are kept for other evaluations (a dataset) or only until this one is done (samples).
-        notes: What people are told of them.
-        reader: "training", or the tool as which the files are read.
-        shape: (height, width) of the images, where it is known.
-        jpeg: Share of JPEG among files whose format is known from their names; None where there are none.
-    """
-
-    name: str
-    n: int
-    read: Callable[[range], Tensor]
-    fingerprint: str
-    cached: bool = False
-    notes: tuple[str, ...] = ()
-    reader: str = "training"
-    shape: tuple[int, ...] | None = None
-    jpeg: float | None = None
 
 
 class Engine:

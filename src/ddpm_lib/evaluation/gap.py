@@ -6,14 +6,17 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm_lib.core import keys
+from ddpm_lib.core.spread import evenly
 from ddpm_lib.data import ImageDataset
-from ddpm_lib.evaluation.sources import evenly
-from ddpm_lib.evaluation.task import Score, Task, mean_score
+from ddpm_lib.evaluation.scores import Score, mean_score
+from ddpm_lib.evaluation.tasks import ModelTask
 from ddpm_lib.metrics import bootstrap_interval
+from ddpm_lib.time_sampling import spread_levels
 
 FEW_FOR_GAP = 20
 """Below so many images two sets differ by chance more than intervals of so few can say."""
@@ -21,7 +24,7 @@ LEVELS_OF_GAP = 10
 """Levels per image from which the bound is estimated; the same for both sets."""
 
 
-def gap(task: Task) -> list[Score]:
+def gap(task: ModelTask) -> list[Score]:
     """Held-out minus training images: the training loss, and bits/dim by the bound, with the same noise for both.
 
     Positive is over-fitting. The k-th images of both sets share their noise and their levels, and each set is spread evenly.
@@ -29,13 +32,16 @@ def gap(task: Task) -> list[Score]:
     return [*loss_gap(task), *_gap(task, "nll", "bits/dim", _bits)]
 
 
-def loss_gap(task: Task) -> list[Score]:
+def loss_gap(task: ModelTask) -> list[Score]:
     """Held-out minus training images: the training loss alone, at a tenth of the price of `gap`."""
     return _gap(task, "loss", "training loss", _loss)
 
 
 def _gap(
-    task: Task, name: str, unit: str, columns: Callable[[Task, ImageDataset], Callable[[range], Tensor]]
+    task: ModelTask,
+    name: str,
+    unit: str,
+    columns: Callable[[ModelTask, ImageDataset], Callable[[range], Tensor]],
 ) -> list[Score]:
     train, held_out = task.own("train"), task.own("held-out")
     n = min(len(train), len(held_out), task.options.num or 1000)
@@ -44,7 +50,12 @@ def _gap(
     for word, dataset in (("train", train), ("heldout", held_out)):
         images = dataset.subset(evenly(n, len(dataset)))
         values = task.over(
-            n, f"{name} of {word}", 1, task.options.batch_size, columns(task, images), images.fingerprint
+            n,
+            f"{name} of {word}",
+            1,
+            task.options.batch_size,
+            columns(task, images),
+            images.fingerprint,
         )[:, 0]
         found[word] = values
         scores.append(mean_score(f"{name}_{word}_{n}", values, unit))
@@ -61,7 +72,7 @@ def _overfits(gap: Score, n: int) -> str:
     return ""
 
 
-def difference(task: Task, name: str, a: Tensor, b: Tensor, unit: str) -> Score:
+def difference(task: ModelTask, name: str, a: Tensor, b: Tensor, unit: str) -> Score:
     """Return mean a − mean b of two independent sets, with its standard error and interval."""
     value = float(a.mean() - b.mean())
     if len(a) < 2:
@@ -75,15 +86,13 @@ def difference(task: Task, name: str, a: Tensor, b: Tensor, unit: str) -> Score:
     return Score(name, value, error, unit, interval=(value - half[0], value + half[1]))
 
 
-def _loss(task: Task, images: ImageDataset) -> Callable[[range], Tensor]:
+def _loss(task: ModelTask, images: ImageDataset) -> Callable[[range], Tensor]:
     diffusion = task.model()
     shape = (diffusion.channels, *diffusion.image_size)
 
     def score(rows: range) -> Tensor:
         pixels, cond = task.batch(rows, images)
-        k = torch.arange(rows.start, rows.stop, dtype=torch.float64)
-        # A golden-ratio sequence spreads the levels evenly however many images there are.
-        t = ((k * 0.6180339887498949 + 0.5) % 1.0 * diffusion.timesteps).long().clamp_(0, diffusion.timesteps - 1) + 1
+        t = spread_levels(np.arange(rows.start, rows.stop), diffusion.timesteps)
         noise = torch.stack(
             [torch.randn(shape, generator=keys.generator("cpu", i, task.options.seed, "gap")) for i in rows]
         )
@@ -96,7 +105,7 @@ def _loss(task: Task, images: ImageDataset) -> Callable[[range], Tensor]:
     return score
 
 
-def _bits(task: Task, images: ImageDataset) -> Callable[[range], Tensor]:
+def _bits(task: ModelTask, images: ImageDataset) -> Callable[[range], Tensor]:
     options, diffusion = task.options, task.model()
     levels = options.num_levels or min(LEVELS_OF_GAP, diffusion.timesteps)
 

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation.engine import ImageSet
-from ddpm_lib.evaluation.options import READING
+from ddpm_lib.core.spread import evenly
+from ddpm_lib.data.suffixes import FIDELITY
+from ddpm_lib.evaluation.evaluation_options import READING
+from ddpm_lib.evaluation.image_sets import ImageSet, clamp, dataset_images, jpeg_share, safe_word
 from ddpm_lib.evaluation.overviews import drawn_samples
-from ddpm_lib.evaluation.sources import clamp, dataset_images, digest_of, evenly, jpeg_share, safe_word
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.dataset import Source
-    from ddpm_lib.data.decode import DecodeSpec
-    from ddpm_lib.evaluation.data import RunData
-    from ddpm_lib.evaluation.options import EvaluationOptions
+    from ddpm_lib.data.decode_spec import DecodeSpec
+    from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
+    from ddpm_lib.evaluation.run_images import RunImages
 
-FIDELITY = frozenset((".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""What torch-fidelity and pytorch-fid take for a picture."""
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _NOT_APPLIED = "{}: value_range was not applied, as no image has more than 8 bits."
 LEAVE_OUT = 'Repair or remove them, or leave them out with on_bad_image="skip" (--on-bad-image skip).'
@@ -36,7 +36,7 @@ def open_pictures(
     name: str | None,
     options: EvaluationOptions,
     num: int | None = None,
-    like: RunData | None = None,
+    like: RunImages | None = None,
 ) -> ImageSet:
     """Open pictures that are not a run's own.
 
@@ -72,7 +72,7 @@ def open_pictures(
 
 
 def _opened(
-    data: Any, where: str, word: str, options: EvaluationOptions, like: RunData | None
+    data: Any, where: str, word: str, options: EvaluationOptions, like: RunImages | None
 ) -> tuple[ImageDataset, list[str]]:
     """Open a set; of two sets without a run, a range may belong to the other one alone."""
     from ddpm_lib.data.values import NarrowValuesError
@@ -87,19 +87,23 @@ def _opened(
 
 
 def _open(
-    data: Any, where: str, word: str, options: EvaluationOptions, like: RunData | None
+    data: Any, where: str, word: str, options: EvaluationOptions, like: RunImages | None
 ) -> tuple[ImageDataset, list[str]]:
     """Open as training does, at the run's size, the one asked for, or that at which all are stored."""
     from ddpm_lib.data import BadImagesError, open_dataset
     from ddpm_lib.data.arrays import ArraySource
-    from ddpm_lib.data.decode import DecodeSpec
+    from ddpm_lib.data.decode_spec import DecodeSpec
     from ddpm_lib.data.sources import find_source
 
     size: int | tuple[int, int] | None = options.image_size
     if isinstance(data, str) and data == "shapes":
         if like is None and size is None:
             raise ConfigError("The built-in shapes are drawn at any size. Say at which: image_size= (--image-size 32).")
-        drawn = like.pictures(data, options) if like else open_dataset(data, image_size=size or 1)
+        drawn = (
+            like.pictures(data, options.split, options.on_bad_image)
+            if like
+            else open_dataset(data, image_size=size or 1)
+        )
         return drawn, []
     notes: list[str] = []
     folder = isinstance(data, (str, Path)) and Path(data).is_dir()
@@ -126,7 +130,7 @@ def _open(
         size = _stored_size(source, where, spec)  # where there is none, opening the set says why of each image
     try:
         if like is not None:
-            opened = like.pictures(given, options)
+            opened = like.pictures(given, options.split, options.on_bad_image)
         else:
             opened, told = _without_run(given, size or 1, options, word, split)
     except BadImagesError as error:

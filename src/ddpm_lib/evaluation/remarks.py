@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core import keys
-from ddpm_lib.evaluation.bank import Bank, layer_of
+from ddpm_lib.core.spread import evenly
 from ddpm_lib.evaluation.defaults import trains_likelihood
-from ddpm_lib.evaluation.sources import evenly
-from ddpm_lib.evaluation.task import Score, Task
+from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
+from ddpm_lib.evaluation.scores import Score
 from ddpm_lib.metrics import frechet_of_features, kernel_distance, manifolds, to_rgb
 
 if TYPE_CHECKING:
@@ -44,32 +44,44 @@ class Judged:
     notes: list[str]
 
 
-def judge(scores: Sequence[Score], task: Task) -> Judged:
-    """Put beside each score what trivial images score, where that costs next to nothing, and what is wrong with it."""
-    alike, notes = _alike(task.bank, task.options.feature_names)
+def judge(
+    scores: Sequence[Score],
+    store: FeatureStore | None,
+    feature_names: Sequence[str],
+    diffusion: GaussianDiffusion | None,
+) -> Judged:
+    """Put beside each score what trivial images score, where that costs next to nothing, and what is wrong with it.
+
+    Args:
+        scores: Of all metrics.
+        store: Features of the samples and what they are compared with; None without a metric of samples.
+        feature_names: Names of `FEATURES` that the metrics look at.
+        diffusion: The process that is scored; None where sets of images are compared.
+    """
+    alike, notes = ([], []) if store is None else _alike(store, feature_names)
     found: list[Score] = []
     for score in scores:
-        rows = _baselines(score, task)
+        rows = [] if store is None else _baselines(score, store)
         noise = next((row for row in rows if row.name.endswith("/noise")), None)
         found += [_remarked(score, noise, alike), *rows]
-    notes += _stored_differently(task.bank)
-    if any(_beyond_noise(s) for s in found):
-        notes.append(_why_bits(task.model()))
+    notes += [] if store is None else _stored_differently(store)
+    if diffusion is not None and any(_beyond_noise(s) for s in found):
+        notes.append(_why_bits(diffusion))
     return Judged(found, notes)
 
 
-def _stored_differently(bank: Bank | None) -> list[str]:
+def _stored_differently(store: FeatureStore) -> list[str]:
     """Say that one set went through JPEG and the other did not: with the same pictures FID is then not 0."""
-    if bank is None or not {"samples", "reference"} <= set(bank.sets):
+    if not {"samples", "reference"} <= set(store.sets):
         return []
-    shares = {which: bank.sets[which].jpeg for which in ("samples", "reference")}
+    shares = {which: store.sets[which].jpeg for which in ("samples", "reference")}
     if None in shares.values():
         return []
     lossy, other = sorted(shares, key=lambda which: -(shares[which] or 0.0))
     if (shares[lossy] or 0.0) - (shares[other] or 0.0) < MIXED:
         return []
     return [
-        f"{bank.word(lossy)} are JPEG files and {bank.word(other)} are not: the artefacts of JPEG alone shift FID, KID and "
+        f"{store.word(lossy)} are JPEG files and {store.word(other)} are not: the artefacts of JPEG alone shift FID, KID and "
         "the like. Store both sets alike before reading small differences."
     ]
 
@@ -111,78 +123,83 @@ def _why_bits(diffusion: GaussianDiffusion) -> str:
     )
 
 
-def _alike(bank: Bank | None, names: Sequence[str]) -> tuple[list[str], list[str]]:
+def _alike(store: FeatureStore, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Find features in which all images of a set are one, and say so."""
     found: list[str] = []
     notes: list[str] = []
-    for name in dict.fromkeys([*names, "pixels"] if bank is not None else ()):
+    for name in dict.fromkeys([*names, "pixels"]):
         layer = layer_of(name)
         for which in ("samples", "reference"):
-            assert bank is not None
-            if not bank.has(which, layer) or bank.sets[which].n < 2:
+            if not store.has(which, layer) or store.sets[which].n < 2:
                 continue
-            features = bank.features(which, layer)
+            features = store.features(which, layer)
             if float((features - features[0]).abs().max()) <= 1e-6 * float(features.abs().max()):
                 found.append(name)
                 notes.append(
-                    f"all {bank.sets[which].n:,} images of {bank.word(which)} are the same to {name}: blank, or copies of one "
+                    f"all {store.sets[which].n:,} images of {store.word(which)} are the same to {name}: blank, or copies of one "
                     "picture. Look at them before reading any number."
                 )
     return found, list(dict.fromkeys(notes))
 
 
-def _baselines(score: Score, task: Task) -> list[Score]:
+def _baselines(score: Score, store: FeatureStore) -> list[Score]:
     """Return what held-out images and noise score instead of the samples, for features without weights."""
-    bank, parts = task.bank, score.name.split("_")
-    kind = parts[0]
-    if bank is None or "/" in score.name or kind not in ("fd", "kd", "precision", "recall", "density", "coverage"):
+    kind = score.name.split("_")[0]
+    if "/" in score.name or kind not in ("fd", "kd", "precision", "recall", "density", "coverage"):
         return []
     features = next((name for name in WEIGHT_FREE if f"_{name}_" in score.name), None)
     layer = layer_of(features) if features else ""
-    if not features or not bank.has("samples", layer) or "reference" not in bank.sets:
+    if not features or not store.has("samples", layer) or "reference" not in store.sets:
         return []
     found: list[Score] = []
-    for word, other in _others(bank, layer):
-        value = _measure(kind, score, bank, layer, other)
+    for word, other in _others(store, layer):
+        value = _measure(kind, score, store, layer, other)
         if value is not None:
             unit = f"{score.unit}, of {len(other):,} {'held-out images' if word == 'held-out' else 'images of noise'}"
             found.append(Score(f"{score.name}/{word}", value, None, unit))
     return found
 
 
-def _others(bank: Bank, layer: str) -> list[tuple[str, Tensor]]:
+def _others(store: FeatureStore, layer: str) -> list[tuple[str, Tensor]]:
     found = []
-    same = bank.sets.get("held_out") is not None and bank.word("held_out") == bank.word("reference")
-    if bank.has("held_out", layer) and not same:
-        features = bank.features("held_out", layer)
-        n = min(bank.n, len(features))
+    has_held_out = store.sets.get("held_out") is not None
+    same = has_held_out and store.word("held_out") == store.word("reference")
+    if store.has("held_out", layer) and not same:
+        features = store.features("held_out", layer)
+        n = min(store.n, len(features))
         if n >= FEW_HELD_OUT:
             found.append(("held-out", features[torch.from_numpy(evenly(n, len(features)))]))
-    found.append(("noise", bank.remember(f"noise {layer}", lambda: _noise(bank, layer))))
+    found.append(("noise", store.remember(f"noise {layer}", lambda: _noise(store, layer))))
     return found
 
 
-def _noise(bank: Bank, layer: str) -> Tensor:
+def _noise(store: FeatureStore, layer: str) -> Tensor:
     """Return features of images whose values are all equally probable."""
-    shape = bank.sets["reference"].read(range(1)).shape[1:]
-    n = min(NOISE_IMAGES, bank.n)
+    shape = store.sets["reference"].read(range(1)).shape[1:]
+    n = min(NOISE_IMAGES, store.n)
     images = torch.stack(
         [torch.randint(256, shape, generator=keys.generator("cpu", i, 0, "noise images")) for i in range(n)]
     ).to(torch.uint8)
     extractor, wanted = layer.split("/")
-    pixels = to_rgb(images).to(bank.state.device)
-    return bank.engine.extractor(extractor, [wanted])(pixels)[wanted].float().cpu()
+    pixels = to_rgb(images).to(store.state.device)
+    return store.engine.extractor(extractor, [wanted])(pixels)[wanted].float().cpu()
 
 
-def _measure(kind: str, score: Score, bank: Bank, layer: str, other: Tensor) -> float | None:
+def _measure(
+    kind: str,
+    score: Score,
+    store: FeatureStore,
+    layer: str,
+    other: Tensor,
+) -> float | None:
     if kind == "fd":
         # Biased by the number of images: another number would not be comparable.
-        if len(other) != bank.n:
+        if len(other) != store.n:
             return None
-        return frechet_of_features(other, bank.statistics("reference", layer))[0]
-    if not bank.has("reference", layer):
+        return frechet_of_features(other, store.statistics("reference", layer))[0]
+    if not store.has("reference", layer):
         return None
-    reference = bank.features("reference", layer)
+    reference = store.features("reference", layer)
     if kind == "kd":
         return kernel_distance(other, reference)
     k = int(score.name.split("_k")[1].split("_")[0])

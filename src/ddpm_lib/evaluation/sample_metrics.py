@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation.bank import Bank, Need, layer_of
-from ddpm_lib.evaluation.task import Score, Task
+from ddpm_lib.evaluation.feature_store import Need, layer_of
+from ddpm_lib.evaluation.metric_options import MetricOptions
+from ddpm_lib.evaluation.scores import Score
+from ddpm_lib.evaluation.tasks import SampleTask
 from ddpm_lib.metrics import (
     bootstrap_interval,
     copy_test,
@@ -29,9 +30,6 @@ from ddpm_lib.metrics.kernel import inception_influence, kernel_influence
 from ddpm_lib.metrics.memorisation import ALARM
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 
-if TYPE_CHECKING:
-    from ddpm_lib.evaluation.options import EvaluationOptions
-
 FEW = 10_000
 """Below so many samples the bias of Fréchet distances is large: the value comes with a warning and an estimate without it."""
 NEIGHBOURS = 3
@@ -44,13 +42,13 @@ class SampleMetric:
 
     Attributes:
         needs: What it wants extracted, for given options.
-        score: From the task, with its bank filled, to scores.
+        score: From the task, with its store filled, to scores.
     """
 
-    needs: Callable[[EvaluationOptions], list[Need]]
-    score: Callable[[Task], list[Score]]
+    needs: Callable[[MetricOptions], list[Need]]
+    score: Callable[[SampleTask], list[Score]]
 
-    def __call__(self, task: Task) -> list[Score]:
+    def __call__(self, task: SampleTask) -> list[Score]:
         """Score."""
         return self.score(task)
 
@@ -64,18 +62,20 @@ def count_word(n: int) -> str:
     return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else str(n)
 
 
-def _bank(task: Task) -> Bank:
-    assert task.bank is not None
-    return task.bank
-
-
-def _features(task: Task, which: str, layer: str) -> Tensor:
+def _features(task: SampleTask, which: str, layer: str) -> Tensor:
     """Return features where comparing all pairs is fastest: on a GPU that has float64, else on the CPU."""
-    found = _bank(task).features(which, layer)
+    found = task.bank.features(which, layer)
     return found.to(task.state.device) if task.state.device.type == "cuda" else found
 
 
-def influenced(task: Task, name: str, value: float, influence: Tensor, unit: str, share: bool = False) -> Score:
+def influenced(
+    task: SampleTask,
+    name: str,
+    value: float,
+    influence: Tensor,
+    unit: str,
+    share: bool = False,
+) -> Score:
     """Return a score with its standard error and interval: Wilson's for a share, else what resampling gives."""
     n, influence = len(influence), influence.cpu()
     error = float(influence.std()) / math.sqrt(n) if n > 1 else None
@@ -85,7 +85,7 @@ def influenced(task: Task, name: str, value: float, influence: Tensor, unit: str
     return Score(name, value, error, unit, interval=interval)
 
 
-def _extractor_pairs(options: EvaluationOptions) -> list[tuple[str, str]]:
+def _extractor_pairs(options: MetricOptions) -> list[tuple[str, str]]:
     return [(name, layer_of(name)) for name in options.feature_names]
 
 
@@ -95,7 +95,7 @@ def _distance_word(kind: str, features: str) -> str:
     return {"fid": "fid" if inception else "fd", "kid": "kid" if inception else "kd"}[kind]
 
 
-def _both(options: EvaluationOptions, only_statistics: bool = False) -> list[Need]:
+def _both(options: MetricOptions, only_statistics: bool = False) -> list[Need]:
     return [
         need
         for _, layer in _extractor_pairs(options)
@@ -103,10 +103,10 @@ def _both(options: EvaluationOptions, only_statistics: bool = False) -> list[Nee
     ]
 
 
-def _frechet(task: Task, name: str, layer: str) -> list[Score]:
-    bank = _bank(task)
-    reference, mine = bank.statistics("reference", layer), bank.statistics("samples", layer)
-    features = bank.features("samples", layer)
+def _frechet(task: SampleTask, name: str, layer: str) -> list[Score]:
+    store = task.bank
+    reference, mine = store.statistics("reference", layer), store.statistics("samples", layer)
+    features = store.features("samples", layer)
     value, influence = frechet_of_features(features, reference, mine)
     score = influenced(task, name, value, influence, "squared distance")
     if (
@@ -114,26 +114,28 @@ def _frechet(task: Task, name: str, layer: str) -> list[Score]:
     ):  # to first order only: a squared distance is never negative
         score = dataclasses.replace(score, interval=(0.0, score.interval[1]))
     found = [score]
-    if bank.n < FEW:
+    if store.n < FEW:
         corrected = frechet_infinity(features, reference, task.options.seed)
         if corrected is not None:
             found.append(Score(f"{name}/infinity", corrected, None, "extrapolated to infinitely many samples"))
     return found
 
 
-def fid(task: Task) -> list[Score]:
+def fid(task: SampleTask) -> list[Score]:
     """Fréchet distance of features to the reference's (Heusel et al. 2017)."""
-    bank, suffix = _bank(task), count_word(_bank(task).n)
+    store, suffix = task.bank, count_word(task.bank.n)
     return [
         score
         for features, layer in _extractor_pairs(task.options)
         for score in _frechet(
-            task, f"{_distance_word('fid', features)}_{features}_{bank.word('reference')}_{suffix}", layer
+            task,
+            f"{_distance_word('fid', features)}_{features}_{store.word('reference')}_{suffix}",
+            layer,
         )
     ]
 
 
-def _layers(options: EvaluationOptions, table: dict[str, str], metric: str) -> dict[str, str]:
+def _layers(options: MetricOptions, table: dict[str, str], metric: str) -> dict[str, str]:
     """Find the layer of another kind in the extractors of the chosen features."""
     names = dict.fromkeys(layer.split("/")[0] for _, layer in _extractor_pairs(options))
     found = {name: f"{name}/{table[name]}" for name in names if name in table}
@@ -144,80 +146,99 @@ def _layers(options: EvaluationOptions, table: dict[str, str], metric: str) -> d
     return found
 
 
-def sfid(task: Task) -> list[Score]:
+def sfid(task: SampleTask) -> list[Score]:
     """Fréchet distance of spatial features (Nash et al. 2021)."""
-    bank = _bank(task)
-    ends = f"{bank.word('reference')}_{count_word(bank.n)}"
+    store = task.bank
+    ends = f"{store.word('reference')}_{count_word(store.n)}"
     layers = _layers(task.options, SPATIAL, "sfid")
     return [score for name, layer in layers.items() for score in _frechet(task, f"sfid_{name}_{ends}", layer)]
 
 
-def inception(task: Task) -> list[Score]:
+def inception(task: SampleTask) -> list[Score]:
     """Inception score over ten splits, shuffled as torch-fidelity does (Salimans et al. 2016)."""
-    bank, found = _bank(task), []
+    store, found = task.bank, []
     for name, layer in _layers(task.options, LOGITS, "is").items():
-        logits = bank.features("samples", layer)
+        logits = store.features("samples", layer)
         value, _ = inception_score(logits)
         found.append(
-            influenced(task, f"is_{name}_{count_word(bank.n)}", value, inception_influence(logits), "exp(nat)")
+            influenced(
+                task,
+                f"is_{name}_{count_word(store.n)}",
+                value,
+                inception_influence(logits),
+                "exp(nat)",
+            )
         )
     return found
 
 
-def kid(task: Task) -> list[Score]:
+def kid(task: SampleTask) -> list[Score]:
     """Kernel distance over 100 subsets of at most 1,000 images (Bińkowski et al. 2018)."""
-    bank, found = _bank(task), []
+    store, found = task.bank, []
     for features, layer in _extractor_pairs(task.options):
         x, y = _features(task, "samples", layer), _features(task, "reference", layer)
-        name = f"{_distance_word('kid', features)}_{features}_{bank.word('reference')}_{count_word(bank.n)}"
+        name = f"{_distance_word('kid', features)}_{features}_{store.word('reference')}_{count_word(store.n)}"
         found.append(influenced(task, name, kernel_distance(x, y), kernel_influence(x, y), "MMD²"))
     return found
 
 
-def precision_recall(task: Task) -> list[Score]:
+def precision_recall(task: SampleTask) -> list[Score]:
     """Improved precision and recall, k = 3 (Kynkäänniemi et al. 2019)."""
     return _neighbours(task, NEIGHBOURS, ("precision", "recall"))
 
 
-def density_coverage(task: Task) -> list[Score]:
+def density_coverage(task: SampleTask) -> list[Score]:
     """Density and coverage, k = 5 (Naeem et al. 2020)."""
     return _neighbours(task, NEIGHBOURS_DC, ("density", "coverage"))
 
 
-def _neighbours(task: Task, k: int, names: tuple[str, str]) -> list[Score]:
-    bank, found = _bank(task), []
-    ends = f"{bank.word('reference')}_{count_word(bank.n)}"
+def _neighbours(task: SampleTask, k: int, names: tuple[str, str]) -> list[Score]:
+    store, found = task.bank, []
+    ends = f"{store.word('reference')}_{count_word(store.n)}"
     for features, layer in _extractor_pairs(task.options):
         balls = manifolds(_features(task, "samples", layer), _features(task, "reference", layer), k)
         for name in names:
             values = getattr(balls, name)
-            unit = {"precision": "of samples", "recall": "of reference", "coverage": "of reference"}.get(
-                name, "mean count/k"
-            )
+            unit = {
+                "precision": "of samples",
+                "recall": "of reference",
+                "coverage": "of reference",
+            }.get(name, "mean count/k")
             found.append(
                 influenced(
-                    task, f"{name}_k{k}_{features}_{ends}", float(values.mean()), values, unit, name != "density"
+                    task,
+                    f"{name}_k{k}_{features}_{ends}",
+                    float(values.mean()),
+                    values,
+                    unit,
+                    name != "density",
                 )
             )
     return found
 
 
-def memorisation(task: Task) -> list[Score]:
+def memorisation(task: SampleTask) -> list[Score]:
     """Copies of training images among the samples, and C_T against held-out images, in pixels and in features."""
-    bank, found = _bank(task), []
-    ends = f"{bank.word('train')}_{count_word(bank.n)}"
+    store, found = task.bank, []
+    ends = f"{store.word('train')}_{count_word(store.n)}"
     for name, layer in {"pixels": "pixels/pixels", **dict(_extractor_pairs(task.options))}.items():
-        if not (bank.has("samples", layer) and bank.has("train", layer)):
+        if not (store.has("samples", layer) and store.has("train", layer)):
             continue
         samples, train = _features(task, "samples", layer), _features(task, "train", layer)
-        held_out = _features(task, "held_out", layer) if bank.has("held_out", layer) else None
+        held_out = _features(task, "held_out", layer) if store.has("held_out", layer) else None
         found += _copies(task, f"copies_{name}_{ends}", samples, train, held_out)
         if held_out is not None:
             found += _copying(task, f"copying_ct_{name}_{ends}", samples, train, held_out)
     return found
 
 
-def _copies(task: Task, name: str, samples: Tensor, train: Tensor, held_out: Tensor | None) -> list[Score]:
+def _copies(
+    task: SampleTask,
+    name: str,
+    samples: Tensor,
+    train: Tensor,
+    held_out: Tensor | None,
+) -> list[Score]:
     if len(train) < 3:
         raise TooFewImagesError(f"memorisation needs at least 3 training images; got {len(train)}.")
     test = copy_test(samples, train, held_out)
@@ -232,7 +253,13 @@ def _copies(task: Task, name: str, samples: Tensor, train: Tensor, held_out: Ten
     return [dataclasses.replace(share, remark=remark), Score(f"{name}/p", test.p_value, None, unit)]
 
 
-def _copying(task: Task, name: str, samples: Tensor, train: Tensor, held_out: Tensor) -> list[Score]:
+def _copying(
+    task: SampleTask,
+    name: str,
+    samples: Tensor,
+    train: Tensor,
+    held_out: Tensor,
+) -> list[Score]:
     test = measure_copying(samples, held_out, train, seed=task.options.seed)
     score = influenced(task, name, test.statistic, test.influence, f"z-score; lowest possible {test.least:.1f}")
     remark = ""
@@ -245,7 +272,7 @@ def _copying(task: Task, name: str, samples: Tensor, train: Tensor, held_out: Te
     return [score, Score(f"{name}/p", test.p_value, None, unit, remark=remark)]
 
 
-def _memorisation_needs(options: EvaluationOptions) -> list[Need]:
+def _memorisation_needs(options: MetricOptions) -> list[Need]:
     layers = {"pixels/pixels": False, **{layer: True for _, layer in _extractor_pairs(options)}}
     return [
         Need(which, layer, optional=optional or which == "held_out")

@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_lib.nn.attention import Attention
 
-if TYPE_CHECKING:
-    from ddpm_lib.nn.unet import Unet
-
 _MIB = 2**20
+
+
+class SizedNetwork(Protocol):
+    """A network of the kind of `Unet`: `type(model)(**model.config)` makes the same one."""
+
+    config: dict[str, Any]
+    channels: int
+    dims: int
+
+    def check_size(self, image_size: int | Sequence[int]) -> None:
+        """Raise ValueError when images of this size do not fit."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Summary:
 
 
 def summarize(
-    model: Unet,
+    model: SizedNetwork,
     image_size: int | Sequence[int],
     batch_size: int = 1,
     precision: Literal["float32", "bf16"] = "float32",
@@ -83,7 +91,7 @@ def summarize(
     model.check_size(image_size)
     sizes = (image_size,) * model.dims if isinstance(image_size, int) else tuple(image_size)
     with torch.device("meta"):
-        copy = type(model)(**model.config)
+        copy = _copy_of(model)
         x, t = torch.zeros(batch_size, model.channels, *sizes), torch.zeros(batch_size)
     macs = _count_macs(copy, x[:1], t[:1])
     if precision == "bf16":
@@ -100,6 +108,12 @@ def summarize(
         activation_bytes=activations,
         precision=precision,
     )
+
+
+def _copy_of(model: SizedNetwork) -> nn.Module:
+    """Make a network of the same shape, with weights of its own, on the current device."""
+    network: Any = type(model)
+    return network(**model.config)
 
 
 def _count_macs(model: nn.Module, x: Tensor, t: Tensor) -> int:
@@ -157,12 +171,12 @@ def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
     return saved_bytes(lambda: model(x, t), model, of_the_formula)
 
 
-def _count_saved_bytes_in_bf16(model: Unet, shape: Sequence[int]) -> int:
+def _count_saved_bytes_in_bf16(model: SizedNetwork, shape: Sequence[int]) -> int:
     """Count under autocast, which the meta device knows nothing of and tensors that only look like the CPU's do."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        copy = type(model)(**model.config)
+        copy = _copy_of(model)
         x, t = torch.zeros(*shape), torch.zeros(shape[0])
         with torch.autocast("cpu", torch.bfloat16):
             return _count_saved_bytes(copy, x, t)

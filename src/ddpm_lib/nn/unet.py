@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,12 @@ from ddpm_lib.nn.kernels import norm_act
 from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
-
-if TYPE_CHECKING:
-    from ddpm_lib.nn.summary import Summary
+from ddpm_lib.nn.summary import Summary, summarize
 
 MidAttention = Literal["norm", "no_norm", "none"]
 
 
-class Stage(nn.Module):
+class ResolutionLevel(nn.Module):
     """The layers of one resolution, and the change to the next resolution.
 
     Args:
@@ -236,7 +234,7 @@ class Unet(nn.Module):
         for level, level_width in enumerate(widths):
             ins_and_outs = pairwise([width] + [level_width] * blocks)
             layers = [Layer(i, o, heads(level, config["heads"], "heads"), settings) for i, o in ins_and_outs]
-            self.down.append(Stage(layers, resampler(level_width, "down") if level < last else None))
+            self.down.append(ResolutionLevel(layers, resampler(level_width, "down") if level < last else None))
             width = level_width
             skips += [width] * (blocks + (level < last))
         mid_heads = None
@@ -248,7 +246,7 @@ class Unet(nn.Module):
             for _ in range(blocks + 1):
                 layers.append(Layer(width + skips.pop(), level_width, heads(level, heads_up, "heads_up"), settings))
                 width = level_width
-            self.up.append(Stage(layers, resampler(width, "up") if level > 0 else None))
+            self.up.append(ResolutionLevel(layers, resampler(width, "up") if level > 0 else None))
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None] | None = None) -> Tensor:
         """Run the network.
@@ -265,20 +263,20 @@ class Unet(nn.Module):
         emb, x = self._condition(x, t, cond or {})
         h = self.conv_in(to_patches(x, self.patch_size))
         skips = [h]
-        for stage in self.down:
-            for layer in cast(Stage, stage).layers:
+        for level in self.down:
+            for layer in cast(ResolutionLevel, level).layers:
                 h = self._run(layer, h, emb)
                 skips.append(h)
-            if stage.resample is not None:
-                h = self._run(cast(nn.Module, stage.resample), h, emb)
+            if level.resample is not None:
+                h = self._run(cast(nn.Module, level.resample), h, emb)
                 skips.append(h)
         h = self._run(self.middle, h, emb)
-        for stage in self.up:
-            for layer in cast(Stage, stage).layers:
+        for level in self.up:
+            for layer in cast(ResolutionLevel, level).layers:
                 skip = skips.pop()
                 h = self._run(layer, torch.cat((h, skip * self.skip_factor if self.skip_factor != 1 else skip), 1), emb)
-            if stage.resample is not None:
-                h = self._run(cast(nn.Module, stage.resample), h, emb)
+            if level.resample is not None:
+                h = self._run(cast(nn.Module, level.resample), h, emb)
         return from_patches(self.conv_out(norm_act(h, self.norm_out)), self.patch_size)
 
     def _condition(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -359,8 +357,6 @@ class Unet(nn.Module):
 
     def summary(self, image_size: int | Sequence[int] = 32, batch_size: int = 1) -> Summary:
         """Count parameters, multiplications and training memory; see `ddpm_lib.nn.summary.summarize`."""
-        from ddpm_lib.nn.summary import summarize
-
         return summarize(self, image_size, batch_size)
 
 

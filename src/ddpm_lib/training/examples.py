@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ddpm_lib.images import to_model_range, to_uint8
+from ddpm_lib.core.spread import evenly
+from ddpm_lib.images import comparison_tiles, to_model_range
 from ddpm_lib.nn import LowRes
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ def low_res_of(trainer: Trainer) -> LowRes | None:
 def example_images(trainer: Trainer, n: int) -> dict[str, Tensor]:
     """Return n images, with their labels, spread over the held-out set, or over the training set where nothing is held out."""
     dataset = trainer.held_out if trainer.held_out is not None else trainer.dataset
-    return dataset.batch((np.arange(n) * len(dataset) // n).tolist())
+    return dataset.batch(evenly(n, len(dataset)).tolist())
 
 
 def example_conditions(trainer: Trainer, n: int) -> dict[str, Tensor] | None:
@@ -55,8 +53,4 @@ def beside_examples(trainer: Trainer, samples: Tensor) -> tuple[Tensor, int | No
     if low_res is None:
         return samples, None
     truth = example_images(trainer, len(samples))["image"]
-    small = low_res.derive(to_model_range(truth))
-    for axis in range(2, small.ndim):
-        small = small.repeat_interleave(low_res.factor, axis)
-    tiles = torch.stack([to_uint8(small), to_uint8(samples).cpu(), to_uint8(truth)], 1).flatten(0, 1)
-    return tiles, 3 * max(1, round(math.sqrt(len(tiles)) / 3))
+    return comparison_tiles(low_res.derive(to_model_range(truth)), samples, truth)

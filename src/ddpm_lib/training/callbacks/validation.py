@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ddpm_lib.core import keys
 from ddpm_lib.core.device_copy import to_device
+from ddpm_lib.core.spread import evenly
+from ddpm_lib.time_sampling import spread_levels
 from ddpm_lib.training.batches import batch_to_device
 from ddpm_lib.training.callbacks.base import Callback
 
@@ -51,7 +53,7 @@ class Validation(Callback):
 
     def losses(self, trainer: Trainer, dataset: ImageDataset, n: int) -> Tensor:
         """Return the losses (n,) of images spread over the dataset, on every rank, on the CPU."""
-        spread = np.arange(n) * len(dataset) // n
+        spread = evenly(n, len(dataset))
         own = np.arange(n)[trainer.rank :: trainer.processes]
         found = torch.zeros(n, dtype=trainer.sum_dtype, device=trainer.device)
         network = trainer.averaged_network()
@@ -80,12 +82,6 @@ class Validation(Callback):
         cond = trainer.conditions(batch)
         with torch.inference_mode(), trainer.accelerator.autocast():
             return diffusion(images, cond, t=t, noise=to_device(noise, trainer.device), reduction="none", model=network)
-
-
-def spread_levels(rows: np.ndarray, timesteps: int) -> Tensor:
-    """Return a level in 1 … T for each row: a golden-ratio sequence, even however many rows there are."""
-    spread = torch.from_numpy((rows * 0.6180339887498949 + 0.5) % 1.0)
-    return (spread * timesteps).long().clamp_(0, timesteps - 1) + 1
 
 
 def standard_errors(held_out: Tensor, train: Tensor, timesteps: int) -> tuple[float, float]:

@@ -1,14 +1,13 @@
-"""The images that an evaluation looks at: the run's own, checked against what it was trained on, or others."""
+"""The images of a run: its own, checked against what it was trained on, or others opened as it opens its own."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.fits import may_have_columns
-from ddpm_lib.evaluation.overviews import drawn_samples
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.state import DataDescription
 from ddpm_lib.training.config import TrainingConfig, is_described
@@ -17,10 +16,11 @@ from ddpm_lib.training.sources import open_images, open_training_data
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
-    from ddpm_lib.evaluation.options import EvaluationOptions
+
+OnBadImage = Literal["error", "skip"] | None
 
 
-class RunData:
+class RunImages:
     """The sets of a run, opened again when asked for, once.
 
     Args:
@@ -101,7 +101,7 @@ class RunData:
             )
         return train, held_out
 
-    def opened(self, dataset: Any, options: EvaluationOptions) -> ImageDataset:
+    def opened(self, dataset: Any, split: str | None, on_bad_image: OnBadImage) -> ImageDataset:
         """Return a dataset given as an object: opened as the run opens its own, if it is not one of ours.
 
         Raises:
@@ -109,7 +109,9 @@ class RunData:
         """
         from ddpm_lib.data import ImageDataset
 
-        return dataset.steady() if isinstance(dataset, ImageDataset) else self.other(dataset, options)
+        if isinstance(dataset, ImageDataset):
+            return dataset.steady()
+        return self.other(dataset, split, on_bad_image)
 
     def _from_given(self, described: DataDescription) -> tuple[ImageDataset, ImageDataset | None] | None:
         """Cut the images given as training did, and return the two sets if they are those of the run."""
@@ -122,15 +124,20 @@ class RunData:
             return None  # other images, of other sizes or classes
         return found if is_same(found[0], described) else None
 
-    def other(self, data: Any, options: EvaluationOptions) -> ImageDataset:
+    def other(self, data: Any, split: str | None, on_bad_image: OnBadImage) -> ImageDataset:
         """Open other images as the run opens its own, whole.
+
+        Args:
+            data: What `ddpm_lib.data.open_dataset` takes.
+            split: Split of a dataset that has several.
+            on_bad_image: "error" or "skip"; None: as the run was trained.
 
         Raises:
             ConfigError: If they do not fit the run.
         """
         alone = dataclasses.replace(
-            self.config, val_data=None, val_fraction=0.0, split=options.split, batch_size=1, accumulation_steps=1,
-            shards=None, on_bad_image=options.on_bad_image or self.config.on_bad_image,
+            self.config, val_data=None, val_fraction=0.0, split=split, batch_size=1, accumulation_steps=1,
+            shards=None, on_bad_image=on_bad_image or self.config.on_bad_image,
         )  # fmt: skip
         return check_fits(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
 
@@ -138,7 +145,7 @@ class RunData:
         """Return the run's column of images for data that may have columns."""
         return self.config.image_column if isinstance(data, (str, Path)) and may_have_columns(data) else None
 
-    def pictures(self, data: Any, options: EvaluationOptions) -> ImageDataset:
+    def pictures(self, data: Any, split: str | None, on_bad_image: OnBadImage) -> ImageDataset:
         """Open images to compare samples with as the run opens its own: size, channels, fit; no labels.
 
         Of folders a source comes here, which knows its frames.
@@ -146,24 +153,10 @@ class RunData:
         bare = dataclasses.replace(
             self.config, labels="none", label_column=None, image_column=self.image_column(data), frames="first"
         )
-        if options.on_bad_image is not None:
-            bare = dataclasses.replace(bare, on_bad_image=options.on_bad_image)
+        if on_bad_image is not None:
+            bare = dataclasses.replace(bare, on_bad_image=on_bad_image)
         diffusion = self.loaded.diffusion
-        return open_images(data, bare, diffusion.image_size, diffusion.channels, options.split, _quiet)
-
-
-def open_evaluation_data(own: RunData, options: EvaluationOptions) -> ImageDataset:
-    """Open the images that `options.data` names.
-
-    Raises:
-        ConfigError: If the run's own data cannot be opened, has changed, or holds nothing out; or classes do not fit.
-    """
-    if options.data not in ("held-out", "train"):
-        data = drawn_samples(Path(options.data), "data")[0] if Path(options.data).is_dir() else options.data
-        return own.other(data, options)
-    if options.split is not None:
-        raise ConfigError(f"split goes with a dataset of yours in data; data={options.data!r} is the run's own.")
-    return own.get(options.data)
+        return open_images(data, bare, diffusion.image_size, diffusion.channels, split, _quiet)
 
 
 def check_fits(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:

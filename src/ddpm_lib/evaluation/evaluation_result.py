@@ -10,10 +10,13 @@ from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import Registry
-from ddpm_lib.evaluation.task import Score
+from ddpm_lib.evaluation.scores import Score
+
+SHOWN = 6
+"""So many scores stand in the short form of an evaluation."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What `evaluate` found.
 
@@ -30,6 +33,12 @@ class Evaluation:
     def __getitem__(self, name: str) -> float:
         """Return the value of a score by name."""
         return Registry("score", {s.name: s.value for s in self.scores})[name]
+
+    def __repr__(self) -> str:
+        shown = [f"{s.name}={number(s.value)}" for s in self.scores if "/" not in s.name]
+        more = ["…"] if len(shown) > SHOWN else []
+        scored = self.about.get("checkpoint") or self.about.get("target", "images")
+        return f"<Evaluation of {scored}: {', '.join([*shown[:SHOWN], *more]) or 'no scores'}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""

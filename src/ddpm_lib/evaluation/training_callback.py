@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import unknown_options
-from ddpm_lib.evaluation.bank import Bank
 from ddpm_lib.evaluation.engine import Engine
-from ddpm_lib.evaluation.metrics import METRICS
-from ddpm_lib.evaluation.options import AUTO, EvaluationOptions
+from ddpm_lib.evaluation.evaluation_options import AUTO, EvaluationOptions
+from ddpm_lib.evaluation.feature_plan import plan_features
+from ddpm_lib.evaluation.feature_store import FeatureStore
+from ddpm_lib.evaluation.image_sets import dataset_images
+from ddpm_lib.evaluation.metric_table import METRICS
+from ddpm_lib.evaluation.network_conditions import low_res_conditioner
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
-from ddpm_lib.evaluation.sets import plan
-from ddpm_lib.evaluation.sources import dataset_images, sample_images
-from ddpm_lib.evaluation.task import Score, Task, small_image
+from ddpm_lib.evaluation.sample_set import sample_images
+from ddpm_lib.evaluation.scores import Score
+from ddpm_lib.evaluation.tasks import SampleTask
 from ddpm_lib.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -55,12 +58,8 @@ class Evaluate(Callback):
             raise ConfigError(f"reference must be train or held-out during training; got {self.options.reference!r}.")
         if self.options.metrics == AUTO:
             raise ConfigError("metrics must be named during training. Use metrics='kid,pr' or metrics='fid'.")
-        for name in self.options.metric_names:
-            if not isinstance(METRICS[name], SampleMetric):
-                raise ConfigError(
-                    f"{name} scores the model itself: validation shows its loss, `ddpm evaluate` the rest."
-                )
-        self._bank: Bank | None = None
+        self._metrics = [_sample_metric(name) for name in self.options.metric_names]
+        self._store: FeatureStore | None = None
         self.scores: tuple[Score, ...] = ()
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -84,26 +83,33 @@ class Evaluate(Callback):
             weights=self.options.feature_weights,
             folder=trainer.output_dir / "evaluations" / "unfinished",
         )
-        _, skipped = plan(self.options, engine)
+        _, skipped = plan_features(self.options, engine)
         if skipped:
             raise ConfigError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
-        self._bank = Bank(engine, {**sets, "reference": sets[reference]})
+        self._store = FeatureStore(engine, {**sets, "reference": sets[reference]})
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Evaluate when it is time."""
         if trainer.step % self.every and trainer.step != trainer.config.max_steps:
             return
-        assert self._bank is not None
-        engine, options = self._bank.engine, self.options
+        assert self._store is not None
+        engine, options = self._store.engine, self.options
         assert options.num is not None
         about, network = [str(trainer.output_dir), trainer.step], trainer.averaged_network()
-        enlarges = small_image(trainer.diffusion) is not None
+        enlarges = low_res_conditioner(trainer.diffusion) is not None
         given = (trainer.held_out or trainer.dataset) if enlarges else None
         samples = sample_images(trainer.diffusion, options, options.num, about, trainer.device, network, given)
-        needs, _ = plan(options, engine)
-        bank = self._bank.with_samples(samples)
-        bank.prepare(need for wanted in needs.values() for need in wanted)
-        task = Task(None, None, options, engine.state, bank)
-        self.scores = tuple(score for name in options.metric_names for score in METRICS[name](task))
+        needs, _ = plan_features(options, engine)
+        store = self._store.with_samples(samples)
+        store.prepare(need for wanted in needs.values() for need in wanted)
+        task = SampleTask(options, engine.state, store)
+        self.scores = tuple(score for metric in self._metrics for score in metric(task))
         engine.finish()
         trainer.log({score.name: score.value for score in self.scores})
+
+
+def _sample_metric(name: str) -> SampleMetric:
+    metric = METRICS[name]
+    if not isinstance(metric, SampleMetric):
+        raise ConfigError(f"{name} scores the model itself: validation shows its loss, `ddpm evaluate` the rest.")
+    return metric

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import check_device_name, check_type
-from ddpm_lib.evaluation.metrics import METRICS
+from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.samplers import make_sampler
@@ -174,17 +174,17 @@ class EvaluationOptions:
         return list(dict.fromkeys(name.strip() for name in self.features.split(",")))
 
 
-def given(options: EvaluationOptions, names: Collection[str]) -> list[str]:
+def non_default(options: EvaluationOptions, names: Collection[str]) -> list[str]:
     """Return those of the named options that are not at their defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(EvaluationOptions)}
     return [name for name in names if getattr(options, name) != defaults[name]]
 
 
-def unused(options: EvaluationOptions, metrics: Collection[str]) -> list[str]:
+def unused_options(options: EvaluationOptions, metrics: Collection[str]) -> list[str]:
     """Return the options that were given and that none of these metrics uses; a metric of others may use all."""
     if not _BUILT_IN.issuperset(metrics):
         return []
-    return [name for name in given(options, USED_BY) if not set(USED_BY[name]) & set(metrics)]
+    return [name for name in non_default(options, USED_BY) if not set(USED_BY[name]) & set(metrics)]
 
 
 def flag(name: str) -> str:
@@ -198,7 +198,7 @@ def check_used(options: EvaluationOptions) -> None:
     Raises:
         ConfigError: If there is one, naming the metrics that use it.
     """
-    found = unused(options, options.metric_names) if options.metrics != AUTO else []
+    found = unused_options(options, options.metric_names) if options.metrics != AUTO else []
     if found:
         users = ", ".join(USED_BY[found[0]])
         raise ConfigError(

@@ -1,19 +1,15 @@
-"""The metrics by name: functions from a `Task` to a list of scores."""
+"""Likelihoods of images under a model, in bits/dim."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ddpm_lib.core.registry import Registry
-from ddpm_lib.evaluation.gap import gap, loss_gap
-from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS, SampleMetric
-from ddpm_lib.evaluation.task import Score, Task, mean_score
+from ddpm_lib.evaluation.scores import Score, mean_score
+from ddpm_lib.evaluation.tasks import ModelTask
 
 
-def nll(task: Task) -> list[Score]:
+def nll(task: ModelTask) -> list[Score]:
     """Bits/dim by the variational bound: the whole, the prior, the steps between, and the decoder (Ho et al. 2020, eq. 5)."""
     options, diffusion = task.options, task.model()
 
@@ -30,7 +26,7 @@ def nll(task: Task) -> list[Score]:
     return [mean_score(name, column, "bits/dim") for name, column in zip(names, values.T)]
 
 
-def flow_nll(task: Task) -> list[Score]:
+def flow_nll(task: ModelTask) -> list[Score]:
     """Bits/dim by the density along the probability flow (Song et al. 2021, §4.3)."""
     options, diffusion = task.options, task.model()
 
@@ -48,16 +44,3 @@ def flow_nll(task: Task) -> list[Score]:
 
     values = task.per_image("flow_nll", 1, options.flow_group, score, resume=True)
     return [mean_score("flow_nll", values[:, 0], "bits/dim")]
-
-
-Metric = Callable[[Task], list[Score]]
-METRICS: Registry[Metric] = Registry(
-    "metric", {"nll": nll, "flow_nll": flow_nll, "gap": gap, "loss_gap": loss_gap, **SAMPLE_METRICS}
-)
-GAPS = ("gap", "loss_gap")
-"""Metrics that compare a run's own two sets."""
-
-
-def looks_at_images(name: str) -> bool:
-    """Say whether a metric scores the model on the images that the option `data` names."""
-    return name not in GAPS and not isinstance(METRICS[name], SampleMetric)

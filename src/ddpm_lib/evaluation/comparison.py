@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation.result import Evaluation, number
+from ddpm_lib.evaluation.evaluation_result import Evaluation, number
 from ddpm_lib.runs.standing import no_run
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")

@@ -17,7 +17,8 @@ from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import write_aside
 from ddpm_lib.core.tensor_files import load_tensors, save_tensors
-from ddpm_lib.evaluation.engine import Engine, ImageSet
+from ddpm_lib.evaluation.engine import Engine
+from ddpm_lib.evaluation.image_sets import ImageSet
 from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
 from ddpm_lib.runtime.processes import own_share
 
@@ -51,7 +52,7 @@ def layer_of(features: str) -> str:
 
 
 @dataclass(frozen=True)
-class Given:
+class ReferenceStats:
     """Statistics of the reference from a file.
 
     Attributes:
@@ -64,7 +65,7 @@ class Given:
 
 
 @dataclass
-class Bank:
+class FeatureStore:
     """Features and statistics by set and layer.
 
     Attributes:
@@ -75,7 +76,7 @@ class Bank:
 
     engine: Engine
     sets: dict[str, ImageSet]
-    given: Given | None = None
+    given: ReferenceStats | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _statistics: dict[tuple[str, str], Statistics] = field(default_factory=dict)
     _memory: dict[str, Tensor] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class Bank:
         """Number of samples."""
         return self.sets["samples"].n
 
-    def with_samples(self, samples: ImageSet) -> Bank:
+    def with_samples(self, samples: ImageSet) -> FeatureStore:
         """Take other samples and keep what is known of the other sets."""
         others = {images.fingerprint for which, images in self.sets.items() if which != "samples"}
         for table in (self._features, self._statistics):
@@ -239,6 +240,10 @@ class Bank:
         from accelerate.utils import gather
 
         return bool(gather(torch.tensor([int(seen)], device=self.state.device)).min())
+
+
+Bank = FeatureStore
+"""The store's name where metrics find it: `task.bank`."""
 
 
 def _quietly(path: Path, write: Callable[[], object]) -> None:

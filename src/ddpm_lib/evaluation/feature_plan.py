@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation.bank import Bank, Given, Need, layer_of
-from ddpm_lib.evaluation.data import RunData
-from ddpm_lib.evaluation.engine import Engine, ImageSet
-from ddpm_lib.evaluation.metrics import METRICS
+from ddpm_lib.evaluation.engine import Engine
+from ddpm_lib.evaluation.feature_store import FeatureStore, Need, ReferenceStats, layer_of
+from ddpm_lib.evaluation.image_sets import ImageSet, dataset_images, safe_word
+from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.pictures import open_pictures
+from ddpm_lib.evaluation.run_images import RunImages
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
-from ddpm_lib.evaluation.sources import dataset_images, safe_word
 from ddpm_lib.metrics import MissingWeightsError, Statistics, read_statistics
 from ddpm_lib.metrics.moments import contents
 
 if TYPE_CHECKING:
-    from ddpm_lib.evaluation.options import EvaluationOptions
+    from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 
 
-def plan(
+def plan_features(
     options: EvaluationOptions, engine: Engine, without: Collection[str] = ()
 ) -> tuple[dict[str, list[Need]], dict[str, str]]:
     """Say what each metric of samples needs, and which cannot run for want of weights.
@@ -61,14 +61,14 @@ def plan(
     return needs, skipped
 
 
-def open_bank(
+def open_feature_store(
     samples: ImageSet,
     needs: Iterable[Need],
     engine: Engine,
     options: EvaluationOptions,
-    own: RunData | None,
+    own: RunImages | None,
     dataset: Any,
-) -> Bank:
+) -> FeatureStore:
     """Open the sets that the needs name.
 
     Args:
@@ -101,10 +101,12 @@ def open_bank(
         raise ConfigError(
             f"reader={options.reader!r} reads folders of pictures, and none is evaluated. Leave it (--reader) out."
         )
-    return Bank(engine, sets, given)
+    return FeatureStore(engine, sets, given)
 
 
-def _reference(options: EvaluationOptions, own: RunData | None, dataset: Any) -> tuple[ImageSet | None, Given | None]:
+def _reference(
+    options: EvaluationOptions, own: RunImages | None, dataset: Any
+) -> tuple[ImageSet | None, ReferenceStats | None]:
     """Open the reference: images, statistics, or a file that holds both."""
     own_names = ("train", "held-out")
     name = options.reference
@@ -119,13 +121,20 @@ def _reference(options: EvaluationOptions, own: RunData | None, dataset: Any) ->
     path = Path(name)
     word = safe_word(path.stem)
     held = contents(path) if path.is_file() else set()
-    given = _given(path, word, held, options) if held & {"statistics", "spatial"} else None
+    given = None
+    if held & {"statistics", "spatial"}:
+        given = _read_reference_stats(path, word, held, options)
     if given is not None and "images" not in held:
         return None, given
     return open_pictures(name, word, options, like=own), given
 
 
-def _given(path: Path, word: str, held: set[str], options: EvaluationOptions) -> Given:
+def _read_reference_stats(
+    path: Path,
+    word: str,
+    held: set[str],
+    options: EvaluationOptions,
+) -> ReferenceStats:
     layers: dict[str, Statistics] = {}
     if "statistics" in held:
         statistics, about = read_statistics(path)
@@ -133,4 +142,4 @@ def _given(path: Path, word: str, held: set[str], options: EvaluationOptions) ->
         layers[about.get("features", layer_of(options.feature_names[0]))] = statistics
     if "spatial" in held:
         layers["inception/spatial"] = read_statistics(path, spatial=True)[0]
-    return Given(word, layers)
+    return ReferenceStats(word, layers)

@@ -7,23 +7,25 @@ import time
 from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ddpm_lib.evaluation.bank import layer_of
-from ddpm_lib.evaluation.engine import Engine
-from ddpm_lib.evaluation.options import EvaluationOptions
+from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
+from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.sample_metrics import FEW
-from ddpm_lib.evaluation.task import Task
 from ddpm_lib.metrics import save_statistics
 from ddpm_lib.runs.checkpoint import recorded_sha256
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.spacing import default_num_steps
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
-def describe_target(target: Any, task: Task) -> dict[str, Any]:
+
+def describe_target(
+    target: Any, loaded: LoadedRun | None, options: EvaluationOptions, state: PartialState
+) -> dict[str, Any]:
     """Describe what is scored, how, and with which versions."""
-    loaded = task.run
     about: dict[str, Any] = {"target": str(target) if isinstance(target, (str, Path)) else "given images"}
     if loaded is not None:
         about = {
@@ -31,43 +33,42 @@ def describe_target(target: Any, task: Task) -> dict[str, Any]:
             "checkpoint": loaded.checkpoint.name,
             "step": loaded.step,
             "weights": loaded.weights,
-            "weights_sha256": weights_digest(loaded),
+            "weights_sha256": weights_sha256(loaded),
         }
     return {
         **about,
-        "options": dataclasses.asdict(task.options),
-        "processes": task.state.num_processes,
-        "device": str(task.state.device),
+        "options": dataclasses.asdict(options),
+        "processes": state.num_processes,
+        "device": str(state.device),
         "versions": {**describe_versions(), **_libraries()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def describe_sets(task: Task, engine: Engine, needs: Collection[str]) -> dict[str, Any]:
+def describe_sets(
+    store: FeatureStore, loaded: LoadedRun | None, options: EvaluationOptions, needs: Collection[str]
+) -> dict[str, Any]:
     """Describe samples and reference, with notes on them."""
-    bank, options = task.bank, task.options
-    if bank is None:
-        return {"notes": []}
-    notes = [note for which in bank.sets for note in bank.sets[which].notes]
-    about: dict[str, Any] = {"samples": {"n": bank.n, "fingerprint": bank.sets["samples"].fingerprint}}
-    if task.run is not None:
+    notes = [note for which in store.sets for note in store.sets[which].notes]
+    about: dict[str, Any] = {"samples": {"n": store.n, "fingerprint": store.sets["samples"].fingerprint}}
+    if loaded is not None:
         about["samples"] |= {
             "sampler": options.sampler,
-            "steps": _steps(options, task.run.diffusion.timesteps),
+            "steps": _steps(options, loaded.diffusion.timesteps),
             "seeds": "image i is a function of seed and i",
         }
     for which in ("reference", "train", "held_out"):
-        if which in bank.sets:
-            images = bank.sets[which]
+        if which in store.sets:
+            images = store.sets[which]
             about[which] = {"name": images.name, "n": images.n, "fingerprint": images.fingerprint}
-    if bank.given is not None:
-        n = next(iter(bank.given.layers.values())).n
-        about["statistics"] = {"name": bank.given.name, "n": n, "file": options.reference or options.data}
+    if store.given is not None:
+        n = next(iter(store.given.layers.values())).n
+        about["statistics"] = {"name": store.given.name, "n": n, "file": options.reference or options.data}
         about.setdefault("reference", about["statistics"])
-    about["features"] = engine.digests()
-    if bank.n < FEW and any(name in needs for name in ("fid", "sfid")):
+    about["features"] = store.engine.digests()
+    if store.n < FEW and any(name in needs for name in ("fid", "sfid")):
         notes.append(
-            f"{bank.n:,} samples are few: Fréchet distances of fewer than {FEW:,} are biased upwards, and only comparable at "
+            f"{store.n:,} samples are few: Fréchet distances of fewer than {FEW:,} are biased upwards, and only comparable at "
             "the same number. 'infinity' is an estimate without that bias (Chong & Forsyth 2020); so is kid."
         )
     return {**about, "notes": list(dict.fromkeys(notes))}
@@ -80,18 +81,16 @@ def _steps(options: EvaluationOptions, timesteps: int) -> int:
     return timesteps if usual is None else usual
 
 
-def write_statistics(task: Task) -> None:
-    """Write the reference's statistics where `save_stats` says; on the main process."""
-    assert task.bank is not None
-    assert task.options.save_stats is not None
-    layer = layer_of(task.options.feature_names[0])
-    statistics = task.bank.statistics("reference", layer)
-    if task.bank.state.is_main_process:
-        about = {"features": layer, "images": task.bank.word("reference")}
-        save_statistics(task.options.save_stats, statistics, **about)
+def write_statistics(store: FeatureStore, features: str, path: str) -> None:
+    """Write the reference's statistics of these features to a .npz; on the main process."""
+    layer = layer_of(features)
+    statistics = store.statistics("reference", layer)
+    if store.state.is_main_process:
+        about = {"features": layer, "images": store.word("reference")}
+        save_statistics(path, statistics, **about)
 
 
-def weights_digest(loaded: LoadedRun) -> str:
+def weights_sha256(loaded: LoadedRun) -> str:
     """Return the SHA-256 of the file of the weights that were loaded."""
     return recorded_sha256(loaded.checkpoint, "model" if loaded.weights == "model" else "ema")
 

@@ -1,0 +1,32 @@
+"""The conditions that a network gets with the images of an evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ddpm_lib.images import to_model_range
+from ddpm_lib.nn import LowRes
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+
+def low_res_conditioner(diffusion: GaussianDiffusion) -> LowRes | None:
+    """Return the condition of a network that enlarges images, None of one that does not."""
+    conditioners = getattr(diffusion.model, "conditioners", {})
+    return next((c for c in conditioners.values() if isinstance(c, LowRes)), None)
+
+
+def conditions_of(
+    diffusion: GaussianDiffusion,
+    batch: dict[str, Tensor],
+) -> dict[str, Tensor] | None:
+    """Return the conditions that the network knows: labels, and small images of the images."""
+    names = getattr(diffusion.model, "conditioners", {})
+    cond = {k: v for k, v in batch.items() if k in names}
+    low_res = low_res_conditioner(diffusion)
+    if low_res is not None:
+        cond[low_res.name] = low_res.derive(to_model_range(batch["image"]))
+    return cond or None

@@ -1,0 +1,125 @@
+"""The samples that are judged: drawn from a run, or pictures that were drawn before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.core.digests import digest_of
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
+from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
+from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
+from ddpm_lib.evaluation.pictures import open_pictures
+from ddpm_lib.evaluation.provenance import weights_sha256
+from ddpm_lib.evaluation.scored_images import whole_set
+from ddpm_lib.spacing import default_num_steps
+from ddpm_lib.training.sampling import default_condition
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.evaluation.run_images import RunImages
+
+DEFAULT_SAMPLES = 10_000
+
+
+def sample_images(
+    diffusion: GaussianDiffusion,
+    options: EvaluationOptions,
+    n: int,
+    about: Any,
+    device: torch.device,
+    network: nn.Module | None = None,
+    given: ImageDataset | None = None,
+) -> ImageSet:
+    """Draw samples: image i is a function of the seed and i, so batches and ranks do not matter.
+
+    Args:
+        diffusion: The process, on the device.
+        options: Sampler, steps, guidance and seed.
+        n: Number of samples.
+        about: JSON-able: which weights these are.
+        device: Where to sample.
+        network: A network instead of the process's own.
+        given: Images whose small versions a network that enlarges gets, with their labels; from the start again when all are
+            used.
+    """
+    cond = default_condition(diffusion, n)
+    steps = options.sample_steps
+    if steps is None:
+        steps = default_num_steps(options.sampler == "ddpm", diffusion.timesteps, options.spacing)
+
+    def read(rows: range) -> Tensor:
+        here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None
+        if given is not None:
+            here = conditions_of(diffusion, given.batch(np.arange(rows.start, rows.stop) % len(given)))
+        images = diffusion.sample(
+            len(rows), sampler=options.sampler, num_steps=steps, spacing=options.spacing, eta=options.eta, seed=options.seed,
+            first_index=rows.start, cond=here, guidance_scale=options.guidance_scale, device=device, model=network,
+            progress=False,
+        )  # fmt: skip
+        return as_pictures(images)
+
+    about = [about, given.fingerprint if given is not None else None]
+    drawn = [
+        options.sampler,
+        steps,
+        options.spacing,
+        options.eta,
+        options.seed,
+        options.guidance_scale,
+    ]
+    shape = tuple(diffusion.image_size)
+    return ImageSet("samples", n, read, digest_of("samples", about, drawn), shape=shape)
+
+
+def open_samples(
+    target: Any,
+    options: EvaluationOptions,
+    own: RunImages | None,
+    dataset: Any,
+    device: torch.device,
+) -> tuple[ImageSet, list[str]]:
+    """Return the samples of a run, drawn when they are read, or the pictures that are judged.
+
+    Args:
+        target: The pictures; of a run not looked at.
+        options: Sampler, number and seed, or how pictures are read.
+        own: The run's sets; None without a run.
+        dataset: Images given as an object, which a network that enlarges gets small.
+        device: Where to sample.
+
+    Returns:
+        The samples and notes on them.
+
+    Raises:
+        ConfigError: If the target is neither a run nor pictures.
+    """
+    if own is not None:
+        return _samples_of_run(options, own, dataset, device)
+    try:
+        return open_pictures(target, "samples", options, options.num), []
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{target} is neither a run, as it holds no checkpoints, nor a set of pictures: {error}"
+        ) from error
+
+
+def _samples_of_run(
+    options: EvaluationOptions, own: RunImages, dataset: Any, device: torch.device
+) -> tuple[ImageSet, list[str]]:
+    loaded, given, notes = own.loaded, None, []
+    if low_res_conditioner(loaded.diffusion) is not None:
+        if dataset is None and options.data == "held-out" and own.sets()[1] is None:
+            given = own.get("train")
+            notes = ["the samples enlarge small training images, as this run held nothing out."]
+        else:
+            given = whole_set(options, own, dataset)[1]
+    n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
+    about = [str(loaded.checkpoint.resolve()), weights_sha256(loaded), loaded.weights]
+    samples = sample_images(loaded.diffusion, options, n, about, device, given=given)
+    return samples, notes
