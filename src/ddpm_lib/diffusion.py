@@ -1,26 +1,26 @@
-"""The diffusion process around a network: its parts and one denoising step (loss: `objective.py`, sampling: `generation.py`)."""
+"""The diffusion process around a network: its parts, and the table of its methods (written in `process/`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.options import registered_name, takes_plain
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range
-from ddpm_lib.parametrization import PARAMETRIZATIONS, N, Parametrization
+from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
+from ddpm_lib.process import editing, encoding, likelihood, loss, sampling
+from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.checks import check_fit, loss_weights
 from ddpm_lib.process.clipping import CLIPS
-from ddpm_lib.process.conditions import Cond, nulls
-from ddpm_lib.process.loss import Objective
-from ddpm_lib.process.network_calls import call_network
+from ddpm_lib.process.conditions import Cond, Conditioners
+from ddpm_lib.process.denoiser import Denoiser
+from ddpm_lib.process.network_calls import device_of
 from ddpm_lib.process.noising import Noising
 from ddpm_lib.process.parts import channels_of, make_part, make_schedule, options_of, refuse_wrapped, spatial_size
 from ddpm_lib.process.uncertainty import Uncertainty
@@ -34,7 +34,7 @@ from ddpm_lib.weighting import WEIGHTINGS, Weighting
 LOSSES: Registry[str] = Registry("loss", {name: name for name in ("simple", "hybrid", "vlb")})
 
 
-class GaussianDiffusion(Objective):
+class GaussianDiffusion(nn.Module):
     """A Gaussian diffusion process and the network that reverses it.
 
     Images are uint8 or float in [0, 1] at every method with `images` in its signature, and [-1, 1] inside. The state
@@ -133,7 +133,7 @@ class GaussianDiffusion(Objective):
         if not 0.0 < dynamic_threshold_ratio <= 1.0:
             raise ValueError(f"dynamic_threshold_ratio must be in (0, 1], got {dynamic_threshold_ratio}. Use 0.995.")
         self.clip, self.dynamic_threshold_ratio = clip, dynamic_threshold_ratio
-        self._clip = CLIPS[clip]
+        CLIPS[clip]  # refuses an unknown name
         learned = self.variance.outputs > 1
         self.loss: str = LOSSES[("hybrid" if learned else "simple") if loss is None else loss]
         self.vlb_weight = vlb_weight
@@ -174,6 +174,62 @@ class GaussianDiffusion(Objective):
         """Show the arguments in repr()."""
         return ", ".join(f"{k}={v!r}" for k, v in self.config.items() if k != "schedule_options")
 
+    @property
+    def timesteps(self) -> int:
+        """T, the number of noise levels."""
+        return self.schedule.timesteps
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (c, *spatial)."""
+        return (self.channels, *self.image_size)
+
+    @property
+    def conditioners(self) -> Conditioners | None:
+        """The conditioners of the network by name, None for a network that does not declare any."""
+        return cast("Conditioners | None", getattr(self.model, "conditioners", None))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is (the CPU for one without parameters)."""
+        return device_of(self.model)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network with all that turns its output into a clean image."""
+        return Denoiser(
+            network=self.model,
+            conditioners=self.conditioners,
+            schedule=self.schedule,
+            parametrization=self.parametrization,
+            variance=self.variance,
+            clip=self.clip,
+            clip_ratio=self.dynamic_threshold_ratio,
+            shape=self.image_shape,
+        )
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The full reverse chain, whose terms the losses "hybrid" and "vlb" are made of."""
+        return Chain.of(self.schedule)
+
+    forward = loss.forward
+    losses = loss.losses
+    effective_weights = loss.effective_weights
+    q_sample = loss.q_sample
+
+    sample = sampling.sample
+
+    edit = editing.edit
+    inpaint = editing.inpaint
+
+    encode = encoding.encode
+    decode = encoding.decode
+    interpolate = encoding.interpolate
+
+    bits_per_dim = likelihood.bits_per_dim
+    flow_bits_per_dim = likelihood.flow_bits_per_dim
+
     def denoise(
         self,
         x: Tensor,
@@ -197,23 +253,8 @@ class GaussianDiffusion(Objective):
             model: A network to use instead of `self.model`.
             clip: "static", "dynamic" or "none", instead of what the process was built with.
         """
-        if level.sigma == 0:
-            return Prediction(x, torch.zeros_like(x), partial(self.variance, raw=torch.zeros_like(x)))
-        network = self.model if model is None else model
-        seen = self.parametrization.scale_input(x, level.alpha, level.sigma)
-        # Below level 1 a network knows nothing cleaner.
-        time = torch.full((len(x),), max(level.t - 1.0, 0.0), device=x.device, dtype=torch.float32)
-        if guidance is not None and guidance.active(level.t / self.timesteps):
-            other = nulls(self.conditioners, cond)
-            both = {name: torch.cat([value, other[name]]) for name, value in (cond or {}).items()}
-            pair = self._call(network, torch.cat([seen, seen]), torch.cat([time, time]), both)
-            (output, raw), (null, _) = map(self._split, pair.to(x.dtype).chunk(2))
-            output = guidance.combine(output, null)
-        else:
-            output, raw = self._split(self._call(network, seen, time, cond).to(x.dtype))
-        add = guidance.shift(x, level, time, level.t / self.timesteps) if guidance is not None else 0.0
-        x0 = self._clean(x, output, level.alpha, level.sigma, clip, add)
-        return Prediction(x0, (x - level.alpha * x0) / level.sigma, partial(self.variance, raw=raw))
+        denoiser = self.denoiser.using(model).clipping(clip)
+        return denoiser.predict(x, level, cond, guidance)
 
     def estimate(
         self,
@@ -237,22 +278,8 @@ class GaussianDiffusion(Objective):
             model: As for `denoise`.
             clip: As for `denoise`.
         """
-        time = to_device((t - 1.0).clamp(min=0.0).float(), x.device)
-        seen = self.parametrization.scale_input(x, alpha, sigma)
-        output, raw = self._split(self._call(self.model if model is None else model, seen, time, cond).to(x.dtype))
-        return self._clean(x, output, alpha, sigma, clip), raw
-
-    def _clean(self, x: Tensor, out: Tensor, alpha: N, sigma: N, clip: str | None, add: Tensor | float = 0) -> Tensor:
-        """Return x̂_0 = c_skip·x_t + c_out·F + add, clipped."""
-        p = self.parametrization
-        x0 = p.c_skip(alpha, sigma) * x + p.c_out(alpha, sigma) * out + add
-        return (self._clip if clip is None else CLIPS[clip])(x0, self.dynamic_threshold_ratio)
-
-    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split the network's output into F and its word on the variance."""
-        if self.variance.outputs == 1:
-            return output, None
-        return output[:, : self.channels], output[:, self.channels :]
+        denoiser = self.denoiser.using(model).clipping(clip)
+        return denoiser.estimate(x, alpha, sigma, t, cond)
 
     def check_images(self, images: Tensor) -> None:
         """Refuse images of another shape, or outside the range.
@@ -269,11 +296,3 @@ class GaussianDiffusion(Objective):
         if images.device.type == "cpu" or not self._range_checked:
             check_unit_range(images)
             self._range_checked = True
-
-    def _call(self, model: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
-        output = call_network(model, x, time, cond)
-        expected = (x.shape[0], self.channels * self.variance.outputs, *x.shape[2:])
-        # A wrong shape may broadcast against the target and train on nonsense.
-        if tuple(output.shape) != expected:
-            raise ValueError(f"The network returned shape {tuple(output.shape)}, expected {expected}.")
-        return output

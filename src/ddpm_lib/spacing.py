@@ -166,6 +166,11 @@ def sampling_levels(
     return _checked_levels(timesteps, steps, build(SPACINGS, spacing, spacing_options, schedule, steps)[::-1])
 
 
+def is_named(spacing: str | Sequence[float]) -> bool:
+    """Whether a spacing is an entry of `SPACINGS`, which needs to be told the number of steps."""
+    return isinstance(spacing, str) and spacing in SPACINGS
+
+
 FEW_STEPS = 50
 """Steps of a fast sampler where none are asked for."""
 
@@ -180,7 +185,7 @@ def default_num_steps(ancestral: bool, timesteps: int, spacing: str | Sequence[f
         timesteps: T.
         spacing: As for `sampling_levels`; one that says itself how many gives None.
     """
-    if not isinstance(spacing, str) or spacing not in SPACINGS:
+    if not is_named(spacing):
         return None
     return timesteps if ancestral else min(FEW_STEPS, timesteps)
 

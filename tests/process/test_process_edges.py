@@ -19,6 +19,7 @@ from ddpm_lib import GaussianDiffusion, Unet
 from ddpm_lib.cascade import Cascade
 from ddpm_lib.core import keys
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.process.likelihood import dequantise
 from ddpm_lib.process.network_calls import call_network
 from ddpm_lib.process.noising import assignment
 from ddpm_lib.schedules import SCHEDULES, Schedule
@@ -143,7 +144,7 @@ def test_the_flow_has_the_density_wherever_it_starts_and_ends(name: str, zero: b
     table = make(name, 1000, zero_terminal_snr=zero)
     d = GaussianDiffusion(Exact(table, "v"), image_size=SHAPE[1:], schedule=table, weighting="flat")
     x = eight_bit_images(4)
-    uniform, _ = d._dequantise(x, 0, 0)
+    uniform, _ = dequantise(x, 0, 0)
     expected = exact_bits((uniform + 1) / 2)
     for sigma_min in (1e-3, 1e-4, 1e-6):
         got = d.flow_bits_per_dim(x, sigma_min=sigma_min, tolerance=1e-4).total

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.options import registered_name
-from ddpm_lib.process.loss import Objective
+from ddpm_lib.process.interface import TrainableProcess
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS
 from ddpm_lib.weighting import WEIGHTINGS
 
 
-def check_fit(process: Objective) -> None:
+def check_fit(process: TrainableProcess) -> None:
     """Refuse what could never train or sample.
 
     Raises:
@@ -60,7 +60,7 @@ def _warn_of_a_floor(schedule: Schedule) -> None:
     )
 
 
-def _check_loss(process: Objective) -> None:
+def _check_loss(process: TrainableProcess) -> None:
     learned = process.variance.outputs > 1
     if learned and process.loss == "simple":
         raise ValueError("loss='simple' would never train a learned variance. Use loss='hybrid' or 'vlb'.")
@@ -85,7 +85,7 @@ def _check_loss(process: Objective) -> None:
         raise ValueError(f"vlb_weight must be > 0, got {process.vlb_weight}. Nichol & Dhariwal use 0.001.")
 
 
-def loss_weights(process: Objective) -> Tensor:
+def loss_weights(process: TrainableProcess) -> Tensor:
     """Tabulate w(SNR_t)·c_out², the weight of the network's squared error; 0 at t = 0, which is never trained."""
     alpha, sigma = process.schedule.alpha[1:], process.schedule.sigma[1:]
     weights = process.weighting(process.schedule.snr[1:]) * process.parametrization.c_out(alpha, sigma).square()

@@ -1,16 +1,15 @@
 """How likely images are under a model: the variational bound, and the density along the probability flow.
 
-`GaussianDiffusion` inherits these methods. Both numbers are bits per dimension of 8-bit images, lower is better, and neither
-uses the other: the bound scores ancestral sampling, the flow scores deterministic sampling.
+`GaussianDiffusion` binds `bits_per_dim` and `flow_bits_per_dim` as its methods. Both numbers are
+bits per dimension of 8-bit images, lower is better, and neither uses the other: the bound scores
+ancestral sampling, the flow scores deterministic sampling.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,14 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.images import to_model_range
 from ddpm_lib.process.bound import LN2, Chain
-from ddpm_lib.process.conditions import Cond, fill_nulls, for_sampling, with_derived
-from ddpm_lib.process.editing import Editing
-from ddpm_lib.process.sampling import _device_of, _evaluating
-from ddpm_lib.process.streams import image_generator
+from ddpm_lib.process.conditions import Cond, fill_nulls, with_derived
+from ddpm_lib.process.denoiser import Denoiser
+from ddpm_lib.process.interface import Process
+from ddpm_lib.process.network_calls import evaluating
+from ddpm_lib.process.sampling import conditions_for
+from ddpm_lib.process.streams import ImageStreams
 from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import sampling_levels
-from ddpm_lib.variance import Variance
 
 BIN = math.log2(2.0 / 255.0)
 """Logarithm of the distance of two 8-bit values in [-1, 1]."""
@@ -66,193 +66,221 @@ class BitsPerDim:
         return float(self.total.std() / math.sqrt(len(self.total))) if len(self.total) > 1 else math.nan
 
 
-class Likelihood(Editing):
-    """The part of `GaussianDiffusion` that says how likely images are."""
+@answers_wrong_keywords
+def bits_per_dim(
+    self: Process,
+    images: Tensor,
+    *,
+    num_levels: int | None = None,
+    num_steps: int | None = None,
+    spacing: str | Sequence[int] = "trailing",
+    seed: int = 0,
+    first_index: int = 0,
+    cond: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    clip: str | None = None,
+    model: nn.Module | None = None,
+) -> BitsPerDim:
+    """Return the variational bound on −log₂ P(image) per dimension (Ho et al. 2020, eq. 5).
 
-    variance: Variance
+    The noise of image i at level t depends on (seed, first_index + i, t) alone, not on the batch or on the other levels.
 
-    @abstractmethod
-    def estimate(
-        self,
-        x: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        t: Tensor,
-        cond: Cond | None,
-        *,
-        model: nn.Module | None = None,
-        clip: str | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return x̂_0 and the raw variance for noisy images each at its own level."""
+    Args:
+        images: Images (n, c, *spatial), uint8 or float in [0, 1], which are rounded to 8 bits.
+        num_levels: Estimate the sum over the steps from that many of them per image, at least 2: the decoder, which is
+            most of it, and one at random from each of as many equal parts of the rest. Without bias. Default: all.
+        num_steps: Steps of the chain, 1 … T: the bound of sampling with so few. Default: T.
+        spacing: Of these steps, as for `sample`.
+        seed: Names the noise and the levels, also the noise on a small image (`low_res_noise`).
+        first_index: Number of the first image, so that several calls or processes can share one set of images.
+        cond: Conditions as for `sample`.
+        batch_size: Network evaluations at a time.
+        clip: What is done to x̂_0, instead of what the process was built with.
+        model: A network to use instead of `self.model`.
+    """
+    self.check_images(images)
+    denoiser = self.denoiser.using(model).clipping(clip)
+    visited = sampling_levels(self.schedule, num_steps, spacing)
+    chain = Chain.of(self.schedule, visited[-2::-1])
+    rows = torch.arange(len(images)) + first_index
+    steps, scale = _chosen_steps(rows, len(chain), num_levels, seed)
+    conditions = _scored_conditions(self, images, cond, seed, first_index)
+    # Every pair of an image and a step is one row; rows are independent of each other.
+    pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(steps.shape[1]))
+    parts = []
+    device = denoiser.device
+    with evaluating(denoiser.network), torch.inference_mode():
+        for image, column in (part.T for part in pairs.split(batch_size)):
+            k = steps[image, column]
+            t = chain.levels[k - 1]
+            x0 = _eight_bits(to_device(images[image], device))
+            drawn = _noise(rows[image].tolist(), t.tolist(), self.image_shape, seed)
+            noise = to_device(drawn.to(x0.dtype), device)
+            here = {name: to_device(value[image], device) for name, value in conditions.items()}
+            complete = fill_nulls(self.conditioners, here, x0)
+            table = to_device(chain.table[:2, k - 1].to(x0.dtype), device)
+            alpha, sigma = table.view(2, -1, *[1] * (x0.ndim - 1))
+            guess, raw = denoiser.estimate(alpha * x0 + sigma * noise, alpha, sigma, t, complete)
+            # Read at the end: the device need not wait.
+            parts.append(chain.terms(k, x0, guess, raw, denoiser.variance))
+        priors = [chain.prior(_eight_bits(to_device(part, device))) for part in images.split(batch_size)]
+    terms, prior = torch.cat(parts).cpu().double().view(steps.shape), torch.cat(priors).cpu().double()
+    return BitsPerDim(prior + terms @ scale, prior, terms, chain.levels[steps - 1])
 
-    @answers_wrong_keywords
-    def bits_per_dim(
-        self,
-        images: Tensor,
-        *,
-        num_levels: int | None = None,
-        num_steps: int | None = None,
-        spacing: str | Sequence[int] = "trailing",
-        seed: int = 0,
-        first_index: int = 0,
-        cond: Mapping[str, Any] | None = None,
-        batch_size: int = 64,
-        clip: str | None = None,
-        model: nn.Module | None = None,
-    ) -> BitsPerDim:
-        """Return the variational bound on −log₂ P(image) per dimension (Ho et al. 2020, eq. 5).
 
-        The noise of image i at level t depends on (seed, first_index + i, t) alone, not on the batch or on the other levels.
+@answers_wrong_keywords
+def flow_bits_per_dim(
+    self: Process,
+    images: Tensor,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    cond: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    tolerance: float = 1e-5,
+    sigma_min: float = 1e-3,
+    model: nn.Module | None = None,
+) -> BitsPerDim:
+    """Return −log₂ P(image) per dimension along the probability-flow ODE (Song et al. 2021, §4.3).
 
-        Args:
-            images: Images (n, c, *spatial), uint8 or float in [0, 1], which are rounded to 8 bits.
-            num_levels: Estimate the sum over the steps from that many of them per image, at least 2: the decoder, which is
-                most of it, and one at random from each of as many equal parts of the rest. Without bias. Default: all.
-            num_steps: Steps of the chain, 1 … T: the bound of sampling with so few. Default: T.
-            spacing: Of these steps, as for `sample`.
-            seed: Names the noise and the levels, also the noise on a small image (`low_res_noise`).
-            first_index: Number of the first image, so that several calls or processes can share one set of images.
-            cond: Conditions as for `sample`.
-            batch_size: Network evaluations at a time.
-            clip: What is done to x̂_0, instead of what the process was built with.
-            model: A network to use instead of `self.model`.
-        """
-        self.check_images(images)
-        network = self.model if model is None else model
-        chain = self._chain(num_steps, spacing)
-        rows = torch.arange(len(images)) + first_index
-        steps, scale = _chosen_steps(rows, len(chain), num_levels, seed)
-        conditions = self._scored_conditions(images, cond, seed, first_index)
-        # Every pair of an image and a step is one row; rows are independent of each other.
-        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(steps.shape[1]))
-        parts = []
-        device = _device_of(network)
-        with _evaluating(network), torch.inference_mode():
-            for image, column in (part.T for part in pairs.split(batch_size)):
-                k = steps[image, column]
-                t = chain.levels[k - 1]
-                x0 = _eight_bits(to_device(images[image], device))
-                noise = to_device(_noise(rows[image].tolist(), t.tolist(), self.image_shape, seed).to(x0.dtype), device)
-                here = {name: to_device(value[image], device) for name, value in conditions.items()}
-                complete = fill_nulls(self.conditioners, here, x0)
-                alpha, sigma = to_device(chain.table[:2, k - 1].to(x0.dtype), device).view(2, -1, *[1] * (x0.ndim - 1))
-                x_t = alpha * x0 + sigma * noise
-                guess, raw = self.estimate(x_t, alpha, sigma, t, complete, model=network, clip=clip)
-                parts.append(chain.terms(k, x0, guess, raw, self.variance))  # read at the end: the device need not wait
-            priors = [chain.prior(_eight_bits(to_device(part, device))) for part in images.split(batch_size)]
-        terms, prior = torch.cat(parts).cpu().double().view(steps.shape), torch.cat(priors).cpu().double()
-        return BitsPerDim(prior + terms @ scale, prior, terms, chain.levels[steps - 1])
+    With α = cos φ and σ = sin φ the flow is dx/dφ = v̂ = α·ε̂ − σ·x̂_0, and log p changes by its divergence, estimated as
+    eᵀ(∂v̂/∂x)e with one random e of ±1 per image (Hutchinson). Images are dequantised with uniform noise, which makes it
+    a bound on the discrete likelihood. Below level 1 the network is asked for level 1. `total` alone depends on all
+    dimensions; `terms` holds the density at σ_min and `prior` is the density at T.
 
-    @answers_wrong_keywords
-    def flow_bits_per_dim(
-        self,
-        images: Tensor,
-        *,
-        seed: int = 0,
-        first_index: int = 0,
-        cond: Mapping[str, Any] | None = None,
-        batch_size: int = 64,
-        tolerance: float = 1e-5,
-        sigma_min: float = 1e-3,
-        model: nn.Module | None = None,
-    ) -> BitsPerDim:
-        """Return −log₂ P(image) per dimension along the probability-flow ODE (Song et al. 2021, §4.3).
-
-        With α = cos φ and σ = sin φ the flow is dx/dφ = v̂ = α·ε̂ − σ·x̂_0, and log p changes by its divergence, estimated as
-        eᵀ(∂v̂/∂x)e with one random e of ±1 per image (Hutchinson). Images are dequantised with uniform noise, which makes it
-        a bound on the discrete likelihood. Below level 1 the network is asked for level 1. `total` alone depends on all
-        dimensions; `terms` holds the density at σ_min and `prior` is the density at T.
-
-        Args:
-            images: Images (n, c, *spatial), uint8 or float in [0, 1], which are rounded to 8 bits.
-            seed: Names the noise, also that on a small image (`low_res_noise`).
-            first_index: Number of the first image.
-            cond: Conditions as for `sample`.
-            batch_size: Images that are integrated together; they share the solver's steps, and so agree with another
-                batch size up to the tolerance.
-            tolerance: Relative and absolute tolerance of the solver (Dormand & Prince 5(4)).
-            sigma_min: Where the integration starts; below the 2.3e-3 of the dequantisation it costs nothing.
-            model: A network to use instead of `self.model`.
-        """
-        from scipy.integrate import solve_ivp
-
-        self.check_images(images)
-        network = self.model if model is None else model
-        conditions = self._scored_conditions(images, cond, seed, first_index)
-        last = self.schedule.level(self.timesteps)
-        if not 0.0 < sigma_min < last.sigma:
-            raise ValueError(
-                f"sigma_min must lie between 0 and {last.sigma:.4g}, the noise of level T; got {sigma_min}. Use 1e-3."
-            )
-        span = math.log(math.asin(sigma_min)), math.log(math.atan2(last.sigma, last.alpha))
-        totals, priors = [], []
-        device = _device_of(network)
-        with _evaluating(network):
-            for start in range(0, len(images), batch_size):
-                stop = min(start + batch_size, len(images))
-                x, probe = self._dequantise(images[start:stop], first_index + start, seed)
-                here = {name: to_device(value[start:stop], device) for name, value in conditions.items()}
-                like = torch.empty(
-                    0, dtype=torch.float64 if images.dtype == torch.float64 else torch.float32, device=device
-                )
-                flow = _Flow(self, network, fill_nulls(self.conditioners, here, x.to(like)), probe.to(like))
-                state = np.concatenate([(math.cos(math.asin(sigma_min)) * x).numpy().ravel(), np.zeros(len(x))])
-                # In log φ, because x̂_0 changes fastest where there is least noise.
-                found = solve_ivp(flow, span, state, method="RK45", rtol=tolerance, atol=tolerance, t_eval=span[1:])
-                x_T, change = torch.from_numpy(found.y[: -len(x), -1]), torch.from_numpy(found.y[-len(x) :, -1])
-                size = x[0].numel()
-                prior = (0.5 * (x_T.view(len(x), -1).square().mean(1) + math.log(2 * math.pi))) / LN2
-                # The state starts at α·x, whose density is α^−size that of x.
-                shrink = 0.5 * math.log1p(-(sigma_min**2))
-                priors.append(prior)
-                totals.append(prior - change / size / LN2 - shrink / LN2 - BIN)
-        total, prior = torch.cat(totals), torch.cat(priors)
-        return BitsPerDim(total, prior, (total - prior)[:, None], torch.zeros(len(total), 1, dtype=torch.int64))
-
-    def _scored_conditions(self, images: Tensor, cond: Mapping[str, Any] | None, seed: int, first_index: int) -> Cond:
-        """Return the conditions of images (n, …); what is drawn for image i depends on (seed, first_index + i)."""
-        stream = partial(image_generator, "cpu", seed, None, first_index, purpose="condition")
-        return for_sampling(
-            self.conditioners, with_derived(self.conditioners, cond, images), len(images), stream, self.class_names
+    Args:
+        images: Images (n, c, *spatial), uint8 or float in [0, 1], which are rounded to 8 bits.
+        seed: Names the noise, also that on a small image (`low_res_noise`).
+        first_index: Number of the first image.
+        cond: Conditions as for `sample`.
+        batch_size: Images that are integrated together; they share the solver's steps, and so agree with another
+            batch size up to the tolerance.
+        tolerance: Relative and absolute tolerance of the solver (Dormand & Prince 5(4)).
+        sigma_min: Where the integration starts; below the 2.3e-3 of the dequantisation it costs nothing.
+        model: A network to use instead of `self.model`.
+    """
+    self.check_images(images)
+    denoiser = self.denoiser.using(model).clipping("none")
+    conditions = _scored_conditions(self, images, cond, seed, first_index)
+    last = self.schedule.level(self.timesteps)
+    if not 0.0 < sigma_min < last.sigma:
+        raise ValueError(
+            f"sigma_min must lie between 0 and {last.sigma:.4g}, the noise of level T; got {sigma_min}. Use 1e-3."
         )
+    totals, priors = [], []
+    device = denoiser.device
+    with evaluating(denoiser.network):
+        for start in range(0, len(images), batch_size):
+            stop = min(start + batch_size, len(images))
+            x, probe = dequantise(images[start:stop], first_index + start, seed)
+            here = {name: to_device(value[start:stop], device) for name, value in conditions.items()}
+            dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+            like = torch.empty(0, dtype=dtype, device=device)
+            complete = fill_nulls(self.conditioners, here, x.to(like))
+            flow = _Flow(denoiser, complete, probe.to(like))
+            total, prior = _flow_bits(flow, x, sigma_min, last, tolerance)
+            totals.append(total)
+            priors.append(prior)
+    total, prior = torch.cat(totals), torch.cat(priors)
+    levels = torch.zeros(len(total), 1, dtype=torch.int64)
+    return BitsPerDim(total, prior, (total - prior)[:, None], levels)
 
-    def _chain(self, num_steps: int | None, spacing: str | Sequence[int]) -> Chain:
-        return Chain.of(self.schedule, sampling_levels(self.schedule, num_steps, spacing)[-2::-1])
 
-    def _dequantise(self, images: Tensor, first: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return images plus uniform noise of one 8-bit step, and probes of ±1, float64 on the CPU."""
-        values = images.cpu().double()
-        x = _eight_bits(values / 255.0 if images.dtype == torch.uint8 else values)
-        streams = [keys.generator("cpu", first + i, seed, "flow") for i in range(len(x))]
-        uniform = torch.stack([torch.rand(x.shape[1:], generator=g, dtype=torch.float64) for g in streams])
-        probe = torch.stack([torch.randint(0, 2, x.shape[1:], generator=g) for g in streams])
-        return x + (uniform - 0.5) * (2.0 / 255.0), 2.0 * probe.double() - 1.0
+def _flow_bits(flow: _Flow, x: Tensor, sigma_min: float, last: Level, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Integrate the flow from σ_min to the last level; return the bits/dim and its prior, (n,).
+
+    Args:
+        flow: The right-hand side for these images.
+        x: Dequantised images (n, c, *spatial), float64 on the CPU.
+        sigma_min: As for `flow_bits_per_dim`.
+        last: Level T.
+        tolerance: As for `flow_bits_per_dim`.
+    """
+    from scipy.integrate import solve_ivp
+
+    span = math.log(math.asin(sigma_min)), math.log(math.atan2(last.sigma, last.alpha))
+    begin = (math.cos(math.asin(sigma_min)) * x).numpy().ravel()
+    state = np.concatenate([begin, np.zeros(len(x))])
+    # In log φ, because x̂_0 changes fastest where there is least noise.
+    solution = solve_ivp(flow, span, state, method="RK45", rtol=tolerance, atol=tolerance, t_eval=span[1:])
+    x_T, change = (torch.from_numpy(v) for v in np.split(solution.y[:, -1], [-len(x)]))
+    size = x[0].numel()
+    nats = 0.5 * (x_T.view(len(x), -1).square().mean(1) + math.log(2 * math.pi))
+    prior = nats / LN2
+    # The state starts at α·x, whose density is α^−size that of x.
+    shrink = 0.5 * math.log1p(-(sigma_min**2))
+    return prior - change / size / LN2 - shrink / LN2 - BIN, prior
+
+
+def _scored_conditions(
+    process: Process,
+    images: Tensor,
+    cond: Mapping[str, Any] | None,
+    seed: int,
+    first_index: int,
+) -> Cond:
+    """Return the conditions of images (n, …).
+
+    What is drawn for image i depends on (seed, first_index + i).
+    """
+    streams = ImageStreams("score", seed, None, first_index)
+    derived = with_derived(process.conditioners, cond, images)
+    return conditions_for(process, derived, len(images), streams)
+
+
+def dequantise(images: Tensor, first: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return images plus uniform noise of one 8-bit step, and probes of ±1.
+
+    Args:
+        images: Images (n, c, *spatial), uint8 or float in [0, 1].
+        first: Number of the first one.
+        seed: Names the noise.
+
+    Returns:
+        Both (n, c, *spatial), float64 on the CPU; the images in [-1, 1] units.
+    """
+    values = images.cpu().double()
+    x = _eight_bits(values / 255.0 if images.dtype == torch.uint8 else values)
+    streams = [keys.generator("cpu", first + i, seed, "flow") for i in range(len(x))]
+    shape = x.shape[1:]
+    uniform = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in streams])
+    probe = torch.stack([torch.randint(0, 2, shape, generator=g) for g in streams])
+    return x + (uniform - 0.5) * (2.0 / 255.0), 2.0 * probe.double() - 1.0
 
 
 class _Flow:
-    """The right-hand side dx/d(log φ), and with it the divergence, in NumPy's terms."""
+    """The right-hand side dx/d(log φ), and with it the divergence, in NumPy's terms.
 
-    def __init__(self, process: Likelihood, network: nn.Module, cond: Cond | None, probe: Tensor) -> None:
-        self.process, self.network, self.cond, self.probe = process, network, cond, probe
+    Args:
+        denoiser: Without clipping.
+        cond: Conditions of the images.
+        probe: Their probes, (n, c, *spatial), on the device and of the precision to compute in.
+    """
+
+    def __init__(self, denoiser: Denoiser, cond: Cond | None, probe: Tensor) -> None:
+        self.denoiser, self.cond, self.probe = denoiser, cond, probe
 
     def __call__(self, log_phi: float, state: np.ndarray) -> np.ndarray:
         """Return the derivative of (x, ∫ div v̂) for a flat state."""
-        phi, n = math.exp(log_phi), len(self.probe)
-        alpha, sigma = math.cos(phi), math.sin(phi)
-        last = self.process.schedule.level(self.process.timesteps)
-        if alpha <= last.alpha:  # the end, which rounding may pass
-            level = last
-        else:
-            t = self.process.schedule.level_at(2.0 * math.log(alpha / sigma)).t
-            level = Level(t, alpha, sigma)
-        alpha, sigma = level.alpha, level.sigma
+        n = len(self.probe)
+        phi = math.exp(log_phi)
+        level = self._level(phi)
         with torch.enable_grad():
             x = torch.from_numpy(state[:-n]).view(self.probe.shape).to(self.probe).requires_grad_()
-            p = self.process.denoise(x, level, self.cond, model=self.network, clip="none")
-            velocity = alpha * p.eps - sigma * p.x0
+            p = self.denoiser.predict(x, level, self.cond)
+            velocity = level.alpha * p.eps - level.sigma * p.x0
             (pulled,) = torch.autograd.grad((velocity * self.probe).sum(), x)
         divergence = (pulled * self.probe).flatten(1).double().sum(1)
-        return phi * torch.cat([velocity.detach().double().flatten(), divergence]).cpu().numpy()
+        change = torch.cat([velocity.detach().double().flatten(), divergence])
+        return phi * change.cpu().numpy()
+
+    def _level(self, phi: float) -> Level:
+        alpha, sigma = math.cos(phi), math.sin(phi)
+        schedule = self.denoiser.schedule
+        last = schedule.level(schedule.timesteps)
+        if alpha <= last.alpha:  # the end, which rounding may pass
+            return last
+        return Level(schedule.level_at(2.0 * math.log(alpha / sigma)).t, alpha, sigma)
 
 
 def _chosen_steps(rows: Tensor, steps: int, count: int | None, seed: int) -> tuple[Tensor, Tensor]:

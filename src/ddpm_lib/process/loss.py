@@ -1,12 +1,13 @@
-"""The training loss of a diffusion process."""
+"""The training loss of a diffusion process.
+
+`GaussianDiffusion` binds `forward`, `losses`, `effective_weights` and `q_sample` as its methods.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +15,31 @@ from torch import Tensor, nn
 
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.images import to_model_range
-from ddpm_lib.parametrization import N, Parametrization
-from ddpm_lib.process.bound import Chain
-from ddpm_lib.process.conditions import Cond, Draws, drop, for_training, fresh_draws, hidden
-from ddpm_lib.process.likelihood import Likelihood
-from ddpm_lib.process.noising import Noising
-from ddpm_lib.process.self_conditioning import SELF_CONDITION, takes_itself, training_estimate
-from ddpm_lib.process.uncertainty import Uncertainty
-from ddpm_lib.time_sampling import TimeSampler, drawn_levels
-from ddpm_lib.weighting import Weighting
+from ddpm_lib.process.conditions import Cond, Conditioners, Draws, for_training, fresh_draws, hidden
+from ddpm_lib.process.conditions import drop as drop_conditions
+from ddpm_lib.process.denoiser import Denoiser
+from ddpm_lib.process.interface import TrainableProcess
+from ddpm_lib.process.self_conditioning import (
+    SELF_CONDITION,
+    is_self_conditioned,
+    training_estimate,
+)
+from ddpm_lib.time_sampling import drawn_levels
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """The losses of a training batch, and what a log needs beside them.
+
+    Attributes:
+        per_image: The loss of each image, times its weight, (b,), on the device of the network.
+        t: Their levels (b,) on the CPU, int64, or float64 where the time sampler is continuous.
+        weight: Importance weights 1/(T·p(t)) of the levels, (b,), like `per_image`.
+    """
+
+    per_image: Tensor
+    t: Tensor
+    weight: Tensor
 
 
 @dataclass
@@ -37,184 +54,210 @@ class Noisy:
     def __getitem__(self, rows: Tensor) -> Noisy:
         return Noisy(self.x[rows], self.alpha[rows], self.sigma[rows], self.time[rows])
 
+    def ask(self, denoiser: Denoiser, cond: Cond | None) -> tuple[Tensor, Tensor | None]:
+        """Return F and the raw variance; see `Denoiser.raw`."""
+        return denoiser.raw(self.x, self.alpha, self.sigma, self.time.float(), cond)
 
-class Objective(Likelihood):
-    """The part of `GaussianDiffusion` that trains the network."""
 
-    parametrization: Parametrization
-    weighting: Weighting
-    time_sampler: TimeSampler
-    uncertainty: Uncertainty | None
-    noising: Noising
-    loss: str
-    vlb_weight: float
-    loss_weights: Tensor
+class _Levels(NamedTuple):
+    """α and σ (b, 1, …) of a batch, and (b,) the weight of F's error, the importance, the network's time, the log-SNR."""
 
-    @abstractmethod
-    def _clean(self, x: Tensor, output: Tensor, alpha: N, sigma: N, clip: str | None) -> Tensor:
-        """Return x̂_0 = c_skip·x_t + c_out·F, clipped."""
+    alpha: Tensor
+    sigma: Tensor
+    weight: Tensor
+    importance: Tensor
+    time: Tensor
+    log_snr: Tensor
 
-    @abstractmethod
-    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split the network's output into F and its word on the variance."""
 
-    @abstractmethod
-    def _call(self, model: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
-        """Call the network and check the shape of its output."""
+def forward(
+    self: TrainableProcess,
+    images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
+    cond: Mapping[str, Tensor] | None = None,
+    *,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+    uniform: Draws | None = None,
+    drop: Draws | Mapping[str, Draws] | None = None,
+    reduction: Literal["mean", "none"] = "mean",
+    model: nn.Module | None = None,
+) -> Tensor:
+    """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its values.
 
-    def forward(
-        self,
-        images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
-        cond: Mapping[str, Tensor] | None = None,
-        *,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        uniform: Draws | None = None,
-        drop: Draws | Mapping[str, Draws] | None = None,
-        reduction: Literal["mean", "none"] = "mean",
-        model: nn.Module | None = None,
-    ) -> Tensor:
-        """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its values.
+    That is loss="simple"; the others add or are T·(bits/dim of the step t → t − 1), whose mean over t is the bound.
 
-        That is loss="simple"; the others add or are T·(bits/dim of the step t → t − 1), whose mean over t is the bound.
+    What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy arrays: wrappers for
+    several GPUs move tensors to the device, and reading them back would make every step wait.
 
-        What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy arrays: wrappers for
-        several GPUs move tensors to the device, and reading them back would make every step wait.
+    Args:
+        images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …, "class_label": …} of
+            which the fields that the network has conditioners for are used; or a pair (images, labels).
+        cond: Conditions by name, (b, …).
+        t: Levels in 1 … T, (b,), integers or real. Default: drawn by the time sampler.
+        noise: ε, the shape of the images.
+        uniform: Numbers in [0, 1), (b,) on the CPU, from which the time sampler makes t.
+        drop: Numbers in [0, 1), (b,) on the CPU, or booleans, that decide whose condition is hidden; one tensor
+            or one per condition. Default: drawn in training mode, nothing hidden in eval mode.
+        reduction: "mean" for a scalar, "none" for one loss per image.
+        model: A network to use instead of `self.model` (wrapped or compiled, say).
 
-        Args:
-            images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …, "class_label": …} of
-                which the fields that the network has conditioners for are used; or a pair (images, labels).
-            cond: Conditions by name, (b, …).
-            t: Levels in 1 … T, (b,), integers or real. Default: drawn by the time sampler.
-            noise: ε, the shape of the images.
-            uniform: Numbers in [0, 1), (b,) on the CPU, from which the time sampler makes t.
-            drop: Numbers in [0, 1), (b,) on the CPU, or booleans, that decide whose condition is hidden; one tensor
-                or one per condition. Default: drawn in training mode, nothing hidden in eval mode.
-            reduction: "mean" for a scalar, "none" for one loss per image.
-            model: A network to use instead of `self.model` (wrapped or compiled, say).
+    Returns:
+        The loss in float32 (float64 for float64 images), scalar or (b,).
+    """
+    if reduction not in ("mean", "none", "losses"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
+    found = losses(self, images, cond, t=t, noise=noise, uniform=uniform, drop=drop, model=model)
+    if reduction == "losses":
+        return found
+    return found.per_image.mean() if reduction == "mean" else found.per_image
 
-        Returns:
-            The loss in float32 (float64 for float64 images), scalar or (b,).
-        """
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
-        images, cond = self._unpack(images, cond)
-        device = self.device if images.device.type == "cpu" else images.device
-        self.check_images(images)
-        x0 = to_model_range(images.to(device, non_blocking=True))
-        t, importance = drawn_levels(self.time_sampler, t, uniform, len(x0), self.timesteps)
-        alpha, sigma, weight, importance, time, log_snr = self._at(t, importance, x0)
-        eps = _noise_like(x0, noise)
-        eps, added = self.noising(x0, eps) if self.training else (eps, eps)
-        noisy = Noisy(alpha * x0 + sigma * added, alpha, sigma, time)
-        network = self.model if model is None else model
-        conditions = self._conditions(for_training(self.conditioners, cond, x0), drop, noisy, network)
-        output, raw = self._ask(network, noisy, conditions)
-        losses = torch.zeros_like(time)
-        if self.loss != "vlb":
-            error = output - self.parametrization.target(x0, eps, alpha, sigma)
-            losses = weight * error.square().flatten(1).mean(1)
-        if self.uncertainty is not None:
-            u = self.uncertainty(log_snr)
-            losses = losses * torch.exp(-u) + u
-        if self.loss != "simple":
-            guess = self._clean(noisy.x, output, alpha, sigma, "none")
-            # In the hybrid loss the bound teaches the variance and leaves the mean alone.
-            guess, scale = (guess.detach(), self.vlb_weight) if self.loss == "hybrid" else (guess, 1.0)
-            losses = losses + scale * self.timesteps * self.chain.terms(t, x0, guess, raw, self.variance)
-        return (importance * losses).mean() if reduction == "mean" else importance * losses
 
-    def effective_weights(self) -> Tensor:
-        """Return the weights of ‖x_0 − x̂_0‖² at levels 1 … T, float64: those of the weighting, divided by e^u where u is learned.
+def losses(
+    self: TrainableProcess,
+    images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
+    cond: Mapping[str, Tensor] | None = None,
+    *,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+    uniform: Draws | None = None,
+    drop: Draws | Mapping[str, Draws] | None = None,
+    model: nn.Module | None = None,
+) -> Losses:
+    """Return the training losses of a batch with the levels they were taken at.
 
-        `plot_weightings(schedule.snr[1:], extra={"learned": diffusion.effective_weights()})` shows them beside the others.
-        """
-        weights = self.weighting(self.schedule.snr[1:])
-        if self.uncertainty is None:
-            return weights
-        with torch.no_grad():
-            u = self.uncertainty(self.schedule.log_snr[1:].to(self.uncertainty.weight))
-        return weights * torch.exp(-u.double().cpu())
+    `forward` describes the loss; it calls this function.
 
-    def _at(self, t: Tensor, importance: Tensor | None, x0: Tensor) -> list[Tensor]:
-        """Return α, σ (b, 1, …), the weight of F's error, the importance, the network's time and the log-SNR (b,) of a batch."""
-        alpha, sigma = self.schedule.gather(t)
-        if t.is_floating_point():
-            snr, fall = self.schedule.snr_between(t)
-            weight = self.weighting.between(snr, fall) * self.parametrization.c_out(alpha, sigma).square()
-        else:
-            weight = self.loss_weights[t]
-        importance = torch.ones_like(alpha) if importance is None else importance
-        log_snr = 2.0 * (alpha.log() - sigma.log())
-        # One transfer for everything that depends on t; the arithmetic on the tables is float64.
-        table = torch.stack([alpha, sigma, weight, importance, (t - 1).double(), log_snr]).to(x0.dtype)
-        rows = list(to_device(table, x0.device))
-        return [v.view(-1, *[1] * (x0.ndim - 1)) for v in rows[:2]] + rows[2:]
+    Args:
+        images: As for `forward`, like the others.
+        cond: As for `forward`.
+        t: As for `forward`.
+        noise: As for `forward`.
+        uniform: As for `forward`.
+        drop: As for `forward`.
+        model: As for `forward`.
+    """
+    images, cond = _unpack(images, cond, self.conditioners)
+    device = self.device if images.device.type == "cpu" else images.device
+    self.check_images(images)
+    x0 = to_model_range(images.to(device, non_blocking=True))
+    t, importance = drawn_levels(self.time_sampler, t, uniform, len(x0), self.timesteps)
+    at = _levels_of(self, t, importance, x0)
+    eps = _noise_like(x0, noise)
+    eps, added = self.noising(x0, eps) if self.training else (eps, eps)
+    noisy = Noisy(at.alpha * x0 + at.sigma * added, at.alpha, at.sigma, at.time)
+    denoiser = self.denoiser.using(model)
+    complete = for_training(self.conditioners, cond, x0)
+    complete = _hide_conditions(denoiser, complete, drop, noisy, self.training)
+    output, raw = noisy.ask(denoiser, complete)
+    total = torch.zeros_like(at.time)
+    if self.loss != "vlb":
+        error = output - self.parametrization.target(x0, eps, at.alpha, at.sigma)
+        total = at.weight * error.square().flatten(1).mean(1)
+    if self.uncertainty is not None:
+        u = self.uncertainty(at.log_snr)
+        total = total * torch.exp(-u) + u
+    if self.loss != "simple":
+        guess = denoiser.clean(noisy.x, output, at.alpha, at.sigma, clip="none")
+        # In the hybrid loss the bound teaches the variance and leaves the mean alone.
+        guess, scale = (guess.detach(), self.vlb_weight) if self.loss == "hybrid" else (guess, 1.0)
+        bound = self.chain.terms(t, x0, guess, raw, self.variance)
+        total = total + scale * self.timesteps * bound
+    return Losses(at.importance * total, t, at.importance)
 
-    def _ask(self, network: nn.Module, noisy: Noisy, cond: Cond | None) -> tuple[Tensor, Tensor | None]:
-        """Return F and the raw variance for noisy images, unguided."""
-        seen = self.parametrization.scale_input(noisy.x, noisy.alpha, noisy.sigma)
-        return self._split(self._call(network, seen, noisy.time.float(), cond).to(noisy.x.dtype))
 
-    def _conditions(
-        self, cond: Cond | None, draws: Draws | Mapping[str, Draws] | None, noisy: Noisy, network: nn.Module
-    ) -> Cond | None:
-        """Hide some conditions of a training batch, and let the network see its own estimate where it is built for that."""
-        conditioners = self.conditioners
-        if not conditioners:
-            return cond
-        if draws is None and self.training:
-            draws = fresh_draws(conditioners, len(noisy.x))
-        if cond and draws is not None:
-            cond = drop(conditioners, cond, draws)
-        if not takes_itself(conditioners) or SELF_CONDITION in (cond or {}):
-            return cond
-        # After the others were hidden: the estimate would give them away.
-        others = dict(cond or {})
+def effective_weights(self: TrainableProcess) -> Tensor:
+    """Return the weights of ‖x_0 − x̂_0‖² at levels 1 … T, float64: those of the weighting, divided by e^u where u is learned.
 
-        def guess(rows: Tensor) -> Tensor:
-            some = noisy[rows]
-            output, _ = self._ask(network, some, {name: value[rows] for name, value in others.items()})
-            return self._clean(some.x, output, some.alpha, some.sigma, None)
+    `plot_weightings(schedule.snr[1:], extra={"learned": diffusion.effective_weights()})` shows them beside the others.
+    """
+    weights = self.weighting(self.schedule.snr[1:])
+    if self.uncertainty is None:
+        return weights
+    with torch.no_grad():
+        u = self.uncertainty(self.schedule.log_snr[1:].to(self.uncertainty.weight))
+    return weights * torch.exp(-u.double().cpu())
 
-        unseen = hidden(conditioners[SELF_CONDITION], SELF_CONDITION, draws, len(noisy.x))
-        return {**others, SELF_CONDITION: training_estimate(noisy.x, ~unseen, guess)}
 
-    @cached_property
-    def chain(self) -> Chain:
-        """The full reverse chain, whose terms the losses "hybrid" and "vlb" are made of."""
-        return Chain.of(self.schedule)
+def q_sample(self: TrainableProcess, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Return x_t = α_t·x_0 + σ_t·ε in [-1, 1] units (Ho et al. 2020, eq. 4).
 
-    def q_sample(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return x_t = α_t·x_0 + σ_t·ε in [-1, 1] units (Ho et al. 2020, eq. 4).
+    Args:
+        images: Images (b, c, *spatial), uint8 or float in [0, 1].
+        t: Levels in 0 … T, (b,) integers.
+        noise: ε, the shape of the images.
+    """
+    x0 = to_model_range(images)
+    alpha, sigma = (
+        to_device(v.to(x0.dtype), x0.device).view(-1, *[1] * (x0.ndim - 1)) for v in self.schedule.gather(t.cpu())
+    )
+    return alpha * x0 + sigma * noise
 
-        Args:
-            images: Images (b, c, *spatial), uint8 or float in [0, 1].
-            t: Levels in 0 … T, (b,) integers.
-            noise: ε, the shape of the images.
-        """
-        x0 = to_model_range(images)
-        alpha, sigma = (
-            to_device(v.to(x0.dtype), x0.device).view(-1, *[1] * (x0.ndim - 1)) for v in self.schedule.gather(t.cpu())
-        )
-        return alpha * x0 + sigma * noise
 
-    def _unpack(
-        self,
-        images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
-        cond: Mapping[str, Tensor] | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        given = {name: _tensor(value, f"The condition {name!r}") for name, value in (cond or {}).items()}
-        if isinstance(images, (tuple, list)) and len(images) == 2:
-            images = dict(zip(("image", "class_label"), images))  # what torchvision's datasets make batches of
-        if not isinstance(images, Mapping):
-            return _tensor(images, "A batch"), given
-        if "image" not in images:
-            raise ValueError(f"A batch needs the field 'image'; got {', '.join(map(repr, images)) or 'none'}.")
-        named = {
-            k: _tensor(v, f"The field {k!r} of a batch") for k, v in images.items() if k in (self.conditioners or {})
-        }
-        return _tensor(images["image"], "The field 'image' of a batch"), {**named, **given}
+def _levels_of(process: TrainableProcess, t: Tensor, importance: Tensor | None, x0: Tensor) -> _Levels:
+    """Look up all that depends on the levels t (b,), on the device and in the precision of x0."""
+    alpha, sigma = process.schedule.gather(t)
+    if t.is_floating_point():
+        snr, fall = process.schedule.snr_between(t)
+        factor = process.parametrization.c_out(alpha, sigma).square()
+        weight = process.weighting.between(snr, fall) * factor
+    else:
+        weight = process.loss_weights[t]
+    importance = torch.ones_like(alpha) if importance is None else importance
+    log_snr = 2.0 * (alpha.log() - sigma.log())
+    # One transfer for everything that depends on t; the arithmetic on the tables is float64.
+    table = torch.stack([alpha, sigma, weight, importance, (t - 1).double(), log_snr]).to(x0.dtype)
+    rows = list(to_device(table, x0.device))
+    alpha, sigma = (v.view(-1, *[1] * (x0.ndim - 1)) for v in rows[:2])
+    return _Levels(alpha, sigma, *rows[2:])
+
+
+def _hide_conditions(
+    denoiser: Denoiser,
+    cond: Cond | None,
+    draws: Draws | Mapping[str, Draws] | None,
+    noisy: Noisy,
+    training: bool,
+) -> Cond | None:
+    """Hide some conditions of a training batch, and show the network its own estimate if it is built for that."""
+    conditioners = denoiser.conditioners
+    if not conditioners:
+        return cond
+    if draws is None and training:
+        draws = fresh_draws(conditioners, len(noisy.x))
+    if cond and draws is not None:
+        cond = drop_conditions(conditioners, cond, draws)
+    if not is_self_conditioned(conditioners) or SELF_CONDITION in (cond or {}):
+        return cond
+    # After the others were hidden: the estimate would give them away.
+    others = dict(cond or {})
+
+    def guess(rows: Tensor) -> Tensor:
+        some = noisy[rows]
+        output, _ = some.ask(denoiser, {name: value[rows] for name, value in others.items()})
+        return denoiser.clean(some.x, output, some.alpha, some.sigma)
+
+    unseen = hidden(conditioners[SELF_CONDITION], SELF_CONDITION, draws, len(noisy.x))
+    return {**others, SELF_CONDITION: training_estimate(noisy.x, ~unseen, guess)}
+
+
+def _unpack(
+    images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
+    cond: Mapping[str, Tensor] | None,
+    conditioners: Conditioners | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the images of a batch and its conditions, of which those of the caller win."""
+    told = {name: _tensor(value, f"The condition {name!r}") for name, value in (cond or {}).items()}
+    if isinstance(images, (tuple, list)) and len(images) == 2:
+        # What torchvision's datasets make batches of.
+        images = dict(zip(("image", "class_label"), images))
+    if not isinstance(images, Mapping):
+        return _tensor(images, "A batch"), told
+    if "image" not in images:
+        fields = ", ".join(map(repr, images)) or "none"
+        raise ValueError(f"A batch needs the field 'image'; got {fields}.")
+    known = conditioners or {}
+    named = {k: _tensor(v, f"The field {k!r} of a batch") for k, v in images.items() if k in known}
+    return _tensor(images["image"], "The field 'image' of a batch"), {**named, **told}
 
 
 def _tensor(value: Any, what: str) -> Tensor:

@@ -1,9 +1,10 @@
-"""Calling a network of anybody's: in the precision of its weights, and whatever it wraps its output in."""
+"""Calling any network: where it is, in eval mode, in its precision, whatever wraps its output."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,23 @@ _WRAPPER = """\
 class Wrapped(torch.nn.Module):
     def __init__(self, net): super().__init__(); self.net = net
     def forward(self, x, t, cond=None): return self.net(x, t)"""
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return where the parameters of a network are (the CPU for one without)."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network in eval mode and give every part of it its own mode back, whatever happens."""
+    training = [part for part in network.modules() if part.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def call_network(network: nn.Module | Any, x: Tensor, time: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:

@@ -16,8 +16,8 @@ SELF_CONDITION = "self_cond"
 """The name of the condition."""
 
 
-def takes_itself(conditioners: Conditioners | None) -> bool:
-    """Say whether a network is built for it."""
+def is_self_conditioned(conditioners: Conditioners | None) -> bool:
+    """Whether a network is built for it."""
     return SELF_CONDITION in (conditioners or {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,50 @@ def image_generator(
     if seeds is not None:
         return keys.generator(device, first_index, keys.check_seed(seeds[i]), purpose)
     return keys.generator(device, first_index + i, seed, purpose)
+
+
+@dataclass(frozen=True)
+class ImageStreams:
+    """The random numbers of the images of one call; see `image_generator`.
+
+    Args:
+        purpose: What the noise is for, such as "sample".
+        seed: Names the stream of the call.
+        seeds: One seed per image instead.
+        first_index: Number of the first image in its stream.
+    """
+
+    purpose: str
+    seed: int
+    seeds: Sequence[int] | None = None
+    first_index: int = 0
+
+    @classmethod
+    def make(cls, purpose: str, seed: int | None, seeds: Sequence[int] | None, first_index: int) -> ImageStreams:
+        """Take the arguments of a method of `GaussianDiffusion`; seed=None draws a fresh seed."""
+        return cls(purpose, keys.check_seed(seed), seeds, first_index)
+
+    def noise(
+        self,
+        images: Sequence[int],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Noise:
+        """Return the noise of these images, each of which has its own stream."""
+        return Noise(shape, [self._generator(device, i, self.purpose) for i in images], dtype)
+
+    def condition(self, i: int) -> torch.Generator:
+        """Return the random numbers of the conditions of image i, on the CPU for every device."""
+        return self._generator("cpu", i, "condition")
+
+    def check_count(self, n: int, entries: str = "images", entry: str = "image") -> None:
+        """Raise ValueError if there are seeds, but not one for each of n images."""
+        if self.seeds is not None and len(self.seeds) != n:
+            raise ValueError(f"There are {len(self.seeds)} seeds for {n} {entries}. Give one per {entry}.")
+
+    def _generator(self, device: torch.device | str, i: int, purpose: str) -> torch.Generator:
+        return image_generator(device, self.seed, self.seeds, self.first_index, i, purpose)
 
 
 def batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:

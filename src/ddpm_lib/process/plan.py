@@ -1,0 +1,140 @@
+"""How to sample: with which sampler, through which levels, under which guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ddpm_lib.guidance import Guidance, LogProb
+from ddpm_lib.samplers import DDPM, Sampler, make_sampler
+from ddpm_lib.schedules import Schedule
+from ddpm_lib.schedules.levels import Level
+from ddpm_lib.spacing import default_num_steps, is_named, sampling_levels
+
+DefaultSteps = Callable[[str | Sampler, int], int | None]
+"""The number of steps where none is asked for, of the sampler and T."""
+
+
+def usual_steps(sampler: str | Sampler, timesteps: int) -> int | None:
+    """Return the steps of sampling from noise: all T for ddpm, 50 (or T) for the others."""
+    return default_num_steps(sampler == "ddpm" or isinstance(sampler, DDPM), timesteps)
+
+
+def all_steps(sampler: str | Sampler, timesteps: int) -> int:
+    """Return the steps of editing, encoding and decoding: all T."""
+    return timesteps
+
+
+def repaint_steps(sampler: str | Sampler, timesteps: int) -> int:
+    """Return the steps of one walk down of inpainting: 250 (Lugmayr et al. 2022), or T."""
+    return min(250, timesteps)
+
+
+def resolve_num_steps(
+    sampler: str | Sampler,
+    num_steps: int | None,
+    timesteps: int,
+    spacing: str | Sequence[float],
+    default: DefaultSteps = usual_steps,
+) -> int | None:
+    """Return the number of steps: what is asked for, else the default.
+
+    None where the spacing itself says how many, as "ddim25" and lists of levels do.
+    """
+    if num_steps is not None or not is_named(spacing):
+        return num_steps
+    return default(sampler, timesteps)
+
+
+def level_of_fraction(schedule: Schedule, fraction: float) -> Level:
+    """Return the level that is a fraction of T, at least level 1.
+
+    Raises:
+        ValueError: If the fraction is not in (0, 1].
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}. 1 forgets the image but for a trace.")
+    return schedule.level(max(1, round(fraction * schedule.timesteps)))
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """A sampler, the levels it visits and the guidance it has; made once, for any number of images.
+
+    Args:
+        sampler: Makes the steps.
+        levels: The levels to visit, the last one included.
+        guidance: Classifier-free guidance, and a classifier's.
+    """
+
+    sampler: Sampler
+    levels: tuple[Level, ...]
+    guidance: Guidance = field(default_factory=Guidance)
+
+    @classmethod
+    def make(
+        cls,
+        schedule: Schedule,
+        *,
+        sampler: str | Sampler = "ddim",
+        sampler_options: Mapping[str, Any] | None = None,
+        num_steps: int | None = None,
+        spacing: str | Sequence[float] = "trailing",
+        spacing_options: Mapping[str, Any] | None = None,
+        eta: float | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
+        classifier: LogProb | None = None,
+        classifier_scale: float = 1.0,
+        default_steps: DefaultSteps = usual_steps,
+    ) -> SamplingPlan:
+        """Make a plan from the keywords of `GaussianDiffusion.sample`, which describes them.
+
+        Args:
+            schedule: The noise levels to choose from.
+            sampler: As for `sample`, like the next ten.
+            sampler_options: As for `sample`.
+            num_steps: As for `sample`.
+            spacing: As for `sample`.
+            spacing_options: As for `sample`.
+            eta: As for `sample`.
+            guidance_scale: As for `sample`.
+            guidance_interval: As for `sample`.
+            guidance_rescale: As for `sample`.
+            classifier: As for `sample`.
+            classifier_scale: As for `sample`.
+            default_steps: Says how many steps there are where `num_steps` and the spacing do not.
+
+        Raises:
+            ValueError: If a name is unknown, an option is out of range, or steps and spacing
+                contradict each other.
+        """
+        chosen = make_sampler(sampler, sampler_options, eta=eta)
+        steps = resolve_num_steps(chosen, num_steps, schedule.timesteps, spacing, default_steps)
+        visited = sampling_levels(schedule, steps, spacing, spacing_options)
+        low, high = guidance_interval[0], guidance_interval[1]
+        guidance = Guidance(guidance_scale, (low, high), guidance_rescale, classifier, classifier_scale)
+        return cls(chosen, tuple(schedule.level(t) for t in visited), guidance)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps from the first level to the last."""
+        return len(self.levels) - 1
+
+    def starting_at(self, level: Level) -> SamplingPlan:
+        """Return the part of a descending plan below a level, which comes first."""
+        return replace(self, levels=(level, *(s for s in self.levels if s.t < level.t)))
+
+    def upwards(self) -> SamplingPlan:
+        """Return the levels of a descending plan in ascending order."""
+        return replace(self, levels=self.levels[::-1])
+
+    def visiting(self, positions: Sequence[int]) -> SamplingPlan:
+        """Return a plan that goes up and down a descending one; position 0 is its last level."""
+        return replace(self, levels=tuple(self.levels[-1 - k] for k in positions))
+
+    def rows(self, start: int, stop: int) -> SamplingPlan:
+        """Return the plan of the images start … stop − 1; see `Guidance.rows`."""
+        return replace(self, guidance=self.guidance.rows(start, stop))
