@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from ddpm_lib import GaussianDiffusion, Trainer, Unet
 from ddpm_lib.data import open_dataset, prepare_sysu
-from ddpm_lib.images import save_grid
-from ddpm_lib.resizing import shrink
+from ddpm_lib.images import save_grid, shrink
 from ddpm_lib.training import process_state
 
 

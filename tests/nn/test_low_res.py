@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet, load_run
 from ddpm_lib.data import tensor_dataset
-from ddpm_lib.images import to_uint8
+from ddpm_lib.images import shrink, to_uint8
 from ddpm_lib.nn import LowRes
-from ddpm_lib.resizing import shrink
 from ddpm_lib.training import ConfigError
 from ddpm_lib.training.sampling import sample_shared
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_trainer

@@ -11,7 +11,7 @@ from ddpm_lib.core.registry import unknown_name
 
 if TYPE_CHECKING:
     from ddpm_lib.nn.blocks import BlockSettings
-from ddpm_lib.resizing import nearest_multiples
+from ddpm_lib.images import nearest_multiples
 
 
 def divisors(n: int) -> list[int]:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddpm_lib.images import check_unit_range, to_model_range, to_unit_range
+from ddpm_lib.images import check_divisible, check_unit_range, shrink, to_model_range, to_unit_range
 from ddpm_lib.nn import _checks as checks
 from ddpm_lib.nn.conditioning import Conditioner, Stream
 from ddpm_lib.nn.embeddings import TimeEmbedding
-from ddpm_lib.resizing import check_divisible, shrink
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
