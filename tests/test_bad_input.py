@@ -26,6 +26,7 @@ from ddpm_lib.cli import main
 from ddpm_lib.data import BadImagesError, open_dataset
 from ddpm_lib.runs.checkpoint import list_checkpoints
 from ddpm_lib.runtime.launch import meeting_explained
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import CheckpointError, ConfigError, load_run
 from ddpm_lib.training.agreement import check_alike
 from training_helpers import tiny_diffusion, tiny_trainer
@@ -567,7 +568,7 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_started_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(tmp_path)
-    trainer.processes = 2
+    trainer.ranks = Processes(0, 2)
     other = {"options": trainer.config.to_dict() | {"seed": 1}, "diffusion": trainer.diffusion.config}
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0] | other])
     with pytest.raises(

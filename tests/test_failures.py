@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ddpm_lib import TrainingConfig
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training import Callback, DivergedError, LostProcessError, OutOfMemoryError, failures
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
@@ -241,7 +242,7 @@ def test_a_lost_process_is_said_clearly(tmp_path: Path, text: str, words: str) -
     trainer = tiny_trainer(tmp_path)
     trainer.prepare()
     assert failures.lost_process(RuntimeError(text), trainer) is None, "there is no other process"
-    trainer.processes, trainer.rank = 2, 1
+    trainer.ranks = Processes(1, 2)
     error = failures.lost_process(RuntimeError(text), trainer)
     assert isinstance(error, LostProcessError)
     assert words in str(error)

@@ -42,15 +42,13 @@ def check_alike(trainer: Trainer) -> None:
     """
     if trainer.processes == 1:
         return
-    from accelerate.utils import gather_object
-
     versions = {k: v for k, v in describe_versions().items() if k != "threads"}
     own: dict[str, Any] = {
         "options": trainer.config.to_dict(),
         "diffusion": trainer.diffusion.config,
         "versions": versions,
     }
-    everyone = list(gather_object([own]))
+    everyone = trainer.ranks.all_objects(own)
     for rank, other in enumerate(everyone):
         found = [line.replace(" in the checkpoint", " on process 0") for line in differences(everyone[0], other)]
         if found:

@@ -66,7 +66,7 @@ def with_batch_size(trainer: Trainer, checkpoint: Path | None) -> TrainingConfig
     passes = trainer.processes * config.accumulation_steps
     limit, reason = _limit(trainer, passes)
     choice = _search(trainer, limit, reason) if has_own_memory(trainer.device) else _estimate(trainer, limit, reason)
-    images, why = min(_from_all(trainer, (choice.images, choice.why)))
+    images, why = min(trainer.ranks.all_objects((choice.images, choice.why)))
     if not images:
         raise OutOfMemoryError(
             f"batch_size auto: {why} Use a smaller network, patches (patch_size=2), gradient_checkpointing or bf16."
@@ -142,14 +142,6 @@ def _shared_evenly(images: int, passes: int, shards: int | None) -> int:
     if images < unit:
         raise ConfigError(f"batch_size auto: {images * passes} images fit, which is less than shards {shards}.")
     return images // unit * unit
-
-
-def _from_all(trainer: Trainer, value: tuple[int, str]) -> list[tuple[int, str]]:
-    if trainer.processes == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    return list(gather_object([value]))
 
 
 def _estimate(trainer: Trainer, limit: int, reason: str) -> Choice:

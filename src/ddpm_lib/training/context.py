@@ -16,6 +16,7 @@ from ddpm_lib.core.files import appending
 from ddpm_lib.core.progress import stream, write
 from ddpm_lib.core.text import sayable
 from ddpm_lib.runs.metrics_file import MetricsFile, write_status
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training.config import TrainingConfig
 
@@ -37,9 +38,7 @@ class RunContext:
     device: torch.device
     records: MetricsFile
     dataset: ImageDataset
-    rank: int
-    processes: int
-    is_main: bool
+    ranks: Processes
     step: int
     images_seen: int
     metrics: dict[str, Any]
@@ -52,8 +51,7 @@ class RunContext:
 
     def _join(self, accelerator: Accelerator) -> None:
         self.accelerator, self.device = accelerator, accelerator.device
-        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
-        self.is_main = accelerator.is_main_process
+        self.ranks = Processes.of(accelerator)
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.records = MetricsFile(self.output_dir)
 
@@ -144,17 +142,28 @@ class RunContext:
             file.writelines(self._lines)
         self._lines.clear()
 
+    @property
+    def rank(self) -> int:
+        """This process among those of the run; 0 until they have met."""
+        return self.ranks.rank
+
+    @property
+    def processes(self) -> int:
+        """How many processes the run has; 1 until they have met."""
+        return self.ranks.count
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.ranks.is_main
+
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Return the sum over all ranks, on every rank; the argument stays as it is."""
-        return self.accelerator.reduce(tensor.clone(), reduction="sum") if self.processes > 1 else tensor.clone()
+        return self.ranks.sum(tensor)
 
-    def from_main(self, value: Any) -> Any:
+    def from_main(self, value: T) -> T:
         """Return the main process's value on every rank."""
-        if self.processes == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
+        return self.ranks.from_main(value)
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run a function on the main process and return its value on every rank; if it fails there, every rank fails.
@@ -162,18 +171,4 @@ class RunContext:
         Raises:
             RuntimeError: On the other ranks, saying what the main process failed with (there the error itself is raised).
         """
-        if self.processes == 1:
-            return function()
-        value, failure = None, None
-        if self.is_main:
-            try:
-                value = function()
-            except Exception as error:
-                failure = error
-        told = f"{type(failure).__name__}: {failure}" if failure is not None else None
-        value, told = self.from_main((value, told))
-        if failure is not None:
-            raise failure
-        if told is not None:
-            raise RuntimeError(f"The main process failed with {told}")
-        return value
+        return self.ranks.on_main(function)

@@ -180,7 +180,7 @@ class NonFiniteGuard:
             self._watch_scale(trainer)
             return
         own = self._steps[: min(int(self._count), self.most + 1)].tolist()
-        steps = sorted({step for steps in _from_all(trainer, own) for step in steps})
+        steps = sorted({step for steps in trainer.ranks.all_objects(own) for step in steps})
         good = trainer.last_checkpoint
         where = f"The last good checkpoint is {good}" if good else "There is no checkpoint yet"
         if self.policy == "skip":
@@ -228,7 +228,7 @@ class NonFiniteGuard:
         weights = [name for name, p in trainer.diffusion.named_parameters() if not bool(torch.isfinite(p).all())]
         if weights:
             return f"{len(weights)} parameters hold NaN or infinity themselves, the first is {weights[0]}"
-        found = [line for line in _from_all(trainer, _replay(trainer, step)) if line]
+        found = [line for line in trainer.ranks.all_objects(_replay(trainer, step)) if line]
         return "; ".join(found) or "it was finite when done again, which points to the hardware"
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,14 +238,6 @@ class NonFiniteGuard:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it; rolling back itself does not forget how often that was done."""
         self.rollbacks = max(self.rollbacks, int(state.get("rollbacks", 0)))
-
-
-def _from_all(trainer: Trainer, value: Any) -> list[Any]:
-    if trainer.processes == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    return list(gather_object([value]))
 
 
 def _images_of(trainer: Trainer, step: int, rows: range) -> list[str]:

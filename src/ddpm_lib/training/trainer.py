@@ -20,6 +20,7 @@ from ddpm_lib.runs.metrics_file import flat_scalars
 from ddpm_lib.runtime import allocator, devices
 from ddpm_lib.runtime.accelerate_state import OwnState, give_back_network, in_own_state
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.runtime.rendezvous import leave
 from ddpm_lib.runtime.trackers import finishers, start_trackers
 from ddpm_lib.runtime.watchdog import Watchdog, meeting_store
@@ -114,7 +115,7 @@ class Trainer(RunContext):
         self._met = self._prepared = False
         self._notes: list[str] = []
         self.accelerate_state = OwnState()
-        self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
+        self.ranks = Processes()  # until the processes have met
         self._stop_reason: str | None = None
         self._save_requested = False
         self.saver = Saver(self.config.save_async)
@@ -319,9 +320,7 @@ class Trainer(RunContext):
             flag = torch.tensor(float(reason is not None), device=self.device)
             if not float(self.sum_over_ranks(flag)):
                 return False
-            from accelerate.utils import gather_object
-
-            reason = next(r for r in gather_object([reason]) if r is not None)
+            reason = next(r for r in self.ranks.all_objects(reason) if r is not None)
         self._stop_reason = reason
         return reason is not None
 

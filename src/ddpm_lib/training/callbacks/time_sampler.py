@@ -33,7 +33,7 @@ class LossAwareTimes(Callback):
         assert trainer.last is not None
         losses = trainer.last.losses
         seen = torch.stack([to_device(trainer.last.levels.to(losses.dtype), losses.device), losses], 1)
-        seen = trainer.accelerator.gather(seen).cpu() if trainer.processes > 1 else seen.cpu()
+        seen = trainer.ranks.gather(seen).cpu()
         trainer.diffusion.time_sampler.update(seen[:, 0].long(), seen[:, 1].double())
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
