@@ -19,6 +19,7 @@ from ddpm_lib.training import ConfigError
 from ddpm_lib.training import estimate as module
 from ddpm_lib.training.estimate import Estimate, Rehearsal, estimate
 from ddpm_lib.training.saving import checkpoint_bytes
+from ddpm_lib.training.step import ForwardPass
 from test_cli import TINY, ddpm, error_of
 from test_distributed import torchrun
 from training_helpers import assert_same_tensors, final_tensors, tiny_diffusion, tiny_trainer
@@ -107,7 +108,7 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(Rehearsal, "_forward", full)
+    monkeypatch.setattr(ForwardPass, "__call__", full)
     told = estimate(tiny_diffusion(), options(), 2)
     assert not told.fits
     assert "not measured: out of memory" in str(told)

@@ -24,17 +24,18 @@ def log_of(run: Path) -> str:
 def poisoned(run: Path, slots: range = range(18, 24), value: float = float("nan"), **options):
     """A trainer whose loss is not finite for the images in some slots of the data's order: step 4 by default."""
     trainer = tiny_trainer(run, **options)
-    real = trainer._forward
+    trainer.prepare()
+    real = trainer.forward_pass
 
-    def forward(network, batch, rows):
-        losses, t = real(network, batch, rows)
-        first = trainer.images_seen + rows.start
+    def forward(network, batch, rows, step, slot):
+        losses, t = real(network, batch, rows, step, slot)
+        first = slot + rows.start
         bad = [k for k in range(len(losses)) if first + k in slots]
         factor = torch.ones_like(losses)
         factor[bad] = value
         return losses * factor, t
 
-    trainer._forward = forward
+    trainer.forward_pass = forward
     return trainer
 
 
@@ -185,14 +186,15 @@ def test_nothing_is_read_from_the_device_in_a_step(tmp_path: Path) -> None:
 def short_of_memory(run: Path, most: int, error: BaseException | None = None, **options):
     """A trainer whose forward pass takes `most` images at once."""
     trainer = tiny_trainer(run, tiny_diffusion(dropout=0.0), **options)
-    real = trainer._forward
+    trainer.prepare()
+    real = trainer.forward_pass
 
-    def forward(network, batch, rows):
+    def forward(network, batch, rows, step, slot):
         if len(rows) > most:
             raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return real(network, batch, rows)
+        return real(network, batch, rows, step, slot)
 
-    trainer._forward = forward
+    trainer.forward_pass = forward
     return trainer
 
 

@@ -23,9 +23,9 @@ from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.training.config import TrainingConfig
-from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
 from ddpm_lib.training.randomness import DataOrder, StepRandomness
+from ddpm_lib.training.step import ForwardPass
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -230,11 +230,12 @@ def _trial(trainer: Trainer) -> Iterator[Callable[[int, bool], Tensor]]:
     images = dataset.batch(order.indices(0, min(8, len(dataset))).tolist())
 
     def run(n: int, backward: bool) -> Tensor:
-        trainer.randomness = StepRandomness(trainer.config.seed, n, 1)
+        config, randomness = trainer.config, StepRandomness(trainer.config.seed, n, 1)
+        forward = ForwardPass(diffusion, randomness, trainer.device, config.horizontal_flip, config.augment)
         rows = torch.arange(n) % len(images["image"])
         batch = {name: value[rows] for name, value in images.items()}
         with trainer.accelerator.autocast():
-            loss = forward_rows(trainer, diffusion, batch, range(n))[0].float().mean()
+            loss = forward(diffusion, batch, range(n), step=0, slot=0)[0].float().mean()
         if backward:
             loss.backward()
         return loss.detach() if backward else loss

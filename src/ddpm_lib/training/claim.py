@@ -85,7 +85,7 @@ def start_records(trainer: Trainer) -> None:
         if line:
             trainer.say(line)
     write_run_config(trainer)
-    with trainer.going_on("data.npz"):
+    with trainer.tolerate_write_errors("data.npz"):
         write_data_index(trainer.output_dir, trainer.dataset)
 
 

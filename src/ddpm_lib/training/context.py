@@ -57,14 +57,14 @@ class RunContext:
 
     def _status(self, status: str, reason: str) -> None:
         if self.is_main:
-            with self.going_on("status.json"):
+            with self.tolerate_write_errors("status.json"):
                 write_status(
                     self.output_dir, status=status, step=self.step, max_steps=self.config.max_steps,
                     save_every=self.config.save_every, reason=reason,
                 )  # fmt: skip
 
     @contextlib.contextmanager
-    def going_on(self, what: str) -> Iterator[None]:
+    def tolerate_write_errors(self, what: str) -> Iterator[None]:
         """Turn a disk that refuses a record into a warning: training is worth more than its diary."""
         try:
             yield
@@ -103,7 +103,7 @@ class RunContext:
         self.metrics.update(row)
         self._row = {}
         if self.is_main:
-            with self.going_on("metrics.jsonl"):
+            with self.tolerate_write_errors("metrics.jsonl"):
                 self.records.append(row)
             self._track({k: v for k, v in row.items() if k != "step"})
 
@@ -120,7 +120,7 @@ class RunContext:
         """Show one line to the user and keep it in train.log; the main process speaks."""
         if not self.is_main:
             return
-        with self.going_on("A line on the console"):
+        with self.tolerate_write_errors("A line on the console"):
             write(sayable(line, getattr(stream(), "encoding", None)))
         self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {sayable(line, None)}\n")
         self._write_lines()
@@ -138,7 +138,7 @@ class RunContext:
     def _write_lines(self) -> None:
         if self._log is None or not self._lines:
             return
-        with self.going_on("train.log"), appending(self._log / "train.log") as file:
+        with self.tolerate_write_errors("train.log"), appending(self._log / "train.log") as file:
             file.writelines(self._lines)
         self._lines.clear()
 

@@ -254,20 +254,20 @@ def _slot_of(trainer: Trainer, step: int) -> int:
 
 def _replay(trainer: Trainer, step: int) -> str:
     """Do this rank's part of a step again with the weights as they are; name images and parameters that are not finite."""
-    now, trainer.step, trainer.images_seen = (trainer.step, trainer.images_seen), step - 1, _slot_of(trainer, step)
+    slot = _slot_of(trainer, step)
     order = DataOrder(len(trainer.dataset), trainer.config.seed)
     images: list[str] = []
     try:
         for rows in trainer.plan.rows():
-            indices = order.indices(trainer.images_seen + rows.start, trainer.images_seen + rows.stop).tolist()
-            losses, levels = trainer._forward(trainer.diffusion, trainer.dataset.batch(indices), rows)
+            indices = order.indices(slot + rows.start, slot + rows.stop).tolist()
+            batch = trainer.dataset.batch(indices)
+            losses, levels = trainer.forward_pass(trainer.diffusion, batch, rows, step - 1, slot)
             bad_rows = (~torch.isfinite(losses)).nonzero().flatten().tolist()
             images += [f"{trainer.dataset.names[indices[k]]} at t = {int(levels[k])}" for k in bad_rows]
             losses.mean().backward()
         named = list(trainer.diffusion.named_parameters())
         bad = [name for name, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     finally:
-        trainer.step, trainer.images_seen = now
         trainer.optimizer.zero_grad(set_to_none=True)
     more = f" and {len(images) - 5} more" if len(images) > 5 else ""
     parts = [f"images {', '.join(images[:5])}{more}"] if images else []

@@ -17,6 +17,7 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.state import check_resumable
+from ddpm_lib.training.callbacks.base import state_of
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.run_config import portable_options
 from ddpm_lib.training.same_data import (
@@ -89,7 +90,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "data": describe_data(trainer),
         "ema_decay": list(trainer.config.ema_decay),
         "training": portable_options(trainer),
-        "callbacks": {name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
+        "callbacks": {name: state_of(callback, trainer) for name, callback in named(trainer.callbacks).items()},
         "guard": trainer.guard.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "versions": describe_versions(),

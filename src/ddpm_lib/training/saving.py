@@ -64,7 +64,7 @@ class Saver:
         keep = {step for callback in trainer.callbacks for step in callback.keeps()}
         config = trainer.config
         if trainer.is_main:
-            with trainer.going_on("The removal of old checkpoints"):
+            with trainer.tolerate_write_errors("The removal of old checkpoints"):
                 files.prune(folder, step, config.keep_last, config.keep_every, keep)
 
     def close(self) -> None:

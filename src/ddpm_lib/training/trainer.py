@@ -29,16 +29,16 @@ from ddpm_lib.training.agreement import check_alike, check_place, check_process
 from ddpm_lib.training.auto_batch import with_batch_size
 from ddpm_lib.training.batches import BatchPlan, TrainingBatches
 from ddpm_lib.training.callbacks import default_callbacks
-from ddpm_lib.training.callbacks.base import Callback, check_callbacks
+from ddpm_lib.training.callbacks.base import Callback, TrainingView, check_callbacks
 from ddpm_lib.training.callbacks.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks.rows import TrainingRows
+from ddpm_lib.training.callbacks.samples import SampleGrid
 from ddpm_lib.training.claim import claimed, look_again, start_records
 from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.examples import example_conditions
-from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
 from ddpm_lib.training.option_help import show_options
 from ddpm_lib.training.posthoc import PostHocAverages
@@ -50,6 +50,7 @@ from ddpm_lib.training.same_data import fraction_held_out
 from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
 from ddpm_lib.training.saving import Saver
 from ddpm_lib.training.sources import check_augmentation, data_name, held_fraction, open_training_data
+from ddpm_lib.training.step import ForwardPass, conditions_of
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, reason_to_stop
 
 if TYPE_CHECKING:
@@ -109,7 +110,6 @@ class Trainer(RunContext):
         self.last: StepResult | None = None
         self.metrics: dict[str, Any] = {}
         self.last_checkpoint: Path | None = None
-        self.last_grid: Path | None = None
         self._row: dict[str, Any] = {}
         self._lines: list[str] = []
         self._met = self._prepared = False
@@ -181,7 +181,7 @@ class Trainer(RunContext):
         for i, rows in enumerate(rows_of):
             last = i == len(rows_of) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(network):
-                per_image, t = self._forward(network, next(batches), rows)
+                per_image, t = self.forward_pass(network, next(batches), rows, self.step, self.images_seen)
                 self.accelerator.backward(per_image.mean() / len(rows_of))
             losses.append(per_image.detach())
             levels.append(t)
@@ -196,15 +196,9 @@ class Trainer(RunContext):
         self.images_seen += config.images_per_step
         self.last = StepResult(loss, torch.cat(levels), norm, rate)
 
-    def _forward(self, network: nn.Module, batch: dict[str, Any], rows: range) -> tuple[Tensor, Tensor]:
-        """Return the losses of some rows of the present step's batch, and their levels."""
-        return forward_rows(self, network, batch, rows)
-
     def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
         """Pick the fields of a batch that the network is conditioned on."""
-        names = getattr(self.diffusion.model, "conditioners", {})
-        cond = {name: batch[name] for name in names if name in batch}
-        return cond or None
+        return conditions_of(self.diffusion, batch)
 
     @in_own_state
     def prepare(self) -> None:
@@ -222,6 +216,9 @@ class Trainer(RunContext):
         config = self.config = with_batch_size(self, checkpoint)
         self.plan = BatchPlan(config.images_per_step, self.processes, self.rank, config.accumulation_steps)
         self.randomness = StepRandomness(config.seed, config.images_per_step, shards_of_run(self, checkpoint))
+        self.forward_pass = ForwardPass(
+            self.diffusion, self.randomness, self.device, config.horizontal_flip, config.augment
+        )
         if checkpoint is not None:
             restore(self, checkpoint)
             self.last_checkpoint = checkpoint
@@ -305,9 +302,10 @@ class Trainer(RunContext):
         )
 
     def _each_callback(self, hook: str) -> None:
+        view: TrainingView = self
         for callback in self.callbacks:
             self.watchdog.at(self.step, f"{callback.name}.{hook}")
-            getattr(callback, hook)(self)
+            getattr(callback, hook)(view)
         self._flush_row()
 
     def _agree_to_stop(self, signals: StopSignals, limit: TimeLimit) -> bool:
@@ -359,6 +357,12 @@ class Trainer(RunContext):
             self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
         return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint)
 
+    @property
+    def last_grid(self) -> Path | None:
+        """The newest grid of samples of this process, None where there is none."""
+        grids = [c.last_grid for c in self.callbacks if isinstance(c, SampleGrid)]
+        return grids[0] if grids else None
+
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""
         self._save_requested = True
@@ -399,7 +403,9 @@ class Trainer(RunContext):
         if self.ema is not None and self.precision in devices.LOW_PRECISION:
             network = lowered_copy(network, devices.LOW_PRECISION[self.precision])
         if cond is None:
-            cond = example_conditions(self, n) or default_condition(self.diffusion, n)
+            cond = example_conditions(
+                self.diffusion, self.dataset if self.held_out is None else self.held_out, n
+            ) or default_condition(self.diffusion, n)
         with self.accelerator.autocast():
             return sample_shared(
                 self.diffusion, n, self.accelerator, cond=cond, model=network, device=self.device, **options
