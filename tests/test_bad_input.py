@@ -25,7 +25,7 @@ from ddpm_lib import GaussianDiffusion, Shapes, TrainingConfig, Unet
 from ddpm_lib.cli import main
 from ddpm_lib.data import BadImagesError, open_dataset
 from ddpm_lib.runs.checkpoint import list_checkpoints
-from ddpm_lib.runtime.launch import meeting_explained
+from ddpm_lib.runtime.launch import explain_rendezvous_errors
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import CheckpointError, ConfigError, load_run
 from ddpm_lib.training.agreement import check_alike
@@ -562,7 +562,7 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(port))
         words = rf"meet at 127\.0\.0\.1:{port}, but that port is in use. Set MASTER_PORT"
-        with pytest.raises(ConfigError, match=words), meeting_explained():
+        with pytest.raises(ConfigError, match=words), explain_rendezvous_errors():
             torch.distributed.TCPStore("127.0.0.1", port, 1, is_master=True, use_libuv=True)
 
 

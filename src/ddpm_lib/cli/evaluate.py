@@ -14,7 +14,7 @@ from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate
 from ddpm_lib.evaluation.compare import curve
 from ddpm_lib.evaluation.runner import is_run, refuse_checkpoints_folder, refuse_unwritable
 from ddpm_lib.runs.loading import find_checkpoints
-from ddpm_lib.runtime.rendezvous import leave
+from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.training import process_state
 
 DESCRIPTION = (
@@ -86,5 +86,5 @@ def main(args: list[str]) -> int:
             show(result, command.output_dir)
     if every and state.is_main_process:
         print(curve(results))
-    leave(state)
+    destroy_group(state)
     return int(any(result.about["skipped"] for result in results))
