@@ -31,7 +31,7 @@ def auto(run: Path, *, images: int = 200, **options: Any) -> Trainer:
 
 def waiting(trainer: Trainer) -> str:
     """What was said before the run directory was known to be this run's; it is written there when training begins."""
-    return "".join(trainer._lines)
+    return "".join(trainer.run_log.pending)
 
 
 def said(run: Path) -> str:
@@ -309,7 +309,7 @@ def test_memory_that_runs_out_later_is_answered(tmp_path: Path, monkeypatch: pyt
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(network, batch, rows, step, slot)
 
-    monkeypatch.setattr(trainer, "forward_pass", full)
+    monkeypatch.setattr(trainer, "_forward_pass", full)
     assert trainer.train().step == 2
     assert trainer.plan.micro == CPU_LIMIT // 2
 

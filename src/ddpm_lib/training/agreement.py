@@ -16,7 +16,7 @@ from ddpm_lib.runs.standing import is_run, pictures_in
 from ddpm_lib.training.resume import describe_versions, differences
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.training.context import RunContext
 
 
 def check_process(diffusion: Any) -> None:
@@ -34,7 +34,7 @@ def check_process(diffusion: Any) -> None:
     raise ConfigError(f"diffusion must be a GaussianDiffusion; got {shown(diffusion)}. {fix}")
 
 
-def check_alike(trainer: Trainer) -> None:
+def check_alike(trainer: RunContext) -> None:
     """Compare options, process and versions of all ranks; to be called on every rank.
 
     Raises:

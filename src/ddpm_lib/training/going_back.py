@@ -12,7 +12,7 @@ from ddpm_lib.runs.state import check_resumable
 from ddpm_lib.training.config import wanted_kind
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.training.context import RunContext
 
 FOLDER = "set-aside"
 
@@ -42,7 +42,7 @@ def wanted_step(resume: str, run: Path) -> int | None:
     return step
 
 
-def back_to(trainer: Trainer, step: int) -> Path | None:
+def back_to(trainer: RunContext, step: int) -> Path | None:
     """Return the checkpoint to go back to, or None where the run went back there before and has come further since.
 
     The second case is that of the same command, started again after an interruption.

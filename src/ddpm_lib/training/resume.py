@@ -31,16 +31,16 @@ from ddpm_lib.training.same_data import (
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.callbacks.base import Callback
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.training.context import RunContext
 
 
-def describe_model(trainer: Trainer) -> dict[str, Any]:
+def describe_model(trainer: RunContext) -> dict[str, Any]:
     """Return the class and the arguments of the network, for rebuilding and comparing."""
     model = trainer.diffusion.model
     return {"class": type(model).__name__, "config": getattr(model, "config", None)}
 
 
-def describe_data(trainer: Trainer) -> dict[str, Any]:
+def describe_data(trainer: RunContext) -> dict[str, Any]:
     """Return what identifies the training data."""
     described = describe_dataset(trainer.dataset, trainer.source_name, trainer.held_fraction)
     if trainer.config.val_data is not None and trainer.held_out is not None:
@@ -60,7 +60,7 @@ def describe_versions() -> dict[str, Any]:
     return {**found, "python": platform.python_version(), "threads": torch.get_num_threads()}
 
 
-def describe_run(trainer: Trainer) -> str:
+def describe_run(trainer: RunContext) -> str:
     """Say in one line what is trained, on what, how and where."""
     plan, config, held_out = trainer.plan, trainer.config, trainer.held_out
     precision = "float32" if trainer.precision == "no" else trainer.precision
@@ -75,13 +75,11 @@ def describe_run(trainer: Trainer) -> str:
     )
 
 
-def run_state(trainer: Trainer) -> dict[str, Any]:
+def run_state(trainer: RunContext) -> dict[str, Any]:
     """Collect everything but the tensors, JSON-able."""
     scaler = trainer.accelerator.scaler
     return {
-        "step": trainer.step,
-        "images_seen": trainer.images_seen,
-        "elapsed_seconds": trainer.elapsed_seconds,
+        **trainer.progress.state_dict(),
         "seed": trainer.config.seed,
         "batch_size": trainer.config.images_per_step,
         "shards": trainer.randomness.shards,
@@ -109,7 +107,7 @@ def named(callbacks: list[Callback]) -> dict[str, Callback]:
     return result
 
 
-def find_checkpoint(trainer: Trainer) -> Path | None:
+def find_checkpoint(trainer: RunContext) -> Path | None:
     """Return the checkpoint to go on from, None in a new run: the newest that is whole, or the one that `resume` names.
 
     Raises:
@@ -144,7 +142,7 @@ def find_checkpoint(trainer: Trainer) -> Path | None:
     return found
 
 
-def shards_of_run(trainer: Trainer, checkpoint: Path | None) -> int:
+def shards_of_run(trainer: RunContext, checkpoint: Path | None) -> int:
     """Return how many noise keys the global batch has: what the run began with, unless the batch size is another now."""
     config = trainer.config
     fresh = config.shards or trainer.processes * config.accumulation_steps
@@ -185,7 +183,7 @@ def completed_model(model: nn.Module, saved: dict[str, Any]) -> dict[str, Any]:
     return {**saved, "config": {**defaults, **saved["config"]}}
 
 
-def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+def check_same_run(trainer: RunContext, state: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another network or process; data, batch size and seed may change only on request.
 
     Raises:
@@ -225,7 +223,7 @@ def check_same_run(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         trainer.say(unknown)
 
 
-def restore(trainer: Trainer, path: Path) -> None:
+def restore(trainer: RunContext, path: Path) -> None:
     """Load a verified checkpoint into the trainer."""
     state = files.read_state(path)
     check_same_run(trainer, state, path)
@@ -233,8 +231,7 @@ def restore(trainer: Trainer, path: Path) -> None:
     if trainer.diffusion.uncertainty is not None:
         files.load_weights(trainer.diffusion.uncertainty, files.read_tensors(path, "uncertainty"), str(path))
     files.load_optimizer_tensors(trainer.optimizer, trainer.diffusion, files.read_tensors(path, "optimizer"))
-    trainer.step, trainer.images_seen = int(state["step"]), int(state["images_seen"])
-    trainer.elapsed_seconds = float(state["elapsed_seconds"])
+    trainer.progress.load_state_dict(state)
     lost = [d for d in state["ema_decay"] if d not in trainer.config.ema_decay]
     if lost:
         trainer.say(f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not name it.")
@@ -264,7 +261,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         )
 
 
-def _restore_parts(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+def _restore_parts(trainer: RunContext, state: dict[str, Any], path: Path) -> None:
     """Hand the small states over to their parts.
 
     Raises:

@@ -11,7 +11,7 @@ from ddpm_lib.core.files import write_atomically
 from ddpm_lib.runs.standing import is_run
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.training.context import RunContext
 
 
 def absolute_source(data: str) -> str:
@@ -29,7 +29,7 @@ def absolute_source(data: str) -> str:
     return os.path.abspath(path) if there else data
 
 
-def portable_options(trainer: Trainer) -> dict[str, Any]:
+def portable_options(trainer: RunContext) -> dict[str, Any]:
     """Return the options of training as values for JSON and YAML, paths made absolute."""
     options = trainer.config.to_dict()
     if isinstance(options["val_data"], str):
@@ -37,7 +37,7 @@ def portable_options(trainer: Trainer) -> dict[str, Any]:
     return options
 
 
-def write_run_config(trainer: Trainer) -> None:
+def write_run_config(trainer: RunContext) -> None:
     """Write config.yaml: everything that `ddpm train --config` needs to repeat the run."""
     import yaml
 

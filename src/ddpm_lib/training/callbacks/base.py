@@ -223,7 +223,7 @@ def _check_hooks(callback: Callback) -> None:
         )
 
 
-def state_of(callback: Callback, trainer: TrainingView) -> dict[str, Any]:
+def state_of(callback: Callback, trainer: object) -> dict[str, Any]:
     """Return the state that a callback saves; of one written for older versions, with the trainer."""
     if _takes_trainer(callback):
         return callback.state_dict(trainer)  # type: ignore[call-arg]
