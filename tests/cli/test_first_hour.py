@@ -32,7 +32,6 @@ from ddpm_lib import GaussianDiffusion, Trainer, Unet, evaluate, load_run, open_
 from ddpm_lib.cli import COMMANDS, main
 from ddpm_lib.runs.lock import RunLock
 from ddpm_lib.training import CheckpointError
-from ddpm_lib.training.failures import NonFiniteGuard
 from less_work import less_work
 from sysu_clone import clone
 
@@ -244,14 +243,14 @@ def no_space(patch: pytest.MonkeyPatch) -> Iterator[None]:
 @contextlib.contextmanager
 def after_a_step(patch: pytest.MonkeyPatch, done: Callable[[Any], object]) -> Iterator[None]:
     """Let something happen after the first step of the training, and never again."""
-    step = NonFiniteGuard.step
+    step = Trainer._optimizer_step
 
-    def then(self: NonFiniteGuard, trainer: Any, *args: Any) -> None:
-        step(self, trainer, *args)
-        patch.setattr(NonFiniteGuard, "step", step)
-        done(trainer)
+    def then(self: Trainer, *args: Any) -> None:
+        step(self, *args)
+        patch.setattr(Trainer, "_optimizer_step", step)
+        done(self)
 
-    patch.setattr(NonFiniteGuard, "step", then)
+    patch.setattr(Trainer, "_optimizer_step", then)
     yield
 
 

@@ -25,7 +25,8 @@ from ddpm_lib import GaussianDiffusion, Shapes, TrainingConfig, Unet
 from ddpm_lib.cli import main
 from ddpm_lib.data import BadImagesError, open_dataset
 from ddpm_lib.runs.checkpoint import list_checkpoints
-from ddpm_lib.runtime.launch import meeting_explained
+from ddpm_lib.runtime.launch import explain_rendezvous_errors
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import CheckpointError, ConfigError, load_run
 from ddpm_lib.training.agreement import check_alike
 from training_helpers import tiny_diffusion, tiny_trainer
@@ -550,20 +551,21 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", str(port))
         words = rf"meet at 127\.0\.0\.1:{port}, but that port is in use. Set MASTER_PORT"
-        with pytest.raises(ConfigError, match=words), meeting_explained():
+        with pytest.raises(ConfigError, match=words), explain_rendezvous_errors():
             torch.distributed.TCPStore("127.0.0.1", port, 1, is_master=True, use_libuv=True)
 
 
 def test_processes_started_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(tmp_path)
+    trainer.ranks = Processes(0, 2)
     other = {"options": trainer.config.to_dict() | {"seed": 1}, "diffusion": trainer.diffusion.config}
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0] | other])
     with pytest.raises(
         ConfigError, match=r"not started alike:\n  options\.seed: 0 on process 0, 1 on process 1\nStart all"
     ):
-        check_alike(trainer.config, trainer.diffusion, 2)
+        check_alike(trainer.config, trainer.diffusion, trainer.ranks)
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0]])
-    check_alike(trainer.config, trainer.diffusion, 2)
+    check_alike(trainer.config, trainer.diffusion, trainer.ranks)
 
 
 def test_missing_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddpm_lib.core.errors import LostProcessError
-from ddpm_lib.runtime.launch import meeting_explained
+from ddpm_lib.runtime.launch import explain_rendezvous_errors
 from ddpm_lib.runtime.rendezvous import agree_on_name, group_options
 
 
@@ -48,9 +48,9 @@ def test_every_attempt_agrees_on_a_name_of_its_own() -> None:
 def test_who_does_not_come_is_named() -> None:
     store = torch.distributed.HashStore()
     words = r"process 1, 2 has not come within 0\.001 minutes \(process_timeout_minutes\)"
-    with pytest.raises(LostProcessError, match=words), meeting_explained():
+    with pytest.raises(LostProcessError, match=words), explain_rendezvous_errors():
         agree_on_name(store, 0, 3, 0.06)
-    with pytest.raises(LostProcessError, match="process 0 has not come"), meeting_explained():
+    with pytest.raises(LostProcessError, match="process 0 has not come"), explain_rendezvous_errors():
         agree_on_name(store, 2, 3, 0.06)
 
 

@@ -17,6 +17,7 @@ from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training import ConfigError, OutOfMemoryError, auto_batch
 from ddpm_lib.training.auto_batch import CPU_LIMIT, largest_that_fits, rounded
+from ddpm_lib.training.step import ForwardPass
 from launchers import torchrun
 from locations import HELPERS
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
@@ -30,7 +31,7 @@ def auto(run: Path, *, images: int = 200, **options: Any) -> Trainer:
 
 def waiting(trainer: Trainer) -> str:
     """What was said before the run directory was known to be this run's; it is written there when training begins."""
-    return "".join(trainer._lines)
+    return "".join(trainer.run_log.pending)
 
 
 def said(run: Path) -> str:
@@ -115,16 +116,16 @@ class Card:
 def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     """Make the CPU look like a card of 10 GiB, of which the passes really take nothing."""
     made = Card(total=10 * GIB, each=100 * 2**20, base=GIB)
-    real = auto_batch.forward_rows
+    real = ForwardPass.__call__
 
-    def forward(trainer: Any, network: Any, batch: dict[str, Any], rows: range) -> Any:
+    def forward(self: ForwardPass, network: Any, batch: Any, rows: range, step: int, slot: int) -> Any:
         made.tried.append(len(rows))
         made.peak = made.base + made.each * len(rows)
         if made.peak > made.total:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return real(trainer, network, batch, rows)
+        return real(self, network, batch, rows, step, slot)
 
-    monkeypatch.setattr(auto_batch, "forward_rows", forward)
+    monkeypatch.setattr(ForwardPass, "__call__", forward)
     monkeypatch.setattr(auto_batch, "has_own_memory", lambda device: True)
     monkeypatch.setattr(auto_batch, "device_module", lambda device: made)
     return made
@@ -147,10 +148,10 @@ def test_a_card_too_small_for_one_image(card: Card, tmp_path: Path) -> None:
 
 
 def test_errors_that_are_not_about_memory_stay(card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **more: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(auto_batch, "forward_rows", broken)
+    monkeypatch.setattr(ForwardPass, "__call__", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         auto(tmp_path / "run").prepare()
 
@@ -286,14 +287,14 @@ def test_shards_divide_it(tmp_path: Path) -> None:
 def test_memory_that_runs_out_later_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = auto(tmp_path / "run", max_steps=2)
     trainer.prepare()
-    real = trainer._forward
+    real = trainer.forward_pass
 
-    def full(network: Any, batch: Any, rows: range) -> Any:
+    def full(network: Any, batch: Any, rows: range, step: int, slot: int) -> Any:
         if len(rows) > CPU_LIMIT // 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(network, batch, rows)
+        return real(network, batch, rows, step, slot)
 
-    monkeypatch.setattr(trainer, "_forward", full)
+    monkeypatch.setattr(trainer, "_forward_pass", full)
     assert trainer.train().step == 2
     assert trainer.plan.micro == CPU_LIMIT // 2
 

@@ -19,7 +19,7 @@ from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training import ConfigError
 from ddpm_lib.training import estimate as module
 from ddpm_lib.training.estimate import Estimate, Rehearsal, estimate
-from ddpm_lib.training.saving import checkpoint_bytes
+from ddpm_lib.training.step import ForwardPass
 from launchers import torchrun
 from training_helpers import assert_same_tensors, final_tensors, tiny_diffusion, tiny_trainer
 
@@ -42,12 +42,12 @@ def size_of(folder: Path) -> int:
 def test_the_checkpoint_has_the_foretold_size(tmp_path: Path, changes: dict[str, Any], probe_steps: int) -> None:
     told = estimate(tiny_diffusion(), options(**changes), probe_steps)
     trainer = tiny_trainer(tmp_path / "run", max_steps=1, **changes)
-    before = trainer.prepare() or checkpoint_bytes(trainer)
+    before = trainer.prepare() or trainer.learner.checkpoint_bytes()
     trainer.train()
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     assert told.checkpoint_bytes == pytest.approx(size_of(saved), rel=0.02)
     assert before == pytest.approx(size_of(saved), rel=0.02)
-    assert checkpoint_bytes(trainer) == pytest.approx(size_of(saved), rel=0.02)
+    assert trainer.learner.checkpoint_bytes() == pytest.approx(size_of(saved), rel=0.02)
 
 
 def test_learned_uncertainty_is_in_the_checkpoint(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(Rehearsal, "_forward", full)
+    monkeypatch.setattr(ForwardPass, "__call__", full)
     told = estimate(tiny_diffusion(), options(), 2)
     assert not told.fits
     assert "not measured: out of memory" in str(told)

@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from ddpm_lib import TrainingConfig
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.runtime.watchdog import Watchdog
-from ddpm_lib.training import Callback, DivergedError, LostProcessError, OutOfMemoryError, failures
+from ddpm_lib.training import Callback, DivergedError, LostProcessError, OutOfMemoryError
+from ddpm_lib.training.nonfinite import NonFiniteGuard, check_loss_scale
+from ddpm_lib.training.randomness import DataOrder
+from ddpm_lib.training.recovery import is_lost_process_error, lost_process_error
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 
 
@@ -23,17 +27,18 @@ def log_of(run: Path) -> str:
 def poisoned(run: Path, slots: range = range(18, 24), value: float = float("nan"), **options):
     """A trainer whose loss is not finite for the images in some slots of the data's order: step 4 by default."""
     trainer = tiny_trainer(run, **options)
-    real = trainer._forward
+    trainer.prepare()
+    real = trainer.forward_pass
 
-    def forward(network, batch, rows):
-        losses, t = real(network, batch, rows)
-        first = trainer.images_seen + rows.start
+    def forward(network, batch, rows, step, slot):
+        losses, t = real(network, batch, rows, step, slot)
+        first = slot + rows.start
         bad = [k for k in range(len(losses)) if first + k in slots]
         factor = torch.ones_like(losses)
         factor[bad] = value
         return losses * factor, t
 
-    trainer._forward = forward
+    trainer._forward_pass = forward
     return trainer
 
 
@@ -44,7 +49,7 @@ def test_stop_names_step_images_and_parameters_and_keeps_the_weights(tmp_path: P
     trainer = poisoned(tmp_path / "bad", range(19, 21), value, save_every=2, log_every=6)
     with pytest.raises(DivergedError) as caught:
         trainer.train()
-    order = failures.DataOrder(40, 0).indices(19, 21).tolist()
+    order = DataOrder(40, 0).indices(19, 21).tolist()
     names = [trainer.dataset.names[i] for i in order]
     text = str(caught.value)
     assert "not finite at step 4 (images " in text
@@ -129,25 +134,21 @@ def test_without_a_checkpoint_there_is_nothing_to_roll_back_to(tmp_path: Path) -
         trainer.train()
 
 
-def test_a_failed_loss_scale_is_noticed(tmp_path: Path) -> None:
+def test_a_failed_loss_scale_is_noticed() -> None:
     class Scaler:
         def get_scale(self):
             return 0.25
 
-        def state_dict(self):
-            return {}
-
-    trainer = tiny_trainer(tmp_path)
-    trainer.prepare()
-    trainer.guard.reset(trainer.device)
-    trainer.accelerator.scaler = Scaler()
-    with pytest.raises(DivergedError, match=r"loss scale of fp16 has fallen to 0\.25.*mixed_precision='bf16'"):
-        trainer.guard.look(trainer)
+    with pytest.raises(
+        DivergedError, match=r"loss scale of fp16 has fallen to 0\.25 by step 3.*mixed_precision='bf16'"
+    ):
+        check_loss_scale(Scaler(), 3, None)
+    check_loss_scale(None, 3, None)
 
 
 def test_a_finite_run_is_bitwise_what_it_is_without_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_trainer(tmp_path / "a").train()
-    monkeypatch.setattr(failures.NonFiniteGuard, "step", lambda self, trainer, losses, norm: trainer.optimizer.step())
+    monkeypatch.setattr(NonFiniteGuard, "update", lambda self, optimizer, *args: optimizer.step())
     tiny_trainer(tmp_path / "b").train()
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
 
@@ -163,13 +164,13 @@ def test_nothing_is_read_from_the_device_in_a_step(tmp_path: Path) -> None:
 
     seen: set[str] = set()
     trainer = tiny_trainer(tmp_path)
-    real = trainer.guard.step
+    real = trainer.guard.update
 
     def step(*args):
         with Spy():
             real(*args)
 
-    trainer.guard.step = step
+    trainer.guard.update = step
     trainer.train()
     assert "_fused_adamw_" in seen
     assert "_local_scalar_dense" not in seen
@@ -178,14 +179,15 @@ def test_nothing_is_read_from_the_device_in_a_step(tmp_path: Path) -> None:
 def short_of_memory(run: Path, most: int, error: BaseException | None = None, **options):
     """A trainer whose forward pass takes `most` images at once."""
     trainer = tiny_trainer(run, tiny_diffusion(dropout=0.0), **options)
-    real = trainer._forward
+    trainer.prepare()
+    real = trainer.forward_pass
 
-    def forward(network, batch, rows):
+    def forward(network, batch, rows, step, slot):
         if len(rows) > most:
             raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return real(network, batch, rows)
+        return real(network, batch, rows, step, slot)
 
-    trainer._forward = forward
+    trainer._forward_pass = forward
     return trainer
 
 
@@ -228,16 +230,16 @@ def test_other_errors_are_not_taken_for_memory(tmp_path: Path) -> None:
         ("Gloo connectFullMesh failed with remote=[127.0.0.1]", "GLOO_SOCKET_IFNAME"),
     ],
 )
-def test_a_lost_process_is_said_clearly(tmp_path: Path, text: str, words: str) -> None:
-    trainer = tiny_trainer(tmp_path)
-    trainer.prepare()
-    assert failures.lost_process(RuntimeError(text), trainer) is None, "there is no other process"
-    trainer.processes, trainer.rank = 2, 1
-    error = failures.lost_process(RuntimeError(text), trainer)
+def test_a_lost_process_is_said_clearly(text: str, words: str) -> None:
+    torchs, two = RuntimeError(text), Processes(1, 2)
+    assert not is_lost_process_error(torchs, Processes()), "there is no other process"
+    assert is_lost_process_error(torchs, two)
+    error = lost_process_error(torchs, two, timeout_minutes=10.0, step=3, checkpoint=None)
     assert isinstance(error, LostProcessError)
     assert words in str(error)
     assert "Start the same command again: it continues from the beginning" in str(error)
-    assert failures.lost_process(RuntimeError("size mismatch"), trainer) is None
+    assert not is_lost_process_error(RuntimeError("size mismatch"), two)
+    assert not is_lost_process_error(error, two), "it is translated already"
 
 
 def test_watchdog_says_where_a_run_hangs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -270,7 +272,7 @@ def test_watchdog_names_the_silent_and_the_late(tmp_path: Path) -> None:
     dogs = [Watchdog(0.2, tmp_path, rank, 3, store) for rank in range(3)]
     for rank, dog in enumerate(dogs):
         dog.interval = 0.2
-        dog.at(7 if rank else 6, "saving" if rank == 0 else "the next step")
+        dog.mark(7 if rank else 6, "saving" if rank == 0 else "the next step")
         dog._publish(1)
     with dogs[0], dogs[1]:
         assert (

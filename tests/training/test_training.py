@@ -340,7 +340,7 @@ def test_custom_callback_and_its_state(tmp_path: Path) -> None:
             self.seen += 1
             trainer.log({"seen": self.seen})
 
-        def state_dict(self, trainer):
+        def state_dict(self):
             return {"seen": self.seen}
 
         def load_state_dict(self, state):
@@ -351,6 +351,29 @@ def test_custom_callback_and_its_state(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, callbacks=[counter]).train()
     assert counter.seen == 6
     assert [row["seen"] for row in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_state_dict_of_older_versions_still_gets_the_trainer(tmp_path: Path) -> None:
+    class Old(Callback):
+        def __init__(self):
+            self.step = 0
+
+        def state_dict(self, trainer):
+            return {"step": trainer.step}
+
+        def load_state_dict(self, state):
+            self.step = state.get("step", 0)
+
+    with pytest.warns(
+        DeprecationWarning, match=r"Old\.state_dict takes an argument.*define state_dict\(self\)"
+    ) as seen:
+        trainer = tiny_trainer(tmp_path, callbacks=[Old(), StopAt(4)])
+    assert Path(seen[0].filename).name == "training_helpers.py", "the caller of Trainer is told"
+    trainer.train()
+    with pytest.warns(DeprecationWarning, match="Old"):
+        again = tiny_trainer(tmp_path, callbacks=[old := Old()])
+    again.prepare()
+    assert old.step == 4
 
 
 def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:

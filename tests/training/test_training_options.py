@@ -110,7 +110,7 @@ def test_two_callbacks_of_one_class_keep_their_own_state(tmp_path: Path) -> None
         def __init__(self, value=None):
             self.value = value
 
-        def state_dict(self, trainer):
+        def state_dict(self):
             return {"value": self.value}
 
         def load_state_dict(self, state):

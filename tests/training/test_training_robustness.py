@@ -21,6 +21,7 @@ from ddpm_lib import Shapes
 from ddpm_lib.runs import checkpoint
 from ddpm_lib.runs.checkpoint import list_checkpoints, prune, save_checkpoint
 from ddpm_lib.runs.metrics_file import MetricsFile
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import Callback, CheckpointError, ConfigError
 from ddpm_lib.training.stopping import StopSignals, TimeLimit
 from locations import HELPERS
@@ -354,14 +355,20 @@ def test_sample_before_train(tmp_path: Path) -> None:
         fresh.sample(2, weights="best")
 
 
-def test_what_fails_on_the_main_process_fails_on_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_on_the_main_process_fails_on_the_others() -> None:
     """Instead of waiting for it in the next collective."""
     told = []
-    main, other = tiny_trainer(tmp_path), tiny_trainer(tmp_path)
-    monkeypatch.setattr(main, "from_main", lambda value: (told.append(value), value)[1])
-    monkeypatch.setattr(other, "from_main", lambda value: told[0])
-    for rank, trainer in enumerate((main, other)):
-        trainer.rank, trainer.processes, trainer.is_main = rank, 2, rank == 0
+
+    class Main(Processes):
+        def from_main(self, value):
+            told.append(value)
+            return value
+
+    class Other(Processes):
+        def from_main(self, value):
+            return told[0]
+
+    main, other = Main(0, 2), Other(1, 2)
 
     def fail():
         raise ConfigError("no such thing")

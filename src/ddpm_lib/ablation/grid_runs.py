@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ddpm_lib.ablation.grid import Cell, Grid, digest
 from ddpm_lib.ablation.report import AblationResult, Outcome
@@ -171,7 +172,12 @@ def _run_cell(
             result = trainer.train()
         if result.status != "finished":
             return result.exit_code or 143
-        measures = _measure(subject, trainer, cell.settings["sample"], seed)
+        sample = cell.settings["sample"]
+        trained = sample.get("weights", "ema") == "model"
+        network = trainer.diffusion.model if trained else trainer.averaged_network()
+        count = len(subject.others[0])
+        options = {"seed": seed, "batch_size": 1024, "progress": False, **sample}
+        measures = _measure(subject, diffusion, network, trainer.sample(count, **options))
     except DivergedError as error:
         status, reason = "diverged", str(error)
     seconds = round(trainer.elapsed_seconds, 2)
@@ -180,15 +186,12 @@ def _run_cell(
     return Outcome(cell.varied, seed, status, reason, measures, seconds)
 
 
-def _measure(subject: Subject, trainer: Trainer, sample: dict[str, Any], seed: int) -> dict[str, float]:
-    first = subject.others[0]
-    weights = sample.get("weights", "ema")
-    network = trainer.diffusion.model if weights == "model" else trainer.averaged_network()
-    points = subject.points(trainer.sample(len(first), seed=seed, batch_size=1024, progress=False, **sample))
+def _measure(subject: Subject, diffusion: GaussianDiffusion, network: nn.Module, samples: Tensor) -> dict[str, float]:
+    first, points = subject.others[0], subject.points(samples)
     if not torch.isfinite(points).all():
         raise DivergedError("The samples hold NaN or infinite values.")
     distances = {name: measure(points, first) for name, measure in subject.measures.items()}
-    return {**distances, **subject.denoising(trainer.diffusion, network)}
+    return {**distances, **subject.denoising(diffusion, network)}
 
 
 def _check_same(path: Path, wanted: dict[str, Any]) -> None:

@@ -85,9 +85,9 @@ def _asks_for_help(args: list[str]) -> list[str]:
 
 
 def _stay_in_group() -> None:
-    meeting = sys.modules.get("ddpm_lib.runtime.rendezvous")
-    if meeting is not None:
-        meeting.stay()
+    rendezvous = sys.modules.get("ddpm_lib.runtime.rendezvous")
+    if rendezvous is not None:
+        rendezvous.abandon_group()
 
 
 def _for_users(error: Exception) -> tuple[int, str] | None:

@@ -17,7 +17,7 @@ from ddpm_lib.evaluation.evaluator import evaluate_verified
 from ddpm_lib.evaluation.preflight import refuse_unwritable
 from ddpm_lib.evaluation.targets import is_run, refuse_checkpoints_folder
 from ddpm_lib.runs.loading import find_checkpoints
-from ddpm_lib.runtime.rendezvous import leave
+from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.training import process_state
 
 DESCRIPTION = (
@@ -93,5 +93,5 @@ def main(args: list[str]) -> int:
             show(result, command.output_dir)
     if every and state.is_main_process:
         print(curve(results))
-    leave(state)
+    destroy_group(state)
     return int(any(result.about["skipped"] for result in results))

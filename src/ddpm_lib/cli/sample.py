@@ -23,7 +23,7 @@ from ddpm_lib.guidance import Guidance
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
-from ddpm_lib.runtime.rendezvous import leave
+from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS, default_num_steps
 from ddpm_lib.training import ConfigError, process_state
@@ -135,7 +135,7 @@ def main(args: list[str]) -> int:
             sys.stdout.write(f"{loaded.checkpoint.name} ({loaded.weights}): {drawn} -> {', '.join(written)}\n")
             if checkpoint is chosen[-1]:
                 sys.stdout.write("".join(f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)))
-    leave(state)
+    destroy_group(state)
     return 0
 
 

@@ -20,7 +20,7 @@ from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
 from ddpm_lib.runs.lock import refuse_taken
-from ddpm_lib.training import ConfigError, Trainer, TrainingConfig
+from ddpm_lib.training import ConfigError, Trainer, TrainingConfig, TrainingResult
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.run_config import in_its_run
 from ddpm_lib.training.sources import unused_classes
@@ -227,7 +227,8 @@ def main(args: list[str]) -> int:
     result = trainer.train()
     if trainer.is_main:
         try:
-            report(trainer, settings, result.status)
+            idle = trainer.last is None and result.status == "finished"
+            report(result, settings, trainer.dataset, trainer.last_grid, idle)
             sys.stdout.flush()
         except BrokenPipeError:  # nobody reads on, but the work is done: the exit code is that of the training
             reader_left()
@@ -257,40 +258,54 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
     return 0
 
 
-def report(trainer: Trainer, config: RunConfig, status: str) -> None:
-    """Say what the run made and what a user would do next."""
-    run = trainer.output_dir
+def report(
+    result: TrainingResult,
+    config: RunConfig,
+    dataset: ImageDataset,
+    last_grid: Path | None,
+    idle: bool,
+) -> None:
+    """Say what the run made and what a user would do next.
+
+    Args:
+        result: How training ended.
+        config: All settings of the run.
+        dataset: The training images.
+        last_grid: The newest grid of samples of this call.
+        idle: Whether the run was finished before.
+    """
+    run, checkpoint = result.output_dir, result.checkpoint
     made = [
-        (run / "samples", "sample grids" + (f", newest {trainer.last_grid.name}" if trainer.last_grid else "")),
+        (run / "samples", "sample grids" + (f", newest {last_grid.name}" if last_grid else "")),
         (
             run / "checkpoints",
-            f"checkpoints, newest {trainer.last_checkpoint.name if trainer.last_checkpoint else 'none'}",
+            f"checkpoints, newest {checkpoint.name if checkpoint else 'none'}",
         ),
         (run / "metrics.csv", "loss, validation loss and more, also as metrics.jsonl"),
         (run / "config.yaml", "all settings; give it to --config to repeat the run"),
     ]
     width = max(len(str(path)) for path, _ in made)
-    if trainer.last is None and status == "finished":
-        print(f"\n{run} is already finished at step {trainer.step:,}: nothing was to do.")
+    if idle:
+        print(f"\n{run} is already finished at step {result.step:,}: nothing was to do.")
     else:
         print("\nWhat this run made:")
         for path, text in made:
             if path.exists():
                 print(f"  {path!s:{width}}  {text}")
     print("\nNext:")
-    print("\n".join(after_training(known_at_the_end(trainer, config, status))))
+    print("\n".join(after_training(known_at_the_end(result, config, dataset))))
 
 
-def known_at_the_end(trainer: Trainer, config: RunConfig, status: str) -> Finished:
+def known_at_the_end(result: TrainingResult, config: RunConfig, dataset: ImageDataset) -> Finished:
     """Return what the proposals for the next step depend on."""
     model = options.to_plain(config.model)
     return Finished(
-        run=trainer.output_dir,
-        finished=status == "finished",
+        run=result.output_dir,
+        finished=result.status == "finished",
         max_steps=config.max_steps,
         own_data=config.data != "shapes",
         image_size=config.image_size,
-        class_names=(trainer.dataset.class_names or ()) if config.class_conditional else (),
+        class_names=(dataset.class_names or ()) if config.class_conditional else (),
         enlarges=model["low_res_factor"] is not None,
-        images=len(trainer.dataset),
+        images=len(dataset),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import unknown_options
@@ -17,10 +17,7 @@ from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sample_set import sample_images
 from ddpm_lib.evaluation.scores import Score
 from ddpm_lib.evaluation.tasks import SampleTask
-from ddpm_lib.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 _ALLOWED = (
     "metrics", "num", "features", "feature_weights", "reference", "sampler", "sample_steps", "spacing", "eta",
@@ -62,7 +59,7 @@ class Evaluate(Callback):
         self._store: FeatureStore | None = None
         self.scores: tuple[Score, ...] = ()
 
-    def on_train_start(self, trainer: Trainer) -> None:
+    def on_train_start(self, trainer: TrainingView) -> None:
         """Find weights and images now rather than at the first evaluation.
 
         Raises:
@@ -88,7 +85,7 @@ class Evaluate(Callback):
             raise ConfigError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
         self._store = FeatureStore(engine, {**sets, "reference": sets[reference]})
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Evaluate when it is time."""
         if trainer.step % self.every and trainer.step != trainer.config.max_steps:
             return

@@ -15,9 +15,9 @@ from ddpm_lib.core.validation import check_device_name
 from ddpm_lib.runtime.accelerate_state import OwnState
 from ddpm_lib.runtime.launch import (
     adopt_slurm_ranks,
+    explain_rendezvous_errors,
     hidden_from_accelerate,
     launched_processes,
-    meeting_explained,
 )
 from ddpm_lib.runtime.trackers import check_tracker
 
@@ -124,7 +124,7 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
     """Do as `process_state`, leaving accelerate's state in place."""
     from accelerate import PartialState
 
-    from ddpm_lib.runtime import rendezvous as meeting
+    from ddpm_lib.runtime import rendezvous
     from ddpm_lib.runtime.allocator import keep_freed_memory
 
     place = resolve_device(device)
@@ -143,14 +143,14 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
         if state.num_processes == 1:
             state.device = place  # also where another launcher's setting names one
         return state
-    meeting.before_meeting()
+    rendezvous.before_rendezvous()
     try:
-        with meeting_explained():
-            state = PartialState(cpu=place.type == "cpu", **meeting.group_options(timeout_minutes))
+        with explain_rendezvous_errors():
+            state = PartialState(cpu=place.type == "cpu", **rendezvous.group_options(timeout_minutes))
     except BaseException:
         PartialState._reset_state()  # half made: the next call would take it for one whose processes have met
         raise
-    meeting.after_meeting()
+    rendezvous.after_rendezvous()
     return state
 
 

@@ -131,7 +131,7 @@ def hidden_from_accelerate() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def meeting_explained() -> Iterator[None]:
+def explain_rendezvous_errors() -> Iterator[None]:
     """Say what is waited for while processes meet, and turn a failure into an error that says what to set.
 
     Raises:

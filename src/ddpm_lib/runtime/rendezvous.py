@@ -105,18 +105,18 @@ def _pause(deadline: float, seconds: float, missing: list[int]) -> None:
     time.sleep(0.02)
 
 
-def before_meeting() -> None:
+def before_rendezvous() -> None:
     """Import what would keep the group for good if it were imported later: its functions have the group as a default."""
     import torch.distributed.nn.functional  # noqa: F401
 
 
-def after_meeting() -> None:
-    """See to it that a process that ends well, without `leave`, leaves its group before the interpreter ends."""
+def after_rendezvous() -> None:
+    """See to it that a process that ends well, without `destroy_group`, leaves its group before the interpreter ends."""
     atexit.unregister(_leave_at_exit)  # once is enough
     atexit.register(_leave_at_exit)
 
 
-def leave(state: PartialState | Accelerator) -> None:
+def destroy_group(state: PartialState | Accelerator) -> None:
     """Wait for the others, leave the process group and see its threads end; nothing for a single process.
 
     Args:
@@ -127,7 +127,7 @@ def leave(state: PartialState | Accelerator) -> None:
         _drop_group()
 
 
-def stay() -> None:
+def abandon_group() -> None:
     """Leave no group at the end of this process: it failed, and a collective that the others never join would hold it."""
     atexit.unregister(_leave_at_exit)
 

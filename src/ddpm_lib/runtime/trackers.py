@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from ddpm_lib.core.registry import unknown_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger("ddpm_lib")
 
 _PACKAGES = {"comet_ml": "comet-ml"}
 _REMEDIES = {
@@ -77,3 +80,16 @@ def finishers(accelerator: Accelerator) -> list[Callable[[], object]]:
     found = [tracker.finish for tracker in accelerator.trackers]
     accelerator.trackers = []
     return found
+
+
+def log_to_trackers(accelerator: Accelerator, values: dict[str, Any], step: int) -> None:
+    """Give a row to every tracker; those of a run whose server is away get nothing more, and the run goes on."""
+    try:
+        accelerator.log(values, step=step)
+    except Exception as error:  # whatever a tracker's own client raises
+        logger.warning(
+            "The trackers failed and get nothing more from this run (%s: %s).",
+            type(error).__name__,
+            error,
+        )
+        accelerator.trackers.clear()

@@ -24,7 +24,7 @@ _KEY = "ddpm_lib/alive/"
 
 
 class Watchdog:
-    """A thread that speaks when `at` has not been called for `seconds`; use it with `with`.
+    """A thread that speaks when `mark` has not been called for `seconds`; use it with `with`.
 
     Args:
         seconds: How long nothing may move before it speaks.
@@ -44,7 +44,7 @@ class Watchdog:
         self._main = threading.get_ident()
         self.interval = min(10.0, seconds / 4)
 
-    def at(self, step: int, what: str) -> None:
+    def mark(self, step: int, what: str) -> None:
         """Note where the run is; costs nothing."""
         self._place = (step, what)
         self._moved += 1
@@ -152,7 +152,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
 
 
-def meeting_store(processes: int) -> Any:
+def rendezvous_store(processes: int) -> Any:
     """Return a connection of its own to the store where the processes met, or None for one process."""
     if processes == 1:
         return None

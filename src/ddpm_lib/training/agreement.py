@@ -17,6 +17,7 @@ from ddpm_lib.runs.state import differences
 from ddpm_lib.runs.versions import describe_versions
 
 if TYPE_CHECKING:
+    from ddpm_lib.runtime.processes import Processes
     from ddpm_lib.training.config import TrainingConfig
 
 
@@ -35,28 +36,26 @@ def check_process(diffusion: Any) -> None:
     raise ConfigError(f"diffusion must be a GaussianDiffusion; got {shown(diffusion)}. {fix}")
 
 
-def check_alike(config: TrainingConfig, diffusion: GaussianDiffusion, processes: int) -> None:
+def check_alike(config: TrainingConfig, diffusion: GaussianDiffusion, processes: Processes) -> None:
     """Compare options, process and versions of all ranks; to be called on every rank.
 
     Args:
         config: The options of this rank.
         diffusion: Its process.
-        processes: The number of ranks.
+        processes: Of the run.
 
     Raises:
         ConfigError: On every rank, naming what differs from the main process.
     """
-    if processes == 1:
+    if processes.count == 1:
         return
-    from accelerate.utils import gather_object
-
     versions = {k: v for k, v in describe_versions().items() if k != "threads"}
     own: dict[str, Any] = {
         "options": config.to_dict(),
         "diffusion": diffusion.config,
         "versions": versions,
     }
-    everyone = list(gather_object([own]))
+    everyone = processes.all_objects(own)
     for rank, other in enumerate(everyone):
         found = differences(everyone[0], other)
         if found:

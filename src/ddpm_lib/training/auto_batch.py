@@ -10,24 +10,26 @@ import contextlib
 import gc
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
 from ddpm_lib.nn.summary import saved_bytes
-from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.config import TrainingConfig
-from ddpm_lib.training.forward import forward_rows
 from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
 from ddpm_lib.training.randomness import DataOrder, StepRandomness
+from ddpm_lib.training.step import ForwardPass
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 CPU_LIMIT = 64
 """Images per forward pass on a CPU, which takes as long per image from there on: more would only mean fewer steps."""
@@ -47,35 +49,74 @@ class Choice:
     why: str
 
 
-def with_batch_size(trainer: Trainer, checkpoint: VerifiedCheckpoint | None) -> TrainingConfig:
-    """Return the run's options with a number for batch_size; to be called on every rank, the network in its place.
+@dataclass(frozen=True)
+class Trial:
+    """What batches are tried with; the network is in its place.
 
-    Weights, averages and random state stay as they are. A run that continues keeps the number it began with.
+    Args:
+        diffusion: The process.
+        dataset: The training images.
+        config: The options of the run.
+        device: Where it trains.
+        precision: "no", "bf16" or "fp16".
+        processes: Of the run.
+        autocast: Gives the context of a forward pass.
+    """
+
+    diffusion: GaussianDiffusion
+    dataset: ImageDataset
+    config: TrainingConfig
+    device: torch.device
+    precision: str
+    processes: Processes
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """The batch size of a run that was asked to find one.
+
+    Attributes:
+        images: Images per optimizer step.
+        reason: A line for the user.
+    """
+
+    images: int
+    reason: str
+
+
+def kept_batch_size(images: int) -> BatchSize:
+    """Return the batch size that a run began with."""
+    return BatchSize(images, f"batch_size auto: {images} images, which this run began with.")
+
+
+def find_batch_size(trial: Trial) -> BatchSize:
+    """Find the largest batch that fits; to be called on every rank.
+
+    Weights, averages and random state stay as they are.
 
     Raises:
         OutOfMemoryError: If not even one image fits.
     """
-    config = trainer.config
-    if config.batch_size != "auto":
-        return config
-    if checkpoint is not None:
-        size = checkpoint.state.batch_size
-        trainer.say(f"batch_size auto: {size} images, which this run began with.")
-        return replace(config, batch_size=size)
-    passes = trainer.processes * config.accumulation_steps
-    limit, reason = _limit(trainer, passes)
-    choice = _search(trainer, limit, reason) if has_own_memory(trainer.device) else _estimate(trainer, limit, reason)
-    images, why = min(_from_all(trainer, (choice.images, choice.why)))
+    config, processes = trial.config, trial.processes
+    passes = processes.count * config.accumulation_steps
+    limit, reason = _limit(trial, passes)
+    search = _search if has_own_memory(trial.device) else _estimate
+    choice = search(trial, limit, reason)
+    images, why = min(processes.all_objects((choice.images, choice.why)))
     if not images:
         raise OutOfMemoryError(
             f"batch_size auto: {why} Use a smaller network, patches (patch_size=2), gradient_checkpointing or bf16."
         )
     images = _shared_evenly(images, passes, config.shards)
-    shares = [f"{trainer.processes} processes"] * (trainer.processes > 1)
-    shares += [f"{config.accumulation_steps} accumulation steps"] * (config.accumulation_steps > 1)
+    shares = [f"{processes.count} processes"] * (processes.count > 1)
+    steps = config.accumulation_steps
+    shares += [f"{steps} accumulation steps"] * (steps > 1)
     made = f" = {' × '.join([*shares, str(images)])}" if shares else ""
-    trainer.say(f"batch_size auto: {images * passes} images per step{made}, because {why} The run keeps this number.")
-    return replace(config, batch_size=images * passes)
+    return BatchSize(
+        images * passes,
+        f"batch_size auto: {images * passes} images per step{made}, because {why} The run keeps this number.",
+    )
 
 
 def has_own_memory(device: torch.device) -> bool:
@@ -123,16 +164,16 @@ def rounded(n: int) -> int:
     return n // step * step
 
 
-def _limit(trainer: Trainer, passes: int) -> tuple[int, str]:
+def _limit(trial: Trial, passes: int) -> tuple[int, str]:
     """Return the most images of a forward pass, whatever the memory, and the reason in words."""
-    if has_own_memory(trainer.device):
+    if has_own_memory(trial.device):
         most, reason = GPU_LIMIT, f"{GPU_LIMIT} per forward pass is the most that auto takes."
     else:
-        most, reason = CPU_LIMIT, f"more than {CPU_LIMIT} per forward pass make no {trainer.device.type} faster."
-    there = max(1, len(trainer.dataset) // passes)
+        most, reason = CPU_LIMIT, f"more than {CPU_LIMIT} per forward pass make no {trial.device.type} faster."
+    there = max(1, len(trial.dataset) // passes)
     if there > most:
         return most, reason
-    return rounded(there), f"there are only {len(trainer.dataset):,} training images."
+    return rounded(there), f"there are only {len(trial.dataset):,} training images."
 
 
 def _shared_evenly(images: int, passes: int, shards: int | None) -> int:
@@ -143,22 +184,14 @@ def _shared_evenly(images: int, passes: int, shards: int | None) -> int:
     return images // unit * unit
 
 
-def _from_all(trainer: Trainer, value: tuple[int, str]) -> list[tuple[int, str]]:
-    if trainer.processes == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    return list(gather_object([value]))
-
-
-def _estimate(trainer: Trainer, limit: int, reason: str) -> Choice:
+def _estimate(trial: Trial, limit: int, reason: str) -> Choice:
     """Compute how many images fit beside what else is there; every rank of the machine gets its share."""
-    free = int(free_bytes(trainer.device) * CPU_SHARE)
-    one, two = (_activations(trainer, n) for n in (1, 2))
+    free = int(free_bytes(trial.device) * CPU_SHARE)
+    one, two = (_activations(trial, n) for n in (1, 2))
     each = max(1, two - one)
     # What does not grow with the batch: under bf16 there are copies of the weights.
-    room = free - state_bytes(trainer, to_come=True) - max(0, one - each)
-    need = working_bytes(trainer.diffusion.model, each)
+    room = free - _bytes_to_come(trial) - max(0, one - each)
+    need = working_bytes(trial.diffusion.model, each)
     numbers = f"an image takes about {need / 2**20:.1f} MiB in training and {free / _GIB:.2f} GiB may be used"
     fitting = max(0, room // need)
     if fitting >= limit:
@@ -167,33 +200,33 @@ def _estimate(trainer: Trainer, limit: int, reason: str) -> Choice:
     return Choice(rounded(fitting), numbers + more)
 
 
-def _activations(trainer: Trainer, images: int) -> int:
+def _activations(trial: Trial, images: int) -> int:
     """Return what a forward pass keeps for the backward pass: counted for a `Unet`, else by doing it."""
-    diffusion = trainer.diffusion
-    counted = activation_bytes(diffusion.model, diffusion.image_size, images, trainer.precision)
+    diffusion = trial.diffusion
+    counted = activation_bytes(diffusion.model, diffusion.image_size, images, trial.precision)
     if counted is not None:
         return counted
-    with _trial(trainer) as run:
+    with _passes(trial) as run:
         return saved_bytes(lambda: run(images, False), diffusion)
 
 
-def _search(trainer: Trainer, limit: int, reason: str) -> Choice:
+def _search(trial: Trial, limit: int, reason: str) -> Choice:
     """Try growing batches on the device until one does not fit."""
-    memory = device_module(trainer.device)
+    memory = device_module(trial.device)
     ballast: Tensor | None = None
 
     def release() -> None:
-        trainer.diffusion.zero_grad(set_to_none=True)
+        trial.diffusion.zero_grad(set_to_none=True)
         gc.collect()
         memory.empty_cache()
 
     release()
-    free, total = memory.mem_get_info(trainer.device)
-    room = int(GPU_SHARE * (free + memory.memory_reserved(trainer.device)))
-    with _trial(trainer) as run:
+    free, total = memory.mem_get_info(trial.device)
+    room = int(GPU_SHARE * (free + memory.memory_reserved(trial.device)))
+    with _passes(trial) as run:
 
         def fits(images: int) -> bool:
-            memory.reset_peak_memory_stats(trainer.device)
+            memory.reset_peak_memory_stats(trial.device)
             enough = True
             try:
                 run(images, True)
@@ -201,21 +234,21 @@ def _search(trainer: Trainer, limit: int, reason: str) -> Choice:
                 if not is_out_of_memory_error(error):
                     raise
                 enough = False
-            used = memory.max_memory_reserved(trainer.device)
+            used = memory.max_memory_reserved(trial.device)
             release()
             return bool(enough and used <= room)
 
         try:
             # Moments of the optimizer, and gradient buckets of several processes, come with the first step.
-            later = state_bytes(trainer, to_come=True) - _gradient_bytes(trainer.diffusion)
-            ballast = torch.empty(max(0, later), dtype=torch.uint8, device=trainer.device)
+            later = _bytes_to_come(trial) - _gradient_bytes(trial.diffusion)
+            ballast = torch.empty(max(0, later), dtype=torch.uint8, device=trial.device)
             images, too_many = largest_that_fits(fits, limit)
         except torch.OutOfMemoryError:
             images, too_many = 0, 1
         finally:
             del ballast
             release()
-    share = f"{room / _GIB:.1f} of {total / _GIB:.1f} GiB on {trainer.device}"
+    share = f"{room / _GIB:.1f} of {total / _GIB:.1f} GiB on {trial.device}"
     if not images:
         return Choice(0, f"Not even one image per forward pass fits in {share}.")
     if too_many is None:
@@ -223,32 +256,39 @@ def _search(trainer: Trainer, limit: int, reason: str) -> Choice:
     return Choice(rounded(images), f"{images} per forward pass fit in {share} and {too_many} do not.")
 
 
+def _bytes_to_come(trial: Trial) -> int:
+    """Return what training allocates with the first step: gradients, moments, buckets."""
+    processes = trial.processes.count
+    return state_bytes(trial.diffusion, trial.config, processes, to_come=True)
+
+
 def _gradient_bytes(network: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
 
 
 @contextlib.contextmanager
-def _trial(trainer: Trainer) -> Iterator[Callable[[int, bool], Tensor]]:
+def _passes(trial: Trial) -> Iterator[Callable[[int, bool], Tensor]]:
     """Give a function that does the forward pass of n images and, if told to, the backward pass; then put everything back."""
-    diffusion, dataset = trainer.diffusion, trainer.dataset
+    diffusion, dataset = trial.diffusion, trial.dataset
     modes = {module: module.training for module in diffusion.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in diffusion.buffers()]
-    order = DataOrder(len(dataset), trainer.config.seed)
+    order = DataOrder(len(dataset), trial.config.seed)
     images = dataset.batch(order.indices(0, min(8, len(dataset))).tolist())
 
     def run(n: int, backward: bool) -> Tensor:
-        trainer.randomness = StepRandomness(trainer.config.seed, n, 1)
+        config, randomness = trial.config, StepRandomness(trial.config.seed, n, 1)
+        forward = ForwardPass(diffusion, randomness, trial.device, config.horizontal_flip, config.augment)
         rows = torch.arange(n) % len(images["image"])
         batch = {name: value[rows] for name, value in images.items()}
-        with trainer.accelerator.autocast():
-            loss = forward_rows(trainer, diffusion, batch, range(n))[0].float().mean()
+        with trial.autocast():
+            loss = forward(diffusion, batch, range(n), step=0, slot=0)[0].float().mean()
         if backward:
             loss.backward()
         return loss.detach() if backward else loss
 
     try:
         with (
-            devices.global_state_kept(trainer.device, trainer.config.deterministic),
+            devices.global_state_kept(trial.device, trial.config.deterministic),
             torch.compiler.set_stance("force_eager"),  # compiling every size that is tried would take minutes
         ):
             diffusion.train()

@@ -1,160 +1,259 @@
-"""What every part of a run needs: where it writes, who speaks, and how the ranks agree."""
+"""The state of one training run, and what callbacks may see of it; the loop itself is the Trainer's."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddpm_lib.core.files import appending
-from ddpm_lib.core.progress import stream, write
-from ddpm_lib.core.text import sayable
-from ddpm_lib.runs.metrics_file import MetricsFile, write_status
+from ddpm_lib.runs.counters import Progress
+from ddpm_lib.runs.run_log import RunLog, tolerate_write_errors
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.runtime.watchdog import Watchdog
+from ddpm_lib.training.batches import BatchPlan
+from ddpm_lib.training.callbacks.base import Callback
+from ddpm_lib.training.callbacks.samples import SampleGrid
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.learner import Learner
+from ddpm_lib.training.nonfinite import NonFiniteGuard
+from ddpm_lib.training.posthoc import PostHocAverages
+from ddpm_lib.training.randomness import StepRandomness
+from ddpm_lib.training.results import StepResult
+from ddpm_lib.training.step import ForwardPass, conditions_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 T = TypeVar("T")
-logger = logging.getLogger("ddpm_lib")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    Args:
+        dataset: What is trained on.
+        held_out: What is validated on, None where there is nothing.
+        held_fraction: The val_fraction that holds images out of the training; 0: none are.
+    """
+
+    dataset: ImageDataset
+    held_out: ImageDataset | None
+    held_fraction: float
 
 
 class RunContext:
-    """The run directory, the counters, the console and the ranks of one training run."""
+    """What a run is made of: given at construction, or made when it is prepared.
 
-    config: TrainingConfig
-    output_dir: Path
-    accelerator: Accelerator
-    device: torch.device
-    records: MetricsFile
-    dataset: ImageDataset
-    rank: int
-    processes: int
-    is_main: bool
-    step: int
-    images_seen: int
-    metrics: dict[str, Any]
-    watchdog: Watchdog
-    _row: dict[str, Any]
-    _lines: list[str]
-    _log: Path | None = None
-    _notes: list[str]
-    _clock: float
+    Reading a part that is made later is an AttributeError that says what to call first.
 
-    def _join(self, accelerator: Accelerator) -> None:
-        self.accelerator, self.device = accelerator, accelerator.device
-        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
-        self.is_main = accelerator.is_main_process
-        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.records = MetricsFile(self.output_dir)
+    Args:
+        config: The options.
+        diffusion: The process with its network.
+        output_dir: The run directory.
+        source_name: What the data is opened from, in words.
+        callbacks: In the order in which they run.
+    """
 
-    def _status(self, status: str, reason: str) -> None:
-        if self.is_main:
-            with self.going_on("status.json"):
-                write_status(
-                    self.output_dir, status=status, step=self.step, max_steps=self.config.max_steps,
-                    save_every=self.config.save_every, reason=reason,
-                )  # fmt: skip
+    def __init__(
+        self,
+        config: TrainingConfig,
+        diffusion: GaussianDiffusion,
+        output_dir: Path,
+        source_name: str,
+        callbacks: list[Callback],
+    ) -> None:
+        self.config, self.diffusion = config, diffusion
+        self.source_name, self.callbacks = source_name, callbacks
+        self.guard = NonFiniteGuard(config.on_nonfinite, config.max_nonfinite)
+        self.progress = Progress()
+        self.ranks = Processes()  # until the processes have met
+        self.run_log = RunLog(output_dir, self.progress, max_steps=config.max_steps, save_every=config.save_every)
+        self.last: StepResult | None = None
+        self.last_checkpoint: Path | None = None
+        self._accelerator: Accelerator | None = None
+        self._data: TrainingData | None = None
+        self._learner: Learner | None = None
+        self._plan: BatchPlan | None = None
+        self._randomness: StepRandomness | None = None
+        self._forward_pass: ForwardPass | None = None
+        self._watchdog: Watchdog | None = None
 
-    @contextlib.contextmanager
-    def going_on(self, what: str) -> Iterator[None]:
-        """Turn a disk that refuses a record into a warning: training is worth more than its diary."""
-        try:
-            yield
-        except OSError as error:
-            logger.warning("%s could not be written (%s). Training goes on.", what, error)
+    @property
+    def output_dir(self) -> Path:
+        """The run directory."""
+        return self.run_log.output_dir
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, in the whole run."""
+        return self.progress.step
+
+    @property
+    def images_seen(self) -> int:
+        """Images used by all processes, in the whole run."""
+        return self.progress.images_seen
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Time spent training, up to the last checkpoint."""
+        return self.progress.elapsed_seconds
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The newest logged value of every name."""
+        return self.run_log.metrics
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Accelerate's object."""
+        return _made(self._accelerator, "accelerator")
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        device: torch.device = _made(self._accelerator, "device").device
+        return device
+
+    @property
+    def precision(self) -> str:
+        """Of the forward pass: "no", "bf16" or "fp16"."""
+        return str(_made(self._accelerator, "precision").mixed_precision)
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """The widest floating-point type that the device can sum in."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
+    def dataset(self) -> ImageDataset:
+        """The training images."""
+        return _made(self._data, "dataset").dataset
+
+    @property
+    def held_out(self) -> ImageDataset | None:
+        """The held-out images, None where there are none."""
+        return _made(self._data, "held_out").held_out
+
+    @property
+    def held_fraction(self) -> float:
+        """The val_fraction that holds images out of the training; 0: none are."""
+        return _made(self._data, "held_fraction").held_fraction
+
+    @property
+    def learner(self) -> Learner:
+        """The network on its device, its optimizer and averages."""
+        return _made(self._learner, "learner")
+
+    @property
+    def optimizer(self) -> Any:
+        """Accelerate's wrapper of the optimizer."""
+        return _made(self._learner, "optimizer").optimizer
+
+    @property
+    def ema(self) -> WeightAverages | None:
+        """The averages of the weights, None where none is kept."""
+        return _made(self._learner, "ema").ema
+
+    @property
+    def posthoc(self) -> PostHocAverages:
+        """The post-hoc averages."""
+        return _made(self._learner, "posthoc").posthoc
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the weights lie in channels_last."""
+        return _made(self._learner, "channels_last").channels_last
+
+    @property
+    def plan(self) -> BatchPlan:
+        """How the batch is shared over processes and forward passes."""
+        return _made(self._plan, "plan")
+
+    @property
+    def randomness(self) -> StepRandomness:
+        """Noise and uniform numbers of every step."""
+        return _made(self._randomness, "randomness")
+
+    @property
+    def forward_pass(self) -> ForwardPass:
+        """From images to losses."""
+        return _made(self._forward_pass, "forward_pass")
+
+    @property
+    def watchdog(self) -> Watchdog:
+        """The thread that says where training hangs; made when training starts."""
+        return _made(self._watchdog, "watchdog")
+
+    @property
+    def rank(self) -> int:
+        """This process among those of the run; 0 until they have met."""
+        return self.ranks.rank
+
+    @property
+    def processes(self) -> int:
+        """How many processes the run has; 1 until they have met."""
+        return self.ranks.count
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.ranks.is_main
+
+    @property
+    def last_grid(self) -> Path | None:
+        """The newest grid of samples of this process, None where there is none."""
+        grids = [c.last_grid for c in self.callbacks if isinstance(c, SampleGrid)]
+        return grids[0] if grids else None
+
+    def averaged_network(self) -> nn.Module:
+        """Return the EMA network, or the trained one where no average is kept."""
+        return _made(self._learner, "averaged network").averaged()
+
+    def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
+        """Pick the fields of a batch that the network is conditioned on."""
+        return conditions_of(self.diffusion, batch)
 
     def log(self, values: dict[str, Any]) -> None:
         """Add values to this step's line of metrics.jsonl, metrics.csv and the trackers; to be called on every rank."""
-        self._row.update(values)
+        self.run_log.log(values)
 
     def logged(self, name: str) -> Any:
         """Return what was logged under a name in this step so far, or None."""
-        return self._row.get(name)
+        return self.run_log.logged(name)
 
     def note(self, text: str) -> None:
         """Add a word to the next row on the console: what happened besides the numbers."""
-        self._notes.append(text)
+        self.run_log.note(text)
 
     def notes(self) -> list[str]:
         """Return the words since the last call, each once, and forget them."""
-        notes, self._notes = list(dict.fromkeys(self._notes)), []
-        return notes
-
-    def _flush_row(self) -> None:
-        if not self._row:
-            return
-        epoch = self.images_seen / len(self.dataset)
-        seconds = time.monotonic() - self._clock
-        row = {
-            "step": self.step,
-            "images": self.images_seen,
-            "epoch": round(epoch, 4),
-            **self._row,
-            "seconds": round(seconds, 3),
-        }
-        self.metrics.update(row)
-        self._row = {}
-        if self.is_main:
-            with self.going_on("metrics.jsonl"):
-                self.records.append(row)
-            self._track({k: v for k, v in row.items() if k != "step"})
-
-    def _track(self, values: dict[str, Any]) -> None:
-        try:
-            self.accelerator.log(values, step=self.step)
-        except Exception as error:  # a tracker whose server is away must not end a run
-            logger.warning(
-                "The trackers failed and get nothing more from this run (%s: %s).", type(error).__name__, error
-            )
-            self.accelerator.trackers.clear()
+        return self.run_log.notes()
 
     def say(self, line: str) -> None:
         """Show one line to the user and keep it in train.log; the main process speaks."""
-        if not self.is_main:
-            return
-        with self.going_on("A line on the console"):
-            write(sayable(line, getattr(stream(), "encoding", None)))
-        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} step {self.step}: {sayable(line, None)}\n")
-        self._write_lines()
+        self.run_log.info(line)
 
-    @property
-    def log_is_open(self) -> bool:
-        """Whether this process has begun to write into the run directory; on the main process only."""
-        return self._log is not None
-
-    def open_log(self, run: Path | None) -> None:
-        """Write train.log from now on, with what was said before; None: keep the lines until it is known where they belong."""
-        self._log = run if self.is_main else None
-        self._write_lines()
-
-    def _write_lines(self) -> None:
-        if self._log is None or not self._lines:
-            return
-        with self.going_on("train.log"), appending(self._log / "train.log") as file:
-            file.writelines(self._lines)
-        self._lines.clear()
+    def tolerate_write_errors(self, what: str) -> AbstractContextManager[None]:
+        """Turn a disk that refuses a record into a warning: training goes on without it."""
+        return tolerate_write_errors(what)
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Return the sum over all ranks, on every rank; the argument stays as it is."""
-        return self.accelerator.reduce(tensor.clone(), reduction="sum") if self.processes > 1 else tensor.clone()
+        return self.ranks.sum(tensor)
 
-    def from_main(self, value: Any) -> Any:
+    def from_main(self, value: T) -> T:
         """Return the main process's value on every rank."""
-        if self.processes == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
+        return self.ranks.from_main(value)
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run a function on the main process and return its value on every rank; if it fails there, every rank fails.
@@ -162,18 +261,15 @@ class RunContext:
         Raises:
             RuntimeError: On the other ranks, saying what the main process failed with (there the error itself is raised).
         """
-        if self.processes == 1:
-            return function()
-        value, failure = None, None
-        if self.is_main:
-            try:
-                value = function()
-            except Exception as error:
-                failure = error
-        told = f"{type(failure).__name__}: {failure}" if failure is not None else None
-        value, told = self.from_main((value, told))
-        if failure is not None:
-            raise failure
-        if told is not None:
-            raise RuntimeError(f"The main process failed with {told}")
-        return value
+        return self.ranks.on_main(function)
+
+
+def _made(part: T | None, name: str) -> T:
+    """Return a part of a run that is made after construction.
+
+    Raises:
+        AttributeError: Where it is not made yet.
+    """
+    if part is None:
+        raise AttributeError(f"The Trainer has no {name} yet. Call prepare() first, or train(), which does.")
+    return part

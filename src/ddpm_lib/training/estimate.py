@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
+from ddpm_lib.runs.run_log import RunLog
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
-from ddpm_lib.training.saving import checkpoint_bytes
 from ddpm_lib.training.sources import data_options
 from ddpm_lib.training.trainer import Trainer
 
@@ -156,51 +156,19 @@ def estimate(
             if isinstance(error, OutOfMemoryError) or not is_out_of_memory_error(error):
                 raise
             raise OutOfMemoryError(f"The weights and their averages do not fit on the device: {error}") from error
-        there = state_bytes(trainer) - state_bytes(trainer, to_come=True)
+        there = trainer.state_bytes() - trainer.state_bytes(to_come=True)
         available = there + free_bytes(trainer.device)
         seconds, peak = trainer.probe(probe_steps) if probe_steps else (None, None)
-        result = _collect(trainer, probe_steps, seconds, peak, available) if trainer.is_main else None
+        result = trainer.result(probe_steps, seconds, peak, available) if trainer.is_main else None
         trainer.close()
     return result
 
 
-def _collect(trainer: Rehearsal, steps: int, seconds: float | None, peak: int | None, available: int) -> Estimate:
-    config, model, size = trainer.config, cast("Unet", trainer.diffusion.model), trainer.diffusion.image_size
-    micro = trainer.plan.micro
-    kept = {p: activation_bytes(model, size, micro, p) for p in ("no", "bf16")}
-    if kept["no"] is None or kept["bf16"] is None:
-        raise ConfigError(f"Only a Unet can be estimated; got {type(model).__name__}.")
-    activations = kept["no" if trainer.precision == "no" else "bf16"]
-    assert activations is not None
-    state = state_bytes(trainer)
-    memory = peak if peak is not None else state + working_bytes(model, activations)
-    summary = model.summary(size)
-    out_of_memory = bool(steps) and seconds is None
-    return Estimate(
-        parameters=summary.parameters,
-        macs=summary.macs,
-        image_size=tuple(size),
-        device=str(trainer.device),
-        precision="float32" if trainer.precision == "no" else trainer.precision,
-        processes=trainer.processes,
-        batch_size=config.images_per_step,
-        batch_reason=trainer.batch_reason,
-        images_per_pass=micro,
-        activation_bytes_float32=kept["no"],
-        activation_bytes_bf16=kept["bf16"],
-        state_bytes=state,
-        memory_bytes=memory,
-        memory_measured=peak is not None,
-        available_bytes=available,
-        fits=memory <= available and not out_of_memory,
-        checkpoint_bytes=checkpoint_bytes(trainer),
-        checkpoints=config.keep_last + 1,
-        max_steps=config.max_steps,
-        probe_steps=0 if seconds is None else steps,
-        seconds_per_step=seconds,
-        images_per_second=None if seconds is None else config.images_per_step / seconds,
-        hours=None if seconds is None else config.max_steps * seconds / 3600,
-    )
+class QuietLog(RunLog):
+    """The log of a run that is only rehearsed: its lines are about a run that this is not."""
+
+    def info(self, line: str) -> None:
+        """Drop the line."""
 
 
 class Rehearsal(Trainer):
@@ -220,13 +188,66 @@ class Rehearsal(Trainer):
             "num_workers": 0, "resume": "auto", "output_dir": None,
         }  # fmt: skip
         super().__init__(diffusion, data, config=dataclasses.replace(config, **changes))
-        self.output_dir = folder / "run"  # not as an option, which must be the same on all ranks
-        self.batch_reason = ""
+        # Not as an option, which must be the same on all ranks.
+        self.run_log = QuietLog(
+            folder / "run",
+            self.progress,
+            max_steps=self.config.max_steps,
+            save_every=self.config.save_every,
+        )
 
-    def say(self, line: str) -> None:
-        """Keep the line about the batch; the others are about a run that this is not."""
-        if line.startswith("batch_size auto"):
-            self.batch_reason = line
+    def state_bytes(self, to_come: bool = False) -> int:
+        """Return what `training.memory.state_bytes` says of this run."""
+        return state_bytes(self.diffusion, self.config, self.processes, to_come)
+
+    def result(self, steps: int, seconds: float | None, peak: int | None, available: int) -> Estimate:
+        """Collect the numbers of the run.
+
+        Args:
+            steps: Steps that were to be timed.
+            seconds: How long each took; None if memory ran out, or none were timed.
+            peak: The peak of the device's memory, where it was measured.
+            available: Bytes that the process may use of the device.
+
+        Raises:
+            ConfigError: If the network is no `Unet`.
+        """
+        config, model, size = self.config, cast("Unet", self.diffusion.model), self.diffusion.image_size
+        micro = self.plan.micro
+        kept = {p: activation_bytes(model, size, micro, p) for p in ("no", "bf16")}
+        if kept["no"] is None or kept["bf16"] is None:
+            raise ConfigError(f"Only a Unet can be estimated; got {type(model).__name__}.")
+        activations = kept["no" if self.precision == "no" else "bf16"]
+        assert activations is not None
+        state = self.state_bytes()
+        memory = peak if peak is not None else state + working_bytes(model, activations)
+        summary = model.summary(size)
+        out_of_memory = bool(steps) and seconds is None
+        return Estimate(
+            parameters=summary.parameters,
+            macs=summary.macs,
+            image_size=tuple(size),
+            device=str(self.device),
+            precision="float32" if self.precision == "no" else self.precision,
+            processes=self.processes,
+            batch_size=config.images_per_step,
+            batch_reason=self.batch_reason,
+            images_per_pass=micro,
+            activation_bytes_float32=kept["no"],
+            activation_bytes_bf16=kept["bf16"],
+            state_bytes=state,
+            memory_bytes=memory,
+            memory_measured=peak is not None,
+            available_bytes=available,
+            fits=memory <= available and not out_of_memory,
+            checkpoint_bytes=self.learner.checkpoint_bytes(),
+            checkpoints=config.keep_last + 1,
+            max_steps=config.max_steps,
+            probe_steps=0 if seconds is None else steps,
+            seconds_per_step=seconds,
+            images_per_second=None if seconds is None else config.images_per_step / seconds,
+            hours=None if seconds is None else config.max_steps * seconds / 3600,
+        )
 
     @in_own_state
     def probe(self, steps: int) -> tuple[float | None, int | None]:
@@ -236,7 +257,7 @@ class Rehearsal(Trainer):
             Seconds per step, None if memory ran out; and the peak of the device's memory, where the device tells it.
         """
         own_forward = self.diffusion.__dict__.get("forward")
-        self.watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir)
+        self._watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir)
         seconds, peak = None, None
         try:
             network = self.accelerator.prepare_model(self.diffusion)

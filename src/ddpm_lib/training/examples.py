@@ -9,48 +9,56 @@ from torch import Tensor
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.images import comparison_tiles, to_model_range
 from ddpm_lib.nn import LowRes
+from ddpm_lib.training.step import conditions_of
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 
-def low_res_of(trainer: Trainer) -> LowRes | None:
+def low_res_of(diffusion: GaussianDiffusion) -> LowRes | None:
     """Return the network's condition "low_res", None if it has none."""
-    found = getattr(trainer.diffusion.model, "conditioners", {})
+    found = getattr(diffusion.model, "conditioners", {})
     return next((c for c in found.values() if isinstance(c, LowRes)), None)
 
 
-def example_images(trainer: Trainer, n: int) -> dict[str, Tensor]:
-    """Return n images, with their labels, spread over the held-out set, or over the training set where nothing is held out."""
-    dataset = trainer.held_out if trainer.held_out is not None else trainer.dataset
+def example_images(dataset: ImageDataset, n: int) -> dict[str, Tensor]:
+    """Return n images, with their labels, spread over a dataset."""
     return dataset.batch(evenly(n, len(dataset)).tolist())
 
 
-def example_conditions(trainer: Trainer, n: int) -> dict[str, Tensor] | None:
+def example_conditions(diffusion: GaussianDiffusion, dataset: ImageDataset, n: int) -> dict[str, Tensor] | None:
     """Return the conditions made of n fixed images, None for a network that needs no image.
 
-    Every rank reads the same images.
+    Args:
+        diffusion: The process.
+        dataset: The held-out images, or the training images where nothing is held out.
+        n: Number of images; every rank reads the same ones.
     """
-    low_res = low_res_of(trainer)
+    low_res = low_res_of(diffusion)
     if low_res is None:
         return None
-    batch = example_images(trainer, n)
+    batch = example_images(dataset, n)
     image = batch.pop("image")
-    return {low_res.name: low_res.derive(to_model_range(image)), **(trainer.conditions(batch) or {})}
+    rest = conditions_of(diffusion, batch) or {}
+    return {low_res.name: low_res.derive(to_model_range(image)), **rest}
 
 
-def beside_examples(trainer: Trainer, samples: Tensor) -> tuple[Tensor, int | None]:
+def tiles_beside_examples(
+    diffusion: GaussianDiffusion, dataset: ImageDataset, samples: Tensor
+) -> tuple[Tensor, int | None]:
     """Put each sample between its small image, enlarged without smoothing, and the image that was made of.
 
     Args:
-        trainer: The run.
-        samples: Images (n, c, h, w) drawn under `example_conditions(trainer, n)`.
+        diffusion: The process.
+        dataset: What `example_conditions` was given.
+        samples: Images (n, c, h, w) drawn under `example_conditions(diffusion, dataset, n)`.
 
     Returns:
         Tiles (3n, c, h, w), uint8, and how many stand in a row; for networks that need no image the samples and None.
     """
-    low_res = low_res_of(trainer)
+    low_res = low_res_of(diffusion)
     if low_res is None:
         return samples, None
-    truth = example_images(trainer, len(samples))["image"]
+    truth = example_images(dataset, len(samples))["image"]
     return comparison_tiles(low_res.derive(to_model_range(truth)), samples, truth)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.training.config import TrainingConfig
 
 _OVERHEAD, _OVERHEAD_RECOMPUTED = 1.5, 4.0
 
@@ -40,18 +41,20 @@ def activation_bytes(model: nn.Module, image_size: Sequence[int], batch_size: in
     return summarize(model, image_size, batch_size, "float32" if precision == "no" else "bf16").activation_bytes
 
 
-def state_bytes(trainer: Trainer, to_come: bool = False) -> int:
+def state_bytes(diffusion: GaussianDiffusion, config: TrainingConfig, processes: int, to_come: bool = False) -> int:
     """Return the memory that training takes whatever the batch: weights, gradients, two moments, averages, DDP's buckets.
 
     Args:
-        trainer: A trainer that is prepared, or is being.
+        diffusion: The process.
+        config: Says which averages are kept.
+        processes: Number of processes.
         to_come: Count only what is not there before the first step: gradients, moments and buckets.
     """
-    trained = sum(p.numel() * p.element_size() for p in trainer.diffusion.parameters() if p.requires_grad)
-    later = trained * (4 if trainer.processes > 1 else 3)
+    trained = sum(p.numel() * p.element_size() for p in diffusion.parameters() if p.requires_grad)
+    later = trained * (4 if processes > 1 else 3)
     if to_come:
         return later
-    there = sum(t.numel() * t.element_size() for t in trainer.diffusion.state_dict().values())
-    copies = len(trainer.config.ema_decay) + len(trainer.config.posthoc_ema)
-    network = sum(t.numel() * t.element_size() for t in trainer.diffusion.model.state_dict().values())
-    return later + there + copies * network
+    present = sum(t.numel() * t.element_size() for t in diffusion.state_dict().values())
+    copies = len(config.ema_decay) + len(config.posthoc_ema)
+    network = sum(t.numel() * t.element_size() for t in diffusion.model.state_dict().values())
+    return later + present + copies * network

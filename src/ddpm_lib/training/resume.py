@@ -20,6 +20,7 @@ from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
+from ddpm_lib.training.callbacks.base import state_of
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.run_config import portable_options
 from ddpm_lib.training.same_data import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.callbacks.base import Callback
     from ddpm_lib.training.config import TrainingConfig
-    from ddpm_lib.training.trainer import Trainer
+    from ddpm_lib.training.context import RunContext
 
 _NO_OTHER_NETWORK = {"model.config.gradient_checkpointing"}
 """Settings that may change: recomputing activations changes the memory, not the network."""
@@ -45,44 +46,42 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {"class": type(model).__name__, "config": getattr(model, "config", None)}
 
 
-def describe_data(trainer: Trainer) -> DataDescription:
+def describe_data(run: RunContext) -> DataDescription:
     """Return what identifies the training data."""
-    validation = trainer.held_out if trainer.config.val_data is not None else None
-    return describe_dataset(trainer.dataset, trainer.source_name, trainer.held_fraction, validation)
+    validation = run.held_out if run.config.val_data is not None else None
+    return describe_dataset(run.dataset, run.source_name, run.held_fraction, validation)
 
 
-def describe_run(trainer: Trainer) -> str:
+def describe_run(run: RunContext) -> str:
     """Say in one line what is trained, on what, how and where."""
-    plan, config, held_out = trainer.plan, trainer.config, trainer.held_out
-    precision = "float32" if trainer.precision == "no" else trainer.precision
-    parameters = sum(p.numel() for p in trainer.diffusion.model.parameters())
-    ranks = f"{trainer.processes} processes, {plan.per_process} each" if trainer.processes > 1 else "one process"
+    plan, config, held_out = run.plan, run.config, run.held_out
+    precision = "float32" if run.precision == "no" else run.precision
+    parameters = sum(p.numel() for p in run.diffusion.model.parameters())
+    ranks = f"{run.processes} processes, {plan.per_process} each" if run.processes > 1 else "one process"
     kept = f", {len(held_out):,} held out" if held_out is not None else ""
-    layout = " in channels_last" if trainer.channels_last else ""
+    layout = " in channels_last" if run.channels_last else ""
     micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
     return (
-        f"Training {parameters / 1e6:.2f} M parameters on {len(trainer.dataset):,} images{kept}; batch {config.images_per_step} "
-        f"({ranks}{micro}), {precision}{layout} on {trainer.device}; run directory {trainer.output_dir}."
+        f"Training {parameters / 1e6:.2f} M parameters on {len(run.dataset):,} images{kept}; batch {config.images_per_step} "
+        f"({ranks}{micro}), {precision}{layout} on {run.device}; run directory {run.output_dir}."
     )
 
 
-def run_state(trainer: Trainer) -> RunState:
+def run_state(run: RunContext) -> RunState:
     """Collect everything but the tensors; on every rank, as callbacks may need all of them."""
-    scaler = trainer.accelerator.scaler
+    scaler = run.accelerator.scaler
     return RunState(
-        step=trainer.step,
-        images_seen=trainer.images_seen,
-        elapsed_seconds=trainer.elapsed_seconds,
-        seed=trainer.config.seed,
-        batch_size=trainer.config.images_per_step,
-        shards=trainer.randomness.shards,
-        model=describe_model(trainer.diffusion.model),
-        diffusion=trainer.diffusion.config,
-        data=describe_data(trainer).to_json(),
-        ema_decay=list(trainer.config.ema_decay),
-        training=portable_options(trainer.config),
-        callbacks={name: callback.state_dict(trainer) for name, callback in named(trainer.callbacks).items()},
-        guard=trainer.guard.state_dict(),
+        **run.progress.state_dict(),
+        seed=run.config.seed,
+        batch_size=run.config.images_per_step,
+        shards=run.randomness.shards,
+        model=describe_model(run.diffusion.model),
+        diffusion=run.diffusion.config,
+        data=describe_data(run).to_json(),
+        ema_decay=list(run.config.ema_decay),
+        training=portable_options(run.config),
+        callbacks={name: state_of(callback, run) for name, callback in named(run.callbacks).items()},
+        guard=run.guard.state_dict(),
         scaler=scaler.state_dict() if scaler is not None else None,
         versions=describe_versions(),
     )
@@ -194,86 +193,83 @@ def check_same_network(diffusion: GaussianDiffusion, state: RunState, path: Path
         )
 
 
-def check_same_order(trainer: Trainer, state: RunState, path: Path) -> None:
+def check_same_order(run: RunContext, state: RunState, path: Path) -> None:
     """Refuse a checkpoint of other data, batch size or seed, unless the user wants to override that.
 
     Raises:
         ConfigError: Listing what differs.
     """
-    config, described, held = trainer.config, state.trained_on, fraction_held_out(state)
-    index = read_data_index(trainer.output_dir)
-    lines = data_changes(trainer.dataset, trainer.held_fraction, described, held, index)
-    validated, validates = described.val_fingerprint, describe_data(trainer).val_fingerprint
+    config, described, held = run.config, state.trained_on, fraction_held_out(state)
+    index = read_data_index(run.output_dir)
+    lines = data_changes(run.dataset, run.held_fraction, described, held, index)
+    validated, validates = described.val_fingerprint, describe_data(run).val_fingerprint
     if validated and validates and validated != validates:
         lines.append("val_data: other images than those that this run was validated on, so that its curve would break")
-    unknown = contents_unknown(trainer.dataset, described) if not lines else None
+    unknown = contents_unknown(run.dataset, described) if not lines else None
     lines += [d.worded() for d in state.differences(batch_size=config.images_per_step, seed=config.seed)]
     if lines and not config.override:
         raise ConfigError(
             f"{path} was trained on other data or with another order:\n  "
             + "\n  ".join(lines)
             + f"\nSet {option('override', True)} to go on all the same, or use "
-            + f"{another(trainer.output_dir)}."
+            + f"{another(run.output_dir)}."
         )
     for line in lines:
-        trainer.say(f"Continuing although {line}.")
+        run.say(f"Continuing although {line}.")
     if unknown:
-        trainer.say(unknown)
+        run.say(unknown)
 
 
-def restore(trainer: Trainer, checkpoint: VerifiedCheckpoint) -> None:
-    """Load a verified checkpoint into the trainer."""
+def restore(run: RunContext, checkpoint: VerifiedCheckpoint) -> None:
+    """Load a verified checkpoint into the run."""
     state, path = checkpoint.state, checkpoint.path
-    check_same_network(trainer.diffusion, state, path)
-    check_same_order(trainer, state, path)
-    files.load_weights(trainer.diffusion.model, checkpoint.read_tensors("model"), str(path))
-    if trainer.diffusion.uncertainty is not None:
-        files.load_weights(trainer.diffusion.uncertainty, checkpoint.read_tensors("uncertainty"), str(path))
-    files.load_optimizer_tensors(trainer.optimizer, trainer.diffusion, checkpoint.read_tensors("optimizer"))
-    trainer.step, trainer.images_seen = state.step, state.images_seen
-    trainer.elapsed_seconds = float(state.elapsed_seconds)
-    _restore_averages(trainer, checkpoint)
-    trainer.posthoc.restore(checkpoint)
-    _restore_parts(trainer, state, path)
-    _say_versions(trainer, state.versions)
+    check_same_network(run.diffusion, state, path)
+    check_same_order(run, state, path)
+    files.load_weights(run.diffusion.model, checkpoint.read_tensors("model"), str(path))
+    if run.diffusion.uncertainty is not None:
+        files.load_weights(run.diffusion.uncertainty, checkpoint.read_tensors("uncertainty"), str(path))
+    files.load_optimizer_tensors(run.optimizer, run.diffusion, checkpoint.read_tensors("optimizer"))
+    run.progress.load_state_dict(state.to_json())
+    _restore_averages(run, checkpoint)
+    run.posthoc.restore(checkpoint)
+    _restore_parts(run, state, path)
+    _say_versions(run, state.versions)
 
 
-def _restore_averages(trainer: Trainer, checkpoint: VerifiedCheckpoint) -> None:
+def _restore_averages(run: RunContext, checkpoint: VerifiedCheckpoint) -> None:
     """Load the averages that are still kept; new ones start from the weights."""
-    kept, wanted = checkpoint.state.ema_decay, trainer.config.ema_decay
+    kept, wanted = checkpoint.state.ema_decay, run.config.ema_decay
     lost = [d for d in kept if d not in wanted]
     if lost:
-        trainer.say(f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not name it.")
-    if trainer.ema is None:
+        run.say(f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not name it.")
+    if run.ema is None:
         return
     new = [d for d in wanted if d not in kept]
     if new:
-        trainer.say(
-            f"The checkpoint has no EMA of decay {', '.join(map(str, new))}: it starts from the current weights."
-        )
+        run.say(f"The checkpoint has no EMA of decay {', '.join(map(str, new))}: it starts from the current weights.")
     averages = checkpoint.read_tensors("ema") if kept else {}
     broken = next((k for k, v in averages.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
     if broken is not None:
-        trainer.say(
+        run.say(
             f"The average {broken} in {checkpoint.path.name} holds NaN or infinite values and will not recover: samples need "
             "--weights model. To go back to an older checkpoint: --resume STEP."
         )
-    trainer.ema.load_tensors(averages)
-    trainer.ema.set_step(trainer.step)
+    run.ema.load_tensors(averages)
+    run.ema.set_step(run.step)
 
 
-def _say_versions(trainer: Trainer, saved: dict[str, Any]) -> None:
+def _say_versions(run: RunContext, saved: dict[str, Any]) -> None:
     """Say what of the surroundings is not as it was."""
     threads, version = saved.get("threads"), saved.get("ddpm-lib")
     if version != (own := describe_versions()["ddpm-lib"]):
-        trainer.say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
-    if trainer.device.type == "cpu" and threads != torch.get_num_threads():
-        trainer.say(
+        run.say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
+    if run.device.type == "cpu" and threads != torch.get_num_threads():
+        run.say(
             f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up to rounding, not bitwise."
         )
 
 
-def _restore_parts(trainer: Trainer, state: RunState, path: Path) -> None:
+def _restore_parts(run: RunContext, state: RunState, path: Path) -> None:
     """Hand the small states over to their parts.
 
     Raises:
@@ -281,11 +277,11 @@ def _restore_parts(trainer: Trainer, state: RunState, path: Path) -> None:
     """
     name = "scaler"
     try:
-        if state.scaler is not None and trainer.accelerator.scaler is not None:
-            trainer.accelerator.scaler.load_state_dict(state.scaler)
+        if state.scaler is not None and run.accelerator.scaler is not None:
+            run.accelerator.scaler.load_state_dict(state.scaler)
         name = "guard"
-        trainer.guard.load_state_dict(state.guard or {})
-        for name, callback in named(trainer.callbacks).items():
+        run.guard.load_state_dict(state.guard or {})
+        for name, callback in named(run.callbacks).items():
             callback.load_state_dict(state.callbacks.get(name, {}))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
-from ddpm_lib.runtime.processes import own_share
+from ddpm_lib.runtime.processes import Processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -78,10 +78,11 @@ def sample_shared(
     Raises:
         ValueError: If `seeds` or `x_T` are not n, or a trajectory is asked of several processes.
     """
-    own = own_share(n, state.process_index, state.num_processes)
-    if state.process_index:
+    processes = Processes.of(state)
+    own = processes.share(n)
+    if processes.rank:
         options["progress"] = False  # one bar is enough
-    if state.num_processes > 1 and options.get("return_trajectory"):
+    if processes.count > 1 and options.get("return_trajectory"):
         raise ValueError("return_trajectory works with one process only. Use diffusion.sample on one of them.")
     for name in ("seeds", "x_T"):
         given = options.get(name)
@@ -97,11 +98,9 @@ def sample_shared(
         images = diffusion.sample(len(own), cond=part, first_index=first_index, **options)
     else:
         images = torch.zeros(0, *shape)
-    if state.num_processes == 1:
+    if processes.count == 1:
         return images
-    from accelerate.utils import gather
-
-    size = math.ceil(n / state.num_processes)
+    size = math.ceil(n / processes.count)
     padded = torch.zeros(size, *shape, device=state.device)
     padded[: len(images)] = images.to(state.device)
-    return gather(padded)[:n]
+    return processes.gather(padded)[:n]

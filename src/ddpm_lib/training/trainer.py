@@ -3,61 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.errors import CheckpointError, ConfigError, DivergedError
 from ddpm_lib.nn.lowering import lowered_copy
-from ddpm_lib.nn.memory_format import use_channels_last
 from ddpm_lib.runs.metrics_file import flat_scalars
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runtime import allocator, devices
-from ddpm_lib.runtime.accelerate_state import OwnState, give_back_network, in_own_state
-from ddpm_lib.runtime.compiling import compile_regions, wants_compile
-from ddpm_lib.runtime.rendezvous import leave
-from ddpm_lib.runtime.trackers import finishers, start_trackers
-from ddpm_lib.runtime.watchdog import Watchdog, meeting_store
-from ddpm_lib.training import failures
-from ddpm_lib.training.agreement import check_alike, check_place, check_process
-from ddpm_lib.training.auto_batch import with_batch_size
-from ddpm_lib.training.batches import BatchPlan, TrainingBatches
-from ddpm_lib.training.callbacks import default_callbacks
-from ddpm_lib.training.callbacks.base import Callback, check_callbacks
-from ddpm_lib.training.callbacks.best import KeepBest, check_metric
-from ddpm_lib.training.callbacks.rows import TrainingRows
-from ddpm_lib.training.claim import claimed, look_again, start_records
+from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
+from ddpm_lib.runtime.memory import is_out_of_memory_error
+from ddpm_lib.runtime.rendezvous import destroy_group
+from ddpm_lib.runtime.trackers import finishers, log_to_trackers, start_trackers
+from ddpm_lib.runtime.watchdog import Watchdog, rendezvous_store
+from ddpm_lib.training.batches import TrainingBatches
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
+from ddpm_lib.training.claim import claimed
 from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.config import TrainingConfig
-from ddpm_lib.training.context import RunContext
-from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.examples import example_conditions
-from ddpm_lib.training.forward import forward_rows
-from ddpm_lib.training.optim import learning_rate, make_optimizer, set_learning_rate
+from ddpm_lib.training.nonfinite import StepReplay, advice_against_divergence, check_loss_scale
+from ddpm_lib.training.optim import learning_rate, set_learning_rate
 from ddpm_lib.training.option_help import show_options
-from ddpm_lib.training.posthoc import PostHocAverages
-from ddpm_lib.training.randomness import StepRandomness
+from ddpm_lib.training.prepared_run import PreparedRun
+from ddpm_lib.training.recovery import (
+    Recovery,
+    RollBack,
+    Shrink,
+    handle_out_of_memory,
+    translate_lost_process_errors,
+)
 from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
-from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
-from ddpm_lib.training.run_config import absolute_source
-from ddpm_lib.training.same_data import fraction_held_out
-from ddpm_lib.training.sampling import check_grids, default_condition, sample_shared
-from ddpm_lib.training.saving import Saver
-from ddpm_lib.training.sources import check_augmentation, data_name, held_fraction, open_training_data
+from ddpm_lib.training.resume import run_state
+from ddpm_lib.training.sampling import default_condition, sample_shared
+from ddpm_lib.training.saving import RunCheckpoints
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, reason_to_stop
+from ddpm_lib.training.trainer_options import TrainerOptions
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
 
-logger = logging.getLogger("ddpm_lib")
 
-
-class Trainer(RunContext):
+class Trainer(PreparedRun):
     """Train a `GaussianDiffusion` on images; the same call continues a run that was cut off.
 
     Args:
@@ -85,47 +78,22 @@ class Trainer(RunContext):
         *,
         config: TrainingConfig | None = None,
         callbacks: Callback | Iterable[Callback] | None = (),
-        **options: Any,
+        **options: Unpack[TrainerOptions],
     ) -> None:
         if config is not None and options:
-            raise ConfigError(f"Give either config= or options, not both; got config and {', '.join(options)}.")
-        self.config = config or TrainingConfig.from_options(options)
-        check_process(diffusion)
-        self.diffusion = diffusion
-        self.data_source = data
-        self.source_name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
-        self.callbacks: list[Callback] = default_callbacks(self.config, diffusion.time_sampler.learns)
-        self.callbacks += check_callbacks(callbacks)
-        if self.config.keep_best:  # last, so that it hears what other callbacks log
-            check_metric(self.config)
-            self.callbacks.append(KeepBest(self.config.keep_best))
-        self.callbacks.append(TrainingRows())
-        self.output_dir = Path(self.config.output_dir or f"runs/{data_name(data)}")
-        check_place(self.output_dir, data)
-        self.step = 0
-        self.images_seen = 0
-        self.elapsed_seconds = 0.0
-        self.last: StepResult | None = None
-        self.metrics: dict[str, Any] = {}
-        self.last_checkpoint: Path | None = None
-        self.last_grid: Path | None = None
-        self._row: dict[str, Any] = {}
-        self._lines: list[str] = []
-        self._met = self._prepared = False
-        self._notes: list[str] = []
-        self.accelerate_state = OwnState()
-        self.rank, self.processes, self.is_main = 0, 1, True  # until the processes have met
+            named = ", ".join(options)
+            raise ConfigError(f"Give either config= or options, not both; got config and {named}.")
+        super().__init__(config or TrainingConfig.from_options(options), diffusion, data, callbacks)
+        self.checkpoints = RunCheckpoints(self.run_log, self.config)
         self._stop_reason: StopReason | None = None
         self._save_requested = False
-        self.saver = Saver(self.config.save_async)
         self._slowest_step = 0.0
-        self.guard = failures.NonFiniteGuard(self.config.on_nonfinite, self.config.max_nonfinite)
-        check_size = getattr(diffusion.model, "check_size", None)
-        if check_size is not None:
-            check_size(diffusion.image_size)
-        check_augmentation(diffusion, self.config)
-        if self.config.sample_every:
-            check_grids(diffusion, self.config)
+
+    def __repr__(self) -> str:
+        """Return one line: what, where and how far."""
+        model = type(self.diffusion.model).__name__
+        where = f"output_dir={str(self.output_dir)!r}"
+        return f"Trainer({model}, {where}, step={self.step} of {self.config.max_steps})"
 
     @in_own_state
     def train(self) -> TrainingResult:
@@ -135,162 +103,112 @@ class Trainer(RunContext):
             How it ended; call `train()` again to continue after an interruption.
         """
         called = time.monotonic()
-        with failures.losses_explained(self):
+        minutes = self.config.process_timeout_minutes
+        with translate_lost_process_errors(self.run_log, minutes, lambda: self.last_checkpoint):
             self._meet()
-            with claimed(self):
+            with claimed(self.run_log):
                 if self._prepared:
-                    look_again(self)
+                    self._load_newer_checkpoint()
                 self.prepare()
                 first = self.step
                 with self._session() as (network, signals):
                     limit = TimeLimit(self.config.max_hours, called)
-                    while True:
-                        try:
-                            self._walk(network, signals, limit)
-                            break
-                        except failures.StartOver as again:
-                            again.apply(self)
+                    while recovery := self._walk(network, signals, limit):
+                        self._recover(recovery)
                 return self._finish(first)
 
-    def _walk(self, network: nn.Module, signals: StopSignals, limit: TimeLimit) -> None:
-        """Train from the present state to the end, a reason to stop, or a failure that means to start over."""
+    def _walk(self, network: nn.Module, signals: StopSignals, limit: TimeLimit) -> Recovery | None:
+        """Train from the present state to the end or a reason to stop: None; or to a failure to recover from."""
         batches = self._open_batches()
         try:
             self._each_callback("on_train_start")
             while self.step < self.config.max_steps and not self._agree_to_stop(signals, limit):
                 began = time.monotonic()
-                with failures.memory_answered(self):
-                    self._optimizer_step(network, batches)
-                if self.step % self.config.log_every == 0:
-                    self.guard.look(self)
-                self._each_callback("on_step_end")
-                self._save_if_requested()
+                recovery: Recovery | None = self._try_step(network, batches)
+                if recovery is None and self.step % self.config.log_every == 0:
+                    recovery = self._check_numbers()
+                if recovery is None:
+                    self._each_callback("on_step_end")
+                    recovery = self._save_if_requested()
+                if recovery is not None:
+                    return recovery
                 self._slowest_step = max(self._slowest_step, time.monotonic() - began)
-            self._save_at_end()
-            self._each_callback("on_train_end")
+            recovery = self._save_at_end()
+            if recovery is None:
+                self._each_callback("on_train_end")
+            return recovery
         finally:
             batches.close()
 
+    def _try_step(self, network: nn.Module, batches: TrainingBatches) -> Shrink | None:
+        """Do a step, or return how to do it in less memory."""
+        try:
+            self._optimizer_step(network, batches)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory_error(error):
+                raise
+            return handle_out_of_memory(error, self.plan, self.step, self.device)
+        return None
+
     def _optimizer_step(self, network: nn.Module, batches: TrainingBatches) -> None:
-        config, rows_of = self.config, self.plan.rows()
-        self.watchdog.at(self.step, "the next step")
+        config, rows_of, forward = self.config, self.plan.rows(), self.forward_pass
+        accelerator, optimizer = self.accelerator, self.optimizer
+        self.watchdog.mark(self.step, "the next step")
         rate = learning_rate(self.step, config)
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(optimizer, rate)
         losses, levels = [], []
         for i, rows in enumerate(rows_of):
             last = i == len(rows_of) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(network):
-                per_image, t = self._forward(network, next(batches), rows)
-                self.accelerator.backward(per_image.mean() / len(rows_of))
+            with contextlib.nullcontext() if last else accelerator.no_sync(network):
+                batch = next(batches)
+                per_image, t = forward(network, batch, rows, self.step, self.images_seen)
+                accelerator.backward(per_image.mean() / len(rows_of))
             losses.append(per_image.detach())
             levels.append(t)
-        norm = self.accelerator.clip_grad_norm_(self.diffusion.parameters(), config.max_grad_norm or float("inf"))
+        most = config.max_grad_norm or float("inf")
+        norm = accelerator.clip_grad_norm_(self.diffusion.parameters(), most)
         loss = torch.cat(losses)
-        self.guard.step(self, loss, norm)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update()
-        self.step += 1
-        self.posthoc.update(self.step)
-        self.images_seen += config.images_per_step
+        self.guard.update(optimizer, accelerator.scaler, loss, norm, self.step + 1)
+        optimizer.zero_grad(set_to_none=True)
+        self.learner.update_averages(self.step + 1)
+        self.progress.advance(config.images_per_step)
         self.last = StepResult(loss, torch.cat(levels), norm, rate)
-
-    def _forward(self, network: nn.Module, batch: dict[str, Any], rows: range) -> tuple[Tensor, Tensor]:
-        """Return the losses of some rows of the present step's batch, and their levels."""
-        return forward_rows(self, network, batch, rows)
-
-    def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
-        """Pick the fields of a batch that the network is conditioned on."""
-        names = getattr(self.diffusion.model, "conditioners", {})
-        cond = {name: batch[name] for name in names if name in batch}
-        return cond or None
-
-    @in_own_state
-    def prepare(self) -> None:
-        """Open the data, place the network, and restore the newest checkpoint; `train` calls it, calling it first is allowed."""
-        if self._prepared:
-            return
-        self._meet()
-        config = self.config
-        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, config.resume, self.say))
-        saved = None if checkpoint is None else checkpoint.state
-        self.source_name = absolute_source(self.source_name)
-        before = None if saved is None else fraction_held_out(saved)
-        self.held_fraction = held_fraction(config, before)
-        self.dataset, self.held_out = open_training_data(self.data_source, config, self.diffusion, self.say, before)
-        self._place_network()
-        config = self.config = with_batch_size(self, checkpoint)
-        self.plan = BatchPlan(config.images_per_step, self.processes, self.rank, config.accumulation_steps)
-        shards = shards_of_run(config, self.processes, saved, self.say)
-        self.randomness = StepRandomness(config.seed, config.images_per_step, shards)
-        if checkpoint is not None:
-            restore(self, checkpoint)
-            self.last_checkpoint = checkpoint.path
-            self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
-        self.say(describe_run(self))
-        self._prepared = True
-
-    def _meet(self) -> None:
-        """Meet the other processes of the run, once."""
-        if self._met:
-            return
-        config = self.config
-        self._join(
-            devices.make_accelerator(
-                self.output_dir,
-                device=config.device,
-                mixed_precision=config.mixed_precision,
-                trackers=config.trackers,
-                timeout_minutes=config.process_timeout_minutes,
-            )
-        )
-        self.precision = str(self.accelerator.mixed_precision)
-        check_alike(self.config, self.diffusion, self.processes)
-        self._met = True
-
-    def _place_network(self) -> None:
-        config, model = self.config, self.diffusion.model
-        self.channels_last = getattr(model, "dims", None) == 2 and use_channels_last(
-            config.channels_last, self.device.type, self.precision
-        )
-        self.diffusion.to(self.device)
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)
-        self.ema = WeightAverages(model, config.ema_decay, config.ema_power) if config.ema_decay else None
-        self.posthoc = PostHocAverages(model, config.posthoc_ema)
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.diffusion, config, self.device))
-        if wants_compile(config.compile, self.device.type):
-            compile_regions(model, config.compile, self.say)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
         own_forward, failure = self.diffusion.__dict__.get("forward"), None
-        self._stop_reason, self._save_requested, self._row = None, False, {}
+        self._stop_reason, self._save_requested = None, False
+        self.run_log.drop_row()
         try:
-            self.on_main(lambda: start_records(self))
+            self.on_main(self._start_records)
             network = self.accelerator.prepare_model(self.diffusion)
             self.diffusion.train()
             if self.config.trackers and self.step < self.config.max_steps:
                 options = flat_scalars(self.config.to_dict())
                 self.on_main(lambda: start_trackers(self.accelerator, self.output_dir.name, options))
-            self._status("running", "")
-            self._clock = time.monotonic() - self.elapsed_seconds
+            self.run_log.status("running", "")
+            self.progress.start_clock()
             self.guard.reset(self.device)
-            store = meeting_store(self.processes)
-            self.watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir, self.rank, self.processes, store)
+            store = rendezvous_store(self.processes)
+            seconds = 60 * self.config.stall_minutes
+            watchdog = Watchdog(seconds, self.output_dir, self.rank, self.processes, store)
+            self._watchdog = watchdog
             with (
                 devices.global_state_kept(self.device, self.config.deterministic),
                 StopSignals() as signals,
-                self.watchdog,
+                watchdog,
             ):
                 yield network, signals
         except BaseException as error:
             failure = error
-            if self.log_is_open:
-                self._status("failed", f"{type(error).__name__}: {error}")
+            if self.run_log.is_open:
+                self.run_log.status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            steps: list[Callable[[], object]] = [self.saver.close, *(callback.close for callback in self.callbacks)]
+            steps: list[Callable[[], object]] = [
+                self.checkpoints.close,
+                *(callback.close for callback in self.callbacks),
+            ]
             steps += finishers(self.accelerator)
             steps.append(lambda: give_back_network(self.accelerator, self.diffusion, own_forward))
             run_all([*steps, allocator.give_back_freed_memory], failure)
@@ -306,48 +224,115 @@ class Trainer(RunContext):
         )
 
     def _each_callback(self, hook: str) -> None:
+        view: TrainingView = self
         for callback in self.callbacks:
-            self.watchdog.at(self.step, f"{callback.name}.{hook}")
-            getattr(callback, hook)(self)
-        self._flush_row()
+            self.watchdog.mark(self.step, f"{callback.name}.{hook}")
+            getattr(callback, hook)(view)
+        row = self.run_log.flush(len(self.dataset))
+        if row is not None and self.is_main:
+            values = {k: v for k, v in row.items() if k != "step"}
+            log_to_trackers(self.accelerator, values, self.step)
 
     def _agree_to_stop(self, signals: StopSignals, limit: TimeLimit) -> bool:
         """Say on every rank alike whether to stop; on a GPU the ranks ask each other every tenth step only."""
         run = self.output_dir if self.is_main else None
-        reason = self._stop_reason or reason_to_stop(signals, limit, self._slowest_step, self.saver.seconds, run)
+        reason = self._stop_reason or reason_to_stop(signals, limit, self._slowest_step, self.checkpoints.seconds, run)
         if self.processes > 1:
             if self.device.type != "cpu" and self.step % 10:
                 return False
             flag = torch.tensor(float(reason is not None), device=self.device)
-            if not float(self.sum_over_ranks(flag)):
+            if not float(self.ranks.sum(flag)):
                 return False
-            from accelerate.utils import gather_object
-
-            reason = next(r for r in gather_object([reason]) if r is not None)
+            reason = next(r for r in self.ranks.all_objects(reason) if r is not None)
         self._stop_reason = reason
         return reason is not None
 
-    def _save_if_requested(self) -> None:
-        if not self._save_requested:
-            return
-        self._save_requested = False
-        self.guard.look(self)
-        self.watchdog.at(self.step, "saving")
-        self.elapsed_seconds = time.monotonic() - self._clock
-        self.saver.save(self)
+    def _check_numbers(self) -> RollBack | None:
+        """Do what `on_nonfinite` says about losses and gradients since the last check; a collective."""
+        steps = self.guard.bad_steps(self.ranks)
+        if not steps:
+            check_loss_scale(self.accelerator.scaler, self.step, self.last_checkpoint)
+            return None
+        seed, parts = self.config.seed, (self.forward_pass, self.learner, self.dataset, self.plan)
+        replay = StepReplay(*parts, seed, self.progress, self.ranks)
+        advice = advice_against_divergence(self.config, self.precision)
+        return self.guard.act(steps, replay, advice, self.last_checkpoint, self.say)
 
-    def _save_at_end(self) -> None:
+    def _recover(self, recovery: Recovery) -> None:
+        """Bring the run into the state to go on from; on every rank."""
+        for callback in self.callbacks:
+            callback.close()
+        if isinstance(recovery, Shrink):
+            self._shrink(recovery)
+        else:
+            self._roll_back(recovery)
+
+    def _roll_back(self, back: RollBack) -> None:
+        """Load the checkpoint, move on in the data and cut the records back."""
+        self._wait_for_save()
+        newest = self.checkpoints.newest_to_roll_back_to()
+        if newest is None:
+            self.last_checkpoint = None
+            nothing = "No complete checkpoint is left to roll back to."
+            advice = advice_against_divergence(self.config, self.precision)
+            raise DivergedError(f"{back.message} {nothing} {advice}")
+        self._restore(newest)
+        self.progress.images_seen = back.images_seen
+        self.metrics.clear()
+        note = self.on_main(lambda: self.run_log.records.cut_back(self.step))
+        if note:
+            self.say(note)
+        self.guard.reset(self.device)
+        self.say(
+            f"{back.message} Rolled back to {newest.path.name} and going on with other images "
+            f"({self.guard.rollbacks} of at most {self.config.max_nonfinite} times)."
+        )
+
+    def _shrink(self, shrink: Shrink) -> None:
+        """Let go of memory and share the batch anew."""
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        plan = self._plan = replace(self.plan, accumulation=shrink.accumulation)
+        self.say(
+            f"{shrink.message} Going on with {plan.micro} images per forward pass: the batch stays "
+            f"the same. --accumulation-steps {shrink.accumulation} starts so."
+        )
+
+    def _save_if_requested(self) -> RollBack | None:
+        if not self._save_requested:
+            return None
+        self._save_requested = False
+        if recovery := self._check_numbers():
+            return recovery
+        self.watchdog.mark(self.step, "saving")
+        self.progress.read_clock()
+        self._wait_for_save()
+        state = run_state(self).to_json()  # callbacks may need all ranks for their state
+        self.checkpoints.save(self.step, self.learner, state)
+        if not self.config.save_async:
+            self._wait_for_save()
+        return None
+
+    def _wait_for_save(self) -> None:
+        keep = {step for callback in self.callbacks for step in callback.keeps()}
+        self.last_checkpoint = self.checkpoints.wait(self.last_checkpoint, keep)
+
+    def _save_at_end(self) -> RollBack | None:
         name = checkpoint_name(self.step)
-        self.saver.settle(self)
+        self._wait_for_save()
         if self.last_checkpoint is not None and self.last_checkpoint.name == name:
-            return
+            return None
         self._save_requested = True
-        self._save_if_requested()
-        self.saver.settle(self)
+        if recovery := self._save_if_requested():
+            return recovery
+        self._wait_for_save()
         if self.last_checkpoint is None or self.last_checkpoint.name != name:
             raise CheckpointError(
                 f"The last checkpoint (step {self.step}) could not be written. Free space in {self.output_dir} and run again."
             )
+        return None
 
     def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
@@ -355,7 +340,7 @@ class Trainer(RunContext):
         stopped = StopReason(f"reached max_steps {self.config.max_steps}") if finished else self._stop_reason
         assert stopped is not None
         reason = stopped.text
-        self._status(status, reason)
+        self.run_log.status(status, reason)
         if finished and first == self.step:
             self.say(
                 f"Training was finished before, at step {self.step:,}: nothing to do. A larger max_steps continues it."
@@ -375,11 +360,7 @@ class Trainer(RunContext):
     def close(self) -> None:
         """Leave the process group, where there is one; a script with several processes calls it at its end."""
         if self._prepared:
-            leave(self.accelerator)
-
-    def averaged_network(self) -> nn.Module:
-        """Return the EMA network, or the trained one where no average is kept."""
-        return self.ema.network() if self.ema is not None else self.diffusion.model
+            destroy_group(self.accelerator)
 
     @in_own_state
     def sample(
@@ -404,7 +385,9 @@ class Trainer(RunContext):
         if self.ema is not None and self.precision in devices.LOW_PRECISION:
             network = lowered_copy(network, devices.LOW_PRECISION[self.precision])
         if cond is None:
-            cond = example_conditions(self, n) or default_condition(self.diffusion, n)
+            cond = example_conditions(
+                self.diffusion, self.dataset if self.held_out is None else self.held_out, n
+            ) or default_condition(self.diffusion, n)
         with self.accelerator.autocast():
             return sample_shared(
                 self.diffusion, n, self.accelerator, cond=cond, model=network, device=self.device, **options

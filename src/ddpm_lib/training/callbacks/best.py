@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import nearest
-from ddpm_lib.training.callbacks.base import Callback
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.config import TrainingConfig
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
 
 
 class KeepBest(Callback):
@@ -27,7 +24,7 @@ class KeepBest(Callback):
         self.value: float | None = None
         self.step: int | None = None
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Compare what was logged in this step."""
         value = trainer.logged(self.metric)
         if value is None or not math.isfinite(value):
@@ -37,7 +34,7 @@ class KeepBest(Callback):
             trainer.note("best")
             trainer.save()
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: TrainingView) -> None:
         """Say which was best, or that the metric never came."""
         if self.step is not None:
             trainer.say(f"Best {self.metric}: {self.value:.6g} at step {self.step:,}.")
@@ -52,7 +49,7 @@ class KeepBest(Callback):
         """Return the best step."""
         return set() if self.step is None else {self.step}
 
-    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the best value and its step."""
         return {"metric": self.metric, "value": self.value, "step": self.step}
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ddpm_lib.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 
 class SaveCheckpoints(Callback):
@@ -16,7 +11,7 @@ class SaveCheckpoints(Callback):
     def __init__(self, every: int) -> None:
         self.every = every
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Save when it is time."""
         if trainer.step % self.every == 0:
             trainer.save()

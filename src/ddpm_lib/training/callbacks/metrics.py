@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm_lib.core.device_copy import to_device
-from ddpm_lib.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+from ddpm_lib.runtime.processes import Processes
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 
 class MetricLogger(Callback):
@@ -27,15 +25,17 @@ class MetricLogger(Callback):
         self._sums: Tensor | None = None
         self._restored: list[float] | None = None
         self._clock = (0.0, 0)
+        self._ranks = Processes()
 
-    def on_train_start(self, trainer: Trainer) -> None:
+    def on_train_start(self, trainer: TrainingView) -> None:
         """Start the window, from the checkpoint's sums where there are some; a second call of `train` continues it."""
+        self._ranks = trainer.ranks
         if self._sums is None:
             start = self._restored if self._restored and trainer.is_main else [0.0] * 10
             self._sums = torch.tensor(start, dtype=trainer.sum_dtype, device=trainer.device)
         self._clock = (time.monotonic(), trainer.images_seen)
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Add this step; write a line when the window is full."""
         assert self._sums is not None
         assert trainer.last is not None
@@ -51,7 +51,7 @@ class MetricLogger(Callback):
         if trainer.step % self.every == 0 or trainer.step == trainer.config.max_steps:
             self._write(trainer)
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: TrainingView) -> None:
         assert self._sums is not None
         assert trainer.last is not None
         sums = trainer.sum_over_ranks(self._sums).tolist()
@@ -70,9 +70,9 @@ class MetricLogger(Callback):
             }
         )
 
-    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the window, summed over the ranks."""
-        return {} if self._sums is None else {"sums": trainer.sum_over_ranks(self._sums).tolist()}
+        return {} if self._sums is None else {"sums": self._ranks.sum(self._sums).tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the window.

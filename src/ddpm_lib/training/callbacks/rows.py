@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddpm_lib.core.progress import bar, bar_style, duration
-from ddpm_lib.training.callbacks.base import Callback
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 COLUMNS = {"step": 9, "epoch": 7, "loss": 8, "val ± error": 17, "gap ± error": 18, "img/s": 7, "left": 6}
 """Columns of a row with their widths; a note follows."""
@@ -33,12 +30,12 @@ class TrainingRows(Callback):
         self._said = 0
         self._began = self._last = (0.0, 0, 0)
 
-    def on_train_start(self, trainer: Trainer) -> None:
+    def on_train_start(self, trainer: TrainingView) -> None:
         """Start the clock; the header comes with the next row."""
         self._said = 0
         self._began = self._last = (time.monotonic(), trainer.step, trainer.images_seen)
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Say a row when it is time."""
         if not self._due(trainer):
             return
@@ -47,7 +44,7 @@ class TrainingRows(Callback):
         self._said += 1
         trainer.say(self._row(trainer))
 
-    def _due(self, trainer: Trainer) -> bool:
+    def _due(self, trainer: TrainingView) -> bool:
         if trainer.logged("val_loss") is not None or trainer.step == trainer.config.max_steps:
             return True
         if trainer.step % trainer.config.log_every:
@@ -58,7 +55,7 @@ class TrainingRows(Callback):
         every = math.ceil(trainer.config.max_steps / trainer.config.log_every / ROWS_WITHOUT_VALIDATION)
         return lines % every == 0 or (lines < every and lines & (lines - 1) == 0)
 
-    def _row(self, trainer: Trainer) -> str:
+    def _row(self, trainer: TrainingView) -> str:
         now = (time.monotonic(), trainer.step, trainer.images_seen)
         seconds, _, images = (a - b for a, b in zip(now, self._last))
         whole, steps, _ = (a - b for a, b in zip(now, self._began))
@@ -129,7 +126,7 @@ class ProgressBar(Callback):
         self._shown = 0.0
         self._smooth: float | None = None
 
-    def on_train_start(self, trainer: Trainer) -> None:
+    def on_train_start(self, trainer: TrainingView) -> None:
         """Open the bar at the current step."""
         self._start = (time.monotonic(), trainer.images_seen)
         if trainer.is_main and bar_style() != "lines":
@@ -142,7 +139,7 @@ class ProgressBar(Callback):
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             )
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Advance; read the loss where that costs nothing (CPU) or where it is read anyway (each logged line)."""
         if self._bar is None:
             return

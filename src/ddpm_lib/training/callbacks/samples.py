@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from ddpm_lib import images as pictures
 from ddpm_lib.core.progress import in_notebook
-from ddpm_lib.training.callbacks.base import Callback
-from ddpm_lib.training.examples import beside_examples
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.trainer import Trainer
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
+from ddpm_lib.training.examples import tiles_beside_examples
 
 
 class SampleGrid(Callback):
@@ -21,8 +18,9 @@ class SampleGrid(Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self.last_grid: Path | None = None
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Sample when it is time, and after the last step."""
         config = trainer.config
         if trainer.step % self.every and trainer.step != config.max_steps:
@@ -38,14 +36,15 @@ class SampleGrid(Callback):
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
             scale = max(1, 128 // max(batch.shape[-2:]))
             path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"
-            tiles, columns = beside_examples(trainer, batch)
-            with trainer.going_on(str(path)):
-                trainer.last_grid = pictures.save_grid(tiles, path, columns, scale)
+            shown = trainer.dataset if trainer.held_out is None else trainer.held_out
+            tiles, columns = tiles_beside_examples(trainer.diffusion, shown, batch)
+            with trainer.tolerate_write_errors(str(path)):
+                self.last_grid = pictures.save_grid(tiles, path, columns, scale)
                 trainer.note("grid saved")
                 _show_inline(path)
 
 
-def _show_inline(path: Any) -> None:
+def _show_inline(path: Path) -> None:
     # In a notebook the grid belongs under the cell; elsewhere there is nothing to show it in.
     if in_notebook():
         from IPython.display import Image, display

@@ -13,13 +13,12 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.time_sampling import spread_levels
 from ddpm_lib.training.batches import batch_to_device
-from ddpm_lib.training.callbacks.base import Callback
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ddpm_lib.data import ImageDataset
-    from ddpm_lib.training.trainer import Trainer
 
 
 class Validation(Callback):
@@ -32,7 +31,7 @@ class Validation(Callback):
     def __init__(self, every: int, max_images: int, seed: int) -> None:
         self.every, self.max_images, self.seed = every, max_images, seed
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: TrainingView) -> None:
         """Validate when it is time."""
         if trainer.held_out is None or (trainer.step % self.every and trainer.step != trainer.config.max_steps):
             return
@@ -51,7 +50,7 @@ class Validation(Callback):
             }
         )
 
-    def losses(self, trainer: Trainer, dataset: ImageDataset, n: int) -> Tensor:
+    def losses(self, trainer: TrainingView, dataset: ImageDataset, n: int) -> Tensor:
         """Return the losses (n,) of images spread over the dataset, on every rank, on the CPU."""
         spread = evenly(n, len(dataset))
         own = np.arange(n)[trainer.rank :: trainer.processes]
@@ -69,7 +68,7 @@ class Validation(Callback):
         return trainer.sum_over_ranks(found).cpu()
 
     def _losses(
-        self, trainer: Trainer, network: nn.Module, dataset: ImageDataset, indices: np.ndarray, rows: np.ndarray
+        self, trainer: TrainingView, network: nn.Module, dataset: ImageDataset, indices: np.ndarray, rows: np.ndarray
     ) -> Tensor:
         diffusion = trainer.diffusion
         batch = batch_to_device(dataset.batch(indices.tolist()), trainer.device)

@@ -1,0 +1,117 @@
+"""What learns: the network on its device, its optimizer and the averages of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.nn.memory_format import use_channels_last
+from ddpm_lib.runs.checkpoint import optimizer_tensors
+from ddpm_lib.runtime.compiling import compile_regions, wants_compile
+from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.optim import make_optimizer
+from ddpm_lib.training.posthoc import PostHocAverages
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+Tensors = dict[str, dict[str, Tensor]]
+"""The tensors of a checkpoint by file stem and name."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The trained parts of a run, whose tensors a checkpoint holds.
+
+    Args:
+        diffusion: The process with its network, on the device.
+        optimizer: accelerate's wrapper of Adam or AdamW.
+        ema: Averages of the weights, None where none is kept.
+        posthoc: Power-function averages.
+        channels_last: Whether the weights lie in that memory format.
+    """
+
+    diffusion: GaussianDiffusion
+    optimizer: Any
+    ema: WeightAverages | None
+    posthoc: PostHocAverages
+    channels_last: bool
+
+    @classmethod
+    def place(
+        cls,
+        diffusion: GaussianDiffusion,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        log: Callable[[str], None],
+    ) -> Learner:
+        """Move the process to its device and build what follows its weights.
+
+        Args:
+            diffusion: The process.
+            config: The options of the run.
+            accelerator: Gives the device and the precision.
+            log: Gets a line when regions are compiled.
+        """
+        device, model = accelerator.device, diffusion.model
+        channels_last = getattr(model, "dims", None) == 2 and use_channels_last(
+            config.channels_last, device.type, str(accelerator.mixed_precision)
+        )
+        diffusion.to(device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        decays = config.ema_decay
+        ema = WeightAverages(model, decays, config.ema_power) if decays else None
+        posthoc = PostHocAverages(model, config.posthoc_ema)
+        optimizer = accelerator.prepare_optimizer(make_optimizer(diffusion, config, device))
+        if wants_compile(config.compile, device.type):
+            compile_regions(model, config.compile, log)
+        return cls(diffusion, optimizer, ema, posthoc, channels_last)
+
+    def averaged(self) -> nn.Module:
+        """Return the EMA network, or the trained one where no average is kept."""
+        return self.ema.network() if self.ema is not None else self.diffusion.model
+
+    def update_averages(self, step: int) -> None:
+        """Take in the weights after one optimizer step, counted from 1."""
+        if self.ema is not None:
+            self.ema.update()
+        self.posthoc.update(step)
+
+    def tensors(self, copy: bool = False) -> Tensors:
+        """Return the tensors of a checkpoint by file stem and name.
+
+        Args:
+            copy: Whether to return copies in RAM that training does not change any more.
+        """
+        diffusion = self.diffusion
+        groups: Tensors = {"model": diffusion.model.state_dict()}
+        groups["optimizer"] = optimizer_tensors(self.optimizer, diffusion)
+        if self.ema is not None:
+            groups["ema"] = self.ema.tensors()
+        if self.posthoc.sigma_rels:
+            groups["posthoc"] = self.posthoc.tensors()
+        if diffusion.uncertainty is not None:
+            groups["uncertainty"] = diffusion.uncertainty.state_dict()
+        if not copy:
+            return groups
+        return {stem: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for stem, group in groups.items()}
+
+    def checkpoint_bytes(self) -> int:
+        """Return the size of a checkpoint on disk; before the first step, too, when there are no moments yet."""
+        groups = self.tensors()
+        if not self.optimizer.state:
+            named = self.diffusion.named_parameters()
+            trained = {k: p for k, p in named if p.requires_grad}
+            moments = ("exp_avg", "exp_avg_sq")
+            groups["optimizer"] = {f"{name}/{k}": p for k, p in trained.items() for name in moments}
+        every = [(k, v) for group in groups.values() for k, v in group.items()]
+        # An entry of a safetensors header: its name and about 70 characters on type and place.
+        return sum(v.numel() * v.element_size() + len(k) + 70 for k, v in every) + 8 * 1024

@@ -1,0 +1,177 @@
+"""A run before its first step: its data opened, its network in place, its newest checkpoint restored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
+from ddpm_lib.runs.names import step_of
+from ddpm_lib.runtime import devices
+from ddpm_lib.runtime.accelerate_state import OwnState, in_own_state
+from ddpm_lib.runtime.processes import Processes
+from ddpm_lib.training.agreement import check_alike, check_place, check_process
+from ddpm_lib.training.auto_batch import Trial, find_batch_size, kept_batch_size
+from ddpm_lib.training.batches import BatchPlan
+from ddpm_lib.training.callbacks import default_callbacks
+from ddpm_lib.training.callbacks.base import Callback, check_callbacks
+from ddpm_lib.training.callbacks.best import KeepBest, check_metric
+from ddpm_lib.training.callbacks.rows import TrainingRows
+from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.context import RunContext, TrainingData
+from ddpm_lib.training.going_back import set_aside, wanted_step
+from ddpm_lib.training.learner import Learner
+from ddpm_lib.training.randomness import StepRandomness
+from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
+from ddpm_lib.training.run_config import absolute_source, write_run_config
+from ddpm_lib.training.same_data import fraction_held_out, write_data_index
+from ddpm_lib.training.sampling import check_grids
+from ddpm_lib.training.saving import check_space
+from ddpm_lib.training.sources import (
+    check_augmentation,
+    data_name,
+    held_fraction,
+    open_training_data,
+)
+from ddpm_lib.training.step import ForwardPass
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+
+class PreparedRun(RunContext):
+    """What a `Trainer` does before it trains.
+
+    Args:
+        config: The options.
+        diffusion: The process with its network.
+        data: The data source.
+        callbacks: Of the user, one or several.
+
+    Raises:
+        ConfigError: For options that contradict each other, the process or the place of the run.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        diffusion: GaussianDiffusion,
+        data: Any,
+        callbacks: Callback | Iterable[Callback] | None,
+    ) -> None:
+        check_process(diffusion)
+        output_dir = Path(config.output_dir or f"runs/{data_name(data)}")
+        chosen = default_callbacks(config, diffusion.time_sampler.learns)
+        chosen += check_callbacks(callbacks)
+        if config.keep_best:  # last, so that it hears what other callbacks log
+            check_metric(config)
+            chosen.append(KeepBest(config.keep_best))
+        chosen.append(TrainingRows())
+        name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
+        super().__init__(config, diffusion, output_dir, name, chosen)
+        self.data_source = data
+        check_place(output_dir, data)
+        self.accelerate_state = OwnState()
+        self.batch_reason = ""
+        self._met = self._prepared = False
+        check_size = getattr(diffusion.model, "check_size", None)
+        if check_size is not None:
+            check_size(diffusion.image_size)
+        check_augmentation(diffusion, config)
+        if config.sample_every:
+            check_grids(diffusion, config)
+
+    @in_own_state
+    def prepare(self) -> None:
+        """Open the data, place the network, and restore the newest checkpoint; `train` calls it, calling it first is allowed."""
+        if self._prepared:
+            return
+        self._meet()
+        config = self.config
+        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, self.config.resume, self.say))
+        self.source_name = absolute_source(self.source_name)
+        saved = None if checkpoint is None else checkpoint.state
+        before = None if saved is None else fraction_held_out(saved)
+        images = open_training_data(self.data_source, config, self.diffusion, self.say, before)
+        self._data = TrainingData(*images, held_fraction(config, before))
+        self._learner = Learner.place(self.diffusion, config, self.accelerator, self.say)
+        if config.batch_size == "auto":
+            size = kept_batch_size(saved.batch_size) if saved else find_batch_size(self._trial())
+            self.batch_reason = size.reason
+            self.say(size.reason)
+            config = self.config = replace(config, batch_size=size.images)
+        count, steps = config.images_per_step, config.accumulation_steps
+        self._plan = BatchPlan(count, self.processes, self.rank, steps)
+        shards = shards_of_run(config, self.processes, saved, self.say)
+        self._randomness = StepRandomness(config.seed, count, shards)
+        flip, augment = config.horizontal_flip, config.augment
+        self._forward_pass = ForwardPass(self.diffusion, self._randomness, self.device, flip, augment)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
+        self.say(describe_run(self))
+        self._prepared = True
+
+    def _trial(self) -> Trial:
+        return Trial(
+            self.diffusion,
+            self.dataset,
+            self.config,
+            self.device,
+            self.precision,
+            self.ranks,
+            self.accelerator.autocast,
+        )
+
+    def _meet(self) -> None:
+        """Meet the other processes of the run, once."""
+        if self._met:
+            return
+        config = self.config
+        self._accelerator = devices.make_accelerator(
+            self.output_dir,
+            device=config.device,
+            mixed_precision=config.mixed_precision,
+            trackers=config.trackers,
+            timeout_minutes=config.process_timeout_minutes,
+        )
+        self.ranks = self.run_log.processes = Processes.of(self._accelerator)
+        check_alike(config, self.diffusion, self.ranks)
+        self._met = True
+
+    def _restore(self, checkpoint: VerifiedCheckpoint) -> None:
+        restore(self, checkpoint)
+        self.last_checkpoint = checkpoint.path
+
+    def _load_newer_checkpoint(self) -> None:
+        """Go on from what another process has trained since this one last looked, where there is such a thing."""
+
+        def newer() -> bool:
+            there = files.list_checkpoints(self.output_dir / "checkpoints")
+            return bool(there) and step_of(there[-1]) > self.step
+
+        if not self.on_main(newer):
+            return
+        found = self.on_main(lambda: find_checkpoint(self.output_dir, self.config.resume, self.say))
+        if found is not None and found.state.step > self.step:
+            self._restore(found)
+            self.say(f"Another process trained here meanwhile: going on from {found.path} at step {self.step:,}.")
+
+    def _start_records(self) -> None:
+        """Begin to write: on the main process, when all that can be refused has been looked at."""
+        run, config = self.output_dir, self.config
+        check_space(self.learner.checkpoint_bytes(), run, config.keep_last, self.say)
+        self.run_log.open()
+        step = wanted_step(config.resume, run)
+        back = step is not None and step == self.step
+        moved = set_aside(run, self.step) if back else None
+        note = self.run_log.records.cut_back(self.step)
+        for line in (moved, note):
+            if line:
+                self.say(line)
+        write_run_config(run, self.source_name, config, self.diffusion)
+        with self.tolerate_write_errors("data.npz"):
+            write_data_index(run, self.dataset)

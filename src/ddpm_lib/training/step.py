@@ -1,0 +1,79 @@
+"""One forward pass of training, every random number of which is named by (seed, step, row)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.training.augmentation import AUGMENT_DRAWS, augment
+from ddpm_lib.training.batches import batch_to_device, flip_rows
+from ddpm_lib.training.randomness import StepRandomness
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """From images to losses: a function of the weights, the images and (step, slot, rows) alone.
+
+    Args:
+        diffusion: The process.
+        randomness: Names the random numbers.
+        device: Where it computes.
+        horizontal_flip: Whether to mirror half of the images.
+        augment: Probability of each transformation that the network is told of.
+    """
+
+    diffusion: GaussianDiffusion
+    randomness: StepRandomness
+    device: torch.device
+    horizontal_flip: bool = False
+    augment: float = 0.0
+
+    def __call__(
+        self, network: nn.Module, batch: dict[str, Any], rows: range, step: int, slot: int
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the losses of some rows of a step's global batch.
+
+        Args:
+            network: The process, possibly wrapped.
+            batch: The images of these rows, with their labels, on the CPU.
+            rows: Rows of the global batch.
+            step: Optimizer steps done before this one.
+            slot: Images used by all processes before this step.
+
+        Returns:
+            The losses (b,) on the device, and the levels t (b,) on the CPU.
+        """
+        diffusion, randomness = self.diffusion, self.randomness
+        batch = batch_to_device(batch, self.device)
+        images = batch.pop("image")
+        if self.horizontal_flip:
+            images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
+        cond = conditions_of(diffusion, batch)
+        if self.augment:
+            purposes = [f"augment {k}" for k in range(AUGMENT_DRAWS)]
+            draws = torch.stack([randomness.uniform(what, slot, rows) for what in purposes], 1)
+            images, done = augment(images, draws, self.augment)
+            cond = {**(cond or {}), "augment": done}
+        uniform = randomness.uniform("t", slot, rows)
+        t, _ = diffusion.time_sampler(uniform, diffusion.timesteps)
+        noise = randomness.noise(step, rows, tuple(images.shape[1:]), self.device)
+        conditioners = getattr(diffusion.model, "conditioners", {})
+        droppable = [(k, c) for k, c in conditioners.items() if c.drop_prob > 0]
+        # What guidance contrasts drops together.
+        drop = {k: randomness.uniform("drop" if c.guided else k, slot, rows).numpy() for k, c in droppable}
+        randomness.seed_dropout(step, rows)
+        # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
+        losses = network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="none")
+        return losses, t
+
+
+def conditions_of(diffusion: GaussianDiffusion, batch: dict[str, Any]) -> dict[str, Tensor] | None:
+    """Pick the fields of a batch that the network is conditioned on; None where there are none."""
+    names = getattr(diffusion.model, "conditioners", {})
+    return {name: batch[name] for name in names if name in batch} or None

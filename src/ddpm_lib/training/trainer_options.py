@@ -1,0 +1,75 @@
+"""The options of `Trainer(...)` as keywords that type checkers and editors see."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+
+class TrainerOptions(TypedDict, total=False):
+    """The fields of `TrainingConfig`, which documents and checks them."""
+
+    output_dir: str | None
+    resume: str
+    override: bool
+    seed: int
+    max_steps: int
+    max_hours: float | None
+    batch_size: int | Literal["auto"]
+    accumulation_steps: int
+    shards: int | None
+    optimizer: Literal["adamw", "adam"]
+    learning_rate: float
+    lr_schedule: Literal["constant", "cosine", "linear"]
+    warmup_steps: int
+    final_learning_rate_ratio: float
+    weight_decay: float
+    adam_betas: tuple[float, float]
+    adam_eps: float
+    max_grad_norm: float | None
+    ema_decay: tuple[float, ...]
+    ema_power: float
+    posthoc_ema: tuple[float, ...]
+    posthoc_every: int
+    fit: Literal["crop", "pad", "stretch"]
+    labels: Literal["auto", "folder", "prefix", "none"]
+    image_column: str | None
+    label_column: str | None
+    split: str | None
+    on_bad_image: Literal["error", "skip"]
+    background: str
+    max_pixels: int
+    value_range: tuple[float, float] | None
+    frames: Literal["first", "all"]
+    cache: Literal["auto", "ram", "none"]
+    cache_limit_mb: float | None
+    num_workers: int | None
+    horizontal_flip: bool
+    augment: float
+    val_data: Any
+    val_labels: Literal["auto", "folder", "prefix", "none"]
+    val_fraction: float
+    val_every: int
+    val_max_images: int
+    log_every: int
+    save_every: int
+    keep_last: int
+    keep_every: int | None
+    keep_best: str | None
+    save_async: bool
+    sample_every: int
+    sample_count: int
+    sample_sampler: str
+    sample_steps: int
+    sample_seed: int
+    sample_guidance_scale: float
+    trackers: tuple[str, ...]
+    progress: bool
+    device: str
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"]
+    channels_last: Literal["auto", "yes", "no"]
+    compile: bool | Literal["auto"]
+    deterministic: bool
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    max_nonfinite: int
+    stall_minutes: float
+    process_timeout_minutes: float
