@@ -16,9 +16,9 @@ from ddpm_lib.evaluation.options import EvaluationOptions
 from ddpm_lib.evaluation.sample_metrics import FEW
 from ddpm_lib.evaluation.task import Task
 from ddpm_lib.metrics import save_statistics
+from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.checkpoint import MANIFEST
 from ddpm_lib.runs.loading import LoadedRun
-from ddpm_lib.spacing import default_num_steps
 from ddpm_lib.training.resume import describe_versions
 
 
@@ -75,10 +75,8 @@ def describe_sets(task: Task, engine: Engine, needs: Collection[str]) -> dict[st
 
 
 def _steps(options: EvaluationOptions, timesteps: int) -> int:
-    if options.sample_steps:
-        return options.sample_steps
-    usual = default_num_steps(options.sampler == "ddpm", timesteps, options.spacing)
-    return timesteps if usual is None else usual
+    steps = resolve_num_steps(options.sampler, options.sample_steps, timesteps, options.spacing)
+    return timesteps if steps is None else steps
 
 
 def write_statistics(task: Task) -> None:

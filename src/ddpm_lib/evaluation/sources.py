@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddpm_lib.evaluation.engine import ImageSet
 from ddpm_lib.evaluation.task import conditions_of
 from ddpm_lib.images import to_uint8
-from ddpm_lib.spacing import default_num_steps
+from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.training.sampling import default_condition
 
 if TYPE_CHECKING:
@@ -123,9 +123,8 @@ def sample_images(
             used.
     """
     cond = default_condition(diffusion, n)
-    steps = options.sample_steps
-    if steps is None:
-        steps = default_num_steps(options.sampler == "ddpm", diffusion.timesteps, options.spacing)
+    asked, timesteps = options.sample_steps, diffusion.timesteps
+    steps = resolve_num_steps(options.sampler, asked, timesteps, options.spacing)
 
     def read(rows: range) -> Tensor:
         here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None

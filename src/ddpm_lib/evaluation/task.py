@@ -21,6 +21,7 @@ from ddpm_lib.core.progress import bar
 from ddpm_lib.images import to_model_range
 from ddpm_lib.metrics import bootstrap_interval
 from ddpm_lib.nn import LowRes
+from ddpm_lib.process.conditions import find_conditioner
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runtime.processes import own_share
 
@@ -159,13 +160,12 @@ class Task:
 
 def small_image(diffusion: GaussianDiffusion) -> LowRes | None:
     """Return the condition of a network that enlarges images, None of one that does not."""
-    found = getattr(diffusion.model, "conditioners", {})
-    return next((c for c in found.values() if isinstance(c, LowRes)), None)
+    return find_conditioner(diffusion.conditioners, LowRes)
 
 
 def conditions_of(diffusion: GaussianDiffusion, batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """Return the conditions that the network knows: labels, and small images made of the images themselves."""
-    names = getattr(diffusion.model, "conditioners", {})
+    names = diffusion.conditioners or {}
     cond = {k: v for k, v in batch.items() if k in names}
     low_res = small_image(diffusion)
     if low_res is not None:

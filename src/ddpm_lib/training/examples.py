@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm_lib.images import to_model_range, to_uint8
 from ddpm_lib.nn import LowRes
+from ddpm_lib.process.conditions import find_conditioner
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 def low_res_of(trainer: Trainer) -> LowRes | None:
     """Return the network's condition "low_res", None if it has none."""
-    found = getattr(trainer.diffusion.model, "conditioners", {})
-    return next((c for c in found.values() if isinstance(c, LowRes)), None)
+    return find_conditioner(trainer.diffusion.conditioners, LowRes)
 
 
 def example_images(trainer: Trainer, n: int) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.process.loss import Losses
 from ddpm_lib.training.augmentation import AUGMENT_DRAWS, augment
 from ddpm_lib.training.batches import batch_to_device, flip_rows
 
@@ -37,11 +38,11 @@ def forward_rows(trainer: Trainer, network: nn.Module, batch: dict[str, Any], ro
         images, done = augment(images, draws, config.augment)
         cond = {**(cond or {}), "augment": done}
     uniform = randomness.uniform("t", slot, rows)
-    t, _ = diffusion.time_sampler(uniform, diffusion.timesteps)
     noise = randomness.noise(trainer.step, rows, tuple(images.shape[1:]), trainer.device)
-    droppable = [(k, c) for k, c in getattr(diffusion.model, "conditioners", {}).items() if c.drop_prob > 0]
+    droppable = [(k, c) for k, c in (diffusion.conditioners or {}).items() if c.drop_prob > 0]
     # What guidance contrasts drops together.
     drop = {k: randomness.uniform("drop" if c.guided else k, slot, rows).numpy() for k, c in droppable}
     randomness.seed_dropout(trainer.step, rows)
     # NumPy, because DDP would move CPU tensors to the GPU, and reading them back there would wait for it.
-    return network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="none"), t
+    losses: Losses = network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="losses")
+    return losses.per_image, losses.t

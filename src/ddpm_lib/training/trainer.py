@@ -201,7 +201,7 @@ class Trainer(RunContext):
 
     def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
         """Pick the fields of a batch that the network is conditioned on."""
-        names = getattr(self.diffusion.model, "conditioners", {})
+        names = self.diffusion.conditioners or {}
         cond = {name: batch[name] for name in names if name in batch}
         return cond or None
 
