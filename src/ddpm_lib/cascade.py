@@ -12,7 +12,9 @@ from torch import Tensor
 from ddpm_lib.core import keys
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import LowRes
-from ddpm_lib.process.conditions import check_names
+from ddpm_lib.process.conditions import check_names, find_conditioner
+from ddpm_lib.process.plan import SamplingPlan
+from ddpm_lib.process.sampling import draw
 from ddpm_lib.samplers import Sampler, make_sampler
 
 
@@ -54,7 +56,19 @@ class Stage:
     @property
     def low_res(self) -> LowRes | None:
         """The network's condition on a smaller image, None if it has none."""
-        return next((c for c in (self.diffusion.conditioners or {}).values() if isinstance(c, LowRes)), None)
+        return find_conditioner(self.diffusion.conditioners, LowRes)
+
+    @property
+    def plan(self) -> SamplingPlan:
+        """Its sampler, levels and guidance."""
+        return SamplingPlan.make(
+            self.diffusion.schedule,
+            sampler=self.sampler,
+            num_steps=self.num_steps,
+            spacing=self.spacing,
+            eta=self.eta,
+            guidance_scale=self.guidance_scale,
+        )
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -162,16 +176,13 @@ class Cascade:
                 here[low_res.name] = results[-1]
             if low_res is not None and stage.low_res_noise is not None:
                 here.setdefault(low_res.noise_name, stage.low_res_noise)
-            images: Tensor = stage.diffusion.sample(
+            images: Tensor = draw(
+                stage.diffusion,
+                stage.plan,
                 n,
-                sampler=stage.sampler,
-                num_steps=stage.num_steps,
-                spacing=stage.spacing,
-                eta=stage.eta,
                 seed=stage_seed(seed, number),
                 first_index=first_index,
                 cond=here,
-                guidance_scale=stage.guidance_scale,
                 batch_size=batch_size,
                 progress=progress,
                 device=device,

@@ -1,4 +1,7 @@
-"""The diffusion process around a network: its parts, and the table of its methods (written in `process/`)."""
+"""The diffusion process around a network: its parts, and the table of its methods.
+
+The methods are functions of `process/`, bound in the class body.
+"""
 
 from __future__ import annotations
 

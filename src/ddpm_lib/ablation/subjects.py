@@ -202,7 +202,7 @@ class ImageSubject(Subject):
     def denoising(self, diffusion: GaussianDiffusion, network: nn.Module) -> dict[str, float]:
         """Return the mean error on held-out images, and that at three levels."""
         held_out = self._sets[0].batch(np.arange(len(self._sets[0])))
-        names = getattr(diffusion.model, "conditioners", {})
+        names = diffusion.conditioners or {}
         cond = {k: v for k, v in held_out.items() if k in names}
         return _summary(denoising_errors(diffusion, held_out["image"], network, cond=cond, batch_size=128))
 

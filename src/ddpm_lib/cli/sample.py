@@ -20,12 +20,14 @@ from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.core.files import try_writing
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.process.conditions import class_count, guidable
+from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
 from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.samplers import SAMPLERS, make_sampler
-from ddpm_lib.spacing import SPACINGS, default_num_steps
+from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError, process_state
 from ddpm_lib.training.sampling import sample_shared
 
@@ -145,8 +147,7 @@ def check_guidance(loaded: LoadedRun, scale: float) -> None:
     Raises:
         ConfigError: Saying how to train one.
     """
-    conditioners = (loaded.diffusion.conditioners or {}).values()
-    if scale != 1 and not any(c.guided and c.drop_prob > 0 for c in conditioners):
+    if scale != 1 and not guidable(loaded.diffusion.conditioners):
         raise ConfigError(
             f"--guidance-scale {scale:g} strengthens a class, and this run was trained without classes that it could also "
             "do without. Leave it out, or train another run with --class-conditional."
@@ -240,11 +241,11 @@ def draw(
 
 def steps(command: Any, timesteps: int) -> dict[str, Any]:
     """Return what the flags say about sampler, steps and guidance, as arguments of `GaussianDiffusion.sample`."""
-    usual = default_num_steps(command.sampler == "ddpm", timesteps, command.spacing)
+    wanted = command.num_steps
     return {
         "sampler": command.sampler,
         "sampler_options": options.key_values(command.sampler_options, "--sampler-options"),
-        "num_steps": command.num_steps or usual,
+        "num_steps": resolve_num_steps(command.sampler, wanted, timesteps, command.spacing),
         "spacing": command.spacing,
         "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
         "eta": command.eta,
@@ -268,18 +269,18 @@ def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, 
         ConfigError: For a class that does not exist, or a class asked of an unconditional network (in a cascade, the other
             one may know it).
     """
-    conditioners = getattr(loaded.diffusion.model, "conditioners", {})
-    if "class_label" not in conditioners and command.base is not None:
+    conditioners = loaded.diffusion.conditioners or {}
+    classes = class_count(conditioners)
+    if classes is None and command.base is not None:
         return {}
     label = label_of(loaded, command.class_label)
-    if "class_label" not in conditioners:
+    if classes is None:
         return {}
     if label is None and command.low_res is not None:
         if conditioners["class_label"].optional:
             return {}  # of what class the pictures are, only the user knows
         raise ConfigError("This network must be told the class of the pictures. Name it with --class-label.")
     if label is None:
-        classes = conditioners["class_label"].num_classes
         return {"class_label": (torch.arange(num) + command.first_index) % classes}
     return {"class_label": torch.full((num,), label)}
 
@@ -292,10 +293,9 @@ def label_of(loaded: LoadedRun, text: str | None) -> int | None:
     """
     if text is None:
         return None
-    conditioners = getattr(loaded.diffusion.model, "conditioners", {})
-    if "class_label" not in conditioners:
+    classes = class_count(loaded.diffusion.conditioners)
+    if classes is None:
         raise ConfigError("--class-label was given, but this network was trained without classes.")
-    classes = conditioners["class_label"].num_classes
     names = list(loaded.class_names or [str(i) for i in range(classes)])
     if text in names:
         return names.index(text)

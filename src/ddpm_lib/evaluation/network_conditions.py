@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddpm_lib.images import to_model_range
 from ddpm_lib.nn import LowRes
+from ddpm_lib.process.conditions import find_conditioner
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
 def low_res_conditioner(diffusion: GaussianDiffusion) -> LowRes | None:
     """Return the condition of a network that enlarges images, None of one that does not."""
-    conditioners = getattr(diffusion.model, "conditioners", {})
-    return next((c for c in conditioners.values() if isinstance(c, LowRes)), None)
+    return find_conditioner(diffusion.conditioners, LowRes)
 
 
 def conditions_of(
@@ -24,7 +24,7 @@ def conditions_of(
     batch: dict[str, Tensor],
 ) -> dict[str, Tensor] | None:
     """Return the conditions that the network knows: labels, and small images of the images."""
-    names = getattr(diffusion.model, "conditioners", {})
+    names = diffusion.conditioners or {}
     cond = {k: v for k, v in batch.items() if k in names}
     low_res = low_res_conditioner(diffusion)
     if low_res is not None:

@@ -13,10 +13,10 @@ from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.sample_metrics import FEW
 from ddpm_lib.metrics import save_statistics
+from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.checkpoint import recorded_sha256
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.versions import describe_versions
-from ddpm_lib.spacing import default_num_steps
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -75,10 +75,8 @@ def describe_sets(
 
 
 def _steps(options: EvaluationOptions, timesteps: int) -> int:
-    if options.sample_steps:
-        return options.sample_steps
-    usual = default_num_steps(options.sampler == "ddpm", timesteps, options.spacing)
-    return timesteps if usual is None else usual
+    steps = resolve_num_steps(options.sampler, options.sample_steps, timesteps, options.spacing)
+    return timesteps if steps is None else steps
 
 
 def write_statistics(store: FeatureStore, features: str, path: str) -> None:

@@ -166,7 +166,7 @@ def check_fits(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:
         raise ConfigError(
             f"The run needs entries of shape {wanted}; the dataset has {got}. Open it with that image_size."
         )
-    names = getattr(loaded.diffusion.model, "conditioners", {})
+    names = loaded.diffusion.conditioners or {}
     if "class_label" in names and dataset.class_names != loaded.class_names:
         raise ConfigError(
             f"The run was trained on the classes {', '.join(loaded.class_names or ['none'])}; the data has "

@@ -16,7 +16,7 @@ from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_condit
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.provenance import weights_sha256
 from ddpm_lib.evaluation.scored_images import whole_set
-from ddpm_lib.spacing import default_num_steps
+from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.training.sampling import default_condition
 
 if TYPE_CHECKING:
@@ -49,9 +49,8 @@ def sample_images(
             used.
     """
     cond = default_condition(diffusion, n)
-    steps = options.sample_steps
-    if steps is None:
-        steps = default_num_steps(options.sampler == "ddpm", diffusion.timesteps, options.spacing)
+    asked, timesteps = options.sample_steps, diffusion.timesteps
+    steps = resolve_num_steps(options.sampler, asked, timesteps, options.spacing)
 
     def read(rows: range) -> Tensor:
         here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None

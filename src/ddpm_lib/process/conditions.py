@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.images import to_model_range
 
+C = TypeVar("C")
 Cond = dict[str, Tensor]
 Draws = Tensor | np.ndarray
 """Uniform numbers or booleans, one per sample, on the CPU."""
@@ -48,6 +49,22 @@ class Droppable(Protocol):
 
 
 Conditioners = Mapping[str, Droppable]
+
+
+def find_conditioner(conditioners: Conditioners | None, kind: type[C]) -> C | None:
+    """Return the first conditioner of a kind, None if there is none."""
+    return next((c for c in (conditioners or {}).values() if isinstance(c, kind)), None)
+
+
+def class_count(conditioners: Conditioners | None) -> int | None:
+    """Return the number of classes of a class-conditional network, None of another one."""
+    known: Mapping[str, Any] = conditioners or {}
+    return known["class_label"].num_classes if "class_label" in known else None
+
+
+def guidable(conditioners: Conditioners | None) -> list[str]:
+    """Return the conditions that the network knows both with and without, as guidance needs it."""
+    return [k for k, c in (conditioners or {}).items() if c.guided and c.drop_prob > 0]
 
 
 def check_names(conditioners: Conditioners | None, cond: Mapping[str, Any]) -> None:
@@ -222,9 +239,9 @@ def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
     Raises:
         ValueError: If there is none.
     """
-    able = [k for k, c in (conditioners or {}).items() if c.guided and c.drop_prob > 0 and k in (cond or {})]
+    known = guidable(conditioners)
+    able = [name for name in known if name in (cond or {})]
     if not able or cond is None or conditioners is None:
-        known = [name for name, c in (conditioners or {}).items() if c.guided and c.drop_prob > 0]
         way = (
             f"Pass one, cond={{{known[0]!r}: …}}"
             if known

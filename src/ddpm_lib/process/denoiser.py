@@ -104,7 +104,14 @@ class Denoiser:
         output, raw = self.raw(x, alpha, sigma, time, cond)
         return self.clean(x, output, alpha, sigma), raw
 
-    def raw(self, x: Tensor, alpha: N, sigma: N, time: Tensor, cond: Cond | None) -> tuple[Tensor, Tensor | None]:
+    def raw(
+        self,
+        x: Tensor,
+        alpha: N,
+        sigma: N,
+        time: Tensor,
+        cond: Cond | None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the network's output F and raw variance (None for a fixed one), unguided.
 
         Args:
@@ -130,7 +137,7 @@ class Denoiser:
         clip: str | None = None,
         shift: Tensor | float = 0,
     ) -> Tensor:
-        """Return x̂_0 = c_skip·x_t + c_out·F + shift, clipped as the denoiser does or as told."""
+        """Return x̂_0 = c_skip·x_t + c_out·F + shift, clipped like the denoiser or as told."""
         p = self.parametrization
         x0 = p.c_skip(alpha, sigma) * x + p.c_out(alpha, sigma) * output + shift
         return CLIPS[self.clip if clip is None else clip](x0, self.clip_ratio)
@@ -148,10 +155,11 @@ class Denoiser:
 
     def _call(self, x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
         output = call_network(self.network, x, time, cond)
+        got = tuple(output.shape)
         expected = (x.shape[0], self.shape[0] * self.variance.outputs, *x.shape[2:])
         # A wrong shape may broadcast against the target and train on nonsense.
-        if tuple(output.shape) != expected:
-            raise ValueError(f"The network returned shape {tuple(output.shape)}, expected {expected}.")
+        if got != expected:
+            raise ValueError(f"The network returned shape {got}, expected {expected}.")
         return output
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:

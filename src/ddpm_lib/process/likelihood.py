@@ -123,8 +123,10 @@ def bits_per_dim(
             guess, raw = denoiser.estimate(alpha * x0 + sigma * noise, alpha, sigma, t, complete)
             # Read at the end: the device need not wait.
             parts.append(chain.terms(k, x0, guess, raw, denoiser.variance))
-        priors = [chain.prior(_eight_bits(to_device(part, device))) for part in images.split(batch_size)]
-    terms, prior = torch.cat(parts).cpu().double().view(steps.shape), torch.cat(priors).cpu().double()
+        batches = images.split(batch_size)
+        priors = [chain.prior(_eight_bits(to_device(part, device))) for part in batches]
+    terms = torch.cat(parts).cpu().double().view(steps.shape)
+    prior = torch.cat(priors).cpu().double()
     return BitsPerDim(prior + terms @ scale, prior, terms, chain.levels[steps - 1])
 
 
@@ -173,7 +175,7 @@ def flow_bits_per_dim(
         for start in range(0, len(images), batch_size):
             stop = min(start + batch_size, len(images))
             x, probe = dequantise(images[start:stop], first_index + start, seed)
-            here = {name: to_device(value[start:stop], device) for name, value in conditions.items()}
+            here = {k: to_device(value[start:stop], device) for k, value in conditions.items()}
             dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
             like = torch.empty(0, dtype=dtype, device=device)
             complete = fill_nulls(self.conditioners, here, x.to(like))
@@ -186,7 +188,13 @@ def flow_bits_per_dim(
     return BitsPerDim(total, prior, (total - prior)[:, None], levels)
 
 
-def _flow_bits(flow: _Flow, x: Tensor, sigma_min: float, last: Level, tolerance: float) -> tuple[Tensor, Tensor]:
+def _flow_bits(
+    flow: _Flow,
+    x: Tensor,
+    sigma_min: float,
+    last: Level,
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
     """Integrate the flow from σ_min to the last level; return the bits/dim and its prior, (n,).
 
     Args:
@@ -202,7 +210,8 @@ def _flow_bits(flow: _Flow, x: Tensor, sigma_min: float, last: Level, tolerance:
     begin = (math.cos(math.asin(sigma_min)) * x).numpy().ravel()
     state = np.concatenate([begin, np.zeros(len(x))])
     # In log φ, because x̂_0 changes fastest where there is least noise.
-    solution = solve_ivp(flow, span, state, method="RK45", rtol=tolerance, atol=tolerance, t_eval=span[1:])
+    how = {"method": "RK45", "rtol": tolerance, "atol": tolerance}
+    solution = solve_ivp(flow, span, state, t_eval=span[1:], **how)
     x_T, change = (torch.from_numpy(v) for v in np.split(solution.y[:, -1], [-len(x)]))
     size = x[0].numel()
     nats = 0.5 * (x_T.view(len(x), -1).square().mean(1) + math.log(2 * math.pi))

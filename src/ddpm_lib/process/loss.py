@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -60,7 +60,11 @@ class Noisy:
 
 
 class _Levels(NamedTuple):
-    """α and σ (b, 1, …) of a batch, and (b,) the weight of F's error, the importance, the network's time, the log-SNR."""
+    """What depends on the levels of a batch.
+
+    α and σ are (b, 1, …); the weight of F's error, the importance, the network's time and the
+    log-SNR are (b,).
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -70,6 +74,7 @@ class _Levels(NamedTuple):
     log_snr: Tensor
 
 
+@overload
 def forward(
     self: TrainableProcess,
     images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
@@ -81,7 +86,36 @@ def forward(
     drop: Draws | Mapping[str, Draws] | None = None,
     reduction: Literal["mean", "none"] = "mean",
     model: nn.Module | None = None,
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def forward(
+    self: TrainableProcess,
+    images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
+    cond: Mapping[str, Tensor] | None = None,
+    *,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+    uniform: Draws | None = None,
+    drop: Draws | Mapping[str, Draws] | None = None,
+    reduction: Literal["losses"],
+    model: nn.Module | None = None,
+) -> Losses: ...
+
+
+def forward(
+    self: TrainableProcess,
+    images: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor],
+    cond: Mapping[str, Tensor] | None = None,
+    *,
+    t: Tensor | None = None,
+    noise: Tensor | None = None,
+    uniform: Draws | None = None,
+    drop: Draws | Mapping[str, Draws] | None = None,
+    reduction: Literal["mean", "none", "losses"] = "mean",
+    model: nn.Module | None = None,
+) -> Tensor | Losses:
     """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its values.
 
     That is loss="simple"; the others add or are T·(bits/dim of the step t → t − 1), whose mean over t is the bound.
@@ -98,7 +132,7 @@ def forward(
         uniform: Numbers in [0, 1), (b,) on the CPU, from which the time sampler makes t.
         drop: Numbers in [0, 1), (b,) on the CPU, or booleans, that decide whose condition is hidden; one tensor
             or one per condition. Default: drawn in training mode, nothing hidden in eval mode.
-        reduction: "mean" for a scalar, "none" for one loss per image.
+        reduction: "mean" for a scalar, "none" for one loss per image, "losses" for a `Losses`.
         model: A network to use instead of `self.model` (wrapped or compiled, say).
 
     Returns:
@@ -193,7 +227,12 @@ def q_sample(self: TrainableProcess, images: Tensor, t: Tensor, noise: Tensor) -
     return alpha * x0 + sigma * noise
 
 
-def _levels_of(process: TrainableProcess, t: Tensor, importance: Tensor | None, x0: Tensor) -> _Levels:
+def _levels_of(
+    process: TrainableProcess,
+    t: Tensor,
+    importance: Tensor | None,
+    x0: Tensor,
+) -> _Levels:
     """Look up all that depends on the levels t (b,), on the device and in the precision of x0."""
     alpha, sigma = process.schedule.gather(t)
     if t.is_floating_point():
@@ -218,7 +257,7 @@ def _hide_conditions(
     noisy: Noisy,
     training: bool,
 ) -> Cond | None:
-    """Hide some conditions of a training batch, and show the network its own estimate if it is built for that."""
+    """Hide some conditions of a training batch; a self-conditioned network sees its estimate."""
     conditioners = denoiser.conditioners
     if not conditioners:
         return cond

@@ -54,7 +54,8 @@ def level_of_fraction(schedule: Schedule, fraction: float) -> Level:
         ValueError: If the fraction is not in (0, 1].
     """
     if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}. 1 forgets the image but for a trace.")
+        remark = "1 forgets the image but for a trace."
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}. {remark}")
     return schedule.level(max(1, round(fraction * schedule.timesteps)))
 
 
@@ -114,8 +115,13 @@ class SamplingPlan:
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         steps = resolve_num_steps(chosen, num_steps, schedule.timesteps, spacing, default_steps)
         visited = sampling_levels(schedule, steps, spacing, spacing_options)
-        low, high = guidance_interval[0], guidance_interval[1]
-        guidance = Guidance(guidance_scale, (low, high), guidance_rescale, classifier, classifier_scale)
+        guidance = Guidance(
+            scale=guidance_scale,
+            interval=(guidance_interval[0], guidance_interval[1]),
+            rescale=guidance_rescale,
+            classifier=classifier,
+            classifier_scale=classifier_scale,
+        )
         return cls(chosen, tuple(schedule.level(t) for t in visited), guidance)
 
     @property

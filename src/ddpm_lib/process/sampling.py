@@ -149,7 +149,7 @@ def draw(
         x = None if x_T is None else x_T[start:stop].to(where)
         dtype = torch.float32 if x is None else x.dtype
         noise = streams.noise(range(start, stop), process.image_shape, dtype, where)
-        # Drawn also where x_T is given, so that the noise of the steps is never the noise it starts from.
+        # Drawn also where x_T is given, so that the noise of the steps is never that of the start.
         drawn = noise()
         frames: list[Tensor] = []
         x = run(
@@ -166,7 +166,12 @@ def draw(
     return (torch.cat(images), torch.cat(trajectories)) if kept else torch.cat(images)
 
 
-def conditions_for(process: Process, cond: Mapping[str, Any] | None, n: int, streams: ImageStreams) -> Cond:
+def conditions_for(
+    process: Process,
+    cond: Mapping[str, Any] | None,
+    n: int,
+    streams: ImageStreams,
+) -> Cond:
     """Return what a caller says about n images as tensors (n, …); see `for_sampling`."""
     return for_sampling(process.conditioners, cond, n, streams.condition, process.class_names)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
+from ddpm_lib.process.conditions import class_count
 from ddpm_lib.runs.run_log import RunLog
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
@@ -292,8 +293,7 @@ def random_images(diffusion: GaussianDiffusion, count: int) -> ImageDataset:
 
     draw = np.random.default_rng(0)
     pool = draw.integers(0, 256, (64, diffusion.channels, *diffusion.image_size), dtype=np.uint8)
-    conditioners = getattr(diffusion.model, "conditioners", {})
-    classes = conditioners["class_label"].num_classes if "class_label" in conditioners else None
+    classes = class_count(diffusion.conditioners)
     labels = None if classes is None else draw.integers(0, classes, count)
     return ImageDataset(MemoryStore(torch.from_numpy(pool)), labels=labels, rows=np.arange(count) % len(pool))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.images import comparison_tiles, to_model_range
 from ddpm_lib.nn import LowRes
+from ddpm_lib.process.conditions import find_conditioner
 from ddpm_lib.training.step import conditions_of
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 def low_res_of(diffusion: GaussianDiffusion) -> LowRes | None:
     """Return the network's condition "low_res", None if it has none."""
-    found = getattr(diffusion.model, "conditioners", {})
-    return next((c for c in found.values() if isinstance(c, LowRes)), None)
+    return find_conditioner(diffusion.conditioners, LowRes)
 
 
 def example_images(dataset: ImageDataset, n: int) -> dict[str, Tensor]:

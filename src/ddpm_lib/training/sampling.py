@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.process.conditions import class_count, guidable
 from ddpm_lib.runtime.processes import Processes
 
 if TYPE_CHECKING:
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
 
 def default_condition(diffusion: GaussianDiffusion, n: int) -> dict[str, Tensor] | None:
     """Return labels that go through the classes in turn for a class-conditional network, else None."""
-    conditioners = getattr(diffusion.model, "conditioners", {})
-    if "class_label" not in conditioners:
-        return None
-    return {"class_label": torch.arange(n) % conditioners["class_label"].num_classes}
+    classes = class_count(diffusion.conditioners)
+    return None if classes is None else {"class_label": torch.arange(n) % classes}
 
 
 def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
@@ -39,8 +38,7 @@ def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
 
     if config.sample_sampler not in SAMPLERS:
         raise ConfigError(unknown_name("sampler", config.sample_sampler, SAMPLERS))
-    conditioners = getattr(diffusion.model, "conditioners", {})
-    if config.sample_guidance_scale != 1.0 and not any(c.guided and c.drop_prob > 0 for c in conditioners.values()):
+    if config.sample_guidance_scale != 1.0 and not guidable(diffusion.conditioners):
         raise ConfigError(
             f"sample_guidance_scale={config.sample_guidance_scale:g} needs a condition that is sometimes hidden in training. "
             "Train with classes (class_drop_prob > 0), or leave it at 1."

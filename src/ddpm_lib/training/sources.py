@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.config import TrainingConfig, is_described
 
@@ -156,7 +157,7 @@ def _open(
 
 def reads_labels(diffusion: GaussianDiffusion) -> bool:
     """Whether the network is conditional on classes."""
-    return "class_label" in getattr(diffusion.model, "conditioners", {})
+    return "class_label" in (diffusion.conditioners or {})
 
 
 def data_options(config: TrainingConfig, split: str | None) -> dict[str, Any]:
@@ -216,10 +217,9 @@ def check_classes(dataset: ImageDataset, diffusion: GaussianDiffusion) -> None:
     Raises:
         ConfigError: If not.
     """
-    conditioners = getattr(diffusion.model, "conditioners", {})
-    if "class_label" not in conditioners:
+    classes = class_count(diffusion.conditioners)
+    if classes is None:
         return
-    classes = conditioners["class_label"].num_classes
     if dataset.num_classes is None:
         raise ConfigError(
             f"The network is conditional on {classes} classes but the data has no labels. "
@@ -239,7 +239,7 @@ def check_same_classes(train: ImageDataset, held_out: ImageDataset, diffusion: G
     Raises:
         ConfigError: If not.
     """
-    if "class_label" in getattr(diffusion.model, "conditioners", {}) and train.class_names != held_out.class_names:
+    if reads_labels(diffusion) and train.class_names != held_out.class_names:
         found = ", ".join(held_out.class_names or ["none"])
         raise ConfigError(
             f"val_data has the classes {found}, the training data {', '.join(train.class_names or ['none'])}. "
@@ -253,7 +253,7 @@ def check_augmentation(diffusion: GaussianDiffusion, config: TrainingConfig) -> 
     Raises:
         ConfigError: If not.
     """
-    told = dict(getattr(diffusion.model, "conditioners", {}).items()).get("augment")
+    told: Any = dict(diffusion.conditioners or {}).get("augment")
     if told is None and config.augment:
         raise ConfigError(
             f"augment={config.augment:g} needs a network that is told of it, else samples would be turned and shifted too. "

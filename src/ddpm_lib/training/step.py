@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.process.loss import Losses
 from ddpm_lib.training.augmentation import AUGMENT_DRAWS, augment
 from ddpm_lib.training.batches import batch_to_device, flip_rows
 from ddpm_lib.training.randomness import StepRandomness
@@ -61,19 +62,17 @@ class ForwardPass:
             images, done = augment(images, draws, self.augment)
             cond = {**(cond or {}), "augment": done}
         uniform = randomness.uniform("t", slot, rows)
-        t, _ = diffusion.time_sampler(uniform, diffusion.timesteps)
         noise = randomness.noise(step, rows, tuple(images.shape[1:]), self.device)
-        conditioners = getattr(diffusion.model, "conditioners", {})
-        droppable = [(k, c) for k, c in conditioners.items() if c.drop_prob > 0]
+        droppable = [(k, c) for k, c in (diffusion.conditioners or {}).items() if c.drop_prob > 0]
         # What guidance contrasts drops together.
         drop = {k: randomness.uniform("drop" if c.guided else k, slot, rows).numpy() for k, c in droppable}
         randomness.seed_dropout(step, rows)
         # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
-        losses = network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="none")
-        return losses, t
+        losses: Losses = network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="losses")
+        return losses.per_image, losses.t
 
 
 def conditions_of(diffusion: GaussianDiffusion, batch: dict[str, Any]) -> dict[str, Tensor] | None:
     """Pick the fields of a batch that the network is conditioned on; None where there are none."""
-    names = getattr(diffusion.model, "conditioners", {})
+    names = diffusion.conditioners or {}
     return {name: batch[name] for name in names if name in batch} or None
