@@ -11,7 +11,13 @@ from typing import Annotated
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate, evaluate_checkpoints
+from ddpm_lib.evaluation import (
+    METRICS,
+    Evaluation,
+    EvaluationOptions,
+    evaluate,
+    evaluate_checkpoints,
+)
 from ddpm_lib.evaluation.compare import curve
 from ddpm_lib.evaluation.runner import (
     evaluate_verified,
@@ -86,10 +92,13 @@ def main(args: list[str]) -> int:
     found = find_checkpoints(command.run, command.checkpoint) if is_run(command.run) else []
     if state.is_main_process:
         check_output(command.output_dir, found[-1].run if found else None)
+    scored: Iterable[Evaluation]
     if found:
-        scored: Iterable[Evaluation] = evaluate_verified(found, **chosen)
+        scored = evaluate_verified(found, **chosen)
+    elif every:
+        scored = evaluate_checkpoints(command.run, **chosen)
     else:
-        scored = evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]
+        scored = [evaluate(command.run, **chosen)]
     for result in scored:
         results.append(result)
         if state.is_main_process:  # each as soon as it is known

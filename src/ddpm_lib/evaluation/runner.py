@@ -31,8 +31,9 @@ from ddpm_lib.evaluation.sets import open_bank, plan
 from ddpm_lib.evaluation.sources import clamp, evenly, sample_images
 from ddpm_lib.evaluation.task import NO_MODEL, Score, Task, mean_score, small_image
 from ddpm_lib.metrics.neighbours import TooFewImagesError
+from ddpm_lib.runs import loading
 from ddpm_lib.runs.checkpoint import MANIFEST, VerifiedCheckpoint
-from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run, refuse_foreign
+from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import process_state
 
@@ -81,11 +82,14 @@ def evaluate_checkpoints(run: str | Path, dataset: Any = None, **options: Any) -
     if not is_run(run):
         raise ConfigError(f"{run} is no run with checkpoints. Leave checkpoint='all' out.")
     runner = Runner(chosen, dataset)
-    return (runner.evaluate(checkpoint) for checkpoint in find_checkpoints(run, "all"))
+    return (runner.evaluate(checkpoint) for checkpoint in loading.find_checkpoints(run, "all"))
 
 
-def evaluate_verified(checkpoints: Sequence[VerifiedCheckpoint], **options: Any) -> Iterator[Evaluation]:
-    """Score checkpoints that were found and verified before, one after the other; see `evaluate`."""
+def evaluate_verified(
+    checkpoints: Sequence[VerifiedCheckpoint],
+    **options: Any,
+) -> Iterator[Evaluation]:
+    """Score checkpoints that were verified before, one after the other; see `evaluate`."""
     runner = Runner(_options(None, options))
     return (runner.evaluate(checkpoint) for checkpoint in checkpoints)
 
@@ -115,7 +119,7 @@ def is_run(target: Any) -> bool:
     if any((path / name).exists() for name in _MARKS) or not any(path.iterdir()):
         return True
     try:
-        refuse_foreign(path)
+        loading.refuse_foreign(path)
     except CheckpointError:
         return True
     return False
@@ -177,10 +181,10 @@ class Runner:
         """Load a run or one of its checkpoints; None for images."""
         options = self.options
         if isinstance(target, VerifiedCheckpoint):
-            return load_checkpoint(target, options.weights, options.ema_decay)
+            return loading.load_checkpoint(target, options.weights, options.ema_decay)
         if not is_run(target) and not self._wants_run(target):
             return None
-        return load_run(target, options.checkpoint, options.weights, options.ema_decay)
+        return loading.load_run(target, options.checkpoint, options.weights, options.ema_decay)
 
 
 @dataclass

@@ -40,7 +40,9 @@ class SynthesisedEma:
 
 
 def available_snapshots(run: Path, verify: Verify = files.verify) -> list[Snapshot]:
-    """Return the snapshots of a run, and the averages in its checkpoints at other steps; oldest first.
+    """Return the snapshots of a run, and the averages in its checkpoints of other steps.
+
+    The oldest come first.
 
     Args:
         run: The run directory.
@@ -127,7 +129,8 @@ def synthesise_ema(
         raise ConfigError(f"{final} exists, and nothing is overwritten. {advice}")
     newest, _ = files.find_newest(run / "checkpoints", verify=verify)
     if newest is None:
-        raise CheckpointError(f"{run} holds no complete checkpoint, which says what network the averages are of.")
+        missing = f"{run} holds no complete checkpoint"
+        raise CheckpointError(f"{missing}, which says what network the averages are of.")
     weights, error, count = posthoc_weights(there, sigma_rel, step)
     label = f"sigma_rel={sigma_rel:g}"
     about = {"sigma_rel": sigma_rel, "averages": count, "profile_error": error}

@@ -93,7 +93,10 @@ def refuse_pictures(output_dir: Path) -> None:
         return
     from ddpm_lib.data.folders import EXTENSIONS
 
-    found = pictures_in(output_dir, frozenset(e.decode() for e in EXTENSIONS) | {".npz", ".npy", ".parquet", ".arrow"})
+    found = pictures_in(
+        output_dir,
+        frozenset(e.decode() for e in EXTENSIONS) | {".npz", ".npy", ".parquet", ".arrow"},
+    )
     if found is not None:
         raise ConfigError(
             f"{output_dir} is no run and holds data ({printable(found)}): a run in it would put its samples among them. Choose "

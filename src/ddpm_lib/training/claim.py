@@ -100,7 +100,8 @@ def look_again(trainer: Trainer) -> None:
         if found is not None and found.state.step > trainer.step:
             restore(trainer, found)
             trainer.last_checkpoint = found.path
-            trainer.say(f"Another process trained here meanwhile: going on from {found.path} at step {trainer.step:,}.")
+            where = f"{found.path} at step {trainer.step:,}"
+            trainer.say(f"Another process trained here meanwhile: going on from {where}.")
 
 
 def _newer(trainer: Trainer) -> bool:

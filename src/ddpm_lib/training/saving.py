@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.runs import checkpoint as files
+from ddpm_lib.runs.weights import optimizer_tensors
 
 if TYPE_CHECKING:
     from ddpm_lib.training.trainer import Trainer
@@ -111,7 +112,7 @@ def run_tensors(trainer: Trainer, copy: bool = False) -> Tensors:
         copy: Whether to return copies in RAM that training does not change any more.
     """
     tensors: Tensors = {"model": trainer.diffusion.model.state_dict()}
-    tensors["optimizer"] = files.optimizer_tensors(trainer.optimizer, trainer.diffusion)
+    tensors["optimizer"] = optimizer_tensors(trainer.optimizer, trainer.diffusion)
     if trainer.ema is not None:
         tensors["ema"] = trainer.ema.tensors()
     if trainer.posthoc.sigma_rels:

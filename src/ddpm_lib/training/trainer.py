@@ -352,9 +352,10 @@ class Trainer(RunContext):
     def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
         status = "finished" if finished else "stopped"
-        stopped = StopReason(f"reached max_steps {self.config.max_steps}") if finished else self._stop_reason
+        reached = StopReason(f"reached max_steps {self.config.max_steps}")
+        stopped = reached if finished else self._stop_reason
         assert stopped is not None
-        reason = stopped.text
+        reason, last = stopped.text, self.last_checkpoint
         self._status(status, reason)
         if finished and first == self.step:
             self.say(
@@ -362,7 +363,7 @@ class Trainer(RunContext):
             )
         else:
             self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
-        return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint, stopped.signal)
+        return TrainingResult(status, self.step, reason, self.output_dir, last, stopped.signal)
 
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""
