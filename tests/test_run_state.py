@@ -220,7 +220,7 @@ def test_a_verified_checkpoint_knows_its_run_and_its_state(run: Path) -> None:
     assert checkpoint.run == run
     assert checkpoint.state.step == 6
     assert checkpoint.state.batch_size == 6
-    assert set(checkpoint.manifest["files"]) >= {"model.safetensors", "state.json"}
+    assert set(checkpoint.files) >= {"model.safetensors", "state.json"}
 
 
 def test_other_processes_get_the_state_with_the_checkpoint(

@@ -32,6 +32,14 @@ from ddpm_lib.runs.state import STATE, RunState, check_complete
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,14 @@ class SavedCheckpoint:
 
 
 @dataclass(frozen=True)
+class FileRecord:
+    """What a manifest says of a file: its length in bytes, and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class VerifiedCheckpoint:
     """A checkpoint whose files are as its manifest says; whoever has one need not hash it again.
 
@@ -51,11 +67,11 @@ class VerifiedCheckpoint:
 
     Attributes:
         path: The directory.
-        manifest: The content of manifest.json.
+        files: The files that its manifest lists, by name.
     """
 
     path: Path
-    manifest: dict[str, Any]
+    files: dict[str, FileRecord]
 
     @property
     def run(self) -> Path:
@@ -173,17 +189,17 @@ def verify(path: Path) -> VerifiedCheckpoint:
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
-    manifest = _read_manifest(path)
-    for name, file in manifest["files"].items():
-        _check_file(path, name, file["bytes"], file["sha256"])
-    return VerifiedCheckpoint(path, manifest)
+    listed = _read_manifest(path)
+    for name, record in listed.items():
+        _check_file(path, name, record)
+    return VerifiedCheckpoint(path, listed)
 
 
 Verify = Callable[[Path], VerifiedCheckpoint]
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest, and check all that it says of itself.
+def _read_manifest(path: Path) -> dict[str, FileRecord]:
+    """Check what a checkpoint's manifest says of itself, and return the files that it lists.
 
     Raises:
         CheckpointError: Saying what is wrong with it.
@@ -193,22 +209,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         version, step, files = manifest["format"], manifest["step"], manifest["files"]
-        sizes = {
-            name: {
-                "bytes": int(file["bytes"]),
-                "sha256": str(file["sha256"]),
-            }
-            for name, file in files.items()
-        }
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
+        listed = {k: FileRecord(int(f["bytes"]), str(f["sha256"])) for k, f in files.items()}
+    except _UNREADABLE as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({why})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path.name}: format {short(version)}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
@@ -217,17 +221,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.name}: {MANIFEST} says step {short(step)}, so it is damaged or the directory was renamed"
         )
-    return {**manifest, "files": sizes}
+    return listed
 
 
-def _check_file(path: Path, name: str, size: int, digest: str) -> None:
+def _check_file(path: Path, name: str, record: FileRecord) -> None:
     file = path / name
     if Path(name).name != name or "\0" in name or not file.is_file():
         raise CheckpointError(f"{path.name}: {name} is missing")
-    if file.stat().st_size != size:
-        length = file.stat().st_size
-        raise CheckpointError(f"{path.name}: {name} has {length} bytes instead of {size}")
-    if _sha256(file) != digest:
+    size = file.stat().st_size
+    if size != record.size:
+        raise CheckpointError(f"{path.name}: {name} has {size} bytes instead of {record.size}")
+    if _sha256(file) != record.sha256:
         reason = "its SHA-256 differs from the manifest"
         raise CheckpointError(f"{path.name}: {name} is damaged ({reason})")
 
@@ -246,15 +250,14 @@ def check_resumable(checkpoint: VerifiedCheckpoint) -> None:
     needed = ["model.safetensors", "optimizer.safetensors", STATE]
     needed += ["ema.safetensors"] if values["ema_decay"] else []
     for name in needed:
-        if name not in checkpoint.manifest["files"]:
+        if name not in checkpoint.files:
             missing = f"{path.name}: {MANIFEST} does not list {name}"
             raise CheckpointError(f"{missing}, without which nothing goes on")
 
 
 def recorded_sha256(path: Path, stem: str) -> str:
     """Return the SHA-256 of a tensor file as the manifest says it."""
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return str(manifest["files"][f"{stem}.safetensors"]["sha256"])
+    return _read_manifest(path)[f"{stem}.safetensors"].sha256
 
 
 def is_of_newer_version(path: Path) -> bool:
@@ -333,4 +336,5 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path / 'state.json'} cannot be read ({type(error).__name__}: {error}).") from error
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path / STATE} cannot be read ({why}).") from error

@@ -75,7 +75,7 @@ def load_optimizer_tensors(
     structure = optimizer.state_dict()
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     structure["state"] = {
-        i: {entry: _laid_out_like(tensor, p) for entry, tensor in by_parameter[names[id(p)]].items()}
+        i: {entry: _laid_out_like(v, p) for entry, v in by_parameter[names[id(p)]].items()}
         for i, p in enumerate(ordered)
         if names[id(p)] in by_parameter
     }
