@@ -133,8 +133,8 @@ def main(args: list[str]) -> int:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
             prefix = f"{loaded.checkpoint.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command, small)
-            drawn = so_many(len(images), "image")
-            sys.stdout.write(f"{loaded.checkpoint.name} ({loaded.weights}): {drawn} -> {', '.join(written)}\n")
+            drawn = f"{so_many(len(images), 'image')} -> {', '.join(written)}"
+            sys.stdout.write(f"{loaded.checkpoint.name} ({loaded.weights}): {drawn}\n")
             if checkpoint is chosen[-1]:
                 sys.stdout.write("".join(f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)))
     destroy_group(state)

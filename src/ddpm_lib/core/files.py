@@ -122,7 +122,7 @@ def write_aside(path: Path, write: Callable[[Path], Any], *, durable: bool = Tru
             thousand and easily made again, as pictures are.
 
     Raises:
-        OSError: If the disk refuses; what was at `path` is as it was, and nothing half-written stays.
+        OSError: If the disk refuses; what was at `path` stays, and nothing half-written.
     """
     temporary = beside(path)
     try:
@@ -142,7 +142,7 @@ def write_aside(path: Path, write: Callable[[Path], Any], *, durable: bool = Tru
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file aside and rename it, see `write_aside`; what cannot be encoded is an escape.
+    """Write a text file, see `write_aside`; what cannot be encoded becomes an escape.
 
     Raises:
         OSError: If the disk refuses; what was there stays, and nothing half-written.

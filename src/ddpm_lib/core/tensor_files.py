@@ -11,7 +11,11 @@ from torch import Tensor
 from ddpm_lib.core.files import utf8_name
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write tensors by name; they may lie on any device and share memory.
 
     Args:
@@ -46,7 +50,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring tensors to the CPU, none sharing memory with another: safetensors refuses tied weights."""
+    """Bring tensors to the CPU, none sharing memory: safetensors refuses tied weights."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():

@@ -36,7 +36,8 @@ class RunImages:
     @property
     def config(self) -> TrainingConfig:
         """The options of the run's training."""
-        return TrainingConfig.from_options(dict(self.loaded.run_state.training), str(self.loaded.checkpoint))
+        options = dict(self.loaded.run_state.training)
+        return TrainingConfig.from_options(options, str(self.loaded.checkpoint))
 
     def get(self, which: str) -> ImageDataset:
         """Return "train" or "held-out".
@@ -86,9 +87,9 @@ class RunImages:
         if is_described(config.val_data):
             config = dataclasses.replace(config, val_data=None, val_fraction=0.0)
         try:
-            train, held_out = open_training_data(
-                described.source, config, self.loaded.diffusion, _quiet, fraction_held_out(self.loaded.run_state)
-            )
+            fraction = fraction_held_out(self.loaded.run_state)
+            diffusion = self.loaded.diffusion
+            train, held_out = open_training_data(source, config, diffusion, _quiet, fraction)
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"The data of this run, {described.source!r}, cannot be opened from here: {error} "
@@ -96,8 +97,9 @@ class RunImages:
             ) from error
         if not is_same(train, described):
             raise ConfigError(
-                f"{described.source!r} is not the data that this run was trained on: {len(train):,} training images now, "
-                f"{described.images:,} then, or other files. Restore it, or name images with data= (--data PATH)."
+                f"{described.source!r} is not the data that this run was trained on: "
+                f"{len(train):,} training images now, {described.images:,} then, or other files. "
+                "Restore it, or name images with data= (--data PATH)."
             )
         return train, held_out
 
@@ -113,7 +115,10 @@ class RunImages:
             return dataset.steady()
         return self.other(dataset, split, on_bad_image)
 
-    def _from_given(self, described: DataDescription) -> tuple[ImageDataset, ImageDataset | None] | None:
+    def _from_given(
+        self,
+        described: DataDescription,
+    ) -> tuple[ImageDataset, ImageDataset | None] | None:
         """Cut the images given as training did, and return the two sets if they are those of the run."""
         if self.given is None:
             return None

@@ -179,7 +179,8 @@ def fetch_weights(name: str, to: str | Path, progress: Callable[[int, int], None
             got = sha256_of(part)
             if got == entry.sha256:
                 return
-            raise ValueError(f"{url} gave another file: SHA-256 {got}, expected {entry.sha256}. It was not kept.")
+            digests = f"SHA-256 {got}, expected {entry.sha256}"
+            raise ValueError(f"{url} gave another file: {digests}. It was not kept.")
         assert failed is not None
         raise failed
 

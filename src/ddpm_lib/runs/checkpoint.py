@@ -21,8 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.files import flush
@@ -33,6 +32,14 @@ from ddpm_lib.runs.state import STATE, RunState, check_complete
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,26 @@ class SavedCheckpoint:
 
 
 @dataclass(frozen=True)
+class FileRecord:
+    """What a manifest says of a file: its length in bytes, and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """A checkpoint whose files are as its manifest says. `verify` makes it; whoever has one need not hash it again.
+    """A checkpoint whose files are as its manifest says; whoever has one need not hash it again.
+
+    Made by `verify`.
 
     Attributes:
         path: The directory.
-        manifest: The content of manifest.json.
+        files: The files that its manifest lists, by name.
     """
 
     path: Path
-    manifest: dict[str, Any]
+    files: dict[str, FileRecord]
 
     @property
     def run(self) -> Path:
@@ -80,7 +97,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint directories in a folder from oldest to newest by the step in their names, verified or not."""
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if step_in(p.name) is not None and p.is_dir()), key=step_of)
+    named = [path for path in folder.iterdir() if step_in(path.name) is not None]
+    return sorted((path for path in named if path.is_dir()), key=step_of)
 
 
 def _sha256(path: Path) -> str:
@@ -146,7 +164,11 @@ def _remove(path: Path) -> None:
 
 
 def prune(
-    folder: Path, newest: int, keep_last: int, keep_every: int | None = None, keep: Collection[int] = ()
+    folder: Path,
+    newest: int,
+    keep_last: int,
+    keep_every: int | None = None,
+    keep: Collection[int] = (),
 ) -> list[Path]:
     """Remove all but the newest `keep_last` checkpoints, those of multiples of `keep_every` and `keep`; return what went.
 
@@ -167,30 +189,30 @@ def verify(path: Path) -> VerifiedCheckpoint:
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
-    manifest = _read_manifest(path)
-    for name, file in manifest["files"].items():
-        _check_file(path, name, file["bytes"], file["sha256"])
-    return VerifiedCheckpoint(path, manifest)
+    listed = _read_manifest(path)
+    for name, record in listed.items():
+        _check_file(path, name, record)
+    return VerifiedCheckpoint(path, listed)
 
 
 Verify = Callable[[Path], VerifiedCheckpoint]
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest, and check all that it says of itself.
+def _read_manifest(path: Path) -> dict[str, FileRecord]:
+    """Check what a checkpoint's manifest says of itself, and return the files that it lists.
 
     Raises:
         CheckpointError: Saying what is wrong with it.
     """
-    file = path / MANIFEST
-    if not file.is_file():
+    if not (path / MANIFEST).is_file():
         raise CheckpointError(f"{path.name}: {MANIFEST} is missing, so it was never completed")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         version, step, files = manifest["format"], manifest["step"], manifest["files"]
-        sizes = {name: {"bytes": int(f["bytes"]), "sha256": str(f["sha256"])} for name, f in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
+        listed = {k: FileRecord(int(f["bytes"]), str(f["sha256"])) for k, f in files.items()}
+    except _UNREADABLE as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({why})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path.name}: format {short(version)}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
@@ -199,17 +221,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.name}: {MANIFEST} says step {short(step)}, so it is damaged or the directory was renamed"
         )
-    return {**manifest, "files": sizes}
+    return listed
 
 
-def _check_file(path: Path, name: str, size: int, digest: str) -> None:
+def _check_file(path: Path, name: str, record: FileRecord) -> None:
     file = path / name
     if Path(name).name != name or "\0" in name or not file.is_file():
         raise CheckpointError(f"{path.name}: {name} is missing")
-    if file.stat().st_size != size:
-        raise CheckpointError(f"{path.name}: {name} has {file.stat().st_size} bytes instead of {size}")
-    if _sha256(file) != digest:
-        raise CheckpointError(f"{path.name}: {name} is damaged (its SHA-256 differs from the manifest)")
+    size = file.stat().st_size
+    if size != record.size:
+        raise CheckpointError(f"{path.name}: {name} has {size} bytes instead of {record.size}")
+    if _sha256(file) != record.sha256:
+        reason = "its SHA-256 differs from the manifest"
+        raise CheckpointError(f"{path.name}: {name} is damaged ({reason})")
 
 
 def check_resumable(checkpoint: VerifiedCheckpoint) -> None:
@@ -221,18 +245,19 @@ def check_resumable(checkpoint: VerifiedCheckpoint) -> None:
     path, values = checkpoint.path, checkpoint.state_values
     check_complete(values, path)
     if values["step"] != step_of(path):
-        raise CheckpointError(f"{path / STATE} says step {values['step']}, so it is of another checkpoint.")
+        says = f"{path / STATE} says step {values['step']}"
+        raise CheckpointError(f"{says}, so it is of another checkpoint.")
     needed = ["model.safetensors", "optimizer.safetensors", STATE]
     needed += ["ema.safetensors"] if values["ema_decay"] else []
     for name in needed:
-        if name not in checkpoint.manifest["files"]:
-            raise CheckpointError(f"{path.name}: {MANIFEST} does not list {name}, without which nothing goes on")
+        if name not in checkpoint.files:
+            missing = f"{path.name}: {MANIFEST} does not list {name}"
+            raise CheckpointError(f"{missing}, without which nothing goes on")
 
 
 def recorded_sha256(path: Path, stem: str) -> str:
     """Return the SHA-256 of a tensor file as the manifest says it."""
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return str(manifest["files"][f"{stem}.safetensors"]["sha256"])
+    return _read_manifest(path)[f"{stem}.safetensors"].sha256
 
 
 def is_of_newer_version(path: Path) -> bool:
@@ -286,7 +311,7 @@ def without_stop(error: Exception) -> str:
 def newest_complete(
     folder: Path, warn: Callable[[str], None], accept: Callable[[int], bool] = lambda step: True
 ) -> VerifiedCheckpoint | None:
-    """Return the newest checkpoint that verifies, warning about each broken one passed over; see `find_newest`."""
+    """Return the newest checkpoint that verifies, warning about each one passed over."""
     found, broken = find_newest(folder, accept)
     for error in broken:
         warn(passed_over(error))
@@ -311,71 +336,5 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path / 'state.json'} cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Load weights strictly, listing the first differences where they do not fit.
-
-    Raises:
-        CheckpointError: If names or shapes differ.
-    """
-    check_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, where)
-    model.load_state_dict(tensors)
-
-
-def check_weights(own: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], where: str) -> None:
-    """Compare the names and shapes of a network's weights with those of a file.
-
-    Raises:
-        CheckpointError: Listing the first differences.
-    """
-    missing = [k for k in own if k not in tensors]
-    extra = [k for k in tensors if k not in own]
-    shapes = [
-        f"{k}: {tuple(tensors[k].shape)} in the file, {own[k]} in the model"
-        for k in own
-        if k in tensors and own[k] != tuple(tensors[k].shape)
-    ]
-    if missing or extra or shapes:
-        lines = [
-            *(f"missing in the file: {k}" for k in missing),
-            *(f"not in the model: {k}" for k in extra),
-            *shapes,
-        ]
-        more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""
-        raise CheckpointError(f"The weights in {where} are of another network:\n  " + "\n  ".join(lines[:5]) + more)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's per-parameter state as `<parameter>|<entry>` tensors."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return {
-        f"{names[id(p)]}|{entry}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for p, entries in optimizer.state.items()
-        for entry, value in entries.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` returned, on each parameter's device; `step` counters stay where torch wants them."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    by_parameter: dict[str, dict[str, Tensor]] = {}
-    for full, tensor in tensors.items():
-        name, entry = full.rsplit("|", 1)
-        by_parameter.setdefault(name, {})[entry] = tensor
-    structure = optimizer.state_dict()
-    ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    structure["state"] = {
-        i: {entry: _laid_out_like(tensor, p) for entry, tensor in by_parameter[names[id(p)]].items()}
-        for i, p in enumerate(ordered)
-        if names[id(p)] in by_parameter
-    }
-    optimizer.load_state_dict(structure)
-
-
-def _laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    # Fused optimizers walk through memory: a moment in another layout than its weight would go to the wrong elements.
-    if tensor.shape != parameter.shape:
-        return tensor
-    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device, requires_grad=False).copy_(tensor)
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path / STATE} cannot be read ({why}).") from error

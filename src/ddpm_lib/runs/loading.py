@@ -18,6 +18,7 @@ from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runs.standing import no_run, nothing_saved
 from ddpm_lib.runs.state import STATE, RunState
+from ddpm_lib.runs.weights import check_weights, load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,7 +89,9 @@ def refuse_foreign(path: Path) -> None:
 
 
 def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[VerifiedCheckpoint]:
-    """Find checkpoints of a run directory, or take the path itself if it is one; each is hashed once.
+    """Find checkpoints of a run directory, or take the path itself if it is one.
+
+    Each is hashed once.
 
     Args:
         path: A run directory or a checkpoint directory.
@@ -129,7 +132,8 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Veri
     wanted = checkpoint_name(int(which)) if which.isdigit() else which
     chosen = there if which == "all" else [p for p in there if p.name == wanted]
     if not chosen:
-        raise CheckpointError(f"{path} has no checkpoint {short(which)}. There are: {names}; or 'latest', or 'all'.")
+        there_are = f"There are: {names}; or 'latest', or 'all'."
+        raise CheckpointError(f"{path} has no checkpoint {short(which)}. {there_are}")
     return [verify(checkpoint) for checkpoint in chosen]
 
 
@@ -150,7 +154,10 @@ def _newest(run: Path, verify: Verify) -> VerifiedCheckpoint:
 
 @answers_wrong_keywords
 def load_run(
-    path: str | Path, checkpoint: str | int = "latest", weights: str = "ema", ema_decay: float | None = None
+    path: str | Path,
+    checkpoint: str | int = "latest",
+    weights: str = "ema",
+    ema_decay: float | None = None,
 ) -> LoadedRun:
     """Rebuild a trained process from its run directory.
 
@@ -172,13 +179,17 @@ def load_run(
     return load_checkpoint(find_checkpoints(path, checkpoint)[-1], weights, ema_decay)
 
 
-def load_checkpoint(checkpoint: VerifiedCheckpoint, weights: str = "ema", ema_decay: float | None = None) -> LoadedRun:
+def load_checkpoint(
+    checkpoint: VerifiedCheckpoint,
+    weights: str = "ema",
+    ema_decay: float | None = None,
+) -> LoadedRun:
     """Rebuild a trained process from a checkpoint that was verified; see `load_run`."""
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
     found = checkpoint.path
     # An average that was synthesised is named by its length, not by a decay.
-    decays = [decay if isinstance(decay, str) else float(decay) for decay in checkpoint.state.ema_decay]
+    decays = [d if isinstance(d, str) else float(d) for d in checkpoint.state.ema_decay]
     state = dataclasses.replace(checkpoint.state, ema_decay=decays)
     tensors, label = _choose(checkpoint, decays, weights, ema_decay)
     try:
@@ -186,7 +197,15 @@ def load_checkpoint(checkpoint: VerifiedCheckpoint, weights: str = "ema", ema_de
         model, diffusion = _build(found, state)
         names = state.trained_on.class_names
         diffusion.class_names = tuple(names) if names else None
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
@@ -199,9 +218,10 @@ def load_checkpoint(checkpoint: VerifiedCheckpoint, weights: str = "ema", ema_de
             f"{found} holds NaN or infinite weights ({len(broken)} of {len(tensors)} tensors, the first is {broken[0]}). "
             "Choose an older checkpoint."
         )
-    files.load_weights(model, tensors, str(found))
+    load_weights(model, tensors, str(found))
     if diffusion.uncertainty is not None and (found / "uncertainty.safetensors").is_file():
-        files.load_weights(diffusion.uncertainty, checkpoint.read_tensors("uncertainty"), str(found))
+        uncertainty = checkpoint.read_tensors("uncertainty")
+        load_weights(diffusion.uncertainty, uncertainty, str(found))
     diffusion.eval()
     values = {**checkpoint.state_values, "ema_decay": decays}
     return LoadedRun(diffusion, found, state.step, label, diffusion.class_names, values)
@@ -217,11 +237,11 @@ def _check_size(path: Path, state: RunState, tensors: dict[str, Tensor]) -> None
 
     with torch.device("meta"):
         model = _network(path, state)
-    files.check_weights({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, str(path))
+    check_weights(model, tensors, str(path))
 
 
 def _build(path: Path, state: RunState) -> tuple[nn.Module, GaussianDiffusion]:
-    """Build the network and the process that a checkpoint describes, by the names of registered classes."""
+    """Build the network and the process that a checkpoint describes, by registered names."""
     from ddpm_lib.diffusion import GaussianDiffusion
 
     model = _network(path, state)
@@ -252,7 +272,8 @@ def _choose(
         raise ConfigError(f"{path} was trained without an EMA. Ask for weights='model' (--weights model).")
     chosen = kept[0] if decay is None else decay
     if chosen not in kept:
-        raise ConfigError(f"{path} keeps no EMA of decay {short(chosen)}. It keeps: {', '.join(map(str, kept))}.")
-    prefix = f"{chosen}/"
-    tensors = {k.removeprefix(prefix): v for k, v in checkpoint.read_tensors("ema").items() if k.startswith(prefix)}
+        there = ", ".join(map(str, kept))
+        raise ConfigError(f"{path} keeps no EMA of decay {short(chosen)}. It keeps: {there}.")
+    prefix, averages = f"{chosen}/", checkpoint.read_tensors("ema")
+    tensors = {k.removeprefix(prefix): v for k, v in averages.items() if k.startswith(prefix)}
     return tensors, f"ema {chosen}"

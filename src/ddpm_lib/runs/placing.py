@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def place_network(
     diffusion: GaussianDiffusion, device: torch.device, precision: str, *, compiled: bool = False
 ) -> None:
-    """Bring a process to a device, in the memory layout and with the weights that are fastest there.
+    """Bring a process to a device, in the memory layout and precision that are fastest there.
 
     Args:
         diffusion: The process; it is changed in place.

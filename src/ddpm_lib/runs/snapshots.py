@@ -100,7 +100,8 @@ def write_snapshot(run: Path, step: int, sigma_rels: Sequence[float], tensors: d
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{checkpoint_name(step)}.safetensors"
-    # One entry only: safetensors writes several in a random order, and a resumed run shall have the same files.
+    # One entry only: safetensors writes several in a random order, and a resumed run shall have
+    # the same files.
     metadata = {"sigma_rel": json.dumps(sigma_rels)}
     write_aside(path, lambda aside: save_tensors(aside, tensors, metadata))
     return path

@@ -1,4 +1,4 @@
-"""state.json of a checkpoint: its schema, what is checked before anything is built from it, and differences."""
+"""state.json of a checkpoint: its schema, the checks of its values, differences between two."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ class Difference:
 
 
 def differences(saved: Any, now: Any, path: str = "") -> list[Difference]:
-    """List where two JSON-like values differ; tuples are lists, and what one lacks is None there."""
+    """List where two JSON-like values differ; a tuple equals a list, a missing entry None."""
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         keys = dict.fromkeys([*saved, *now])
-        return [d for k in keys for d in differences(saved.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
-    before, after = (list(v) if isinstance(v, tuple) else v for v in (saved, now))
-    return [] if before == after else [Difference(path, saved, now)]
+        pairs = [(f"{path}.{k}" if path else str(k), saved.get(k), now.get(k)) for k in keys]
+        return [d for inner, before, after in pairs for d in differences(before, after, inner)]
+    lists = [list(v) if isinstance(v, tuple) else v for v in (saved, now)]
+    return [] if lists[0] == lists[1] else [Difference(path, saved, now)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class DataDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """All of a checkpoint but its tensors. Values are as JSON has them; parts read theirs themselves.
+    """All of a checkpoint but its tensors; values are as JSON has them.
 
     Attributes:
         step: Optimizer steps done.
@@ -140,12 +141,13 @@ class RunState:
         check_entries(values, checkpoint, _FOR_LOADING)
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         own = {name: value for name, value in values.items() if name in known}
-        return cls(**own, extra={name: value for name, value in values.items() if name not in known})
+        extra = {name: value for name, value in values.items() if name not in known}
+        return cls(**own, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of state.json."""
-        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
-        return {**known, **self.extra}
+        names = [f.name for f in dataclasses.fields(self) if f.name != "extra"]
+        return {name: getattr(self, name) for name in names} | self.extra
 
     def differences(self, **now: Any) -> list[Difference]:
         """List where entries, given by name, differ from what they are now."""
@@ -229,7 +231,8 @@ def check_entries(values: Mapping[str, Any], checkpoint: Path, names: Collection
             raise CheckpointError(f"{checkpoint / STATE} has no entry {name!r}, so it is damaged.")
         value = values[name]
         if not fits(value) or (name == "shards" and values["batch_size"] % value):
-            raise CheckpointError(f"{checkpoint / STATE}: {name} must be {what}; got {short(value, 100)}.")
+            got = short(value, 100)
+            raise CheckpointError(f"{checkpoint / STATE}: {name} must be {what}; got {got}.")
 
 
 def check_complete(values: Mapping[str, Any], checkpoint: Path) -> None:
@@ -241,4 +244,5 @@ def check_complete(values: Mapping[str, Any], checkpoint: Path) -> None:
     check_entries(values, checkpoint, _WANTED)
     for name in ("guard", "scaler"):
         if values.get(name) is not None and not isinstance(values[name], dict):
-            raise CheckpointError(f"{checkpoint / STATE}: {name} must be a state; got {short(values[name], 100)}.")
+            got = short(values[name], 100)
+            raise CheckpointError(f"{checkpoint / STATE}: {name} must be a state; got {got}.")

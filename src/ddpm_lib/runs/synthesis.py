@@ -40,7 +40,9 @@ class SynthesisedEma:
 
 
 def available_snapshots(run: Path, verify: Verify = files.verify) -> list[Snapshot]:
-    """Return the snapshots of a run, and the averages in its checkpoints at other steps; oldest first.
+    """Return the snapshots of a run, and the averages in its checkpoints of other steps.
+
+    The oldest come first.
 
     Args:
         run: The run directory.
@@ -87,6 +89,30 @@ def posthoc_weights(snapshots: list[Snapshot], sigma_rel: float, step: int) -> t
     )
 
 
+def _snapshots_to(run: Path, step: int | None, verify: Verify) -> tuple[list[Snapshot], int]:
+    """Return the stored averages, and the step at which the one to be made ends.
+
+    Raises:
+        ConfigError: If there are none, or none of that step.
+        CheckpointError: If one is damaged.
+    """
+    there = available_snapshots(run, verify)
+    if not there and not is_run(run):
+        raise ConfigError(no_run(run))
+    if not there:
+        raise ConfigError(
+            f"{run} holds no post-hoc averages. They are kept from the first step on, with posthoc_ema (--posthoc-ema 0.05 0.1)."
+        )
+    step = there[-1].step if step is None else step
+    if step not in [s.step for s in there]:
+        near = min(there, key=lambda s: abs(s.step - step)).step
+        raise ConfigError(
+            f"{run} stored averages at {len(there)} steps from {there[0].step} to {there[-1].step}, not at {step}. "
+            f"The nearest is {near}."
+        )
+    return there, step
+
+
 def synthesise_ema(
     run: str | Path, sigma_rel: float, step: int | None = None, output_dir: str | Path | None = None
 ) -> SynthesisedEma:
@@ -106,20 +132,7 @@ def synthesise_ema(
     run = Path(run)
     gamma_of(sigma_rel)
     verify = functools.cache(files.verify)
-    there = available_snapshots(run, verify)
-    if not there and not is_run(run):
-        raise ConfigError(no_run(run))
-    if not there:
-        raise ConfigError(
-            f"{run} holds no post-hoc averages. They are kept from the first step on, with posthoc_ema (--posthoc-ema 0.05 0.1)."
-        )
-    step = there[-1].step if step is None else step
-    if step not in [s.step for s in there]:
-        near = min(there, key=lambda s: abs(s.step - step)).step
-        raise ConfigError(
-            f"{run} stored averages at {len(there)} steps from {there[0].step} to {there[-1].step}, not at {step}. "
-            f"The nearest is {near}."
-        )
+    there, step = _snapshots_to(run, step, verify)
     name = f"sigma_rel-{sigma_rel:g}-{checkpoint_name(step)}"
     final = Path(output_dir) if output_dir is not None else run / "ema" / name
     if final.exists():
@@ -127,7 +140,8 @@ def synthesise_ema(
         raise ConfigError(f"{final} exists, and nothing is overwritten. {advice}")
     newest, _ = files.find_newest(run / "checkpoints", verify=verify)
     if newest is None:
-        raise CheckpointError(f"{run} holds no complete checkpoint, which says what network the averages are of.")
+        missing = f"{run} holds no complete checkpoint"
+        raise CheckpointError(f"{missing}, which says what network the averages are of.")
     weights, error, count = posthoc_weights(there, sigma_rel, step)
     label = f"sigma_rel={sigma_rel:g}"
     about = {"sigma_rel": sigma_rel, "averages": count, "profile_error": error}

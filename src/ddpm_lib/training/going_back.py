@@ -9,6 +9,7 @@ from pathlib import Path
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify, check_resumable, list_checkpoints
 from ddpm_lib.runs.names import checkpoint_name, step_of
+from ddpm_lib.runs.snapshots import snapshot_paths
 from ddpm_lib.training.config import wanted_kind
 
 FOLDER = "set-aside"
@@ -39,7 +40,12 @@ def wanted_step(resume: str, run: Path) -> int | None:
     return step
 
 
-def back_to(run: Path, step: int, verify: Verify, say: Callable[[str], None]) -> VerifiedCheckpoint | None:
+def back_to(
+    run: Path,
+    step: int,
+    verify: Verify,
+    say: Callable[[str], None],
+) -> VerifiedCheckpoint | None:
     """Return the checkpoint to go back to, or None where the run went back there before and has come further since.
 
     The second case is that of the same command, started again after an interruption.
@@ -65,7 +71,8 @@ def back_to(run: Path, step: int, verify: Verify, say: Callable[[str], None]) ->
         if again:
             say(
                 f"Going back to step {step:,} was done before, and {path.name} comes after it: training goes on from there. "
-                f"To go back once more, move what is newer than {checkpoint_name(step)} out of {folder}."
+                f"To go back once more, move what is newer than {checkpoint_name(step)} out of "
+                f"{folder}."
             )
             return None
     wanted = folder / checkpoint_name(step)
@@ -87,7 +94,7 @@ def set_aside(run: Path, step: int) -> str | None:
         What was moved where, or None if there was nothing.
     """
     newer = [p for p in list_checkpoints(run / "checkpoints") if step_of(p) > step]
-    snapshots = [p for p in (run / "posthoc").glob("step-*.safetensors") if step_of(p.with_suffix("")) > step]
+    snapshots = [path for snapshot_step, path in snapshot_paths(run) if snapshot_step > step]
     if not newer and not snapshots:
         return None
     number = 1

@@ -20,6 +20,7 @@ from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
+from ddpm_lib.runs.weights import load_optimizer_tensors, load_weights
 from ddpm_lib.training.callbacks.base import state_of
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.run_config import portable_options
@@ -80,7 +81,7 @@ def run_state(run: RunContext) -> RunState:
         data=describe_data(run).to_json(),
         ema_decay=list(run.config.ema_decay),
         training=portable_options(run.config),
-        callbacks={name: state_of(callback, run) for name, callback in named(run.callbacks).items()},
+        callbacks={name: state_of(c, run) for name, c in named(run.callbacks).items()},
         guard=run.guard.state_dict(),
         scaler=scaler.state_dict() if scaler is not None else None,
         versions=describe_versions(),
@@ -99,7 +100,11 @@ def named(callbacks: list[Callback]) -> dict[str, Callback]:
     return result
 
 
-def find_checkpoint(run: Path, resume: str, say: Callable[[str], None]) -> VerifiedCheckpoint | None:
+def find_checkpoint(
+    run: Path,
+    resume: str,
+    say: Callable[[str], None],
+) -> VerifiedCheckpoint | None:
     """Return the checkpoint to go on from, None in a new run: the newest that is whole, or the one that `resume` names.
 
     Args:
@@ -138,8 +143,15 @@ def find_checkpoint(run: Path, resume: str, say: Callable[[str], None]) -> Verif
     return found
 
 
-def shards_of_run(config: TrainingConfig, processes: int, saved: RunState | None, say: Callable[[str], None]) -> int:
-    """Return how many noise keys the global batch has: what the run began with, unless the batch size is another now.
+def shards_of_run(
+    config: TrainingConfig,
+    processes: int,
+    saved: RunState | None,
+    say: Callable[[str], None],
+) -> int:
+    """Return how many noise keys the global batch has.
+
+    That is what the run began with, unless the batch size is another now.
 
     Args:
         config: The options, with a number for batch_size.
@@ -150,7 +162,8 @@ def shards_of_run(config: TrainingConfig, processes: int, saved: RunState | None
     if saved is None or saved.batch_size != config.images_per_step:
         return config.shards or processes * config.accumulation_steps
     if config.shards not in (None, saved.shards):
-        say(f"shards stays {saved.shards}, which this run began with; {config.shards} was asked for.")
+        began = f"shards stays {saved.shards}, which this run began with"
+        say(f"{began}; {config.shards} was asked for.")
     return saved.shards
 
 
@@ -194,7 +207,7 @@ def check_same_network(diffusion: GaussianDiffusion, state: RunState, path: Path
 
 
 def check_same_order(run: RunContext, state: RunState, path: Path) -> None:
-    """Refuse a checkpoint of other data, batch size or seed, unless the user wants to override that.
+    """Refuse a checkpoint of other data, batch size or seed, unless that is overridden.
 
     Raises:
         ConfigError: Listing what differs.
@@ -204,9 +217,11 @@ def check_same_order(run: RunContext, state: RunState, path: Path) -> None:
     lines = data_changes(run.dataset, run.held_fraction, described, held, index)
     validated, validates = described.val_fingerprint, describe_data(run).val_fingerprint
     if validated and validates and validated != validates:
-        lines.append("val_data: other images than those that this run was validated on, so that its curve would break")
+        other = "val_data: other images than those that this run was validated on"
+        lines.append(f"{other}, so that its curve would break")
     unknown = contents_unknown(run.dataset, described) if not lines else None
-    lines += [d.worded() for d in state.differences(batch_size=config.images_per_step, seed=config.seed)]
+    changes = state.differences(batch_size=config.images_per_step, seed=config.seed)
+    lines += [change.worded() for change in changes]
     if lines and not config.override:
         raise ConfigError(
             f"{path} was trained on other data or with another order:\n  "
@@ -225,10 +240,11 @@ def restore(run: RunContext, checkpoint: VerifiedCheckpoint) -> None:
     state, path = checkpoint.state, checkpoint.path
     check_same_network(run.diffusion, state, path)
     check_same_order(run, state, path)
-    files.load_weights(run.diffusion.model, checkpoint.read_tensors("model"), str(path))
-    if run.diffusion.uncertainty is not None:
-        files.load_weights(run.diffusion.uncertainty, checkpoint.read_tensors("uncertainty"), str(path))
-    files.load_optimizer_tensors(run.optimizer, run.diffusion, checkpoint.read_tensors("optimizer"))
+    diffusion, read = run.diffusion, checkpoint.read_tensors
+    load_weights(diffusion.model, read("model"), str(path))
+    if diffusion.uncertainty is not None:
+        load_weights(diffusion.uncertainty, read("uncertainty"), str(path))
+    load_optimizer_tensors(run.optimizer, diffusion, read("optimizer"))
     run.progress.load_state_dict(state.to_json())
     _restore_averages(run, checkpoint)
     run.posthoc.restore(checkpoint)
@@ -246,13 +262,17 @@ def _restore_averages(run: RunContext, checkpoint: VerifiedCheckpoint) -> None:
         return
     new = [d for d in wanted if d not in kept]
     if new:
-        run.say(f"The checkpoint has no EMA of decay {', '.join(map(str, new))}: it starts from the current weights.")
+        names = ", ".join(map(str, new))
+        lacking = f"The checkpoint has no EMA of decay {names}"
+        run.say(f"{lacking}: it starts from the current weights.")
     averages = checkpoint.read_tensors("ema") if kept else {}
-    broken = next((k for k, v in averages.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
+    floats = {name: tensor for name, tensor in averages.items() if tensor.is_floating_point()}
+    broken = next((name for name, v in floats.items() if not bool(v.isfinite().all())), None)
     if broken is not None:
         run.say(
-            f"The average {broken} in {checkpoint.path.name} holds NaN or infinite values and will not recover: samples need "
-            "--weights model. To go back to an older checkpoint: --resume STEP."
+            f"The average {broken} in {checkpoint.path.name} holds NaN or infinite values and will "
+            "not recover: samples need --weights model. To go back to an older checkpoint: "
+            "--resume STEP."
         )
     run.ema.load_tensors(averages)
     run.ema.set_step(run.step)
@@ -285,6 +305,7 @@ def _restore_parts(run: RunContext, state: RunState, path: Path) -> None:
             callback.load_state_dict(state.callbacks.get(name, {}))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path / STATE}: the state of {name} cannot be used ({type(error).__name__}: {printable(error)[:200]}). "
+            f"{path / STATE}: the state of {name} cannot be used "
+            f"({type(error).__name__}: {printable(error)[:200]}). "
             f"Go back to an older checkpoint: --resume STEP."
         ) from error

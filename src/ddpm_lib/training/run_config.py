@@ -38,7 +38,12 @@ def portable_options(config: TrainingConfig) -> dict[str, Any]:
     return options
 
 
-def write_run_config(run: Path, source: str, config: TrainingConfig, diffusion: GaussianDiffusion) -> None:
+def write_run_config(
+    run: Path,
+    source: str,
+    config: TrainingConfig,
+    diffusion: GaussianDiffusion,
+) -> None:
     """Write config.yaml: everything that `ddpm train --config` needs to repeat the run.
 
     Args:
@@ -70,7 +75,8 @@ def write_run_config(run: Path, source: str, config: TrainingConfig, diffusion: 
         "model": model,
         "diffusion": process,
     }
-    write_atomically(run / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_atomically(run / "config.yaml", text)
 
 
 def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

@@ -55,7 +55,9 @@ def is_same(data: ImageDataset, described: DataDescription) -> bool:
 
 def contents_unknown(data: ImageDataset, described: DataDescription) -> str | None:
     """Return a line if a checkpoint is too old to know the contents of its data, else None."""
-    if described.fingerprint_version >= FINGERPRINT_VERSION or data.earlier_fingerprint == data.fingerprint:
+    if described.fingerprint_version >= FINGERPRINT_VERSION:
+        return None
+    if data.earlier_fingerprint == data.fingerprint:
         return None
     return (
         "The checkpoint is of an earlier version, which knew names, sizes and labels of the images: whether their contents "
@@ -64,7 +66,11 @@ def contents_unknown(data: ImageDataset, described: DataDescription) -> str | No
 
 
 def data_changes(
-    data: ImageDataset, held_fraction: float, described: DataDescription, held_before: float, index: Origin | None
+    data: ImageDataset,
+    held_fraction: float,
+    described: DataDescription,
+    held_before: float,
+    index: Origin | None,
 ) -> list[str]:
     """Say in lines what differs between training images and those that a checkpoint describes; none if they are the same.
 
@@ -82,15 +88,18 @@ def data_changes(
         return []
     lines, whole = [], data.origin.fingerprint if data.origin is not None else None
     if described.images != len(data):
-        lines.append(f"data: {described.images:,} training images in the checkpoint, {len(data):,} now")
+        before = f"{described.images:,} training images in the checkpoint"
+        lines.append(f"data: {before}, {len(data):,} now")
     if whole is not None and described.whole == whole and held_before != held_fraction:
-        return [*lines, f"data: val_fraction {held_before:g} held out other images than val_fraction {held_fraction:g}"]
+        fractions = f"val_fraction {held_before:g} held out other images than val_fraction"
+        return [*lines, f"data: {fractions} {held_fraction:g}"]
     classes_told = False
     if index is not None and data.origin is not None and index.fingerprint == described.whole:
         lines += [f"data: {line}" for line in tell_apart(index, data.origin)]
         classes_told = index.class_names != data.origin.class_names
     if described.class_names != names and not classes_told:
-        lines.append(f"data: classes {_words(described.class_names)} in the checkpoint, {_words(names)} now")
+        before = f"classes {_words(described.class_names)} in the checkpoint"
+        lines.append(f"data: {before}, {_words(names)} now")
     if not lines:
         more = "" if data.origin is None else ", or fitted in another way (image_size, channels, fit)"
         lines.append(f"data: as many images, but others, in another order{more}; which ones, the run did not note")

@@ -86,8 +86,8 @@ def _compile(found: str, target: Path) -> None:
         object_file, linked = str(Path(work) / "group_norm.o"), str(Path(work) / "group_norm.so")
         for command in (
             [found, *FLAGS, "-c", str(SOURCE), "-o", object_file],
-            # Linked without OpenMP: its symbols come from the runtime that torch has loaded. A second runtime would
-            # bring threads of its own.
+            # Linked without OpenMP: its symbols come from the runtime that torch has loaded.
+            # A second runtime would bring threads of its own.
             [found, "-shared", object_file, "-o", linked],
         ):
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)

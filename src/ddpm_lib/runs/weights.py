@@ -1,0 +1,92 @@
+"""From the tensors of a checkpoint to a network and an optimizer, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lib.core.errors import CheckpointError
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Load weights strictly, listing the first differences where they do not fit.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    check_weights(model, tensors, where)
+    model.load_state_dict(tensors)
+
+
+def check_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Compare the names and shapes of a network's weights with those of a file.
+
+    Args:
+        model: The network, which may lie on the meta device.
+        tensors: The weights of the file by name.
+        where: The file or the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: Listing the first differences.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = [k for k in own if k not in tensors]
+    extra = [k for k in tensors if k not in own]
+    shapes = [
+        f"{k}: {tuple(tensors[k].shape)} in the file, {own[k]} in the model"
+        for k in own
+        if k in tensors and own[k] != tuple(tensors[k].shape)
+    ]
+    if missing or extra or shapes:
+        lines = [
+            *(f"missing in the file: {k}" for k in missing),
+            *(f"not in the model: {k}" for k in extra),
+            *shapes,
+        ]
+        more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""
+        told = "\n  ".join(lines[:5])
+        raise CheckpointError(f"The weights in {where} are of another network:\n  {told}{more}")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer's per-parameter state as `<parameter>|<entry>` tensors."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"{names[id(p)]}|{entry}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for p, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+) -> None:
+    """Restore what `optimizer_tensors` returned, on each parameter's device.
+
+    The `step` counters stay where torch wants them.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        name, entry = full.rsplit("|", 1)
+        by_parameter.setdefault(name, {})[entry] = tensor
+    structure = optimizer.state_dict()
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    structure["state"] = {
+        i: {entry: _laid_out_like(v, p) for entry, v in by_parameter[names[id(p)]].items()}
+        for i, p in enumerate(ordered)
+        if names[id(p)] in by_parameter
+    }
+    optimizer.load_state_dict(structure)
+
+
+def _laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    # Fused optimizers walk through memory: a moment in another layout than its weight would go to
+    # the wrong elements.
+    if tensor.shape != parameter.shape:
+        return tensor
+    kind, device = tensor.dtype, tensor.device
+    empty = torch.empty_like(parameter, dtype=kind, device=device, requires_grad=False)
+    return empty.copy_(tensor)
