@@ -76,4 +76,8 @@ class StepRandomness:
     def seed_dropout(self, step: int, rows: range) -> None:
         """Seed torch's global generators, which dropout draws from, for one micro-batch."""
         index = step * self.batch_size + rows.start
-        torch.manual_seed((keys.key(self.seed, "dropout") + index) & (2**63 - 1))
+        seed = (keys.key(self.seed, "dropout") + index) & (2**63 - 1)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:  # the same numbers; torch would format a stack trace for a GPU that is not there
+            torch.default_generator.manual_seed(seed)
