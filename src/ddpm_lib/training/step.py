@@ -56,8 +56,8 @@ class ForwardPass:
             images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
         cond = conditions_of(diffusion, batch)
         if self.augment:
-            purposes = [f"augment {k}" for k in range(AUGMENT_DRAWS)]
-            draws = torch.stack([randomness.uniform(what, slot, rows) for what in purposes], 1)
+            numbered = [f"augment {k}" for k in range(AUGMENT_DRAWS)]
+            draws = torch.stack([randomness.uniform(what, slot, rows) for what in numbered], 1)
             images, done = augment(images, draws, self.augment)
             cond = {**(cond or {}), "augment": done}
         uniform = randomness.uniform("t", slot, rows)
@@ -66,11 +66,12 @@ class ForwardPass:
         conditioners = getattr(diffusion.model, "conditioners", {})
         droppable = [(k, c) for k, c in conditioners.items() if c.drop_prob > 0]
         # What guidance contrasts drops together.
-        drop = {k: randomness.uniform("drop" if c.guided else k, slot, rows).numpy() for k, c in droppable}
+        purposes = {k: "drop" if c.guided else k for k, c in droppable}
+        drop = {k: randomness.uniform(what, slot, rows).numpy() for k, what in purposes.items()}
         randomness.seed_dropout(step, rows)
         # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
-        losses = network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="none")
-        return losses, t
+        named = {"uniform": uniform.numpy(), "noise": noise, "drop": drop}
+        return network(images, cond, **named, reduction="none"), t
 
 
 def conditions_of(diffusion: GaussianDiffusion, batch: dict[str, Any]) -> dict[str, Tensor] | None:
