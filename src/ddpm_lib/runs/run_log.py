@@ -1,8 +1,8 @@
-"""What a run says while it trains: lines on the console and in train.log, rows of metrics, its status.
+"""What a run says while it trains: lines on the console and in train.log, metrics, its status.
 
-Lines go through the logger `ddpm_lib.run`, whose handler writes them above a progress bar. They do not
-reach the handlers of other loggers; `logging.getLogger("ddpm_lib").setLevel(logging.WARNING)` silences
-the console. train.log gets them all the same.
+Lines go through the logger `ddpm_lib.run`, whose handler writes them above a progress bar. They do
+not reach the handlers of other loggers. `logging.getLogger("ddpm_lib").setLevel(logging.WARNING)`
+silences the console; train.log gets them all the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ lines = logging.getLogger("ddpm_lib.run")
 
 @contextlib.contextmanager
 def tolerate_write_errors(what: str) -> Iterator[None]:
-    """Turn an OSError inside into a warning that names `what`: training goes on without a record."""
+    """Turn an OSError inside into a warning that names `what`; training goes on without it."""
     try:
         yield
     except OSError as error:
@@ -65,7 +65,14 @@ class RunLog:
         save_every: Steps between checkpoints, for status.json.
     """
 
-    def __init__(self, output_dir: Path, progress: Progress, *, max_steps: int, save_every: int) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        progress: Progress,
+        *,
+        max_steps: int,
+        save_every: int,
+    ) -> None:
         self.output_dir, self.progress = output_dir, progress
         self.max_steps, self.save_every = max_steps, save_every
         self.processes = Processes()  # until the run has met the others
@@ -78,7 +85,7 @@ class RunLog:
 
     @property
     def is_open(self) -> bool:
-        """Whether this process has begun to write into the run directory; on the main process only."""
+        """Whether this process has begun to write into the run directory; only the main one does."""
         return self._is_open
 
     @property

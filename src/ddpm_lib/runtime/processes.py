@@ -92,8 +92,8 @@ class Processes:
         """Run a function on the main process and return its value on every rank.
 
         Raises:
-            RuntimeError: On the other ranks, where it failed on the main one, saying with what; there
-                the error itself is raised.
+            RuntimeError: On the other ranks, where it failed on the main one, saying with what;
+                there the error itself is raised.
         """
         if self.count == 1:
             return function()

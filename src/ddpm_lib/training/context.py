@@ -1,4 +1,4 @@
-"""The state of one training run, and what callbacks may see of it; the loop itself is the Trainer's."""
+"""The state of one training run, and what callbacks may see of it; the Trainer adds the loop."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ class RunContext:
         self.guard = NonFiniteGuard(config.on_nonfinite, config.max_nonfinite)
         self.progress = Progress()
         self.ranks = Processes()  # until the processes have met
-        self.run_log = RunLog(output_dir, self.progress, max_steps=config.max_steps, save_every=config.save_every)
+        steps = {"max_steps": config.max_steps, "save_every": config.save_every}
+        self.run_log = RunLog(output_dir, self.progress, **steps)
         self.last: StepResult | None = None
         self.last_checkpoint: Path | None = None
         self._accelerator: Accelerator | None = None
@@ -224,7 +225,7 @@ class RunContext:
         return conditions_of(self.diffusion, batch)
 
     def log(self, values: dict[str, Any]) -> None:
-        """Add values to this step's line of metrics.jsonl, metrics.csv and the trackers; to be called on every rank."""
+        """Add values to this step's row of metrics and to the trackers; to be called on every rank."""
         self.run_log.log(values)
 
     def logged(self, name: str) -> Any:
@@ -256,10 +257,10 @@ class RunContext:
         return self.ranks.from_main(value)
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Run a function on the main process and return its value on every rank; if it fails there, every rank fails.
+        """Run a function on the main process and return its value on every rank.
 
         Raises:
-            RuntimeError: On the other ranks, saying what the main process failed with (there the error itself is raised).
+            RuntimeError: On the other ranks, where it failed on the main one, saying with what.
         """
         return self.ranks.on_main(function)
 
@@ -271,5 +272,6 @@ def _made(part: T | None, name: str) -> T:
         AttributeError: Where it is not made yet.
     """
     if part is None:
-        raise AttributeError(f"The Trainer has no {name} yet. Call prepare() first, or train(), which does.")
+        first = "Call prepare() first, or train(), which does."
+        raise AttributeError(f"The Trainer has no {name} yet. {first}")
     return part

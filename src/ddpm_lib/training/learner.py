@@ -102,10 +102,10 @@ class Learner:
             groups["uncertainty"] = diffusion.uncertainty.state_dict()
         if not copy:
             return groups
-        return {stem: {k: v.detach().to("cpu", copy=True) for k, v in group.items()} for stem, group in groups.items()}
+        return {stem: _in_ram(group) for stem, group in groups.items()}
 
     def checkpoint_bytes(self) -> int:
-        """Return the size of a checkpoint on disk; before the first step, too, when there are no moments yet."""
+        """Return the size of a checkpoint on disk, also before the first step has made moments."""
         groups = self.tensors()
         if not self.optimizer.state:
             named = self.diffusion.named_parameters()
@@ -115,3 +115,7 @@ class Learner:
         every = [(k, v) for group in groups.values() for k, v in group.items()]
         # An entry of a safetensors header: its name and about 70 characters on type and place.
         return sum(v.numel() * v.element_size() + len(k) + 70 for k, v in every) + 8 * 1024
+
+
+def _in_ram(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}

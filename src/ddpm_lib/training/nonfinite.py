@@ -1,8 +1,8 @@
 """Losses and gradients that are not finite: kept out of the weights, and explained.
 
-They are caught on the device, without waiting for it: the optimizer leaves the weights as they were, and
-a counter is read where metrics are read anyway. Every random number is a function of the step, so the
-failed step can then be done again to find out which images and which parameters were at fault.
+They are caught on the device, without waiting for it: the optimizer leaves the weights as they were,
+and a counter is read where metrics are read anyway. Every random number is a function of the step, so
+the failed step can then be done again to find out which images and parameters were at fault.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class StepReplay:
         named = self.learner.diffusion.named_parameters()
         broken = [name for name, p in named if not bool(torch.isfinite(p).all())]
         if broken:
-            return f"{len(broken)} parameters hold NaN or infinity themselves, the first is {broken[0]}"
+            first = f"the first is {broken[0]}"
+            return f"{len(broken)} parameters hold NaN or infinity themselves, {first}"
         found = [line for line in self.processes.all_objects(self._replay(step)) if line]
         return "; ".join(found) or "it was finite when done again, which points to the hardware"
 
@@ -139,11 +140,11 @@ class StepReplay:
 
 
 class NonFiniteGuard:
-    """Keeps steps whose loss or gradient is not finite out of the weights, and says which they were.
+    """Keeps steps whose loss or gradient is not finite out of the weights, and says which.
 
-    `stop` and `rollback` let no update through after such a step, so that the weights are still those
-    before it when it is noticed. `skip` leaves out that update only. With fp16 the loss scaler skips
-    steps; there the losses and the scale are watched.
+    `stop` and `rollback` let no update through after such a step, so that the weights are still
+    those before it when it is noticed. `skip` leaves out that update only. With fp16 the loss scaler
+    skips steps; there the losses and the scale are watched.
 
     Args:
         policy: "stop", "skip" or "rollback".
@@ -190,7 +191,7 @@ class NonFiniteGuard:
         optimizer.step()
 
     def bad_steps(self, processes: Processes) -> list[int]:
-        """Return the steps since `reset` that were not finite on some rank, in order; a collective."""
+        """Return the steps since `reset` that were not finite on some rank; a collective."""
         summable = torch.float32 if self._count.device.type == "mps" else torch.float64
         if not float(processes.sum(self._count.to(summable))):
             return []
@@ -220,7 +221,9 @@ class NonFiniteGuard:
         Raises:
             DivergedError: Naming the step, the images and the parameters, when training is to end.
         """
-        where = f"The last good checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
+        where = "There is no checkpoint yet"
+        if checkpoint is not None:
+            where = f"The last good checkpoint is {checkpoint}"
         if self.policy == "skip":
             self._skip(steps, replay, where, advice, log)
             return None

@@ -1,4 +1,4 @@
-"""A run before its first step: its data opened, its network in place, its newest checkpoint restored."""
+"""A run before its first step: data opened, network in place, newest checkpoint restored."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.names import step_of
+from ddpm_lib.runs.state import RunState
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import OwnState, in_own_state
 from ddpm_lib.runtime.processes import Processes
@@ -99,32 +100,30 @@ class PreparedRun(RunContext):
         self._data = TrainingData(*images, held_fraction(config, before))
         self._learner = Learner.place(self.diffusion, config, self.accelerator, self.say)
         if config.batch_size == "auto":
-            size = kept_batch_size(saved.batch_size) if saved else find_batch_size(self._trial())
-            self.batch_reason = size.reason
-            self.say(size.reason)
-            config = self.config = replace(config, batch_size=size.images)
+            config = self.config = self._with_batch_size(saved)
         count, steps = config.images_per_step, config.accumulation_steps
         self._plan = BatchPlan(count, self.processes, self.rank, steps)
         shards = shards_of_run(config, self.processes, saved, self.say)
         self._randomness = StepRandomness(config.seed, count, shards)
-        flip, augment = config.horizontal_flip, config.augment
-        self._forward_pass = ForwardPass(self.diffusion, self._randomness, self.device, flip, augment)
+        augmentation = (config.horizontal_flip, config.augment)
+        parts = (self.diffusion, self._randomness, self.device)
+        self._forward_pass = ForwardPass(*parts, *augmentation)
         if checkpoint is not None:
             self._restore(checkpoint)
             self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
         self.say(describe_run(self))
         self._prepared = True
 
-    def _trial(self) -> Trial:
-        return Trial(
-            self.diffusion,
-            self.dataset,
-            self.config,
-            self.device,
-            self.precision,
-            self.ranks,
-            self.accelerator.autocast,
-        )
+    def _with_batch_size(self, saved: RunState | None) -> TrainingConfig:
+        """Return the options with a number for batch_size; a run that continues keeps its own."""
+        if saved is not None:
+            size = kept_batch_size(saved.batch_size)
+        else:
+            machine = (self.device, self.precision, self.ranks, self.accelerator.autocast)
+            size = find_batch_size(Trial(self.diffusion, self.dataset, self.config, *machine))
+        self.batch_reason = size.reason
+        self.say(size.reason)
+        return replace(self.config, batch_size=size.images)
 
     def _meet(self) -> None:
         """Meet the other processes of the run, once."""
@@ -147,7 +146,7 @@ class PreparedRun(RunContext):
         self.last_checkpoint = checkpoint.path
 
     def _load_newer_checkpoint(self) -> None:
-        """Go on from what another process has trained since this one last looked, where there is such a thing."""
+        """Go on from what another process has trained since this one last looked, if anything."""
 
         def newer() -> bool:
             there = files.list_checkpoints(self.output_dir / "checkpoints")
@@ -158,7 +157,8 @@ class PreparedRun(RunContext):
         found = self.on_main(lambda: find_checkpoint(self.output_dir, self.config.resume, self.say))
         if found is not None and found.state.step > self.step:
             self._restore(found)
-            self.say(f"Another process trained here meanwhile: going on from {found.path} at step {self.step:,}.")
+            where = f"{found.path} at step {self.step:,}"
+            self.say(f"Another process trained here meanwhile: going on from {where}.")
 
     def _start_records(self) -> None:
         """Begin to write: on the main process, when all that can be refused has been looked at."""

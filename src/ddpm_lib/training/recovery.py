@@ -1,4 +1,4 @@
-"""When training cannot go on as it is: what to go on from, a GPU without memory, a process that was lost."""
+"""When training cannot go on as it is: a roll-back, too little memory, a lost process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddpm_lib.training.batches import BatchPlan
 
 @dataclass(frozen=True)
 class RollBack:
-    """Go back to the last good checkpoint, with the images that come after those of the failed step.
+    """Go back to the last good checkpoint, with the images after those of the failed step.
 
     Attributes:
         step: The step that was not finite, counted from 1.
@@ -60,13 +60,16 @@ def handle_out_of_memory(error: BaseException, plan: BatchPlan, step: int, devic
     Raises:
         OutOfMemoryError: Where it cannot, with the numbers and what helps.
     """
-    message = f"Out of memory with {plan.micro} images per forward pass at step {step + 1} ({memory_numbers(device)})."
+    numbers = memory_numbers(device)
+    what = f"Out of memory with {plan.micro} images per forward pass at step {step + 1}"
+    message = f"{what} ({numbers})."
     more = range(plan.accumulation + 1, plan.per_process + 1)
     finer = [a for a in more if plan.per_process % a == 0]
     if finer and plan.processes == 1:
         return Shrink(finer[0], message)
     if finer:
-        remedy = f"Start again with --accumulation-steps {finer[0]}: the batch stays the same, and the run continues."
+        flag = f"--accumulation-steps {finer[0]}"
+        remedy = f"Start again with {flag}: the batch stays the same, and the run continues."
     else:
         remedy = (
             "One image per forward pass is the least: use a smaller network, patches, gradient checkpointing or bf16."
@@ -94,7 +97,8 @@ def translate_lost_process_errors(
     except RuntimeError as error:
         if not is_lost_process_error(error, log.processes):
             raise
-        lost = lost_process_error(error, log.processes, timeout_minutes, log.progress.step, last_checkpoint())
+        step, checkpoint = log.progress.step, last_checkpoint()
+        lost = lost_process_error(error, log.processes, timeout_minutes, step, checkpoint)
         log.status("lost", str(lost))
         raise lost from error
 
@@ -129,7 +133,8 @@ def lost_process_error(
     text = " ".join(str(error).split())
     hint = ""
     if "connectFullMesh" in text:
-        hint = " On nodes with several networks name the right one: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME."
+        names = "GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+        hint = f" On nodes with several networks name the right one: {names}."
     limit = f"{timeout_minutes:g} minutes (process_timeout_minutes)"
     silent = any(w in text.lower() for w in ("timed out", "timeout"))
     what = f"has not answered for {limit}" if silent else "is gone"

@@ -67,3 +67,8 @@ class StepResult:
     levels: Tensor
     grad_norm: Tensor
     learning_rate: float
+
+    def __repr__(self) -> str:
+        """Return one line that reads nothing from the device."""
+        shape, device = len(self.losses), self.losses.device
+        return f"StepResult({shape} losses on {device}, learning_rate={self.learning_rate:g})"

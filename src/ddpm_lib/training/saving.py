@@ -1,4 +1,4 @@
-"""How a run is saved: at once or beside the training, never two at a time; and whether the disk has room."""
+"""How a run is saved, at once or beside the training, and whether the disk has room."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ddpm_lib.training.learner import Learner
 class Saver:
     """Writes checkpoints, on the main process; knows nothing of other ranks.
 
-    With `asynchronous` a thread writes, so the tensors must be copies that training does not change.
+    With `asynchronous` a thread writes: the tensors must be copies that training does not change.
 
     Args:
         folder: Where the checkpoints go.
@@ -79,7 +79,7 @@ class Saver:
 
 
 class RunCheckpoints:
-    """The checkpoints of a run: saved by its main process, known on all; every method but `close` is a collective.
+    """The checkpoints of a run, saved by its main process; every method but `close` is a collective.
 
     Args:
         log: Of the run; knows its processes, and is told how each save went.
@@ -139,13 +139,16 @@ class RunCheckpoints:
     def newest_to_roll_back_to(self) -> files.VerifiedCheckpoint | None:
         """Return the newest complete checkpoint, None where there is none.
 
-        One that an uninterrupted run has too is preferred to one of an interruption, so that both go
-        on from the same step.
+        One that an uninterrupted run has too is preferred to one of an interruption, so that both
+        go on from the same step.
         """
         log, every = self.log, self.config.save_every
         on_main = log.processes.on_main
-        regular = on_main(lambda: files.newest_complete(self.folder, log.info, lambda step: step % every == 0))
-        return regular or on_main(lambda: files.newest_complete(self.folder, log.info))
+
+        def newest(every: int) -> Path | None:
+            return files.newest_complete(self.folder, log.info, lambda step: step % every == 0)
+
+        return on_main(lambda: newest(every)) or on_main(lambda: newest(1))
 
     def close(self) -> None:
         """Let a thread that writes finish; asks no other rank."""
@@ -153,7 +156,9 @@ class RunCheckpoints:
 
 
 def check_space(size: int, run: Path, keep_last: int, log: Callable[[str], None]) -> None:
-    """Compare the free space of the run's file system with the checkpoints to come; a quota cannot be seen from here.
+    """Compare the free space of the run's file system with the checkpoints to come.
+
+    A quota cannot be seen from here.
 
     Args:
         size: Bytes of one checkpoint.
@@ -170,7 +175,8 @@ def check_space(size: int, run: Path, keep_last: int, log: Callable[[str], None]
     numbers = f"A checkpoint needs about {_mib(size)} MiB and {run} has {_mib(free)} MiB free"
     if free < size:
         other = option("output_dir")
-        raise ConfigError(f"{numbers}: not one fits. Free space, or choose another {other} on a larger disk.")
+        ways = f"Free space, or choose another {other} on a larger disk."
+        raise ConfigError(f"{numbers}: not one fits. {ways}")
     if free < more * size:
         log(f"{numbers}, too little for keep_last={keep_last}. Free space, or set keep_last=2.")
 

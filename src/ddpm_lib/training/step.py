@@ -57,18 +57,20 @@ class ForwardPass:
             images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
         cond = conditions_of(diffusion, batch)
         if self.augment:
-            purposes = [f"augment {k}" for k in range(AUGMENT_DRAWS)]
-            draws = torch.stack([randomness.uniform(what, slot, rows) for what in purposes], 1)
+            numbered = [f"augment {k}" for k in range(AUGMENT_DRAWS)]
+            draws = torch.stack([randomness.uniform(what, slot, rows) for what in numbered], 1)
             images, done = augment(images, draws, self.augment)
             cond = {**(cond or {}), "augment": done}
         uniform = randomness.uniform("t", slot, rows)
         noise = randomness.noise(step, rows, tuple(images.shape[1:]), self.device)
         droppable = [(k, c) for k, c in (diffusion.conditioners or {}).items() if c.drop_prob > 0]
         # What guidance contrasts drops together.
-        drop = {k: randomness.uniform("drop" if c.guided else k, slot, rows).numpy() for k, c in droppable}
+        purposes = {k: "drop" if c.guided else k for k, c in droppable}
+        drop = {k: randomness.uniform(what, slot, rows).numpy() for k, what in purposes.items()}
         randomness.seed_dropout(step, rows)
         # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
-        losses: Losses = network(images, cond, uniform=uniform.numpy(), noise=noise, drop=drop, reduction="losses")
+        named = {"uniform": uniform.numpy(), "noise": noise, "drop": drop}
+        losses: Losses = network(images, cond, **named, reduction="losses")
         return losses.per_image, losses.t
 
 

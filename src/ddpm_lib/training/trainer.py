@@ -118,7 +118,7 @@ class Trainer(PreparedRun):
                 return self._finish(first)
 
     def _walk(self, network: nn.Module, signals: StopSignals, limit: TimeLimit) -> Recovery | None:
-        """Train from the present state to the end or a reason to stop: None; or to a failure to recover from."""
+        """Train to the end or a reason to stop: None; or to a failure to recover from."""
         batches = self._open_batches()
         try:
             self._each_callback("on_train_start")
@@ -248,7 +248,7 @@ class Trainer(PreparedRun):
         return reason is not None
 
     def _check_numbers(self) -> RollBack | None:
-        """Do what `on_nonfinite` says about losses and gradients since the last check; a collective."""
+        """Do what `on_nonfinite` says about the losses since the last check; a collective."""
         steps = self.guard.bad_steps(self.ranks)
         if not steps:
             check_loss_scale(self.accelerator.scaler, self.step, self.last_checkpoint)

@@ -1,7 +1,8 @@
 """What happens around the training loop: progress, metrics, validation, sample grids, checkpoints.
 
-A callback has three hooks, which run on every rank at every step; it keeps its own cadence, reads the trainer, and may only
-`trainer.save()` or `trainer.stop(reason)`. Because every rank runs it, it may use collectives, but never inside `if is_main`.
+A callback has three hooks, which run on every rank at every step. It keeps its own cadence; what it
+may touch of the trainer is in `TrainingView`. Because every rank runs it, it may use collectives, but
+never inside `if is_main`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class TrainingView(Protocol):
-    """What a callback may touch of the `Trainer`: everything here is read, and changed by methods only."""
+    """What a callback may touch of the `Trainer`: all of it is read, and changed by methods only."""
 
     @property
     def config(self) -> TrainingConfig:
@@ -224,7 +225,7 @@ def _check_hooks(callback: Callback) -> None:
 
 
 def state_of(callback: Callback, trainer: object) -> dict[str, Any]:
-    """Return the state that a callback saves; of one written for older versions, with the trainer."""
+    """Return the state that a callback saves; one written for older versions gets the trainer."""
     if _takes_trainer(callback):
         return callback.state_dict(trainer)  # type: ignore[call-arg]
     return callback.state_dict()
@@ -236,7 +237,7 @@ def _warn_of_old_state_dict(callback: Callback) -> None:
             f"{type(callback).__name__}.state_dict takes an argument, and will not be given one in "
             "a later version. Keep what it needs in on_train_start, and define state_dict(self).",
             DeprecationWarning,
-            stacklevel=4,  # the caller of Trainer(...)
+            stacklevel=5,  # the caller of Trainer(...)
         )
 
 
