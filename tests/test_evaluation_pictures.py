@@ -455,5 +455,5 @@ def test_jpeg_against_lossless_files_is_said(tmp_path: Path) -> None:
 
 def test_a_file_of_images_has_no_model_to_score(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
-    with pytest.raises(ConfigError, match="scores a model, and there are only images. Give a run"):
+    with pytest.raises(ConfigError, match=r"scores a model, and there are only images\. Give a run"):
         evaluate(tmp_path / "x.npz", metrics="nll", **QUIET)
