@@ -350,6 +350,16 @@ def test_scores_that_cannot_be_written_are_printed(
     assert "No space left" in err
 
 
+def test_an_evaluation_shows_itself_in_one_line(run: Path) -> None:
+    shown = repr(evaluate(run, metrics="kid", features="random64", num=12, **QUIET))
+    assert re.fullmatch(r"<Evaluation of step-\d+: kd_random64_train_12=-?[\d.e-]+>", shown), shown
+    x = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
+    many = repr(evaluate(x, x, metrics="fid,kid,pr,dc", features="random64,pixels", **QUIET))
+    assert many.startswith("<Evaluation of given images: fd_random64_given_30=")
+    assert many.endswith(", …>")
+    assert len(many) < 400
+
+
 @pytest.fixture
 def sealed(run: Path, tmp_path: Path) -> Path:
     """The same run, with plain files where its results belong: not even root can write there."""

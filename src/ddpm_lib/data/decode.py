@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
 from ddpm_lib.data.decode_spec import DecodeSpec
-from ddpm_lib.data.fitting import enlargement, fit_bands, resize
+from ddpm_lib.data.fitting import enlargement, fit_bands, resize_to_frame
 from ddpm_lib.data.signatures import what_is_it
 from ddpm_lib.data.values import (
     FULL_16BIT,
@@ -167,7 +167,7 @@ def fit_picture(
             width, height = height, width
         if enlargement((width, height), spec) > 1:
             flags |= UPSCALED
-        pixels = fit_bands(picture, spec) if separate else np.asarray(resize(picture, spec))
+        pixels = fit_bands(picture, spec) if separate else np.asarray(resize_to_frame(picture, spec))
     except ImageError:
         raise
     except Exception as error:

@@ -21,10 +21,10 @@ def fit_bands(picture: Image.Image, spec: DecodeSpec) -> np.ndarray:
     """Fit each band by itself: Pillow would weight colours by a fourth band, as by transparency."""
     grounds = (*spec.background, 0)
     specs = [replace(spec, channels=1, background=(ground, ground, ground)) for ground in grounds]
-    return np.stack([np.asarray(resize(band, one)) for band, one in zip(picture.split(), specs)], axis=2)
+    return np.stack([np.asarray(resize_to_frame(band, one)) for band, one in zip(picture.split(), specs)], axis=2)
 
 
-def resize(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
+def resize_to_frame(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
     """Fit by Pillow's antialiased bicubic filter; nothing is resampled when the size is right already."""
     height, width = spec.image_size
     if picture.size == (width, height):

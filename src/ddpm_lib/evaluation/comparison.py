@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation.evaluation_result import Evaluation, number
+from ddpm_lib.evaluation.evaluation_result import Evaluation, format_score
 from ddpm_lib.runs.standing import no_run
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
@@ -39,7 +39,7 @@ class Entry:
 
     def __str__(self) -> str:
         error = self.score.get("standard_error")
-        text = number(self.score["value"]) + (f" ± {number(error)}" if error is not None else "")
+        text = format_score(self.score["value"]) + (f" ± {format_score(error)}" if error is not None else "")
         if self.score.get("remark"):
             text += " !"
         return text if self.n is None else f"{text} (n={self.n:,})"
@@ -248,5 +248,5 @@ def curve(results: Sequence[Evaluation]) -> str:
     lines = [f"{'step':<{width}}" + "".join(f"{result.about['step']:>12}" for result in results)]
     for name in names:
         values = [next((s.value for s in result.scores if s.name == name), None) for result in results]
-        lines.append(f"{name:<{width}}" + "".join(f"{number(value):>12}" for value in values))
+        lines.append(f"{name:<{width}}" + "".join(f"{format_score(value):>12}" for value in values))
     return "\n".join(lines)

@@ -31,7 +31,7 @@ CLEAN_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenOptions:
     """Options with all that was left open filled in, and what people are told about it."""
 
     options: EvaluationOptions
@@ -58,7 +58,7 @@ def is_pictures(diffusion: GaussianDiffusion) -> bool:
     return len(diffusion.image_size) == 2 and diffusion.channels in (1, 3, 4)
 
 
-def choose_metrics(options: EvaluationOptions, own: RunImages | None, dataset: Any) -> Choice:
+def choose_metrics(options: EvaluationOptions, own: RunImages | None, dataset: Any) -> ChosenOptions:
     """Fill in metrics="auto", and what depends on it.
 
     Args:
@@ -70,7 +70,7 @@ def choose_metrics(options: EvaluationOptions, own: RunImages | None, dataset: A
         ConfigError: If nothing can be measured by default.
     """
     if options.metrics != AUTO:
-        return Choice(_with_features(options, options.metric_names), [])
+        return ChosenOptions(_with_features(options, options.metric_names), [])
     choice = _for_images(options, dataset) if own is None else _for_run(options, own, dataset)
     return _without_unused(choice)
 
@@ -81,7 +81,7 @@ def _with_features(options: EvaluationOptions, metrics: Sequence[str]) -> Evalua
     return dataclasses.replace(options, features=",".join(options.feature_names)) if looks else options
 
 
-def _without_unused(choice: Choice) -> Choice:
+def _without_unused(choice: ChosenOptions) -> ChosenOptions:
     """Put back options that nothing uses, so that what is written can be repeated, and say which metrics use them."""
     options, notes = choice.options, list(choice.notes)
     names = unused_options(options, options.metric_names)
@@ -93,10 +93,10 @@ def _without_unused(choice: Choice) -> Choice:
                 f"{name} had no effect: it is for {', '.join(users)} (metrics={users[0]!r}, --metrics {users[0]})."
             )
     defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(options)}
-    return Choice(dataclasses.replace(options, **{name: defaults[name] for name in names}), notes)
+    return ChosenOptions(dataclasses.replace(options, **{name: defaults[name] for name in names}), notes)
 
 
-def _for_images(options: EvaluationOptions, dataset: Any) -> Choice:
+def _for_images(options: EvaluationOptions, dataset: Any) -> ChosenOptions:
     names, features = ["kid", "pr"], ",".join(options.feature_names)
     reference = options.reference or options.data
     path = Path(reference)
@@ -109,10 +109,10 @@ def _for_images(options: EvaluationOptions, dataset: Any) -> Choice:
             features = known.get(layer or "", "inception2048")
     if options.held_out is not None:
         names.append("memorisation")
-    return Choice(dataclasses.replace(options, metrics=",".join(names), features=features), [])
+    return ChosenOptions(dataclasses.replace(options, metrics=",".join(names), features=features), [])
 
 
-def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Choice:
+def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> ChosenOptions:
     diffusion, notes, names = own.loaded.diffusion, [], []
     other = dataset is not None or options.data not in ("held-out", "train")
     train: ImageDataset | None = None
@@ -156,7 +156,7 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Choice
         n = len(known) if known is not None else MOST
         changes["num"] = min(MOST, max(FEWEST, n))
     changed = dataclasses.replace(_with_features(options, names), metrics=",".join(names), **changes)
-    return Choice(changed, notes)
+    return ChosenOptions(changed, notes)
 
 
 def too_few(name: str, store: FeatureStore | None) -> str:

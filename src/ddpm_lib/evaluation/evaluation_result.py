@@ -35,7 +35,7 @@ class Evaluation:
         return Registry("score", {s.name: s.value for s in self.scores})[name]
 
     def __repr__(self) -> str:
-        shown = [f"{s.name}={number(s.value)}" for s in self.scores if "/" not in s.name]
+        shown = [f"{s.name}={format_score(s.value)}" for s in self.scores if "/" not in s.name]
         more = ["…"] if len(shown) > SHOWN else []
         scored = self.about.get("checkpoint") or self.about.get("target", "images")
         return f"<Evaluation of {scored}: {', '.join([*shown[:SHOWN], *more]) or 'no scores'}>"
@@ -93,9 +93,12 @@ def score_lines(scores: Sequence[Score]) -> list[str]:
     width = max(16, *map(len, names)) if names else 16
     lines = [f"{'metric':<{width}}{'value':>12}{'std. error':>12}{'95 % interval':>26}"]
     for name, s in zip(names, scores):
-        ends = "" if s.interval is None else f"[{number(s.interval[0])}, {number(s.interval[1])}]"
+        ends = ""
+        if s.interval is not None:
+            ends = f"[{format_score(s.interval[0])}, {format_score(s.interval[1])}]"
+        value, error = format_score(s.value), format_score(s.standard_error)
         remark = f"  ! {s.remark}" if s.remark else ""
-        lines.append(f"{name:<{width}}{number(s.value):>12}{number(s.standard_error):>12}{ends:>26}  {s.unit}{remark}")
+        lines.append(f"{name:<{width}}{value:>12}{error:>12}{ends:>26}  {s.unit}{remark}")
     return lines
 
 
@@ -107,7 +110,7 @@ def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
     return [f"skipped {', '.join(names)}: {why}" for why, names in by_reason.items()]
 
 
-def number(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """Word a number with five digits behind the point; with fewer where it is large, by its power where it is tiny."""
     if value is None:
         return ""

@@ -16,7 +16,7 @@ from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.evaluation_options import AUTO, EvaluationOptions, check_used
 from ddpm_lib.evaluation.evaluation_result import Evaluation
 from ddpm_lib.evaluation.feature_plan import open_feature_store, plan_features
-from ddpm_lib.evaluation.feature_store import Need
+from ddpm_lib.evaluation.feature_store import FeatureStore, Need
 from ddpm_lib.evaluation.preflight import (
     check_options,
     clamped_gap,
@@ -29,7 +29,7 @@ from ddpm_lib.evaluation.provenance import (
     weights_sha256,
     write_statistics,
 )
-from ddpm_lib.evaluation.remarks import judge
+from ddpm_lib.evaluation.remarks import judge_scores
 from ddpm_lib.evaluation.run_images import RunImages
 from ddpm_lib.evaluation.sample_set import open_samples
 from ddpm_lib.evaluation.scored_images import ScoredImages, open_scored_images
@@ -162,31 +162,46 @@ class Evaluator:
             every = [need for wanted in needs.values() for need in wanted]
             samples, told = self._sample_task(target, every, engine)
             notes += told
-        if options.save_stats and "fid" not in needs:
-            notes.append(f"{options.save_stats} was not written, as fid was skipped.")
-        elif options.save_stats and samples is not None:
-            write_statistics(samples.bank, options.feature_names[0], options.save_stats)
+        notes += self._save_statistics(samples, needs)
         store = None if samples is None else samples.bank
         scorers = bind_metrics(names, model, samples)
         scores, left_out = run_metrics(scorers, store, self.asked.metrics == AUTO)
         diffusion = None if loaded is None else loaded.diffusion
-        judged = judge(scores, store, options.feature_names, diffusion)
-        sets: dict[str, Any] = {"notes": []}
-        if store is not None:
-            sets = describe_sets(store, loaded, options, needs)
-        notes += [*left_out, *sets["notes"], *judged.notes, *clamped_gap(self.asked, options, own)]
+        judged = judge_scores(scores, store, options.feature_names, diffusion)
+        about = self._describe(target, scored, store, needs) | {"skipped": skipped}
+        notes += [*left_out, *about["notes"], *judged.notes]
+        notes += clamped_gap(self.asked, options, own)
         if self.asked.metrics == AUTO and "random64" in options.feature_names and needs:
             notes.append(TRIAL)
-        about = {
-            **describe_target(target, loaded, options, self.state),
-            **({} if scored is None else scored.about),
-            **sets,
-            "skipped": skipped,
-            "notes": notes,
-        }
+        about["notes"] = notes
         engine.finish()
         folder = Path() if loaded is None else loaded.run
         return Evaluation(tuple(judged.scores), about, folder / "evaluations")
+
+    def _describe(
+        self,
+        target: Any,
+        scored: ScoredImages | None,
+        store: FeatureStore | None,
+        needs: dict[str, list[Need]],
+    ) -> dict[str, Any]:
+        """Say all that repeating the evaluation needs, with notes on the sets."""
+        loaded = None if self.own is None else self.own.loaded
+        sets: dict[str, Any] = {"notes": []}
+        if store is not None:
+            sets = describe_sets(store, loaded, self.options, needs)
+        images = {} if scored is None else scored.about
+        return {**describe_target(target, loaded, self.options, self.state), **images, **sets}
+
+    def _save_statistics(self, samples: SampleTask | None, needs: dict[str, list[Need]]) -> list[str]:
+        """Write the reference's statistics where `save_stats` says; a note where there are none."""
+        path = self.options.save_stats
+        if not path:
+            return []
+        if samples is None or "fid" not in needs:
+            return [f"{path} was not written, as fid was skipped."]
+        write_statistics(samples.bank, self.options.feature_names[0], path)
+        return []
 
     def _engine(self) -> Engine:
         options = self.options

@@ -75,14 +75,13 @@ def _overfits(gap: Score, n: int) -> str:
 def difference(task: ModelTask, name: str, a: Tensor, b: Tensor, unit: str) -> Score:
     """Return mean a − mean b of two independent sets, with its standard error and interval."""
     value = float(a.mean() - b.mean())
-    if len(a) < 2:
+    of_a = bootstrap_interval(float(a.mean()), a, seed=task.options.seed)
+    of_b = bootstrap_interval(float(b.mean()), b, seed=task.options.seed + 1)
+    if of_a is None or of_b is None:  # fewer than two images
         return Score(name, value, None, unit)
     error = math.sqrt(float(a.var()) / len(a) + float(b.var()) / len(b))
-    ends = [bootstrap_interval(float(x.mean()), x, seed=task.options.seed + k) for k, x in enumerate((a, b))]
-    assert ends[0] is not None
-    assert ends[1] is not None
     # Half-widths of independent intervals add as standard errors do.
-    half = [math.hypot(ends[0][i] - float(a.mean()), ends[1][1 - i] - float(b.mean())) for i in (0, 1)]
+    half = [math.hypot(of_a[i] - float(a.mean()), of_b[1 - i] - float(b.mean())) for i in (0, 1)]
     return Score(name, value, error, unit, interval=(value - half[0], value + half[1]))
 
 

@@ -44,7 +44,7 @@ class Judged:
     notes: list[str]
 
 
-def judge(
+def judge_scores(
     scores: Sequence[Score],
     store: FeatureStore | None,
     feature_names: Sequence[str],

@@ -144,7 +144,7 @@ class RunImages:
             self.config, val_data=None, val_fraction=0.0, split=split, batch_size=1, accumulation_steps=1,
             shards=None, on_bad_image=on_bad_image or self.config.on_bad_image,
         )  # fmt: skip
-        return check_fits(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
+        return check_matches_run(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
 
     def image_column(self, data: Any) -> str | None:
         """Return the run's column of images for data that may have columns."""
@@ -164,7 +164,7 @@ class RunImages:
         return open_images(data, bare, diffusion.image_size, diffusion.channels, split, _quiet)
 
 
-def check_fits(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:
+def check_matches_run(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:
     """Check that a dataset has the run's shape and, where the network reads labels, its classes."""
     wanted, got = loaded.diffusion.image_shape, (dataset.channels, *dataset.image_size)
     if wanted != got:

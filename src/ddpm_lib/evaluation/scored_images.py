@@ -13,7 +13,7 @@ from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.image_sets import clamp
 from ddpm_lib.evaluation.metric_table import METRICS, looks_at_images
 from ddpm_lib.evaluation.overviews import drawn_samples
-from ddpm_lib.evaluation.run_images import RunImages, check_fits
+from ddpm_lib.evaluation.run_images import RunImages, check_matches_run
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.tasks import NO_MODEL
 
@@ -75,7 +75,7 @@ def whole_set(options: EvaluationOptions, own: RunImages, dataset: Any) -> tuple
         return options.data, _named_set(options, own)
     if not isinstance(dataset, ImageDataset):
         dataset = own.other(dataset, options.split, options.on_bad_image)
-    return "given", check_fits(dataset, own.loaded)
+    return "given", check_matches_run(dataset, own.loaded)
 
 
 def _named_set(options: EvaluationOptions, own: RunImages) -> ImageDataset:

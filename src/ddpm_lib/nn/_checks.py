@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 from ddpm_lib.images import nearest_multiples
 
 
-def divisors(n: int) -> list[int]:
+def all_divisors(n: int) -> list[int]:
     """Return all divisors of n ≥ 1 in increasing order.
 
-    >>> divisors(12)
+    >>> all_divisors(12)
     [1, 2, 3, 4, 6, 12]
     """
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
@@ -64,19 +64,19 @@ def resolve_groups(groups: int | None, widths: Sequence[int]) -> int:
     """
     common = math.gcd(*widths)
     if groups is None:
-        fitting = [d for d in divisors(common) if d <= 32 and 2 * d <= common]
+        fitting = [d for d in all_divisors(common) if d <= 32 and 2 * d <= common]
         return fitting[-1] if fitting else 1
     check_int("groups", groups)
     if common % groups:
         raise ValueError(
             f"groups={groups} does not divide every width {sorted(set(widths))}. The nearest values that fit: "
-            f"groups={around(groups, divisors(common))}; or choose dim as a multiple of {groups}."
+            f"groups={around(groups, all_divisors(common))}; or choose dim as a multiple of {groups}."
         )
     return groups
 
 
 def _does_not_divide(name: str, value: int, width: int) -> str:
-    fits = around(value, divisors(width))
+    fits = around(value, all_divisors(width))
     return (
         f"{name}={value} does not divide the width {width} of a level with attention. Nearest values that fit: {fits}."
     )
@@ -86,7 +86,7 @@ def resolve_heads(width: int, heads: int, head_dim: int | None, name: str = "hea
     """Return the number of attention heads at a width."""
     if head_dim is not None:
         if width % head_dim:
-            fits = around(head_dim, divisors(width))
+            fits = around(head_dim, all_divisors(width))
             raise ValueError(
                 f"head_dim={head_dim} does not divide the width {width}. The nearest values that fit: {fits}."
             )
