@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from locations import ROOT
 # One thread: the tensors of the tests are tiny, and several test processes share a small machine.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported and collected out of garbage collection, which otherwise visits it all each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

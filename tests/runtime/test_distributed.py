@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import run_two_ranks
+from command_line import ddpm
 from launchers import torchrun
 from locations import HELPERS
 from training_helpers import assert_same_tensors, curve, final_tensors
@@ -27,7 +29,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single(two_ranks: Path) -> Path:
     """The same run as one process with two micro-batches."""
     out = two_ranks / "one"
-    torchrun(str(HELPERS / "run_two_ranks.py"), str(out), "single", processes=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run_two_ranks.py", str(out), "single"])
+        run_two_ranks.main()
     return out
 
 
@@ -126,7 +130,7 @@ def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_pat
     run = str(two_ranks / "whole")
     flags = ["-n", "5", "--num-steps", "3", "--format", "npz", "--device", "cpu", "--no-progress"]
     torchrun("-m", "ddpm_lib.cli", "sample", run, *flags, "--output-dir", str(tmp_path / "two"))
-    torchrun("-m", "ddpm_lib.cli", "sample", run, *flags, "--output-dir", str(tmp_path / "one"), processes=1)
+    assert ddpm("sample", run, *flags, "--output-dir", tmp_path / "one") == 0
     two, one = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("two", "one"))
     assert two.shape == (5, 8, 8, 3)
     assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1  # float32 rounding of another batch size
