@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +17,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported and collected out of garbage collection, which otherwise visits it all each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

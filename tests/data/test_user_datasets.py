@@ -140,7 +140,7 @@ def test_files_opened_at_the_first_item_are_not_shared(stored, kind):
     assert not _opened
     streamed = open_dataset(items, image_size=SIDE, num_workers=2, cache="none")
     train, held_out = streamed.split(40)
-    order = [np.arange(k, k + 24) % len(train) for k in range(0, 2 * len(train), 24)]
+    order = [np.arange(k, k + 24) % len(train) for k in range(0, len(train), 24)]
     with make_loader(train, order, num_workers=2) as stream:
         for rows, batch in zip(order, stream):
             assert right(batch, train._rows[rows])
@@ -225,8 +225,9 @@ STEADY = {
 }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize(
+    ("name", "workers"), [*((name, 0) for name in RANDOM), ("python", 2), ("counter", 2), ("own generator", 2)]
+)
 def test_random_items_are_noticed_and_streamed(name, workers):
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     data = open_dataset(Varying(RANDOM[name]), image_size=8, num_workers=workers)
@@ -309,27 +310,30 @@ class Unsendable(Exception):
         super().__init__("two arguments")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+FAILURES = [
+    (
+        raising(ValueError("cannot parse this record")),
+        r"ValueError: cannot parse this record \(test_user_datasets.py, line",
+    ),
+    (raising(KeyError("key")), "KeyError: 'key'"),
+    (raising(RuntimeError("x" * 500)), "RuntimeError: x{159}…"),
+    (raising(Unsendable(1, 2)), "Unsendable: two arguments"),
+    (raising(TypeError("no such type")), "TypeError: no such type"),
+    (raising(FileNotFoundError(2, "No such file", "a.dcm")), "missing"),
+    (raising(StopIteration()), "StopIteration"),
+    (lambda i: None, "no image in this row"),
+    (lambda i: (None, 1), "no image in this row"),
+    (lambda i: (), "IndexError"),
+    (lambda i: ("a.png", 1), "got str"),
+    (lambda i: (np.zeros((8, 8, 3)), 1), "float64"),
+    (lambda i: (np.zeros((8, 8, 7, 2), np.uint8), 1), "shape"),
+]
+SENT = [FAILURES[k] for k in (0, 3, 6, 7)]
+"""What comes through the pipe of a reader in a way of its own."""
+
+
 @pytest.mark.parametrize(
-    ("fail", "words"),
-    [
-        (
-            raising(ValueError("cannot parse this record")),
-            r"ValueError: cannot parse this record \(test_user_datasets.py, line",
-        ),
-        (raising(KeyError("key")), "KeyError: 'key'"),
-        (raising(RuntimeError("x" * 500)), "RuntimeError: x{159}…"),
-        (raising(Unsendable(1, 2)), "Unsendable: two arguments"),
-        (raising(TypeError("no such type")), "TypeError: no such type"),
-        (raising(FileNotFoundError(2, "No such file", "a.dcm")), "missing"),
-        (raising(StopIteration()), "StopIteration"),
-        (lambda i: None, "no image in this row"),
-        (lambda i: (None, 1), "no image in this row"),
-        (lambda i: (), "IndexError"),
-        (lambda i: ("a.png", 1), "got str"),
-        (lambda i: (np.zeros((8, 8, 3)), 1), "float64"),
-        (lambda i: (np.zeros((8, 8, 7, 2), np.uint8), 1), "shape"),
-    ],
+    ("fail", "words", "workers"), [*((*case, 0) for case in FAILURES), *((*case, 2) for case in SENT)]
 )
 def test_whatever_an_item_raises_is_a_bad_image(fail, words, workers):
     items = Failing(fail)

@@ -75,7 +75,7 @@ def test_quickstart_is_committed_without_outputs() -> None:
 def test_outside_a_kernel_nothing_is_displayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import ipykernel  # noqa: F401  (tools import it in ordinary scripts)
 
-    from ddpm_lib.training.callbacks import _show_inline
+    from ddpm_lib.training.callbacks.samples import _show_inline
 
     _show_inline(tmp_path / "grid.png")
     assert capsys.readouterr().out == ""

@@ -1,7 +1,8 @@
-"""What the test of batch_size="auto" runs under torchrun: run_auto_batch.py OUT."""
+"""Trains with batch_size="auto" under torchrun and never closes the trainer: run_auto_batch.py OUT."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def main() -> None:
+    from run_to_the_end import write_threads
+
+    atexit.register(write_threads)  # the first to register is the last to run
     from ddpm_lib import Shapes
     from ddpm_lib.training import auto_batch
     from training_helpers import tiny_diffusion, tiny_trainer
@@ -31,7 +35,6 @@ def main() -> None:
         "batch_size": trainer.config.batch_size, "per_process": trainer.plan.per_process, "step": trainer.step,
     }  # fmt: skip
     (out / f"rank{trainer.rank}.json").write_text(json.dumps(report))
-    trainer.close()
 
 
 if __name__ == "__main__":

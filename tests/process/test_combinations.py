@@ -7,7 +7,7 @@ together are every combination. They take minutes (`pytest -m slow`); what runs 
 import warnings
 from collections import Counter
 from functools import cache
-from itertools import product
+from itertools import cycle, islice, product
 
 import pytest
 import torch
@@ -136,8 +136,10 @@ def test_every_way_to_train(way: tuple[str, str, str]) -> None:
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_every_way_to_sample(parametrization: str, variance: str, sampler: str) -> None:
     loss = "hybrid" if VARIANCES[variance].outputs > 1 else "simple"
-    for levels, clip in product(LEVELS, CLIPS):
-        diffusion = build(Schedule.make("cosine", T), parametrization, way=(variance, loss, "uniform"), clip=clip)
+    # Each way of clipping meets each choice of levels with one parametrization at least.
+    clips = cycle(CLIPS)
+    for levels, clip in zip(LEVELS, islice(clips, list(PARAMETRIZATIONS).index(parametrization), None)):
+        diffusion = build(schedule_of("cosine", False), parametrization, way=(variance, loss, "uniform"), clip=clip)
         draw(diffusion, sampler, levels, 2)
 
 
@@ -168,8 +170,9 @@ def test_every_set_of_training_variants(on: tuple[bool, ...]) -> None:
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_every_kind_of_data(channels: int, dims: int) -> None:
-    """With the real network: parametrizations × variances, each sampled by every sampler."""
+    """With the real network: parametrizations × variances, the samplers in turn."""
     torch.manual_seed(0)
+    samplers = islice(cycle(SAMPLERS), dims + channels, None)
     for parametrization, variance in product(PARAMETRIZATIONS, VARIANCES):
         outputs = VARIANCES[variance].outputs
         model = Unet(
@@ -188,8 +191,7 @@ def test_every_kind_of_data(channels: int, dims: int) -> None:
             channels=channels,
         )
         train(diffusion, torch.rand(2, channels, *size))
-        for sampler in SAMPLERS:
-            draw(diffusion, sampler, "trailing")
+        draw(diffusion, next(samplers), "trailing")
 
 
 @pytest.mark.slow

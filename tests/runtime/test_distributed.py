@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import run_two_ranks
+from command_line import ddpm
 from launchers import torchrun
 from locations import HELPERS
 from training_helpers import assert_same_tensors, curve, final_tensors
@@ -27,7 +29,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single(two_ranks: Path) -> Path:
     """The same run as one process with two micro-batches."""
     out = two_ranks / "one"
-    torchrun(str(HELPERS / "run_two_ranks.py"), str(out), "single", processes=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run_two_ranks.py", str(out), "single"])
+        run_two_ranks.main()
     return out
 
 
@@ -55,9 +59,22 @@ def test_no_thread_of_gloo_outlives_the_group(two_ranks: Path) -> None:
     assert threads_of_gloo(two_ranks) == [[], []]
 
 
-def test_a_script_that_never_closes_its_trainer_leaves_the_group_at_its_end(tmp_path: Path) -> None:
-    torchrun(str(HELPERS / "run_to_the_end.py"), str(tmp_path))
-    assert threads_of_gloo(tmp_path) == [[], []]
+@pytest.fixture(scope="module")
+def never_closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes, the second with less memory, whose script never closes its trainer."""
+    out = tmp_path_factory.mktemp("auto")
+    torchrun(str(HELPERS / "run_auto_batch.py"), str(out))
+    return out
+
+
+def test_two_processes_agree_on_the_largest_batch(never_closed: Path) -> None:
+    """Both take what the second can."""
+    a, b = reports(never_closed)
+    assert a == b == {"batch_size": 2 * 12, "per_process": 12, "step": 2}
+
+
+def test_a_script_that_never_closes_its_trainer_leaves_the_group_at_its_end(never_closed: Path) -> None:
+    assert threads_of_gloo(never_closed) == [[], []]
 
 
 @pytest.mark.slow
@@ -65,7 +82,7 @@ def test_a_script_that_never_closes_its_trainer_leaves_the_group_at_its_end(tmp_
 def test_late_threads_of_gloo_do_not_abort_a_finished_run(tmp_path: Path) -> None:
     """The same fault provoked: gloo's threads come to drop their tensors only long after the collective."""
     for _ in range(5):
-        torchrun(str(HELPERS / "run_to_the_end.py"), str(tmp_path), "late")
+        torchrun(str(HELPERS / "run_to_the_end.py"), str(tmp_path))
 
 
 def test_data_of_the_ranks_are_disjoint_and_complete(two_ranks: Path) -> None:
@@ -126,7 +143,7 @@ def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_pat
     run = str(two_ranks / "whole")
     flags = ["-n", "5", "--num-steps", "3", "--format", "npz", "--device", "cpu", "--no-progress"]
     torchrun("-m", "ddpm_lib.cli", "sample", run, *flags, "--output-dir", str(tmp_path / "two"))
-    torchrun("-m", "ddpm_lib.cli", "sample", run, *flags, "--output-dir", str(tmp_path / "one"), processes=1)
+    assert ddpm("sample", run, *flags, "--output-dir", tmp_path / "one") == 0
     two, one = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("two", "one"))
     assert two.shape == (5, 8, 8, 3)
     assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1  # float32 rounding of another batch size

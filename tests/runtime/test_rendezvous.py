@@ -67,7 +67,6 @@ import os, sys
 from datetime import timedelta
 from pathlib import Path
 import torch
-from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.runtime.devices import make_accelerator
 accelerator = make_accelerator(Path(sys.argv[1]), device="cpu")
 group = torch.distributed.group.WORLD
@@ -76,13 +75,13 @@ accelerator.wait_for_everyone()
 attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 with open(sys.argv[2], "a") as out:
     out.write(f"{attempt}{accelerator.process_index}\\n")
-if attempt < 3:
+if attempt < 1:
     sys.exit(accelerator.process_index)  # one rank dies, and torchrun starts both again
 accelerator.state.destroy_process_group()
 """
 
 
-def test_each_restart_meets_at_the_first_attempt(tmp_path: Path) -> None:
+def test_a_restart_meets_at_the_first_attempt(tmp_path: Path) -> None:
     (tmp_path / "meet.py").write_text(PROGRAM)
     command = [
         sys.executable,
@@ -92,9 +91,9 @@ def test_each_restart_meets_at_the_first_attempt(tmp_path: Path) -> None:
         "--nproc_per_node",
         "2",
         "--max-restarts",
-        "3",
+        "1",
     ]
     command += [str(tmp_path / "meet.py"), str(tmp_path / "run"), str(tmp_path / "met")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {"01", "11", "21", "30", "31"} <= set((tmp_path / "met").read_text().split())
+    assert {"01", "10", "11"} <= set((tmp_path / "met").read_text().split())

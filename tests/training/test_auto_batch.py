@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +17,6 @@ from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training import ConfigError, OutOfMemoryError, auto_batch
 from ddpm_lib.training.auto_batch import CPU_LIMIT, largest_that_fits, rounded
 from ddpm_lib.training.step import ForwardPass
-from launchers import torchrun
-from locations import HELPERS
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 
 GIB = 2**30
@@ -315,10 +312,3 @@ def test_an_ablation_wants_a_number() -> None:
 
     with pytest.raises(ConfigError, match="must be a number, not 'auto'"):
         _steps(SimpleNamespace(settings={"training": {"batch_size": "auto"}}), 100)
-
-
-def test_two_processes_agree(tmp_path: Path) -> None:
-    """The second process has less memory: both take what it can."""
-    torchrun(str(HELPERS / "run_auto_batch.py"), str(tmp_path))
-    a, b = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2))
-    assert a == b == {"batch_size": 2 * 12, "per_process": 12, "step": 2}

@@ -89,7 +89,6 @@ def test_contents_count(tmp_path, kind, options):
     changed[7] = 255 - changed[7]
     assert opened(changed).fingerprint != before.fingerprint
     assert opened(IMAGES[::-1]).fingerprint != before.fingerprint
-    assert opened(IMAGES).fingerprint == before.fingerprint
     said = any("compares the names and sizes of all, the contents of 24" in note for note in before.notes)
     assert said == ("verify" in options and kind not in ("array", "npz"))
 

@@ -26,8 +26,7 @@ def rows_of(text: str) -> list[str]:
     return [line.rstrip() for line in lines if ROW.match(line)]
 
 
-@pytest.mark.parametrize("progress", [True, False])
-@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize(("progress", "validation"), [(True, True), (False, False)])
 def test_a_log_has_rows_and_no_carriage_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], progress: bool, validation: bool
 ) -> None:
@@ -120,12 +119,12 @@ def test_held_out_images_may_be_an_object(tmp_path: Path, kind: str) -> None:
         "list": [x.permute(1, 2, 0).numpy() for x in images],
     }
     train = whole.subset(range(40))
-    trainer = tiny_trainer(tmp_path, data=train, val_data=given[kind], val_every=3)
+    trainer = tiny_trainer(tmp_path, data=train, val_data=given[kind], val_every=3, max_steps=3)
     assert trainer.train().status == "finished"
     assert isinstance(trainer.held_out, ImageDataset)
     assert torch.equal(trainer.held_out.batch(np.arange(20))["image"], images)
     assert "given in Python" in (tmp_path / "config.yaml").read_text(encoding="utf-8") or kind is None
-    assert tiny_trainer(tmp_path, data=train, val_data=given[kind], val_every=3, max_steps=8).train().step == 8
+    assert tiny_trainer(tmp_path, data=train, val_data=given[kind], val_every=3, max_steps=4).train().step == 4
 
 
 class Fails(Callback):

@@ -15,29 +15,27 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lib import GaussianDiffusion, Shapes, TrainingConfig, Unet
+from ddpm_lib import GaussianDiffusion, Shapes, Trainer, TrainingConfig, Unet
 from ddpm_lib.training import Callback, CheckpointError, ConfigError, DivergedError, load_run
 from ddpm_lib.training.batches import BatchPlan
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.optim import learning_rate
 from ddpm_lib.training.randomness import DataOrder, StepRandomness
 from locations import HELPERS
-from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import At, StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        {"ema_decay": (0.9, 0.999), "lr_schedule": "cosine"},
+        {"ema_decay": (0.9, 0.999), "lr_schedule": "cosine", "accumulation_steps": 3},
         {"val_every": 3, "val_fraction": 0.2, "sample_every": 3, "sample_count": 2, "sample_steps": 2},
     ],
-    ids=["plain", "two averages", "validating and sampling"],
+    ids=["plain", "two averages, accumulating", "validating and sampling"],
 )
-def test_resumed_equals_uninterrupted(tmp_path: Path, accumulation: int, options: dict) -> None:
+def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict) -> None:
     """Weights, averages, optimizer and loss curve, bit for bit, although the cut falls inside a logging window."""
-    options = {"accumulation_steps": accumulation, **options}
     tiny_trainer(tmp_path / "a", **options).train()
     for cut in (1, 3, 6):
         result = tiny_trainer(tmp_path / "b", callbacks=[StopAt(cut)], **options).train()
@@ -75,35 +73,49 @@ def test_streaming_equals_ram(tmp_path: Path, workers: int) -> None:
 
 
 def test_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
-    """SIGKILL in the middle; the same command continues; the end is bitwise the uninterrupted one."""
-    command = [sys.executable, str(HELPERS / "run_tiny.py")]
-    subprocess.run([*command, str(tmp_path / "a"), "40"], check=True, timeout=120)
-    victim = subprocess.Popen([*command, str(tmp_path / "b"), "40"])
+    """SIGKILL in the middle; the same trainer continues; the end is bitwise the uninterrupted one."""
+
+    def trainer(run: str) -> Trainer:
+        """What run_tiny.py trains."""
+        return tiny_trainer(tmp_path / run, max_steps=40, save_every=5, keep_last=3)
+
+    trainer("a").train()
+    command = [sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path / "b"), "40"]
+    victim = subprocess.Popen(command)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "b" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait(30) == -signal.SIGKILL
-    subprocess.run([*command, str(tmp_path / "b"), "40"], check=True, timeout=120)
+    trainer("b").train()
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     assert "Resumed" in (tmp_path / "b" / "train.log").read_text()
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
-def test_signal_ends_in_a_checkpoint(tmp_path: Path, name: str, code: int) -> None:
+def test_signal_ends_in_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int) -> None:
+    interrupt = At(3, lambda _: signal.raise_signal(getattr(signal, name)))
+    result = tiny_trainer(tmp_path, max_steps=100, callbacks=[interrupt]).train()
+    assert (result.status, result.step, result.exit_code) == ("stopped", 3, code)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status["reason"]) == ("stopped", f"received {name}")
+    assert (tmp_path / "checkpoints" / "step-000000003" / "manifest.json").is_file()
+    assert "Training stopped at step 3" in capsys.readouterr().err
+
+
+def test_a_signal_from_outside_ends_the_process_with_its_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path), "100000"]
     victim = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
-    victim.send_signal(getattr(signal, name))
+    victim.send_signal(signal.SIGTERM)
     _, err = victim.communicate(timeout=30)
-    assert victim.returncode == code
+    assert victim.returncode == 143
     status = json.loads((tmp_path / "status.json").read_text())
-    assert status["status"] == "stopped"
-    assert status["reason"] == f"received {name}"
+    assert (status["status"], status["reason"]) == ("stopped", "received SIGTERM")
     assert (tmp_path / "checkpoints" / f"step-{status['step']:09d}" / "manifest.json").is_file()
     assert f"Training stopped at step {status['step']:,}" in err
 
@@ -234,7 +246,7 @@ def test_accumulation_is_the_same_batch(tmp_path: Path) -> None:
 
 def test_loss_falls(tmp_path: Path) -> None:
     trainer = tiny_trainer(
-        tmp_path, tiny_diffusion(dropout=0.0), max_steps=120, log_every=20, learning_rate=3e-3, batch_size=8
+        tmp_path, tiny_diffusion(dropout=0.0), max_steps=60, log_every=20, learning_rate=5e-3, batch_size=8
     )
     trainer.train()
     losses = [row["loss"] for row in curve(tmp_path)]
@@ -285,7 +297,7 @@ def test_validation_is_smooth_and_shows_overfitting(tmp_path: Path) -> None:
     assert len(values) == 1
     data = Shapes(size=8, n=12)
     memorising = tiny_trainer(
-        tmp_path / "b", tiny_diffusion(dropout=0.0, dim=16), data, max_steps=300, val_every=300, val_fraction=0.5,
+        tmp_path / "b", tiny_diffusion(dropout=0.0, dim=16), data, max_steps=100, val_every=100, val_fraction=0.8,
         learning_rate=3e-3, ema_decay=(0.9,), horizontal_flip=False,
     )  # fmt: skip
     memorising.train()

@@ -34,7 +34,7 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
 def test_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path: Path, name: str) -> None:
     tiny_trainer(tmp_path / "a").train()
     tiny_trainer(tmp_path / "b", save_every=2, callbacks=[StopAt(4)]).train()

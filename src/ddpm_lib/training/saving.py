@@ -145,7 +145,7 @@ class RunCheckpoints:
         log, every = self.log, self.config.save_every
         on_main = log.processes.on_main
 
-        def newest(every: int) -> Path | None:
+        def newest(every: int) -> files.VerifiedCheckpoint | None:
             return files.newest_complete(self.folder, log.info, lambda step: step % every == 0)
 
         return on_main(lambda: newest(every)) or on_main(lambda: newest(1))
