@@ -348,9 +348,9 @@ def _fits(option: Option, element: Any, following: list[str]) -> Callable[[str],
     if following and PAIR.match(following[0]):
         return lambda word: PAIR.match(word) is not None
     if option.path == ("trackers",):
-        from accelerate.utils import LoggerType
+        from ddpm_lib.runtime.trackers import tracker_names
 
-        names = {str(name) for name in LoggerType}
+        names = tracker_names()
         return lambda word: word in names
     return lambda word: False
 

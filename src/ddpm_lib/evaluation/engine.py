@@ -21,7 +21,7 @@ from ddpm_lib.core.tensor_files import load_tensors, save_tensors
 from ddpm_lib.evaluation.image_sets import ImageSet
 from ddpm_lib.metrics import Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.extractors import weights_digest
-from ddpm_lib.runtime.processes import own_share
+from ddpm_lib.runtime.processes import Processes, own_share
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -177,12 +177,7 @@ class Engine:
         return found
 
     def _from_main(self, parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        if self.state.num_processes == 1:
-            return parts
-        from accelerate.utils import broadcast_object_list
-
-        answer: list[tuple[int, int]] = broadcast_object_list([parts])[0]
-        return answer
+        return Processes.of(self.state).from_main(parts)
 
     def _gather(self, found: list[tuple[int, dict[str, Tensor]]], n: int) -> dict[str, Tensor]:
         """Put the parts of all ranks in order; ranks need not see each other's files."""
@@ -190,15 +185,14 @@ class Engine:
         own = torch.cat([torch.empty(0, dtype=torch.int64), *rows])
         names = sorted({k for _, part in found for k in part})
         if self.state.num_processes > 1:
-            from accelerate.utils import broadcast_object_list, gather, gather_object
-
-            described = [{k: (v.shape[1], v.dtype == torch.float64) for k, v in found[0][1].items()}] if found else [{}]
-            sizes = next(d for d in gather_object(described) if d)
-            names = broadcast_object_list([sorted(sizes)])[0]
-            most = int(gather(torch.tensor([len(own)], device=self.state.device)).max())
+            ranks = Processes.of(self.state)
+            described = {k: (v.shape[1], v.dtype == torch.float64) for k, v in found[0][1].items()} if found else {}
+            sizes = next(d for d in ranks.all_objects(described) if d)
+            names = ranks.from_main(sorted(sizes))
+            most = int(ranks.gather(torch.tensor([len(own)], device=self.state.device)).max())
             index = torch.full((most,), -1, device=self.state.device)
             index[: len(own)] = own.to(self.state.device)
-            order = gather(index).cpu()
+            order = ranks.gather(index).cpu()
         out: dict[str, Tensor] = {}
         for name in names:
             mine = torch.cat([part[name] for _, part in found]) if found else None
@@ -211,7 +205,7 @@ class Engine:
                 padded = torch.zeros(most, width, dtype=dtype, device=self.state.device)
                 if mine is not None:
                     padded[: len(own)] = mine.to(padded)
-                everything = gather(padded).cpu()
+                everything = ranks.gather(padded).cpu()
             whole = torch.empty(n, everything.shape[1], dtype=everything.dtype)
             whole[order[order >= 0]] = everything[order >= 0]
             out[name] = whole

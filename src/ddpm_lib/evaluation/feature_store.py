@@ -20,7 +20,7 @@ from ddpm_lib.core.tensor_files import load_tensors, save_tensors
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.image_sets import ImageSet
 from ddpm_lib.metrics import FEATURES, Moments, Statistics, read_statistics, save_statistics
-from ddpm_lib.runtime.processes import own_share
+from ddpm_lib.runtime.processes import Processes, own_share
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -190,8 +190,7 @@ class FeatureStore:
         moments = Moments(features.shape[1]).update(features[own.start : own.stop])
         if ranks == 1:
             return moments.statistics()
-        from accelerate.utils import gather
-
+        gather = Processes.of(self.state).gather
         dtype = torch.float32 if self.state.device.type == "mps" else torch.float64
         here: dict[str, Any] = {"device": self.state.device, "dtype": dtype}
         counts = gather(torch.tensor([moments.n], device=self.state.device)).tolist()
@@ -235,11 +234,7 @@ class FeatureStore:
     def _all_see(self, path: Path) -> bool:
         """Say whether every rank sees a file, so that all take the same way."""
         seen = path.is_file()
-        if self.state.num_processes == 1:
-            return seen
-        from accelerate.utils import gather
-
-        return bool(gather(torch.tensor([int(seen)], device=self.state.device)).min())
+        return all(Processes.of(self.state).all_objects(seen))
 
 
 Bank = FeatureStore

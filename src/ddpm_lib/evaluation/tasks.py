@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm_lib.core.progress import bar
 from ddpm_lib.evaluation.network_conditions import conditions_of
-from ddpm_lib.runtime.processes import own_share
+from ddpm_lib.runtime.processes import Processes, own_share
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -145,11 +145,9 @@ class ModelTask(Task):
         own = torch.cat([none, *(score(range(k * group, min(n, (k + 1) * group))) for k in shown)])
         if ranks == 1:
             return own
-        from accelerate.utils import gather
-
         # Ranks have equal shares of the groups but for the last ones: padded, all but the end of the whole is filled.
         size = math.ceil(math.ceil(n / group) / ranks) * group
         dtype = torch.float32 if self.state.device.type == "mps" else torch.float64
         padded = torch.zeros(size, columns, dtype=dtype, device=self.state.device)
         padded[: len(own)] = own.to(padded)
-        return gather(padded)[:n].cpu().double()
+        return Processes.of(self.state).gather(padded)[:n].cpu().double()

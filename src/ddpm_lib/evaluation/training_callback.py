@@ -17,6 +17,7 @@ from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sample_set import sample_images
 from ddpm_lib.evaluation.scores import Score
 from ddpm_lib.evaluation.tasks import SampleTask
+from ddpm_lib.runtime.devices import joined_state
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 _ALLOWED = (
@@ -65,8 +66,6 @@ class Evaluate(Callback):
         Raises:
             ConfigError: If held-out images are the reference and the run holds nothing out, or a metric lacks its weights.
         """
-        from accelerate import PartialState
-
         sets = {"train": dataset_images(trainer.dataset, "train")}
         if trainer.held_out is not None:
             sets["held_out"] = dataset_images(trainer.held_out, "heldout")
@@ -74,7 +73,7 @@ class Evaluate(Callback):
         if reference not in sets:
             raise ConfigError("This run holds nothing out. Use reference='train'.")
         engine = Engine(
-            PartialState(),
+            joined_state(),
             batch_size=self.options.batch_size,
             progress=False,
             weights=self.options.feature_weights,

@@ -93,3 +93,10 @@ def log_to_trackers(accelerator: Accelerator, values: dict[str, Any], step: int)
             error,
         )
         accelerator.trackers.clear()
+
+
+def tracker_names() -> set[str]:
+    """Return the names of the trackers that accelerate knows."""
+    from accelerate.utils import LoggerType
+
+    return {str(name) for name in LoggerType}
