@@ -19,7 +19,7 @@ from ddpm_lib.images import check_unit_range
 from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
 from ddpm_lib.process import editing, encoding, likelihood, loss, sampling
 from ddpm_lib.process.bound import Chain
-from ddpm_lib.process.checks import check_fit, loss_weights
+from ddpm_lib.process.checks import check_parts_fit, loss_weights
 from ddpm_lib.process.clipping import CLIPS
 from ddpm_lib.process.conditions import Cond, Conditioners
 from ddpm_lib.process.denoiser import Denoiser
@@ -144,7 +144,7 @@ class GaussianDiffusion(nn.Module):
         self.noising = Noising(offset_noise, input_perturbation, immiscible)
         self.class_names: tuple[str, ...] | None = None
         self._range_checked = False
-        check_fit(self)
+        check_parts_fit(self)
         self.loss_weights = loss_weights(self)
 
     @property

@@ -28,7 +28,7 @@ from ddpm_lib.runs.checkpoint import list_checkpoints
 from ddpm_lib.runtime.launch import explain_rendezvous_errors
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import CheckpointError, ConfigError, load_run
-from ddpm_lib.training.agreement import check_alike
+from ddpm_lib.training.agreement import check_ranks_agree
 from training_helpers import tiny_diffusion, tiny_trainer
 
 
@@ -563,9 +563,9 @@ def test_processes_started_differently(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(
         ConfigError, match=r"not started alike:\n  options\.seed: 0 on process 0, 1 on process 1\nStart all"
     ):
-        check_alike(trainer.config, trainer.diffusion, trainer.ranks)
+        check_ranks_agree(trainer.config, trainer.diffusion, trainer.ranks)
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0]])
-    check_alike(trainer.config, trainer.diffusion, trainer.ranks)
+    check_ranks_agree(trainer.config, trainer.diffusion, trainer.ranks)
 
 
 def test_missing_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

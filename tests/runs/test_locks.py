@@ -18,7 +18,7 @@ from ddpm_lib.cli import main
 from ddpm_lib.core import file_locks as locks
 from ddpm_lib.runs import lock as run_locks
 from ddpm_lib.runs.lock import RunLock
-from ddpm_lib.runs.standing import stand
+from ddpm_lib.runs.status import run_status
 from ddpm_lib.training import ConfigError
 from locations import HELPERS
 from training_helpers import At, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
@@ -27,7 +27,7 @@ SMALL = {"dim": 4, "dim_mults": (1,)}
 
 
 def word(run: Path) -> str:
-    return stand(run).word
+    return run_status(run).word
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def word(run: Path) -> str:
     [
         lambda run: shutil.copytree(run, run.with_name("backup")),
         lambda run: (run / ".lock").read_text(),
-        lambda run: stand(run),
+        lambda run: run_status(run),
         lambda run: (run / ".lock").open("a").close(),
     ],
     ids=["backup", "read", "status", "append"],

@@ -23,7 +23,7 @@ from ddpm_lib.core import files
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs.checkpoint import list_checkpoints
 from ddpm_lib.runs.metrics_file import MetricsFile, write_status
-from ddpm_lib.runs.standing import stand
+from ddpm_lib.runs.status import run_status
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training import CheckpointError, ConfigError
 from ddpm_lib.training import trainer as training
@@ -153,8 +153,8 @@ def test_what_a_refused_start_says_of_a_run(run: Path, before: str) -> None:
         write_status(run, status="running", step=3, max_steps=4, reason="")
     with pytest.raises((ValueError, OSError)):
         tiny_trainer(run, tiny_diffusion(**SMALL), "no/such/path").train()
-    assert stand(run).word == ("finished" if before == "finished" else "failed")
-    assert before == "finished" or "no/such/path" in stand(run).reason
+    assert run_status(run).word == ("finished" if before == "finished" else "failed")
+    assert before == "finished" or "no/such/path" in run_status(run).reason
 
 
 def test_killed_while_it_opens_its_data_after_a_failure(
@@ -167,14 +167,14 @@ def test_killed_while_it_opens_its_data_after_a_failure(
     def killed(*args: object) -> None:
         if not seen:
             shutil.copytree(run, tmp_path / "as the kill leaves it")
-        seen.append(stand(tmp_path / "mine").word)
+        seen.append(run_status(tmp_path / "mine").word)
         raise ValueError
 
     monkeypatch.setattr(training, "open_training_data", killed)
     with pytest.raises(ValueError):
         trainer_of(run).train()
     assert seen == ["running"]
-    assert stand(tmp_path / "as the kill leaves it").word == "killed"
+    assert run_status(tmp_path / "as the kill leaves it").word == "killed"
     with pytest.raises(ValueError):
         trainer_of(tmp_path / "new").train()
     assert not (tmp_path / "new").exists()
@@ -281,8 +281,8 @@ def test_the_word_is_right_when_the_disk_is_full(run: Path, full_disk: Callable[
     trainer = trainer_of(run, callbacks=[At(4, lambda trainer: full_disk())], max_steps=6)
     with pytest.raises(CheckpointError, match="could not be written"):
         trainer.train()
-    assert stand(run).word == "failed"
-    assert "could not be written" in stand(run).reason
+    assert run_status(run).word == "failed"
+    assert "could not be written" in run_status(run).reason
     assert not list(run.glob(".*.tmp"))
 
 
@@ -291,8 +291,8 @@ def test_a_reason_that_is_longer_than_the_room_is_cut(tmp_path: Path, full_disk:
     size = (tmp_path / "status.json").stat().st_size
     full_disk()
     write_status(tmp_path, status="failed", step=4, max_steps=9, reason="ä\n" * 3000)
-    assert stand(tmp_path).word == "failed"
-    assert stand(tmp_path).reason.startswith("ä\nä")
+    assert run_status(tmp_path).word == "failed"
+    assert run_status(tmp_path).reason.startswith("ä\nä")
     assert (tmp_path / "status.json").stat().st_size == size
 
 
@@ -373,11 +373,11 @@ def test_a_run_that_was_moved_or_copied_is_the_directory_its_config_lies_in(
     assert [p.name for p in list_checkpoints(Path("new/checkpoints"))][-1] == "step-000000003"
     monkeypatch.chdir(tmp_path / "new")
     assert main(["train", "--config", "../runs/copy/config.yaml", "--max-steps", "4"]) == 0
-    assert [stand(tmp_path / name).step for name in ("new", "runs/copy")] == [3, 4]
+    assert [run_status(tmp_path / name).step for name in ("new", "runs/copy")] == [3, 4]
     capsys.readouterr()
     assert main(["train", "--config", "config.yaml", "--output-dir", "../other"]) == 0
     assert "lies in the run directory" not in capsys.readouterr().err
-    assert stand(tmp_path / "other").step == 3
+    assert run_status(tmp_path / "other").step == 3
 
 
 def test_the_data_of_a_run_mean_the_same_from_everywhere(

@@ -41,7 +41,9 @@ class SmallImages:
         return "" if self.names is None else f"-{self.names[index % len(self.names)]}"
 
 
-def check_wishes(diffusion: GaussianDiffusion, low_res: str | None, base: str | None, noise: float | None) -> None:
+def check_low_res_options(
+    diffusion: GaussianDiffusion, low_res: str | None, base: str | None, noise: float | None
+) -> None:
     """Refuse what the network cannot do with small images, or cannot do without.
 
     Raises:

@@ -193,7 +193,7 @@ def refuse_used(folder: Path) -> None:
 
 def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> SmallImages | None:
     """Read the images to enlarge, or draw them with the base run, shared over the ranks; None for other networks."""
-    low_res.check_wishes(loaded.diffusion, command.low_res, command.base, command.low_res_noise)
+    low_res.check_low_res_options(loaded.diffusion, command.low_res, command.base, command.low_res_noise)
     if command.low_res is not None:
         return low_res.read_small_images(command.low_res, loaded.diffusion)
     if command.base is None:
@@ -203,7 +203,7 @@ def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precisio
     Cascade(stages)  # refuses sizes that do not fit
     if command.class_label is not None and not any("class_label" in (stage.conditioners or {}) for stage in stages):
         raise ConfigError("--class-label was given, but both networks were trained without classes.")
-    low_res.check_wishes(base.diffusion, None, None, None)
+    low_res.check_low_res_options(base.diffusion, None, None, None)
     place_network(base.diffusion, state.device, precision, compiled=command.compile)
     wishes = dataclasses.replace(
         command, num_steps=command.base_num_steps, guidance_scale=command.base_guidance_scale, format="grid"

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ddpm_lib.core.file_locks import holder
 from ddpm_lib.core.files import write_atomically
-from ddpm_lib.runs.standing import is_run, stand
+from ddpm_lib.runs.status import is_run, run_status
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
@@ -79,7 +79,7 @@ def _note(run: Path, name: str) -> None:
     if run.exists() and not is_run(run) and (not run.is_dir() or any(run.iterdir())):
         return  # somebody else's
     run.mkdir(parents=True, exist_ok=True)
-    now = stand(run)
+    now = run_status(run)
     if now.word == "finished" or holder(run) is not None:
         return
     words = {"status": "stopped", "step": now.step or 0, "max_steps": now.max_steps, "save_every": now.save_every}

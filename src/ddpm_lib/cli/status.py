@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ddpm_lib.core.text import printable, sayable
-from ddpm_lib.runs.standing import Standing, is_run, no_run, number, runs_in, stand
+from ddpm_lib.runs.status import RunStatus, is_run, no_run, number, run_status, runs_in
 
 DESCRIPTION = """How a run stands; without RUN, how all in ./runs stand. The first word is one of
 
@@ -39,13 +39,13 @@ def main(args: list[str]) -> int:
     if several and options.word:
         raise ValueError(f"--word is the word of one run. {no_run(run)}")
     if options.word:
-        _write([stand(run).word])
+        _write([run_status(run).word])
     elif options.json:
         _write([json.dumps(_values(path)) for path in several or [run]])
     elif several:
         _write(_table(several))
     else:
-        _write(_lines(run, stand(run)))
+        _write(_lines(run, run_status(run)))
     return 0
 
 
@@ -55,7 +55,7 @@ def _write(lines: list[str]) -> None:
 
 
 def _values(run: Path) -> dict[str, object]:
-    now = stand(run)
+    now = run_status(run)
     values: dict[str, object] = {
         "run": printable(run), "status": now.word, "step": now.step, "max_steps": now.max_steps, "reason": now.reason,
         "checkpoint": now.checkpoint,
@@ -66,7 +66,7 @@ def _values(run: Path) -> dict[str, object]:
     return {**values, "metrics": now.row}
 
 
-def _lines(run: Path, now: Standing) -> list[str]:
+def _lines(run: Path, now: RunStatus) -> list[str]:
     lines = [f"{now.word}: {printable(run)}"]
     if now.step is not None:
         lines.append(f"  step        {_progress(now)}")
@@ -81,11 +81,11 @@ def _lines(run: Path, now: Standing) -> list[str]:
     return lines
 
 
-def _progress(now: Standing) -> str:
+def _progress(now: RunStatus) -> str:
     return "?" if now.step is None else f"{now.step:,}" + (f" of {now.max_steps:,}" if now.max_steps else "")
 
 
-def _numbers(now: Standing) -> dict[str, str]:
+def _numbers(now: RunStatus) -> dict[str, str]:
     """Return what the last row of the metrics says, worded."""
     row = {k: v for k, v in ((k, number(v)) for k, v in now.row.items()) if v is not None}
     losses = [f"{row['loss']:.4g}"] if "loss" in row else []
@@ -113,7 +113,7 @@ def _table(runs: list[Path]) -> list[str]:
     rows = [("run", "state", "step", "loss", "left", "checkpoint")]
     for run in runs:
         try:
-            now = stand(run)
+            now = run_status(run)
         except OSError as error:
             rows.append((printable(run), "?", "", "", "", printable(error)))
             continue

@@ -15,7 +15,7 @@ from ddpm_lib.time_sampling import TIME_SAMPLERS
 from ddpm_lib.weighting import WEIGHTINGS
 
 
-def check_fit(process: TrainableProcess) -> None:
+def check_parts_fit(process: TrainableProcess) -> None:
     """Refuse what could never train or sample.
 
     Raises:

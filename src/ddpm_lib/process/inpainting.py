@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm_lib.core.spelling import option
 from ddpm_lib.samplers import History, LevelAt, Noise, Predict, Sampler
-from ddpm_lib.samplers.base import bar
+from ddpm_lib.samplers.base import with_progress
 from ddpm_lib.schedules.levels import Level, tau
 
 
@@ -143,7 +143,7 @@ def repaint_loop(
         x = merge(x, levels[0])
         if on_state is not None:
             on_state(0, x)
-        for i, (t, s) in bar(pairs, progress):
+        for i, (t, s) in with_progress(pairs, progress):
             if s.t > t.t:
                 x = diffuse(x, t, s, noise())
             else:

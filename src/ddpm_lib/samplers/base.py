@@ -117,7 +117,7 @@ def sample_loop(
     with torch.inference_mode():
         if on_state is not None:
             on_state(0, x)
-        for i, (t, s) in bar(pairs, progress):
+        for i, (t, s) in with_progress(pairs, progress):
             history.remaining = len(pairs) - i
             x = sampler.step(x, t, s, predict, noise, history)
             if on_state is not None:
@@ -125,7 +125,7 @@ def sample_loop(
     return x
 
 
-def bar(
+def with_progress(
     pairs: list[tuple[int, tuple[Level, Level]]], progress: bool | None
 ) -> Iterable[tuple[int, tuple[Level, Level]]]:
     """Return the numbered steps, behind a bar if there is to be one: for None only where it takes long."""

@@ -12,8 +12,8 @@ from ddpm_lib.core.paths import another
 from ddpm_lib.core.text import printable
 from ddpm_lib.core.validation import shown
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.runs.standing import is_run, pictures_in
 from ddpm_lib.runs.state import differences
+from ddpm_lib.runs.status import is_run, pictures_in
 from ddpm_lib.runs.versions import describe_versions
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def check_process(diffusion: Any) -> None:
     raise ConfigError(f"diffusion must be a GaussianDiffusion; got {shown(diffusion)}. {fix}")
 
 
-def check_alike(config: TrainingConfig, diffusion: GaussianDiffusion, processes: Processes) -> None:
+def check_ranks_agree(config: TrainingConfig, diffusion: GaussianDiffusion, processes: Processes) -> None:
     """Compare options, process and versions of all ranks; to be called on every rank.
 
     Args:
@@ -65,7 +65,7 @@ def check_alike(config: TrainingConfig, diffusion: GaussianDiffusion, processes:
             )
 
 
-def check_place(output_dir: Path, data: Any) -> None:
+def check_output_dir(output_dir: Path, data: Any) -> None:
     """Refuse to write into the folder of the images, or among other images: whoever trains on those would train on samples.
 
     Raises:

@@ -14,7 +14,7 @@ from ddpm_lib.runs.state import RunState
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import OwnState, in_own_state
 from ddpm_lib.runtime.processes import Processes
-from ddpm_lib.training.agreement import check_alike, check_place, check_process
+from ddpm_lib.training.agreement import check_output_dir, check_process, check_ranks_agree
 from ddpm_lib.training.auto_batch import Trial, find_batch_size, kept_batch_size
 from ddpm_lib.training.batches import BatchPlan
 from ddpm_lib.training.callbacks import default_callbacks
@@ -74,7 +74,7 @@ class PreparedRun(RunContext):
         name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
         super().__init__(config, diffusion, output_dir, name, chosen)
         self.data_source = data
-        check_place(output_dir, data)
+        check_output_dir(output_dir, data)
         self.accelerate_state = OwnState()
         self.batch_reason = ""
         self._met = self._prepared = False
@@ -138,7 +138,7 @@ class PreparedRun(RunContext):
             timeout_minutes=config.process_timeout_minutes,
         )
         self.ranks = self.run_log.processes = Processes.of(self._accelerator)
-        check_alike(config, self.diffusion, self.ranks)
+        check_ranks_agree(config, self.diffusion, self.ranks)
         self._met = True
 
     def _restore(self, checkpoint: VerifiedCheckpoint) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.files import write_atomically
-from ddpm_lib.runs.standing import is_run
+from ddpm_lib.runs.status import is_run
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion

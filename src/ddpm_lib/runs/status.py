@@ -26,7 +26,7 @@ _MOST = 2**20  # bytes of a status.json; ours have a thousand
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """How a run stands.
 
     Attributes:
@@ -107,7 +107,7 @@ def is_run(path: Path) -> bool:
     return any((path / name).is_file() for name in marks) or bool(_checkpoint_steps(path))
 
 
-def stand(run: Path) -> Standing:
+def run_status(run: Path) -> RunStatus:
     """Find out how a run stands.
 
     Raises:
@@ -132,7 +132,7 @@ def stand(run: Path) -> Standing:
     if at is not None and (step is None or (word in ("running", "killed") and at > step)):
         step = at
     told = said.get("reason")
-    return Standing(
+    return RunStatus(
         word, step, _count(said.get("max_steps")), _count(said.get("save_every")),
         reason or (told if isinstance(told, str) else ""), owner, checkpoint, row,
     )  # fmt: skip
@@ -203,7 +203,7 @@ def nothing_saved(run: Path) -> str:
         return no_run(run)
     name = printable(run)
     try:
-        now = stand(run)
+        now = run_status(run)
     except OSError as error:
         return str(error)
     at = "" if now.step is None else f" (step {now.step:,}" + (f" of {now.max_steps:,})" if now.max_steps else ")")
