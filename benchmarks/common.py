@@ -45,7 +45,8 @@ def interleave(
     warm_up: int = 1,
     timer: Callable[[Callable[[], object], torch.device | str], float] = seconds,
 ) -> Times:
-    """Time every variant once per round, in turn, so that a busy moment of the machine does not favour one of them.
+    """Time every variant once per round, in turn, so that a busy moment of the machine does not
+    favour one of them.
 
     Every other round goes through them backwards, so that none always follows the same neighbour.
     """
@@ -61,7 +62,9 @@ def interleave(
 
 
 def ratio(times: Times, slow: str, fast: str) -> dict[str, float]:
-    """How many times as long `slow` takes as `fast`: the median over the rounds, and the lowest and the highest."""
+    """How many times as long `slow` takes as `fast`: the median over the rounds, and the lowest and
+    the highest.
+    """
     found = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
     return {"median": statistics.median(found), "low": min(found), "high": max(found)}
 
@@ -71,7 +74,9 @@ def show_ratio(found: Mapping[str, float]) -> str:
 
 
 def macs_of(model: nn.Module, *inputs: Tensor) -> int:
-    """Count the multiply-accumulate operations of any network's forward pass; compute it on the meta device for speed."""
+    """Count the multiply-accumulate operations of any network's forward pass; compute it on the
+    meta device for speed.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops() // 2
@@ -81,7 +86,9 @@ def parameters_of(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def ceilings(device: torch.device | str = "cpu", *, rounds: int = 5, small: bool = False) -> dict[str, float]:
+def ceilings(
+    device: torch.device | str = "cpu", *, rounds: int = 5, small: bool = False
+) -> dict[str, float]:
     """Measure what this machine can do at most.
 
     Args:
@@ -90,8 +97,9 @@ def ceilings(device: torch.device | str = "cpu", *, rounds: int = 5, small: bool
         small: Tiny sizes, to try the code.
 
     Returns:
-        Rates in GFLOP/s (two per multiply-accumulate) of square matrix products and 3×3 convolutions in channels_last at 64 and
-        128 channels, in fp32 and bf16, and the copy rate in GiB/s (bytes copied; each is read and written).
+        Rates in GFLOP/s (two per multiply-accumulate) of square matrix products and 3×3
+        convolutions in channels_last at 64 and 128 channels, in fp32 and bf16, and the copy rate in
+        GiB/s (bytes copied; each is read and written).
     """
     device = torch.device(device)
     gpu = device.type == "cuda"
@@ -104,7 +112,11 @@ def ceilings(device: torch.device | str = "cpu", *, rounds: int = 5, small: bool
         return lambda: a @ b
 
     def convolution(channels: int, dtype: torch.dtype) -> Callable[[], object]:
-        layout: dict[str, Any] = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
+        layout: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "memory_format": torch.channels_last,
+        }
         x = torch.randn(batch, channels, side, side).to(**layout)
         weight = torch.randn(channels, channels, 3, 3).to(**layout)
         return lambda: F.conv2d(x, weight, padding=1)
@@ -113,8 +125,13 @@ def ceilings(device: torch.device | str = "cpu", *, rounds: int = 5, small: bool
         runs[f"matrix {name}"], work[f"matrix {name}"] = matrix(dtype), 2 * n**3 / 1e9
         for channels in (64, 128):
             key = f"conv {channels} {name}"
-            runs[key], work[key] = convolution(channels, dtype), 2 * batch * side**2 * channels**2 * 9 / 1e9
-    source = torch.zeros((1 if small else 1024 if gpu else 256) << 20, dtype=torch.uint8, device=device)
+            runs[key], work[key] = (
+                convolution(channels, dtype),
+                2 * batch * side**2 * channels**2 * 9 / 1e9,
+            )
+    source = torch.zeros(
+        (1 if small else 1024 if gpu else 256) << 20, dtype=torch.uint8, device=device
+    )
     target = torch.ones_like(source)
     runs["copy"], work["copy"] = lambda: target.copy_(source), source.numel() / 2**30
     with torch.no_grad():
@@ -132,11 +149,13 @@ def show_ceilings(found: Mapping[str, float]) -> None:
     print_table(
         ("limits of this machine", "fp32", "bf16", ""),
         [
-            *((f"{w}", f"{found[f'{w} fp32']:,.0f}", f"{found[f'{w} bf16']:,.0f}", "GFLOP/s")
-              for w in ("matrix", "conv 64", "conv 128")),
+            *(
+                (f"{w}", f"{found[f'{w} fp32']:,.0f}", f"{found[f'{w} bf16']:,.0f}", "GFLOP/s")
+                for w in ("matrix", "conv 64", "conv 128")
+            ),
             ("copy", f"{found['copy']:,.1f}", "", "GiB/s"),
         ],
-    )  # fmt: skip
+    )
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -144,7 +163,11 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     lines = [tuple(map(str, line)) for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for k, line in enumerate(lines):
-        print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip())
+        print(
+            "  ".join(
+                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]
+            ).rstrip()
+        )
         if k == 0:
             print("  ".join("─" * w for w in widths))
     print(flush=True)
@@ -152,11 +175,17 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def make_parser(doc: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
     """Start a parser with what every benchmark takes."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds; medians are shown")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="interleaved rounds; medians are shown"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--output", type=Path, help="write all numbers as JSON to this file")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the code, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: tries the code, measures nothing"
+    )
     return parser
 
 
@@ -188,12 +217,16 @@ def cpu_name() -> str:
     return found[0] if found else platform.processor() or platform.machine()
 
 
-def finish(arguments: argparse.Namespace, device: torch.device | str, **results: Any) -> dict[str, Any]:
+def finish(
+    arguments: argparse.Namespace, device: torch.device | str, **results: Any
+) -> dict[str, Any]:
     """Write the results with their circumstances, where a file was asked for, and return them."""
     found = {**results, "about": about(arguments, device)}
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        arguments.output.write_text(
+            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         print(f"Wrote {arguments.output}.")
     return found
 
@@ -203,7 +236,9 @@ def medians(times: Times) -> dict[str, float]:
 
 
 def rows_written(folder: Path, count: int, side: int, *, quality: int = 92, seed: int = 0) -> Path:
-    """Write the built-in shapes as JPEG files of some side, as a folder of somebody's photos would lie there."""
+    """Write the built-in shapes as JPEG files of some side, as a folder of somebody's photos would
+    lie there.
+    """
     from PIL import Image
 
     from ddpm_lib import Shapes
@@ -211,5 +246,7 @@ def rows_written(folder: Path, count: int, side: int, *, quality: int = 92, seed
     folder.mkdir(parents=True, exist_ok=True)
     images = Shapes(size=side, n=count, seed=seed).batch(range(count))["image"]
     for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:05d}.jpg", quality=quality)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(
+            folder / f"{i:05d}.jpg", quality=quality
+        )
     return folder

@@ -2,8 +2,9 @@
 
     python benchmarks/data.py --data path/to/images --size 64 --output data.json
 
-Streams a folder through our loader and through denoising-diffusion-pytorch's dataset with torch's DataLoader, at several numbers
-of workers; then opens it into RAM, where the first epoch is the decoding and later ones only copy.
+Streams a folder through our loader and through denoising-diffusion-pytorch's dataset with torch's
+DataLoader, at several numbers of workers; then opens it into RAM, where the first epoch is the
+decoding and later ones only copy.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def index_batches(count: int, batch: int) -> list[list[int]]:
 
 
 def passes(data: Any, count: int, batch: int, workers: int) -> float:
-    """Return the seconds of one pass after the first batch, so that starting the workers is not counted."""
+    """Return the seconds of one pass after the first batch, so that starting the workers is not
+    counted.
+    """
     from ddpm_lib.data import make_loader
 
     loader = make_loader(data, index_batches(count, batch), num_workers=workers)
@@ -47,9 +50,12 @@ def peer_passes(folder: Path, size: int, count: int, batch: int, workers: int) -
     from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Dataset
 
     data = torch.utils.data.Subset(
-        Dataset(str(folder), size, augment_horizontal_flip=True, convert_image_to="RGB"), range(count)
+        Dataset(str(folder), size, augment_horizontal_flip=True, convert_image_to="RGB"),
+        range(count),
     )
-    batches: Iterator[Any] = iter(torch.utils.data.DataLoader(data, batch_size=batch, num_workers=workers))
+    batches: Iterator[Any] = iter(
+        torch.utils.data.DataLoader(data, batch_size=batch, num_workers=workers)
+    )
     next(batches)
     start, seen = time.perf_counter(), 0
     for images in batches:
@@ -71,7 +77,9 @@ def streaming(asked: argparse.Namespace, folder: Path) -> tuple[common.Times, in
                 folder, asked.size, count, asked.batch, w
             )
     # The passes keep the time themselves.
-    return common.interleave(runs, asked.rounds, warm_up=0, timer=lambda call, _: float(call())), count  # type: ignore[arg-type]
+    return common.interleave(
+        runs, asked.rounds, warm_up=0, timer=lambda call, _: float(call())
+    ), count  # type: ignore[arg-type]
 
 
 def cached(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -80,20 +88,27 @@ def cached(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     from ddpm_lib.data import decode
 
     start = time.perf_counter()
-    data = open_dataset(folder, image_size=asked.size, labels="none", cache="ram", num_workers=max(asked.workers))
+    data = open_dataset(
+        folder, image_size=asked.size, labels="none", cache="ram", num_workers=max(asked.workers)
+    )
     opened = time.perf_counter() - start
     with patch.object(decode, "fit_picture", wraps=decode.fit_picture) as decoded:
         seconds = [passes(data, len(data), asked.batch, 0) for _ in range(asked.rounds)]
     return {
-        "images": len(data), "seconds_to_open": opened, "images_per_second_opening": len(data) / opened,
-        "images_per_second_later": 1 / statistics.median(seconds), "decoded_later": decoded.call_count,
+        "images": len(data),
+        "seconds_to_open": opened,
+        "images_per_second_opening": len(data) / opened,
+        "images_per_second_later": 1 / statistics.median(seconds),
+        "decoded_later": decoded.call_count,
         "mib": len(data) * 3 * asked.size**2 / 2**20,
-    }  # fmt: skip
+    }
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = common.make_parser(__doc__)
-    parser.add_argument("--data", type=Path, help="folder of images; default: JPEGs of the built-in shapes, 384×384")
+    parser.add_argument(
+        "--data", type=Path, help="folder of images; default: JPEGs of the built-in shapes, 384×384"
+    )
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--count", type=int, default=400, help="images per streamed pass")
@@ -120,13 +135,34 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "seconds": times[name],
         }
         rows.append((name, f"{1 / middle:,.0f}", f"{1 / middle / max(1, workers):,.0f}"))
-    common.print_table((f"streamed, {count} images to {asked.size}×{asked.size}", "images/s", "per worker"), rows)
-    ram_rows = [("opening, the only decoding", f"{ram['images_per_second_opening']:,.0f}", f"{ram['images']:.0f}", "")]
+    common.print_table(
+        (f"streamed, {count} images to {asked.size}×{asked.size}", "images/s", "per worker"), rows
+    )
+    ram_rows = [
+        (
+            "opening, the only decoding",
+            f"{ram['images_per_second_opening']:,.0f}",
+            f"{ram['images']:.0f}",
+            "",
+        )
+    ]
     moved = ram["images_per_second_later"] * 3 * asked.size**2 / 2**30
     ram["share_of_copy_limit"] = moved / rates["copy"]
     share = f"{ram['share_of_copy_limit']:.0%}"
-    ram_rows.append(("later epochs", f"{ram['images_per_second_later']:,.0f}", f"{ram['decoded_later']:.0f}", share))
-    head = (f"in RAM, {ram['images']:.0f} images ({ram['mib']:.1f} MiB)", "images/s", "decoded", "of copy limit")
+    ram_rows.append(
+        (
+            "later epochs",
+            f"{ram['images_per_second_later']:,.0f}",
+            f"{ram['decoded_later']:.0f}",
+            share,
+        )
+    )
+    head = (
+        f"in RAM, {ram['images']:.0f} images ({ram['mib']:.1f} MiB)",
+        "images/s",
+        "decoded",
+        "of copy limit",
+    )
     common.print_table(head, ram_rows)
     return common.finish(asked, "cpu", ceilings=rates, streamed=found, ram=ram)
 

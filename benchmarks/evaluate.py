@@ -1,9 +1,10 @@
-"""Speed and memory of evaluation against the published tools, in one run on the same images and the same (random) weights.
+"""Speed and memory of evaluation against the published tools, in one run on the same images and the
+same (random) weights.
 
     python benchmarks/evaluate.py --images 32 --rounds 3 --output evaluate.json
 
-Prints a table and writes the same numbers as JSON. Each round measures all variants one after the other; medians are given, so
-that a machine that is busy for a moment does not favour one of them.
+Prints a table and writes the same numbers as JSON. Each round measures all variants one after the
+other; medians are given, so that a machine that is busy for a moment does not favour one of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lib.metrics import Statistics, frechet_distance, frechet_of_features, make_extractor, statistics_of
+from ddpm_lib.metrics import (
+    Statistics,
+    frechet_distance,
+    frechet_of_features,
+    make_extractor,
+    statistics_of,
+)
 
 
 def random_inception(path: Path) -> Path:
@@ -51,13 +58,17 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def extraction(images: Tensor, weights: Path, batch: int, rounds: int) -> dict[str, float]:
-    """Return images per second by tool, and the largest difference of features, relative to the largest feature."""
+    """Return images per second by tool, and the largest difference of features, relative to the
+    largest feature.
+    """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     layers = ["2048", "logits"]
     ours = make_extractor("inception", layers, images.device, weights)
     theirs = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        "inception-v3-compat",
+        ["2048", "logits_unbiased"],
+        feature_extractor_weights_path=str(weights),
     ).to(images.device)
 
     def run(call: Callable[[Tensor], object]) -> list[Tensor]:
@@ -99,7 +110,9 @@ def frechet(dim: int, n: int, rounds: int) -> dict[str, float]:
         "ours": lambda: frechet_distance(a, b),
         "ours, with influence of every image": lambda: frechet_of_features(x, b, a)[0],
         f"ours, {len(few)} images": lambda: frechet_of_features(few, b, c)[0],
-        "scipy sqrtm (pytorch-fid)": lambda: float(calculate_frechet_distance(*numpy(a), *numpy(b))),
+        "scipy sqrtm (pytorch-fid)": lambda: float(
+            calculate_frechet_distance(*numpy(a), *numpy(b))
+        ),
         "numpy eigvals (torch-fidelity)": fidelity,
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -109,13 +122,17 @@ def frechet(dim: int, n: int, rounds: int) -> dict[str, float]:
     found = {name: statistics.median(t) for name, t in times.items()}
     reference = values["scipy sqrtm (pytorch-fid)"]
     apart = {
-        name: abs(value / reference - 1) for name, value in values.items() if "images" not in name or "every" in name
+        name: abs(value / reference - 1)
+        for name, value in values.items()
+        if "images" not in name or "every" in name
     }
     return {**found, "largest relative difference": max(apart.values())}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
@@ -125,9 +142,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("evaluate.json"))
     asked = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (asked.images, 3, asked.size, asked.size), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (asked.images, 3, asked.size, asked.size), dtype=torch.uint8, generator=generator
+    )
     with TemporaryDirectory() as folder:
-        speed = extraction(images.to(asked.device), random_inception(Path(folder) / "w.pth"), asked.batch, asked.rounds)
+        speed = extraction(
+            images.to(asked.device),
+            random_inception(Path(folder) / "w.pth"),
+            asked.batch,
+            asked.rounds,
+        )
     step = frechet(asked.dim, 2 * asked.dim, asked.rounds)
     rows = [
         ("feature extraction", "images/s", ""),
@@ -139,15 +163,24 @@ def main() -> None:
     sqrtm = step["scipy sqrtm (pytorch-fid)"]
     for name, value in step.items():
         last = name.startswith("largest")
-        rows.append((f"  {name}", f"{value:.1e}" if last else f"{value:.3f}", "" if last else f"{sqrtm / value:.1f}"))
+        rows.append(
+            (
+                f"  {name}",
+                f"{value:.1e}" if last else f"{value:.3f}",
+                "" if last else f"{sqrtm / value:.1f}",
+            )
+        )
     for name, value, more in rows:
         print(f"{name:<42}{value:>10}  {more}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{'peak memory':<42}{peak:>10.0f}  MiB")
     about = {
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)), "arguments": {k: str(v) for k, v in vars(asked).items()},
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "arguments": {k: str(v) for k, v in vars(asked).items()},
+    }
     result = {"images_per_second": speed, "frechet_seconds": step, "peak_mib": peak, "about": about}
     asked.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

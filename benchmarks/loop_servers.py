@@ -1,4 +1,5 @@
-"""The training loops that `train_loop.py` compares, each in a process of its own that runs windows of steps on demand.
+"""The training loops that `train_loop.py` compares, each in a process of its own that runs windows
+of steps on demand.
 
     python benchmarks/loop_servers.py ours --data FOLDER
 
@@ -28,7 +29,9 @@ MANY = 10**9
 
 
 class Line:
-    """The connection to the parent: commands come by stdin, answers go to what was stdout; prints of libraries do not."""
+    """The connection to the parent: commands come by stdin, answers go to what was stdout; prints
+    of libraries do not.
+    """
 
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -52,7 +55,9 @@ def now(device: torch.device) -> float:
 
 
 def ours(asked: argparse.Namespace, line: Line, folder: Path) -> None:
-    """Our `Trainer` with its defaults; validation, grids and checkpoints do not fall due in the measured windows."""
+    """Our `Trainer` with its defaults; validation, grids and checkpoints do not fall due in the
+    measured windows.
+    """
     from ddpm_lib import Callback, GaussianDiffusion, Trainer
 
     class Windows(Callback):
@@ -75,7 +80,9 @@ def ours(asked: argparse.Namespace, line: Line, folder: Path) -> None:
 
         def _bare(self, trainer: Trainer, steps: int) -> float:
             parameters = list(trainer.diffusion.parameters())
-            images = trainer.dataset.batch([i % len(trainer.dataset) for i in range(asked.batch)])["image"]
+            images = trainer.dataset.batch([i % len(trainer.dataset) for i in range(asked.batch)])[
+                "image"
+            ]
             images = images.to(trainer.device)
             start = now(trainer.device)
             for _ in range(steps):
@@ -93,26 +100,44 @@ def ours(asked: argparse.Namespace, line: Line, folder: Path) -> None:
         "compile": asked.compile,
         "device": asked.device,
     }
-    options |= {"max_steps": MANY, "save_every": MANY, "val_every": 0, "sample_every": 0, "log_every": asked.log_every}
+    options |= {
+        "max_steps": MANY,
+        "save_every": MANY,
+        "val_every": 0,
+        "sample_every": 0,
+        "log_every": asked.log_every,
+    }
     options |= {"horizontal_flip": True, "labels": "none"}
     diffusion = GaussianDiffusion(model, image_size=asked.size)
     Trainer(diffusion, asked.data, output_dir=str(folder), callbacks=[Windows()], **options).train()
 
 
 def lucidrains(asked: argparse.Namespace, line: Line, folder: Path) -> None:
-    """denoising-diffusion-pytorch's Trainer as its README makes it, but for batch and FID; sampling does not fall due."""
+    """denoising-diffusion-pytorch's Trainer as its README makes it, but for batch and FID; sampling
+    does not fall due.
+    """
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
 
     model = peers.lucidrains_unet(
         peers.count(peers.our_unet(asked.width), asked.size)[1], asked.size, tuple(asked.mults)
     )
     facts = dict(zip(("parameters", "macs"), peers.count(model, asked.size)))
-    diffusion = GaussianDiffusion(model, image_size=asked.size, timesteps=1000, sampling_timesteps=250)
+    diffusion = GaussianDiffusion(
+        model, image_size=asked.size, timesteps=1000, sampling_timesteps=250
+    )
     trainer = Trainer(
-        diffusion, asked.data, train_batch_size=asked.batch, train_lr=8e-5, ema_decay=0.995, amp=asked.precision != "no",
-        mixed_precision_type="fp16" if asked.precision == "no" else asked.precision, calculate_fid=False,
-        save_and_sample_every=MANY, results_folder=str(folder), train_num_steps=1,
-    )  # fmt: skip
+        diffusion,
+        asked.data,
+        train_batch_size=asked.batch,
+        train_lr=8e-5,
+        ema_decay=0.995,
+        amp=asked.precision != "no",
+        mixed_precision_type="fp16" if asked.precision == "no" else asked.precision,
+        calculate_fid=False,
+        save_and_sample_every=MANY,
+        results_folder=str(folder),
+        train_num_steps=1,
+    )
     trainer.train()
     line.answer({**facts, "precision": asked.precision})
     for _, steps in line.commands():
@@ -123,7 +148,9 @@ def lucidrains(asked: argparse.Namespace, line: Line, folder: Path) -> None:
 
 
 def diffusers(asked: argparse.Namespace, line: Line, folder: Path) -> None:
-    """What diffusers' script for unconditional training does with its default options and EMA (it is no part of the package)."""
+    """What diffusers' script for unconditional training does with its default options and EMA (it
+    is no part of the package).
+    """
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
@@ -134,12 +161,20 @@ def diffusers(asked: argparse.Namespace, line: Line, folder: Path) -> None:
     accelerator = Accelerator(mixed_precision=asked.precision, cpu=device_is_cpu)
     model = peers.diffusers_unet(asked.width, asked.size)
     facts = dict(zip(("parameters", "macs"), peers.count(model, asked.size)))
-    average = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    average = EMAModel(
+        model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+    )
     average.to(accelerator.device)
     noising = DDPMScheduler(num_train_timesteps=1000)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
-    loader = torch.utils.data.DataLoader(Pictures(asked.data, asked.size), batch_size=asked.batch, shuffle=True)
-    rates = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=100_000)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
+    loader = torch.utils.data.DataLoader(
+        Pictures(asked.data, asked.size), batch_size=asked.batch, shuffle=True
+    )
+    rates = get_scheduler(
+        "cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=100_000
+    )
     model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
     model.train()
     batches, bar = endless(loader), tqdm()
@@ -175,9 +210,17 @@ class Pictures(torch.utils.data.Dataset):
     def __init__(self, folder: str, size: int) -> None:
         from torchvision import transforms as T
 
-        self.paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        self.paths = sorted(
+            p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")
+        )
         self.transform = T.Compose(
-            [T.Resize(size), T.CenterCrop(size), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize([0.5], [0.5])]
+            [
+                T.Resize(size),
+                T.CenterCrop(size),
+                T.RandomHorizontalFlip(),
+                T.ToTensor(),
+                T.Normalize([0.5], [0.5]),
+            ]
         )
 
     def __len__(self) -> int:
@@ -199,7 +242,9 @@ SERVERS = {"ours": ours, "lucidrains": lucidrains, "diffusers": diffusers}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("which", choices=list(SERVERS))
     parser.add_argument("--data", required=True)
     parser.add_argument("--width", type=int, default=64)

@@ -1,9 +1,12 @@
-"""Peak memory of training by batch size, what gradient checkpointing saves and costs, and what a loader worker takes.
+"""Peak memory of training by batch size, what gradient checkpointing saves and costs, and what a
+loader worker takes.
 
     python benchmarks/memory.py --width 64 --batches 1 4 16 --output memory.json
 
-Every line is a fresh process. On a CPU the peak is the highest resident size during a step (VmHWM, reset before it); on CUDA,
-max_memory_allocated. What lies there between two steps, and the gradients, are subtracted: what is left are the activations.
+Every line is a fresh process. On a CPU the peak is the highest resident size during a step (VmHWM,
+reset before it); on CUDA,
+max_memory_allocated. What lies there between two steps, and the gradients, are subtracted: what is
+    left are the activations.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ def probe(asked: argparse.Namespace) -> dict[str, float]:
     device = common.pick_device(asked.device)
     torch.manual_seed(0)
     model = peers.our_unet(asked.width, gradient_checkpointing=asked.checkpointing)
-    images = torch.randint(0, 256, (asked.batch, 3, asked.size, asked.size), dtype=torch.uint8).to(device)
+    images = torch.randint(0, 256, (asked.batch, 3, asked.size, asked.size), dtype=torch.uint8).to(
+        device
+    )
     step = peers.our_step(model, images, device, asked.precision)
     step()
     gradients = 4 * peers.parameters_of(model)
@@ -64,10 +69,17 @@ def probe(asked: argparse.Namespace) -> dict[str, float]:
         step()
         peak = resident("VmHWM")
     times = [common.seconds(step, device) for _ in range(asked.steps)]
-    return {"rest": rest, "peak": peak, "activations": max(0, peak - rest - gradients), "seconds": min(times)}
+    return {
+        "rest": rest,
+        "peak": peak,
+        "activations": max(0, peak - rest - gradients),
+        "seconds": min(times),
+    }
 
 
-def in_fresh_process(asked: argparse.Namespace, batch: int, checkpointing: bool) -> dict[str, float]:
+def in_fresh_process(
+    asked: argparse.Namespace, batch: int, checkpointing: bool
+) -> dict[str, float]:
     words = {
         "width": asked.width,
         "size": asked.size,
@@ -96,7 +108,9 @@ def training(asked: argparse.Namespace) -> tuple[list[dict[str, Any]], list[tupl
             {key: common.medians({key: [r[key] for r in results]})[key] for key in results[0]}
             for results in runs.values()
         )
-        slower = common.ratio({n: [r["seconds"] for r in rs] for n, rs in zip(("a", "b"), runs.values())}, "b", "a")
+        slower = common.ratio(
+            {n: [r["seconds"] for r in rs] for n, rs in zip(("a", "b"), runs.values())}, "b", "a"
+        )
         saved = 1 - less["activations"] / max(1.0, plain["activations"])
         estimate = peers.our_unet(asked.width).summary(asked.size, batch).activation_bytes
         found.append(
@@ -111,7 +125,13 @@ def training(asked: argparse.Namespace) -> tuple[list[dict[str, Any]], list[tupl
         )
         shown = [
             f"{v / MIB:,.0f}"
-            for v in (plain["peak"], plain["activations"], estimate, less["peak"], less["activations"])
+            for v in (
+                plain["peak"],
+                plain["activations"],
+                estimate,
+                less["peak"],
+                less["activations"],
+            )
         ]
         rows.append((str(batch), *shown, f"{saved:.0%}", f"{100 * (slower['median'] - 1):+.0f} %"))
     return found, rows
@@ -126,9 +146,17 @@ def workers(asked: argparse.Namespace) -> list[dict[str, float]]:
 
     with TemporaryDirectory() as folder:
         data = open_dataset(
-            common.rows_written(Path(folder), 64, 64), image_size=asked.size, labels="none", cache="none", verify=False
+            common.rows_written(Path(folder), 64, 64),
+            image_size=asked.size,
+            labels="none",
+            cache="none",
+            verify=False,
         )
-        loader = make_loader(data, ([i % 64 for i in range(k, k + 8)] for k in range(10**9)), num_workers=asked.workers)
+        loader = make_loader(
+            data,
+            ([i % 64 for i in range(k, k + 8)] for k in range(10**9)),
+            num_workers=asked.workers,
+        )
         try:
             for _ in range(8 * asked.workers):
                 next(loader)
@@ -146,7 +174,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--precision", default="auto", choices=["auto", *common.DTYPES])
-    parser.add_argument("--steps", type=int, default=3, help="timed steps per process; the fastest counts")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="timed steps per process; the fastest counts"
+    )
     parser.add_argument("--workers", type=int, default=2, help="loader workers to look at")
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
@@ -157,15 +187,34 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(json.dumps(found))
         return found
     if asked.quick:
-        asked.width, asked.size, asked.batches, asked.rounds, asked.steps, asked.workers = 32, 16, [8], 1, 1, 1
+        asked.width, asked.size, asked.batches, asked.rounds, asked.steps, asked.workers = (
+            32,
+            16,
+            [8],
+            1,
+            1,
+            1,
+        )
     device = common.pick_device(asked.device)
     rates = common.ceilings(device, small=asked.quick)
     common.show_ceilings(rates)
     taken = workers(asked)  # first: what this process holds is inherited by the workers
     found, rows = training(asked)
-    head = ("batch", "peak MiB", "activations", "estimate fp32", "checkpointed peak", "activations", "saved", "time")
+    head = (
+        "batch",
+        "peak MiB",
+        "activations",
+        "estimate fp32",
+        "checkpointed peak",
+        "activations",
+        "saved",
+        "time",
+    )
     common.print_table((f"training, width {asked.width}", *head[1:]), rows)
-    rows = [(f"loader worker {i}", *(f"{m[k] / MIB:,.1f}" for k in ("uss", "pss", "rss"))) for i, m in enumerate(taken)]
+    rows = [
+        (f"loader worker {i}", *(f"{m[k] / MIB:,.1f}" for k in ("uss", "pss", "rss")))
+        for i, m in enumerate(taken)
+    ]
     common.print_table(("MiB", "own (USS)", "share (PSS)", "RSS"), rows)
     return common.finish(asked, device, ceilings=rates, training=found, workers=taken)
 

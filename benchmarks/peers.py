@@ -1,7 +1,8 @@
-"""The same network of three libraries: Ho et al. 2020's for 32×32 images, at any width, and what trains it.
+"""The same network of three libraries: Ho et al. 2020's for 32×32 images, at any width, and what
+trains it.
 
-diffusers' network equals ours in every parameter and multiplication; denoising-diffusion-pytorch has an architecture of its own,
-of which the width nearest in multiplications is taken.
+diffusers' network equals ours in every parameter and multiplication; denoising-diffusion-pytorch
+has an architecture of its own, of which the width nearest in multiplications is taken.
 """
 
 from __future__ import annotations
@@ -29,18 +30,24 @@ def missing_peers() -> list[str]:
 def require_peers() -> None:
     """Stop with the command that installs the other libraries, where they are missing."""
     if missing_peers():
-        raise SystemExit(f'Not installed: {", ".join(missing_peers())}. Run: pip install -e ".[bench]"')
+        raise SystemExit(
+            f'Not installed: {", ".join(missing_peers())}. Run: pip install -e ".[bench]"'
+        )
 
 
 def our_unet(width: int, **changes: Any) -> nn.Module:
-    """Our network with the conventions of Ho et al.'s (dropout 0, as in diffusers' configuration)."""
+    """Our network with the conventions of Ho et al.'s (dropout 0, as in diffusers'
+    configuration).
+    """
     from ddpm_lib import Unet
 
     return Unet.preset("cifar10", **{"dim": width, "dropout": 0.0} | changes)
 
 
 def diffusers_unet(width: int, size: int = 32) -> nn.Module:
-    """diffusers' UNet2DModel with the published configuration of its CIFAR-10 DDPM, at another width."""
+    """diffusers' UNet2DModel with the published configuration of its CIFAR-10 DDPM, at another
+    width.
+    """
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -58,7 +65,9 @@ def diffusers_unet(width: int, size: int = 32) -> nn.Module:
 
 
 def lucidrains_unet(macs: int, size: int = 32, mults: tuple[int, ...] = (1, 2, 2, 2)) -> nn.Module:
-    """denoising-diffusion-pytorch's Unet as its README makes it, of the width (a multiple of 4) nearest in multiplications."""
+    """denoising-diffusion-pytorch's Unet as its README makes it, of the width (a multiple of 4)
+    nearest in multiplications.
+    """
     from denoising_diffusion_pytorch import Unet
 
     def cost(dim: int) -> int:
@@ -78,12 +87,16 @@ def lucidrains_unet(macs: int, size: int = 32, mults: tuple[int, ...] = (1, 2, 2
 def count(model: nn.Module, size: int = 32) -> tuple[int, int]:
     """Return parameters, and multiply-accumulates per image of the forward pass."""
     on_meta = copy.deepcopy(model).to("meta")
-    macs = macs_of(on_meta, torch.zeros(1, 3, size, size, device="meta"), torch.zeros(1, device="meta"))
+    macs = macs_of(
+        on_meta, torch.zeros(1, 3, size, size, device="meta"), torch.zeros(1, device="meta")
+    )
     return parameters_of(model), macs
 
 
 def our_precision(wanted: str, device: torch.device) -> tuple[str, bool]:
-    """Return the precision and whether channels_last is used, as the library itself chooses them."""
+    """Return the precision and whether channels_last is used, as the library itself chooses
+    them.
+    """
     from ddpm_lib.nn.memory_format import use_channels_last
     from ddpm_lib.runtime.devices import pick_precision
 
@@ -96,14 +109,23 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def add_arguments(parser: argparse.ArgumentParser, peer_precision: str | None = "no") -> None:
-    """Add what every comparison with other libraries takes; a peer precision of None is decided by the device."""
+    """Add what every comparison with other libraries takes; a peer precision of None is decided by
+    the device.
+    """
     default = "no on CPU, fp16 on CUDA" if peer_precision is None else peer_precision
     parser.add_argument(
-        "--peer-precision", default=peer_precision, choices=list(DTYPES), help=f"theirs (default: {default})"
+        "--peer-precision",
+        default=peer_precision,
+        choices=list(DTYPES),
+        help=f"theirs (default: {default})",
     )
     parser.add_argument("--compile", action="store_true", help="compile our network")
     parser.add_argument(
-        "--mults", type=int, nargs="+", default=[1, 2, 2, 2], help="dim_mults of denoising-diffusion-pytorch"
+        "--mults",
+        type=int,
+        nargs="+",
+        default=[1, 2, 2, 2],
+        help="dim_mults of denoising-diffusion-pytorch",
     )
     parser.add_argument("--no-peers", action="store_true")
 
@@ -116,7 +138,9 @@ def placed(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Mo
 def our_step(
     model: nn.Module, images: Tensor, device: torch.device, wanted: str, compiled: bool = False
 ) -> Callable[[], object]:
-    """One step of the recipe of `Trainer` on uint8 images, without its data, averages and records."""
+    """One step of the recipe of `Trainer` on uint8 images, without its data, averages and
+    records.
+    """
     from ddpm_lib import GaussianDiffusion, TrainingConfig
     from ddpm_lib.runtime.compiling import compile_regions
     from ddpm_lib.training.optim import make_optimizer
@@ -143,12 +167,16 @@ def our_step(
 def diffusers_step(
     model: nn.Module, images: Tensor, device: torch.device, precision: str = "no"
 ) -> Callable[[], object]:
-    """One step of diffusers' script for unconditional training, on images in [-1, 1] as its loader gives them."""
+    """One step of diffusers' script for unconditional training, on images in [-1, 1] as its loader
+    gives them.
+    """
     from diffusers import DDPMScheduler
 
     model.to(device).train()
     scheduler = DDPMScheduler(num_train_timesteps=1000)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
     parameters = list(model.parameters())
     clean = images.float() / 127.5 - 1
 
@@ -168,10 +196,14 @@ def diffusers_step(
 def lucidrains_step(
     model: nn.Module, images: Tensor, device: torch.device, precision: str = "no"
 ) -> Callable[[], object]:
-    """One step of denoising-diffusion-pytorch's Trainer on images in [0, 1], without its data and averages."""
+    """One step of denoising-diffusion-pytorch's Trainer on images in [0, 1], without its data and
+    averages.
+    """
     from denoising_diffusion_pytorch import GaussianDiffusion
 
-    diffusion = GaussianDiffusion(model, image_size=images.shape[-1], timesteps=1000).to(device).train()
+    diffusion = (
+        GaussianDiffusion(model, image_size=images.shape[-1], timesteps=1000).to(device).train()
+    )
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
     parameters = list(diffusion.parameters())
     unit = images.float() / 255

@@ -1,9 +1,12 @@
-"""What bf16 costs in quality: error of loss and gradients, and loss curves of bf16 and float32 beside those of two seeds.
+"""What bf16 costs in quality: error of loss and gradients, and loss curves of bf16 and float32
+beside those of two seeds.
 
-    python benchmarks/precision.py --data path/to/sysu-shape-dataset --steps 2000 --output precision.json
+    python benchmarks/precision.py --data path/to/sysu-shape-dataset --steps 2000 --output
+    precision.json
 
-Without --data the built-in shapes are learned. Runs of one seed see the same images, levels and noise, so that their
-difference is that of the precision; two seeds differ by all of it, which is the yardstick.
+Without --data the built-in shapes are learned. Runs of one seed see the same images, levels and
+noise, so that their difference is that of the precision; two seeds differ by all of it, which is
+the yardstick.
 """
 
 from __future__ import annotations
@@ -30,16 +33,27 @@ def make(size: int, dim: int, seed: int) -> GaussianDiffusion:
 
 
 def errors(size: int, dim: int, device: str) -> dict[str, float]:
-    """Return the relative errors of loss and gradient of one batch against float64, in the precisions' default layouts."""
+    """Return the relative errors of loss and gradient of one batch against float64, in the
+    precisions' default layouts.
+    """
     diffusion = make(size, dim, 0)
     for p in diffusion.model.parameters():
         p.data += 0.02 * torch.randn_like(p)  # the layers that start at zero would hide the others
-    images, uniform, noise = torch.rand(16, 3, size, size), torch.rand(16), torch.randn(16, 3, size, size)
+    images, uniform, noise = (
+        torch.rand(16, 3, size, size),
+        torch.rand(16),
+        torch.randn(16, 3, size, size),
+    )
 
-    def gradient(process: GaussianDiffusion, bf16: bool, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
+    def gradient(
+        process: GaussianDiffusion, bf16: bool, dtype: torch.dtype
+    ) -> tuple[float, torch.Tensor]:
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             loss = process(
-                images.to(device, dtype), uniform=uniform.numpy(), noise=noise.to(device, dtype), reduction="none"
+                images.to(device, dtype),
+                uniform=uniform.numpy(),
+                noise=noise.to(device, dtype),
+                reduction="none",
             ).mean()
         loss.backward()
         return float(loss.detach()), torch.cat(
@@ -58,13 +72,27 @@ def errors(size: int, dim: int, device: str) -> dict[str, float]:
     return found
 
 
-def train(folder: Path, data: Any, args: argparse.Namespace, precision: str, seed: int) -> dict[int, dict[str, float]]:
+def train(
+    folder: Path, data: Any, args: argparse.Namespace, precision: str, seed: int
+) -> dict[int, dict[str, float]]:
     """Train once and return the lines of its metrics by step."""
     Trainer(
-        make(args.image_size, args.dim, seed), data, output_dir=str(folder), max_steps=args.steps, batch_size=16, seed=seed,
-        mixed_precision=precision, warmup_steps=min(100, args.steps), log_every=max(1, args.steps // 20), sample_every=0,
-        val_every=max(1, args.steps // 10), val_max_images=128, save_every=args.steps, progress=False, ema_decay=(0.995,),
-    ).train()  # fmt: skip
+        make(args.image_size, args.dim, seed),
+        data,
+        output_dir=str(folder),
+        max_steps=args.steps,
+        batch_size=16,
+        seed=seed,
+        mixed_precision=precision,
+        warmup_steps=min(100, args.steps),
+        log_every=max(1, args.steps // 20),
+        sample_every=0,
+        val_every=max(1, args.steps // 10),
+        val_max_images=128,
+        save_every=args.steps,
+        progress=False,
+        ema_decay=(0.995,),
+    ).train()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     merged: dict[int, dict[str, float]] = {}
     for row in rows:
@@ -79,8 +107,12 @@ def gap(a: dict[int, dict[str, float]], b: dict[int, dict[str, float]], key: str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="shapes", help="SYSU-Shape, another folder of images, or shapes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default="shapes", help="SYSU-Shape, another folder of images, or shapes"
+    )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=32)
@@ -88,7 +120,10 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device("auto")
     if device == "cpu" and not cpu_has_bf16():
-        print("This CPU has no bf16 hardware: autocast is emulated here, which is slow but gives the same numbers.")
+        print(
+            "This CPU has no bf16 hardware: autocast is emulated here, which is slow but gives the"
+            " same numbers."
+        )
     found: dict[str, Any] = dict(errors(args.image_size, args.dim, device))
     with TemporaryDirectory() as folder:
         data = args.data
@@ -96,7 +131,9 @@ def main() -> None:
             prepare_sysu(data, Path(folder) / "sysu", size=args.image_size, mode="masked")
             data = str(Path(folder) / "sysu" / "train_data")
         runs = {
-            f"{precision} {seed}": train(Path(folder) / f"{precision}{seed}", data, args, precision, seed)
+            f"{precision} {seed}": train(
+                Path(folder) / f"{precision}{seed}", data, args, precision, seed
+            )
             for precision, seed in (("no", 0), ("bf16", 0), ("no", 1))
         }
     for key in ("loss", "val_loss"):
@@ -107,7 +144,9 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:36s}{value:12.3e}")
     if args.output:
-        args.output.write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, **found}, indent=1))
+        args.output.write_text(
+            json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, **found}, indent=1)
+        )
 
 
 if __name__ == "__main__":

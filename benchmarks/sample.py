@@ -3,11 +3,13 @@
     python benchmarks/sample.py --width 64 --output sample.json
     python benchmarks/sample.py --run runs/mine --output sample.json
 
-The first table draws with DDIM by our `GaussianDiffusion.sample`, diffusers' DDIMPipeline and denoising-diffusion-pytorch's
-`ddim_sample`. The second draws from one trained model (of --run, or a small one trained here on the built-in shapes) with DDIM at
-100 steps and DPM-Solver++(2M) at 20, each with two seeds, and gives the Fréchet distance to the training images.
+The first table draws with DDIM by our `GaussianDiffusion.sample`, diffusers' DDIMPipeline and
+denoising-diffusion-pytorch's `ddim_sample`. The second draws from one trained model (of --run, or a
+small one trained here on the built-in shapes) with DDIM at 100 steps and DPM-Solver++(2M) at 20,
+each with two seeds, and gives the Fréchet distance to the training images.
 
-The proxy metric: the Fréchet distance in 64 fixed random projections of the images averaged to 8×8. It sees composition and
+The proxy metric: the Fréchet distance in 64 fixed random projections of the images averaged to 8×8.
+    It sees composition and
 colours and no texture; the difference between the two seeds is its noise.
 """
 
@@ -31,7 +33,9 @@ FEATURES = 64
 def our_sampler(
     diffusion: nn.Module, asked: argparse.Namespace, device: torch.device, wanted: str
 ) -> Callable[[], object]:
-    """Draw as `ddpm sample` does: in the library's precision, memory layout and dtype of the weights."""
+    """Draw as `ddpm sample` does: in the library's precision, memory layout and dtype of the
+    weights.
+    """
     from ddpm_lib.nn.lowering import lower_weights
     from ddpm_lib.runtime.compiling import compile_regions
 
@@ -52,23 +56,29 @@ def our_sampler(
 def diffusers_sampler(asked: argparse.Namespace, device: torch.device) -> Callable[[], object]:
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    pipeline = DDIMPipeline(peers.diffusers_unet(asked.width, asked.size), DDIMScheduler(num_train_timesteps=1000)).to(
-        device
-    )
+    pipeline = DDIMPipeline(
+        peers.diffusers_unet(asked.width, asked.size), DDIMScheduler(num_train_timesteps=1000)
+    ).to(device)
     pipeline.set_progress_bar_config(disable=True)
 
     def run() -> object:
         with peers.autocast(device, asked.peer_precision):
-            return pipeline(batch_size=asked.batch, num_inference_steps=asked.steps, eta=0.0, output_type="pt")
+            return pipeline(
+                batch_size=asked.batch, num_inference_steps=asked.steps, eta=0.0, output_type="pt"
+            )
 
     return run
 
 
-def lucidrains_sampler(model: nn.Module, asked: argparse.Namespace, device: torch.device) -> Callable[[], object]:
+def lucidrains_sampler(
+    model: nn.Module, asked: argparse.Namespace, device: torch.device
+) -> Callable[[], object]:
     from denoising_diffusion_pytorch import GaussianDiffusion
 
     diffusion = (
-        GaussianDiffusion(model, image_size=asked.size, timesteps=1000, sampling_timesteps=asked.steps)
+        GaussianDiffusion(
+            model, image_size=asked.size, timesteps=1000, sampling_timesteps=asked.steps
+        )
         .to(device)
         .eval()
     )
@@ -80,7 +90,9 @@ def lucidrains_sampler(model: nn.Module, asked: argparse.Namespace, device: torc
     return run
 
 
-def speed(asked: argparse.Namespace, device: torch.device, rates: dict[str, float]) -> dict[str, Any]:
+def speed(
+    asked: argparse.Namespace, device: torch.device, rates: dict[str, float]
+) -> dict[str, Any]:
     """Compare the libraries at equal steps."""
     from ddpm_lib import GaussianDiffusion
 
@@ -91,7 +103,9 @@ def speed(asked: argparse.Namespace, device: torch.device, rates: dict[str, floa
         model = peers.our_unet(asked.width)
         name = f"ours, {'fp32' if wanted == 'no' else wanted}"
         facts[name] = (*peers.count(model, asked.size), wanted)
-        runs[name] = our_sampler(GaussianDiffusion(model, image_size=asked.size), asked, device, wanted)
+        runs[name] = our_sampler(
+            GaussianDiffusion(model, image_size=asked.size), asked, device, wanted
+        )
     fastest, macs = name, facts[name][1]
     if not asked.no_peers:
         facts["diffusers"] = (*facts[fastest][:2], asked.peer_precision)
@@ -106,10 +120,20 @@ def speed(asked: argparse.Namespace, device: torch.device, rates: dict[str, floa
         share = 2 * macs * asked.steps * asked.batch / middle / 1e9 / common.limit(rates, precision)
         slower = common.ratio(times, name, fastest)
         found[name] = {
-            "parameters": parameters, "macs": macs, "precision": precision, "images_per_second": asked.batch / middle,
-            "share_of_limit": share, f"times as long as {fastest}": slower, "seconds": times[name],
-        }  # fmt: skip
-        shown = f"{parameters / 1e6:.2f}", f"{macs / 1e9:.3f}", f"{asked.batch / middle:.3f}", f"{share:.0%}"
+            "parameters": parameters,
+            "macs": macs,
+            "precision": precision,
+            "images_per_second": asked.batch / middle,
+            "share_of_limit": share,
+            f"times as long as {fastest}": slower,
+            "seconds": times[name],
+        }
+        shown = (
+            f"{parameters / 1e6:.2f}",
+            f"{macs / 1e9:.3f}",
+            f"{asked.batch / middle:.3f}",
+            f"{share:.0%}",
+        )
         rows.append((name, *shown, common.show_ratio(slower)))
     head = (
         f"DDIM, {asked.steps} steps, batch {asked.batch}",
@@ -130,16 +154,29 @@ def trained(asked: argparse.Namespace, device: torch.device) -> tuple[Any, Tenso
     if asked.run is not None:
         loaded = load_run(asked.run)
         size = loaded.diffusion.image_size
-        data = open_dataset(asked.data, image_size=size, channels=loaded.diffusion.channels, labels="none")
+        data = open_dataset(
+            asked.data, image_size=size, channels=loaded.diffusion.channels, labels="none"
+        )
         return loaded.diffusion.to(device), data.batch(range(min(len(data), 8192)))["image"]
     torch.manual_seed(0)
     data = Shapes(size=16, n=2048)
-    diffusion = GaussianDiffusion(Unet(dim=32, dim_mults=(1, 2), blocks_per_level=1, heads=2), image_size=16)
+    diffusion = GaussianDiffusion(
+        Unet(dim=32, dim_mults=(1, 2), blocks_per_level=1, heads=2), image_size=16
+    )
     with TemporaryDirectory() as folder:
         trainer = Trainer(
-            diffusion, data, output_dir=str(Path(folder) / "run"), max_steps=asked.train_steps, batch_size=64, learning_rate=1e-3,
-            warmup_steps=min(50, asked.train_steps), val_every=0, sample_every=0, progress=False, device=device.type,
-        )  # fmt: skip
+            diffusion,
+            data,
+            output_dir=str(Path(folder) / "run"),
+            max_steps=asked.train_steps,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=min(50, asked.train_steps),
+            val_every=0,
+            sample_every=0,
+            progress=False,
+            device=device.type,
+        )
         trainer.train()
         diffusion.model.load_state_dict(trainer.averaged_network().state_dict())
     return diffusion, data.batch(range(len(data)))["image"]
@@ -158,7 +195,9 @@ class Calls(nn.Module):
 
 
 def quality(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Compare DDIM at many steps with DPM-Solver++(2M) at few, on the same model and from the same noise."""
+    """Compare DDIM at many steps with DPM-Solver++(2M) at few, on the same model and from the same
+    noise.
+    """
     from ddpm_lib.metrics import frechet_distance, make_extractor, statistics_of
 
     diffusion, images = trained(asked, device)
@@ -166,24 +205,42 @@ def quality(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     reference = statistics_of(features(images)[str(FEATURES)])
     conditions = getattr(diffusion.model, "conditioners", {})
     classes = conditions["class_label"].num_classes if "class_label" in conditions else None
-    found: dict[str, Any] = {"metric": f"Fréchet distance in {FEATURES} fixed random projections of 8×8 averages"}
+    found: dict[str, Any] = {
+        "metric": f"Fréchet distance in {FEATURES} fixed random projections of 8×8 averages"
+    }
     rows = []
-    for name, sampler, steps in (("DDIM", "ddim", asked.many), ("DPM-Solver++(2M)", "dpmpp_2m", asked.few)):
+    for name, sampler, steps in (
+        ("DDIM", "ddim", asked.many),
+        ("DPM-Solver++(2M)", "dpmpp_2m", asked.few),
+    ):
         values, times, calls = [], [], 0
         for seed in asked.seeds:
             network, drawn = Calls(diffusion.model), []
             cond = {"class_label": torch.arange(asked.samples) % classes} if classes else None
 
-            def run(sampler: str = sampler, steps: int = steps, seed: int = seed, net: nn.Module = network, into: list = drawn,
-                    cond: Any = cond) -> None:  # fmt: skip
+            def run(
+                sampler: str = sampler,
+                steps: int = steps,
+                seed: int = seed,
+                net: nn.Module = network,
+                into: list = drawn,
+                cond: Any = cond,
+            ) -> None:
                 options = {"num_steps": steps, "seed": seed, "batch_size": 256, "cond": cond}
                 into.append(diffusion.sample(asked.samples, sampler=sampler, model=net, **options))
 
             times.append(common.seconds(run, device))
             uint8 = (drawn[0].cpu() * 255).round().to(torch.uint8)
-            values.append(frechet_distance(statistics_of(features(uint8)[str(FEATURES)]), reference))
+            values.append(
+                frechet_distance(statistics_of(features(uint8)[str(FEATURES)]), reference)
+            )
             calls = network.calls // -(-asked.samples // 256)
-        found[name] = {"steps": steps, "network_calls": calls, "distances": values, "seconds": times}
+        found[name] = {
+            "steps": steps,
+            "network_calls": calls,
+            "distances": values,
+            "seconds": times,
+        }
         shown = " / ".join(f"{v:.4f}" for v in values)
         rows.append(
             (
@@ -197,7 +254,15 @@ def quality(asked: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         )
     seeds = "seeds " + " / ".join(map(str, asked.seeds))
     common.print_table(
-        ("quality at fewer steps", "steps", "network calls", "images/s", f"distance, {seeds}", "mean"), rows
+        (
+            "quality at fewer steps",
+            "steps",
+            "network calls",
+            "images/s",
+            f"distance, {seeds}",
+            "mean",
+        ),
+        rows,
     )
     return found
 
@@ -207,14 +272,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10, help="DDIM steps of the comparison of speed")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="DDIM steps of the comparison of speed"
+    )
     peers.add_arguments(parser)
-    parser.add_argument("--run", type=Path, help="run directory of a trained model; default: train a small one")
-    parser.add_argument("--data", default="shapes", help="images that the model of --run was trained on")
+    parser.add_argument(
+        "--run", type=Path, help="run directory of a trained model; default: train a small one"
+    )
+    parser.add_argument(
+        "--data", default="shapes", help="images that the model of --run was trained on"
+    )
     parser.add_argument("--train-steps", type=int, default=600)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--many", type=int, default=100, help="steps of DDIM in the comparison of quality")
+    parser.add_argument(
+        "--many", type=int, default=100, help="steps of DDIM in the comparison of quality"
+    )
     parser.add_argument("--few", type=int, default=20, help="steps of DPM-Solver++(2M) there")
     parser.add_argument("--part", choices=["speed", "quality", "both"], default="both")
     asked = parser.parse_args(arguments)

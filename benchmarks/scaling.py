@@ -2,8 +2,10 @@
 
     python benchmarks/scaling.py --processes 2 --output scaling.json
 
-On a CPU one process gets as many threads as there are processes in the other variant, each of which gets one: the same cores.
-Each round starts both with torchrun (or plainly, for one) and takes the images per second of our `Trainer` after its first steps.
+On a CPU one process gets as many threads as there are processes in the other variant, each of which
+    gets one: the same cores.
+Each round starts both with torchrun (or plainly, for one) and takes the images per second of our
+`Trainer` after its first steps.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from loop_servers import now
 
 
 def work(asked: argparse.Namespace) -> None:
-    """Train in this process, which may be one of several, and let the main one write the seconds per step."""
+    """Train in this process, which may be one of several, and let the main one write the seconds
+    per step.
+    """
     from ddpm_lib import Callback, GaussianDiffusion, Shapes, Trainer
 
     class Clock(Callback):
@@ -34,15 +38,26 @@ def work(asked: argparse.Namespace) -> None:
                 self.start = now(trainer.device)
             elif trainer.step == asked.skip + asked.steps and trainer.is_main:
                 took = now(trainer.device) - self.start
-                asked.answer.write_text(json.dumps({"seconds": took / asked.steps, "processes": trainer.processes}))
+                asked.answer.write_text(
+                    json.dumps({"seconds": took / asked.steps, "processes": trainer.processes})
+                )
 
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(peers.our_unet(asked.width), image_size=asked.size)
     trainer = Trainer(
-        diffusion, Shapes(size=asked.size, n=256), output_dir=f"{asked.answer}-run", max_steps=asked.skip + asked.steps,
-        batch_size=asked.batch, val_every=0, sample_every=0, save_every=10**9, progress=False, device=asked.device,
-        mixed_precision=asked.precision, callbacks=[Clock()],
-    )  # fmt: skip
+        diffusion,
+        Shapes(size=asked.size, n=256),
+        output_dir=f"{asked.answer}-run",
+        max_steps=asked.skip + asked.steps,
+        batch_size=asked.batch,
+        val_every=0,
+        sample_every=0,
+        save_every=10**9,
+        progress=False,
+        device=asked.device,
+        mixed_precision=asked.precision,
+        callbacks=[Clock()],
+    )
     trainer.train()
     trainer.close()
 
@@ -53,11 +68,17 @@ def launch(asked: argparse.Namespace, processes: int, threads: int, answer: Path
     script = [__file__, "--work", "--answer", str(answer)]
     script += [word for name in names for word in (f"--{name}", str(getattr(asked, name)))]
     runner = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else []
     )
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
-        [sys.executable, *runner, *script], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, *runner, *script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     if done.returncode or not answer.is_file():
         raise SystemExit(f"{processes} processes ended early:\n{done.stderr[-3000:]}")
@@ -83,19 +104,36 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         work(asked)
         return {}
     if asked.quick:
-        asked.width, asked.size, asked.batch, asked.skip, asked.steps, asked.rounds = 32, 8, 4, 1, 1, 1
+        asked.width, asked.size, asked.batch, asked.skip, asked.steps, asked.rounds = (
+            32,
+            8,
+            4,
+            1,
+            1,
+            1,
+        )
     device = common.pick_device(asked.device)
     rates = common.ceilings(device, small=asked.quick)
     common.show_ceilings(rates)
     n, precision = asked.processes, peers.our_precision(asked.precision, device)[0]
     gpu = device.type == "cuda"
-    one, many = (f"1 process, {n} threads", f"{n} processes, 1 thread each") if not gpu else ("1 GPU", f"{n} GPUs")
+    one, many = (
+        (f"1 process, {n} threads", f"{n} processes, 1 thread each")
+        if not gpu
+        else ("1 GPU", f"{n} GPUs")
+    )
     threads = {one: 1 if gpu else n, many: 1}
     times: common.Times = {one: [], many: []}
     with TemporaryDirectory() as folder:
         for turn in range(asked.rounds):
-            for name, processes in ((one, 1), (many, n)) if turn % 2 == 0 else ((many, n), (one, 1)):
-                times[name].append(launch(asked, processes, threads[name], Path(folder) / f"{turn}-{processes}.json"))
+            for name, processes in (
+                ((one, 1), (many, n)) if turn % 2 == 0 else ((many, n), (one, 1))
+            ):
+                times[name].append(
+                    launch(
+                        asked, processes, threads[name], Path(folder) / f"{turn}-{processes}.json"
+                    )
+                )
     macs = peers.count(peers.our_unet(asked.width), asked.size)[1]
     rows, found = [], {}
     for name, middle in common.medians(times).items():
@@ -112,11 +150,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "share": share,
             "seconds": times[name],
         }
-        rows.append((name, f"{asked.batch / middle:.2f}", f"{share:.0%}", common.show_ratio(faster)))
+        rows.append(
+            (name, f"{asked.batch / middle:.2f}", f"{share:.0%}", common.show_ratio(faster))
+        )
     # The limits are of this process's threads; those of several are taken to add up.
     per = "GPU" if gpu else f"core (limit of {torch.get_num_threads()} threads)"
     common.print_table(
-        (f"global batch {asked.batch}", "images/s", f"of limit per {per}", "as fast as one process"), rows
+        (
+            f"global batch {asked.batch}",
+            "images/s",
+            f"of limit per {per}",
+            "as fast as one process",
+        ),
+        rows,
     )
     return common.finish(asked, device, ceilings=rates, variants=found)
 

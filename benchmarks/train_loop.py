@@ -2,9 +2,11 @@
 
     python benchmarks/train_loop.py --data path/to/images --output train_loop.json
 
-Our `Trainer`, denoising-diffusion-pytorch's `Trainer` and diffusers' script train on the same folder, each in its own process;
-windows of steps take turns. "our bare step" is the step of the same run (same network, optimizer, precision, batch) on images
-that lie in memory, without loader, named noise, averages, records and callbacks: what the loop adds to it is the overhead.
+Our `Trainer`, denoising-diffusion-pytorch's `Trainer` and diffusers' script train on the same
+folder, each in its own process; windows of steps take turns. "our bare step" is the step of the
+same run (same network, optimizer, precision, batch) on images
+that lie in memory, without loader, named noise, averages, records and callbacks: what the loop adds
+    to it is the overhead.
 """
 
 from __future__ import annotations
@@ -39,14 +41,18 @@ class Server:
             *options,
         ]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
+        )
         self.facts = self._read()
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
-            raise SystemExit(f"The process ended early:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
+            raise SystemExit(
+                f"The process ended early:\n{self.log.read_text(encoding='utf-8')[-3000:]}"
+            )
         return json.loads(answer)
 
     def run(self, what: str, steps: int) -> float:
@@ -70,14 +76,21 @@ class Server:
 
 def options_for(which: str, asked: argparse.Namespace) -> list[str]:
     """Return the command line of one loop."""
-    shared = {"width": asked.width, "size": asked.size, "batch": asked.batch, "device": asked.device}
+    shared = {
+        "width": asked.width,
+        "size": asked.size,
+        "batch": asked.batch,
+        "device": asked.device,
+    }
     shared["precision"] = asked.precision if which == "ours" else asked.peer_precision
     words = [word for name, value in shared.items() for word in (f"--{name}", str(value))]
     words += ["--log-every", str(min(50, asked.window)), "--mults", *map(str, asked.mults)]
     return words + (["--compile"] if asked.compile and which == "ours" else [])
 
 
-def measure(asked: argparse.Namespace, data: Path, logs: Path) -> tuple[common.Times, dict[str, Any]]:
+def measure(
+    asked: argparse.Namespace, data: Path, logs: Path
+) -> tuple[common.Times, dict[str, Any]]:
     """Start the loops and let windows of their steps take turns."""
     names = ["ours"] + ([] if asked.no_peers else ["lucidrains", "diffusers"])
     servers: dict[str, Server] = {}
@@ -90,7 +103,7 @@ def measure(asked: argparse.Namespace, data: Path, logs: Path) -> tuple[common.T
         }
         variants |= {name: (servers[name], "loop") for name in names[1:]}
         calls: dict[str, Callable[[], object]] = {
-            n: (lambda s=s, w=w: s.run(w, asked.window)) for n, (s, w) in variants.items()
+            n: lambda s=s, w=w: s.run(w, asked.window) for n, (s, w) in variants.items()
         }
         # The processes keep the time; what they answer is what counts.
         times = common.interleave(calls, asked.rounds, timer=lambda call, _: float(call()))  # type: ignore[arg-type]
@@ -110,9 +123,12 @@ def table(
         share = 6 * fact["macs"] * images / middle / 1e9 / common.limit(rates, fact["precision"])
         slower = common.ratio(times, name, "ours")
         found[name] = {
-            **fact, "images_per_second": images / middle, "share_of_limit": share, "times as long as ours": slower,
+            **fact,
+            "images_per_second": images / middle,
+            "share_of_limit": share,
+            "times as long as ours": slower,
             "seconds": times[name],
-        }  # fmt: skip
+        }
         shown = (
             f"{fact['parameters'] / 1e6:.2f}",
             f"{fact['macs'] / 1e9:.3f}",
@@ -131,20 +147,27 @@ def table(
     )
     common.print_table(head, rows)
     over = {k: 100 * (v - 1) for k, v in common.ratio(times, "ours", "our bare step").items()}
-    print(f"overhead of our loop over its bare step: {over['median']:.1f} % ({over['low']:.1f} … {over['high']:.1f})\n")
+    print(
+        f"overhead of our loop over its bare step: {over['median']:.1f} % ({over['low']:.1f} …"
+        f" {over['high']:.1f})\n"
+    )
     return {"loops": found, "overhead_percent": over}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = common.make_parser(__doc__)
     parser.add_argument(
-        "--data", type=Path, help="folder of images; default: 1,024 JPEGs of the built-in shapes, 64×64"
+        "--data",
+        type=Path,
+        help="folder of images; default: 1,024 JPEGs of the built-in shapes, 64×64",
     )
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--window", type=int, default=10, help="steps per round")
-    parser.add_argument("--precision", default="auto", choices=["auto", *common.DTYPES], help="ours")
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", *common.DTYPES], help="ours"
+    )
     peers.add_arguments(parser, None)
     asked = parser.parse_args(arguments)
     if asked.quick:
@@ -159,7 +182,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with TemporaryDirectory() as folder:
-        data = asked.data or common.rows_written(Path(folder) / "images", 128 if asked.quick else 1024, 64)
+        data = asked.data or common.rows_written(
+            Path(folder) / "images", 128 if asked.quick else 1024, 64
+        )
         times, facts = measure(asked, data, Path(folder))
     return common.finish(asked, device, ceilings=rates, **table(times, facts, rates, asked))
 

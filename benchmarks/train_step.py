@@ -2,8 +2,9 @@
 
     python benchmarks/train_step.py --width 64 --output train_step_64.json
 
-Ours runs in fp32 and in the precision and memory layout that the library chooses on this device. diffusers' network is the same,
-parameter by parameter; denoising-diffusion-pytorch's is of the nearest number of multiplications. Both run as shipped.
+Ours runs in fp32 and in the precision and memory layout that the library chooses on this device.
+diffusers' network is the same, parameter by parameter; denoising-diffusion-pytorch's is of the
+nearest number of multiplications. Both run as shipped.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ import common
 import peers
 
 
-def build(asked: argparse.Namespace, device: torch.device) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
+def build(
+    asked: argparse.Namespace, device: torch.device
+) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
     """Return the steps by name, and for each what it runs: parameters, MACs, precision."""
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (asked.batch, 3, asked.size, asked.size), dtype=torch.uint8).to(device)
+    images = torch.randint(0, 256, (asked.batch, 3, asked.size, asked.size), dtype=torch.uint8).to(
+        device
+    )
     steps: dict[str, Callable[[], object]] = {}
     facts: dict[str, Any] = {}
 
-    def add(name: str, model: torch.nn.Module, precision: str, make: Callable[[], Callable[[], object]]) -> None:
+    def add(
+        name: str, model: torch.nn.Module, precision: str, make: Callable[[], Callable[[], object]]
+    ) -> None:
         parameters, macs = peers.count(model, asked.size)
         facts[name] = {"parameters": parameters, "macs": macs, "precision": precision}
         one = make()
@@ -36,7 +43,12 @@ def build(asked: argparse.Namespace, device: torch.device) -> tuple[dict[str, Ca
         model = peers.our_unet(asked.width)
         facts_macs = model.summary(asked.size).macs  # the library's own count
         name = f"ours, {'fp32' if wanted == 'no' else wanted}"
-        add(name, model, wanted, lambda m=model, w=wanted: peers.our_step(m, images, device, w, asked.compile))
+        add(
+            name,
+            model,
+            wanted,
+            lambda m=model, w=wanted: peers.our_step(m, images, device, w, asked.compile),
+        )
         facts[name]["macs"] = facts_macs
     if not asked.no_peers:
         model = peers.diffusers_unet(asked.width, asked.size)
@@ -48,9 +60,11 @@ def build(asked: argparse.Namespace, device: torch.device) -> tuple[dict[str, Ca
         )
         other = peers.lucidrains_unet(facts_macs, asked.size, tuple(asked.mults))
         add(
-            "lucidrains", other, asked.peer_precision,
+            "lucidrains",
+            other,
+            asked.peer_precision,
             lambda: peers.lucidrains_step(other, images, device, asked.peer_precision),
-        )  # fmt: skip
+        )
     return steps, facts
 
 
@@ -66,10 +80,18 @@ def table(
         share = rate / common.limit(rates, fact["precision"])
         faster = common.ratio(times, name, fastest)
         found[name] = {
-            **fact, "ms_per_image": 1000 * middle[name] / images, "gflops": rate, "share_of_limit": share,
-            f"times as long as {fastest}": faster, "seconds": times[name],
-        }  # fmt: skip
-        shown = f"{fact['parameters'] / 1e6:.2f}", f"{fact['macs'] / 1e9:.3f}", f"{1000 * middle[name] / images:.2f}"
+            **fact,
+            "ms_per_image": 1000 * middle[name] / images,
+            "gflops": rate,
+            "share_of_limit": share,
+            f"times as long as {fastest}": faster,
+            "seconds": times[name],
+        }
+        shown = (
+            f"{fact['parameters'] / 1e6:.2f}",
+            f"{fact['macs'] / 1e9:.3f}",
+            f"{1000 * middle[name] / images:.2f}",
+        )
         rows.append((name, *shown, f"{rate:,.0f}", f"{share:.0%}", common.show_ratio(faster)))
     head = (
         f"training step, width {asked.width}",

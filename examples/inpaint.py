@@ -1,9 +1,11 @@
 """Paint the missing half of pictures, with and without resampling, and look at the difference.
 
-    python examples/inpaint.py                          # trains a small model of the built-in shapes first, some minutes
-    python examples/inpaint.py --run runs/mine --images path/to/pictures --num-resamples 10
+    python examples/inpaint.py                          # trains a small model of the built-in
+    shapes first, some minutes python examples/inpaint.py --run runs/mine --images path/to/pictures
+    --num-resamples 10
 
-Writes inpainting.png: per row the original, the masked picture, one walk down (num_resamples=1), and the walk with jumps back up,
+Writes inpainting.png: per row the original, the masked picture, one walk down (num_resamples=1),
+    and the walk with jumps back up,
 in which the painted part and the known one come to agree.
 """
 
@@ -26,7 +28,9 @@ from ddpm_lib.images import save_grid, to_uint8
 @dataclass(kw_only=True)
 class Options:
     run: str | None = None
-    """A finished run; default: train one on the built-in shapes in runs/shapes (continued if it is there)."""
+    """A finished run; default: train one on the built-in shapes in runs/shapes (continued if it is
+    there).
+    """
     images: str | None = None
     """A folder of pictures; default: shapes that no training saw."""
     num: int = 8
@@ -82,9 +86,16 @@ def main(args: list[str] | None = None) -> int:
     columns = [images, torch.where(mask, torch.tensor(128, dtype=torch.uint8), images)]
     for resamples in (1, options.num_resamples):
         painted = to_uint8(diffusion.inpaint(images, mask, num_resamples=resamples, **settings))
-        assert torch.equal(painted[..., ~mask], images[..., ~mask])  # known pixels come back as they were
+        assert torch.equal(
+            painted[..., ~mask], images[..., ~mask]
+        )  # known pixels come back as they were
         columns.append(painted)
-    save_grid(torch.stack(columns, 1).flatten(0, 1), options.output, len(columns), max(1, 128 // max(height, width)))
+    save_grid(
+        torch.stack(columns, 1).flatten(0, 1),
+        options.output,
+        len(columns),
+        max(1, 128 // max(height, width)),
+    )
     print(f"original, masked, one walk, {options.num_resamples} resamples: {options.output}")
     return 0
 

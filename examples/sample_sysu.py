@@ -4,7 +4,8 @@
     python examples/sample_sysu.py runs/sysu --checkpoint 5000 --class-label bicycle
     torchrun --nproc_per_node 2 examples/sample_sysu.py runs/sysu -n 1000 --format npz
 
-This is `ddpm sample` with the defaults that suit the dataset; image i depends only on the seed and i.
+This is `ddpm sample` with the defaults that suit the dataset; image i depends only on the seed and
+i.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Learn points in the plane in seconds, and see what a schedule, a parametrization or a sampler does to them.
+"""Learn points in the plane in seconds, and see what a schedule, a parametrization or a sampler
+does to them.
 
-    python examples/toy2d.py --toy swiss_roll
-    python examples/toy2d.py --toy ring --parametrization eps --schedule linear --sampler ddpm --num-steps 100
-    python examples/toy2d.py --toy moons --class-conditional --guidance-scale 3
+    python examples/toy2d.py --toy swiss_roll python examples/toy2d.py --toy ring --parametrization
+    eps --schedule linear --sampler ddpm --num-steps 100 python examples/toy2d.py --toy moons
+    --class-conditional --guidance-scale 3
 
-Writes scatter.png into the run directory and prints distances to the data, next to what a fresh draw of data of the same size
+Writes scatter.png into the run directory and prints distances to the data, next to what a fresh
+draw of data of the same size
 scores: the floor, below which no model can be told from the truth.
 """
 
@@ -35,7 +37,9 @@ class Options:
     toy: Literal["ring", "grid", "moons", "swiss_roll", "checkerboard"] = "ring"
     """The data."""
     output_dir: Path | None = None
-    """Run directory; default: runs/toy-<toy>. The same command continues a run, so choose another for other options."""
+    """Run directory; default: runs/toy-<toy>. The same command continues a run, so choose another
+    for other options.
+    """
     max_steps: int = 2000
     """Optimizer steps."""
     batch_size: int = 256
@@ -55,13 +59,17 @@ class Options:
     schedule: str = "cosine"
     """Noise schedule."""
     weighting: str = "snr_plus_one"
-    """Weights of the noise levels in the loss; this one, ‖v − v̂‖², also cares for the small levels that fine points need."""
+    """Weights of the noise levels in the loss; this one, ‖v − v̂‖², also cares for the small levels
+    that fine points need.
+    """
     sampler: str = "dpmpp_2m"
     """Sampler."""
     num_steps: int = 30
     """Sampling steps."""
     spacing: str = "log_snr"
-    """How the steps are spread. Try trailing: its last step starts at more noise than the blobs are wide, and shrinks them."""
+    """How the steps are spread. Try trailing: its last step starts at more noise than the blobs are
+    wide, and shrinks them.
+    """
     guidance_scale: float = 1.0
     """Classifier-free guidance, for class-conditional networks; 1: none."""
     num_samples: int = 5000
@@ -102,12 +110,17 @@ def make_trainer(options: Options, data: Toy) -> Trainer:
     )
 
 
-def trajectories(diffusion: GaussianDiffusion, network: nn.Module, options: Options, n: int = 60) -> Tensor:
-    """Return the states (n, levels, 2) of n samples; `sample` would clamp them to the range of images."""
+def trajectories(
+    diffusion: GaussianDiffusion, network: nn.Module, options: Options, n: int = 60
+) -> Tensor:
+    """Return the states (n, levels, 2) of n samples; `sample` would clamp them to the range of
+    images.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     draw = partial(torch.randn, n, 2, 1, generator=generator)
     levels = [
-        diffusion.schedule.level(t) for t in sampling_levels(diffusion.schedule, options.num_steps, options.spacing)
+        diffusion.schedule.level(t)
+        for t in sampling_levels(diffusion.schedule, options.num_steps, options.spacing)
     ]
     classes = network.config["num_classes"]
     cond = None if classes is None else {"class_label": torch.arange(n) % classes}
@@ -136,7 +149,9 @@ def report(toy: Toy, samples: Tensor, seed: int) -> None:
     for name, measure in measures.items():
         floor = torch.tensor([measure(other, fresh[0]) for other in fresh[1:]])
         value = measure(samples, fresh[0])
-        print(f"{name:20s}{value:10.5f}     data against data {floor.mean():8.5f} ± {floor.std():.5f}")
+        print(
+            f"{name:20s}{value:10.5f}     data against data {floor.mean():8.5f} ± {floor.std():.5f}"
+        )
 
 
 def main() -> int:
@@ -156,12 +171,17 @@ def main() -> int:
         seed=options.seed,
     )
     samples = values_to_points(values)
-    print(f"trained in {trained - began:.1f} s, {len(samples):,} samples in {time.monotonic() - trained:.1f} s")
+    print(
+        f"trained in {trained - began:.1f} s, {len(samples):,} samples in"
+        f" {time.monotonic() - trained:.1f} s"
+    )
     report(data, samples, options.seed)
     ways = trajectories(trainer.diffusion, trainer.averaged_network(), options)
     fresh = toy_points(options.toy, options.num_samples, seed=options.seed + 1)
     path = trainer.output_dir / "scatter.png"
-    plot_points({"data": fresh, "samples": samples}, ways, title=f"{options.toy}: {options.sampler}").savefig(path)
+    plot_points(
+        {"data": fresh, "samples": samples}, ways, title=f"{options.toy}: {options.sampler}"
+    ).savefig(path)
     print(f"wrote {path}")
     return result.exit_code
 

@@ -1,10 +1,13 @@
-"""Train a super-resolution network on the SYSU-Shape dataset, 16×16 → 64×64 by default, and show what it does to held-out images.
+"""Train a super-resolution network on the SYSU-Shape dataset, 16×16 → 64×64 by default, and show
+what it does to held-out images.
 
     python examples/train_superres.py --data path/to/sysu-shape-dataset
     torchrun --nproc_per_node 2 examples/train_superres.py --data path/to/sysu-shape-dataset
 
-The small images are made of the training images on the way, so that any folder of images would do. The same command continues
-a run that was cut off. At its end it writes `compare.png` into the run directory: small image, bicubic, one sample, the mean of
+The small images are made of the training images on the way, so that any folder of images would do.
+The same command continues
+a run that was cut off. At its end it writes `compare.png` into the run directory: small image,
+    bicubic, one sample, the mean of
 eight samples, truth; and says how far each is from the truth.
 """
 
@@ -129,8 +132,12 @@ def held_out(folder: Path, options: Options) -> Tensor:
     return dataset.batch(rows)["image"] / 255
 
 
-def compare(trainer: Trainer, truth: Tensor, options: Options, repeats: int = 8) -> tuple[Tensor, list[str]]:
-    """Draw eight samples of each image; return the tiles of the picture and a table of what is near the truth."""
+def compare(
+    trainer: Trainer, truth: Tensor, options: Options, repeats: int = 8
+) -> tuple[Tensor, list[str]]:
+    """Draw eight samples of each image; return the tiles of the picture and a table of what is near
+    the truth.
+    """
     small = shrink(truth, options.factor).clamp(0, 1)
     drawn = trainer.sample(
         repeats * len(truth),
@@ -149,7 +156,10 @@ def compare(trainer: Trainer, truth: Tensor, options: Options, repeats: int = 8)
         edges = gradient_energy(images) / gradient_energy(truth)
         again = psnr(shrink(images, options.factor).clamp(0, 1), small)
         lines.append(f"{name:12s} {psnr(images, truth):9.2f} {edges:7.2f} {again:9.2f} dB")
-    lines.append("edges: gradient energy relative to the truth; small image: PSNR of the result made small again.")
+    lines.append(
+        "edges: gradient energy relative to the truth; small image: PSNR of the result made small"
+        " again."
+    )
     return torch.stack([nearest, *columns.values(), truth], 1).flatten(0, 1), lines
 
 

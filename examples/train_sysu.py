@@ -1,7 +1,8 @@
-"""Train on the SYSU-Shape dataset: airplanes, bicycles, boats, cars and motorbikes, cut out on white.
+"""Train on the SYSU-Shape dataset: airplanes, bicycles, boats, cars and motorbikes, cut out on
+white.
 
-    python examples/train_sysu.py --data path/to/sysu-shape-dataset
-    accelerate launch examples/train_sysu.py --data path/to/sysu-shape-dataset --num-workers 2 --output-dir runs/sysu
+    python examples/train_sysu.py --data path/to/sysu-shape-dataset accelerate launch
+    examples/train_sysu.py --data path/to/sysu-shape-dataset --num-workers 2 --output-dir runs/sysu
     torchrun --nproc_per_node 2 examples/train_sysu.py --data path/to/sysu-shape-dataset
 
 The dataset is prepared once, next to the run. The same command continues a run that was cut off.
@@ -45,7 +46,9 @@ class Options:
     blocks_per_level: int = 2
     """Residual blocks per level."""
     patch_size: int = 1
-    """2 makes the network four times cheaper: worth it on a CPU, with parametrization x0 and weighting flat."""
+    """2 makes the network four times cheaper: worth it on a CPU, with parametrization x0 and
+    weighting flat.
+    """
     parametrization: Literal["v", "x0", "eps"] = "v"
     """What the network predicts."""
     weighting: Literal["min_snr", "flat", "simple", "snr_plus_one"] = "min_snr"
@@ -81,7 +84,11 @@ def main() -> int:
     prepared = options.output_dir / f"data-{options.mode}-{options.image_size}"
     with process_state().main_process_first():
         prepare_sysu(
-            options.data, prepared, size=options.image_size, mode=options.mode, num_workers=options.num_workers
+            options.data,
+            prepared,
+            size=options.image_size,
+            mode=options.mode,
+            num_workers=options.num_workers,
         )
 
     torch.manual_seed(options.seed)
@@ -95,7 +102,10 @@ def main() -> int:
         num_classes=5 if options.class_conditional else None,
     )
     diffusion = GaussianDiffusion(
-        model, image_size=options.image_size, parametrization=options.parametrization, weighting=options.weighting
+        model,
+        image_size=options.image_size,
+        parametrization=options.parametrization,
+        weighting=options.weighting,
     )
     trainer = Trainer(
         diffusion,

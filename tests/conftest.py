@@ -20,14 +20,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what has been imported and collected out of garbage collection, which otherwise visits it all each time."""
+    """Leave what has been imported and collected out of garbage collection, which otherwise visits
+    it all each time.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with numbers of published implementations; tests that need it are skipped where it is not."""
+    """The folder with numbers of published implementations; tests that need it are skipped where it
+    is not.
+    """
     path = Path(os.environ.get("DDPM_LIB_SHARED", ROOT / ".." / "shared")).resolve()
     if not (path / "fixtures").is_dir():
         pytest.skip(f"no published numbers at {path} (set DDPM_LIB_SHARED)")

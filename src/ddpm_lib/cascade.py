@@ -1,4 +1,6 @@
-"""Cascades: a process makes small images, further ones enlarge them (Ho et al. 2022; Saharia et al. 2021, section 4.6)."""
+"""Cascades: a process makes small images, further ones enlarge them (Ho et al. 2022; Saharia et al.
+2021, section 4.6).
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ class Stage:
         spacing: How the steps are spread.
         eta: Noise of samplers that have this option.
         guidance_scale: Strength of classifier-free guidance; 1 is none.
-        low_res_noise: Level of the noise put on the images of the stage before, at most the network's low_res_max_noise. It
-            hides where they differ from real ones; None for none.
+        low_res_noise: Level of the noise put on the images of the stage before, at most the
+            network's low_res_max_noise. It hides where they differ from real ones; None for none.
     """
 
     diffusion: GaussianDiffusion
@@ -49,8 +51,9 @@ class Stage:
         known = 0.0 if low_res is None else low_res.max_noise
         if not 0.0 <= self.low_res_noise <= known:
             raise ValueError(
-                f"low_res_noise must lie in [0, {known:g}], the levels this network was trained on; got "
-                f"{self.low_res_noise:g}. Ask for less, or train with a larger low_res_max_noise."
+                f"low_res_noise must lie in [0, {known:g}], the levels this network was trained on;"
+                f" got {self.low_res_noise:g}. Ask for less, or train with a larger"
+                " low_res_max_noise."
             )
 
     @property
@@ -77,22 +80,28 @@ class Stage:
 
     @property
     def small_size(self) -> tuple[int, ...] | None:
-        """(channels, *spatial) of the images it enlarges, None if it makes images of noise alone."""
+        """(channels, *spatial) of the images it enlarges, None if it makes images of noise
+        alone.
+        """
         found = self.low_res
-        return None if found is None else (self.size[0], *(s // found.factor for s in self.size[1:]))
+        return (
+            None if found is None else (self.size[0], *(s // found.factor for s in self.size[1:]))
+        )
 
 
 class Cascade:
     """Processes in a row, each enlarging the images of the one before.
 
     Args:
-        stages: The processes, smallest images first; a `Stage` where one samples in another way than by default.
+        stages: The processes, smallest images first; a `Stage` where one samples in another way
+            than by default.
 
     Raises:
         ValueError: If a stage does not take the images that the one before it makes.
 
     Example:
-        >>> Cascade([Stage(base, "ddim", 50), Stage(sr, "ddim", 50, low_res_noise=0.1)]).sample(16)  # doctest: +SKIP
+        >>> enlarge = Stage(sr, "ddim", 50, low_res_noise=0.1)                  # doctest: +SKIP
+        >>> Cascade([Stage(base, "ddim", 50), enlarge]).sample(16)              # doctest: +SKIP
     """
 
     def __init__(self, stages: Sequence[GaussianDiffusion | Stage]) -> None:
@@ -103,13 +112,15 @@ class Cascade:
             takes, gets = large.small_size, small.size
             if takes is None:
                 raise ValueError(
-                    f"Stage {number} of the cascade does not enlarge images: its network was built without low_res_factor. "
-                    f"Train one with low_res_factor, whose small images are {_words(gets)}."
+                    f"Stage {number} of the cascade does not enlarge images: its network was built"
+                    " without low_res_factor. Train one with low_res_factor, whose small images"
+                    f" are {_words(gets)}."
                 )
             if takes != gets:
                 raise ValueError(
-                    f"Stage {number} of the cascade enlarges images of {_words(takes)} to {_words(large.size)}, but stage "
-                    f"{number - 1} makes images of {_words(gets)}. Train one of them for the other's size."
+                    f"Stage {number} of the cascade enlarges images of {_words(takes)} to"
+                    f" {_words(large.size)}, but stage {number - 1} makes images of {_words(gets)}."
+                    " Train one of them for the other's size."
                 )
 
     @property
@@ -133,9 +144,17 @@ class Cascade:
         progress: bool | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw images (n, c, *spatial), float32 in [0, 1]; `sample_stages` describes the arguments."""
+        """Draw images (n, c, *spatial), float32 in [0, 1]; `sample_stages` describes the
+        arguments.
+        """
         return self.sample_stages(
-            n, cond=cond, seed=seed, first_index=first_index, batch_size=batch_size, progress=progress, device=device
+            n,
+            cond=cond,
+            seed=seed,
+            first_index=first_index,
+            batch_size=batch_size,
+            progress=progress,
+            device=device,
         )[-1]
 
     def sample_stages(
@@ -151,7 +170,8 @@ class Cascade:
     ) -> list[Tensor]:
         """Draw the images of all stages; image i depends on (seed, first_index + i) alone.
 
-        The first stage draws what `diffusion.sample(n, seed=seed)` draws; the others have streams of their own.
+        The first stage draws what `diffusion.sample(n, seed=seed)` draws; the others have streams
+        of their own.
 
         Args:
             n: Number of images. Default: the length of the conditions, else 1.
@@ -195,13 +215,21 @@ class Cascade:
         known = [stage.diffusion.conditioners for stage in self.stages]
         later = {c.name for stage in self.stages[1:] if (c := stage.low_res) is not None}
         if later & set(cond) and self.stages[0].low_res is None:
-            raise ValueError("The small images come from the first stage of a cascade; got 'low_res'. Leave it out.")
+            raise ValueError(
+                "The small images come from the first stage of a cascade; got 'low_res'. Leave it"
+                " out."
+            )
         if not any(conditioners is None for conditioners in known):
-            check_names({name: c for conditioners in known for name, c in (conditioners or {}).items()}, cond)
+            check_names(
+                {name: c for conditioners in known for name, c in (conditioners or {}).items()},
+                cond,
+            )
 
 
 def stage_seed(seed: int, number: int) -> int:
-    """Return the seed of stage `number` of a cascade: that of the cascade for the first stage, 0, others for the further ones."""
+    """Return the seed of stage `number` of a cascade: that of the cascade for the first stage, 0,
+    others for the further ones.
+    """
     return keys.key(seed, "cascade", number) if number else seed
 
 
@@ -218,7 +246,13 @@ def sample_cascade(
 ) -> Tensor:
     """Draw images with a cascade: `Cascade(stages).sample(n, …)`, which describes the arguments."""
     return Cascade(stages).sample(
-        n, cond=cond, seed=seed, first_index=first_index, batch_size=batch_size, progress=progress, device=device
+        n,
+        cond=cond,
+        seed=seed,
+        first_index=first_index,
+        batch_size=batch_size,
+        progress=progress,
+        device=device,
     )
 
 

@@ -25,7 +25,14 @@ from ddpm_lib.process.conditions import Cond, Conditioners
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.network_calls import device_of
 from ddpm_lib.process.noising import Noising
-from ddpm_lib.process.parts import channels_of, make_part, make_schedule, options_of, refuse_wrapped, spatial_size
+from ddpm_lib.process.parts import (
+    channels_of,
+    make_part,
+    make_schedule,
+    options_of,
+    refuse_wrapped,
+    spatial_size,
+)
 from ddpm_lib.process.uncertainty import Uncertainty
 from ddpm_lib.samplers import Prediction
 from ddpm_lib.schedules import Schedule
@@ -40,53 +47,64 @@ LOSSES: Registry[str] = Registry("loss", {name: name for name in ("simple", "hyb
 class GaussianDiffusion(nn.Module):
     """A Gaussian diffusion process and the network that reverses it.
 
-    Images are uint8 or float in [0, 1] at every method with `images` in its signature, and [-1, 1] inside. The state
+    Images are uint8 or float in [0, 1] at every method with `images` in its signature, and [-1, 1]
+    inside. The state
     dict holds the network only: everything else is rebuilt from `config`.
 
     Args:
-        model: The network, called as model(x, t, cond) with x (b, c, *spatial), t (b,) float32 counting from 0, and
-            cond a dict of tensors or None; returns the shape of x, with twice the channels for a learned variance.
-        image_size: Height and width of the images, or one number for both. One or three numbers for signals and
-            volumes.
+        model: The network, called as model(x, t, cond) with x (b, c, *spatial), t (b,) float32
+            counting from 0, and cond a dict of tensors or None; returns the shape of x, with twice
+            the channels for a learned variance.
+        image_size: Height and width of the images, or one number for both. One or three numbers for
+            signals and volumes.
         channels: Image channels. Default: `model.channels`.
         timesteps: Number of noise levels T, at least 2.
-        schedule: Noise schedule: linear, cosine, sigmoid, quad, scaled_linear, const, warmup10, warmup50, jsd, laplace,
-            log_linear, karras, shifted_cosine (large images) or betas; or a `Schedule`.
+        schedule: Noise schedule: linear, cosine, sigmoid, quad, scaled_linear, const, warmup10,
+            warmup50, jsd, laplace, log_linear, karras, shifted_cosine (large images) or betas; or a
+            `Schedule`.
         schedule_options: Options of the schedule, such as {"zero_terminal_snr": True}.
-        parametrization: What the network predicts: eps (the noise), x0 (the image) or v (a mix that is well-posed at
-            every level, hence the default), or edm (v for data of another spread than 1, Karras et al. 2022).
+        parametrization: What the network predicts: eps (the noise), x0 (the image) or v (a mix that
+            is well-posed at every level, hence the default), or edm (v for data of another spread
+            than 1, Karras et al. 2022).
         parametrization_options: Options of the parametrization, such as {"sigma_data": 0.5}.
-        weighting: Weight of the levels in the loss: simple, min_snr, flat, p2, snr_plus_one, soft_min_snr, vlb,
-            sigmoid or edm. The default min_snr is Ho et al.'s L_simple at high noise and stops it from spending
-            itself on nearly clean images, which speeds up training for every parametrization (Hang et al. 2023).
+        weighting: Weight of the levels in the loss: simple, min_snr, flat, p2, snr_plus_one,
+            soft_min_snr, vlb, sigmoid or edm. The default min_snr is Ho et al.'s L_simple at high
+            noise and stops it from spending itself on nearly clean images, which speeds up training
+            for every parametrization (Hang et al. 2023).
         weighting_options: Options of the weighting, such as {"gamma": 5.0}.
-        variance: Variance of ancestral sampling: fixed_small, fixed_large, or learned_range, where the second half of
-            the network's output channels says where between the two it lies (Nichol & Dhariwal 2021).
-        loss: simple (the weighted squared error), vlb (the terms of the variational bound in bits/dim, times T), or
-            hybrid (simple + vlb_weight·vlb, where the vlb trains the variance only). Default: hybrid for a learned
-            variance, else simple.
+        variance: Variance of ancestral sampling: fixed_small, fixed_large, or learned_range, where
+            the second half of the network's output channels says where between the two it lies
+            (Nichol & Dhariwal 2021).
+        loss: simple (the weighted squared error), vlb (the terms of the variational bound in
+            bits/dim, times T), or hybrid (simple + vlb_weight·vlb, where the vlb trains the
+            variance only). Default: hybrid for a learned variance, else simple.
         vlb_weight: λ of the hybrid loss; 0.001 in Nichol & Dhariwal 2021.
-        time_sampler: How training draws levels: uniform, stratified, loss_aware (where the losses are large, unbiased;
-            for loss="vlb"); or times between the levels: continuous, uniform_alpha_bar or log_normal_sigma (Karras et
-            al. 2022).
+        time_sampler: How training draws levels: uniform, stratified, loss_aware (where the losses
+            are large, unbiased; for loss="vlb"); or times between the levels: continuous,
+            uniform_alpha_bar or log_normal_sigma (Karras et al. 2022).
         time_sampler_options: Options of the time sampler, such as {"P_mean": -1.2}.
-        learn_uncertainty: Learn how large the weighted loss is at each noise level and divide by it, so that every level
-            counts alike (Karras et al. 2024, §2.2). The training loss is then L·e^−u + u, which may be negative.
-        offset_noise: Standard deviation of a further noise, constant over each channel; 0.1 is usual, 0 none.
-        input_perturbation: Further noise of this relative size in the network's input, against errors that add up in
-            sampling (Ning et al. 2023); 0.1 is theirs, 0 none.
+        learn_uncertainty: Learn how large the weighted loss is at each noise level and divide by
+            it, so that every level counts alike (Karras et al. 2024, §2.2). The training loss is
+            then L·e^−u + u, which may be negative.
+        offset_noise: Standard deviation of a further noise, constant over each channel; 0.1 is
+            usual, 0 none.
+        input_perturbation: Further noise of this relative size in the network's input, against
+            errors that add up in sampling (Ning et al. 2023); 0.1 is theirs, 0 none.
         immiscible: Give each image of a batch the noise near it (Li et al. 2024).
-        clip: What sampling does to predicted images outside the range: static (clip), dynamic (threshold per image)
-            or none.
-        dynamic_threshold_ratio: Quantile of the pixel magnitudes that clip="dynamic" maps to the range, in (0, 1].
+        clip: What sampling does to predicted images outside the range: static (clip), dynamic
+            (threshold per image) or none.
+        dynamic_threshold_ratio: Quantile of the pixel magnitudes that clip="dynamic" maps to the
+            range, in (0, 1].
 
     Raises:
-        ValueError: If an argument is out of range, parts do not fit together, or the network is wrapped (torch.compile, DDP).
+        ValueError: If an argument is out of range, parts do not fit together, or the network is
+            wrapped (torch.compile, DDP).
         TypeError: If `model` is no module.
 
     Attributes:
-        class_names: Names of the classes, where they are known (`load_run` and `Trainer` set them): conditions may then
-            say {"class_label": "star"} instead of a number. No part of `config`.
+        class_names: Names of the classes, where they are known (`load_run` and `Trainer` set them):
+            conditions may then say {"class_label": "star"} instead of a number. No part of
+            `config`.
 
     >>> diffusion = GaussianDiffusion(nn.Identity(), image_size=8, channels=3, timesteps=100)
     >>> diffusion.schedule
@@ -122,19 +140,29 @@ class GaussianDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module called as model(x, t, cond), got {type(model).__name__}.")
+            raise TypeError(
+                "model must be a torch.nn.Module called as model(x, t, cond), got"
+                f" {type(model).__name__}."
+            )
         refuse_wrapped(model)
         self.model = model
         self.channels = channels_of(model, channels)
         self.image_size = spatial_size(image_size)
         self.schedule = make_schedule(schedule, schedule_options, timesteps)
-        self.parametrization: Parametrization = make_part(PARAMETRIZATIONS, parametrization, parametrization_options)
+        self.parametrization: Parametrization = make_part(
+            PARAMETRIZATIONS, parametrization, parametrization_options
+        )
         self.weighting: Weighting = make_part(WEIGHTINGS, weighting, weighting_options)
         self.variance: Variance = make_part(VARIANCES, variance)
-        self.time_sampler: TimeSampler = make_part(TIME_SAMPLERS, time_sampler, time_sampler_options)
+        self.time_sampler: TimeSampler = make_part(
+            TIME_SAMPLERS, time_sampler, time_sampler_options
+        )
         self.time_sampler.bind(self.schedule)
         if not 0.0 < dynamic_threshold_ratio <= 1.0:
-            raise ValueError(f"dynamic_threshold_ratio must be in (0, 1], got {dynamic_threshold_ratio}. Use 0.995.")
+            raise ValueError(
+                f"dynamic_threshold_ratio must be in (0, 1], got {dynamic_threshold_ratio}. Use"
+                " 0.995."
+            )
         self.clip, self.dynamic_threshold_ratio = clip, dynamic_threshold_ratio
         CLIPS[clip]  # refuses an unknown name
         learned = self.variance.outputs > 1
@@ -149,7 +177,9 @@ class GaussianDiffusion(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments, JSON-able, from which GaussianDiffusion(model, **config) builds the same process."""
+        """The arguments, JSON-able, from which GaussianDiffusion(model, **config) builds the same
+        process.
+        """
         return {
             "image_size": list(self.image_size),
             "channels": self.channels,
@@ -245,12 +275,15 @@ class GaussianDiffusion(nn.Module):
     ) -> Prediction:
         """Predict the clean image and the noise in x = x_t.
 
-        Always in this order: network → guidance on its raw output → x̂_0 = c_skip·x_t + c_out·F → classifier → clip →
-        ε̂ from the clipped x̂_0. Guidance keeps the conditional learned variance: extrapolated, it leaves its range.
+        Always in this order: network → guidance on its raw output → x̂_0 = c_skip·x_t + c_out·F →
+            classifier → clip →
+        ε̂ from the clipped x̂_0. Guidance keeps the conditional learned variance: extrapolated, it
+        leaves its range.
 
         Args:
             x: Noisy images (b, c, *spatial) in [-1, 1] units, all at one level.
-            level: That level. At level 0 the answer is known, (x, 0), and the network is not called.
+            level: That level. At level 0 the answer is known, (x, 0), and the network is not
+                called.
             cond: Conditions by name, (b, …), on the device of x.
             guidance: Classifier-free guidance, and a classifier's.
             model: A network to use instead of `self.model`.
@@ -270,7 +303,8 @@ class GaussianDiffusion(nn.Module):
         model: nn.Module | None = None,
         clip: str | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return x̂_0 and the raw variance (None for a fixed one) for noisy images each at its own level, unguided.
+        """Return x̂_0 and the raw variance (None for a fixed one) for noisy images each at its own
+        level, unguided.
 
         Args:
             x: Noisy images (b, c, *spatial) in [-1, 1] units.
@@ -292,10 +326,11 @@ class GaussianDiffusion(nn.Module):
         """
         if images.ndim < 2 or tuple(images.shape[1:]) != self.image_shape or not len(images):
             raise ValueError(
-                f"Images must have shape (b, {', '.join(map(str, self.image_shape))}) with b ≥ 1; got "
-                f"{tuple(images.shape)}. Resize them, or change image_size and channels."
+                f"Images must have shape (b, {', '.join(map(str, self.image_shape))}) with b ≥ 1;"
+                f" got {tuple(images.shape)}. Resize them, or change image_size and channels."
             )
-        # Reading values back from a GPU makes every step wait, and a wrong range shows in the first batch.
+        # Reading values back from a GPU makes every step wait, and a wrong range shows in the first
+        # batch.
         if images.device.type == "cpu" or not self._range_checked:
             check_unit_range(images)
             self._range_checked = True

@@ -1,4 +1,6 @@
-"""Guidance without a classifier (Ho & Salimans 2022), on the network's raw output, and with one (Dhariwal & Nichol 2021)."""
+"""Guidance without a classifier (Ho & Salimans 2022), on the network's raw output, and with one
+(Dhariwal & Nichol 2021).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from torch import Tensor
 from ddpm_lib.schedules.levels import Level
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
-"""log p(y | x_t), differentiable in x_t: called with x_t (b, c, *spatial) in [-1, 1] units and the t that the network gets
-(b,), counted from 0; returns (b,)."""
+"""log p(y | x_t), differentiable in x_t: called with x_t (b, c, *spatial) in [-1, 1] units and the
+t that the network gets (b,), counted from 0; returns (b,).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +23,8 @@ class ClassLogProb:
     """log p(y | x_t) of a classifier that returns logits.
 
     Args:
-        classifier: Called as classifier(x_t, t); returns logits (b, classes). It should know noisy images.
+        classifier: Called as classifier(x_t, t); returns logits (b, classes). It should know noisy
+            images.
         label: The class asked for: one for all images, or one per image, (n,).
     """
 
@@ -43,18 +47,20 @@ class ClassLogProb:
 class Guidance:
     """F = F_null + scale·(F_cond − F_null), and ε̂ − σ·classifier_scale·∇log p(y|x_t).
 
-    x̂_0 and ε̂ are linear in F with the same x_t, so that guiding F guides them alike. Both halves run as one batch
-    of twice the size; where guidance is off the network runs once, on the condition.
+    x̂_0 and ε̂ are linear in F with the same x_t, so that guiding F guides them alike. Both halves
+    run as one batch of twice the size; where guidance is off the network runs once, on the
+    condition.
 
-    With a classifier ε̂ becomes −σ times the score of p(x_t|y), which is right for every parametrization and sampler
-    (Dhariwal & Nichol 2021, alg. 2; their alg. 1, the mean shifted by variance·∇log p, is its limit for short steps).
-    In pure noise (α = 0) there is nothing to classify, and ∇log p = 0.
+    With a classifier ε̂ becomes −σ times the score of p(x_t|y), which is right for every
+    parametrization and sampler (Dhariwal & Nichol 2021, alg. 2; their alg. 1, the mean shifted by
+    variance·∇log p, is its limit for short steps). In pure noise (α = 0) there is nothing to
+    classify, and ∇log p = 0.
 
     Args:
         scale: 1 is no guidance, 0 ignores the condition.
         interval: Guide only at levels with lo < t/T ≤ hi (Kynkäänniemi et al. 2024).
-        rescale: φ in [0, 1]: pull the standard deviation of the guided output back to that of the conditional one,
-            against over-exposure (Lin et al. 2024, §3.4). 0.7 is their choice.
+        rescale: φ in [0, 1]: pull the standard deviation of the guided output back to that of the
+            conditional one, against over-exposure (Lin et al. 2024, §3.4). 0.7 is their choice.
         classifier: log p(y|x_t); the interval holds for it as well.
         classifier_scale: Its strength: samples of p(x)·p(y|x)^scale, about; 0 ignores it.
 
@@ -71,9 +77,13 @@ class Guidance:
     def __post_init__(self) -> None:
         low, high = self.interval
         if not 0.0 <= low < high <= 1.0:
-            raise ValueError(f"guidance_interval must be 0 ≤ lo < hi ≤ 1 (fractions of T), got {self.interval}.")
+            raise ValueError(
+                f"guidance_interval must be 0 ≤ lo < hi ≤ 1 (fractions of T), got {self.interval}."
+            )
         if not 0.0 <= self.rescale <= 1.0:
-            raise ValueError(f"guidance_rescale must be in [0, 1], got {self.rescale}. 0.7 is a common value.")
+            raise ValueError(
+                f"guidance_rescale must be in [0, 1], got {self.rescale}. 0.7 is a common value."
+            )
 
     def active(self, fraction: float) -> bool:
         """Say whether to guide at a level with t/T = fraction."""
@@ -83,12 +93,15 @@ class Guidance:
         return self.interval[0] < fraction <= self.interval[1]
 
     def rows(self, start: int, stop: int) -> Guidance:
-        """Return the guidance of the images start … stop − 1, where the classifier has one class per image."""
+        """Return the guidance of the images start … stop − 1, where the classifier has one class
+        per image.
+        """
         own = getattr(self.classifier, "rows", None)
         return self if own is None else replace(self, classifier=own(start, stop))
 
     def shift(self, x: Tensor, level: Level, time: Tensor, fraction: float) -> Tensor | float:
-        """Return what the classifier adds to x̂_0, (σ²/α)·classifier_scale·∇log p(y|x_t), for images at one level.
+        """Return what the classifier adds to x̂_0, (σ²/α)·classifier_scale·∇log p(y|x_t), for
+        images at one level.
 
         Args:
             x: x_t, (b, c, *spatial).
@@ -97,9 +110,15 @@ class Guidance:
             fraction: t/T.
 
         Raises:
-            ValueError: If the classifier does not return one number per image, or none that depends on x_t.
+            ValueError: If the classifier does not return one number per image, or none that depends
+                on x_t.
         """
-        if self.classifier is None or self.classifier_scale == 0 or level.alpha == 0 or not self._inside(fraction):
+        if (
+            self.classifier is None
+            or self.classifier_scale == 0
+            or level.alpha == 0
+            or not self._inside(fraction)
+        ):
             return 0.0
         # Sampling runs in inference mode, whose tensors no gradient can pass.
         with torch.inference_mode(False), torch.enable_grad():
@@ -107,8 +126,10 @@ class Guidance:
             log = self.classifier(free, time.clone())
             if log.shape != x.shape[:1] or not log.requires_grad:
                 raise ValueError(
-                    f"A classifier must return log p(y|x_t), shape ({len(x)},), differentiable in x_t; got {tuple(log.shape)}"
-                    f"{'' if log.requires_grad else ' without a gradient'}. For logits use ClassLogProb(classifier, label)."
+                    f"A classifier must return log p(y|x_t), shape ({len(x)},), differentiable in"
+                    " x_t; got"
+                    f" {tuple(log.shape)}{'' if log.requires_grad else ' without a gradient'}. For"
+                    " logits use ClassLogProb(classifier, label)."
                 )
             (gradient,) = torch.autograd.grad(log.sum(), free)
         return (level.sigma**2 / level.alpha * self.classifier_scale) * gradient

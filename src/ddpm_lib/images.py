@@ -1,6 +1,7 @@
 """The one place where image ranges and layouts are converted.
 
-Three ranges exist: uint8 in {0 … 255} (files, datasets), float in [0, 1] (every public boundary) and float32 in [-1, 1] (what
+Three ranges exist: uint8 in {0 … 255} (files, datasets), float in [0, 1] (every public boundary)
+    and float32 in [-1, 1] (what
 diffuses). Shapes are `b c *spatial` for batches and `c h w` for one image.
 """
 
@@ -30,7 +31,10 @@ def to_model_range(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images.float().div_(127.5).sub_(1.0)
     if not images.is_floating_point():
-        raise TypeError(f"Images must be uint8, or float in [0, 1]; got {images.dtype}. Convert with .to(torch.uint8).")
+        raise TypeError(
+            f"Images must be uint8, or float in [0, 1]; got {images.dtype}. Convert with"
+            " .to(torch.uint8)."
+        )
     return (images if images.dtype == torch.float64 else images.float()) * 2.0 - 1.0
 
 
@@ -64,7 +68,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Turn one image (c, h, w) with 1, 3 or 4 channels, uint8 or float in [0, 1], into a PIL image (L, RGB, RGBA)."""
+    """Turn one image (c, h, w) with 1, 3 or 4 channels, uint8 or float in [0, 1], into a PIL image
+    (L, RGB, RGBA).
+    """
     from PIL import Image
 
     array = to_uint8(image).detach().cpu().permute(1, 2, 0).contiguous().numpy()
@@ -72,7 +78,9 @@ def to_pil(image: Tensor) -> Image.Image:
     if channels == 1:
         return Image.fromarray(array[..., 0], mode="L")
     if channels not in (3, 4):
-        raise ValueError(f"A picture has 1, 3 or 4 channels; got {channels}. Save other data as .npz.")
+        raise ValueError(
+            f"A picture has 1, 3 or 4 channels; got {channels}. Save other data as .npz."
+        )
     return Image.fromarray(array, mode="RGB" if channels == 3 else "RGBA")
 
 
@@ -84,7 +92,8 @@ def grid_columns(n: int) -> int:
 def make_grid(
     images: Tensor | Sequence[Tensor], columns: int | None = None, padding: int = 2, fill: int = 255
 ) -> Tensor:
-    """Tile images (b, c, h, w), uint8 or float in [0, 1], row by row into one uint8 picture (c, H, W).
+    """Tile images (b, c, h, w), uint8 or float in [0, 1], row by row into one uint8 picture (c, H,
+    W).
 
     Args:
         images: The tiles, all of one shape.
@@ -92,14 +101,20 @@ def make_grid(
         padding: Pixels between tiles and around them.
         fill: Grey value of the padding, 0 … 255.
     """
-    batch = to_uint8(images if isinstance(images, Tensor) else torch.stack(list(images))).detach().cpu()
+    batch = (
+        to_uint8(images if isinstance(images, Tensor) else torch.stack(list(images))).detach().cpu()
+    )
     if batch.ndim != 4 or not len(batch):
-        raise ValueError(f"A grid needs images of shape (b, c, h, w) with b ≥ 1; got {tuple(batch.shape)}.")
+        raise ValueError(
+            f"A grid needs images of shape (b, c, h, w) with b ≥ 1; got {tuple(batch.shape)}."
+        )
     n, channels, height, width = batch.shape
     columns = min(columns or grid_columns(n), n)
     rows = math.ceil(n / columns)
     cell_h, cell_w = height + padding, width + padding
-    grid = torch.full((channels, rows * cell_h + padding, columns * cell_w + padding), fill, dtype=torch.uint8)
+    grid = torch.full(
+        (channels, rows * cell_h + padding, columns * cell_w + padding), fill, dtype=torch.uint8
+    )
     for i, image in enumerate(batch):
         top, left = padding + i // columns * cell_h, padding + i % columns * cell_w
         grid[:, top : top + height, left : left + width] = image
@@ -109,7 +124,8 @@ def make_grid(
 def comparison_tiles(
     small: Tensor, samples: Tensor, truth: Tensor | None = None, columns: int | None = None
 ) -> tuple[Tensor, int]:
-    """Put each sample behind its small image, enlarged without smoothing, and before the image that was made of.
+    """Put each sample behind its small image, enlarged without smoothing, and before the image that
+    was made of.
 
     Args:
         small: Images (n, c, *small_spatial).
@@ -129,14 +145,18 @@ def comparison_tiles(
 
 
 def save_image(image: Tensor, path: str | Path, scale: int = 1) -> Path:
-    """Write one image (c, h, w) as PNG or another format named by the suffix; `scale` enlarges by whole pixels."""
+    """Write one image (c, h, w) as PNG or another format named by the suffix; `scale` enlarges by
+    whole pixels.
+    """
     from PIL import Image
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = to_pil(image)
     if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        picture = picture.resize(
+            (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
+        )
     _save_aside(picture, path)
     return path
 
@@ -147,7 +167,9 @@ def _save_aside(picture: Image.Image, path: Path, **options: Any) -> None:
 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path.name!r} names no kind of picture. Write a name such as {path.stem}.png.")
+        raise ValueError(
+            f"{path.name!r} names no kind of picture. Write a name such as {path.stem}.png."
+        )
     write_aside(path, lambda aside: picture.save(aside, format=kind, **options), durable=False)
 
 
@@ -156,27 +178,38 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None, scal
     return save_image(make_grid(images, columns), path, scale)
 
 
-def save_gif(frames: Sequence[Tensor], path: str | Path, seconds: float = 4.0, scale: int = 1) -> Path:
-    """Write pictures (c, h, w) as an endlessly repeating GIF that lasts `seconds` and rests on the last frame."""
+def save_gif(
+    frames: Sequence[Tensor], path: str | Path, seconds: float = 4.0, scale: int = 1
+) -> Path:
+    """Write pictures (c, h, w) as an endlessly repeating GIF that lasts `seconds` and rests on the
+    last frame.
+    """
     from PIL import Image
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [to_pil(frame) for frame in frames]
     if scale > 1:
-        pictures = [p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST) for p in pictures]
+        pictures = [
+            p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST)
+            for p in pictures
+        ]
     each = max(20, int(1000 * seconds / len(pictures)))
     durations = [each] * (len(pictures) - 1) + [1500]
-    _save_aside(pictures[0], path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    _save_aside(
+        pictures[0], path, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
     return path
 
 
 def shrink(x: Tensor, factor: int) -> Tensor:
-    """Return x (b, c, *spatial) at 1/factor of its size in every direction, by antialiased bicubic interpolation.
+    """Return x (b, c, *spatial) at 1/factor of its size in every direction, by antialiased bicubic
+    interpolation.
 
-    Each output value is the mean of its 4·factor nearest inputs along a direction, weighted by Keys' cubic (1981, a = −1/2)
-    stretched by the factor, and normalised where it hangs over the border. That is what Pillow's BICUBIC does, with which
-    this library fits pictures to a size. It may overshoot the range of x next to edges.
+    Each output value is the mean of its 4·factor nearest inputs along a direction, weighted by
+    Keys' cubic (1981, a = −1/2) stretched by the factor, and normalised where it hangs over the
+    border. That is what Pillow's BICUBIC does, with which this library fits pictures to a size. It
+    may overshoot the range of x next to edges.
 
     Args:
         x: Floating point, every spatial size divisible by the factor.
@@ -214,8 +247,9 @@ def check_divisible(size: Sequence[int], factor: int) -> None:
     """Raise ValueError where a spatial size is not divisible by the factor."""
     if any(s < 1 or s % factor for s in size):
         raise ValueError(
-            f"The image size {'×'.join(map(str, size))} must be divisible by {factor}, the factor between it and its "
-            f"smaller copy. The nearest sizes that fit: {nearest_multiples(size, factor)}."
+            f"The image size {'×'.join(map(str, size))} must be divisible by {factor}, the factor"
+            " between it and its smaller copy. The nearest sizes that fit:"
+            f" {nearest_multiples(size, factor)}."
         )
 
 

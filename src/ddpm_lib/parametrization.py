@@ -1,4 +1,6 @@
-"""What the network predicts: x̂_0 = c_skip·x_t + c_out·F(x_t, t), and the target of F in terms of (x_0, ε)."""
+"""What the network predicts: x̂_0 = c_skip·x_t + c_out·F(x_t, t), and the target of F in terms of
+(x_0, ε).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Parametrization(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return what F should be: (x_0 − c_skip·x_t)/c_out, written in (x_0, ε) so that nothing cancels."""
+        """Return what F should be: (x_0 − c_skip·x_t)/c_out, written in (x_0, ε) so that nothing
+        cancels.
+        """
 
     def scale_input(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """Return what the network sees for x_t (c_in·x_t; here x_t has unit variance already)."""
@@ -95,9 +99,11 @@ class V(Parametrization):
 
 @dataclass(frozen=True)
 class EDM(Parametrization):
-    """F and its input have unit variance for data of standard deviation σ_d (Karras et al. 2022, table 1).
+    """F and its input have unit variance for data of standard deviation σ_d (Karras et al. 2022,
+    table 1).
 
-    Theirs in terms of σ/α with x = x_t/α. With σ_d = 1 it is −v. The network is told the level, not ¼·ln(σ/α).
+    Theirs in terms of σ/α with x = x_t/α. With σ_d = 1 it is −v. The network is told the level, not
+    ¼·ln(σ/α).
 
     Args:
         sigma_data: σ_d, the standard deviation of the data in [-1, 1], > 0.
@@ -107,7 +113,10 @@ class EDM(Parametrization):
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
-            raise ValueError(f"The parametrization 'edm' needs sigma_data > 0, got {self.sigma_data}. 0.5 is usual.")
+            raise ValueError(
+                f"The parametrization 'edm' needs sigma_data > 0, got {self.sigma_data}. 0.5 is"
+                " usual."
+            )
 
     def _spread(self, alpha: N, sigma: N) -> N:
         """Return α²σ_d² + σ², the variance of x_t."""

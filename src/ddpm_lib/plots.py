@@ -46,7 +46,8 @@ def plot_points(
         title: Line above the panels.
 
     Returns:
-        A figure that belongs to no window: `figure.savefig(path)`, or the last line of a notebook cell.
+        A figure that belongs to no window: `figure.savefig(path)`, or the last line of a notebook
+            cell.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -54,9 +55,13 @@ def plot_points(
     """
     for name, points in sets.items():
         if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"The points of {name!r} must have shape (n, 2); got {tuple(points.shape)}.")
+            raise ValueError(
+                f"The points of {name!r} must have shape (n, 2); got {tuple(points.shape)}."
+            )
     if trajectories is not None and (trajectories.ndim != 3 or trajectories.shape[2] != 2):
-        raise ValueError(f"trajectories must have shape (n, frames, 2); got {tuple(trajectories.shape)}.")
+        raise ValueError(
+            f"trajectories must have shape (n, frames, 2); got {tuple(trajectories.shape)}."
+        )
     panels = len(sets) + (trajectories is not None)
     if not panels:
         raise ValueError("There is nothing to draw. Give sets, or trajectories.")
@@ -68,11 +73,22 @@ def plot_points(
     for k, (axis, (name, points)) in enumerate(zip(axes, sets.items())):
         shown = points[:max_points].detach().cpu().numpy()
         size = 4.0 * (2000 / max(len(shown), 500)) ** 0.5
-        axis.scatter(shown[:, 0], shown[:, 1], s=size, color=_COLOURS[k % len(_COLOURS)], alpha=0.6, linewidths=0)
+        axis.scatter(
+            shown[:, 0],
+            shown[:, 1],
+            s=size,
+            color=_COLOURS[k % len(_COLOURS)],
+            alpha=0.6,
+            linewidths=0,
+        )
         _frame(axis, f"{name} ({len(points):,})", limit)
     if trajectories is not None:
         _draw_trajectories(axes[-1], trajectories[:max_trajectories].detach().cpu().numpy())
-        _frame(axes[-1], "trajectories: noise ○ → sample ●", max(limit, float(trajectories.abs().max()) * 1.02))
+        _frame(
+            axes[-1],
+            "trajectories: noise ○ → sample ●",
+            max(limit, float(trajectories.abs().max()) * 1.02),
+        )
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -82,7 +98,13 @@ def _draw_trajectories(axis: Axes, paths: np.ndarray) -> None:
     for path in paths:
         axis.plot(*path.T, color="#888888", linewidth=0.6, alpha=0.7, zorder=1)
     axis.scatter(
-        paths[:, 0, 0], paths[:, 0, 1], s=12, facecolors="none", edgecolors=_COLOURS[0], linewidths=0.7, zorder=2
+        paths[:, 0, 0],
+        paths[:, 0, 1],
+        s=12,
+        facecolors="none",
+        edgecolors=_COLOURS[0],
+        linewidths=0.7,
+        zorder=2,
     )
     axis.scatter(paths[:, -1, 0], paths[:, -1, 1], s=10, color=_COLOURS[1], linewidths=0, zorder=3)
 

@@ -14,11 +14,15 @@ from ddpm_lib.core.registry import Registry
 from ddpm_lib.schedules import Schedule
 
 Ladder = Schedule | int
-"""A schedule, or only its number of levels T, which suffices for all spacings that do not look at the noise."""
+"""A schedule, or only its number of levels T, which suffices for all spacings that do not look at
+the noise.
+"""
 
 
 def leading(schedule: Ladder, num_steps: int, /) -> list[float]:
-    """Levels 1, 1 + d, 1 + 2d, … with d = T//S, DDIM's original subsequence; the noisiest is below T unless S = T."""
+    """Levels 1, 1 + d, 1 + 2d, … with d = T//S, DDIM's original subsequence; the noisiest is below
+    T unless S = T.
+    """
     stride = _timesteps(schedule) // num_steps
     return [1 + k * stride for k in range(num_steps)]
 
@@ -42,7 +46,9 @@ def quadratic(schedule: Ladder, num_steps: int, /) -> list[float]:
     Rounded values that collide near 0 are moved up by one: published code visits such levels twice.
     """
     timesteps = _timesteps(schedule)
-    return _distinct([Fraction(timesteps * k * k, num_steps**2) for k in range(1, num_steps + 1)], timesteps)
+    return _distinct(
+        [Fraction(timesteps * k * k, num_steps**2) for k in range(1, num_steps + 1)], timesteps
+    )
 
 
 def log_snr(
@@ -54,19 +60,21 @@ def log_snr(
     sigma_max: float | None = None,
     fractional: bool = False,
 ) -> list[float]:
-    """Levels of evenly spaced log-SNR, the natural steps of the DPM-Solvers (Lu et al. 2022a, §3.4).
+    """Levels of evenly spaced log-SNR, the natural steps of the DPM-Solvers (Lu et al. 2022a,
+    §3.4).
 
-    The noise σ̃ = σ/α falls by the same factor each step from `sigma_max` to `sigma_min`. Schedules that come close to
+    The noise σ̃ = σ/α falls by the same factor each step from `sigma_max` to `sigma_min`. Schedules
+    that come close to
     pure noise spend many of these steps there: a `sigma_max` of 80 leaves them out.
 
     Args:
         schedule: The schedule.
         num_steps: Number of steps S.
         sigma_min: σ̃ of the last noisy level. Default: that of level 1.
-        sigma_max: σ̃ of the first level; where it is below that of level T, one of the steps goes from T to it.
-            Default: that of level T, or of T − 1 if T is pure noise.
-        fractional: Visit fractional levels. Default: the nearest whole ones, all different, because networks are
-            trained on those.
+        sigma_max: σ̃ of the first level; where it is below that of level T, one of the steps goes
+            from T to it. Default: that of level T, or of T − 1 if T is pure noise.
+        fractional: Visit fractional levels. Default: the nearest whole ones, all different, because
+            networks are trained on those.
     """
     spread = _noise_range(schedule, "log_snr", sigma_min, sigma_max)
 
@@ -87,7 +95,8 @@ def karras(
     sigma_max: float | None = None,
     fractional: bool = False,
 ) -> list[float]:
-    """Levels where σ̃^(1/ρ), σ̃ = σ/α, is evenly spaced: short steps at low noise (Karras et al. 2022, eq. 5).
+    """Levels where σ̃^(1/ρ), σ̃ = σ/α, is evenly spaced: short steps at low noise (Karras et al.
+    2022, eq. 5).
 
     Args:
         schedule: The schedule.
@@ -119,7 +128,9 @@ SPACINGS: Registry[Callable[..., list[float]]] = Registry(
         "karras": karras,
     },
 )
-"""Functions of (schedule, number of steps) that return the noisy levels in increasing order; options by keyword."""
+"""Functions of (schedule, number of steps) that return the noisy levels in increasing order;
+options by keyword.
+"""
 
 _SECTIONS = re.compile(r"ddim\d+|\d+(\s*,\s*\d+)*")
 
@@ -130,21 +141,25 @@ def sampling_levels(
     spacing: str | Sequence[float] = "trailing",
     spacing_options: Mapping[str, Any] | None = None,
 ) -> list[float]:
-    """Return the levels that a sampler visits, strictly decreasing: `num_steps` noisy ones and then 0.
+    """Return the levels that a sampler visits, strictly decreasing: `num_steps` noisy ones and then
+    0.
 
-    "trailing" is the default because it starts at level T, the only level whose x_T is what sampling draws: "leading"
-    starts below, where the network still expects some signal (Lin et al. 2024, §3.3).
+    "trailing" is the default because it starts at level T, the only level whose x_T is what
+    sampling draws: "leading" starts below, where the network still expects some signal (Lin et al.
+    2024, §3.3).
 
     Args:
         schedule: The schedule, or its T where the spacing does not look at the noise.
         num_steps: Number of steps, 1 … T; None: all T, or as many as the spacing itself says.
-        spacing: An entry of `SPACINGS`; or the noisy levels themselves in decreasing order, whole or fractional (a 0 at
-            the end may be left out); or "10,15,20", that many levels in each of three equal sections of 1 … T, cleanest
-            first, or "ddim25", 25 levels of one whole stride from 1 on (both: Nichol & Dhariwal 2021, code).
+        spacing: An entry of `SPACINGS`; or the noisy levels themselves in decreasing order, whole
+            or fractional (a 0 at the end may be left out); or "10,15,20", that many levels in each
+            of three equal sections of 1 … T, cleanest first, or "ddim25", 25 levels of one whole
+            stride from 1 on (both: Nichol & Dhariwal 2021, code).
         spacing_options: Options of the named spacing, such as {"rho": 5.0}.
 
     Raises:
-        ValueError: If there are more steps than levels, the spacing is unknown or the list is not as described.
+        ValueError: If there are more steps than levels, the spacing is unknown or the list is not
+            as described.
 
     >>> sampling_levels(1000, 4)
     [1000, 750, 500, 250, 0]
@@ -153,7 +168,10 @@ def sampling_levels(
     """
     timesteps = _timesteps(schedule)
     if spacing_options and (not isinstance(spacing, str) or _SECTIONS.fullmatch(spacing)):
-        raise ValueError(f"spacing={spacing!r} takes no options; got {', '.join(spacing_options)}. Leave them out.")
+        raise ValueError(
+            f"spacing={spacing!r} takes no options; got {', '.join(spacing_options)}. Leave them"
+            " out."
+        )
     if not isinstance(spacing, str):
         return _checked_levels(timesteps, num_steps, list(spacing))
     if _SECTIONS.fullmatch(spacing):
@@ -161,9 +179,12 @@ def sampling_levels(
     steps = timesteps if num_steps is None else num_steps
     if spacing in SPACINGS and not 1 <= steps <= timesteps:
         raise ValueError(
-            f"num_steps must be in 1 … {timesteps} (the timesteps the model was trained on), got {num_steps}."
+            f"num_steps must be in 1 … {timesteps} (the timesteps the model was trained on), got"
+            f" {num_steps}."
         )
-    return _checked_levels(timesteps, steps, build(SPACINGS, spacing, spacing_options, schedule, steps)[::-1])
+    return _checked_levels(
+        timesteps, steps, build(SPACINGS, spacing, spacing_options, schedule, steps)[::-1]
+    )
 
 
 def is_named(spacing: str | Sequence[float]) -> bool:
@@ -175,10 +196,14 @@ FEW_STEPS = 50
 """Steps of a fast sampler where none are asked for."""
 
 
-def default_num_steps(ancestral: bool, timesteps: int, spacing: str | Sequence[float] = "trailing") -> int | None:
-    """Return the steps of sampling where none are asked for: all T for ancestral sampling, 50 for the others.
+def default_num_steps(
+    ancestral: bool, timesteps: int, spacing: str | Sequence[float] = "trailing"
+) -> int | None:
+    """Return the steps of sampling where none are asked for: all T for ancestral sampling, 50 for
+    the others.
 
-    Fast solvers gain little from more than 50; ancestral sampling is made for all its levels (Ho et al. 2020).
+    Fast solvers gain little from more than 50; ancestral sampling is made for all its levels (Ho et
+    al. 2020).
 
     Args:
         ancestral: Whether the sampler is "ddpm".
@@ -197,10 +222,14 @@ def _checked_levels(timesteps: int, num_steps: int | None, levels: list[float]) 
     decreasing = all(a > b for a, b in pairwise(levels))
     if len(levels) < 2 or not decreasing or levels[0] > timesteps or levels[-1] != 0:
         raise ValueError(
-            f"A list of levels must decrease strictly within {timesteps} … 0, with at least one above 0; got {levels}."
+            f"A list of levels must decrease strictly within {timesteps} … 0, with at least one"
+            f" above 0; got {levels}."
         )
     if num_steps is not None and num_steps != len(levels) - 1:
-        raise ValueError(f"num_steps={num_steps} contradicts a list of {len(levels) - 1} levels. Leave num_steps out.")
+        raise ValueError(
+            f"num_steps={num_steps} contradicts a list of {len(levels) - 1} levels. Leave num_steps"
+            " out."
+        )
     return levels
 
 
@@ -211,7 +240,10 @@ def _sections(timesteps: int, spacing: str) -> list[float]:
         for stride in range(1, timesteps + 1):
             if len(range(0, timesteps, stride)) == wanted:
                 return [1 + t for t in range(0, timesteps, stride)]
-        raise ValueError(f"No whole stride makes {wanted} steps of {timesteps} levels. Use spacing='trailing' instead.")
+        raise ValueError(
+            f"No whole stride makes {wanted} steps of {timesteps} levels. Use spacing='trailing'"
+            " instead."
+        )
     counts = [int(part) for part in spacing.split(",")]
     size, longer = divmod(timesteps, len(counts))
     levels: list[float] = []
@@ -219,10 +251,13 @@ def _sections(timesteps: int, spacing: str) -> list[float]:
     for i, count in enumerate(counts):
         length = size + (i < longer)
         if not 1 <= count <= length:
-            raise ValueError(f"spacing={spacing!r} wants {count} of the {length} levels of a section. Use fewer.")
+            raise ValueError(
+                f"spacing={spacing!r} wants {count} of the {length} levels of a section. Use fewer."
+            )
         # Both ends of a section belong to it; one level alone is its first.
         step = (length - 1) / (count - 1) if count > 1 else 0.0
-        # Summed, not multiplied: ties are then rounded as in the code that published models were sampled with.
+        # Summed, not multiplied: ties are then rounded as in the code that published models were
+        # sampled with.
         levels += [first + round(position) for position in accumulate([0.0] + [step] * (count - 1))]
         first += length
     return levels
@@ -232,31 +267,46 @@ def _timesteps(schedule: Ladder) -> int:
     return schedule if isinstance(schedule, int) else schedule.timesteps
 
 
-def _noise_range(schedule: Ladder, name: str, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+def _noise_range(
+    schedule: Ladder, name: str, sigma_min: float | None, sigma_max: float | None
+) -> tuple[float, float]:
     """Return the lowest and the highest σ̃ of a grid."""
     if isinstance(schedule, int):
-        raise ValueError(f"The spacing {name!r} depends on the noise. Pass the schedule, not only its timesteps.")
+        raise ValueError(
+            f"The spacing {name!r} depends on the noise. Pass the schedule, not only its timesteps."
+        )
     ratio = (schedule.sigma / schedule.alpha)[1:]
     last = ratio[-2] if ratio[-1].isinf() else ratio[-1]
     low = float(ratio[0]) if sigma_min is None else sigma_min
     high = max(low, float(last)) if sigma_max is None else sigma_max
-    if not float(ratio[0]) * (1 - 1e-9) <= low <= high <= float(ratio[-1]) * (1 + 1e-9) or high == math.inf:
+    if (
+        not float(ratio[0]) * (1 - 1e-9) <= low <= high <= float(ratio[-1]) * (1 + 1e-9)
+        or high == math.inf
+    ):
         raise ValueError(
-            f"sigma_min ≤ sigma_max must lie within the noise σ/α of the schedule, {float(ratio[0]):.4g} … "
-            f"{float(last):.4g}; got {low} and {high}."
+            "sigma_min ≤ sigma_max must lie within the noise σ/α of the schedule,"
+            f" {float(ratio[0]):.4g} … {float(last):.4g}; got {low} and {high}."
         )
     return low, high
 
 
 def _by_noise(
-    schedule: Ladder, num_steps: int, spread: tuple[float, float], at: Callable[[float], float], fractional: bool
+    schedule: Ladder,
+    num_steps: int,
+    spread: tuple[float, float],
+    at: Callable[[float], float],
+    fractional: bool,
 ) -> list[float]:
-    """Return the levels with log σ̃ = at(u), u evenly from 0 to 1; the last is T, an extra one if it is noisier."""
+    """Return the levels with log σ̃ = at(u), u evenly from 0 to 1; the last is T, an extra one if
+    it is noisier.
+    """
     assert isinstance(schedule, Schedule)
     top = schedule.timesteps
     above = -0.5 * schedule.level(top).log_snr - math.log(spread[1]) > 1e-9
     count = num_steps - above
-    exact = [schedule.level_at(-2.0 * at(k / (count - 1) if count > 1 else 1.0)).t for k in range(count)]
+    exact = [
+        schedule.level_at(-2.0 * at(k / (count - 1) if count > 1 else 1.0)).t for k in range(count)
+    ]
     if above:
         exact.append(top)
     elif exact:

@@ -1,4 +1,6 @@
-"""Which levels to train on: maps from uniform numbers, so that whoever owns the randomness draws them."""
+"""Which levels to train on: maps from uniform numbers, so that whoever owns the randomness draws
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ def _shifted_grid(u: Tensor) -> Tensor:
 class TimeSampler:
     """Maps uniform numbers to levels t = 1 … T. This base class is the uniform distribution.
 
-    A sampler that learns from the losses overrides `update`, `state_dict` and `load_state_dict`; the ones here have
-    no state.
+    A sampler that learns from the losses overrides `update`, `state_dict` and `load_state_dict`;
+    the ones here have no state.
     """
 
     def __call__(self, u: Tensor, timesteps: int) -> tuple[Tensor, Tensor | None]:
@@ -34,8 +36,8 @@ class TimeSampler:
             timesteps: T.
 
         Returns:
-            t in 1 … T, int64 on the CPU, shape (b,), or float64 where `continuous`; and weights 1/(T·p(t)), shape (b,),
-            or None where all are 1.
+            t in 1 … T, int64 on the CPU, shape (b,), or float64 where `continuous`; and weights
+            1/(T·p(t)), shape (b,), or None where all are 1.
         """
         # A u just below 1 can round up in the product.
         return (u.double() * timesteps).long().clamp_(0, timesteps - 1) + 1, None
@@ -54,7 +56,9 @@ class TimeSampler:
         """
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Take note of the losses (b,) that were seen at levels t (b,): importance-weighted, as training returns them."""
+        """Take note of the losses (b,) that were seen at levels t (b,): importance-weighted, as
+        training returns them.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold."""
@@ -64,7 +68,8 @@ class TimeSampler:
         """Restore what `state_dict` returned."""
         if state:
             raise ValueError(
-                f"{type(self).__name__} has no state, got {', '.join(state)}. Use the sampler that was saved."
+                f"{type(self).__name__} has no state, got {', '.join(state)}. Use the sampler that"
+                " was saved."
             )
 
 
@@ -73,21 +78,27 @@ class Uniform(TimeSampler):
 
 
 class Stratified(TimeSampler):
-    """One random shift of an even grid per batch: each batch covers all noise levels (Kingma et al. 2021, app. I.1).
+    """One random shift of an even grid per batch: each batch covers all noise levels (Kingma et al.
+    2021, app. I.1).
 
-    Every single t is still uniform, at every position of the batch; only the variance of the batch's loss is smaller.
+    Every single t is still uniform, at every position of the batch; only the variance of the
+    batch's loss is smaller.
     """
 
     def __call__(self, u: Tensor, timesteps: int) -> tuple[Tensor, Tensor | None]:
-        """Return floor(T·((u_0 + i/b) mod 1)) + 1 for i = 0 … b−1; only the first number is used."""
+        """Return floor(T·((u_0 + i/b) mod 1)) + 1 for i = 0 … b−1; only the first number is
+        used.
+        """
         return super().__call__(_shifted_grid(u), timesteps)
 
 
 class LossAware(TimeSampler):
-    """p(t) ∝ √E[L_t²] over the last losses at each level (Nichol & Dhariwal 2021, eq. 18); uniform until all levels have them.
+    """p(t) ∝ √E[L_t²] over the last losses at each level (Nichol & Dhariwal 2021, eq. 18); uniform
+    until all levels have them.
 
-    The importance weights 1/(T·p(t)) keep the loss unbiased; its noise, which is large for the bound, becomes small. Every
-    rank must be told all losses in the same order, so that all draw from the same distribution.
+    The importance weights 1/(T·p(t)) keep the loss unbiased; its noise, which is large for the
+    bound, becomes small. Every rank must be told all losses in the same order, so that all draw
+    from the same distribution.
 
     Args:
         history: How many losses are remembered for each level.
@@ -99,7 +110,8 @@ class LossAware(TimeSampler):
     def __init__(self, *, history: int = 10, uniform: float = 0.001) -> None:
         if history < 1 or not 0 < uniform <= 1:
             raise ValueError(
-                f"The time sampler 'loss_aware' needs history ≥ 1 and uniform in (0, 1]; got {history}, {uniform}."
+                "The time sampler 'loss_aware' needs history ≥ 1 and uniform in (0, 1]; got"
+                f" {history}, {uniform}."
             )
         self.history, self.uniform = int(history), uniform
 
@@ -133,7 +145,9 @@ class LossAware(TimeSampler):
         for level, loss in zip(t.tolist(), losses.tolist(), strict=True):
             if math.isfinite(loss):
                 row = level - 1
-                self._losses[row, self._counts[row] % self.history] = loss * timesteps * float(p[row])
+                self._losses[row, self._counts[row] % self.history] = (
+                    loss * timesteps * float(p[row])
+                )
                 self._counts[row] += 1
         self._probabilities = None
 
@@ -143,22 +157,28 @@ class LossAware(TimeSampler):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; an empty dict forgets everything."""
-        losses = torch.tensor(state.get("losses", torch.zeros_like(self._losses).tolist()), dtype=torch.float64)
+        losses = torch.tensor(
+            state.get("losses", torch.zeros_like(self._losses).tolist()), dtype=torch.float64
+        )
         if losses.shape != self._losses.shape:
             raise ValueError(
-                f"The saved losses have shape {tuple(losses.shape)}, this sampler {tuple(self._losses.shape)}. "
-                "Use the timesteps and the history that were saved."
+                f"The saved losses have shape {tuple(losses.shape)}, this sampler"
+                f" {tuple(self._losses.shape)}. Use the timesteps and the history that were saved."
             )
         self._losses = losses
-        self._counts = torch.tensor(state.get("counts", torch.zeros_like(self._counts).tolist()), dtype=torch.int64)
+        self._counts = torch.tensor(
+            state.get("counts", torch.zeros_like(self._counts).tolist()), dtype=torch.int64
+        )
         self._probabilities = None
 
 
 class Continuous(TimeSampler):
-    """Real t, uniform in [1, T): continuous time (Kingma et al. 2021, §4) over the noise that the levels span.
+    """Real t, uniform in [1, T): continuous time (Kingma et al. 2021, §4) over the noise that the
+    levels span.
 
-    With the schedule "log_linear" the log-SNR is uniform; with "cosine" it is the cosine one in continuous time. Each batch is
-    spread evenly over the range (Kingma et al. 2021, app. I.1), unless told otherwise.
+    With the schedule "log_linear" the log-SNR is uniform; with "cosine" it is the cosine one in
+    continuous time. Each batch is spread evenly over the range (Kingma et al. 2021, app. I.1),
+    unless told otherwise.
 
     Args:
         stratified: One random shift of an even grid per batch, instead of independent t.
@@ -175,7 +195,9 @@ class Continuous(TimeSampler):
 
 
 class _OfNoise(TimeSampler):
-    """Draws the noise itself and finds the real t in [1, T] that has it; noise beyond the ends counts as the ends."""
+    """Draws the noise itself and finds the real t in [1, T] that has it; noise beyond the ends
+    counts as the ends.
+    """
 
     continuous: ClassVar[bool] = True
 
@@ -189,7 +211,8 @@ class _OfNoise(TimeSampler):
 
 
 class UniformAlphaBar(_OfNoise):
-    """α̅ = α² uniform between those of the levels T and 1, which are nearly 0 and 1: every share of signal is as likely.
+    """α̅ = α² uniform between those of the levels T and 1, which are nearly 0 and 1: every share of
+    signal is as likely.
 
     Which noise to train on is the point of it, so there are no importance weights.
     """
@@ -213,13 +236,17 @@ class LogNormalSigma(_OfNoise):
     def __init__(self, *, P_mean: float = -1.2, P_std: float = 1.2) -> None:
         if not P_std > 0:
             raise ValueError(
-                f"The time sampler 'log_normal_sigma' needs P_std > 0, got {P_std}. Karras et al. use 1.2."
+                f"The time sampler 'log_normal_sigma' needs P_std > 0, got {P_std}. Karras et al."
+                " use 1.2."
             )
         self.P_mean, self.P_std = P_mean, P_std
 
     def __call__(self, u: Tensor, timesteps: int) -> tuple[Tensor, Tensor | None]:
         """Return the t of the quantile u."""
-        return self._times(-2.0 * (self.P_mean + self.P_std * torch.special.ndtri(u.double()))), None
+        return (
+            self._times(-2.0 * (self.P_mean + self.P_std * torch.special.ndtri(u.double()))),
+            None,
+        )
 
 
 TIME_SAMPLERS: Registry[type[TimeSampler]] = Registry(
@@ -236,17 +263,28 @@ TIME_SAMPLERS: Registry[type[TimeSampler]] = Registry(
 
 
 def drawn_levels(
-    sampler: TimeSampler, t: Tensor | None, uniform: Tensor | np.ndarray | None, n: int, timesteps: int
+    sampler: TimeSampler,
+    t: Tensor | None,
+    uniform: Tensor | np.ndarray | None,
+    n: int,
+    timesteps: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return n levels and their importance weights: those given, or drawn from uniform numbers, given or fresh.
+    """Return n levels and their importance weights: those given, or drawn from uniform numbers,
+    given or fresh.
 
     Raises:
         ValueError: If both are given, or do not fit.
     """
     if t is None:
-        u = torch.rand(n, dtype=torch.float64) if uniform is None else torch.as_tensor(uniform).cpu()
+        u = (
+            torch.rand(n, dtype=torch.float64)
+            if uniform is None
+            else torch.as_tensor(uniform).cpu()
+        )
         if u.shape != (n,):
-            raise ValueError(f"uniform must hold {n} numbers, one per image; got shape {tuple(u.shape)}.")
+            raise ValueError(
+                f"uniform must hold {n} numbers, one per image; got shape {tuple(u.shape)}."
+            )
         return sampler(u, timesteps)
     if uniform is not None:
         raise ValueError("Give t or uniform, not both.")
@@ -260,6 +298,8 @@ def drawn_levels(
 
 
 def spread_levels(rows: np.ndarray, timesteps: int) -> Tensor:
-    """Return a level in 1 … T for each row: a golden-ratio sequence, even however many rows there are."""
+    """Return a level in 1 … T for each row: a golden-ratio sequence, even however many rows there
+    are.
+    """
     spread = torch.from_numpy((rows * 0.6180339887498949 + 0.5) % 1.0)
     return (spread * timesteps).long().clamp_(0, timesteps - 1) + 1

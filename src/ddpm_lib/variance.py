@@ -17,13 +17,14 @@ N = TypeVar("N", float, Tensor)
 
 
 def log_bounds(t: Level, s: Level, before: Level | None = None) -> tuple[float, float]:
-    """Return (log σ_s²τ, log σ_t²τ), between which the best variance of a step lies (Nichol & Dhariwal 2021, §3.1).
+    """Return (log σ_s²τ, log σ_t²τ), between which the best variance of a step lies (Nichol &
+    Dhariwal 2021, §3.1).
 
     Args:
         t: The level of the step.
         s: The cleaner level it goes to. Where that is clean data the first bound is −∞ …
-        before: … unless the level visited before t is given: then it is that of the step before → t, which makes a
-            decoder of positive width (Ho et al. 2020, code).
+        before: … unless the level visited before t is given: then it is that of the step before →
+            t, which makes a decoder of positive width (Ho et al. 2020, code).
     """
     large = _log(t.sigma**2 * tau(t, s))
     if s.sigma > 0:
@@ -40,25 +41,35 @@ class Variance(ABC):
     """The variance of a step from level t to a cleaner level s."""
 
     outputs: ClassVar[int] = 1
-    """How many output channels the network needs for each image channel; those after the first set are `raw`."""
+    """How many output channels the network needs for each image channel; those after the first set
+    are `raw`.
+    """
 
     def __call__(self, t: Level, s: Level, raw: Tensor | None = None) -> float | Tensor:
-        """Return the variance for levels t > s; `raw` is the network's word on it, None unless `outputs` is above 1."""
+        """Return the variance for levels t > s; `raw` is the network's word on it, None unless
+        `outputs` is above 1.
+        """
         log = self.log(*log_bounds(t, s), raw)
         return log.exp() if isinstance(log, Tensor) else math.exp(log)
 
     @abstractmethod
     def log(self, small: N, large: N, raw: Tensor | None = None) -> N | Tensor:
-        """Return the log-variance from its bounds, which are floats, or tensors that broadcast against images."""
+        """Return the log-variance from its bounds, which are floats, or tensors that broadcast
+        against images.
+        """
 
     def decoder_log(self, small: N, large: N, raw: Tensor | None = None) -> N | Tensor:
-        """Return the log-variance of the last step, to data, with the lower bound of the step before."""
+        """Return the log-variance of the last step, to data, with the lower bound of the step
+        before.
+        """
         return self.log(small, large, raw)
 
 
 @dataclass(frozen=True)
 class FixedSmall(Variance):
-    """β̃ = σ_s² τ, the variance of the posterior q(x_s | x_t, x_0) (Ho et al. 2020, eq. 7): exact for one-point data."""
+    """β̃ = σ_s² τ, the variance of the posterior q(x_s | x_t, x_0) (Ho et al. 2020, eq. 7): exact
+    for one-point data.
+    """
 
     def log(self, small: N, large: N, raw: Tensor | None = None) -> N:
         """Return log σ_s² τ."""
@@ -67,22 +78,28 @@ class FixedSmall(Variance):
 
 @dataclass(frozen=True)
 class FixedLarge(Variance):
-    """σ_t² τ, which is β_t for neighbouring levels (Ho et al. 2020, §3.2): exact for data ~ N(0, 1)."""
+    """σ_t² τ, which is β_t for neighbouring levels (Ho et al. 2020, §3.2): exact for data ~ N(0,
+    1).
+    """
 
     def log(self, small: N, large: N, raw: Tensor | None = None) -> N:
         """Return log σ_t² τ."""
         return large
 
     def decoder_log(self, small: N, large: N, raw: Tensor | None = None) -> N:
-        """Return the lower bound: at the cleanest level the upper one is far too wide (Ho et al. 2020, code)."""
+        """Return the lower bound: at the cleanest level the upper one is far too wide (Ho et al.
+        2020, code).
+        """
         return small
 
 
 @dataclass(frozen=True)
 class LearnedRange(Variance):
-    """exp(f·log σ_t²τ + (1 − f)·log σ_s²τ), f = (v + 1)/2 with v from the network (Nichol & Dhariwal 2021, eq. 15).
+    """exp(f·log σ_t²τ + (1 − f)·log σ_s²τ), f = (v + 1)/2 with v from the network (Nichol &
+    Dhariwal 2021, eq. 15).
 
-    v is not clamped; the bounds are those of any data of variance ≤ 1, and training finds them by itself.
+    v is not clamped; the bounds are those of any data of variance ≤ 1, and training finds them by
+    itself.
     """
 
     outputs: ClassVar[int] = 2
@@ -100,5 +117,6 @@ class LearnedRange(Variance):
 
 
 VARIANCES: Registry[type[Variance]] = Registry(
-    "variance", {"fixed_small": FixedSmall, "fixed_large": FixedLarge, "learned_range": LearnedRange}
+    "variance",
+    {"fixed_small": FixedSmall, "fixed_large": FixedLarge, "learned_range": LearnedRange},
 )

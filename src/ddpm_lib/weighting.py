@@ -1,7 +1,9 @@
-"""The weight w of ‖x_0 − x̂_0‖² as a function of the signal-to-noise ratio, once for every parametrization.
+"""The weight w of ‖x_0 − x̂_0‖² as a function of the signal-to-noise ratio, once for every
+parametrization.
 
-The weight of the network's own error ‖F − target‖² follows as w·c_out²: w = SNR is L_simple for a network that
-predicts ε (Ho et al. 2020, eq. 14), w = SNR + 1 weighs a network that predicts v uniformly.
+The weight of the network's own error ‖F − target‖² follows as w·c_out²: w = SNR is L_simple for a
+network that predicts ε (Ho et al. 2020, eq. 14), w = SNR + 1 weighs a network that predicts v
+uniformly.
 """
 
 from __future__ import annotations
@@ -27,17 +29,23 @@ class Weighting(ABC):
 
     @abstractmethod
     def __call__(self, snr: Tensor) -> Tensor:
-        """Return w for the SNRs of levels 1 … T in their order, float64 in [0, ∞); most weights look at each SNR alone."""
+        """Return w for the SNRs of levels 1 … T in their order, float64 in [0, ∞); most weights
+        look at each SNR alone.
+        """
 
     def between(self, snr: Tensor, fall: Tensor) -> Tensor:
-        """Return w in continuous time for SNRs (b,) where −dSNR/d(t/T) = fall; weights that look at neighbours define it."""
+        """Return w in continuous time for SNRs (b,) where −dSNR/d(t/T) = fall; weights that look at
+        neighbours define it.
+        """
         return self(snr)
 
 
 def _require_positive(weighting: Weighting, **options: float) -> None:
     for name, value in options.items():
         if not value > 0:
-            raise ValueError(f"The weighting {type(weighting).__name__} needs {name} > 0, got {value}.")
+            raise ValueError(
+                f"The weighting {type(weighting).__name__} needs {name} > 0, got {value}."
+            )
 
 
 @dataclass(frozen=True)
@@ -127,9 +135,11 @@ class SoftMinSNR(Weighting):
 
 @dataclass(frozen=True)
 class VLB(Weighting):
-    """w = ½·T·(SNR_{t−1} − SNR_t)/ln 2: the variational bound in bits/dim with the variance fixed_small (Ho et al. 2020, eq. 12).
+    """w = ½·T·(SNR_{t−1} − SNR_t)/ln 2: the variational bound in bits/dim with the variance
+    fixed_small (Ho et al. 2020, eq. 12).
 
-    At t = 1, where SNR_0 is infinite, the decoder counts as a Gaussian whose variance is that of the step 2 → 1.
+    At t = 1, where SNR_0 is infinite, the decoder counts as a Gaussian whose variance is that of
+    the step 2 → 1.
     """
 
     def __call__(self, snr: Tensor) -> Tensor:
@@ -138,13 +148,16 @@ class VLB(Weighting):
         return torch.cat([first, snr[:-1] - snr[1:]]) * (0.5 * len(snr) / math.log(2.0))
 
     def between(self, snr: Tensor, fall: Tensor) -> Tensor:
-        """Return −½·dSNR/d(t/T)/ln 2, the bound of infinitely many steps (Kingma et al. 2021, eq. 15)."""
+        """Return −½·dSNR/d(t/T)/ln 2, the bound of infinitely many steps (Kingma et al. 2021, eq.
+        15).
+        """
         return fall * (0.5 / math.log(2.0))
 
 
 @dataclass(frozen=True)
 class Sigmoid(Weighting):
-    """w = −dSNR/d(t/T)·S(b − log SNR): the bound, with what nobody sees taken out of it (Kingma & Gao 2023, §5; S the sigmoid).
+    """w = −dSNR/d(t/T)·S(b − log SNR): the bound, with what nobody sees taken out of it (Kingma &
+    Gao 2023, §5; S the sigmoid).
 
     Args:
         b: The log-SNR from which on levels are too clean to matter.
@@ -165,7 +178,8 @@ class Sigmoid(Weighting):
 
 @dataclass(frozen=True)
 class EDMWeight(Weighting):
-    """w = SNR + 1/σ_d², which is (σ² + σ_d²)/(σσ_d)² for σ → σ/α: uniform in the error of edm's F (Karras et al. 2022, table 1).
+    """w = SNR + 1/σ_d², which is (σ² + σ_d²)/(σσ_d)² for σ → σ/α: uniform in the error of edm's F
+    (Karras et al. 2022, table 1).
 
     Args:
         sigma_data: σ_d of the parametrization "edm", > 0. With 1 it is snr_plus_one.
@@ -198,15 +212,21 @@ WEIGHTINGS: Registry[type[Weighting]] = Registry(
 
 
 def plot_weightings(
-    snr: Tensor, names: Sequence[str] | None = None, *, on: str = "eps", extra: Mapping[str, Tensor] | None = None
+    snr: Tensor,
+    names: Sequence[str] | None = None,
+    *,
+    on: str = "eps",
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Figure:
-    """Draw the weights of the squared error over log SNR, each scaled to a mean of 1 over the levels.
+    """Draw the weights of the squared error over log SNR, each scaled to a mean of 1 over the
+    levels.
 
     Args:
         snr: SNR_1 … SNR_T of a schedule, `schedule.snr[1:]`.
         names: Entries of `WEIGHTINGS`. Default: all.
         on: Whose error is weighed: "eps" or "x0".
-        extra: Further weights of the error of x_0 by their names, each like snr: what a run has learned, for example.
+        extra: Further weights of the error of x_0 by their names, each like snr: what a run has
+            learned, for example.
 
     Returns:
         A matplotlib figure.
@@ -222,7 +242,8 @@ def plot_weightings(
     for name, weights in curves.items():
         if weights.shape != snr.shape:
             raise ValueError(
-                f"The weights {name!r} must have one entry per SNR ({len(snr)}), got {tuple(weights.shape)}."
+                f"The weights {name!r} must have one entry per SNR ({len(snr)}), got"
+                f" {tuple(weights.shape)}."
             )
     try:
         from matplotlib.figure import Figure

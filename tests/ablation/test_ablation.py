@@ -1,4 +1,6 @@
-"""`ddpm ablate`: the grid, the yardsticks that all cells share, skipping and resuming, and the tables."""
+"""`ddpm ablate`: the grid, the yardsticks that all cells share, skipping and resuming, and the
+tables.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,21 @@ from ddpm_lib.training import ConfigError, Trainer
 from process_tools import gaussian_diffusion
 
 SMALL: dict[str, Any] = {"images": 64, "num_samples": 32, "device": "cpu"}
-FIXED = {"model.width": 8, "model.depth": 1, "batch_size": 32, "diffusion.timesteps": 20, "sample.num_steps": 3}
+FIXED = {
+    "model.width": 8,
+    "model.depth": 1,
+    "batch_size": 32,
+    "diffusion.timesteps": 20,
+    "sample.num_steps": 3,
+}
 
 
 def small(folder: Path, vary: dict[str, list[Any]], **options: Any) -> AblationResult:
     fixed = {**FIXED, **options.pop("fixed", {})}
     fixed = {k: v for k, v in fixed.items() if k not in vary}
-    return ablate("toy:ring", vary, fixed=fixed, output_dir=folder, **{**SMALL, "seeds": (0,), **options})
+    return ablate(
+        "toy:ring", vary, fixed=fixed, output_dir=folder, **{**SMALL, "seeds": (0,), **options}
+    )
 
 
 def grid(vary: dict[str, Any], fixed: dict[str, Any] | None = None) -> Grid:
@@ -40,7 +50,11 @@ def grid(vary: dict[str, Any], fixed: dict[str, Any] | None = None) -> Grid:
 
 
 def test_every_combination_once_with_the_fixed_settings_under_the_varied() -> None:
-    vary = {"diffusion.schedule": ["linear", "cosine"], "learning_rate": [1e-3, 2e-3], "sample.num_steps": [5, 10]}
+    vary = {
+        "diffusion.schedule": ["linear", "cosine"],
+        "learning_rate": [1e-3, 2e-3],
+        "sample.num_steps": [5, 10],
+    }
     cells = grid(vary, {"model.width": 8}).cells()
     assert len({tuple(c.varied.values()) for c in cells}) == 8
     assert len({c.name for c in cells}) == 4, "cells that differ in sampling only share their runs"
@@ -49,7 +63,9 @@ def test_every_combination_once_with_the_fixed_settings_under_the_varied() -> No
     assert last.settings["model"] == {"width": 8, "depth": ToySubject.defaults["model"]["depth"]}
     assert last.settings["training"]["learning_rate"] == 2e-3
     assert last.settings["sample"]["num_steps"] == 10
-    odd = grid({"diffusion.schedule_options": [{"s": 0.008}, {"s": 0.1}], "ema_decay": [[0.9, 0.5], []]}).cells()
+    odd = grid(
+        {"diffusion.schedule_options": [{"s": 0.008}, {"s": 0.1}], "ema_decay": [[0.9, 0.5], []]}
+    ).cells()
     assert len({c.name for c in odd}) == 4
     assert all(set(c.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.=+-") for c in odd)
 
@@ -58,13 +74,25 @@ def test_every_combination_once_with_the_fixed_settings_under_the_varied() -> No
     ("vary", "fixed", "message"),
     [
         ({}, {}, "nothing to vary"),
-        ({"diffusion.shedule": ["a"]}, {}, r"'diffusion.shedule'. Did you mean 'diffusion.schedule'"),
-        ({"diffusoin.schedule": ["a"]}, {}, r"group of settings 'diffusoin'. Did you mean 'diffusion'"),
+        (
+            {"diffusion.shedule": ["a"]},
+            {},
+            r"'diffusion.shedule'. Did you mean 'diffusion.schedule'",
+        ),
+        (
+            {"diffusoin.schedule": ["a"]},
+            {},
+            r"group of settings 'diffusoin'. Did you mean 'diffusion'",
+        ),
         ({"learning_rat": [1.0]}, {}, r"'learning_rat'. Did you mean 'learning_rate'"),
         ({"max_steps": [3]}, {}, "Unknown setting 'max_steps'"),
         ({"seed": [3]}, {}, "Unknown setting 'seed'"),
         ({"model.width": ["wide"]}, {}, "model.width must be a whole number; got 'wide'"),
-        ({"model.width": [8, 8]}, {}, r"model.width needs one or more different values; got \[8, 8\]"),
+        (
+            {"model.width": [8, 8]},
+            {},
+            r"model.width needs one or more different values; got \[8, 8\]",
+        ),
         ({"model.width": [8]}, {"model.width": 4}, "model.width is both varied and set"),
         ({"model.width": [8]}, {"sample.smapler": "ddim"}, "Did you mean 'sample.sampler'"),
     ],
@@ -75,7 +103,9 @@ def test_wrong_grids(vary: dict[str, Any], fixed: dict[str, Any], message: str) 
 
 
 def test_denoising_does_not_know_schedule_or_parametrization() -> None:
-    """The same denoiser in other terms, the exact one of Gaussian data, has the same errors: σ²·s²/(α²s² + σ²) of x̂_0."""
+    """The same denoiser in other terms, the exact one of Gaussian data, has the same errors:
+    σ²·s²/(α²s² + σ²) of x̂_0.
+    """
     mu, s = torch.full((1, 4, 4), 0.1), torch.full((1, 4, 4), 0.3)
     x0 = mu + s * torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     images = (x0.clamp(-1, 1) + 1) / 2
@@ -100,7 +130,9 @@ class Still(nn.Module):
 
 
 def test_distance_to_the_perfect_answer() -> None:
-    """v̂ = 0 is off by v; where the best answer is known, only by what can be known: the rest is Bayes' risk."""
+    """v̂ = 0 is off by v; where the best answer is known, only by what can be known: the rest is
+    Bayes' risk.
+    """
     d = GaussianDiffusion(Still(), image_size=(1,), timesteps=50, clip="none")
     images, blobs = Toy("ring", n=4000, seed=3).batch(np.arange(4000))["image"], TOYS["ring"].blobs
 
@@ -108,10 +140,14 @@ def test_distance_to_the_perfect_answer() -> None:
         return blobs.posterior_mean(x_t[..., 0], alpha, sigma)[..., None]
 
     x0 = 2 * images - 1
-    to_data, to_best = (denoising_errors(d, images, d.model, best=b, log_snrs=(0.0,))[0.0] for b in (None, best))
+    to_data, to_best = (
+        denoising_errors(d, images, d.model, best=b, log_snrs=(0.0,))[0.0] for b in (None, best)
+    )
     assert to_data == pytest.approx(0.5 + 0.5 * float(x0.square().mean()), rel=0.03)
     perfect = PerfectRing(d.schedule)
-    d2 = GaussianDiffusion(perfect, image_size=(1,), timesteps=50, parametrization="x0", clip="none", weighting="flat")
+    d2 = GaussianDiffusion(
+        perfect, image_size=(1,), timesteps=50, parametrization="x0", clip="none", weighting="flat"
+    )
     risk = denoising_errors(d2, images, perfect, log_snrs=(0.0,))[0.0]
     assert denoising_errors(d2, images, perfect, best=best, log_snrs=(0.0,))[0.0] < 1e-9
     assert to_data == pytest.approx(to_best + risk, rel=0.05)  # Pythagoras
@@ -128,21 +164,31 @@ class PerfectRing(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
         level = self.schedule.level(float(t[0]) + 1)
-        return TOYS["ring"].blobs.posterior_mean(x[..., 0], level.alpha, level.sigma)[..., None].float()
+        return (
+            TOYS["ring"]
+            .blobs.posterior_mean(x[..., 0], level.alpha, level.sigma)[..., None]
+            .float()
+        )
 
 
 def test_features_tell_blurred_and_noisy_pictures_from_clean_ones() -> None:
     a, b = (Shapes(16, n=128, seed=s).batch(np.arange(128))["image"].float() / 255 for s in (1, 2))
     floor = energy_distance(random_features(a), random_features(b))
-    noisy = (b + 0.02 * torch.randn(b.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    noisy = (b + 0.02 * torch.randn(b.shape, generator=torch.Generator().manual_seed(0))).clamp(
+        0, 1
+    )
     blurred = nn.functional.avg_pool2d(b, 3, stride=1, padding=1, count_include_pad=False)
     for worse in (noisy, blurred):
         assert energy_distance(random_features(a), random_features(worse)) > 10 * max(floor, 1e-3)
     assert random_features(a).shape == (128, 256)
-    assert energy_distance(random_features(a), random_features(1 - b)) == pytest.approx(floor, abs=1e-4), "not colours"
+    assert energy_distance(random_features(a), random_features(1 - b)) == pytest.approx(
+        floor, abs=1e-4
+    ), "not colours"
 
 
-def test_cells_are_trained_once_measured_and_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_are_trained_once_measured_and_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vary = {"diffusion.parametrization": ["eps", "v"], "sample.weights": ["ema", "model"]}
     trained: list[str] = []
     real = Trainer.train
@@ -157,7 +203,9 @@ def test_cells_are_trained_once_measured_and_skipped(tmp_path: Path, monkeypatch
     assert len(set(trained)) == 4
     assert {o.status for o in first.outcomes} == {"measured"}
     assert {"energy distance", "sliced W2", "histogram KL", "denoising error"} < set(first.measures)
-    assert len({o.measures["sliced W2"] for o in first.outcomes}) > 4, "the weights asked for are those measured"
+    assert len({o.measures["sliced W2"] for o in first.outcomes}) > 4, (
+        "the weights asked for are those measured"
+    )
     steps = {json.loads(p.read_text())["step"] for p in tmp_path.rglob("status.json")}
     assert steps == {2}, "64 images in batches of 32"
     trained.clear()
@@ -170,7 +218,9 @@ def test_cells_are_trained_once_measured_and_skipped(tmp_path: Path, monkeypatch
         small(tmp_path, vary, fixed={"model.width": 16})
 
 
-def test_a_stopped_ablation_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_ablation_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vary = {"learning_rate": [1e-3, 2e-3]}
     whole = small(tmp_path / "whole", vary)
     real, calls = Trainer.train, []
@@ -204,13 +254,16 @@ def test_what_the_library_refuses_is_reported_and_a_mistake_is_an_error(tmp_path
     assert "| refused |" in result.markdown()
     assert "a cell is missing" in result.shares_markdown()
     with pytest.raises(
-        ConfigError, match=r"schedule=cosin can be built: Unknown schedule 'cosin'. Did you mean 'cosine'"
+        ConfigError,
+        match=r"schedule=cosin can be built: Unknown schedule 'cosin'. Did you mean 'cosine'",
     ):
         small(tmp_path / "b", {"diffusion.schedule": ["linear", "cosin"]})
     assert not (tmp_path / "b").exists()
 
 
-def test_cells_that_diverge_do_not_end_the_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_that_diverge_do_not_end_the_ablation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = Trainer.sample, []
 
     def broken(self: Trainer, n: int, **options: Any) -> Tensor:
@@ -226,10 +279,15 @@ def test_cells_that_diverge_do_not_end_the_ablation(tmp_path: Path, monkeypatch:
 
 
 def test_images_seen_must_be_equal(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"images must be a multiple of the batch size 24; got 64. The nearest is 72"):
+    with pytest.raises(
+        ConfigError,
+        match=r"images must be a multiple of the batch size 24; got 64. The nearest is 72",
+    ):
         small(tmp_path, {"batch_size": [32, 24]})
     result = small(tmp_path, {"batch_size": [32, 64]})
-    rows = [json.loads(p.read_text().splitlines()[-1]) for p in sorted(tmp_path.rglob("metrics.jsonl"))]
+    rows = [
+        json.loads(p.read_text().splitlines()[-1]) for p in sorted(tmp_path.rglob("metrics.jsonl"))
+    ]
     assert {row["images"] for row in rows} == {64}
     assert len(result.outcomes) == 2
 
@@ -242,12 +300,24 @@ def test_images_are_compared_too(tmp_path: Path) -> None:
         "diffusion.timesteps": 10,
         "sample.num_steps": 2,
     }
-    options: dict[str, Any] = {"images": 16, "num_samples": 6, "image_size": 8, "device": "cpu", "seeds": (0,)}
+    options: dict[str, Any] = {
+        "images": 16,
+        "num_samples": 6,
+        "image_size": 8,
+        "device": "cpu",
+        "seeds": (0,),
+    }
     result = ablate(
-        "shapes", {"diffusion.variance": ["fixed_small", "learned_range"]}, fixed=fixed, output_dir=tmp_path, **options
+        "shapes",
+        {"diffusion.variance": ["fixed_small", "learned_range"]},
+        fixed=fixed,
+        output_dir=tmp_path,
+        **options,
     )
     assert [o.status for o in result.outcomes] == ["measured", "measured"]
-    assert {"energy, pixels", "energy, features", "denoising error", "at log-SNR 4"} <= set(result.measures)
+    assert {"energy, pixels", "energy, features", "denoising error", "at log-SNR 4"} <= set(
+        result.measures
+    )
     path = tmp_path / "few.npy"
     np.save(path, Shapes(8, n=20).batch(np.arange(20))["image"].permute(0, 2, 3, 1).numpy())
     held_out = ImageSubject(str(path), 8, 3, 5)
@@ -266,19 +336,32 @@ def made_up(noise: float) -> AblationResult:
     """log m = 2·[a=1] + 1·[b=1] + noise: without noise three quarters … of the variance are a's."""
     rng = np.random.default_rng(0)
     outcomes = tuple(
-        Outcome({"x.a": a, "b": b}, seed, "measured", "", {"m": float(np.exp(2 * a + b + noise * rng.normal()))}, 1.0)
+        Outcome(
+            {"x.a": a, "b": b},
+            seed,
+            "measured",
+            "",
+            {"m": float(np.exp(2 * a + b + noise * rng.normal()))},
+            1.0,
+        )
         for a in (0, 1)
         for b in (0, 1)
         for seed in range(3)
     )
     about = {"data": "made up", "images": 10}
-    return AblationResult(outcomes, {"x.a": [0, 1], "b": [0, 1]}, {"m": [0.5, 0.7]}, about, Path("nowhere"))
+    return AblationResult(
+        outcomes, {"x.a": [0, 1], "b": [0, 1]}, {"m": [0.5, 0.7]}, about, Path("nowhere")
+    )
 
 
 def test_shares_of_the_variance() -> None:
-    """Variances of independent effects add: 2² and 1², so 80 % and 20 %; with noise the parts still make the whole."""
+    """Variances of independent effects add: 2² and 1², so 80 % and 20 %; with noise the parts still
+    make the whole.
+    """
     exact = made_up(0.0).shares()["m"]
-    assert exact == pytest.approx({"x.a": 0.8, "b": 0.2, "interactions": 0.0, "seeds": 0.0}, abs=1e-9)
+    assert exact == pytest.approx(
+        {"x.a": 0.8, "b": 0.2, "interactions": 0.0, "seeds": 0.0}, abs=1e-9
+    )
     noisy = made_up(0.5).shares()["m"]
     assert sum(noisy.values()) == pytest.approx(1.0)
     assert noisy["seeds"] > 0.02
@@ -313,17 +396,36 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "ema_decay=[0.5],[0.9]",
         *flags,
     ]
-    command += ["--images", 64, "--num-samples", 16, "--seeds", 3, "--device", "cpu", "--output-dir", tmp_path / "out"]
+    command += [
+        "--images",
+        64,
+        "--num-samples",
+        16,
+        "--seeds",
+        3,
+        "--device",
+        "cpu",
+        "--output-dir",
+        tmp_path / "out",
+    ]
     assert ddpm(*command) == 0
     told = capsys.readouterr()
     assert "| parametrization | ema_decay | energy distance |" in told.out
     assert "[4/4] parametrization=x0 ema_decay=[0.9] seed 3" in told.err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["plot.png", "runs", "table.csv", "table.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "plot.png",
+        "runs",
+        "table.csv",
+        "table.md",
+    ]
     for wrong, message in (
         (["--vary", "learning_rate"], "Settings are written NAME=VALUE"),
         (["--vary", "a=[1"], "cannot be read"),
         (["--vary", "ema_decay=[0.5]", "--set", "batch_size=1,2"], "--set takes one value"),
-        (["--vary", "learning_rate=1e-3", "--seeds", "1", "1"], "seeds must be one or more different numbers"),
+        (
+            ["--vary", "learning_rate=1e-3", "--seeds", "1", "1"],
+            "seeds must be one or more different numbers",
+        ),
         (["--vary", "learning_rate=1e-3", "--num-samples", "1"], "num_samples must be at least 2"),
     ):
         assert ddpm("ablate", "toy:ring", *wrong, "--output-dir", tmp_path / "wrong") == 2

@@ -1,4 +1,6 @@
-"""The command line from end to end, in this process: `ddpm train`, `ddpm sample`, `ddpm prepare`."""
+"""The command line from end to end, in this process: `ddpm train`, `ddpm sample`, `ddpm
+prepare`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def config_of(capsys: pytest.CaptureFixture[str], *args: object) -> dict:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished class-conditional run with two averages and the checkpoints of steps 2 and 4."""
     out = tmp_path_factory.mktemp("cli") / "run"
-    assert train(out, "--class-conditional", "--ema-decay", "0.5", "0.9", "--learning-rate", "0.01") == 0
+    assert (
+        train(out, "--class-conditional", "--ema-decay", "0.5", "0.9", "--learning-rate", "0.01")
+        == 0
+    )
     return out
 
 
@@ -37,7 +42,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on grey images that are not square, without classes and averages."""
     out = tmp_path_factory.mktemp("cli") / "plain"
-    flags = ("--channels", 1, "--image-size", 8, 12, "--ema-decay", "--learning-rate", "0.01", "--no-class-conditional")
+    flags = (
+        "--channels",
+        1,
+        "--image-size",
+        8,
+        12,
+        "--ema-decay",
+        "--learning-rate",
+        "0.01",
+        "--no-class-conditional",
+    )
     assert train(out, *flags) == 0
     return out
 
@@ -53,18 +68,38 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_train_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The run directory, the report, and the commands that it ends with, which are run as they are printed."""
+    """The run directory, the report, and the commands that it ends with, which are run as they are
+    printed.
+    """
     out = tmp_path / "my run"
     assert train(out) == 0
     told = capsys.readouterr()
     assert {p.name for p in out.iterdir()} >= {
-        "checkpoints", "samples", "config.yaml", "metrics.csv", "metrics.jsonl", "status.json", "train.log",
-    }  # fmt: skip
-    assert [p.name for p in list_checkpoints(out / "checkpoints")] == ["step-000000002", "step-000000004"]
+        "checkpoints",
+        "samples",
+        "config.yaml",
+        "metrics.csv",
+        "metrics.jsonl",
+        "status.json",
+        "train.log",
+    }
+    assert [p.name for p in list_checkpoints(out / "checkpoints")] == [
+        "step-000000002",
+        "step-000000004",
+    ]
     assert "Training finished at step 4: reached max_steps 4" in told.err
-    proposed = {line.strip().split("  ")[0]: shlex.split(line[line.index("ddpm ") :])[1:]
-                for line in told.out.splitlines() if "  ddpm " in line}  # fmt: skip
-    assert list(proposed) == ["your own images", "more samples", "one class", "score it", "train longer"]
+    proposed = {
+        line.strip().split("  ")[0]: shlex.split(line[line.index("ddpm ") :])[1:]
+        for line in told.out.splitlines()
+        if "  ddpm " in line
+    }
+    assert list(proposed) == [
+        "your own images",
+        "more samples",
+        "one class",
+        "score it",
+        "train longer",
+    ]
     assert "path/to/images" in proposed.pop("your own images")
     assert ddpm(*proposed["more samples"], *DRAW) == 0
     assert "64 images" in capsys.readouterr().out
@@ -75,7 +110,9 @@ def test_train_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "Training finished at step 8" in capsys.readouterr().err
 
 
-def test_the_same_command_again_finds_the_run_finished(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_finds_the_run_finished(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")}
     again = ("--class-conditional", "--ema-decay", "0.5", "0.9", "--learning-rate", "0.01")
     assert train(run, *again) == 0
@@ -86,7 +123,9 @@ def test_the_same_command_again_finds_the_run_finished(run: Path, capsys: pytest
 def test_settings_win_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Flag over file over preset over default."""
     file = tmp_path / "run.yaml"
-    file.write_text("data: images\npreset: cifar10\nlearning_rate: 1e-4\nmodel:\n  dropout: 0.3\n  heads: 2\n")
+    file.write_text(
+        "data: images\npreset: cifar10\nlearning_rate: 1e-4\nmodel:\n  dropout: 0.3\n  heads: 2\n"
+    )
     got = config_of(capsys, "--config", file, "--model.heads", 8)
     assert got["model"]["heads"] == 8  # flag
     assert got["model"]["dropout"] == 0.3  # file, over the preset's 0.1
@@ -96,7 +135,9 @@ def test_settings_win_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert config_of(capsys, "--config", file, "--preset", "tiny")["model"]["dim"] == 32
 
 
-def test_what_suits_the_shapes_is_for_them_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_suits_the_shapes_is_for_them_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shapes, images = config_of(capsys), config_of(capsys, "some/images")
     assert shapes["preset"] == "tiny"
     assert images["image_size"] == [64]
@@ -114,14 +155,24 @@ def test_guidance_of_the_shapes_goes_with_their_classes(capsys: pytest.CaptureFi
 def test_print_config_can_be_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "all.yaml"
     first = config_of(
-        capsys, "shapes", *TINY, "--ema-decay", "0.5", "0.9", "--trackers", "wandb", "--class-conditional"
+        capsys,
+        "shapes",
+        *TINY,
+        "--ema-decay",
+        "0.5",
+        "0.9",
+        "--trackers",
+        "wandb",
+        "--class-conditional",
     )
     file.write_text(yaml.safe_dump(first))
     assert config_of(capsys, "--config", file) == first
 
 
 @pytest.mark.parametrize("which", ["run", "plain"])
-def test_the_run_directorys_config_repeats_the_run(which: str, request: pytest.FixtureRequest) -> None:
+def test_the_run_directorys_config_repeats_the_run(
+    which: str, request: pytest.FixtureRequest
+) -> None:
     out = request.getfixturevalue(which)
     again = train_command.resolve(["--config", str(out / "config.yaml")])
     diffusion, _ = train_command.build(again)
@@ -151,7 +202,9 @@ def test_the_run_directorys_config_repeats_the_run(which: str, request: pytest.F
         ("!!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],
 )
-def test_wrong_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+def test_wrong_config_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text)
     assert message in error_of(capsys, "train", "--config", file, "--output-dir", tmp_path / "run")
@@ -171,7 +224,10 @@ def test_wrong_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         ("--sample-sampler dddim", "Unknown sampler 'dddim'. Did you mean 'ddim'?"),
         (
             "--lr-schedule cosin",
-            "--lr-schedule takes one of 'constant', 'cosine', 'linear'; got 'cosin'. Did you mean 'cosine'?",
+            (
+                "--lr-schedule takes one of 'constant', 'cosine', 'linear'; got 'cosin'. Did you"
+                " mean 'cosine'?"
+            ),
         ),
         ("--image-size 9", "9×9 must be divisible by 8"),
         ("--image-size 1 2 3", "image_size must be one number or height and width; got [1, 2, 3]"),
@@ -179,12 +235,18 @@ def test_wrong_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         ("--trackers tensorbord", "Unknown tracker 'tensorbord'. Did you mean 'tensorboard'?"),
     ],
 )
-def test_wrong_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
-    assert message in error_of(capsys, "train", "shapes", "--output-dir", tmp_path / "run", *flags.split())
+def test_wrong_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str
+) -> None:
+    assert message in error_of(
+        capsys, "train", "shapes", "--output-dir", tmp_path / "run", *flags.split()
+    )
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_data_that_is_not_there_and_classes_that_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_is_not_there_and_classes_that_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "images").mkdir()
     for i in range(3):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / "images" / f"{i}.png")
@@ -195,9 +257,13 @@ def test_data_that_is_not_there_and_classes_that_are_not(tmp_path: Path, capsys:
     assert "nowhere" in error_of(capsys, "train", tmp_path / "nowhere", *flags)
 
 
-def test_output_directory_in_the_way_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_directory_in_the_way_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    assert "file" in error_of(capsys, "train", "shapes", *TINY, "--output-dir", tmp_path / "file" / "run")
+    assert "file" in error_of(
+        capsys, "train", "shapes", *TINY, "--output-dir", tmp_path / "file" / "run"
+    )
 
 
 def test_dry_run_makes_nothing(
@@ -214,12 +280,26 @@ def test_dry_run_makes_nothing(
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert ddpm("train", "--help-all") == 0
     text = capsys.readouterr().out
-    wanted = [f.name for f in dataclasses.fields(TrainingConfig)] + ["channels", "image_size", "preset", "config"]
-    absent = {"Unet": {"channels", "dims"}, "GaussianDiffusion": {"model", "image_size", "channels"}}
+    wanted = [f.name for f in dataclasses.fields(TrainingConfig)] + [
+        "channels",
+        "image_size",
+        "preset",
+        "config",
+    ]
+    absent = {
+        "Unet": {"channels", "dims"},
+        "GaussianDiffusion": {"model", "image_size", "channels"},
+    }
     for cls, group in ((Unet, "model"), (GaussianDiffusion, "diffusion")):
-        names = [n for n in inspect.signature(cls.__init__).parameters if n != "self" and n not in absent[cls.__name__]]
+        names = [
+            n
+            for n in inspect.signature(cls.__init__).parameters
+            if n != "self" and n not in absent[cls.__name__]
+        ]
         wanted += [f"{group}.{n}" for n in names]
-    missing = [name for name in wanted if f"-{name.replace('_', '-')}" not in text]  # --no-progress is --progress too
+    missing = [
+        name for name in wanted if f"-{name.replace('_', '-')}" not in text
+    ]  # --no-progress is --progress too
     assert missing == []
 
 
@@ -227,7 +307,9 @@ def test_grey_images_that_are_not_square(plain: Path, capsys: pytest.CaptureFixt
     assert ddpm("sample", plain, "-n", 2, "--weights", "model", "--format", "npz", *DRAW) == 0
     (path,) = plain.glob("samples/draw-*/samples.npz")
     assert np.load(path)["arr_0"].shape == (2, 8, 12, 1)
-    assert "without an EMA. Ask for weights='model' (--weights model)" in error_of(capsys, "sample", plain, *DRAW)
+    assert "without an EMA. Ask for weights='model' (--weights model)" in error_of(
+        capsys, "sample", plain, *DRAW
+    )
     flags = ("--weights", "model", "--class-label", "ring")
     assert "was trained without classes" in error_of(capsys, "sample", plain, *flags, *DRAW)
     assert len(list(plain.glob("samples/draw-*"))) == 1, "a failed command leaves no empty folder"
@@ -247,11 +329,20 @@ def alike(a: np.ndarray, b: np.ndarray) -> bool:
 
 def test_formats(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "all"
-    assert ddpm("sample", run, "-n", 3, "--format", "all", "--output-dir", out, "--scale", 2, *DRAW) == 0
+    assert (
+        ddpm("sample", run, "-n", 3, "--format", "all", "--output-dir", out, "--scale", 2, *DRAW)
+        == 0
+    )
     names = sorted(p.name for p in out.iterdir())
     assert names == [
-        "000000.png", "000001.png", "000002.png", "denoising.gif", "grid.png", "samples.npz", "settings.yaml",
-    ]  # fmt: skip
+        "000000.png",
+        "000001.png",
+        "000002.png",
+        "denoising.gif",
+        "grid.png",
+        "samples.npz",
+        "settings.yaml",
+    ]
     arrays = np.load(out / "samples.npz")["arr_0"]
     assert (arrays.shape, arrays.dtype) == ((3, 8, 8, 3), np.uint8)
     assert np.array_equal(np.asarray(Image.open(out / "000001.png")), arrays[1])
@@ -261,11 +352,16 @@ def test_formats(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 5, 7])
-def test_exactly_as_many_images_as_asked_whatever_the_batch_size(run: Path, tmp_path: Path, n: int) -> None:
+def test_exactly_as_many_images_as_asked_whatever_the_batch_size(
+    run: Path, tmp_path: Path, n: int
+) -> None:
     images = draw(run, tmp_path / "three", "-n", n, "--batch-size", 3)
     assert len(images) == n
     assert alike(images, draw(run, tmp_path / "one", "-n", n))
-    assert ddpm("sample", run, "-n", n, "--format", "png", "--output-dir", tmp_path / "png", *DRAW) == 0
+    assert (
+        ddpm("sample", run, "-n", n, "--format", "png", "--output-dir", tmp_path / "png", *DRAW)
+        == 0
+    )
     assert len(list((tmp_path / "png").glob("*.png"))) == n
 
 
@@ -280,7 +376,9 @@ def test_images_are_named_by_seed_and_index(run: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "png").glob("*.png")) == ["000003.png", "000004.png"]
 
 
-def test_nothing_is_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(run, tmp_path / "run")
     for _ in range(2):
         assert ddpm("sample", tmp_path / "run", "-n", 1, *DRAW) == 0
@@ -297,17 +395,29 @@ def test_which_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert np.array_equal(latest, draw(run, tmp_path / "4", "-n", 2, "--checkpoint", 4))
     older = draw(run, tmp_path / "2", "-n", 2, "--checkpoint", 2)
     assert not np.array_equal(latest, older)
-    assert np.array_equal(older, draw(run, tmp_path / "name", "-n", 2, "--checkpoint", "step-000000002"))
-    assert np.array_equal(older, draw(run / "checkpoints" / "step-000000002", tmp_path / "path", "-n", 2))
+    assert np.array_equal(
+        older, draw(run, tmp_path / "name", "-n", 2, "--checkpoint", "step-000000002")
+    )
+    assert np.array_equal(
+        older, draw(run / "checkpoints" / "step-000000002", tmp_path / "path", "-n", 2)
+    )
     flags = ("-n", 2, "--checkpoint", "all", "--format", "grid", "--output-dir", tmp_path / "all")
     assert ddpm("sample", run, *flags, *DRAW) == 0
     assert sorted(p.name for p in (tmp_path / "all").glob("*.png")) == [
-        "step-000000002-grid.png", "step-000000004-grid.png",
-    ]  # fmt: skip
+        "step-000000002-grid.png",
+        "step-000000004-grid.png",
+    ]
     message = error_of(capsys, "sample", run, "--checkpoint", 3)
-    assert "has no checkpoint '3'. There are: step-000000002, step-000000004; or 'latest', or 'all'" in message
-    assert "does not exist. Give a run directory" in error_of(capsys, "sample", tmp_path / "nowhere")
-    assert f"{tmp_path} is no run directory. Give a run directory" in error_of(capsys, "sample", tmp_path)
+    assert (
+        "has no checkpoint '3'. There are: step-000000002, step-000000004; or 'latest', or 'all'"
+        in message
+    )
+    assert "does not exist. Give a run directory" in error_of(
+        capsys, "sample", tmp_path / "nowhere"
+    )
+    assert f"{tmp_path} is no run directory. Give a run directory" in error_of(
+        capsys, "sample", tmp_path
+    )
 
 
 def test_damaged_newest_checkpoint_is_passed_over_aloud(
@@ -318,7 +428,9 @@ def test_damaged_newest_checkpoint_is_passed_over_aloud(
     with (copy / "checkpoints" / "step-000000004" / "ema.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x99")
-    assert alike(draw(copy, tmp_path / "a", "-n", 2), draw(run, tmp_path / "b", "-n", 2, "--checkpoint", 2))
+    assert alike(
+        draw(copy, tmp_path / "a", "-n", 2), draw(run, tmp_path / "b", "-n", 2, "--checkpoint", 2)
+    )
     (line,) = [r.getMessage() for r in caplog.records if "Passed over" in r.getMessage()]
     assert "step-000000004: ema.safetensors is damaged" in line
     assert "Taking step-000000002" in line
@@ -328,8 +440,12 @@ def test_damaged_newest_checkpoint_is_passed_over_aloud(
 def test_which_weights(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     averaged = draw(run, tmp_path / "ema", "-n", 2)
     assert np.array_equal(averaged, draw(run, tmp_path / "first", "-n", 2, "--ema-decay", 0.5))
-    assert not np.array_equal(averaged, draw(run, tmp_path / "model", "-n", 2, "--weights", "model"))
-    assert "keeps no EMA of decay 0.7. It keeps: 0.5, 0.9" in error_of(capsys, "sample", run, "--ema-decay", 0.7)
+    assert not np.array_equal(
+        averaged, draw(run, tmp_path / "model", "-n", 2, "--weights", "model")
+    )
+    assert "keeps no EMA of decay 0.7. It keeps: 0.5, 0.9" in error_of(
+        capsys, "sample", run, "--ema-decay", 0.7
+    )
 
 
 def test_which_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,11 +456,14 @@ def test_which_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert np.array_equal(by_name, draw(run, tmp_path / "number", "-n", 2, "--class-label", 4))
     assert not np.array_equal(by_name, draw(run, tmp_path / "other", "-n", 2, "--class-label", 1))
     assert alike(
-        draw(run, tmp_path / "turn", "-n", 6)[4:5], draw(run, tmp_path / "4", "-n", 6, "--class-label", 4)[4:5]
+        draw(run, tmp_path / "turn", "-n", 6)[4:5],
+        draw(run, tmp_path / "4", "-n", 6, "--class-label", 4)[4:5],
     )
     wrong = error_of(capsys, "sample", run, "--class-label", names[0][:-1], "--device", "cpu")
     assert f"Unknown class '{names[0][:-1]}'. Did you mean '{names[0]}'?" in wrong
-    assert "Unknown class '6'" in error_of(capsys, "sample", run, "--class-label", 6, "--device", "cpu")
+    assert "Unknown class '6'" in error_of(
+        capsys, "sample", run, "--class-label", 6, "--device", "cpu"
+    )
 
 
 @pytest.mark.parametrize(
@@ -357,24 +476,46 @@ def test_which_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--sampler ddpm --eta 0.5", "'ddpm' has no option 'eta'"),
         ("--num-steps 21", "21"),
         ("--spacing trailin", "trailing"),
-        ("--format gid", "--format takes one of 'grid', 'png', 'npz', 'gif', 'all'; got 'gid'. Did you mean 'grid'?"),
+        (
+            "--format gid",
+            (
+                "--format takes one of 'grid', 'png', 'npz', 'gif', 'all'; got 'gid'. Did you mean"
+                " 'grid'?"
+            ),
+        ),
         ("--nmu 3", "--num"),
     ],
 )
-def test_wrong_sampling_flags(run: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
+def test_wrong_sampling_flags(
+    run: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str
+) -> None:
     before = sorted(run.rglob("*"))
-    assert message in error_of(capsys, "sample", run, "--device", "cpu", "--no-progress", *flags.split())
+    assert message in error_of(
+        capsys, "sample", run, "--device", "cpu", "--no-progress", *flags.split()
+    )
     assert sorted(run.rglob("*")) == before
 
 
-def test_prepare_and_train_on_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_and_train_on_what_it_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos, out = clone(tmp_path / "clone"), tmp_path / "out"
-    assert ddpm("prepare", "sysu", photos, out, "--size", 8, "--val-fraction", 0.2, "--num-workers", 0) == 0
+    assert (
+        ddpm("prepare", "sysu", photos, out, "--size", 8, "--val-fraction", 0.2, "--num-workers", 0)
+        == 0
+    )
     command = capsys.readouterr().out.splitlines()[-1].split()
     assert command[:2] == ["ddpm", "train"]
-    assert sorted(p.name for p in out.iterdir()) == ["eval_data", "normalized_eval_data", "splits.json", "train_data"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "eval_data",
+        "normalized_eval_data",
+        "splits.json",
+        "train_data",
+    ]
     flags = ("--class-conditional", "--output-dir", tmp_path / "run", "--num-workers", 0)
     assert ddpm(*command[1:], *TINY, *flags) == 0
     capsys.readouterr()
-    assert "nowhere" in error_of(capsys, "prepare", "sysu", tmp_path / "nowhere", tmp_path / "other")
+    assert "nowhere" in error_of(
+        capsys, "prepare", "sysu", tmp_path / "nowhere", tmp_path / "other"
+    )
     assert "DATASET takes 'sysu'; got 'cifar'" in error_of(capsys, "prepare", "cifar", photos, out)

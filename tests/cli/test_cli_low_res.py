@@ -21,8 +21,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A class-conditional base of 8×8 images, and a network that makes 16×16 of them."""
     out = tmp_path_factory.mktemp("cascade")
     flags = ["--learning-rate", "0.01", "--ema-decay", "0.5"]
-    assert ddpm("train", "shapes", *TINY, *flags, "--output-dir", out / "base", "--class-conditional") == 0
-    more = ("--model.low-res-factor", 2, "--model.low-res-max-noise", 0.3, "--no-class-conditional", "--image-size", 16)
+    assert (
+        ddpm("train", "shapes", *TINY, *flags, "--output-dir", out / "base", "--class-conditional")
+        == 0
+    )
+    more = (
+        "--model.low-res-factor",
+        2,
+        "--model.low-res-max-noise",
+        0.3,
+        "--no-class-conditional",
+        "--image-size",
+        16,
+    )
     assert ddpm("train", "shapes", *TINY, *flags, *more, "--output-dir", out / "sr") == 0
     return out / "base", out / "sr"
 
@@ -41,11 +52,15 @@ def test_enlarge_a_folder(runs: tuple[Path, Path], folder: Path, tmp_path: Path)
     out = tmp_path / "out"
     options = ("--low-res", folder, "--low-res-noise", 0.1, *DRAW, "--format", "all", "--scale", 1)
     assert ddpm("sample", runs[1], *options, "--output-dir", out) == 0
-    assert sorted(p.name for p in out.glob("0*.png")) == ["000000-cat.png", "000001-dog.png", "000002-eel.png"]
+    assert sorted(p.name for p in out.glob("0*.png")) == [
+        "000000-cat.png",
+        "000001-dog.png",
+        "000002-eel.png",
+    ]
     drawn = torch.from_numpy(np.load(out / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
-    small = torch.stack([torch.from_numpy(np.array(Image.open(p))) for p in sorted(folder.iterdir())]).permute(
-        0, 3, 1, 2
-    )
+    small = torch.stack(
+        [torch.from_numpy(np.array(Image.open(p))) for p in sorted(folder.iterdir())]
+    ).permute(0, 3, 1, 2)
     cond = {"low_res": small, "low_res_noise": 0.1}
     wanted = to_uint8(load_run(runs[1]).diffusion.sample(cond=cond, sampler="ddim", num_steps=2))
     assert torch.equal(drawn, wanted)
@@ -58,7 +73,9 @@ def test_enlarge_a_folder(runs: tuple[Path, Path], folder: Path, tmp_path: Path)
     assert (settings["low_res"], settings["low_res_noise"]) == (str(folder), 0.1)
 
 
-def test_several_samples_of_one_picture(runs: tuple[Path, Path], folder: Path, tmp_path: Path) -> None:
+def test_several_samples_of_one_picture(
+    runs: tuple[Path, Path], folder: Path, tmp_path: Path
+) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     options = ("--low-res", folder / "dog.png", *DRAW, "--format", "png")
     assert ddpm("sample", runs[1], *options, "-n", 4, "--output-dir", whole) == 0
@@ -73,31 +90,91 @@ def test_several_samples_of_one_picture(runs: tuple[Path, Path], folder: Path, t
 def test_cascade_of_two_runs(runs: tuple[Path, Path], tmp_path: Path) -> None:
     """The command and Python draw the same images."""
     out = tmp_path / "out"
-    options = ("--base", runs[0], "--base-num-steps", 3, "--base-guidance-scale", 2.0, "--class-label", "star")
-    assert ddpm("sample", runs[1], *options, *DRAW, "--format", "npz", "-n", 3, "--seed", 4, "--output-dir", out) == 0
+    options = (
+        "--base",
+        runs[0],
+        "--base-num-steps",
+        3,
+        "--base-guidance-scale",
+        2.0,
+        "--class-label",
+        "star",
+    )
+    assert (
+        ddpm(
+            "sample",
+            runs[1],
+            *options,
+            *DRAW,
+            "--format",
+            "npz",
+            "-n",
+            3,
+            "--seed",
+            4,
+            "--output-dir",
+            out,
+        )
+        == 0
+    )
     drawn = torch.from_numpy(np.load(out / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
     base, sr = (load_run(run) for run in runs)
     stages = [Stage(base.diffusion, "ddim", 3, guidance_scale=2.0), Stage(sr.diffusion, "ddim", 2)]
     label = base.class_names.index("star")
-    assert torch.equal(drawn, to_uint8(sample_cascade(stages, 3, cond={"class_label": label}, seed=4)))
+    assert torch.equal(
+        drawn, to_uint8(sample_cascade(stages, 3, cond={"class_label": label}, seed=4))
+    )
 
 
 def test_pictures_have_no_class_unless_one_is_named(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ("--model.low-res-factor", 2, "--class-conditional", "--image-size", 16, "--sample-guidance-scale", 1)
-    more += ("--sample-every", 0, "--val-every", 0, "--learning-rate", 0.05, "--warmup-steps", 0, "--ema-decay", 0.1)
+    more = (
+        "--model.low-res-factor",
+        2,
+        "--class-conditional",
+        "--image-size",
+        16,
+        "--sample-guidance-scale",
+        1,
+    )
+    more += (
+        "--sample-every",
+        0,
+        "--val-every",
+        0,
+        "--learning-rate",
+        0.05,
+        "--warmup-steps",
+        0,
+        "--ema-decay",
+        0.1,
+    )
     draws = []
     for drop_prob in (0.1, 0.0):
         run = tmp_path / str(drop_prob)
-        assert ddpm("train", "shapes", *TINY, *more, "--model.class-drop-prob", drop_prob, "--output-dir", run) == 0
+        assert (
+            ddpm(
+                "train",
+                "shapes",
+                *TINY,
+                *more,
+                "--model.class-drop-prob",
+                drop_prob,
+                "--output-dir",
+                run,
+            )
+            == 0
+        )
     for label in ((), ("--class-label", "star")):
         out = tmp_path / f"out{len(draws)}"
         options = ("--low-res", folder, *DRAW, *label, "--format", "npz")
         assert ddpm("sample", tmp_path / "0.1", *options, "--output-dir", out) == 0
         draws.append(np.load(out / "samples.npz")["arr_0"])
     assert not np.array_equal(*draws)
-    assert "Name it with --class-label" in error_of(capsys, "sample", tmp_path / "0.0", "--low-res", folder, *DRAW)
+    assert "Name it with --class-label" in error_of(
+        capsys, "sample", tmp_path / "0.0", "--low-res", folder, *DRAW
+    )
 
 
 def test_wrong_wishes_are_refused(
@@ -108,7 +185,10 @@ def test_wrong_wishes_are_refused(
     def error(*args: object) -> str:
         return error_of(capsys, "sample", *args, *DRAW)
 
-    assert "enlarges images of 8×8. Name them with --low-res FOLDER, or a run that draws them with --base" in error(sr)
+    assert (
+        "enlarges images of 8×8. Name them with --low-res FOLDER, or a run that draws them with"
+        " --base" in error(sr)
+    )
     assert "trained without --model.low-res-factor" in error(base, "--low-res", folder)
     assert "Give one of them" in error(sr, "--low-res", folder, "--base", base)
     assert "[0, 0.3]" in error(sr, "--low-res", folder, "--low-res-noise", 0.4)

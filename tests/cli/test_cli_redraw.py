@@ -1,4 +1,6 @@
-"""`ddpm edit`, `ddpm inpaint`, and the options of samplers, spacings and guidance in `ddpm sample`."""
+"""`ddpm edit`, `ddpm inpaint`, and the options of samplers, spacings and guidance in `ddpm
+sample`.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,24 @@ def pixels(path: Path) -> np.ndarray:
 def test_options_of_samplers_spacings_and_guidance(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--sampler", "unipc", "--sampler-options", "order=3", "corrector=false", "--spacing", "karras"]
-    flags += ["--spacing-options", "rho=5", "--guidance-scale", "2", "--guidance-interval", "0.1", "0.9"]
+    flags = [
+        "--sampler",
+        "unipc",
+        "--sampler-options",
+        "order=3",
+        "corrector=false",
+        "--spacing",
+        "karras",
+    ]
+    flags += [
+        "--spacing-options",
+        "rho=5",
+        "--guidance-scale",
+        "2",
+        "--guidance-interval",
+        "0.1",
+        "0.9",
+    ]
     flags += ["--guidance-rescale", "0.7", "--num-steps", "4", "-n", "3", "--format", "npz", *FAST]
     assert ddpm("sample", run, *flags, "--output-dir", tmp_path / "a") == 0
     drawn = np.load(tmp_path / "a" / "samples.npz")["arr_0"]
@@ -62,7 +80,10 @@ def test_options_of_samplers_spacings_and_guidance(
         num_steps=4,
         cond={"class_label": [0, 1, 2]},
     )
-    assert np.abs(drawn.astype(int) - to_uint8(expected).permute(0, 2, 3, 1).numpy().astype(int)).max() <= 1
+    assert (
+        np.abs(drawn.astype(int) - to_uint8(expected).permute(0, 2, 3, 1).numpy().astype(int)).max()
+        <= 1
+    )
     kept = yaml.safe_load((tmp_path / "a" / "settings.yaml").read_text())
     assert kept["sampler_options"] == ["order=3", "corrector=false"]
     assert kept["guidance_interval"] == [0.1, 0.9]
@@ -88,18 +109,39 @@ def test_key_values() -> None:
 
 def test_edit(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    flags = ["--fraction", "0.6", "--num-steps", "5", "--variants", "2", "--class-label", "star", *FAST]
+    flags = [
+        "--fraction",
+        "0.6",
+        "--num-steps",
+        "5",
+        "--variants",
+        "2",
+        "--class-label",
+        "star",
+        *FAST,
+    ]
     assert ddpm("edit", run, folder / "in", *flags, "--output-dir", tmp_path / "e") == 0
     assert f"6 images -> {tmp_path}/e/images/*.png" in capsys.readouterr().out
     names = sorted(p.name for p in (tmp_path / "e" / "images").iterdir())
     assert names == ["a-1.png", "a-2.png", "b-1.png", "b-2.png", "c-1.png", "c-2.png"]
-    assert pixels(tmp_path / "e" / "grid.png").shape == (3 * 10 * 16 + 2 * 16, 3 * 10 * 16 + 2 * 16, 3)
+    assert pixels(tmp_path / "e" / "grid.png").shape == (
+        3 * 10 * 16 + 2 * 16,
+        3 * 10 * 16 + 2 * 16,
+        3,
+    )
     images = Shapes(size=8, n=3).batch(range(3))["image"].repeat_interleave(2, 0)
     d = load_run(run).diffusion
     label = load_run(run).class_names.index("star")
-    expected = to_uint8(d.edit(images, 0.6, num_steps=5, cond={"class_label": label})).permute(0, 2, 3, 1).numpy()
+    expected = (
+        to_uint8(d.edit(images, 0.6, num_steps=5, cond={"class_label": label}))
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
     for name, image in zip(names, expected, strict=True):
-        assert np.abs(pixels(tmp_path / "e" / "images" / name).astype(int) - image.astype(int)).max() <= 1
+        assert (
+            np.abs(pixels(tmp_path / "e" / "images" / name).astype(int) - image.astype(int)).max()
+            <= 1
+        )
     # One file, with the defaults, into the run.
     assert ddpm("edit", run, folder / "in" / "b.png", *FAST) == 0
     made = next((run / "samples").glob("edit-0001"))
@@ -108,25 +150,48 @@ def test_edit(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_inpaint(run: Path, folder: Path, tmp_path: Path) -> None:
     flags = ["--num-steps", "6", "--jump-length", "2", "--num-resamples", "2", *FAST]
-    assert ddpm("inpaint", run, folder / "in", "--mask", folder / "masks", *flags, "--output-dir", tmp_path / "i") == 0
+    assert (
+        ddpm(
+            "inpaint",
+            run,
+            folder / "in",
+            "--mask",
+            folder / "masks",
+            *flags,
+            "--output-dir",
+            tmp_path / "i",
+        )
+        == 0
+    )
     for name in "abc":
-        before, after = pixels(folder / "in" / f"{name}.png"), pixels(tmp_path / "i" / "images" / f"{name}.png")
+        before, after = (
+            pixels(folder / "in" / f"{name}.png"),
+            pixels(tmp_path / "i" / "images" / f"{name}.png"),
+        )
         known = np.asarray(Image.open(folder / "masks" / f"{name}.png")) < 128
         assert np.array_equal(before[known], after[known])
         assert not np.array_equal(before, after)
-    # One mask for all, of the model's size for a picture of another; and the default number of steps.
+    # One mask for all, of the model's size for a picture of another; and the default number of
+    # steps.
     Image.fromarray(pixels(folder / "in" / "a.png")).resize((20, 16)).save(tmp_path / "large.png")
     mask = folder / "masks" / "b.png"
     flags = ["--num-resamples", "1", "--variants", "2", *FAST, "--output-dir", tmp_path / "j"]
     assert ddpm("inpaint", run, tmp_path / "large.png", "--mask", mask, *flags) == 0
-    assert sorted(p.name for p in (tmp_path / "j" / "images").iterdir()) == ["large-1.png", "large-2.png"]
+    assert sorted(p.name for p in (tmp_path / "j" / "images").iterdir()) == [
+        "large-1.png",
+        "large-2.png",
+    ]
     a, b = (pixels(tmp_path / "j" / "images" / f"large-{k}.png") for k in (1, 2))
     assert np.array_equal(a[:, :4], b[:, :4])
     assert not np.array_equal(a[:, 4:], b[:, 4:])
 
 
 def test_what_cannot_be_redrawn(
-    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "broken.png").write_bytes(b"<html>")
@@ -148,10 +213,19 @@ def test_what_cannot_be_redrawn(
         (("edit", run, pictures, "--variants", "0"), "--variants must be at least 1"),
         (("edit", run, pictures, "--class-label", "stra"), "Did you mean 'star'"),
         (("edit", run, pictures, "--output-dir", tmp_path / "full"), "is not empty"),
-        (("inpaint", run, pictures, "--mask", tmp_path / "small.png"), "The mask of a has 5×5 pixels, the picture 8×8"),
-        (("inpaint", run, pictures, "--mask", tmp_path / "one"), "holds no mask named like the picture b"),
+        (
+            ("inpaint", run, pictures, "--mask", tmp_path / "small.png"),
+            "The mask of a has 5×5 pixels, the picture 8×8",
+        ),
+        (
+            ("inpaint", run, pictures, "--mask", tmp_path / "one"),
+            "holds no mask named like the picture b",
+        ),
         (("inpaint", run, pictures, "--mask", masks, "--sampler", "unipc"), "single-step sampler"),
-        (("inpaint", run, pictures, "--mask", masks, "--jump-length", "30"), "does not fit into 20 steps"),
+        (
+            ("inpaint", run, pictures, "--mask", masks, "--jump-length", "30"),
+            "does not fit into 20 steps",
+        ),
     ]:
         assert message in error_of(capsys, *args, *FAST)
     monkeypatch.setenv("WORLD_SIZE", "2")

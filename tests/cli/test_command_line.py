@@ -37,43 +37,84 @@ from ddpm_lib.core.registry import nearest
 from ddpm_lib.training.callbacks.rows import TrainingRows
 
 CLASSES = {
-    "train": TrainCommand, "estimate": EstimateCommand, "sample": SampleCommand, "edit": EditCommand,
-    "inpaint": InpaintCommand, "evaluate": EvaluateCommand, "compare": CompareCommand, "ema": EmaCommand,
-    "weights": WeightsCommand, "prepare": PrepareCommand, "ablate": AblateCommand,
-}  # fmt: skip
+    "train": TrainCommand,
+    "estimate": EstimateCommand,
+    "sample": SampleCommand,
+    "edit": EditCommand,
+    "inpaint": InpaintCommand,
+    "evaluate": EvaluateCommand,
+    "compare": CompareCommand,
+    "ema": EmaCommand,
+    "weights": WeightsCommand,
+    "prepare": PrepareCommand,
+    "ablate": AblateCommand,
+}
 
 # Per command: its positional words in their order, and groups of words that belong together.
 LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "train": (
         ["pics"],
         [
-            ["--image-size", "48", "64"], ["--ema-decay", "0.9", "0.99"], ["--model.dim-mults", "1", "2", "2"],
-            ["--trackers", "tensorboard", "wandb"], ["--posthoc-ema", "0.05", "0.1"], ["--adam-betas", "0.8", "0.9"],
-            ["--model.attention-levels", "1", "2"], ["--diffusion.schedule-options", "s", "0.01"], ["--compile"],
-            ["--class-conditional"], ["--no-progress"], ["--batch-size", "auto"], ["--max-grad-norm", "none"],
-            ["--seed=3"], ["--value-range", "0", "4095"],
+            ["--image-size", "48", "64"],
+            ["--ema-decay", "0.9", "0.99"],
+            ["--model.dim-mults", "1", "2", "2"],
+            ["--trackers", "tensorboard", "wandb"],
+            ["--posthoc-ema", "0.05", "0.1"],
+            ["--adam-betas", "0.8", "0.9"],
+            ["--model.attention-levels", "1", "2"],
+            ["--diffusion.schedule-options", "s", "0.01"],
+            ["--compile"],
+            ["--class-conditional"],
+            ["--no-progress"],
+            ["--batch-size", "auto"],
+            ["--max-grad-norm", "none"],
+            ["--seed=3"],
+            ["--value-range", "0", "4095"],
         ],
     ),
-    "estimate": (["pics"], [["--image-size", "32"], ["--ema-decay", "0.9"], ["--json"], ["--probe-steps", "2"]]),
+    "estimate": (
+        ["pics"],
+        [["--image-size", "32"], ["--ema-decay", "0.9"], ["--json"], ["--probe-steps", "2"]],
+    ),
     "ablate": (
         ["toy:ring"],
-        [["--seeds", "0", "1"], ["--vary", "a=1,2"], ["--vary", "b=x"], ["--set", "c=[1,2]"], ["--images", "512"]],
+        [
+            ["--seeds", "0", "1"],
+            ["--vary", "a=1,2"],
+            ["--vary", "b=x"],
+            ["--set", "c=[1,2]"],
+            ["--images", "512"],
+        ],
     ),
     "sample": (
         ["runs/mine"],
         [
-            ["--sampler-options", "order=3", "s=1"], ["--guidance-interval", "0.1", "0.9"], ["-n", "3"], ["--compile"],
-            ["--spacing-options", "rho=5"], ["--class-label", "star"], ["--first-index", "4"],
+            ["--sampler-options", "order=3", "s=1"],
+            ["--guidance-interval", "0.1", "0.9"],
+            ["-n", "3"],
+            ["--compile"],
+            ["--spacing-options", "rho=5"],
+            ["--class-label", "star"],
+            ["--first-index", "4"],
         ],
     ),
-    "edit": (["runs/mine", "pics"], [["--sampler-options", "s_churn=1"], ["--guidance-interval", "0", "0.5"]]),
-    "inpaint": (["runs/mine", "pics"], [["--mask", "m.png"], ["--spacing-options", "rho=5"], ["--no-progress"]]),
+    "edit": (
+        ["runs/mine", "pics"],
+        [["--sampler-options", "s_churn=1"], ["--guidance-interval", "0", "0.5"]],
+    ),
+    "inpaint": (
+        ["runs/mine", "pics"],
+        [["--mask", "m.png"], ["--spacing-options", "rho=5"], ["--no-progress"]],
+    ),
     "evaluate": (["runs/mine"], [["--metrics", "fid,kid"], ["--num", "20"], ["--compile"]]),
     "compare": (["runs/a", "runs/b"], []),
     "ema": (["runs/mine"], [["--sigma-rel", "0.05", "0.1"], ["--step", "100"]]),
     "weights": (["fetch", "dinov2"], [["--output", "x"]]),
-    "prepare": (["sysu", "src", "out"], [["--size", "32"], ["--mode", "fit"], ["--num-workers", "0"]]),
-}  # fmt: skip
+    "prepare": (
+        ["sysu", "src", "out"],
+        [["--size", "32"], ["--mode", "fit"], ["--num-workers", "0"]],
+    ),
+}
 
 
 def parsed(name: str, args: list[str]) -> Any:
@@ -95,17 +136,23 @@ def options_of(cls: type) -> list[arguments.Option]:
 
 
 def in_some_order(draw: random.Random, words: list[str], groups: list[list[str]]) -> list[str]:
-    """Spread the positional words, in their order, between the groups in any order; `--vary` keeps its order too."""
+    """Spread the positional words, in their order, between the groups in any order; `--vary` keeps
+    its order too.
+    """
     groups = sorted(groups, key=lambda _: draw.random())
     repeated = iter(sorted(g for g in groups if g[0] == "--vary"))
     parts = [next(repeated) if g[0] == "--vary" else g for g in groups]
-    for place, word in zip(sorted(draw.choices(range(len(parts) + 1), k=len(words)), reverse=True), reversed(words)):
+    for place, word in zip(
+        sorted(draw.choices(range(len(parts) + 1), k=len(words)), reverse=True), reversed(words)
+    ):
         parts.insert(place, [word])
     return [word for part in parts for word in part]
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_the_order_of_the_words_makes_no_difference(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_the_words_makes_no_difference(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     words, groups = LINES[name]
     first = parsed(name, [*words, *(word for group in groups for word in group)])
@@ -126,9 +173,14 @@ def test_the_table_holds_every_list_option() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--image-size", "48,64"], ["--image-size=48,64"], ["--image_size", "48", "64"], ["--image-size", "48,", "64"],
-     ["--image-size=[48,64]"]],
-)  # fmt: skip
+    [
+        ["--image-size", "48,64"],
+        ["--image-size=48,64"],
+        ["--image_size", "48", "64"],
+        ["--image-size", "48,", "64"],
+        ["--image-size=[48,64]"],
+    ],
+)
 def test_spellings_of_a_list(words: list[str]) -> None:
     for line in (["pics", *words], [*words, "pics"], [*words, "--", "pics"]):
         assert parsed("train", line).image_size == (48, 64)
@@ -142,17 +194,26 @@ def test_spellings_of_other_values() -> None:
     assert parsed("train", ["--compile", "auto", "pics"]).compile == "auto"
     assert parsed("train", ["--no-compile", "pics"]).compile is False
     assert parsed("train", ["pics", "--keep-best", "none"]).keep_best is None
-    given = parsed("train", ["pics", "--diffusion.schedule-options", "s=0.01,zero_terminal_snr=true"])
+    given = parsed(
+        "train", ["pics", "--diffusion.schedule-options", "s=0.01,zero_terminal_snr=true"]
+    )
     assert given.diffusion.schedule_options == {"s": 0.01, "zero_terminal_snr": True}
     assert parsed("sample", ["-n16", "runs/a", "--output-dir=-x"]).output_dir == "-x"
     assert parsed("sample", ["--", "-run"]).run == "-run"
-    assert parsed("ablate", ["toy:ring", "--set", "a=[1,2]", "--set", "b=3"]).set == ("a=[1,2]", "b=3")
+    assert parsed("ablate", ["toy:ring", "--set", "a=[1,2]", "--set", "b=3"]).set == (
+        "a=[1,2]",
+        "b=3",
+    )
 
 
-def test_a_word_that_could_be_either_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_that_could_be_either_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("64").mkdir()
-    with pytest.raises(arguments.UsageError, match=r"--image-size 32,64 for the one, --image-size 32 -- 64 for the"):
+    with pytest.raises(
+        arguments.UsageError, match=r"--image-size 32,64 for the one, --image-size 32 -- 64 for the"
+    ):
         parsed("train", ["--image-size", "32", "64"])
     assert parsed("train", ["--image-size", "32", "--", "64"]).data == "64"
     assert parsed("train", ["--image-size", "32,64", "pics"]).image_size == (32, 64)
@@ -160,9 +221,15 @@ def test_a_word_that_could_be_either_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("command", ["train", "estimate", "ablate"])
-@pytest.mark.parametrize("flags", ["--seed 3", "--max-steps 5", "--output-dir run", "--image-size 8 8", "--seeds 1"])
+@pytest.mark.parametrize(
+    "flags", ["--seed 3", "--max-steps 5", "--output-dir run", "--image-size 8 8", "--seeds 1"]
+)
 def test_forgotten_data_never_train_the_built_in_ones(
-    command: str, flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    flags: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if (command == "ablate") != (flags == "--seeds 1"):
@@ -174,10 +241,14 @@ def test_forgotten_data_never_train_the_built_in_ones(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_may_be_left_out_where_nothing_else_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_may_be_left_out_where_nothing_else_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert parsed("train", []).data == parsed("train", ["--print-config"]).data == "shapes"
     (tmp_path / "run.yaml").write_text("data: pics\n")
-    assert parsed("train", ["--config", str(tmp_path / "run.yaml"), "--max-steps", "5"]).data == "pics"
+    assert (
+        parsed("train", ["--config", str(tmp_path / "run.yaml"), "--max-steps", "5"]).data == "pics"
+    )
     (tmp_path / "run.yaml").write_text("max_steps: 3\n")
     assert "on which data?" in error_of(capsys, "train", "--config", tmp_path / "run.yaml")
     (tmp_path / "run").mkdir()
@@ -187,24 +258,59 @@ def test_data_may_be_left_out_where_nothing_else_is_said(tmp_path: Path, capsys:
 
 
 TRAIN_WORDS = {
-    "lr": "learning-rate", "train-lr": "learning-rate", "train_batch_size": "batch-size",
-    "num-train-steps": "max-steps", "train_num_steps": "max-steps", "resolution": "image-size", "size": "image-size",
-    "img-size": "image-size", "gradient-accumulation-steps": "accumulation-steps", "gpu": "device", "gpus": "device",
-    "workers": "num-workers", "out": "output-dir", "output": "output-dir", "logdir": "output-dir",
-    "save-dir": "output-dir", "results-folder": "output-dir", "ema-rate": "ema-decay", "use-ema": "ema-decay",
-    "sampling-timesteps": "sample-steps", "num-inference-steps": "sample-steps", "ddim-steps": "sample-steps",
-    "timestep-respacing": "sample-steps", "objective": "diffusion.parametrization",
-    "prediction-type": "diffusion.parametrization", "beta-schedule": "diffusion.schedule",
-    "noise-schedule": "diffusion.schedule", "fp16": "mixed-precision", "amp": "mixed-precision",
-    "cond-scale": "sample-guidance-scale", "channel-mult": "model.dim-mults", "num-res-blocks": "model.blocks-per-level",
-    "diffusion-steps": "diffusion.timesteps", "report-to": "trackers", "max_step": "max-steps", "dimm": "model.dim",
-}  # fmt: skip
+    "lr": "learning-rate",
+    "train-lr": "learning-rate",
+    "train_batch_size": "batch-size",
+    "num-train-steps": "max-steps",
+    "train_num_steps": "max-steps",
+    "resolution": "image-size",
+    "size": "image-size",
+    "img-size": "image-size",
+    "gradient-accumulation-steps": "accumulation-steps",
+    "gpu": "device",
+    "gpus": "device",
+    "workers": "num-workers",
+    "out": "output-dir",
+    "output": "output-dir",
+    "logdir": "output-dir",
+    "save-dir": "output-dir",
+    "results-folder": "output-dir",
+    "ema-rate": "ema-decay",
+    "use-ema": "ema-decay",
+    "sampling-timesteps": "sample-steps",
+    "num-inference-steps": "sample-steps",
+    "ddim-steps": "sample-steps",
+    "timestep-respacing": "sample-steps",
+    "objective": "diffusion.parametrization",
+    "prediction-type": "diffusion.parametrization",
+    "beta-schedule": "diffusion.schedule",
+    "noise-schedule": "diffusion.schedule",
+    "fp16": "mixed-precision",
+    "amp": "mixed-precision",
+    "cond-scale": "sample-guidance-scale",
+    "channel-mult": "model.dim-mults",
+    "num-res-blocks": "model.blocks-per-level",
+    "diffusion-steps": "diffusion.timesteps",
+    "report-to": "trackers",
+    "max_step": "max-steps",
+    "dimm": "model.dim",
+}
 SAMPLE_WORDS = {
-    "num-samples": "num", "n-samples": "num", "cond-scale": "guidance-scale", "cfg": "guidance-scale",
-    "guidance": "guidance-scale", "num-inference-steps": "num-steps", "ddim-steps": "num-steps",
-    "timestep-respacing": "num-steps", "ckpt": "checkpoint", "out": "output-dir", "ddim-eta": "eta", "nmu": "num",
-    "class": "class-label", "use-ema": "ema-decay",
-}  # fmt: skip
+    "num-samples": "num",
+    "n-samples": "num",
+    "cond-scale": "guidance-scale",
+    "cfg": "guidance-scale",
+    "guidance": "guidance-scale",
+    "num-inference-steps": "num-steps",
+    "ddim-steps": "num-steps",
+    "timestep-respacing": "num-steps",
+    "ckpt": "checkpoint",
+    "out": "output-dir",
+    "ddim-eta": "eta",
+    "nmu": "num",
+    "class": "class-label",
+    "use-ema": "ema-decay",
+}
 
 
 @pytest.mark.parametrize(("word", "ours"), TRAIN_WORDS.items())
@@ -215,20 +321,30 @@ def test_words_of_others_in_train(word: str, ours: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("word", "ours"), SAMPLE_WORDS.items())
-def test_words_of_others_in_sample(word: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"'--{word}': did you mean '--{ours}'?" in error_of(capsys, "sample", "runs/a", f"--{word}", "3")
+def test_words_of_others_in_sample(
+    word: str, ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"'--{word}': did you mean '--{ours}'?" in error_of(
+        capsys, "sample", "runs/a", f"--{word}", "3"
+    )
 
 
 def test_words_without_an_option_of_the_same_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("epochs", "num-epochs", "num_train_epochs"):
         message = error_of(capsys, "train", "pics", f"--{word}", "3")
         assert "--max-steps: epochs × images / --batch-size" in message
-    assert "of the size that it was trained at" in error_of(capsys, "sample", "runs/a", "--image-size", "64")
+    assert "of the size that it was trained at" in error_of(
+        capsys, "sample", "runs/a", "--image-size", "64"
+    )
     assert "CUDA_VISIBLE_DEVICES=1" in error_of(capsys, "train", "pics", "--gpu", "1")
 
 
 def test_python_hears_the_same(tmp_path: Path) -> None:
-    for word, ours in {"lr": "learning_rate", "train_num_steps": "max_steps", "results_folder": "output_dir"}.items():
+    for word, ours in {
+        "lr": "learning_rate",
+        "train_num_steps": "max_steps",
+        "results_folder": "output_dir",
+    }.items():
         with pytest.raises(ValueError, match=f"'{word}' \\(did you mean '{ours}'"):
             TrainingConfig.from_options({word: 3})
     with pytest.raises(ValueError, match="max_steps: epochs × images / batch_size"):
@@ -250,12 +366,16 @@ def test_every_name_in_the_table_is_one_of_ours() -> None:
     from ddpm_lib import GaussianDiffusion, Unet
     from ddpm_lib.core.options import option_names
 
-    known = {o.path[-1] for cls in CLASSES.values() for o in options_of(cls)} | set(option_names(Unet.__init__))
+    known = {o.path[-1] for cls in CLASSES.values() for o in options_of(cls)} | set(
+        option_names(Unet.__init__)
+    )
     known |= {*option_names(GaussianDiffusion.__init__), *option_names(GaussianDiffusion.sample)}
     assert set(peers_names._SAME) - known == set()
 
 
-def test_a_pattern_that_the_shell_has_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_that_the_shell_has_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for name in "abc":
@@ -263,13 +383,17 @@ def test_a_pattern_that_the_shell_has_replaced(tmp_path: Path, monkeypatch: pyte
     every = [f"photos/{name}.png" for name in "abc"]
     assert parsed("train", ["--image-size", "8", *every]).data == "photos"
     assert parsed("edit", ["runs/mine", *every, "--num-steps", "2"]).images == "photos"
-    with pytest.raises(arguments.UsageError, match=r"give the folder \(photos\), or quote the pattern"):
+    with pytest.raises(
+        arguments.UsageError, match=r"give the folder \(photos\), or quote the pattern"
+    ):
         parsed("train", every[:2])
 
 
 @pytest.mark.parametrize("line", [["help", "{}"], ["{}", "--help"], ["{}", "help"], ["{}", "-h"]])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help(name: str, line: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help(
+    name: str, line: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert ddpm(*(word.format(name) for word in line)) == 0
     told = capsys.readouterr().out
@@ -292,13 +416,27 @@ def test_examples_of_the_help_are_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "cp932", "cp949", "cp1251", "ascii", "latin-1"])
-def test_output_in_any_encoding(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_in_any_encoding(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["²×…±→≤‖ᾱσ", "é ü ö", "日本語", "Привет", "\udcff"]
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     monkeypatch.chdir(tmp_path)
     assert (
-        main(["train", "shapes", "--image-size", "8", "--dry-run", "--model.dim", "8", "--model.dim-mults", "1,2,2"])
+        main(
+            [
+                "train",
+                "shapes",
+                "--image-size",
+                "8",
+                "--dry-run",
+                "--model.dim",
+                "8",
+                "--model.dim-mults",
+                "1,2,2",
+            ]
+        )
         == 0
     )
     for text in texts:
@@ -319,13 +457,17 @@ def test_closed_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_reader_that_leaves(tmp_path: Path) -> None:
     line = f"{sys.executable} -m ddpm_lib train --help-all | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.stdout.startswith("usage: ddpm train")
     assert done.stderr == ""
 
 
 def test_a_command_cut_short_says_so_by_its_exit_code() -> None:
-    """Both streams go to a pipe that nobody reads; a command in torch's place keeps the process light."""
+    """Both streams go to a pipe that nobody reads; a command in torch's place keeps the process
+    light.
+    """
     code = (
         "import sys, types\n"
         "say = lambda args: [print('line', file=sys.stderr, flush=True) for _ in range(9)]\n"
@@ -336,7 +478,12 @@ def test_a_command_cut_short_says_so_by_its_exit_code() -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        assert subprocess.run([sys.executable, "-c", code], stdout=write, stderr=write, timeout=60).returncode == 141
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", code], stdout=write, stderr=write, timeout=60
+            ).returncode
+            == 141
+        )
     finally:
         os.close(write)
 
@@ -353,14 +500,18 @@ def test_training_whose_reader_left_is_resumed_or_done(
         patched.setattr(TrainingRows, "on_step_end", gone)
         assert train(tmp_path / "run", *flags) == 141
     assert "Traceback" not in "".join(capsys.readouterr())
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [
+        "step-000000002"
+    ]
     assert train(tmp_path / "run", *flags) == 0
     assert "step 2" in (tmp_path / "run" / "train.log").read_text()
 
     def unread(*_: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("ddpm_lib.cli.train.report", unread)  # the work is done, only its report was not read
+    monkeypatch.setattr(
+        "ddpm_lib.cli.train.report", unread
+    )  # the work is done, only its report was not read
     assert train(tmp_path / "run", "--max-steps", 5, "--save-every", 2) == 0
     assert '"finished"' in (tmp_path / "run" / "status.json").read_text()
 
@@ -369,11 +520,14 @@ def test_training_whose_reader_left_is_resumed_or_done(
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
-                     "to allocate 4700000000 bytes. Error code 12 (Cannot allocate memory)"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate"
+            " memory: you tried to allocate 4700000000 bytes. Error code 12 (Cannot allocate"
+            " memory)"
+        ),
         np._core._exceptions._ArrayMemoryError((10, 10), np.dtype("float64")),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "status"])
 def test_too_little_memory_is_one_sentence(
     name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

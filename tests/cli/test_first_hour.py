@@ -1,8 +1,9 @@
-"""What goes wrong in a first hour: each answer fits on a screen, and every command that it proposes can be run, harmlessly.
+"""What goes wrong in a first hour: each answer fits on a screen, and every command that it proposes
+can be run, harmlessly.
 
-The commands are taken out of the messages as they stand and run in the folder where they were given; what is to be put into the
-line, or called instead, is put in and called. Trainings are cut to two
-steps of a narrow network; nothing else is changed.
+The commands are taken out of the messages as they stand and run in the folder where they were
+given; what is to be put into the line, or called instead, is put in and called. Trainings are cut
+to two steps of a narrow network; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ LINES, WIDTH = 30, 400
 
 
 class Case(NamedTuple):
-    """A command line, its exit code, words of the answer, an option that cures it, what is given."""
+    """A command line, its exit code, words of the answer, an option that cures it, what is
+    given.
+    """
 
     line: str
     code: int
@@ -68,7 +71,9 @@ CASES = [
     Case("train pics --max-steps 0", 2, r"max_steps must be at least 1; got 0"),
     Case("train pics --batch-size 0", 2, r"batch_size must be at least 1"),
     Case("train pics --learning-rate -1", 2, r"learning_rate must be a positive"),
-    Case("train broken --image-size 16", 2, r"1 of 3 images cannot be used(?s:.*)--on-bad-image skip"),
+    Case(
+        "train broken --image-size 16", 2, r"1 of 3 images cannot be used(?s:.*)--on-bad-image skip"
+    ),
     Case("train broken --image-size 16 --on-bad-image skip --max-steps 2", 0, r"skipped 1 of 3"),
     Case("train float.npz --image-size 16", 2, r"must be uint8"),
     Case("train splits --image-size 16", 2, r"train"),
@@ -104,9 +109,17 @@ CASES = [
     Case("sample runs/mine --image-size 64", 2, r"image-size"),
     Case("sample runs/mine --num 2", 0, r"seed"),
     Case("sample runs/mine --device cuda", 2, r"cuda"),
-    Case("train pics --image-size 16 --max-steps 2 --output-dir runs/mine --model.dropout 0.3", 2, r"--output-dir"),
+    Case(
+        "train pics --image-size 16 --max-steps 2 --output-dir runs/mine --model.dropout 0.3",
+        2,
+        r"--output-dir",
+    ),
     Case("train plain --image-size 16 --max-steps 2 --output-dir runs/mine", 2, r"other data"),
-    Case("train pics --image-size 16 --max-steps 2 --output-dir runs/mine", 0, r"nothing (is|was) to do|nothing to do"),
+    Case(
+        "train pics --image-size 16 --max-steps 2 --output-dir runs/mine",
+        0,
+        r"nothing (is|was) to do|nothing to do",
+    ),
     Case("train pics --image-size 16 --output-dir pics", 2, r"output_dir|--output-dir"),
     Case("status runs/mine", 0, r"finished"),
     Case("status", 0, r"mine"),
@@ -119,70 +132,140 @@ CASES = [
     # more data
     Case("train some/pix --image-size 16", 2, r"cannot be reached from here", given="no hub"),
     Case("train heic", 2, r"found 1 × \.heic(?s:.*)Convert HEIC"),
-    Case("train pics --dry-run", 0,
-         r"enlarged \(blurred\); an image size of at most 18 \(height\) by 20"),
     Case(
-        "train tables --image-size 16 --dry-run", 2, r"'tables' holds several splits: test, train",
+        "train pics --dry-run",
+        0,
+        r"enlarged \(blurred\); an image size of at most 18 \(height\) by 20",
+    ),
+    Case(
+        "train tables --image-size 16 --dry-run",
+        2,
+        r"'tables' holds several splits: test, train",
         cure="--split train",
     ),
-    Case("train sysu --image-size 16", 2,
-         r"raw SYSU-Shape(?s:.*)train on the folder sysu-64/train_data"),
+    Case(
+        "train sysu --image-size 16",
+        2,
+        r"raw SYSU-Shape(?s:.*)train on the folder sysu-64/train_data",
+    ),
     Case("prepare sysu nowhere out", 2, r"'nowhere' does not exist.*git clone https://"),
     Case("prepare sysu sysu pics", 2, r"'pics' is not empty.*such as 'pics-2'"),
     Case("train splits/train --image-size 16 --dry-run", 0, r"run directory: runs/splits-train"),
     Case("estimate ./pix", 2, r"'\./pix' does not exist. Did you mean 'pics'"),
-    Case("inpaint runs/mine pics/ring/0.png mask.png --num-steps 2 --num-resamples 1", 2,
-         r"got also 'mask.png'", cure="--mask mask.png"),
-    Case("inpaint runs/mine pics/ring/0.png --mask mask.png --num-steps 2", 2,
-         r"Use --jump-length 1", cure="--num-resamples 1"),
-    # more names
-    Case("sample runs/mine --num-steps 2000", 2, r"must be in 1 … 1000.*got 2000",
-         given="all steps"),
-    Case("sample runs/named --class-label stra", 2, r"Did you mean 'star'",
-         cure="--class-label star", given="classes"),
     Case(
-        "train pics --image-size 16 --trackers tensorboard", 2, r"pip install tensorboard",
+        "inpaint runs/mine pics/ring/0.png mask.png --num-steps 2 --num-resamples 1",
+        2,
+        r"got also 'mask.png'",
+        cure="--mask mask.png",
+    ),
+    Case(
+        "inpaint runs/mine pics/ring/0.png --mask mask.png --num-steps 2",
+        2,
+        r"Use --jump-length 1",
+        cure="--num-resamples 1",
+    ),
+    # more names
+    Case(
+        "sample runs/mine --num-steps 2000", 2, r"must be in 1 … 1000.*got 2000", given="all steps"
+    ),
+    Case(
+        "sample runs/named --class-label stra",
+        2,
+        r"Did you mean 'star'",
+        cure="--class-label star",
+        given="classes",
+    ),
+    Case(
+        "train pics --image-size 16 --trackers tensorboard",
+        2,
+        r"pip install tensorboard",
         given="no tensorboard",
     ),
-    Case("ablate toy:ring --vary model.dim=8,16", 2, r"pip install matplotlib",
-         given="no matplotlib"),
+    Case(
+        "ablate toy:ring --vary model.dim=8,16", 2, r"pip install matplotlib", given="no matplotlib"
+    ),
     # more runs
-    Case("sample runs/young", 2, r"is being trained.*the first comes at step 50",
-         given="a young run"),
-    Case("evaluate runs/young", 2, r"is being trained.*the first comes at step 50",
-         given="a young run"),
-    Case("train pics --image-size 16 --output-dir runs/young", 2,
-         r"choose another --output-dir, such as runs/young-2", given="a young run",
-         cure="--output-dir runs/young-2"),
-    Case(f"train pics {QUICK} --output-dir runs/mine --diffusion.schedule linear", 2,
-         r"'cosine' in the checkpoint, 'linear' now(?s:.*)--output-dir, such as runs/mine-2"),
-    Case(f"train pics {QUICK} --output-dir runs/mine --model.dim-mults 1,2", 2,
-         r"dim_mults: \[1, 2, 2, 2\] in.*\[1, 2\] now(?s:.*)--output-dir, such as runs/mine-2"),
-    Case(f"train pics {QUICK} --output-dir runs/mine", 2,
-         r"1 image added: ring/new\.png(?s:.*)Set --override .*--output-dir, such as runs/mine-2",
-         given="a new picture"),
-    Case(f"train pics {QUICK} --output-dir runs/mine --val-every 0", 0,
-         r"stay out of the training"),
-    Case("train pics --image-size 16 --output-dir afile", 2,
-         r"such as afile-2: afile is no folder"),
-    Case("train pics --image-size 16 --output-dir afile/run", 2,
-         r"such as afile-2/run: afile is no folder"),
-    Case("train pics --image-size 16 --output-dir /proc/run", 2,
-         r"another --output-dir, such as runs/run\."),
-    Case("train pics --image-size 16 --output-dir runs/full", 2,
-         r"not one fits.*--output-dir on a larger disk", given="no space"),
-    Case("train pics --image-size 16 --output-dir runs/rate --learning-rate 50", 2,
-         r"no checkpoint yet\. Lower --learning-rate \(50 now\), lower --max-grad-norm \(1 now\)",
-         cure="--learning-rate 0.001"),
-    Case("train pics --image-size 16 --output-dir runs/cut", 130, r"resume +ddpm train",
-         given="Ctrl-C"),
-    Case("train pics --image-size 16 --output-dir runs/cut", 143, r"found the file STOP",
-         given="a STOP"),
+    Case(
+        "sample runs/young", 2, r"is being trained.*the first comes at step 50", given="a young run"
+    ),
+    Case(
+        "evaluate runs/young",
+        2,
+        r"is being trained.*the first comes at step 50",
+        given="a young run",
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir runs/young",
+        2,
+        r"choose another --output-dir, such as runs/young-2",
+        given="a young run",
+        cure="--output-dir runs/young-2",
+    ),
+    Case(
+        f"train pics {QUICK} --output-dir runs/mine --diffusion.schedule linear",
+        2,
+        r"'cosine' in the checkpoint, 'linear' now(?s:.*)--output-dir, such as runs/mine-2",
+    ),
+    Case(
+        f"train pics {QUICK} --output-dir runs/mine --model.dim-mults 1,2",
+        2,
+        r"dim_mults: \[1, 2, 2, 2\] in.*\[1, 2\] now(?s:.*)--output-dir, such as runs/mine-2",
+    ),
+    Case(
+        f"train pics {QUICK} --output-dir runs/mine",
+        2,
+        r"1 image added: ring/new\.png(?s:.*)Set --override .*--output-dir, such as runs/mine-2",
+        given="a new picture",
+    ),
+    Case(
+        f"train pics {QUICK} --output-dir runs/mine --val-every 0", 0, r"stay out of the training"
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir afile", 2, r"such as afile-2: afile is no folder"
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir afile/run",
+        2,
+        r"such as afile-2/run: afile is no folder",
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir /proc/run",
+        2,
+        r"another --output-dir, such as runs/run\.",
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir runs/full",
+        2,
+        r"not one fits.*--output-dir on a larger disk",
+        given="no space",
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir runs/rate --learning-rate 50",
+        2,
+        r"no checkpoint yet\. Lower --learning-rate \(50 now\), lower --max-grad-norm \(1 now\)",
+        cure="--learning-rate 0.001",
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir runs/cut",
+        130,
+        r"resume +ddpm train",
+        given="Ctrl-C",
+    ),
+    Case(
+        "train pics --image-size 16 --output-dir runs/cut",
+        143,
+        r"found the file STOP",
+        given="a STOP",
+    ),
     Case("status runs/killed", 0, r"killed(?s:.*)the same command continues it", given="a kill"),
-    Case("evaluate runs/mine --metrics fid --num 8", 2,
-         r"ddpm weights fetch inception(?s:.*)SHA-256", given="no weights",
-         cure="--features random64"),
-]  # fmt: skip
+    Case(
+        "evaluate runs/mine --metrics fid --num 8",
+        2,
+        r"ddpm weights fetch inception(?s:.*)SHA-256",
+        given="no weights",
+        cure="--features random64",
+    ),
+]
 
 
 @contextlib.contextmanager
@@ -320,7 +403,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("texts").mkdir()
         Path("texts/notes.txt").write_text("words")
         Path("photos.zip").write_bytes(b"PK\3\4")
-        np.savez("float.npz", images=np.random.default_rng(0).random((20, 16, 16, 3), dtype=np.float32))
+        np.savez(
+            "float.npz", images=np.random.default_rng(0).random((20, 16, 16, 3), dtype=np.float32)
+        )
         Path("typo.yaml").write_text("data: pics\nmax_step: 3\n")
         Path("bad.yaml").write_text("data: [pics\n")
         Path("scalar.yaml").write_text("data: pics\nimage_size: 16\n")
@@ -399,7 +484,9 @@ def proof(case: Case) -> None:
     if code:
         lines = said.splitlines()
         assert len(lines) <= LINES, said
-        assert max(map(len, lines)) <= max(WIDTH, 1600 if "Known:" in said or "Choices:" in said else 0), said
+        assert max(map(len, lines)) <= max(
+            WIDTH, 1600 if "Known:" in said or "Choices:" in said else 0
+        ), said
         began = "Training " in said
         assert began or set(Path("runs").iterdir()) == folders, "a failed start left a directory"
     for line in proposals(said):
@@ -427,85 +514,184 @@ class Call(NamedTuple):
 
 CALLS = [
     # other libraries' habits
-    Call("GaussianDiffusion(net, 16)", r"takes model in order.*image_size=",
-         "GaussianDiffusion(net, image_size=16)"),
-    Call("GaussianDiffusion(net, image_size=16, sampling_timesteps=50)",
-         r"diffusion\.sample\(num_steps=50\)", "diffusion.sample(1, num_steps=2)"),
-    Call("GaussianDiffusion(net, image_size=16, objective='pred_v')",
-         r"Did you mean 'parametrization'",
-         "GaussianDiffusion(net, image_size=16, parametrization='v')"),
-    Call("GaussianDiffusion(net, image_size=16, schedule='cosin')", r"Did you mean 'cosine'",
-         "GaussianDiffusion(net, image_size=16, schedule='cosine')"),
+    Call(
+        "GaussianDiffusion(net, 16)",
+        r"takes model in order.*image_size=",
+        "GaussianDiffusion(net, image_size=16)",
+    ),
+    Call(
+        "GaussianDiffusion(net, image_size=16, sampling_timesteps=50)",
+        r"diffusion\.sample\(num_steps=50\)",
+        "diffusion.sample(1, num_steps=2)",
+    ),
+    Call(
+        "GaussianDiffusion(net, image_size=16, objective='pred_v')",
+        r"Did you mean 'parametrization'",
+        "GaussianDiffusion(net, image_size=16, parametrization='v')",
+    ),
+    Call(
+        "GaussianDiffusion(net, image_size=16, schedule='cosin')",
+        r"Did you mean 'cosine'",
+        "GaussianDiffusion(net, image_size=16, schedule='cosine')",
+    ),
     Call("Unet(8, flash_attn=True)", r"leave it out", "Unet(8)"),
-    Call("Unet(8, learned_variance=True)", r"variance='learned_range'.*out_channels=…\) of twice",
-         "GaussianDiffusion(Unet(8, out_channels=6), image_size=16, variance='learned_range')"),
-    Call("diffusion.sample(batch_size=4)", r"batch_size=4.*sample\(4\) draws 4",
-         "diffusion.sample(4, num_steps=2)"),
-    Call("named.sample(2, classes=[0, 1])", r"Did you mean 'cond'",
-         "named.sample(2, cond={'class_label': [0, 1]}, num_steps=2)"),
-    Call("diffusion.sample(2, sampler='ddmi')", r"Did you mean 'ddim'",
-         "diffusion.sample(2, sampler='ddim', num_steps=2)"),
-    Call("diffusion.sample(1, num_steps=2000)", r"1 … 1000.*got 2000",
-         "diffusion.sample(1, num_steps=2)"),
-    Call("diffusion.sample(1, guidance_scale=3.0, num_steps=2)",
-         r"num_classes=….*leave guidance_scale at 1", "diffusion.sample(1, num_steps=2)"),
-    Call("named.sample(1, cond={'class_label': 'stra'})",
-         r"Unknown class 'stra'. Did you mean 'star'",
-         "named.sample(1, cond={'class_label': 'star'}, num_steps=2)"),
-    Call("named.sample(1, cond={'label': 'star'})", r"Did you mean 'class_label'",
-         "named.sample(1, cond={'class_label': 'star'}, num_steps=2)"),
+    Call(
+        "Unet(8, learned_variance=True)",
+        r"variance='learned_range'.*out_channels=…\) of twice",
+        "GaussianDiffusion(Unet(8, out_channels=6), image_size=16, variance='learned_range')",
+    ),
+    Call(
+        "diffusion.sample(batch_size=4)",
+        r"batch_size=4.*sample\(4\) draws 4",
+        "diffusion.sample(4, num_steps=2)",
+    ),
+    Call(
+        "named.sample(2, classes=[0, 1])",
+        r"Did you mean 'cond'",
+        "named.sample(2, cond={'class_label': [0, 1]}, num_steps=2)",
+    ),
+    Call(
+        "diffusion.sample(2, sampler='ddmi')",
+        r"Did you mean 'ddim'",
+        "diffusion.sample(2, sampler='ddim', num_steps=2)",
+    ),
+    Call(
+        "diffusion.sample(1, num_steps=2000)",
+        r"1 … 1000.*got 2000",
+        "diffusion.sample(1, num_steps=2)",
+    ),
+    Call(
+        "diffusion.sample(1, guidance_scale=3.0, num_steps=2)",
+        r"num_classes=….*leave guidance_scale at 1",
+        "diffusion.sample(1, num_steps=2)",
+    ),
+    Call(
+        "named.sample(1, cond={'class_label': 'stra'})",
+        r"Unknown class 'stra'. Did you mean 'star'",
+        "named.sample(1, cond={'class_label': 'star'}, num_steps=2)",
+    ),
+    Call(
+        "named.sample(1, cond={'label': 'star'})",
+        r"Did you mean 'class_label'",
+        "named.sample(1, cond={'class_label': 'star'}, num_steps=2)",
+    ),
     # batches
-    Call("diffusion(images.permute(0, 2, 3, 1))", r"shape \(b, 3, 16, 16\).*got \(2, 16, 16, 3\)",
-         "diffusion(images)"),
+    Call(
+        "diffusion(images.permute(0, 2, 3, 1))",
+        r"shape \(b, 3, 16, 16\).*got \(2, 16, 16, 3\)",
+        "diffusion(images)",
+    ),
     Call("diffusion(images * 2 - 1)", r"\[0, 1\]", "diffusion(images)"),
-    Call("diffusion({'images': images})", r"field 'image'; got 'images'",
-         "diffusion({'image': images})"),
+    Call(
+        "diffusion({'images': images})",
+        r"field 'image'; got 'images'",
+        "diffusion({'image': images})",
+    ),
     # training
-    Call("Trainer(diffusion, 'pics', train_lr=1e-4)", r"did you mean 'learning_rate'",
-         "Trainer(diffusion, 'pics', learning_rate=1e-4)"),
-    Call("Trainer(diffusion, 'pics', train_num_steps=2)", r"did you mean 'max_steps'",
-         "Trainer(diffusion, 'pics', max_steps=2)"),
-    Call("Trainer(diffusion, 'pics', batch_sizes=2)", r"did you mean 'batch_size'",
-         "Trainer(diffusion, 'pics', batch_size=2)"),
-    Call("Trainer(diffusion, 'pics', epochs=2)", r"max_steps: epochs × images / batch_size\)\.",
-         "Trainer(diffusion, 'pics', max_steps=2)"),
-    Call("Trainer(diffusion, 'pics', batch_size='large')", r"a whole number or 'auto'; got 'large'",
-         "Trainer(diffusion, 'pics', batch_size='auto')"),
-    Call("Trainer(diffusion, 'pics', optimizer=torch.optim.SGD(net.parameters()))",
-         r"the class SGD.*'adamw' or 'adam'", "Trainer(diffusion, 'pics', optimizer='adamw')"),
-    Call("Trainer('pics', diffusion)", r"got 'pics'.*Trainer\(diffusion, data\)",
-         "Trainer(diffusion, 'pics')"),
-    Call("Trainer(net, 'pics')", r"Wrap the network: GaussianDiffusion\(",
-         "Trainer(GaussianDiffusion(net, image_size=16), 'pics')"),
-    Call("Trainer(diffusion, 'pics', output_dir='pics')", r"another output_dir, such as pics-2",
-         "Trainer(diffusion, 'pics', output_dir='pics-2')"),
-    Call("Trainer(diffusion, 'pics', output_dir='afile').train()",
-         r"another output_dir, such as afile-2",
-         "Trainer(diffusion, 'pics', output_dir='afile-2')"),
+    Call(
+        "Trainer(diffusion, 'pics', train_lr=1e-4)",
+        r"did you mean 'learning_rate'",
+        "Trainer(diffusion, 'pics', learning_rate=1e-4)",
+    ),
+    Call(
+        "Trainer(diffusion, 'pics', train_num_steps=2)",
+        r"did you mean 'max_steps'",
+        "Trainer(diffusion, 'pics', max_steps=2)",
+    ),
+    Call(
+        "Trainer(diffusion, 'pics', batch_sizes=2)",
+        r"did you mean 'batch_size'",
+        "Trainer(diffusion, 'pics', batch_size=2)",
+    ),
+    Call(
+        "Trainer(diffusion, 'pics', epochs=2)",
+        r"max_steps: epochs × images / batch_size\)\.",
+        "Trainer(diffusion, 'pics', max_steps=2)",
+    ),
+    Call(
+        "Trainer(diffusion, 'pics', batch_size='large')",
+        r"a whole number or 'auto'; got 'large'",
+        "Trainer(diffusion, 'pics', batch_size='auto')",
+    ),
+    Call(
+        "Trainer(diffusion, 'pics', optimizer=torch.optim.SGD(net.parameters()))",
+        r"the class SGD.*'adamw' or 'adam'",
+        "Trainer(diffusion, 'pics', optimizer='adamw')",
+    ),
+    Call(
+        "Trainer('pics', diffusion)",
+        r"got 'pics'.*Trainer\(diffusion, data\)",
+        "Trainer(diffusion, 'pics')",
+    ),
+    Call(
+        "Trainer(net, 'pics')",
+        r"Wrap the network: GaussianDiffusion\(",
+        "Trainer(GaussianDiffusion(net, image_size=16), 'pics')",
+    ),
+    Call(
+        "Trainer(diffusion, 'pics', output_dir='pics')",
+        r"another output_dir, such as pics-2",
+        "Trainer(diffusion, 'pics', output_dir='pics-2')",
+    ),
+    Call(
+        "Trainer(diffusion, 'pics', output_dir='afile').train()",
+        r"another output_dir, such as afile-2",
+        "Trainer(diffusion, 'pics', output_dir='afile-2')",
+    ),
     # data, runs
-    Call("open_dataset('./pix', image_size=16)", r"Did you mean 'pics'",
-         "open_dataset('pics', image_size=16)"),
-    Call("open_dataset('pics', size=16)", r"Did you mean 'image_size'",
-         "open_dataset('pics', image_size=16)"),
-    Call("open_dataset('broken', image_size=16)", r'on_bad_image="skip"',
-         "open_dataset('broken', image_size=16, on_bad_image='skip')"),
-    Call("open_dataset('tables', image_size=16)", r"Pass split='train'",
-         "open_dataset('tables', image_size=16, split='train')"),
+    Call(
+        "open_dataset('./pix', image_size=16)",
+        r"Did you mean 'pics'",
+        "open_dataset('pics', image_size=16)",
+    ),
+    Call(
+        "open_dataset('pics', size=16)",
+        r"Did you mean 'image_size'",
+        "open_dataset('pics', image_size=16)",
+    ),
+    Call(
+        "open_dataset('broken', image_size=16)",
+        r'on_bad_image="skip"',
+        "open_dataset('broken', image_size=16, on_bad_image='skip')",
+    ),
+    Call(
+        "open_dataset('tables', image_size=16)",
+        r"Pass split='train'",
+        "open_dataset('tables', image_size=16, split='train')",
+    ),
     Call("load_run('runs/min')", r"Did you mean runs/mine", "load_run('runs/mine')"),
     Call("load_run('pics')", r"there are: .*runs/mine", "load_run('runs/mine')"),
-    Call("load_run('runs/mine', checkpoint=999)", r"no checkpoint '999'. There are: step-000000004",
-         "load_run('runs/mine', checkpoint=4)"),
-    Call("load_run('runs/mine', checkpoint=None)", r"a step or a name.*got None",
-         "load_run('runs/mine', checkpoint='latest')"),
-    Call("load_run('runs/mine', step=4)", r"Unknown argument of load_run 'step'.*checkpoint",
-         "load_run('runs/mine', checkpoint=4)"),
-    Call("evaluate('runs/mine', metric='fid')", r"did you mean 'metrics'",
-         "evaluate('runs/mine', metrics='loss_gap')"),
-    Call("evaluate('runs/mine', metrics='gapp')", r"Did you mean 'gap'",
-         "evaluate('runs/mine', metrics='gap')"),
-    Call("evaluate('runs/mine', metrics='gap', checkpoint=999)", r"There are: step-000000004",
-         "evaluate('runs/mine', metrics='gap', checkpoint=4)"),
-]  # fmt: skip
+    Call(
+        "load_run('runs/mine', checkpoint=999)",
+        r"no checkpoint '999'. There are: step-000000004",
+        "load_run('runs/mine', checkpoint=4)",
+    ),
+    Call(
+        "load_run('runs/mine', checkpoint=None)",
+        r"a step or a name.*got None",
+        "load_run('runs/mine', checkpoint='latest')",
+    ),
+    Call(
+        "load_run('runs/mine', step=4)",
+        r"Unknown argument of load_run 'step'.*checkpoint",
+        "load_run('runs/mine', checkpoint=4)",
+    ),
+    Call(
+        "evaluate('runs/mine', metric='fid')",
+        r"did you mean 'metrics'",
+        "evaluate('runs/mine', metrics='loss_gap')",
+    ),
+    Call(
+        "evaluate('runs/mine', metrics='gapp')",
+        r"Did you mean 'gap'",
+        "evaluate('runs/mine', metrics='gap')",
+    ),
+    Call(
+        "evaluate('runs/mine', metrics='gap', checkpoint=999)",
+        r"There are: step-000000004",
+        "evaluate('runs/mine', metrics='gap', checkpoint=4)",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -515,11 +701,18 @@ def names(desk: Path) -> dict[str, Any]:
     named = GaussianDiffusion(labelled, image_size=16)
     named.class_names = ("ring", "star")
     return {
-        "net": net, "diffusion": GaussianDiffusion(net, image_size=16), "named": named,
+        "net": net,
+        "diffusion": GaussianDiffusion(net, image_size=16),
+        "named": named,
         "images": torch.rand(2, 3, 16, 16),
-        "torch": torch, "Unet": Unet, "GaussianDiffusion": GaussianDiffusion, "Trainer": Trainer,
-        "open_dataset": open_dataset, "load_run": load_run, "evaluate": evaluate,
-    }  # fmt: skip
+        "torch": torch,
+        "Unet": Unet,
+        "GaussianDiffusion": GaussianDiffusion,
+        "Trainer": Trainer,
+        "open_dataset": open_dataset,
+        "load_run": load_run,
+        "evaluate": evaluate,
+    }
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.line)

@@ -1,5 +1,4 @@
 """Bad input, case by case: every answer names the thing, says what was got, and what to do."""
-# ruff: noqa: E501 - a table of cases reads by lines
 
 from __future__ import annotations
 
@@ -35,7 +34,11 @@ from training_helpers import tiny_diffusion, tiny_trainer
 def picture(mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> Image.Image:
     bands = len(Image.new(mode, (1, 1)).getbands())
     values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
-    return Image.fromarray(values.squeeze(), mode) if mode != "P" else Image.fromarray(values[..., 0]).convert("P")
+    return (
+        Image.fromarray(values.squeeze(), mode)
+        if mode != "P"
+        else Image.fromarray(values[..., 0]).convert("P")
+    )
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -58,31 +61,73 @@ def bomb() -> bytes:
 GOOD = encoded(picture(), "PNG")
 BAD_FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("zero bytes", "a.png", lambda: b"", r"a\.png: empty \(zero bytes\)"),
-    ("truncated jpeg", "a.jpg", lambda: encoded(picture(size=(64, 64)), "JPEG")[:700], r"a\.jpg: .*truncated"),
+    (
+        "truncated jpeg",
+        "a.jpg",
+        lambda: encoded(picture(size=(64, 64)), "JPEG")[:700],
+        r"a\.jpg: .*truncated",
+    ),
     ("truncated png", "a.png", lambda: encoded(picture(size=(64, 64)), "PNG")[:700], r"a\.png: .*"),
     ("png with a wrong checksum", "a.png", bad_crc, r"a\.png: .*"),
     ("text", "a.jpg", lambda: b"Not Found", r"a\.jpg: a text file, not a picture"),
-    ("web page", "a.jpg", lambda: b"<!doctype html><p>login", r"a web page, not a picture \(a failed download\?\)"),
+    (
+        "web page",
+        "a.jpg",
+        lambda: b"<!doctype html><p>login",
+        r"a web page, not a picture \(a failed download\?\)",
+    ),
     ("svg", "a.png", lambda: b"<svg xmlns='x'/>", r"an SVG drawing: render it to PNG"),
     ("pdf", "a.png", lambda: b"%PDF-1.7", r"a PDF document"),
     ("psd", "a.tif", lambda: b"8BPS\0\1", r"a Photoshop file: export it as PNG"),
     ("heic", "a.jpg", lambda: b"\0\0\0\x18ftypheic", r"HEIC.* not supported: convert it"),
-    ("git-lfs pointer", "a.png", lambda: b"version https://git-lfs.github.com/spec/v1", r"run `git lfs pull`"),
+    (
+        "git-lfs pointer",
+        "a.png",
+        lambda: b"version https://git-lfs.github.com/spec/v1",
+        r"run `git lfs pull`",
+    ),
     ("zeros", "a.png", lambda: b"\0" * 500, r"only zero bytes \(an interrupted copy\?\)"),
     ("numpy", "a.png", lambda: b"\x93NUMPY\1\0", r"a numpy array, not a picture"),
     ("zip", "a.png", lambda: b"PK\3\4rest", r"a zip archive"),
-    ("noise", "a.bmp", lambda: bytes(range(1, 250)), r"not a picture of a supported format \(JPEG, PNG"),
-    ("float tiff", "a.tif", lambda: encoded(Image.fromarray(np.ones((4, 4), "f4")), "TIFF"), r"floating-point pixels"),
-    ("nan tiff", "a.tif", lambda: encoded(Image.fromarray(np.full((4, 4), np.nan, "f4")), "TIFF"), r"floating-point"),
-    ("32-bit tiff", "a.tif", lambda: encoded(Image.fromarray(np.ones((4, 4), "i4")), "TIFF"), r"signed 32-bit pixels"),
-    ("bomb", "a.png", bomb, r"9000×9000 has more than 64,000,000 pixels; max_pixels \(--max-pixels\)"),
+    (
+        "noise",
+        "a.bmp",
+        lambda: bytes(range(1, 250)),
+        r"not a picture of a supported format \(JPEG, PNG",
+    ),
+    (
+        "float tiff",
+        "a.tif",
+        lambda: encoded(Image.fromarray(np.ones((4, 4), "f4")), "TIFF"),
+        r"floating-point pixels",
+    ),
+    (
+        "nan tiff",
+        "a.tif",
+        lambda: encoded(Image.fromarray(np.full((4, 4), np.nan, "f4")), "TIFF"),
+        r"floating-point",
+    ),
+    (
+        "32-bit tiff",
+        "a.tif",
+        lambda: encoded(Image.fromarray(np.ones((4, 4), "i4")), "TIFF"),
+        r"signed 32-bit pixels",
+    ),
+    (
+        "bomb",
+        "a.png",
+        bomb,
+        r"9000×9000 has more than 64,000,000 pixels; max_pixels \(--max-pixels\)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("name", "make", "words"), [case[1:] for case in BAD_FILES], ids=[case[0] for case in BAD_FILES]
 )
-def test_a_bad_file_is_named_with_its_reason(tmp_path: Path, name: str, make: Callable[[], bytes], words: str) -> None:
+def test_a_bad_file_is_named_with_its_reason(
+    tmp_path: Path, name: str, make: Callable[[], bytes], words: str
+) -> None:
     (tmp_path / name).write_bytes(make())
     (tmp_path / "good.png").write_bytes(GOOD)
     with pytest.raises(BadImagesError, match=words) as caught:
@@ -100,14 +145,22 @@ def special(name: str, make: Callable[[Path], object], words: str) -> Any:
     ("make", "words"),
     [
         special(
-            "dangling link", lambda p: (p / "x.png").symlink_to(p / "gone"), "a link to a file that does not exist"
+            "dangling link",
+            lambda p: (p / "x.png").symlink_to(p / "gone"),
+            "a link to a file that does not exist",
         ),
-        special("link to itself", lambda p: (p / "x.png").symlink_to(p / "x.png"), "a link that leads to itself"),
+        special(
+            "link to itself",
+            lambda p: (p / "x.png").symlink_to(p / "x.png"),
+            "a link that leads to itself",
+        ),
         special("named pipe", lambda p: os.mkfifo(p / "x.png"), "a named pipe, not a file"),
         special("device", lambda p: (p / "x.png").symlink_to("/dev/null"), "a device, not a file"),
     ],
 )
-def test_what_is_no_file_is_named(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+def test_what_is_no_file_is_named(
+    tmp_path: Path, make: Callable[[Path], object], words: str
+) -> None:
     (tmp_path / "good.png").write_bytes(GOOD)
     make(tmp_path)
     with pytest.raises(BadImagesError, match=rf"1 of 2 .*\n  x\.png: {words}"):
@@ -136,27 +189,75 @@ def rotated(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words", "options"),
     [
-        taken("cmyk", lambda p: save(p / "a.jpg", picture("CMYK")), "1 image in CMYK: converted to RGB"),
-        taken("grey", lambda p: save(p / "a.png", picture("L")), "1 image in grey: the grey value repeated"),
+        taken(
+            "cmyk",
+            lambda p: save(p / "a.jpg", picture("CMYK")),
+            "1 image in CMYK: converted to RGB",
+        ),
+        taken(
+            "grey",
+            lambda p: save(p / "a.png", picture("L")),
+            "1 image in grey: the grey value repeated",
+        ),
         taken("1 bit", lambda p: save(p / "a.png", picture("L").convert("1")), "1 image in grey"),
-        taken("16 bit", lambda p: Image.fromarray(np.full((16, 16), 40000, "u2")).save(p / "a.png"), "of 16 bits: scaled"),
-        taken("alpha", lambda p: save(p / "a.png", picture("RGBA")), "with transparency: laid on the background"),
-        taken("grey with alpha", lambda p: save(p / "a.png", picture("LA")), "with transparency: laid on the background"),
-        taken("palette", lambda p: save(p / "a.png", picture("P"), transparency=picture("P").getpixel((0, 0))), "with transparency"),
+        taken(
+            "16 bit",
+            lambda p: Image.fromarray(np.full((16, 16), 40000, "u2")).save(p / "a.png"),
+            "of 16 bits: scaled",
+        ),
+        taken(
+            "alpha",
+            lambda p: save(p / "a.png", picture("RGBA")),
+            "with transparency: laid on the background",
+        ),
+        taken(
+            "grey with alpha",
+            lambda p: save(p / "a.png", picture("LA")),
+            "with transparency: laid on the background",
+        ),
+        taken(
+            "palette",
+            lambda p: save(p / "a.png", picture("P"), transparency=picture("P").getpixel((0, 0))),
+            "with transparency",
+        ),
         taken("animated", animated, "1 image animated or multi-page: first frame taken"),
         taken("exif", rotated, "1 image turned as their EXIF orientation says"),
-        taken("colour as grey", lambda p: save(p / "a.png", picture()), "in colour: converted to grey", channels=1),
-        taken("1x1", lambda p: save(p / "a.png", Image.new("RGB", (1, 1))), "smaller than the image size: enlarged"),
-        taken("mixed sizes", lambda p: (save(p / "a.png", picture()), save(p / "b.png", picture(size=(30, 9)))),
-              "images differ in size: 16 … 30 pixels wide, 9 … 16 high"),
-        taken("one image", lambda p: save(p / "a.png", picture()), "one image only: a model can do no more than memorise"),
-        taken("foreign files beside", lambda p: (save(p / "a.png", picture()), (p / "b.heic").write_bytes(b"x")),
-              r"left out 1 \.heic: not supported"),
-        taken("loose among classes", lambda p: [save(p / d / "a.png", picture()) for d in ("x", "y", ".")],
-              r"no labels: 1 of 3 images lie outside the 2 sub-folders"),
-        taken("one class", lambda p: save(p / "x" / "a.png", picture()), "no labels: one class only"),
+        taken(
+            "colour as grey",
+            lambda p: save(p / "a.png", picture()),
+            "in colour: converted to grey",
+            channels=1,
+        ),
+        taken(
+            "1x1",
+            lambda p: save(p / "a.png", Image.new("RGB", (1, 1))),
+            "smaller than the image size: enlarged",
+        ),
+        taken(
+            "mixed sizes",
+            lambda p: (save(p / "a.png", picture()), save(p / "b.png", picture(size=(30, 9)))),
+            "images differ in size: 16 … 30 pixels wide, 9 … 16 high",
+        ),
+        taken(
+            "one image",
+            lambda p: save(p / "a.png", picture()),
+            "one image only: a model can do no more than memorise",
+        ),
+        taken(
+            "foreign files beside",
+            lambda p: (save(p / "a.png", picture()), (p / "b.heic").write_bytes(b"x")),
+            r"left out 1 \.heic: not supported",
+        ),
+        taken(
+            "loose among classes",
+            lambda p: [save(p / d / "a.png", picture()) for d in ("x", "y", ".")],
+            r"no labels: 1 of 3 images lie outside the 2 sub-folders",
+        ),
+        taken(
+            "one class", lambda p: save(p / "x" / "a.png", picture()), "no labels: one class only"
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_taken_in_a_certain_way_is_said(
     tmp_path: Path, make: Callable[[Path], object], words: str, options: dict
 ) -> None:
@@ -167,7 +268,9 @@ def test_what_is_taken_in_a_certain_way_is_said(
     assert any(words in line or re.search(words, line) for line in lines), lines
 
 
-def folder(name: str, make: Callable[[Path], object], words: str, error: type = ValueError, **options: Any) -> Any:
+def folder(
+    name: str, make: Callable[[Path], object], words: str, error: type = ValueError, **options: Any
+) -> Any:
     return pytest.param(make, words, error, options, id=name)
 
 
@@ -204,45 +307,177 @@ class Objects(torch.utils.data.Dataset):
 @pytest.mark.parametrize(
     ("make", "words", "error", "options"),
     [
-        folder("missing", lambda p: p / "nowhere", r"'.*nowhere' does not exist", FileNotFoundError),
-        folder("near miss", lambda p: ((p / "photos").mkdir(), p / "photo")[1], r"Did you mean '.*photos'", FileNotFoundError),
-        folder("far miss", lambda p: p / "a" / "b", r"The path exists only up to '", FileNotFoundError),
+        folder(
+            "missing", lambda p: p / "nowhere", r"'.*nowhere' does not exist", FileNotFoundError
+        ),
+        folder(
+            "near miss",
+            lambda p: ((p / "photos").mkdir(), p / "photo")[1],
+            r"Did you mean '.*photos'",
+            FileNotFoundError,
+        ),
+        folder(
+            "far miss", lambda p: p / "a" / "b", r"The path exists only up to '", FileNotFoundError
+        ),
         folder("empty", lambda p: p, r"holds no files", FileNotFoundError),
-        folder("only text", lambda p: write(p / "a.txt", b"x").parent, r"holds no pictures; found 1 × \.txt. Supported", FileNotFoundError),
-        folder("only heic", lambda p: write(p / "a.heic", b"x").parent, r"Convert HEIC and AVIF first", FileNotFoundError),
-        folder("one picture", lambda p: write(p / "a.png", GOOD), r"is one picture. Pass the folder that holds it"),
-        folder("archive", lambda p: write(p / "a.zip", b"x"), r"is an archive. Unpack it, and pass the folder"),
-        folder("other file", lambda p: write(p / "a.csv", b"x"), r"is a table, but no pictures lie below its folder"),
-        folder("splits for classes", lambda p: classes(p, "train", "test"), r"look like splits, not classes: test, train"),
-        folder("unknown split", lambda p: classes(p, "train", "test"), r"no sub-folder for split 'val'. There are: test, train", split="val"),
-        folder("split outside", lambda p: classes(p, "x", "y"), r"no sub-folder for split '\.\./", split="../x"),
-        folder("prefix", lambda p: classes(p, "."), r'needs names like "cat_001.jpg"; 1 have no "_"', labels="prefix"),
-        folder("labels insisted on", lambda p: classes(p, "x", "."), r"1 lie directly in .*Move them", labels="folder"),
-        folder("only bad", lambda p: write(p / "a.png", b"").parent, r"None is left: mend what is said above", BadImagesError),
-        folder("not utf-8", lambda p: write(Path(os.fsdecode(os.fsencode(p) + b"/\xff.png")), b"").parent, r"\\xff\.png: empty", BadImagesError),
-        folder("newline in a name", lambda p: write(p / "a\n.png", b"").parent, r"a\\n\.png: empty", BadImagesError),
-        folder("floats in [0, 1]", lambda p: npz(p, x=U8 / 255), r"must be uint8 .*look like \[0, 1\]: save"),
-        folder("floats in [-1, 1]", lambda p: npz(p, x=U8 - 1.0), r"must be uint8 .*look like \[-1, 1\]: save"),
+        folder(
+            "only text",
+            lambda p: write(p / "a.txt", b"x").parent,
+            r"holds no pictures; found 1 × \.txt. Supported",
+            FileNotFoundError,
+        ),
+        folder(
+            "only heic",
+            lambda p: write(p / "a.heic", b"x").parent,
+            r"Convert HEIC and AVIF first",
+            FileNotFoundError,
+        ),
+        folder(
+            "one picture",
+            lambda p: write(p / "a.png", GOOD),
+            r"is one picture. Pass the folder that holds it",
+        ),
+        folder(
+            "archive",
+            lambda p: write(p / "a.zip", b"x"),
+            r"is an archive. Unpack it, and pass the folder",
+        ),
+        folder(
+            "other file",
+            lambda p: write(p / "a.csv", b"x"),
+            r"is a table, but no pictures lie below its folder",
+        ),
+        folder(
+            "splits for classes",
+            lambda p: classes(p, "train", "test"),
+            r"look like splits, not classes: test, train",
+        ),
+        folder(
+            "unknown split",
+            lambda p: classes(p, "train", "test"),
+            r"no sub-folder for split 'val'. There are: test, train",
+            split="val",
+        ),
+        folder(
+            "split outside",
+            lambda p: classes(p, "x", "y"),
+            r"no sub-folder for split '\.\./",
+            split="../x",
+        ),
+        folder(
+            "prefix",
+            lambda p: classes(p, "."),
+            r'needs names like "cat_001.jpg"; 1 have no "_"',
+            labels="prefix",
+        ),
+        folder(
+            "labels insisted on",
+            lambda p: classes(p, "x", "."),
+            r"1 lie directly in .*Move them",
+            labels="folder",
+        ),
+        folder(
+            "only bad",
+            lambda p: write(p / "a.png", b"").parent,
+            r"None is left: mend what is said above",
+            BadImagesError,
+        ),
+        folder(
+            "not utf-8",
+            lambda p: write(Path(os.fsdecode(os.fsencode(p) + b"/\xff.png")), b"").parent,
+            r"\\xff\.png: empty",
+            BadImagesError,
+        ),
+        folder(
+            "newline in a name",
+            lambda p: write(p / "a\n.png", b"").parent,
+            r"a\\n\.png: empty",
+            BadImagesError,
+        ),
+        folder(
+            "floats in [0, 1]",
+            lambda p: npz(p, x=U8 / 255),
+            r"must be uint8 .*look like \[0, 1\]: save",
+        ),
+        folder(
+            "floats in [-1, 1]",
+            lambda p: npz(p, x=U8 - 1.0),
+            r"must be uint8 .*look like \[-1, 1\]: save",
+        ),
         folder("nan in an array", lambda p: npz(p, x=U8 * np.nan), r"holds NaN or infinite values"),
-        folder("int64", lambda p: npz(p, x=U8.astype(np.int64)), r"The values fit: save x\.astype\(numpy\.uint8\)"),
-        folder("wide values", lambda p: npz(p, x=U8 + 1000.0), r"Values go from 1,000 to 1,000: .*value_range"),
-        folder("no array of images", lambda p: npz(p, other=U8), r"no array named arr_0, images or x. There are: other"),
-        folder("wrong key", lambda p: npz(p, images=U8), r"no image column 'imges'. Did you mean 'images'", image_column="imges"),
-        folder("too few labels", lambda p: npz(p, images=U8, labels=[1, 2]), r"2 labels", label_column="labels"),
-        folder("objects", lambda p: npz(p, x=np.array([{}], object)), r"Python objects, which are never loaded"),
-        folder("damaged npz", lambda p: write(p / "a.npz", npz(p, x=U8).read_bytes()[:99]), r"damaged or no numpy file"),
+        folder(
+            "int64",
+            lambda p: npz(p, x=U8.astype(np.int64)),
+            r"The values fit: save x\.astype\(numpy\.uint8\)",
+        ),
+        folder(
+            "wide values",
+            lambda p: npz(p, x=U8 + 1000.0),
+            r"Values go from 1,000 to 1,000: .*value_range",
+        ),
+        folder(
+            "no array of images",
+            lambda p: npz(p, other=U8),
+            r"no array named arr_0, images or x. There are: other",
+        ),
+        folder(
+            "wrong key",
+            lambda p: npz(p, images=U8),
+            r"no image column 'imges'. Did you mean 'images'",
+            image_column="imges",
+        ),
+        folder(
+            "too few labels",
+            lambda p: npz(p, images=U8, labels=[1, 2]),
+            r"2 labels",
+            label_column="labels",
+        ),
+        folder(
+            "objects",
+            lambda p: npz(p, x=np.array([{}], object)),
+            r"Python objects, which are never loaded",
+        ),
+        folder(
+            "damaged npz",
+            lambda p: write(p / "a.npz", npz(p, x=U8).read_bytes()[:99]),
+            r"damaged or no numpy file",
+        ),
         folder("no npz", lambda p: write(p / "a.npz", b"hello"), r"a\.npz"),
         folder("flat array", lambda p: np.zeros((4, 192), np.uint8), r"\(4, 192\)"),
-        folder("float items", lambda p: Objects({"image": torch.zeros(3, 8, 8)}), r"float32; images must be uint8.*ToTensor", TypeError),
-        folder("items of text", lambda p: Objects("x"), r"must be dicts, \(image, label\) tuples or images.*got str", TypeError),
-        folder("items without images", lambda p: Objects({"text": "x"}), r"no key named image. There are: text"),
+        folder(
+            "float items",
+            lambda p: Objects({"image": torch.zeros(3, 8, 8)}),
+            r"float32; images must be uint8.*ToTensor",
+            TypeError,
+        ),
+        folder(
+            "items of text",
+            lambda p: Objects("x"),
+            r"must be dicts, \(image, label\) tuples or images.*got str",
+            TypeError,
+        ),
+        folder(
+            "items without images",
+            lambda p: Objects({"text": "x"}),
+            r"no key named image. There are: text",
+        ),
         folder("no items", lambda p: Objects(U8[0], 0), r"The dataset is empty"),
         folder("a number", lambda p: 3, r"data must be a path, .*got int", TypeError),
-        folder("no parquet", lambda p: write(p / "a.parquet", b"x"), r"a\.parquet is no readable parquet file"),
-        folder("raw sysu", lambda p: ((p / "cup" / "contours").mkdir(parents=True), classes(p, "cup/images"))[1].parent / p.name,
-               r"raw SYSU-Shape dataset.*prepare_sysu"),
+        folder(
+            "no parquet",
+            lambda p: write(p / "a.parquet", b"x"),
+            r"a\.parquet is no readable parquet file",
+        ),
+        folder(
+            "raw sysu",
+            lambda p: (
+                ((p / "cup" / "contours").mkdir(parents=True), classes(p, "cup/images"))[1].parent
+                / p.name
+            ),
+            r"raw SYSU-Shape dataset.*prepare_sysu",
+        ),
     ],
-)  # fmt: skip
+)
 def test_data_that_cannot_be_used(
     tmp_path: Path, make: Callable[[Path], Any], words: str, error: type, options: dict
 ) -> None:
@@ -268,7 +503,9 @@ def test_a_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", away)
     monkeypatch.setattr("ddpm_lib.data.hub.can_reach", lambda address: False)
-    with pytest.raises(FileNotFoundError, match=r"^'cifar10' is no local path .*in the cache .*Check the path"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^'cifar10' is no local path .*in the cache .*Check the path"
+    ):
         open_dataset("cifar10", image_size=8)
 
 
@@ -276,19 +513,25 @@ def test_a_file_deleted_during_training(tmp_path: Path) -> None:
     """The error names it; a checkpoint is there, and with the file restored the run goes on."""
     for k in range(12):
         save(tmp_path / "images" / f"{k:02d}.png", picture())
-    trainer = tiny_trainer(tmp_path / "run", data=str(tmp_path / "images"), cache="none", num_workers=0, save_every=1)
+    trainer = tiny_trainer(
+        tmp_path / "run", data=str(tmp_path / "images"), cache="none", num_workers=0, save_every=1
+    )
     trainer.prepare()
     shutil.move(tmp_path / "images" / "07.png", tmp_path / "away.png")
     with pytest.raises(BadImagesError, match=r"07\.png: missing\n.*Restore it"):
         trainer.train()
     shutil.move(tmp_path / "away.png", tmp_path / "images" / "07.png")
-    again = tiny_trainer(tmp_path / "run", data=str(tmp_path / "images"), cache="none", num_workers=0)
+    again = tiny_trainer(
+        tmp_path / "run", data=str(tmp_path / "images"), cache="none", num_workers=0
+    )
     assert again.train().status == "finished"
 
 
 def test_images_in_the_run_directory(tmp_path: Path) -> None:
     save(tmp_path / "a.png", picture())
-    with pytest.raises(ConfigError, match=r"lies in the folder of the images.*Choose an output_dir outside"):
+    with pytest.raises(
+        ConfigError, match=r"lies in the folder of the images.*Choose an output_dir outside"
+    ):
         tiny_trainer(tmp_path / "run", data=str(tmp_path))
 
 
@@ -304,24 +547,45 @@ def test_images_in_the_run_directory(tmp_path: Path) -> None:
         ({"ema_decay": "long"}, r"ema_decay must be a list of numbers; got 'long'"),
         ({"max_steps": 0}, r"max_steps must be at least 1; got 0"),
         ({"learning_rate": 0.0}, r"learning_rate must be a positive finite number; got 0\.0"),
-        ({"learning_rate": float("inf")}, r"learning_rate must be a positive finite number; got inf"),
+        (
+            {"learning_rate": float("inf")},
+            r"learning_rate must be a positive finite number; got inf",
+        ),
         ({"weight_decay": -0.1}, r"weight_decay must be 0 or more; got -0\.1"),
         ({"adam_betas": (0.9, 1.0)}, r"adam_betas must lie in \[0, 1\); got 1\.0"),
         ({"max_grad_norm": -1.0}, r"max_grad_norm must be a positive finite number"),
         ({"warmup_steps": -1}, r"warmup_steps must be at least 0"),
-        ({"batch_size": 10, "accumulation_steps": 4}, r"not divisible by accumulation_steps 4.*fit: 1, 2, 5, 10"),
+        (
+            {"batch_size": 10, "accumulation_steps": 4},
+            r"not divisible by accumulation_steps 4.*fit: 1, 2, 5, 10",
+        ),
         ({"keep_last": 1}, r"keep_last must be at least 2; got 1"),
-        ({"save_every": 1000, "keep_every": 1500}, r"not a multiple of save_every 1000.*Set keep_every=2000"),
+        (
+            {"save_every": 1000, "keep_every": 1500},
+            r"not a multiple of save_every 1000.*Set keep_every=2000",
+        ),
         ({"val_data": "x", "val_every": 0}, r"val_data is given but val_every is 0"),
-        ({"optimizer": "adan"}, r"optimizer must be one of 'adamw', 'adam'; got 'adan'. Did you mean 'adam'"),
+        (
+            {"optimizer": "adan"},
+            r"optimizer must be one of 'adamw', 'adam'; got 'adan'. Did you mean 'adam'",
+        ),
         ({"fit": "squash"}, r"fit must be one of 'crop', 'pad', 'stretch'; got 'squash'"),
         ({"on_bad_image": "skipp"}, r"Did you mean 'skip'"),
-        ({"mixed_precision": "bf32"}, r"mixed_precision must be one of 'auto', 'no', 'bf16', 'fp16'; got 'bf32'"),
-        ({"resume": "yes"}, r"resume must be auto, never, a step such as 1200, or a checkpoint .*; got 'yes'"),
-        ({"process_timeout_minutes": 0}, r"process_timeout_minutes must be a positive finite number"),
+        (
+            {"mixed_precision": "bf32"},
+            r"mixed_precision must be one of 'auto', 'no', 'bf16', 'fp16'; got 'bf32'",
+        ),
+        (
+            {"resume": "yes"},
+            r"resume must be auto, never, a step such as 1200, or a checkpoint .*; got 'yes'",
+        ),
+        (
+            {"process_timeout_minutes": 0},
+            r"process_timeout_minutes must be a positive finite number",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_training_options(options: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         TrainingConfig.from_options(options)
@@ -334,8 +598,14 @@ def test_training_options(options: dict, words: str) -> None:
         ({"schedule": "cosin"}, r"Unknown schedule 'cosin'. Did you mean 'cosine'"),
         ({"schedule": "linear", "schedule_options": {"beta": 1}}, r"schedule"),
         ({"parametrization": "epsilon"}, r"Unknown parametrization 'epsilon'. .*eps"),
-        ({"parametrization": "eps", "schedule_options": {"zero_terminal_snr": True}}, r"pure noise .*Use parametrization='v'"),
-        ({"weighting": "min_snr", "weighting_options": {"gamma": -1.0}}, r"needs gamma > 0, got -1"),
+        (
+            {"parametrization": "eps", "schedule_options": {"zero_terminal_snr": True}},
+            r"pure noise .*Use parametrization='v'",
+        ),
+        (
+            {"weighting": "min_snr", "weighting_options": {"gamma": -1.0}},
+            r"needs gamma > 0, got -1",
+        ),
         ({"variance": "learned"}, r"Unknown variance 'learned'. Did you mean 'learned_range'"),
         ({"variance": "learned_range"}, r"Build the network with out_channels=6"),
         ({"loss": "hybrid"}, r"a fixed one has nothing to train"),
@@ -346,7 +616,7 @@ def test_training_options(options: dict, words: str) -> None:
         ({"channels": 1}, r"channels"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_process_options(options: dict, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         GaussianDiffusion(Unet(dim=8, dim_mults=(1, 2)), **{"image_size": 8, **options})
@@ -367,7 +637,7 @@ def test_process_options(options: dict, words: str) -> None:
         ({"dim": "8"}, r"dim must be an integer, got '8' \(str\)"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_network_options(options: dict, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         Unet(**{"dim": 8, "dim_mults": (1, 2), **options})
@@ -386,20 +656,24 @@ def test_network_options(options: dict, words: str) -> None:
         ({"cond": {"class_label": torch.zeros(1, dtype=torch.long)}}, r"class_label"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+)
 def test_sampling_options(options: dict, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         tiny_diffusion(dim=4, dim_mults=(1,)).sample(1, **options)
 
 
 def test_image_size_that_cannot_be_halved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"9×9 must be divisible by 2 .*nearest sizes that fit: 8×8 or 10×10"):
+    with pytest.raises(
+        ValueError, match=r"9×9 must be divisible by 2 .*nearest sizes that fit: 8×8 or 10×10"
+    ):
         tiny_trainer(tmp_path, GaussianDiffusion(Unet(dim=8, dim_mults=(1, 2)), image_size=9))
 
 
 def test_class_conditional_without_labels(tmp_path: Path) -> None:
     data = Objects({"image": torch.zeros(3, 8, 8, dtype=torch.uint8)})
-    with pytest.raises(ConfigError, match=r"conditional on 3 classes but the data has no labels. Sort the images"):
+    with pytest.raises(
+        ConfigError, match=r"conditional on 3 classes but the data has no labels. Sort the images"
+    ):
         tiny_trainer(tmp_path, tiny_diffusion(num_classes=3), data).train()
 
 
@@ -417,7 +691,9 @@ def test_class_conditional_without_labels(tmp_path: Path) -> None:
         ("preset: smal", r"Unknown preset 'smal'. Did you mean 'small'"),
     ],
 )
-def test_config_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, text: str, words: str) -> None:
+def test_config_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, text: str, words: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(text)
     assert main(["train", "--config", "c.yaml", "--print-config"]) == 2
@@ -472,18 +748,50 @@ def header_bomb(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        pytest.param(lambda r: shutil.rmtree(r), r"does not exist. Give a run directory", id="missing"),
-        pytest.param(lambda r: shutil.rmtree(r / "checkpoints"), r"holds no checkpoints: they were removed", id="empty"),
-        pytest.param(lambda r: (newest(r) / "manifest.json").unlink(), r"manifest\.json is missing, so it was never completed", id="unfinished"),
-        pytest.param(lambda r: (newest(r) / "manifest.json").write_text("{"), r"manifest\.json cannot be read", id="manifest"),
-        pytest.param(lambda r: os.truncate(newest(r) / "ema.safetensors", 100), r"ema\.safetensors has 100 bytes instead of", id="truncated"),
-        pytest.param(lambda r: (newest(r) / "model.safetensors").unlink(), r"model\.safetensors is missing", id="file missing"),
-        pytest.param(poison_weights, r"holds NaN or infinite weights .*Choose an older checkpoint", id="nan"),
-        pytest.param(lambda r: edit_state(r, ema_decay=[]), r"was trained without an EMA. Ask for weights='model'", id="no ema"),
-        pytest.param(lambda r: edit_state(r, model={"class": "Net", "config": None}), r"weights of a Net, which only your own code", id="own net"),
+        pytest.param(
+            lambda r: shutil.rmtree(r), r"does not exist. Give a run directory", id="missing"
+        ),
+        pytest.param(
+            lambda r: shutil.rmtree(r / "checkpoints"),
+            r"holds no checkpoints: they were removed",
+            id="empty",
+        ),
+        pytest.param(
+            lambda r: (newest(r) / "manifest.json").unlink(),
+            r"manifest\.json is missing, so it was never completed",
+            id="unfinished",
+        ),
+        pytest.param(
+            lambda r: (newest(r) / "manifest.json").write_text("{"),
+            r"manifest\.json cannot be read",
+            id="manifest",
+        ),
+        pytest.param(
+            lambda r: os.truncate(newest(r) / "ema.safetensors", 100),
+            r"ema\.safetensors has 100 bytes instead of",
+            id="truncated",
+        ),
+        pytest.param(
+            lambda r: (newest(r) / "model.safetensors").unlink(),
+            r"model\.safetensors is missing",
+            id="file missing",
+        ),
+        pytest.param(
+            poison_weights, r"holds NaN or infinite weights .*Choose an older checkpoint", id="nan"
+        ),
+        pytest.param(
+            lambda r: edit_state(r, ema_decay=[]),
+            r"was trained without an EMA. Ask for weights='model'",
+            id="no ema",
+        ),
+        pytest.param(
+            lambda r: edit_state(r, model={"class": "Net", "config": None}),
+            r"weights of a Net, which only your own code",
+            id="own net",
+        ),
         pytest.param(header_bomb, r"(?i)header", id="header bomb"),
     ],
-)  # fmt: skip
+)
 def test_runs_that_cannot_be_loaded(
     trained: Path, tmp_path: Path, change: Callable[[Path], object], words: str
 ) -> None:
@@ -504,7 +812,9 @@ def test_runs_that_cannot_be_loaded(
         ("x/.metadata", r"a distributed checkpoint of torch"),
     ],
 )
-def test_what_other_libraries_save_is_recognised_by_name(tmp_path: Path, name: str, words: str) -> None:
+def test_what_other_libraries_save_is_recognised_by_name(
+    tmp_path: Path, name: str, words: str
+) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
     with pytest.raises(CheckpointError, match=words):
@@ -516,20 +826,31 @@ def test_what_other_libraries_save_is_recognised_by_name(tmp_path: Path, name: s
     [
         (
             {"model": {"dim": 8}},
-            r"(?s)other settings:\n  model\.config\.dim: 4 in the checkpoint, 8 now.*--output-dir .*run-2\)",
+            (
+                r"(?s)other settings:\n  model\.config\.dim: 4 in the checkpoint, 8"
+                r" now.*--output-dir .*run-2\)"
+            ),
         ),
-        ({"model": {"num_classes": 6}}, r"model\.config\.num_classes: None in the checkpoint, 6 now"),
+        (
+            {"model": {"num_classes": 6}},
+            r"model\.config\.num_classes: None in the checkpoint, 6 now",
+        ),
         ({"batch_size": 12}, r"(?s)batch_size: 6 in the checkpoint, 12 now.*override=True"),
         ({"seed": 3}, r"seed: 0 in the checkpoint, 3 now"),
         ({"data": Shapes(size=8, n=41)}, r"data: 40 training images in the checkpoint, 41 now"),
         (
             {"resume": "never"},
-            r"holds step-000000001 already. Choose another output_dir, such as .*run-2, or resume='auto'",
+            (
+                r"holds step-000000001 already. Choose another output_dir, such as .*run-2, or"
+                r" resume='auto'"
+            ),
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_runs_that_cannot_be_continued_so(trained: Path, tmp_path: Path, change: dict, words: str) -> None:
+def test_runs_that_cannot_be_continued_so(
+    trained: Path, tmp_path: Path, change: dict, words: str
+) -> None:
     shutil.copytree(trained, tmp_path / "run")
     change = dict(change)
     diffusion = tiny_diffusion(**{"dim": 4, "dim_mults": (1,), **change.pop("model", {})})
@@ -539,7 +860,9 @@ def test_runs_that_cannot_be_continued_so(trained: Path, tmp_path: Path, change:
 
 def test_run_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(ConfigError, match=r"run cannot be written to \(File exists\). Choose another output_dir"):
+    with pytest.raises(
+        ConfigError, match=r"run cannot be written to \(File exists\). Choose another output_dir"
+    ):
         tiny_trainer(tmp_path / "run").train()
 
 
@@ -558,10 +881,14 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_started_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = tiny_trainer(tmp_path)
     trainer.ranks = Processes(0, 2)
-    other = {"options": trainer.config.to_dict() | {"seed": 1}, "diffusion": trainer.diffusion.config}
+    other = {
+        "options": trainer.config.to_dict() | {"seed": 1},
+        "diffusion": trainer.diffusion.config,
+    }
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0] | other])
     with pytest.raises(
-        ConfigError, match=r"not started alike:\n  options\.seed: 0 on process 0, 1 on process 1\nStart all"
+        ConfigError,
+        match=r"not started alike:\n  options\.seed: 0 on process 0, 1 on process 1\nStart all",
     ):
         check_ranks_agree(trainer.config, trainer.diffusion, trainer.ranks)
     monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [own[0], own[0]])
@@ -572,18 +899,28 @@ def test_missing_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else real(name, *a))
-    with pytest.raises(ConfigError, match=r"The tracker 'wandb' needs its package. Install it with: pip install wandb"):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else real(name, *a)
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"The tracker 'wandb' needs its package. Install it with: pip install wandb",
+    ):
         tiny_trainer(tmp_path, trackers=("wandb",)).train()
 
 
-def test_closed_output_does_not_end_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_output_does_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    assert tiny_trainer(tmp_path, tiny_diffusion(dim=4, dim_mults=(1,)), max_steps=1).train().status == "finished"
+    assert (
+        tiny_trainer(tmp_path, tiny_diffusion(dim=4, dim_mults=(1,)), max_steps=1).train().status
+        == "finished"
+    )
 
 
 def test_too_few_open_files_are_raised_to_what_is_allowed() -> None:

@@ -1,4 +1,6 @@
-"""Mutated images, configs and checkpoints: only documented exceptions come out, whatever goes in."""
+"""Mutated images, configs and checkpoints: only documented exceptions come out, whatever goes
+in.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
             out[at:at] = draw.randbytes(draw.randint(1, 16))
         else:
             size = draw.choice((2, 4))
-            out[at : at + size] = draw.choice((0, 1, 2**31 - 1, 2**32 - 1, 65535)).to_bytes(4, "big")[-size:]
+            out[at : at + size] = draw.choice((0, 1, 2**31 - 1, 2**32 - 1, 65535)).to_bytes(
+                4, "big"
+            )[-size:]
     return bytes(out)
 
 
@@ -62,7 +66,11 @@ def seeds() -> list[bytes]:
         ("PPM", {}),
         ("PNG", frames),
     ]
-    kinds += [("TIFF", {"compression": "tiff_lzw"}), ("JPEG", {"progressive": True}), ("WEBP", {"lossless": True})]
+    kinds += [
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("JPEG", {"progressive": True}),
+        ("WEBP", {"lossless": True}),
+    ]
     for kind, how in kinds:
         out = io.BytesIO()
         image.save(out, kind, **how)
@@ -154,10 +162,14 @@ def test_three_thousand_mutated_configs(tmp_path: Path) -> None:
     small = yaml.safe_dump({k: tree[k] for k in list(tree)[:12]}).encode()
     for k in range(3000):
         changed = mutated_tree(tree, draw)
-        data = yaml.safe_dump(changed).encode() if k % 2 else mutated(small if k % 4 else text, draw)
+        data = (
+            yaml.safe_dump(changed).encode() if k % 2 else mutated(small if k % 4 else text, draw)
+        )
         file.write_bytes(data)
         try:
-            options.from_mapping(TrainCommand, options.read_config(str(file)), TrainCommand(), "c.yaml")
+            options.from_mapping(
+                TrainCommand, options.read_config(str(file)), TrainCommand(), "c.yaml"
+            )
             good += 1
         except ConfigError as error:
             refused += 1

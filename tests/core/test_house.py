@@ -1,4 +1,6 @@
-"""The plan of rooms, read off the syntax trees: no circles, few doors, narrow arguments, one home each."""
+"""The plan of rooms, read off the syntax trees: no circles, few doors, narrow arguments, one home
+each.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "ddpm_lib"
 MODULES = {
-    ".".join(("ddpm_lib", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path
+    ".".join(("ddpm_lib", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """The modules of the library that a module names in any import: at its top, in a function or for types."""
+    """The modules of the library that a module names in any import: at its top, in a function or
+    for types.
+    """
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -84,7 +90,9 @@ def test_few_doors_and_few_layers():
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
     assert len(layers) <= 10
     rooms = {room.strip() for layer in layers for room in layer.split("|")}
-    assert rooms == {name.removesuffix(".py") for name in doors if not name.startswith(("__", "py."))}
+    assert rooms == {
+        name.removesuffix(".py") for name in doors if not name.startswith(("__", "py."))
+    }
 
 
 @pytest.mark.parametrize("library", ["accelerate", "torch.distributed"])

@@ -1,4 +1,6 @@
-"""One name for one thing: no two modules or packages of the library are called the same, but for known reasons."""
+"""One name for one thing: no two modules or packages of the library are called the same, but for
+known reasons.
+"""
 
 from __future__ import annotations
 

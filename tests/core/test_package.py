@@ -1,4 +1,6 @@
-"""What the package promises as a package: light imports, its names, its layers, and what its source never contains."""
+"""What the package promises as a package: light imports, its names, its layers, and what its source
+never contains.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,32 @@ from locations import ROOT
 
 SOURCE = Path(ddpm_lib.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-MODULES = sorted(m.name for m in pkgutil.walk_packages(ddpm_lib.__path__, "ddpm_lib.") if "__main__" not in m.name)
+MODULES = sorted(
+    m.name
+    for m in pkgutil.walk_packages(ddpm_lib.__path__, "ddpm_lib.")
+    if "__main__" not in m.name
+)
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def imported_by(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has after running the code."""
-    command = [sys.executable, "-c", code + "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split())
+    command = [
+        sys.executable,
+        "-c",
+        code + "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})",
+    ]
+    return set(
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=120
+        ).stdout.split()
+    )
 
 
 def name_of(node: ast.AST) -> str:
-    """`a.b.c` for an attribute or a name, `.c` for an attribute of something else, else an empty string."""
+    """`a.b.c` for an attribute or a name, `.c` for an attribute of something else, else an empty
+    string.
+    """
     if isinstance(node, ast.Attribute):
         return f"{name_of(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
@@ -42,14 +58,32 @@ def where(path: Path, node: ast.AST) -> str:
 
 
 def test_import_is_light() -> None:
-    heavy = {"torch", "numpy", "PIL", "accelerate", "datasets", "torch_fidelity", "pytorch_fid", "matplotlib", "scipy"}
+    heavy = {
+        "torch",
+        "numpy",
+        "PIL",
+        "accelerate",
+        "datasets",
+        "torch_fidelity",
+        "pytorch_fid",
+        "matplotlib",
+        "scipy",
+    }
     assert not imported_by("import ddpm_lib") & heavy
 
 
 def test_the_three_names_need_no_datasets_metrics_or_plots() -> None:
     got = imported_by("from ddpm_lib import GaussianDiffusion, Trainer, Unet")
     assert "torch" in got
-    assert not got & {"datasets", "torch_fidelity", "pytorch_fid", "matplotlib", "scipy", "accelerate", "tyro"}
+    assert not got & {
+        "datasets",
+        "torch_fidelity",
+        "pytorch_fid",
+        "matplotlib",
+        "scipy",
+        "accelerate",
+        "tyro",
+    }
 
 
 def test_every_public_name_is_there() -> None:
@@ -62,9 +96,13 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_public_names_are_typed_and_lazy_alike() -> None:
-    """What type checkers see (under TYPE_CHECKING), what is imported on use, and __all__ are one list."""
+    """What type checkers see (under TYPE_CHECKING), what is imported on use, and __all__ are one
+    list.
+    """
     tree = TREES[SOURCE / "__init__.py"]
-    (checked,) = [n for n in tree.body if isinstance(n, ast.If) and name_of(n.test) == "TYPE_CHECKING"]
+    (checked,) = [
+        n for n in tree.body if isinstance(n, ast.If) and name_of(n.test) == "TYPE_CHECKING"
+    ]
     seen = {alias.asname for node in checked.body for alias in node.names}
     assert seen == set(ddpm_lib.__all__) == set(ddpm_lib._HOME)
 
@@ -98,18 +136,41 @@ def test_nothing_reads_pickles_or_runs_text() -> None:
     found = []
     for path, tree in TREES.items():
         for node in ast.walk(tree):
-            names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                else []
+            )
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if {n.split(".")[0] for n in names} & {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}:
+            if {n.split(".")[0] for n in names} & {
+                "pickle",
+                "cPickle",
+                "dill",
+                "joblib",
+                "shelve",
+                "marshal",
+            }:
                 found.append(where(path, node))
         for name, node in calls(tree):
-            if name in ("eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"):
+            if name in (
+                "eval",
+                "exec",
+                "compile",
+                "__import__",
+                "torch.load",
+                "os.system",
+                "os.popen",
+            ):
                 found.append(f"{where(path, node)} {name}")
             options = {k.arg: k.value for k in node.keywords}
             safe = getattr(options.get("weights_only"), "value", False)
             if name == "torch.load" and path.name == "foreign.py" and safe:
-                found.pop()  # the one place that reads published weights, with the unpickler that builds only tensors
-            if name in ("np.load", "numpy.load") and getattr(options.get("allow_pickle"), "value", False):
+                # the one place that reads published weights, with the unpickler that builds only
+                # tensors
+                found.pop()
+            if name in ("np.load", "numpy.load") and getattr(
+                options.get("allow_pickle"), "value", False
+            ):
                 found.append(f"{where(path, node)} {name}")
             if name.startswith("subprocess.") and getattr(options.get("shell"), "value", False):
                 found.append(f"{where(path, node)} {name}")
@@ -124,7 +185,9 @@ def test_yaml_is_read_by_a_safe_loader() -> None:
     loaders = []
     for path, tree in TREES.items():
         for name, node in calls(tree):
-            assert name not in ("yaml.unsafe_load", "yaml.full_load", "yaml.load_all"), where(path, node)
+            assert name not in ("yaml.unsafe_load", "yaml.full_load", "yaml.load_all"), where(
+                path, node
+            )
             if name == "yaml.load":
                 loaders.append(name_of({k.arg: k.value for k in node.keywords}["Loader"]))
     assert set(loaders) == {"_Loader"}
@@ -155,12 +218,18 @@ def test_no_exception_is_swallowed() -> None:
 
 
 def is_ellipsis(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.value.value is Ellipsis
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is Ellipsis
+    )
 
 
 def test_nothing_is_left_to_be_written() -> None:
     """`raise NotImplementedError` only in methods that other classes here do implement."""
-    classes = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [
+        node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    ]
     filled = {
         (name_of(base).split(".")[-1], method.name)
         for child in classes
@@ -173,7 +242,9 @@ def test_nothing_is_left_to_be_written() -> None:
         for owner in classes
         for method in owner.body
         for node in ast.walk(method)
-        if isinstance(method, ast.FunctionDef) and isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node)
+        if isinstance(method, ast.FunctionDef)
+        and isinstance(node, ast.Raise)
+        and "NotImplemented" in ast.unparse(node)
     }
     text = sum(path.read_text(encoding="utf-8").count("NotImplementedError") for path in FILES)
     assert promised - filled == set()
@@ -186,17 +257,23 @@ def test_only_the_command_line_prints_and_nothing_exits() -> None:
         for name, node in calls(tree):
             if name == "print" and "cli" not in path.relative_to(SOURCE).parts:
                 found.append(where(path, node))
-            if name in ("exit", "quit", "os._exit") or (name == "sys.exit" and path.name != "__main__.py"):
+            if name in ("exit", "quit", "os._exit") or (
+                name == "sys.exit" and path.name != "__main__.py"
+            ):
                 found.append(where(path, node))
     assert found == []
 
 
 def test_files_and_functions_stay_short() -> None:
-    long = [f"{path.name}: {n}" for path in FILES if (n := len(path.read_text().splitlines())) > 450]
+    long = [
+        f"{path.name}: {n}" for path in FILES if (n := len(path.read_text().splitlines())) > 450
+    ]
     for path, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                first = (
+                    node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                )
                 if node.end_lineno - first.lineno + 1 > 60:
                     long.append(f"{where(path, node)} {node.name}")
     assert long == []
@@ -221,9 +298,15 @@ def test_every_config_option_is_read_somewhere() -> None:
 def test_layers() -> None:
     if importlib.util.find_spec("importlinter") is None:
         pytest.skip("import-linter is not installed")
-    # In a process of its own: import-linter sets logging up for the whole process, which silences other loggers.
-    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    # In a process of its own: import-linter sets logging up for the whole process, which silences
+    # other loggers.
+    code = (
+        "import sys; from importlinter.cli import lint_imports;"
+        " sys.exit(lint_imports(no_cache=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout[-3000:]
 
 

@@ -1,4 +1,6 @@
-"""Hostile files and names: nothing in them is run, and nothing is written where it should not be."""
+"""Hostile files and names: nothing in them is run, and nothing is written where it should not
+be.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,14 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+    "name",
+    [
+        "model.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+    ],
 )
 def test_a_pickle_in_every_file_of_a_checkpoint(run: Path, tmp_path: Path, name: str) -> None:
     """Neither loading nor resuming runs it, although the hashes fit."""
@@ -62,7 +71,9 @@ def test_a_pickle_in_every_file_of_a_checkpoint(run: Path, tmp_path: Path, name:
         if name.split(".")[0] not in ("optimizer", *({"model", "ema"} - {weights})):
             with pytest.raises(CheckpointError, match=name.split(".")[0]):
                 load_run(run, weights=weights)
-    with pytest.raises(CheckpointError, match=name.split(".")[0] if name != "manifest.json" else "None of the 1"):
+    with pytest.raises(
+        CheckpointError, match=name.split(".")[0] if name != "manifest.json" else "None of the 1"
+    ):
         tiny_trainer(run, tiny_diffusion(dim=4, dim_mults=(1,))).train()
     assert not (tmp_path / "ran").exists()
 
@@ -97,7 +108,9 @@ def test_a_checkpoint_that_is_a_link_out_is_only_read(run: Path, tmp_path: Path)
     precious = tmp_path / "precious"
     shutil.copytree(newest(run), precious)
     (run / "checkpoints" / "step-000000000").symlink_to(precious)
-    tiny_trainer(run, tiny_diffusion(dim=4, dim_mults=(1,)), max_steps=4, save_every=1, keep_last=2).train()
+    tiny_trainer(
+        run, tiny_diffusion(dim=4, dim_mults=(1,)), max_steps=4, save_every=1, keep_last=2
+    ).train()
     assert (precious / "model.safetensors").is_file()
     assert newest_complete(run / "checkpoints", pytest.fail) is not None
 
@@ -120,7 +133,10 @@ def test_a_state_with_strange_arguments(run: Path, part: str) -> None:
     (state["model"]["config"] if part == "model" else state["diffusion"])["__class__"] = "x"
     file.write_text(json.dumps(state))
     rehash(newest(run))
-    with pytest.raises(CheckpointError, match=r"state\.json describes nothing that this version can build \(TypeError"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"state\.json describes nothing that this version can build \(TypeError",
+    ):
         load_run(run)
 
 
@@ -146,18 +162,44 @@ def test_hostile_names_of_files_and_classes(tmp_path: Path) -> None:
         "1",
         "2",
     ]
-    options += ["--sample-every", "0", "--val-every", "0", "--device", "cpu", "--no-progress", "--class-conditional"]
+    options += [
+        "--sample-every",
+        "0",
+        "--val-every",
+        "0",
+        "--device",
+        "cpu",
+        "--no-progress",
+        "--class-conditional",
+    ]
     options += ["--model.attention-levels", "1", "--model.blocks-per-level", "1"]
-    assert main(["train", str(tmp_path / "images"), *options, "--output-dir", str(tmp_path / "run")]) == 0
-    drawn = ["-n", "1", "--num-steps", "1", "--device", "cpu", "--no-progress", "--class-label", "$(touch ran)"]
-    assert main(["sample", str(tmp_path / "run"), *drawn, "--output-dir", str(tmp_path / "drawn")]) == 0
+    assert (
+        main(["train", str(tmp_path / "images"), *options, "--output-dir", str(tmp_path / "run")])
+        == 0
+    )
+    drawn = [
+        "-n",
+        "1",
+        "--num-steps",
+        "1",
+        "--device",
+        "cpu",
+        "--no-progress",
+        "--class-label",
+        "$(touch ran)",
+    ]
+    assert (
+        main(["sample", str(tmp_path / "run"), *drawn, "--output-dir", str(tmp_path / "drawn")])
+        == 0
+    )
     made = {p for p in tmp_path.rglob("*") if tmp_path / "run" not in p.parents} - set(before)
     assert {p.relative_to(tmp_path).parts[0] for p in made} == {"run", "drawn"}
     assert not any(ch in p.name for p in made for ch in "<>$\n")
 
 
 @pytest.mark.parametrize(
-    ("given", "name"), [(f"x/{HTML}", "img-src-x-onerror-alert-1"), ("../..//;rm -rf x", "rm--rf-x"), ("..", None)]
+    ("given", "name"),
+    [(f"x/{HTML}", "img-src-x-onerror-alert-1"), ("../..//;rm -rf x", "rm--rf-x"), ("..", None)],
 )
 def test_run_directories_have_plain_names(given: str, name: str | None) -> None:
     made = data_name(given)
@@ -175,9 +217,15 @@ def test_job_numbers_are_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch ran) (w) file\n", b"8BPS\0\1" + b"\0" * 20]
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch ran) (w) file\n",
+        b"8BPS\0\1" + b"\0" * 20,
+    ],
 )
-def test_decoders_that_run_programs_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+def test_decoders_that_run_programs_are_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(BadImagesError):

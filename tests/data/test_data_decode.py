@@ -36,7 +36,9 @@ def encoded(picture: Image.Image, kind: str, **options) -> bytes:
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def mean(decoded) -> np.ndarray:
@@ -66,7 +68,9 @@ def test_crop_keeps_the_aspect_ratio_and_the_centre():
 
 
 def test_pad_shows_everything_on_the_background():
-    result = fit_picture(Image.new("RGB", (40, 20), RED), make_spec(16, fit="pad", background=(1, 2, 3)))
+    result = fit_picture(
+        Image.new("RGB", (40, 20), RED), make_spec(16, fit="pad", background=(1, 2, 3))
+    )
     assert result.pixels[:, 0, 0].tolist() == [1, 2, 3]
     assert result.pixels[:, 8, 0].tolist() == list(RED)
     assert (result.pixels[0] == 200).sum() == 8 * 16
@@ -82,7 +86,9 @@ def test_jpeg_shortcut_stays_close_to_the_full_decode():
     smooth = noise(12, 16).resize((640, 480), Image.Resampling.BICUBIC)
     data = encoded(smooth, "JPEG", quality=95)
     fast = decode_bytes(data, make_spec(64)).pixels.astype(int)
-    full = fit_picture(Image.open(io.BytesIO(data)).convert("RGB"), make_spec(64)).pixels.astype(int)
+    full = fit_picture(Image.open(io.BytesIO(data)).convert("RGB"), make_spec(64)).pixels.astype(
+        int
+    )
     assert np.abs(fast - full).mean() < 1
 
 
@@ -103,7 +109,9 @@ def test_float_tiff_is_refused(value):
 
 def test_32_bit_integers_are_refused():
     with pytest.raises(ImageError, match="32-bit"):
-        decode_bytes(encoded(Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "TIFF"), make_spec(4))
+        decode_bytes(
+            encoded(Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "TIFF"), make_spec(4)
+        )
 
 
 def test_cmyk_jpeg_with_and_without_adobe_marker():
@@ -115,7 +123,9 @@ def test_cmyk_jpeg_with_and_without_adobe_marker():
     start = adobe.index(b"Adobe") - 4
     length = int.from_bytes(adobe[start + 2 : start + 4], "big")
     plain = adobe[:start] + adobe[start + 2 + length :]
-    assert mean(decode_bytes(plain, make_spec(16))).max() < 5, "without the marker, 255 means full ink"
+    assert mean(decode_bytes(plain, make_spec(16))).max() < 5, (
+        "without the marker, 255 means full ink"
+    )
 
 
 def test_transparency_is_laid_on_the_background():
@@ -134,10 +144,14 @@ def test_transparency_is_laid_on_the_background():
 
 def test_one_bit_and_grey():
     assert mean(fit_picture(Image.new("1", (8, 8), 1), make_spec(8))).tolist() == [255] * 3
-    assert mean(fit_picture(Image.new("RGB", (8, 8), RED), make_spec(8, 1)))[0] == pytest.approx(80, abs=3)
+    assert mean(fit_picture(Image.new("RGB", (8, 8), RED), make_spec(8, 1)))[0] == pytest.approx(
+        80, abs=3
+    )
 
 
-@pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("TIFF", {}), ("PNG", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("GIF", {}), ("TIFF", {}), ("PNG", {}), ("WEBP", {"lossless": True})]
+)
 def test_first_frame_of_many(kind, options):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255))]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -154,10 +168,15 @@ def test_exif_orientation(orientation):
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(array), "JPEG", exif=exif, quality=95)
     result = decode_bytes(data, make_spec((64, 64), fit="stretch"))
-    quadrant = np.add.reduceat(np.add.reduceat(result.pixels[0].astype(int), [0, 32], 0), [0, 32], 1)
+    quadrant = np.add.reduceat(
+        np.add.reduceat(result.pixels[0].astype(int), [0, 32], 0), [0, 32], 1
+    )
     where = tuple(int(v) for v in np.unravel_index(quadrant.argmax(), (2, 2)))
     assert (
-        where == {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
+        where
+        == {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[
+            orientation
+        ]
     )
     assert bool(result.flags & ROTATED) == (orientation > 1)
     assert (result.width, result.height) == ((64, 96) if orientation > 4 else (96, 64))
@@ -171,7 +190,9 @@ def test_bomb_and_max_pixels():
             decode_bytes(bomb, make_spec(8))
     with pytest.raises(ImageError, match="max_pixels"):
         decode_bytes(encoded(noise(20, 20), "PNG"), make_spec(8, max_pixels=399))
-    assert decode_bytes(encoded(noise(20, 20), "PNG"), make_spec(8, max_pixels=400)).pixels.shape == (3, 8, 8)
+    assert decode_bytes(
+        encoded(noise(20, 20), "PNG"), make_spec(8, max_pixels=400)
+    ).pixels.shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +269,9 @@ def bad_folder(folder: Path) -> Path:
     (folder / "loop.png").symlink_to(folder / "loop.png")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "folder.jpg").mkdir()
-    (folder / "floats.tif").write_bytes(encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+    (folder / "floats.tif").write_bytes(
+        encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+    )
     for name in ("Thumbs.db", ".hidden.png", "._good1.png", "notes.txt"):
         (folder / name).write_bytes(b"junk")
     (folder / ".ipynb_checkpoints").mkdir()
@@ -261,7 +284,15 @@ def test_all_bad_files_are_named_at_once(tmp_path):
     with pytest.raises(BadImagesError) as caught:
         open_dataset(folder, image_size=8)
     reasons = dict(caught.value.bad)
-    assert set(reasons) == {"zero.png", "text.jpg", "short.jpeg", "dangling.png", "loop.png", "pipe.jpg", "floats.tif"}
+    assert set(reasons) == {
+        "zero.png",
+        "text.jpg",
+        "short.jpeg",
+        "dangling.png",
+        "loop.png",
+        "pipe.jpg",
+        "floats.tif",
+    }
     assert "7 of 9" in str(caught.value)
     assert 'on_bad_image="skip"' in str(caught.value)
     assert "named pipe" in reasons["pipe.jpg"]
@@ -272,7 +303,9 @@ def test_all_bad_files_are_named_at_once(tmp_path):
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_bad_files_are_skipped_counted_and_logged(tmp_path, cache):
     lines = []
-    data = open_dataset(bad_folder(tmp_path / "x"), image_size=8, on_bad_image="skip", cache=cache, log=lines.append)
+    data = open_dataset(
+        bad_folder(tmp_path / "x"), image_size=8, on_bad_image="skip", cache=cache, log=lines.append
+    )
     assert list(data.names) == ["good1.png", "good2.JPG"]
     assert data.batch([0, 1])["image"].shape == (2, 3, 8, 8)
     assert any("skipped 7 of 9" in line for line in lines)

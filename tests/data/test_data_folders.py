@@ -30,7 +30,14 @@ def classes(tmp_path) -> Path:
 def test_labels_from_sub_folders_in_sorted_order(classes):
     data = open_dataset(classes, image_size=8)
     assert data.class_names == ("ant", "cat", "dog")
-    assert list(data.names) == ["ant/2.png", "ant/5.png", "cat/0.png", "cat/3.png", "dog/1.png", "dog/4.png"]
+    assert list(data.names) == [
+        "ant/2.png",
+        "ant/5.png",
+        "cat/0.png",
+        "cat/3.png",
+        "dog/1.png",
+        "dog/4.png",
+    ]
     assert data.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.num_classes == 3
     item = data[3]
@@ -134,7 +141,9 @@ def test_splits_are_not_classes(tmp_path):
 
 def test_names_that_are_not_utf8_or_hostile(tmp_path):
     root = os.fsencode(tmp_path)
-    for k, name in enumerate([b"\xff\xfe.png", b"two\nlines.png", b"<img src=x>.png", b"UPPER.PNG"]):
+    for k, name in enumerate(
+        [b"\xff\xfe.png", b"two\nlines.png", b"<img src=x>.png", b"UPPER.PNG"]
+    ):
         picture(root + b"/" + name, k)
     data = open_dataset(tmp_path, image_size=8)
     assert len(data) == 4
@@ -210,7 +219,13 @@ def test_fingerprint_changes_with_what_matters(classes):
 
     before = print_of()
     assert before == print_of()
-    variants = [{"image_size": 9}, {"channels": 1}, {"fit": "pad"}, {"background": "black"}, {"labels": "none"}]
+    variants = [
+        {"image_size": 9},
+        {"channels": 1},
+        {"fit": "pad"},
+        {"background": "black"},
+        {"labels": "none"},
+    ]
     prints = {print_of(**options) for options in variants}
     assert len(prints | {before}) == 6
     picture(classes / "cat" / "0.png", 99, size=(14, 10))
@@ -286,7 +301,10 @@ def test_split_keeps_identical_images_together(tmp_path):
     for seed in range(5):
         for held_out in (0.3, 12):
             sides = [
-                {hashlib.sha1(part[i]["image"].numpy().tobytes()).digest() for i in range(len(part))}
+                {
+                    hashlib.sha1(part[i]["image"].numpy().tobytes()).digest()
+                    for i in range(len(part))
+                }
                 for part in data.split(held_out, seed)
             ]
             assert sides[0]

@@ -1,4 +1,6 @@
-"""Labels are made where they make classes; elsewhere there is a note, or an error if they were asked for."""
+"""Labels are made where they make classes; elsewhere there is a note, or an error if they were
+asked for.
+"""
 
 import collections
 import io
@@ -20,13 +22,22 @@ Pair = collections.namedtuple("Pair", "image label")
 BENT = [0, 0, 1, 1, 0, 0] * 4
 
 BAD = {
-    "masks": ([torch.zeros(1, 8, 8)] * N, "0 is an? (tensor|array) of shape|0.png is a tensor|0 is of type"),
+    "masks": (
+        [torch.zeros(1, 8, 8)] * N,
+        "0 is an? (tensor|array) of shape|0.png is a tensor|0 is of type",
+    ),
     "pictures": ([Image.new("L", (8, 8))] * N, "0(.png)? is an? "),
     "several": ([[0], [0, 1], [2]] * 8, "0*1(.png)? is .*of 2 values"),
     "measurements": ([0.5 * k for k in range(N)], r"(row|image) 0*1(.png)? is 0\.5, a measurement"),
-    "negative measurements": ([-0.25 * k for k in range(N)], r"(row|image) 0*1(.png)? is -0\.25, a measurement"),
+    "negative measurements": (
+        [-0.25 * k for k in range(N)],
+        r"(row|image) 0*1(.png)? is -0\.25, a measurement",
+    ),
     "negative numbers": ([-1000 + k for k in range(N)], "0*(.png)? is -1000"),
-    "captions": ([f"a picture of thing {k}" for k in range(N)], "24 images have 24 different labels.*captions"),
+    "captions": (
+        [f"a picture of thing {k}" for k in range(N)],
+        "24 images have 24 different labels.*captions",
+    ),
     "missing": ([None, 1] * 12, "12 of 24 images have no label, the first is (row|image) 0*"),
     "unknown": ([-1, 1] * 12, "12 of 24 images have no label, the first is (row|image) 0*"),
     "identifiers": ([100_000 + k for k in range(N)], "0*23(.png)? is 100023"),
@@ -134,7 +145,8 @@ def test_what_makes_no_classes(tmp_path, source):
         note = next(note for note in opened.notes if note.startswith("no labels"))
         assert 'labels="none", --labels none' in note
         assert not any(
-            "labels" in note for note in open_dataset(data, image_size=8, labels="none", num_workers=0).notes
+            "labels" in note
+            for note in open_dataset(data, image_size=8, labels="none", num_workers=0).notes
         )
         with pytest.raises(ValueError, match=f"(?is){words}.*label_column"):
             open_dataset(data, image_size=8, require_labels=True, num_workers=0)
@@ -153,9 +165,15 @@ def test_what_makes_classes(tmp_path, source):
 
 def test_a_column_that_was_named_must_make_classes():
     with pytest.raises(ValueError, match=r"row 000001 is 0\.5, a measurement"):
-        open_dataset(SOURCES["dicts"](BAD["measurements"][0], None), image_size=8, label_column="label")
-    many = open_dataset(SOURCES["dicts"]([f"c{k % 15}" for k in range(N)], None), image_size=8, require_labels=True)
-    assert many.num_classes == 15, "few images of a class are no reason to refuse what was asked for"
+        open_dataset(
+            SOURCES["dicts"](BAD["measurements"][0], None), image_size=8, label_column="label"
+        )
+    many = open_dataset(
+        SOURCES["dicts"]([f"c{k % 15}" for k in range(N)], None), image_size=8, require_labels=True
+    )
+    assert many.num_classes == 15, (
+        "few images of a class are no reason to refuse what was asked for"
+    )
 
 
 def test_labels_cost_no_pass_of_their_own():

@@ -1,4 +1,6 @@
-"""Folders that are not one class per sub-folder are refused or said; ordinary class folders are not."""
+"""Folders that are not one class per sub-folder are refused or said; ordinary class folders are
+not.
+"""
 
 from pathlib import Path
 
@@ -59,8 +61,12 @@ def test_split_names_in_another_spelling(tmp_path):
 
 @pytest.mark.parametrize(
     "folders",
-    [("images/train", "images/val"), ("bottle/train", "bottle/test"), ("cats/train", "cats/test", "dogs/train", "dogs/test")],
-)  # fmt: skip
+    [
+        ("images/train", "images/val"),
+        ("bottle/train", "bottle/test"),
+        ("cats/train", "cats/test", "dogs/train", "dogs/test"),
+    ],
+)
 def test_splits_one_folder_deeper(tmp_path, folders):
     fill(tmp_path, *in_folders(*folders))
     with pytest.raises(ValueError, match=rf"(?s)Splits lie deeper.*{folders[0]}"):
@@ -130,7 +136,10 @@ def test_ordinary_class_folders_go_on_working(tmp_path, folders):
 
 def test_splits_beside_other_folders(tmp_path):
     """An industrial set: a folder of truths beside the splits, which alone would be a class."""
-    fill(tmp_path, *in_folders("bottle/train/good", "bottle/test/broken", "bottle/ground_truth/broken"))
+    fill(
+        tmp_path,
+        *in_folders("bottle/train/good", "bottle/test/broken", "bottle/ground_truth/broken"),
+    )
     with pytest.raises(ValueError, match=r"Splits lie deeper.*bottle/train'"):
         open_dataset(tmp_path, image_size=8)
 
@@ -143,7 +152,9 @@ def test_folders_of_masks_with_other_names_are_classes(tmp_path):
 
 def test_what_is_said_of_masks_is_a_sentence(tmp_path):
     fill(tmp_path, *in_folders("images", "masks"))
-    assert not any(note.endswith(";") for note in open_dataset(tmp_path, image_size=8, labels="none").notes)
+    assert not any(
+        note.endswith(";") for note in open_dataset(tmp_path, image_size=8, labels="none").notes
+    )
 
 
 def test_ordinary_file_names_go_on_working(tmp_path):
@@ -152,7 +163,8 @@ def test_ordinary_file_names_go_on_working(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folder", ["@eaDir/0.png", "__MACOSX", ".AppleDouble", "lost+found", ".ipynb_checkpoints", ".thumbnails"]
+    "folder",
+    ["@eaDir/0.png", "__MACOSX", ".AppleDouble", "lost+found", ".ipynb_checkpoints", ".thumbnails"],
 )
 def test_what_systems_make_is_left_out_and_said(tmp_path, folder):
     fill(tmp_path, "x/0.png", "y/0.png", f"x/{folder}/0.png")
@@ -161,7 +173,9 @@ def test_what_systems_make_is_left_out_and_said(tmp_path, folder):
     assert any("left out folders" in note and folder.split("/")[0] in note for note in data.notes)
 
 
-@pytest.mark.parametrize("thumb", ["x/thumbs/0.png", "x/Thumbnails/tn_0.jpg", "x/thumb/0_thumb.png"])
+@pytest.mark.parametrize(
+    "thumb", ["x/thumbs/0.png", "x/Thumbnails/tn_0.jpg", "x/thumb/0_thumb.png"]
+)
 def test_thumbnails_of_pictures_are_left_out_and_said(tmp_path, thumb):
     fill(tmp_path, "x/0.png", "y/1.png", thumb)
     data = open_dataset(tmp_path, image_size=8)
@@ -170,8 +184,28 @@ def test_thumbnails_of_pictures_are_left_out_and_said(tmp_path, thumb):
 
 
 def test_names_of_splits():
-    train = ["train", "Train", "TRAINING", "train_set", "trainset", "train2014", "training-data", "train_images"]
-    other = ["test", "Testing", "val", "valid", "validation_set", "dev", "eval", "query", "gallery", "testdata"]
+    train = [
+        "train",
+        "Train",
+        "TRAINING",
+        "train_set",
+        "trainset",
+        "train2014",
+        "training-data",
+        "train_images",
+    ]
+    other = [
+        "test",
+        "Testing",
+        "val",
+        "valid",
+        "validation_set",
+        "dev",
+        "eval",
+        "query",
+        "gallery",
+        "testdata",
+    ]
     neither = ["trains", "cat", "valley", "contest", "training_shoes", "set", "device", "", "10"]
     assert {split_of(name) for name in train} == {"train"}
     assert {split_of(name) for name in other} == {"other"}
@@ -222,21 +256,36 @@ def test_pairs_are_no_classes(tmp_path, learned, above):
     given, learned = PAIRS[learned]
     files = [f"{above}{folder}/photo_{k}.png" for folder in (given, learned) for k in range(3)]
     fill(tmp_path, *files)
-    words = rf"holds '{given}' and '{learned}', 3 files .* look like pairs, not classes\. Open .*{learned}'; labels="
+    words = (
+        rf"holds '{given}' and '{learned}', 3 files .* look like pairs, not classes\. Open"
+        rf" .*{learned}'; labels="
+    )
     with pytest.raises(ValueError, match=words):
         open_dataset(tmp_path, image_size=8)
     assert len(open_dataset(tmp_path / above / learned, image_size=8)) == 3, "the remedy works"
     if not above:
-        assert open_dataset(tmp_path, image_size=8, labels="folder").class_names == tuple(sorted((given, learned)))
+        assert open_dataset(tmp_path, image_size=8, labels="folder").class_names == tuple(
+            sorted((given, learned))
+        )
     notes = open_dataset(tmp_path, image_size=8, labels="none").notes
     assert any("look like pairs" in note for note in notes)
 
 
 def test_pairs_by_factor_and_by_word(tmp_path):
-    fill(tmp_path, *(f"{folder}/{k:04d}{tail}.png" for folder, tail in (("lr", "x4"), ("hr", "")) for k in range(3)))
+    fill(
+        tmp_path,
+        *(
+            f"{folder}/{k:04d}{tail}.png"
+            for folder, tail in (("lr", "x4"), ("hr", ""))
+            for k in range(3)
+        ),
+    )
     with pytest.raises(ValueError, match="look like pairs"):
         open_dataset(tmp_path, image_size=8)
-    fill(tmp_path / "words", *(f"{name}/a{k}_{name}.png" for name in ("input", "target") for k in range(3)))
+    fill(
+        tmp_path / "words",
+        *(f"{name}/a{k}_{name}.png" for name in ("input", "target") for k in range(3)),
+    )
     with pytest.raises(ValueError, match="look like pairs"):
         open_dataset(tmp_path / "words", image_size=8)
 

@@ -50,12 +50,18 @@ OBJECTS = {
     "list of paths": (lambda f: f, False),
     "tuple of texts": (lambda f: tuple(map(str, f)), False),
     "pairs of path and label": (lambda f: list(zip(f, LABELS)), True),
-    "dicts of paths": (lambda f: [{"file_name": str(p), "label": k} for p, k in zip(f, LABELS)], True),
+    "dicts of paths": (
+        lambda f: [{"file_name": str(p), "label": k} for p, k in zip(f, LABELS)],
+        True,
+    ),
     "table of paths": (lambda f: table(path=[str(p) for p in f], label=LABELS), True),
     "table of paths and words": (lambda f: table(filename=[str(p) for p in f], label=WORDS), True),
     "column of a table": (lambda f: table(path=f)["path"], False),
     "table of bytes": (lambda f: table(image=[p.read_bytes() for p in f], label=LABELS), True),
-    "table of cells": (lambda f: table(image=[{"bytes": p.read_bytes()} for p in f], label=LABELS), True),
+    "table of cells": (
+        lambda f: table(image=[{"bytes": p.read_bytes()} for p in f], label=LABELS),
+        True,
+    ),
     "table of pictures": (lambda f: table(image=[Image.open(p) for p in f], label=LABELS), True),
     "arrow table": (arrow, True),
     "opened npz": (npz, True),
@@ -68,8 +74,14 @@ OBJECTS = {
     "list of pictures": (lambda f: [Image.open(p) for p in f], False),
     "pairs of picture and label": (lambda f: [(Image.open(p), k) for p, k in zip(f, LABELS)], True),
     "list of dicts": (lambda f: [{"image": a, "label": k} for a, k in zip(IMAGES, LABELS)], True),
-    "tensor dataset": (lambda f: torch.utils.data.TensorDataset(TENSOR, torch.tensor(LABELS)), True),
-    "part of a dataset": (lambda f: torch.utils.data.Subset(list(zip(IMAGES, LABELS)), range(N)), True),
+    "tensor dataset": (
+        lambda f: torch.utils.data.TensorDataset(TENSOR, torch.tensor(LABELS)),
+        True,
+    ),
+    "part of a dataset": (
+        lambda f: torch.utils.data.Subset(list(zip(IMAGES, LABELS)), range(N)),
+        True,
+    ),
     "two datasets": (
         lambda f: torch.utils.data.ConcatDataset(
             [list(zip(IMAGES[:5], LABELS[:5])), list(zip(IMAGES[5:], LABELS[5:]))]
@@ -84,7 +96,9 @@ def test_everyday_objects(files, name):
     make, labelled = OBJECTS[name]
     data = open_dataset(make(files), image_size=8)
     assert torch.equal(data.batch(range(N))["image"], TENSOR)
-    assert (data.labels.tolist() if data.labels is not None else None) == (LABELS if labelled else None)
+    assert (data.labels.tolist() if data.labels is not None else None) == (
+        LABELS if labelled else None
+    )
     streamed = open_dataset(make(files), image_size=8, cache="none", labels="none")
     assert torch.equal(streamed.batch([5, 3])["image"], TENSOR[[5, 3]])
     assert streamed.labels is None
@@ -131,16 +145,24 @@ class StreamWithLength(Stream):
 
 @pytest.mark.parametrize("kind", [Stream, StreamWithLength])
 def test_streams_are_refused_with_or_without_a_length(kind):
-    with pytest.raises(TypeError, match=r"IterableDataset.*__getitem__ and __len__, or list\(dataset\)"):
+    with pytest.raises(
+        TypeError, match=r"IterableDataset.*__getitem__ and __len__, or list\(dataset\)"
+    ):
         open_dataset(kind(), image_size=8)
-    assert torch.equal(open_dataset(list(kind()), image_size=8).batch(range(N))["image"], TENSOR), "the remedy works"
+    assert torch.equal(open_dataset(list(kind()), image_size=8).batch(range(N))["image"], TENSOR), (
+        "the remedy works"
+    )
 
 
 def test_bad_paths_are_named(files, tmp_path):
     mixed = [*files[:3], tmp_path / "none.png", None, tmp_path]
     with pytest.raises(BadImagesError) as caught:
         open_dataset(mixed, image_size=8)
-    assert [reason for _, reason in caught.value.bad] == ["missing", "no path in this row", "a folder, not a file"]
+    assert [reason for _, reason in caught.value.bad] == [
+        "missing",
+        "no path in this row",
+        "a folder, not a file",
+    ]
     assert len(open_dataset(mixed, image_size=8, on_bad_image="skip")) == 3
     with pytest.raises(ValueError, match=r"no column named path, file or image\. There are: a"):
         open_dataset(table(a=[1]), image_size=8)

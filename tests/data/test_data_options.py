@@ -50,7 +50,9 @@ def source(kind: str, folder: Path):
     if kind in ("hf", "saved"):
         from datasets import Dataset
 
-        data = Dataset.from_dict({"image": [image.tolist() for image in IMAGES], "label": list(range(6))})
+        data = Dataset.from_dict(
+            {"image": [image.tolist() for image in IMAGES], "label": list(range(6))}
+        )
         if kind == "hf":
             return data
         data.save_to_disk(folder / "saved")
@@ -63,7 +65,19 @@ def source(kind: str, folder: Path):
     return {"array": IMAGES, "torch": Pairs(), "shapes": "shapes", "open": Shapes(8)}[kind]
 
 
-KINDS = ("folder", "npz", "npy", "parquet", "hf", "saved", "csv", "array", "torch", "shapes", "open")
+KINDS = (
+    "folder",
+    "npz",
+    "npy",
+    "parquet",
+    "hf",
+    "saved",
+    "csv",
+    "array",
+    "torch",
+    "shapes",
+    "open",
+)
 WRONG = {
     "split": ("nonsense", ()),
     "image_column": ("nonsense", ()),
@@ -89,7 +103,9 @@ def test_an_option_without_a_use_is_an_error(tmp_path, kind, option):
 
 
 @pytest.mark.parametrize("kind", ["shapes", "open"])
-@pytest.mark.parametrize("option", [{"on_bad_image": "skip"}, {"background": "black"}, {"fit": "pad"}])
+@pytest.mark.parametrize(
+    "option", [{"on_bad_image": "skip"}, {"background": "black"}, {"fit": "pad"}]
+)
 def test_images_that_are_made_take_no_options_of_pictures(kind, option, tmp_path):
     with pytest.raises(ValueError, match=f"{next(iter(option))}=.* does not fit"):
         open_dataset(source(kind, tmp_path), image_size=8, **option)
@@ -106,9 +122,13 @@ def lines(kind: str, column: str, files: list[str], labels: list) -> str:
 
 
 TABLES = {
-    "metadata.jsonl": "jsonl", "metadata.csv": "csv", "dataset.json": "json", "labels.csv": "csv",
-    "train.csv": "semicolon", "labels.tsv": "tsv",
-}  # fmt: skip
+    "metadata.jsonl": "jsonl",
+    "metadata.csv": "csv",
+    "dataset.json": "json",
+    "labels.csv": "csv",
+    "train.csv": "semicolon",
+    "labels.tsv": "tsv",
+}
 
 
 @pytest.mark.parametrize("name", [*TABLES, "metadata.parquet"])
@@ -153,7 +173,9 @@ def test_what_a_table_lacks_or_has_too_much_is_named(tmp_path):
     (tmp_path / "metadata.csv").write_text(lines("csv", "label", [*files, "gone.png"], WORDS))
     data = open_dataset(tmp_path, image_size=8)
     assert data.labels is None
-    assert any("1 of 6 pictures are not named in metadata.csv: 5.png" in note for note in data.notes)
+    assert any(
+        "1 of 6 pictures are not named in metadata.csv: 5.png" in note for note in data.notes
+    )
     with pytest.raises(ValueError, match=r"not named in metadata.csv: 5.png"):
         open_dataset(tmp_path, image_size=8, label_column="label")
     (tmp_path / "5.png").unlink()
@@ -171,9 +193,13 @@ def test_other_tables_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("file,label\n9.png,owl", "No column"), ("file,label\n0.png,owl\n9.png,emu", "not below .*9.png"),
-     ("file,label\n0.png,owl,x", "line 2 has 3"), ("", "No column")],
-)  # fmt: skip
+    [
+        ("file,label\n9.png,owl", "No column"),
+        ("file,label\n0.png,owl\n9.png,emu", "not below .*9.png"),
+        ("file,label\n0.png,owl,x", "line 2 has 3"),
+        ("", "No column"),
+    ],
+)
 def test_tables_of_pictures_that_do_not_fit(tmp_path, text, words):
     pictures(tmp_path)
     (tmp_path / "labels.csv").write_text(text)
@@ -186,9 +212,11 @@ def test_tables_of_pictures_that_do_not_fit(tmp_path, text, words):
 def test_lists_without_keys_take_no_columns(tmp_path, kind, option):
     files = [pictures(tmp_path) / f"{k}.png" for k in range(6)]
     data = {
-        "paths": files, "pairs of paths": [(file, "a") for file in files], "arrays and labels": (IMAGES, [0, 1] * 3),
+        "paths": files,
+        "pairs of paths": [(file, "a") for file in files],
+        "arrays and labels": (IMAGES, [0, 1] * 3),
         "pictures": list(IMAGES),
-    }[kind]  # fmt: skip
+    }[kind]
     assert len(open_dataset(data, image_size=8)) == 6
     with pytest.raises(ValueError, match=rf"{option}='nonsense' does not fit a list"):
         open_dataset(data, image_size=8, **{option: "nonsense"})
@@ -201,7 +229,9 @@ def test_images_that_are_made_take_no_limit(kind, tmp_path):
 
 
 def test_a_table_beside_the_folder_of_its_pictures(tmp_path):
-    """The usual layout of competitions: train/, test/, and a table of the training pictures without extension."""
+    """The usual layout of competitions: train/, test/, and a table of the training pictures without
+    extension.
+    """
     pictures(tmp_path, [f"train/{k}.png" for k in range(4)] + ["test/x.png", "test/y.png"])
     (tmp_path / "labels.csv").write_text("id,breed\n0,pug\n1,lab\n2,pug\n3,lab\n")
     data = open_dataset(tmp_path / "labels.csv", image_size=8, label_column="breed")
@@ -222,7 +252,9 @@ def test_whole_paths_in_a_table(tmp_path):
     elsewhere = pictures(tmp_path / "pictures")
     (tmp_path / "lists").mkdir()
     table = tmp_path / "lists" / "train.csv"
-    table.write_text("".join(["path,label\n", *(f"{elsewhere}/{k}.png,{'ab'[k % 2]}\n" for k in range(6))]))
+    table.write_text(
+        "".join(["path,label\n", *(f"{elsewhere}/{k}.png,{'ab'[k % 2]}\n" for k in range(6))])
+    )
     data = open_dataset(table, image_size=8)
     assert data.class_names == ("a", "b")
     assert any("column 'label' of train.csv" in note for note in data.notes)
@@ -236,7 +268,10 @@ def test_whole_paths_in_a_table(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("file_name,text\n0.png,a\n1.png,b\n", "no column of a usual name"), ("file_name,label\n0.png,a\n", "not named")],
+    [
+        ("file_name,text\n0.png,a\n1.png,b\n", "no column of a usual name"),
+        ("file_name,label\n0.png,a\n", "not named"),
+    ],
 )
 def test_labels_that_are_needed_say_why_there_are_none(tmp_path, text, words):
     pictures(tmp_path)
@@ -246,7 +281,9 @@ def test_labels_that_are_needed_say_why_there_are_none(tmp_path, text, words):
         open_dataset(tmp_path, image_size=8, require_labels=True)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", '{"name": "brats", "numTraining": 3, "modality": {"0": "MRI"}}'])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", '{"name": "brats", "numTraining": 3, "modality": {"0": "MRI"}}']
+)
 def test_descriptions_called_dataset_are_no_labels(tmp_path, text):
     pictures(tmp_path)
     (tmp_path / "dataset.json").write_text(text)
@@ -263,7 +300,9 @@ def test_a_table_says_which_pictures(tmp_path):
 
 @pytest.fixture
 def words(tmp_path, monkeypatch):
-    """Pictures whose names say their class, beside a table that says another, and a split of a dataset."""
+    """Pictures whose names say their class, beside a table that says another, and a split of a
+    dataset.
+    """
     monkeypatch.chdir(tmp_path)
     pictures(Path("named"), [f"{word}_{k}.png" for k, word in enumerate(WORDS)])
     pictures(Path("tables"))
@@ -282,13 +321,28 @@ def words(tmp_path, monkeypatch):
         ("tables --label-column size", 3),
         ("tables --label-column kind --background black --fit pad", 3),
         ("deep --value-range 0,4095 --channels 1", 3),
-        ("deep --value-range 0,4095 --channels 1 --frames all --on-bad-image skip --max-pixels 100000", 3),
+        (
+            (
+                "deep --value-range 0,4095 --channels 1 --frames all --on-bad-image skip"
+                " --max-pixels 100000"
+            ),
+            3,
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "estimate"])
-def test_options_of_the_data_hold_where_the_classes_are_counted_first(line, classes, command, words, capsys):
-    work = "--max-steps 1 --batch-size 2 --output-dir run" if command == "train" else "--probe-steps 0 --batch-size 2"
-    network = "--class-conditional --preset tiny --model.dim 8 --image-size 8 --sample-every 0 --device cpu"
+def test_options_of_the_data_hold_where_the_classes_are_counted_first(
+    line, classes, command, words, capsys
+):
+    work = (
+        "--max-steps 1 --batch-size 2 --output-dir run"
+        if command == "train"
+        else "--probe-steps 0 --batch-size 2"
+    )
+    network = (
+        "--class-conditional --preset tiny --model.dim 8 --image-size 8 --sample-every 0"
+        " --device cpu"
+    )
     assert main(f"{command} {line} {network} {work}".split()) == 0, capsys.readouterr().err
     if command == "train":
         assert load_run("run").diffusion.conditioners["class_label"].num_classes == classes
@@ -298,5 +352,7 @@ def test_a_dataset_that_is_open_takes_the_options_it_was_opened_with_and_no_othe
     data = open_dataset("named", image_size=8, labels="prefix", background="black")
     again = open_dataset(data.subset([0, 1, 2]), image_size=8, labels="prefix", background="black")
     assert again.class_names == data.class_names
-    with pytest.raises(ValueError, match="background='red' does not fit an ImageDataset that is open already"):
+    with pytest.raises(
+        ValueError, match="background='red' does not fit an ImageDataset that is open already"
+    ):
         open_dataset(data, image_size=8, background="red")

@@ -144,7 +144,9 @@ def test_torch_datasets(make):
 
 def test_torch_dataset_of_bare_tensors():
     assert same(open_dataset(Items(lambda i: NCHW[i]), image_size=8), None)
-    assert same(open_dataset(torch.utils.data.TensorDataset(NCHW, torch.tensor(LABELS)), image_size=8))
+    assert same(
+        open_dataset(torch.utils.data.TensorDataset(NCHW, torch.tensor(LABELS)), image_size=8)
+    )
 
 
 def test_known_targets_spare_a_pass():
@@ -184,7 +186,11 @@ def hf():
 
     datasets.disable_progress_bars()
     return datasets.Dataset.from_dict(
-        {"img": [{"bytes": png(image), "path": None} for image in IMAGES], "label": LABELS, "note": ["x"] * 6},
+        {
+            "img": [{"bytes": png(image), "path": None} for image in IMAGES],
+            "label": LABELS,
+            "note": ["x"] * 6,
+        },
         features=datasets.Features(
             {
                 "img": datasets.Image(),
@@ -252,11 +258,17 @@ def test_parquet_of_bytes_and_words(tmp_path):
     import pyarrow.parquet as pq
 
     words = ["bee", "ant", "bee", "ant", "bee", "ant"]
-    pq.write_table(pa.table({"image": [png(image) for image in IMAGES], "class": words}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"image": [png(image) for image in IMAGES], "class": words}),
+        tmp_path / "a.parquet",
+    )
     data = open_dataset(tmp_path / "a.parquet", image_size=8)
     assert data.class_names == ("ant", "bee")
     assert same(data, [1, 0, 1, 0, 1, 0])
-    pq.write_table(pa.table({"image": [png(IMAGES[0]), None, b"junk"], "label": [0, -1, 1]}), tmp_path / "b.parquet")
+    pq.write_table(
+        pa.table({"image": [png(IMAGES[0]), None, b"junk"], "label": [0, -1, 1]}),
+        tmp_path / "b.parquet",
+    )
     with pytest.raises(BadImagesError) as caught:
         open_dataset(tmp_path / "b.parquet", image_size=8)
     assert [name for name, _ in caught.value.bad] == ["000001", "000002"]
@@ -273,7 +285,9 @@ def test_parquet_of_bytes_and_words(tmp_path):
 def test_pixels_in_a_table():
     import datasets
 
-    features = datasets.Features({"image": datasets.Array3D((8, 8, 3), "uint8"), "label": datasets.Value("int64")})
+    features = datasets.Features(
+        {"image": datasets.Array3D((8, 8, 3), "uint8"), "label": datasets.Value("int64")}
+    )
     data = datasets.Dataset.from_dict({"image": IMAGES, "label": LABELS}, features=features)
     assert same(open_dataset(data, image_size=8))
 
@@ -293,7 +307,9 @@ def test_hub_name_without_network(monkeypatch, tmp_path, set_by_user):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", set_by_user)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", set_by_user)
-    with pytest.raises(FileNotFoundError, match=r"^'somebody/pictures' is no local path.*in the cache") as caught:
+    with pytest.raises(
+        FileNotFoundError, match=r"^'somebody/pictures' is no local path.*in the cache"
+    ) as caught:
         open_dataset("somebody/pictures", image_size=8)
     assert "\n" not in str(caught.value)
     assert ("HF_HUB_OFFLINE is set" in str(caught.value)) == set_by_user
@@ -340,7 +356,9 @@ def test_hub_that_refuses_says_why(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(hub, "can_reach", lambda address: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(FileNotFoundError, match=r"no local path.*from the hub: PermissionError: gated dataset"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no local path.*from the hub: PermissionError: gated dataset"
+    ):
         open_dataset("somebody/pictures", image_size=8)
 
 
@@ -348,10 +366,12 @@ def test_importing_data_is_light():
     import subprocess
 
     code = (
-        "import sys, json, ddpm_lib.data as d; d.Shapes(16, 4);"
-        "print(json.dumps([m for m in ('datasets', 'matplotlib', 'scipy', 'accelerate', 'pyarrow') if m in sys.modules]))"
+        "import sys, json, ddpm_lib.data as d; d.Shapes(16, 4);print(json.dumps([m for m in"
+        " ('datasets', 'matplotlib', 'scipy', 'accelerate', 'pyarrow') if m in sys.modules]))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert json.loads(result.stdout) == []
 
 
@@ -372,6 +392,10 @@ def test_looking_for_data_opens_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "gone").symlink_to("nowhere")
     assert [look_for(name) for name in ("shapes", "pics", "pics/*.png")] == [None] * 3
     assert "(did you mean 'pics'?); taken for a dataset of the hub" in str(look_for("pix"))
-    for name, said in (("./pix", "Did you mean 'pics'"), ("pix.npz", "does not exist"), ("gone", "is a link to")):
+    for name, said in (
+        ("./pix", "Did you mean 'pics'"),
+        ("pix.npz", "does not exist"),
+        ("gone", "is a link to"),
+    ):
         with pytest.raises(FileNotFoundError, match=said):
             look_for(name)

@@ -12,20 +12,30 @@ from training_helpers import tiny_trainer
 
 
 @pytest.mark.parametrize(("dims", "size"), [(1, (16,)), (3, (4, 4, 8))])
-def test_sequences_and_volumes_train_and_sample(tmp_path: Path, dims: int, size: tuple[int, ...]) -> None:
+def test_sequences_and_volumes_train_and_sample(
+    tmp_path: Path, dims: int, size: tuple[int, ...]
+) -> None:
     """The same classes, with an array or a torch Dataset, and resuming too."""
     torch.manual_seed(0)
     values = torch.rand(20, 2, *size)
     model = Unet(dim=8, dim_mults=(1, 2), channels=2, dims=dims, blocks_per_level=1)
     trainer = tiny_trainer(
-        tmp_path, GaussianDiffusion(model, image_size=size, timesteps=20), values, val_every=3, val_fraction=0.2
+        tmp_path,
+        GaussianDiffusion(model, image_size=size, timesteps=20),
+        values,
+        val_every=3,
+        val_fraction=0.2,
     )
     assert trainer.train().status == "finished"
     assert trainer.sample(3, num_steps=2).shape == (3, 2, *size)
     again = tiny_trainer(
-        tmp_path, GaussianDiffusion(model, image_size=size, timesteps=20), torch.utils.data.TensorDataset(values),
-        val_every=3, val_fraction=0.2, max_steps=8,
-    )  # fmt: skip
+        tmp_path,
+        GaussianDiffusion(model, image_size=size, timesteps=20),
+        torch.utils.data.TensorDataset(values),
+        val_every=3,
+        val_fraction=0.2,
+        max_steps=8,
+    )
     assert again.train().step == 8
 
 

@@ -27,7 +27,13 @@ BATCHES = [[k, (7 * k) % 40, 39 - k] for k in range(40)]
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine of 16 CPUs without limits; files below it set limits."""
-    for name in ("SLURM_CPUS_PER_TASK", "PBS_NUM_PPN", "NSLOTS", "LOCAL_WORLD_SIZE", "SLURM_MEM_PER_NODE"):
+    for name in (
+        "SLURM_CPUS_PER_TASK",
+        "PBS_NUM_PPN",
+        "NSLOTS",
+        "LOCAL_WORLD_SIZE",
+        "SLURM_MEM_PER_NODE",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name in ("SLURM_MEM_PER_CPU", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
@@ -128,9 +134,13 @@ def stack(batches) -> dict[str, torch.Tensor]:
 def test_order_is_that_of_the_indices(folder, num_workers):
     expected = stack(make_loader(open_dataset(folder, image_size=6), BATCHES))
     before = torch.random.get_rng_state()
-    with make_loader(open_dataset(folder, image_size=6, cache="none"), BATCHES, num_workers=num_workers) as stream:
+    with make_loader(
+        open_dataset(folder, image_size=6, cache="none"), BATCHES, num_workers=num_workers
+    ) as stream:
         found = stack(stream)
-    assert torch.equal(torch.random.get_rng_state(), before), "the global random state is never touched"
+    assert torch.equal(torch.random.get_rng_state(), before), (
+        "the global random state is never touched"
+    )
     assert set(found) == {"image", "class_label"}
     for name, value in expected.items():
         assert torch.equal(value, found[name])
@@ -196,7 +206,9 @@ def test_a_file_that_breaks_later_is_named(tmp_path, num_workers):
     with make_loader(data, [[0], [1], [2], [3]], num_workers=num_workers) as stream:
         next(stream)
         next(stream)
-        with pytest.raises(BadImagesError, match=r"^1 of 4 images cannot be used:\n  2\.png: a text file"):
+        with pytest.raises(
+            BadImagesError, match=r"^1 of 4 images cannot be used:\n  2\.png: a text file"
+        ):
             next(stream)
 
 
@@ -205,13 +217,25 @@ def test_a_file_that_breaks_later_is_named(tmp_path, num_workers):
     [
         (OSError(12, "Cannot allocate memory"), "killed, most likely for memory"),
         (
-            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+            RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space left on device"
+                " (28)"
+            ),
             "/dev/shm",
         ),
         (OSError(28, "No space left on device"), "--shm-size"),
-        (RuntimeError("unable to mmap 12 bytes: Cannot allocate memory (12)"), "fewer workers need less"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "killed, most likely for memory"),
-        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "killed, most likely for memory"),
+        (
+            RuntimeError("unable to mmap 12 bytes: Cannot allocate memory (12)"),
+            "fewer workers need less",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "killed, most likely for memory",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+            "killed, most likely for memory",
+        ),
         (BlockingIOError(11, "Resource temporarily unavailable"), "The loader workers failed"),
         (RuntimeError("can't start new thread"), "The loader workers failed"),
         (OSError(24, "Too many open files"), "ulimit -n"),
@@ -230,7 +254,12 @@ def test_a_pool_that_cannot_start_is_tried_with_fewer_workers(folder, monkeypatc
 
     monkeypatch.setattr(loader, "DataLoader", Refusing)
     lines = []
-    stream = make_loader(open_dataset(folder, image_size=6, cache="none"), BATCHES[:3], num_workers=4, log=lines.append)
+    stream = make_loader(
+        open_dataset(folder, image_size=6, cache="none"),
+        BATCHES[:3],
+        num_workers=4,
+        log=lines.append,
+    )
     assert len(list(stream)) == 3
     assert stream.num_workers == 0
     assert [line.split("Going on with ")[1][:1] for line in lines] == ["2", "1", "0"]

@@ -23,7 +23,12 @@ def test_dataset():
     assert torch.bincount(data.labels, minlength=6).min() > 5
     assert data[5]["image"].dtype == torch.uint8
     assert data.fingerprint == Shapes(16, n=120).fingerprint
-    others = [Shapes(16, n=121), Shapes(17, n=120), Shapes(16, n=120, seed=1), Shapes(16, n=120, channels=1)]
+    others = [
+        Shapes(16, n=121),
+        Shapes(17, n=120),
+        Shapes(16, n=120, seed=1),
+        Shapes(16, n=120, channels=1),
+    ]
     assert len({d.fingerprint for d in [data, *others]}) == 5
 
 
@@ -49,8 +54,16 @@ def test_every_size_shows_one_shape_inside_the_frame(size, channels):
 def test_shapes_differ_by_class():
     images, labels = draw_shapes(np.arange(600), (32, 32), channels=4)
     cover = images[:, 3].astype(float) / 255
-    box = np.array([np.ptp(np.nonzero(c.max(0) > 0.5)[0]) * np.ptp(np.nonzero(c.max(1) > 0.5)[0]) + 1 for c in cover])
-    filled = {name: float((cover.sum((1, 2)) / box)[labels == k].mean()) for k, name in enumerate(CLASS_NAMES)}
+    box = np.array(
+        [
+            np.ptp(np.nonzero(c.max(0) > 0.5)[0]) * np.ptp(np.nonzero(c.max(1) > 0.5)[0]) + 1
+            for c in cover
+        ]
+    )
+    filled = {
+        name: float((cover.sum((1, 2)) / box)[labels == k].mean())
+        for k, name in enumerate(CLASS_NAMES)
+    }
     assert filled["square"] > filled["circle"] > filled["ring"] > filled["star"]
     assert filled["cross"] > filled["star"]
 

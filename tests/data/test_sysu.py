@@ -27,7 +27,12 @@ def test_layout(small, tmp_path, mode):
     summary = prepare_sysu(small, out, size=16, mode=mode, val_fraction=0.2, log=lines.append)
     assert (summary.num_train, summary.num_eval) == (16, 4)
     assert summary.train == {"cup": 8, "hat": 8}
-    assert sorted(p.name for p in out.iterdir()) == ["eval_data", "normalized_eval_data", "splits.json", "train_data"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "eval_data",
+        "normalized_eval_data",
+        "splits.json",
+        "train_data",
+    ]
     train = open_dataset(out / "train_data", image_size=16)
     assert train.class_names == ("cup", "hat")
     assert len(train) == 16
@@ -54,7 +59,9 @@ def test_masked_tiles_show_the_object_centred_on_white(small):
         ys, xs = np.nonzero(pixels.min(0) < 128)
         assert abs(ys.min() + ys.max() - 31) <= 1
         assert abs(xs.min() + xs.max() - 31) <= 1
-        assert (ys.max() - ys.min() + 1) / (xs.max() - xs.min() + 1) == pytest.approx(41 / 31, rel=0.1)
+        assert (ys.max() - ys.min() + 1) / (xs.max() - xs.min() + 1) == pytest.approx(
+            41 / 31, rel=0.1
+        )
 
 
 def test_window_tiles_invent_no_border(small):
@@ -119,9 +126,13 @@ def test_the_split_follows_the_seed_not_the_mode_or_size(small, tmp_path):
 
 def test_duplicates_stay_on_one_side(small, tmp_path):
     shutil.copy(small / "cup" / "images" / "photo_0.jpg", small / "hat" / "images" / "photo_0.jpg")
-    Image.open(small / "cup" / "images" / "photo_5.jpg").save(small / "cup" / "images" / "photo_6.jpg", quality=60)
+    Image.open(small / "cup" / "images" / "photo_5.jpg").save(
+        small / "cup" / "images" / "photo_6.jpg", quality=60
+    )
     for seed in range(6):
-        summary = prepare_sysu(small, tmp_path / f"{seed}", size=8, mode="stretch", val_fraction=0.4, seed=seed)
+        summary = prepare_sysu(
+            small, tmp_path / f"{seed}", size=8, mode="stretch", val_fraction=0.4, seed=seed
+        )
         saved = json.loads((tmp_path / f"{seed}" / "splits.json").read_text())
         assert summary.duplicates == [
             ["cup/photo_0.jpg", "hat/photo_0.jpg"],
@@ -175,7 +186,12 @@ def test_real_dataset(shared, tmp_path):
     found = {frozenset(group) for group in summary.duplicates}
     assert frozenset({"car/voc2012_2009_000825.jpg", "motorbike/voc2012_2009_000825.jpg"}) in found
     assert frozenset({"boat/101_ketch_image_0035.jpg", "boat/101_ketch_image_0041.jpg"}) in found
-    assert frozenset({"motorbike/101_Motorbikes_image_0193.jpg", "motorbike/101_Motorbikes_image_0196.jpg"}) in found
+    assert (
+        frozenset(
+            {"motorbike/101_Motorbikes_image_0193.jpg", "motorbike/101_Motorbikes_image_0196.jpg"}
+        )
+        in found
+    )
 
 
 def test_real_objects_fill_their_tiles(shared):

@@ -64,7 +64,9 @@ def test_dataset(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_density_integrates_to_one(name: str) -> None:
-    """Midpoint rule with cells of half the noise (exact for Gaussians), or squares that share the board's edges."""
+    """Midpoint rule with cells of half the noise (exact for Gaussians), or squares that share the
+    board's edges.
+    """
     points, area = grid(160)
     mass = float(TOYS[name].log_density(points).exp().sum()) * area
     assert mass == pytest.approx(1, abs=1e-6)
@@ -72,10 +74,14 @@ def test_density_integrates_to_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_density_is_that_of_the_points(name: str) -> None:
-    """Counts of 20,000 points in 20×20 bins against the integrated density, by a χ² test on bins that expect five."""
+    """Counts of 20,000 points in 20×20 bins against the integrated density, by a χ² test on bins
+    that expect five.
+    """
     n, bins, cells = 20_000, 20, 160
     points, area = grid(cells)
-    fine = TOYS[name].log_density(points).exp().view(bins, cells // bins, bins, cells // bins) * area
+    fine = (
+        TOYS[name].log_density(points).exp().view(bins, cells // bins, bins, cells // bins) * area
+    )
     expected = n * fine.sum((1, 3)).flatten().numpy()
     edges = np.linspace(-1, 1, bins + 1)
     counts = np.histogram2d(*toy_points(name, n, seed=5).numpy().T, bins=[edges, edges])[0].ravel()
@@ -96,12 +102,18 @@ def test_density_by_hand() -> None:
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_posterior_mean_is_tweedies(name: str) -> None:
-    """E[x_0 | x_t] = (x_t + σ²·∇log p_t(x_t))/α (Robbins 1956; Efron 2011), with the gradient by autograd."""
+    """E[x_0 | x_t] = (x_t + σ²·∇log p_t(x_t))/α (Robbins 1956; Efron 2011), with the gradient by
+    autograd.
+    """
     toy, alpha, sigma = TOYS[name], 0.8, 0.6
-    x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(
+        50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     (score,) = torch.autograd.grad(toy.blobs.log_density(x, alpha, sigma).sum(), x)
     wanted = (x + sigma**2 * score) / alpha
-    assert torch.allclose(toy.blobs.posterior_mean(x.detach(), alpha, sigma), wanted.detach(), atol=1e-10)
+    assert torch.allclose(
+        toy.blobs.posterior_mean(x.detach(), alpha, sigma), wanted.detach(), atol=1e-10
+    )
 
 
 class ExactNet(nn.Module):
@@ -110,7 +122,9 @@ class ExactNet(nn.Module):
     def __init__(self, name: str, diffusion_options: dict) -> None:
         super().__init__()
         self.blobs = TOYS[name].blobs
-        self.process = GaussianDiffusion(nn.Identity(), image_size=(1,), channels=2, **diffusion_options)
+        self.process = GaussianDiffusion(
+            nn.Identity(), image_size=(1,), channels=2, **diffusion_options
+        )
 
     def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
         # Solvers ask for fractional levels; all points of a batch are at one.
@@ -131,7 +145,9 @@ class ExactNet(nn.Module):
     ],
 )
 def test_the_exact_network_samples_the_data(name: str, sampler: str, steps: int) -> None:
-    """All that is left is the error of the steps: less than five standard deviations of a draw of data."""
+    """All that is left is the error of the steps: less than five standard deviations of a draw of
+    data.
+    """
     options = {"schedule": "cosine", "parametrization": "v", "clip": "none"}
     diffusion = GaussianDiffusion(ExactNet(name, options), image_size=(1,), channels=2, **options)
     n = 800
@@ -143,13 +159,24 @@ def test_the_exact_network_samples_the_data(name: str, sampler: str, steps: int)
 
 @pytest.mark.parametrize(("sampler", "steps"), [("heun", 20), ("dpmpp_2m", 30)])
 def test_even_steps_in_log_snr_keep_the_blobs_wide(sampler: str, steps: int) -> None:
-    """Steps that are even in t leave so much noise to the last one that blobs come out half as wide; these do not."""
+    """Steps that are even in t leave so much noise to the last one that blobs come out half as
+    wide; these do not.
+    """
     options = {"schedule": "cosine", "parametrization": "v", "clip": "none"}
     diffusion = GaussianDiffusion(ExactNet("ring", options), image_size=(1,), channels=2, **options)
 
     def width(spacing: str) -> float:
         values = diffusion.sample(1000, sampler=sampler, num_steps=steps, spacing=spacing)
-        return float(torch.cdist(values_to_points(values).double(), ring.centres).min(1)[0].square().mean() / 2) ** 0.5
+        return (
+            float(
+                torch.cdist(values_to_points(values).double(), ring.centres)
+                .min(1)[0]
+                .square()
+                .mean()
+                / 2
+            )
+            ** 0.5
+        )
 
     ring = TOYS["ring"].blobs
     assert width("log_snr") == pytest.approx(ring.scale, rel=0.06)
@@ -210,10 +237,15 @@ def test_mlp_trains_and_resumes(tmp_path: Path) -> None:
 
     def process() -> GaussianDiffusion:
         model = small_mlp(num_classes=2, out_channels=4)
-        return GaussianDiffusion(model, image_size=(1,), timesteps=20, variance="learned_range", clip="none")
+        return GaussianDiffusion(
+            model, image_size=(1,), timesteps=20, variance="learned_range", clip="none"
+        )
 
     options = {"horizontal_flip": False, "batch_size": 8, "val_every": 3, "val_fraction": 0.2}
-    assert tiny_trainer(tmp_path, process(), Toy("moons", n=60), **options).train().status == "finished"
+    assert (
+        tiny_trainer(tmp_path, process(), Toy("moons", n=60), **options).train().status
+        == "finished"
+    )
     again = tiny_trainer(tmp_path, process(), Toy("moons", n=60), max_steps=8, **options)
     assert again.train().step == 8
     assert again.sample(4, num_steps=3, guidance_scale=2.0).shape == (4, 2, 1)
@@ -234,19 +266,34 @@ def test_plot(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_learning_the_ring(tmp_path: Path) -> None:
-    """An MLP learns all eight modes in equal shares; energy distance within a few times that of data to data."""
+    """An MLP learns all eight modes in equal shares; energy distance within a few times that of
+    data to data.
+    """
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(MLP(), image_size=(1,), weighting="snr_plus_one", clip="none")
     trainer = tiny_trainer(
-        tmp_path, diffusion, Toy("ring", n=8192), max_steps=1500, batch_size=256, learning_rate=2e-3,
-        lr_schedule="cosine", warmup_steps=100, ema_decay=(0.99,), horizontal_flip=False, save_every=1500,
-    )  # fmt: skip
+        tmp_path,
+        diffusion,
+        Toy("ring", n=8192),
+        max_steps=1500,
+        batch_size=256,
+        learning_rate=2e-3,
+        lr_schedule="cosine",
+        warmup_steps=100,
+        ema_decay=(0.99,),
+        horizontal_flip=False,
+        save_every=1500,
+    )
     trainer.train()
     n, ring = 2000, TOYS["ring"]
     assert isinstance(ring, Mixture)
-    samples = values_to_points(trainer.sample(n, sampler="dpmpp_2m", num_steps=30, spacing="log_snr")).double()
+    samples = values_to_points(
+        trainer.sample(n, sampler="dpmpp_2m", num_steps=30, spacing="log_snr")
+    ).double()
     fresh = toy_points("ring", n, seed=1)
-    floor = torch.tensor([energy_distance(toy_points("ring", n, seed=k), fresh) for k in range(2, 10)])
+    floor = torch.tensor(
+        [energy_distance(toy_points("ring", n, seed=k), fresh) for k in range(2, 10)]
+    )
     assert energy_distance(samples, fresh) < 20 * float(floor.abs().mean())
     distance, mode = torch.cdist(samples, ring.blobs.centres).min(1)
     assert float((distance < 5 * ring.blobs.scale).double().mean()) > 0.95

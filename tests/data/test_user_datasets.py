@@ -1,4 +1,6 @@
-"""Datasets of the user's: files that are opened late, random transforms, errors and hanging items, threads after a fork."""
+"""Datasets of the user's: files that are opened late, random transforms, errors and hanging items,
+threads after a fork.
+"""
 
 import os
 import random
@@ -37,7 +39,9 @@ class Late(torch.utils.data.Dataset):
         if self.handle is None:
             self.handle = self.open()
         raw = self.read(i)
-        return np.frombuffer(raw.ljust(BYTES, b"\0")[:BYTES], np.uint8).reshape(SIDE, SIDE, 3).copy()
+        return (
+            np.frombuffer(raw.ljust(BYTES, b"\0")[:BYTES], np.uint8).reshape(SIDE, SIDE, 3).copy()
+        )
 
 
 class File(Late):
@@ -144,7 +148,9 @@ def test_files_opened_at_the_first_item_are_not_shared(stored, kind):
     with make_loader(train, order, num_workers=2) as stream:
         for rows, batch in zip(order, stream):
             assert right(batch, train._rows[rows])
-            assert right(held_out.batch(np.arange(12)), held_out._rows[:12]), "this process reads too, meanwhile"
+            assert right(held_out.batch(np.arange(12)), held_out._rows[:12]), (
+                "this process reads too, meanwhile"
+            )
     assert items.handle is None
     assert not _opened
 
@@ -153,7 +159,9 @@ def test_without_workers_everything_is_read_here(stored):
     items, lines = File(stored), []
     streamed = open_dataset(items, image_size=SIDE, num_workers=0, cache="none")
     assert items.handle is not None
-    with make_loader(streamed, [np.arange(9), np.arange(5)], num_workers=2, log=lines.append) as stream:
+    with make_loader(
+        streamed, [np.arange(9), np.arange(5)], num_workers=2, log=lines.append
+    ) as stream:
         assert stream.num_workers == 0, "workers would share the open file"
         assert right(next(stream), np.arange(9))
     assert "there are none" in lines[0]
@@ -163,7 +171,9 @@ def test_opened_pictures_in_a_list_are_read_in_one_process(tmp_path):
     for k in range(300):
         Image.fromarray(TRUTH[k]).save(tmp_path / f"{k:03d}.bmp")
     pictures = [Image.open(path) for path in sorted(tmp_path.iterdir())]
-    assert right(open_dataset(pictures, image_size=SIDE, num_workers=2).batch(np.arange(300)), np.arange(300))
+    assert right(
+        open_dataset(pictures, image_size=SIDE, num_workers=2).batch(np.arange(300)), np.arange(300)
+    )
 
 
 class Asks(torch.utils.data.Dataset):
@@ -200,7 +210,10 @@ class Varying(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         self.count += 1
-        image = np.add.outer(np.arange(8), np.arange(8)).astype(np.uint8)[..., None].repeat(3, -1) * 4 + i % 100
+        image = (
+            np.add.outer(np.arange(8), np.arange(8)).astype(np.uint8)[..., None].repeat(3, -1) * 4
+            + i % 100
+        )
         return self.how(self, image.astype(np.uint8)), i % 3
 
 
@@ -212,7 +225,9 @@ def seeded(self, image):
 RANDOM = {
     "python": lambda self, image: image[:, ::-1].copy() if random.random() < 0.5 else image,
     "numpy": lambda self, image: image + np.uint8(np.random.randint(50)),  # noqa: NPY002
-    "torch": lambda self, image: torch.from_numpy(image) + torch.randint(0, 50, (1,), dtype=torch.uint8),
+    "torch": (
+        lambda self, image: torch.from_numpy(image) + torch.randint(0, 50, (1,), dtype=torch.uint8)
+    ),
     "rarely": lambda self, image: image[::-1].copy() if random.random() < 0.02 else image,
     "own generator": lambda self, image: image + np.uint8(self.own.integers(200)),
     "time": lambda self, image: image + np.uint8(time.monotonic_ns() // 1000 % 200),
@@ -226,10 +241,15 @@ STEADY = {
 
 
 @pytest.mark.parametrize(
-    ("name", "workers"), [*((name, 0) for name in RANDOM), ("python", 2), ("counter", 2), ("own generator", 2)]
+    ("name", "workers"),
+    [*((name, 0) for name in RANDOM), ("python", 2), ("counter", 2), ("own generator", 2)],
 )
 def test_random_items_are_noticed_and_streamed(name, workers):
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    before = (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+    )
     data = open_dataset(Varying(RANDOM[name]), image_size=8, num_workers=workers)
     note = next(note for note in data.notes if "random transforms?" in note)
     assert 'cache="ram" (--cache ram) keeps one version' in note
@@ -239,7 +259,11 @@ def test_random_items_are_noticed_and_streamed(name, workers):
     again = open_dataset(Varying(RANDOM[name]), image_size=8, num_workers=workers)
     assert again.fingerprint == data.fingerprint, "what differs each time is not compared"
     assert open_dataset(Varying(RANDOM[name], 25), image_size=8).fingerprint != data.fingerprint
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    after = (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+    )
     assert after == before, "the user's generators are left alone"
 
 
@@ -255,7 +279,9 @@ def test_one_version_of_random_items_where_that_is_asked_for():
     assert data.in_memory
     assert any("one version of each is kept in RAM" in note for note in data.notes)
     again = open_dataset(Varying(RANDOM["torch"]), image_size=8, cache="ram", num_workers=2)
-    assert torch.equal(again.batch(range(24))["image"], data.batch(range(24))["image"]), "the same one at every start"
+    assert torch.equal(again.batch(range(24))["image"], data.batch(range(24))["image"]), (
+        "the same one at every start"
+    )
 
 
 def test_a_change_that_only_shows_late_is_noticed():
@@ -283,8 +309,12 @@ def test_random_batches_of_a_resumed_run_are_those_of_one_that_was_not_cut(name)
     order = TrainingBatches(data, BatchPlan(12, 1, 0, 2), 0, 0, 0)._order
     first, second = np.argsort(order.indices(0, 24)), np.argsort(order.indices(24, 48))
     images = whole.flatten(0, 1)
-    assert not torch.equal(images[:24][first], images[24:48][second]), "another epoch, another version"
-    assert torch.equal(data.batch([3])["image"], data.batch([3])["image"]), "validation sees the same each time"
+    assert not torch.equal(images[:24][first], images[24:48][second]), (
+        "another epoch, another version"
+    )
+    assert torch.equal(data.batch([3])["image"], data.batch([3])["image"]), (
+        "validation sees the same each time"
+    )
 
 
 class Failing(torch.utils.data.Dataset):
@@ -333,14 +363,17 @@ SENT = [FAILURES[k] for k in (0, 3, 6, 7)]
 
 
 @pytest.mark.parametrize(
-    ("fail", "words", "workers"), [*((*case, 0) for case in FAILURES), *((*case, 2) for case in SENT)]
+    ("fail", "words", "workers"),
+    [*((*case, 0) for case in FAILURES), *((*case, 2) for case in SENT)],
 )
 def test_whatever_an_item_raises_is_a_bad_image(fail, words, workers):
     items = Failing(fail)
     with pytest.raises(BadImagesError, match=rf"(?s)1 of 30.*000007: .*{words}.*on_bad_image"):
         open_dataset(items, image_size=8, num_workers=workers)
     for cache in ("ram", "none"):
-        data = open_dataset(items, image_size=8, num_workers=workers, cache=cache, on_bad_image="skip")
+        data = open_dataset(
+            items, image_size=8, num_workers=workers, cache=cache, on_bad_image="skip"
+        )
         assert len(data) == 29
         assert data.labels.tolist() == [i % 2 for i in range(30) if i != 7]
         assert any("skipped 1 of 30 images: 000007" in note for note in data.notes)
@@ -349,14 +382,19 @@ def test_whatever_an_item_raises_is_a_bad_image(fail, words, workers):
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
 def test_a_dataset_that_cannot_be_read_at_all_is_said_to_be_at_fault(on_bad_image):
     items = Failing(raising(NameError("name 'cv3' is not defined")), range(3000), 3000)
-    with pytest.raises(BadImagesError, match=r"(?s)12 of 12.*cv3.*an error in its code.*Call its \[0\]"):
+    with pytest.raises(
+        BadImagesError, match=r"(?s)12 of 12.*cv3.*an error in its code.*Call its \[0\]"
+    ):
         open_dataset(items, image_size=8, on_bad_image=on_bad_image)
 
 
 @pytest.mark.parametrize("row", [0, 270])
 @pytest.mark.parametrize(
     ("end", "words"),
-    [(lambda i: os._exit(3), "exit code 3"), (lambda i: os.kill(os.getpid(), signal.SIGKILL), "for memory")],
+    [
+        (lambda i: os._exit(3), "exit code 3"),
+        (lambda i: os.kill(os.getpid(), signal.SIGKILL), "for memory"),
+    ],
 )
 def test_a_reader_that_dies_names_the_row(end, words, row):
     with pytest.raises(RuntimeError) as caught:

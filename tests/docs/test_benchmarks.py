@@ -19,7 +19,9 @@ needs_peers = pytest.mark.skipif(not PEERS, reason="needs the extra [bench]")
 
 @pytest.fixture
 def script(monkeypatch):
-    """Import a benchmark by name; afterwards these names mean what they meant before (there is a folder tests/data)."""
+    """Import a benchmark by name; afterwards these names mean what they meant before (there is a
+    folder tests/data).
+    """
     monkeypatch.syspath_prepend(str(FOLDER))
     names = [path.stem for path in FOLDER.glob("*.py")]
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
@@ -122,4 +124,6 @@ def test_benchmarks_against_the_other_libraries(script, tmp_path, name):
 def test_every_benchmark_is_described():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     helpers = {"common", "peers", "loop_servers"}
-    assert [p.name for p in FOLDER.glob("*.py") if p.stem not in helpers and f"`{p.name}" not in text] == []
+    assert [
+        p.name for p in FOLDER.glob("*.py") if p.stem not in helpers and f"`{p.name}" not in text
+    ] == []

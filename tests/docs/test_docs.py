@@ -1,8 +1,10 @@
-"""The guides keep their word: snippets run and print what they say, commands parse, links lead somewhere.
+"""The guides keep their word: snippets run and print what they say, commands parse, links lead
+somewhere.
 
-In `docs/*.md` a ```python block runs if it stands in `extending.md`, where every block is complete, or below a line
-`<!-- runs -->`, where the blocks of a page share their names. A ```text block below a block that runs is what it prints;
-… stands for anything. A ```yaml block whose first line is `# run.yaml` is that file for the commands.
+In `docs/*.md` a ```python block runs if it stands in `extending.md`, where every block is complete,
+or below a line `<!-- runs -->`, where the blocks of a page share their names. A ```text block below
+a block that runs is what it prints; … stands for anything. A ```yaml block whose first line is `#
+run.yaml` is that file for the commands.
 """
 
 from __future__ import annotations
@@ -40,19 +42,59 @@ from locations import ROOT
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 COMMANDS = {
-    "train": TrainCommand, "estimate": EstimateCommand, "sample": SampleCommand, "edit": EditCommand, "inpaint": InpaintCommand,
-    "evaluate": EvaluateCommand, "compare": CompareCommand, "weights": WeightsCommand, "ema": EmaCommand, "ablate": AblateCommand,
+    "train": TrainCommand,
+    "estimate": EstimateCommand,
+    "sample": SampleCommand,
+    "edit": EditCommand,
+    "inpaint": InpaintCommand,
+    "evaluate": EvaluateCommand,
+    "compare": CompareCommand,
+    "weights": WeightsCommand,
+    "ema": EmaCommand,
+    "ablate": AblateCommand,
     "prepare": PrepareCommand,
-}  # fmt: skip
-REGISTRIES = [
-    schedules.SCHEDULES, parametrization.PARAMETRIZATIONS, weighting.WEIGHTINGS, variance.VARIANCES, time_sampling.TIME_SAMPLERS,
-    SAMPLERS, spacing.SPACINGS, clipping.CLIPS, METRICS,
-]  # fmt: skip
-FOREIGN = {"--nproc_per_node", "--num_processes", "--cpu", "--multi_gpu", "--help", "--version", "--data"} | {
-    f"--{name}"
-    for name in ("job-name", "time", "cpus-per-task", "mem", "gres", "requeue", "open-mode", "ntasks", "nodes")
 }
-FOREIGN |= {"--ntasks-per-node", "--gpus-per-node", "--kill-on-bad-exit", "--signal", "--standalone", "--max-restarts"}
+REGISTRIES = [
+    schedules.SCHEDULES,
+    parametrization.PARAMETRIZATIONS,
+    weighting.WEIGHTINGS,
+    variance.VARIANCES,
+    time_sampling.TIME_SAMPLERS,
+    SAMPLERS,
+    spacing.SPACINGS,
+    clipping.CLIPS,
+    METRICS,
+]
+FOREIGN = {
+    "--nproc_per_node",
+    "--num_processes",
+    "--cpu",
+    "--multi_gpu",
+    "--help",
+    "--version",
+    "--data",
+} | {
+    f"--{name}"
+    for name in (
+        "job-name",
+        "time",
+        "cpus-per-task",
+        "mem",
+        "gres",
+        "requeue",
+        "open-mode",
+        "ntasks",
+        "nodes",
+    )
+}
+FOREIGN |= {
+    "--ntasks-per-node",
+    "--gpus-per-node",
+    "--kill-on-bad-exit",
+    "--signal",
+    "--standalone",
+    "--max-restarts",
+}
 FOREIGN |= {"--signals-to-handle", "--help-all"}
 FOREIGN |= {
     "--nnodes",
@@ -63,7 +105,14 @@ FOREIGN |= {
     "--num_machines",
     "--machine_rank",
 }
-FOREIGN |= {"--main_process_ip", "--main_process_port", "--mixed_precision", "--dynamo_backend", "--word", "--json"}
+FOREIGN |= {
+    "--main_process_ip",
+    "--main_process_port",
+    "--mixed_precision",
+    "--dynamo_backend",
+    "--word",
+    "--json",
+}
 """Flags of other programs, and those that every command has."""
 
 
@@ -87,7 +136,12 @@ def blocks(page: Path) -> list[Block]:
         language, text = lines[start][3:].strip(), "\n".join(lines[start + 1 : end])
         marked = start > 0 and lines[start - 1].strip() == "<!-- runs -->"
         runs = language == "python" and (marked or page.name == "extending.md")
-        if language == "text" and previous is not None and found[-1].runs and not any(lines[previous + 1 : start]):
+        if (
+            language == "text"
+            and previous is not None
+            and found[-1].runs
+            and not any(lines[previous + 1 : start])
+        ):
             found[-1] = found[-1]._replace(printed=text)
         found.append(Block(language, text, start + 2, runs, None))
         previous = end
@@ -107,7 +161,9 @@ def matches(wanted: str, got: str) -> bool:
     return re.fullmatch(pattern, " ".join(got.split()), re.DOTALL) is not None
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.runs for b in blocks(p))], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(b.runs for b in blocks(p))], ids=lambda p: p.stem
+)
 def test_snippets_run_and_print_what_the_page_says(
     page: Path, registries_kept: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +174,10 @@ def test_snippets_run_and_print_what_the_page_says(
             continue
         names = {"__name__": "docs"} if page.name == "extending.md" else names
         code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
-        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             exec(code, names)
         if block.printed is not None:
             assert matches(block.printed, printed.getvalue()), (
@@ -127,7 +186,8 @@ def test_snippets_run_and_print_what_the_page_says(
 
 
 def test_pages_train_in_directories_of_their_own() -> None:
-    # A reader who follows the guides one after the other, in one folder, must not meet the run of another page.
+    # A reader who follows the guides one after the other, in one folder, must not meet the run of
+    # another page.
     places = {}
     for page in PAGES:
         code = "\n".join(block.text for block in blocks(page) if block.runs)
@@ -149,11 +209,21 @@ def flags_of(cls: type, prefix: str = "") -> set[str]:
 
 def flags_of_examples() -> set[str]:
     """The options of the scripts in examples/, which each keep in a dataclass `Options`."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "examples").glob("*.py")]
-    classes = [
-        node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options"
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "examples").glob("*.py")
     ]
-    fields = [field.target.id for node in classes for field in node.body if isinstance(field, ast.AnnAssign)]
+    classes = [
+        node
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "Options"
+    ]
+    fields = [
+        field.target.id
+        for node in classes
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
+    ]
     return {f"--{name.replace('_', '-')}" for name in fields}
 
 
@@ -163,7 +233,12 @@ def flags_of_benchmarks() -> set[str]:
     return {flag for text in texts for flag in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', text)}
 
 
-KNOWN = set().union(*map(flags_of, COMMANDS.values())) | flags_of_examples() | flags_of_benchmarks() | FOREIGN
+KNOWN = (
+    set().union(*map(flags_of, COMMANDS.values()))
+    | flags_of_examples()
+    | flags_of_benchmarks()
+    | FOREIGN
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -177,7 +252,9 @@ def test_every_flag_exists(page: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """All `ddpm …` lines of the shell blocks, also behind a launcher, without what the shell adds."""
+    """All `ddpm …` lines of the shell blocks, also behind a launcher, without what the shell
+    adds.
+    """
     found = []
     for block in blocks(page):
         if block.language != "bash":
@@ -208,7 +285,11 @@ def test_every_command_parses(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
         if issubclass(cls, RunConfig):
             layered(args, cls, f"ddpm {name}", "")
         else:
-            missing = {f.name: tyro.MISSING for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+            missing = {
+                f.name: tyro.MISSING
+                for f in dataclasses.fields(cls)
+                if f.default is dataclasses.MISSING
+            }
             options.parse(cls, args, cls(**missing), f"ddpm {name}", "")
 
 

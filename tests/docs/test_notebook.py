@@ -32,9 +32,11 @@ class Slow(Callback):
             Path("reached").touch()
         time.sleep(self.seconds)
 
-diffusion = GaussianDiffusion(Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1), image_size=8, timesteps=50)
+unet = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1)
+diffusion = GaussianDiffusion(unet, image_size=8, timesteps=50)
 trainer = Trainer(
-    diffusion, Shapes(8, n=64), output_dir="run", max_steps=100, batch_size=4, val_every=0, sample_every=0, device="cpu",
+    diffusion, Shapes(8, n=64), output_dir="run", max_steps=100, batch_size=4,
+    val_every=0, sample_every=0, device="cpu",
     callbacks=[Slow()],
 )
 """
@@ -45,21 +47,36 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_quickstart_runs_from_top_to_bottom(one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickstart_runs_from_top_to_bottom(
+    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nbformat
 
     monkeypatch.setenv("QUICKSTART_STEPS", "8")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
 
     outputs = {i: cell.outputs for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"}
-    said = [o.text for found in outputs.values() for o in found if o.output_type == "stream" and o.name == "stderr"]
+    said = [
+        o.text
+        for found in outputs.values()
+        for o in found
+        if o.output_type == "stream" and o.name == "stderr"
+    ]
     assert said == []  # nothing in red, with or without ipywidgets
-    training = next(i for i, cell in enumerate(notebook.cells) if "trainer = Trainer(" in cell.source)
-    shown = {i: [o for o in found if "image/png" in o.get("data", {})] for i, found in outputs.items()}
+    training = next(
+        i for i, cell in enumerate(notebook.cells) if "trainer = Trainer(" in cell.source
+    )
+    shown = {
+        i: [o for o in found if "image/png" in o.get("data", {})] for i, found in outputs.items()
+    }
     assert len(shown[training]) >= 2  # the live curve and the sample grid
     assert [i for i in shown if i > training + 2 and shown[i]]  # samples drawn by hand
-    steps = [path.name for path in list_checkpoints(tmp_path / "runs" / "quickstart" / "checkpoints")]
+    steps = [
+        path.name for path in list_checkpoints(tmp_path / "runs" / "quickstart" / "checkpoints")
+    ]
     assert steps == ["step-000000004", "step-000000008"]
 
 
@@ -72,7 +89,9 @@ def test_quickstart_is_committed_without_outputs() -> None:
     assert notebook.metadata["kernelspec"]["name"] == "python3"
 
 
-def test_outside_a_kernel_nothing_is_displayed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_outside_a_kernel_nothing_is_displayed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     import ipykernel  # noqa: F401  (tools import it in ordinary scripts)
 
     from ddpm_lib.training.callbacks.samples import _show_inline
@@ -118,7 +137,9 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     kernel.close()
 
 
-def test_interrupting_the_kernel_saves_and_returns_and_training_continues(kernel: Kernel, tmp_path: Path) -> None:
+def test_interrupting_the_kernel_saves_and_returns_and_training_continues(
+    kernel: Kernel, tmp_path: Path
+) -> None:
     assert kernel.finish(kernel.start(PREPARE))["status"] == "ok"
     cell = kernel.start("result = trainer.train()")
     deadline = time.monotonic() + 240
@@ -127,17 +148,29 @@ def test_interrupting_the_kernel_saves_and_returns_and_training_continues(kernel
         time.sleep(0.02)
     kernel.manager.interrupt_kernel()
 
-    assert kernel.finish(cell)["status"] == "ok"  # no KeyboardInterrupt: the cell ends as if it had finished
-    assert kernel.value("(result.status, result.reason, result.exit_code)") == "('stopped', 'received SIGINT', 130)"
+    assert (
+        kernel.finish(cell)["status"] == "ok"
+    )  # no KeyboardInterrupt: the cell ends as if it had finished
+    assert (
+        kernel.value("(result.status, result.reason, result.exit_code)")
+        == "('stopped', 'received SIGINT', 130)"
+    )
     (saved,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert saved.name == f"step-{int(kernel.value('trainer.step')):09d}"
     assert 3 <= verify(saved)["step"] < 100
 
-    assert kernel.finish(kernel.start("Slow.seconds = 0\nresult = trainer.train()"))["status"] == "ok"
+    assert (
+        kernel.finish(kernel.start("Slow.seconds = 0\nresult = trainer.train()"))["status"] == "ok"
+    )
     assert kernel.value("(result.status, result.step)") == "('finished', 100)"
-    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [saved.name, "step-000000100"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        saved.name,
+        "step-000000100",
+    ]
 
-    cell = kernel.start("Path('sleeping').touch(); time.sleep(60)")  # afterwards the button means what it always means
+    cell = kernel.start(
+        "Path('sleeping').touch(); time.sleep(60)"
+    )  # afterwards the button means what it always means
     while not (tmp_path / "sleeping").exists():
         time.sleep(0.02)
     kernel.manager.interrupt_kernel()

@@ -1,7 +1,10 @@
-"""README's and the guides' shell lines, run as they are printed on folders of 60, 1,000 and 5,000 pictures.
+"""README's and the guides' shell lines, run as they are printed on folders of 60, 1,000 and 5,000
+pictures.
 
-A line is given to the command line word by word. Only the size of the work is changed: networks are narrow, trainings end after
-a few steps, samples take a few steps and are few. What a page takes for granted (its runs, its files) is made first.
+A line is given to the command line word by word. Only the size of the work is changed: networks are
+    narrow, trainings end after
+a few steps, samples take a few steps and are few. What a page takes for granted (its runs, its
+files) is made first.
 """
 
 from __future__ import annotations
@@ -28,8 +31,13 @@ from sysu_clone import clone
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = {
-    "mine": "path/to/images --class-conditional --image-size 16 --posthoc-ema 0.05 0.1 --output-dir runs/mine",
-    "superres": "path/to/images --image-size 64 --model.low-res-factor 4 --output-dir runs/superres",
+    "mine": (
+        "path/to/images --class-conditional --image-size 16 --posthoc-ema 0.05 0.1 --output-dir"
+        " runs/mine"
+    ),
+    "superres": (
+        "path/to/images --image-size 64 --model.low-res-factor 4 --output-dir runs/superres"
+    ),
     "base": "path/to/images --image-size 16 --output-dir runs/base",
     "images": "path/to/images --image-size 16 --ema-decay 0.999 0.99 --output-dir runs/images",
 }
@@ -44,14 +52,20 @@ NO_NETWORK = ("weights fetch", "weights verify")
 
 
 def lines(page: Path) -> list[list[str]]:
-    """The `ddpm` lines of each shell block, launchers taken off, as lists of words joined by blanks."""
+    """The `ddpm` lines of each shell block, launchers taken off, as lists of words joined by
+    blanks.
+    """
     found = []
-    for text in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for text in re.findall(
+        r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    ):
         block = []
         for line in text.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|\||;|\|", line):
                 words = shlex.split(part, comments=True)
-                starts = [words.index(name) + 1 for name in ("ddpm", "ddpm_lib.cli") if name in words]
+                starts = [
+                    words.index(name) + 1 for name in ("ddpm", "ddpm_lib.cli") if name in words
+                ]
                 block += [shlex.join(words[start:]) for start in starts]
         inner = re.findall(r"\$\(ddpm ([^)]*)\)", text)
         found.append([line for line in block if line.split(" ")[0] in COMMANDS] + inner)
@@ -83,7 +97,10 @@ def make_files(n: int) -> None:
         Image.fromarray(grey).save(f"path/to/x-rays/{k}.png")
         Path("path/to/drawings").mkdir(exist_ok=True)
         Image.new("RGBA", (28, 24), (200, 10 * k, 0, 128)).save(f"path/to/drawings/{k}.png")
-    rows = [f"images/{p.parent.name}/{p.name},{p.parent.name}" for p in sorted(Path("path/to/images").rglob("*.png"))]
+    rows = [
+        f"images/{p.parent.name}/{p.name},{p.parent.name}"
+        for p in sorted(Path("path/to/images").rglob("*.png"))
+    ]
     Path("path/to/labels.csv").write_text("\n".join(["file,breed", *rows]), encoding="utf-8")
     picture(Path("cat.png"), 7, (16, 16))
     mask = np.zeros((64, 64), np.uint8)
@@ -98,18 +115,32 @@ def make_files(n: int) -> None:
 
 def make_sysu() -> None:
     """What examples/train_superres.py leaves beside its run."""
-    prepare_sysu(Path("path/to/sysu-shape-dataset"), Path("runs/superres/data-masked-64"), size=64, mode="masked")
+    prepare_sysu(
+        Path("path/to/sysu-shape-dataset"),
+        Path("runs/superres/data-masked-64"),
+        size=64,
+        mode="masked",
+    )
 
 
 def make_tables() -> None:
     import datasets
 
-    pictures = [{"bytes": Path(f"path/to/pictures/{k % 8}.png").read_bytes(), "path": None} for k in range(60)]
+    pictures = [
+        {"bytes": Path(f"path/to/pictures/{k % 8}.png").read_bytes(), "path": None}
+        for k in range(60)
+    ]
     kinds = [("ring", "star")[k % 2] for k in range(60)]
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.Value("string")})
-    datasets.Dataset.from_dict({"photo": pictures, "kind": kinds}, features).to_parquet("path/to/train.parquet")
-    cifar = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["ring", "star"])})
-    table = datasets.Dataset.from_dict({"img": pictures, "label": [k % 2 for k in range(60)]}, cifar)
+    datasets.Dataset.from_dict({"photo": pictures, "kind": kinds}, features).to_parquet(
+        "path/to/train.parquet"
+    )
+    cifar = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["ring", "star"])}
+    )
+    table = datasets.Dataset.from_dict(
+        {"img": pictures, "label": [k % 2 for k in range(60)]}, cifar
+    )
     table.to_parquet("train.parquet")
     datasets.DatasetDict({"train": table, "test": table.select(range(8))}).save_to_disk("cifar10")
 
@@ -187,7 +218,12 @@ def place(tmp_path: Path, inception: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 QUICK = [ROOT / "README.md", ROOT / "docs" / "index.md"]
 CASES = [
-    pytest.param(page, n, id=f"{page.stem}-{n}", marks=[] if page in QUICK and n == 60 else [pytest.mark.slow])
+    pytest.param(
+        page,
+        n,
+        id=f"{page.stem}-{n}",
+        marks=[] if page in QUICK and n == 60 else [pytest.mark.slow],
+    )
     for n in (60, 1000, 5000)
     for page in PAGES
     if lines(page)

@@ -1,4 +1,6 @@
-"""Samples become features once, whoever draws them: any batch, any number of processes, killed in between."""
+"""Samples become features once, whoever draws them: any batch, any number of processes, killed in
+between.
+"""
 
 from __future__ import annotations
 
@@ -38,19 +40,24 @@ def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def pictures(n: int, seed: int = 0, size: int = 8) -> np.ndarray:
-    return Shapes(size=size, n=n, seed=seed).batch(np.arange(n))["image"].permute(0, 2, 3, 1).numpy()
+    return (
+        Shapes(size=size, n=n, seed=seed).batch(np.arange(n))["image"].permute(0, 2, 3, 1).numpy()
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two checkpoints whose network treats every image by itself, with seven images held out of forty-one."""
+    """A run of two checkpoints whose network treats every image by itself, with seven images held
+    out of forty-one.
+    """
     folder = tmp_path_factory.mktemp("engine")
     np.save(folder / "images.npy", pictures(41))
     out = folder / "run"
     flags = (
-        "--image-size 8 --max-steps 2 --batch-size 4 --model.dim 8 --model.dim-mults 1 --model.blocks-per-level 1 "
-        "--diffusion.timesteps 6 --save-every 1 --sample-every 0 --val-every 2 --val-fraction 0.18 --ema-decay 0.5 --device cpu "
-        f"--mixed-precision no --no-progress --model.attention-levels 0 --output-dir {out}"
+        "--image-size 8 --max-steps 2 --batch-size 4 --model.dim 8 --model.dim-mults 1"
+        " --model.blocks-per-level 1 --diffusion.timesteps 6 --save-every 1 --sample-every 0"
+        " --val-every 2 --val-fraction 0.18 --ema-decay 0.5 --device cpu --mixed-precision no"
+        f" --no-progress --model.attention-levels 0 --output-dir {out}"
     )
     assert main(["train", str(folder / "images.npy"), *flags.split()]) == 0
     return out
@@ -100,15 +107,16 @@ def test_scores_are_those_of_the_samples_and_the_training_images(run: Path) -> N
 def test_numbers_do_not_depend_on_the_batch(run: Path, n: int) -> None:
     asked = {"metrics": "fid,is,kid" if n < 4 else EVERY, "num": n, **SMALL}
     found = [scores(evaluate(run, batch_size=size, **asked)) for size in (1, 8, 64)]
-    # Convolutions of another batch round otherwise, which may move a pixel by one grey value in a thousand images.
+    # Convolutions of another batch round otherwise, which may move a pixel by one grey value in a
+    # thousand images.
     assert_close(found[0], found[1], 1e-5)
     assert_close(found[0], found[2], 1e-5)
 
 
 def test_two_processes_find_what_one_finds(run: Path) -> None:
     flags = (
-        f"{run} --metrics {EVERY},gap -n 23 --features random64 --sample-steps 2 --batch-size 4 --num-levels 2 "
-        "--device cpu --no-progress"
+        f"{run} --metrics {EVERY},gap -n 23 --features random64 --sample-steps 2 --batch-size 4"
+        " --num-levels 2 --device cpu --no-progress"
     ).split()
     torchrun("-m", "ddpm_lib.cli", "evaluate", *flags)
     path = sorted((run / "evaluations").glob("*.json"))[-1]
@@ -125,8 +133,12 @@ def test_one_sample_is_too_few_for_a_distance_but_not_for_all(run: Path) -> None
         evaluate(run, metrics="fid", num=1, **SMALL)
 
 
-def test_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
-    """Interrupted in the third batch of four, it draws only what is missing, to the same numbers, and leaves nothing behind."""
+def test_interrupted_evaluation_goes_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caches: Path
+) -> None:
+    """Interrupted in the third batch of four, it draws only what is missing, to the same numbers,
+    and leaves nothing behind.
+    """
     from ddpm_lib.diffusion import GaussianDiffusion
 
     asked = {"metrics": "fid,memorisation", "num": 30, "batch_size": 8, **SMALL}
@@ -152,7 +164,9 @@ def test_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPat
     assert list(caches.glob("unfinished/*")) == []
 
 
-def test_interrupted_likelihoods_go_on(run: Path, monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
+def test_interrupted_likelihoods_go_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caches: Path
+) -> None:
     from ddpm_lib.diffusion import GaussianDiffusion
 
     asked = {"metrics": "nll", "num_levels": 2, "batch_size": 2, **QUIET}
@@ -186,10 +200,12 @@ def test_killed_evaluation_goes_on(run: Path, caches: Path) -> None:
         "from ddpm_lib.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     flags = (
-        f"evaluate {run} --metrics fid,kid,memorisation -n 1001 --features random64 --sample-steps 6 --batch-size 8 "
-        "--device cpu --no-progress"
+        f"evaluate {run} --metrics fid,kid,memorisation -n 1001 --features random64 --sample-steps"
+        " 6 --batch-size 8 --device cpu --no-progress"
     ).split()
-    process = subprocess.Popen([sys.executable, "-c", code, *flags], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     deadline = time.monotonic() + 120
     while len(list(caches.glob("unfinished/*/*.safetensors"))) < 10 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -202,17 +218,23 @@ def test_killed_evaluation_goes_on(run: Path, caches: Path) -> None:
     resumed = scores(json.loads(path.read_text()))
     path.unlink()
     assert list(caches.glob("unfinished/*")) == []
-    whole = evaluate(run, metrics="fid,kid,memorisation", num=1001, batch_size=8, **{**SMALL, "sample_steps": 6})
+    whole = evaluate(
+        run, metrics="fid,kid,memorisation", num=1001, batch_size=8, **{**SMALL, "sample_steps": 6}
+    )
     assert_close(resumed, scores(whole))
 
 
-def test_reference_is_remembered_until_something_changes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_is_remembered_until_something_changes(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ddpm_lib.evaluation.engine import Engine
 
     seen: list[str] = []
     features = Engine.features
     monkeypatch.setattr(
-        Engine, "features", lambda self, images, wanted: seen.append(images.name) or features(self, images, wanted)
+        Engine,
+        "features",
+        lambda self, images, wanted: seen.append(images.name) or features(self, images, wanted),
     )
     first = evaluate(run, metrics="fid", num=9, **SMALL)
     again = evaluate(run, metrics="fid", num=9, **SMALL)
@@ -231,23 +253,33 @@ def test_statistics_are_written_and_read_back(run: Path, tmp_path: Path) -> None
     assert again["fd_random64_train_9"] == pytest.approx(first["fd_random64_train_9"], rel=1e-9)
     with pytest.raises(ConfigError, match=r"a file of statistics, enough for fid and sfid only"):
         evaluate(run, metrics="kid", num=9, reference=str(path), **SMALL)
-    with pytest.raises(ConfigError, match=r"train holds statistics of random/64, not of random/spatial"):
+    with pytest.raises(
+        ConfigError, match=r"train holds statistics of random/64, not of random/spatial"
+    ):
         evaluate(run, metrics="sfid", num=9, reference=str(path), **SMALL)
 
 
-def test_files_of_statistics_and_images_serve_each_metric_with_what_it_needs(tmp_path: Path) -> None:
-    """ADM's reference batches: statistics of a whole dataset, and some of its images for precision and recall."""
+def test_files_of_statistics_and_images_serve_each_metric_with_what_it_needs(
+    tmp_path: Path,
+) -> None:
+    """ADM's reference batches: statistics of a whole dataset, and some of its images for precision
+    and recall.
+    """
     images = pictures(30)
     other = statistics_of(torch.randn(50, 64, generator=torch.Generator().manual_seed(0)))
     np.savez(tmp_path / "batch.npz", arr_0=images, mu=other.mean, sigma=other.cov)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    found = evaluate(tensor, metrics="fid,pr,kid", reference=str(tmp_path / "batch.npz"), **NO_STEPS)
+    found = evaluate(
+        tensor, metrics="fid,pr,kid", reference=str(tmp_path / "batch.npz"), **NO_STEPS
+    )
     assert found["fd_random64_batch_30"] > 10
     assert found["recall_k3_random64_batch_30"] == 1.0
 
 
 def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
-    """A set is at distance 0 of itself, as folder, as array and as tensor; grey and transparent pictures read as PIL does."""
+    """A set is at distance 0 of itself, as folder, as array and as tensor; grey and transparent
+    pictures read as PIL does.
+    """
     from PIL import Image
 
     images = pictures(30, size=12)
@@ -258,16 +290,30 @@ def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
         picture.save(tmp_path / "folder" / f"{i:03d}.png")
     np.savez(tmp_path / "adm.npz", arr_0=images)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    for target in (str(tmp_path / "folder"), str(tmp_path / "adm.npz"), tensor, tensor_dataset(tensor)):
-        found = evaluate(target, metrics="fid,pr,memorisation", reference=str(tmp_path / "adm.npz"), **NO_STEPS)
+    for target in (
+        str(tmp_path / "folder"),
+        str(tmp_path / "adm.npz"),
+        tensor,
+        tensor_dataset(tensor),
+    ):
+        found = evaluate(
+            target, metrics="fid,pr,memorisation", reference=str(tmp_path / "adm.npz"), **NO_STEPS
+        )
         assert found["fd_random64_adm_30"] == pytest.approx(0.0, abs=1e-6)
         assert found["copies_pixels_adm_30"] == 1.0
         assert found["recall_k3_random64_adm_30"] == 1.0
     few = evaluate(str(tmp_path / "folder"), metrics="is", num=7, **NO_STEPS)
     assert few.about["samples"]["n"] == 7
     grey = tensor.float().mean(1, keepdim=True).to(torch.uint8)
-    assert evaluate(grey, metrics="fid", reference=str(tmp_path / "adm.npz"), **NO_STEPS)["fd_random64_adm_30"] > 0
-    wide = evaluate(tensor[:, :, :6], metrics="fid", reference=str(tmp_path / "adm.npz"), **NO_STEPS)
+    assert (
+        evaluate(grey, metrics="fid", reference=str(tmp_path / "adm.npz"), **NO_STEPS)[
+            "fd_random64_adm_30"
+        ]
+        > 0
+    )
+    wide = evaluate(
+        tensor[:, :, :6], metrics="fid", reference=str(tmp_path / "adm.npz"), **NO_STEPS
+    )
     assert wide["fd_random64_adm_30"] > 0
     with pytest.raises(ConfigError, match="scores a model, and there are only images"):
         evaluate(tensor, metrics="nll", **QUIET)
@@ -275,11 +321,19 @@ def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
         evaluate(tensor, metrics="fid", **NO_STEPS)
     many = evaluate(str(tmp_path / "folder"), metrics="is", num=31, **NO_STEPS)
     assert many.about["samples"]["n"] == 30
-    assert "samples: num=31 is more than the 30 images there are; all were taken." in many.about["notes"]
+    assert (
+        "samples: num=31 is more than the 30 images there are; all were taken."
+        in many.about["notes"]
+    )
     Image.fromarray(images[0][:5]).save(tmp_path / "folder" / "x.png")
     with pytest.raises(ConfigError, match=r"000.png is 12×12, x.png 12×5.*--image-size"):
         evaluate(str(tmp_path / "folder"), metrics="is", **NO_STEPS)
-    assert evaluate(str(tmp_path / "folder"), metrics="is", image_size=8, **NO_STEPS).about["samples"]["n"] == 31
+    assert (
+        evaluate(str(tmp_path / "folder"), metrics="is", image_size=8, **NO_STEPS).about["samples"][
+            "n"
+        ]
+        == 31
+    )
     assert (
         evaluate(str(tmp_path), metrics="is", image_size=8, **NO_STEPS).about["samples"]["n"] == 31
     )  # sub-folders too
@@ -292,7 +346,9 @@ NO_STEPS = {k: v for k, v in SMALL.items() if k != "sample_steps"}
 
 def test_gap_is_that_of_the_two_sets(run: Path) -> None:
     found = evaluate(run, metrics="gap", num_levels=3, **QUIET)
-    data = {"train": evaluate(run, metrics="nll", data="train", num=7, num_levels=3, **QUIET)["nll"]}
+    data = {
+        "train": evaluate(run, metrics="nll", data="train", num=7, num_levels=3, **QUIET)["nll"]
+    }
     data["heldout"] = evaluate(run, metrics="nll", num=7, num_levels=3, **QUIET)["nll"]
     assert found["nll_train_7"] == pytest.approx(data["train"], rel=1e-6)
     assert found["nll_gap_7"] == pytest.approx(data["heldout"] - data["train"], rel=1e-4, abs=1e-6)
@@ -311,11 +367,17 @@ def test_missing_weights_stop_only_what_needs_them(
     assert "nll" in told
     assert main([*flags, "fid"]) == 2
     said = capsys.readouterr().err
-    for word in ("6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", "https://", "ddpm weights fetch"):
+    for word in (
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        "https://",
+        "ddpm weights fetch",
+    ):
         assert word in said
 
 
-def test_curve_over_checkpoints_and_comparison(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curve_over_checkpoints_and_comparison(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = set((run / "evaluations").glob("*.json"))
     found = list(evaluate_checkpoints(run, metrics="fid", num=9, **SMALL))
     assert [r.about["step"] for r in found] == [1, 2]
@@ -339,7 +401,9 @@ def test_curve_over_checkpoints_and_comparison(run: Path, capsys: pytest.Capture
     start = next(k for k, line in enumerate(told) if line.split()[0] == "step")
     assert told[start].split() == ["step", "1", "2"]
     assert told[start + 1].split()[0] == "fd_random64_train_9"
-    assert float(told[start + 1].split()[2]) == pytest.approx(found[1]["fd_random64_train_9"], abs=1e-5)
+    assert float(told[start + 1].split()[2]) == pytest.approx(
+        found[1]["fd_random64_train_9"], abs=1e-5
+    )
     evaluate(run, metrics="fid", num=12, **SMALL).save()
     files = [str(p) for p in sorted(set((run / "evaluations").glob("*.json")) - before)]
     assert main(["compare", *files[:2], str(run)]) == 0
@@ -354,11 +418,17 @@ def test_curve_over_checkpoints_and_comparison(run: Path, capsys: pytest.Capture
 
 
 def test_callback_scores_the_averaged_weights(tmp_path: Path) -> None:
-    watch = Evaluate(2, metrics="fid,memorisation", features="random64", num=9, sample_steps=2, batch_size=4)
+    watch = Evaluate(
+        2, metrics="fid,memorisation", features="random64", num=9, sample_steps=2, batch_size=4
+    )
     trainer = tiny_trainer(tmp_path / "run", max_steps=3, callbacks=[watch])
     trainer.train()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    curve = {row["step"]: row["fd_random64_train_9"] for row in rows if "fd_random64_train_9" in row}
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    curve = {
+        row["step"]: row["fd_random64_train_9"] for row in rows if "fd_random64_train_9" in row
+    }
     assert sorted(curve) == [2, 3]
     found = evaluate(tmp_path / "run", trainer.dataset, metrics="fid", num=9, batch_size=4, **SMALL)
     assert curve[3] == pytest.approx(found["fd_random64_given_9"], rel=1e-4)
@@ -375,7 +445,9 @@ def test_callback_scores_the_averaged_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_trivial_baselines_on_photos_stand_in_order(shared: Path, tmp_path: Path) -> None:
-    """SYSU-Shape at 64×64: copies of training images, held-out images, blurred ones and noise, as distances and as copies."""
+    """SYSU-Shape at 64×64: copies of training images, held-out images, blurred ones and noise, as
+    distances and as copies.
+    """
     from torchvision.transforms.functional import gaussian_blur
 
     from ddpm_lib import open_dataset
@@ -387,15 +459,19 @@ def test_trivial_baselines_on_photos_stand_in_order(shared: Path, tmp_path: Path
         pytest.skip(f"no photos at {photos}")
     prepare_sysu(str(photos), str(tmp_path / "sysu"), size=64, mode="fit", num_workers=0)
     train = open_dataset(str(tmp_path / "sysu" / "train_data"), image_size=64)
-    held_out = open_dataset(str(tmp_path / "sysu" / "normalized_eval_data"), image_size=64, labels="none")
+    held_out = open_dataset(
+        str(tmp_path / "sysu" / "normalized_eval_data"), image_size=64, labels="none"
+    )
     x, h = (d.batch(np.arange(len(d)))["image"] for d in (train, held_out))
     noise = torch.randn(h.shape, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "train.npy", x)
     np.save(tmp_path / "held.npy", h)
     sets = {
-        "copies": x[torch.arange(len(h)) * len(x) // len(h)], "held out": h, "blurred": gaussian_blur(h, [33, 33], [6.0, 6.0]),
+        "copies": x[torch.arange(len(h)) * len(x) // len(h)],
+        "held out": h,
+        "blurred": gaussian_blur(h, [33, 33], [6.0, 6.0]),
         "noise": to_uint8((0.5 + 0.25 * noise).clamp(0, 1)),
-    }  # fmt: skip
+    }
     found = {
         name: evaluate(
             images,
@@ -422,19 +498,28 @@ def test_networks_that_enlarge_get_small_versions_of_the_held_out_images(tmp_pat
     from training_helpers import tiny_diffusion
 
     trainer = tiny_trainer(
-        tmp_path / "run", tiny_diffusion(low_res_factor=2), max_steps=2, val_every=2, val_fraction=0.3, augment=0.0,
+        tmp_path / "run",
+        tiny_diffusion(low_res_factor=2),
+        max_steps=2,
+        val_every=2,
+        val_fraction=0.3,
+        augment=0.0,
         callbacks=[watch := Evaluate(2, metrics="fid", features="random64", num=5, sample_steps=2)],
-    )  # fmt: skip
+    )
     trainer.train()
     images = trainer.held_out.batch(np.arange(5))["image"]
     diffusion = load_run(tmp_path / "run").diffusion
     small = next(iter(diffusion.model.conditioners.values())).derive(to_model_range(images))
     samples = to_uint8(diffusion.sample(5, sampler="ddim", num_steps=2, cond={"low_res": small}))
     features = make_extractor("random", ["64"], "cpu")
-    train = statistics_of(features(trainer.dataset.batch(np.arange(len(trainer.dataset)))["image"])["64"])
+    train = statistics_of(
+        features(trainer.dataset.batch(np.arange(len(trainer.dataset)))["image"])["64"]
+    )
     from ddpm_lib.metrics import frechet_distance
 
     expected = frechet_distance(statistics_of(features(samples)["64"]), train)
     assert watch.scores[0].value == pytest.approx(expected, rel=1e-3)
-    found = evaluate(tmp_path / "run", trainer.held_out, metrics="is,nll", num=5, num_levels=2, **SMALL)
+    found = evaluate(
+        tmp_path / "run", trainer.held_out, metrics="is,nll", num=5, num_levels=2, **SMALL
+    )
     assert found["nll"] > 0

@@ -1,4 +1,6 @@
-"""`ddpm evaluate`: the numbers are those of the process, of the right images, each once, whoever computes them."""
+"""`ddpm evaluate`: the numbers are those of the process, of the right images, each once, whoever
+computes them.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,11 @@ def run(images: Path) -> Path:
     """A finished run with seven images held out and the checkpoints of steps 2 and 4."""
     out = images.parent / "run"
     flags = (
-        f"--image-size 8 --max-steps 4 --batch-size 4 --model.dim 8 --model.dim-mults 1 2 --model.blocks-per-level 1 "
-        f"--diffusion.timesteps 12 --diffusion.variance learned_range --save-every 2 --sample-every 0 --val-every 4 "
-        f"--val-fraction 0.18 --learning-rate 0.003 --ema-decay 0.5 0.9 --device cpu --mixed-precision no --no-progress "
-        f"--model.attention-levels 1 --output-dir {out}"
+        "--image-size 8 --max-steps 4 --batch-size 4 --model.dim 8 --model.dim-mults 1 2"
+        " --model.blocks-per-level 1 --diffusion.timesteps 12 --diffusion.variance learned_range"
+        " --save-every 2 --sample-every 0 --val-every 4 --val-fraction 0.18 --learning-rate 0.003"
+        " --ema-decay 0.5 0.9 --device cpu --mixed-precision no --no-progress"
+        f" --model.attention-levels 1 --output-dir {out}"
     )
     assert main(["train", str(images), *flags.split()]) == 0
     return out
@@ -66,7 +69,10 @@ def test_scores_are_those_of_the_process_on_what_the_run_held_out(run: Path) -> 
     train, held_out = parts(run)
     found = evaluate(run, metrics="nll,flow_nll", flow_group=7, **LOOSE)
     diffusion = load_run(run).diffusion
-    bits, flow = diffusion.bits_per_dim(held_out), diffusion.flow_bits_per_dim(held_out, tolerance=1e-2)
+    bits, flow = (
+        diffusion.bits_per_dim(held_out),
+        diffusion.flow_bits_per_dim(held_out, tolerance=1e-2),
+    )
     assert found.about["data"]["images"] == len(held_out) == 7
     assert found["nll"] == pytest.approx(bits.mean, rel=1e-6)
     assert found["nll/prior"] == pytest.approx(float(bits.prior.mean()), rel=1e-6)
@@ -87,14 +93,23 @@ def test_weights_checkpoints_and_chains_are_those_asked_for(run: Path) -> None:
     for options in ({"weights": "model"}, {"ema_decay": 0.9}, {"checkpoint": "2"}):
         found = evaluate(run, metrics="nll", num_steps=3, seed=5, **options, **QUIET)
         diffusion = load_run(run, **options).diffusion
-        assert found["nll"] == pytest.approx(diffusion.bits_per_dim(held_out, num_steps=3, seed=5).mean, rel=1e-6)
+        assert found["nll"] == pytest.approx(
+            diffusion.bits_per_dim(held_out, num_steps=3, seed=5).mean, rel=1e-6
+        )
 
 
-def test_numbers_depend_neither_on_the_processes_nor_on_the_batch_size(run: Path, tmp_path: Path) -> None:
-    """Seven images over two processes, in batches of two and groups of three: nothing divides anything."""
+def test_numbers_depend_neither_on_the_processes_nor_on_the_batch_size(
+    run: Path, tmp_path: Path
+) -> None:
+    """Seven images over two processes, in batches of two and groups of three: nothing divides
+    anything.
+    """
     options = {"metrics": "nll,flow_nll", "flow_group": 3, "num_levels": 4, **LOOSE}
     one = {s.name: s for s in evaluate(run, batch_size=64, **options).scores}
-    flags = "--metrics nll,flow_nll --flow-group 3 --num-levels 4 --tolerance 1e-2 --device cpu --no-progress"
+    flags = (
+        "--metrics nll,flow_nll --flow-group 3 --num-levels 4 --tolerance 1e-2 --device cpu"
+        " --no-progress"
+    )
     torchrun("-m", "ddpm_lib.cli", "evaluate", str(run), *flags.split(), "--batch-size", "2")
     (path,) = (run / "evaluations").glob("*.json")
     written = json.loads(path.read_text())
@@ -102,14 +117,20 @@ def test_numbers_depend_neither_on_the_processes_nor_on_the_batch_size(run: Path
     assert [s["name"] for s in written["scores"]] == list(one)
     for two in written["scores"]:
         assert two["value"] == pytest.approx(one[two["name"]].value, rel=1e-6, abs=1e-6)
-        assert two["standard_error"] == pytest.approx(one[two["name"]].standard_error, rel=1e-5, abs=1e-6)
+        assert two["standard_error"] == pytest.approx(
+            one[two["name"]].standard_error, rel=1e-5, abs=1e-6
+        )
     third = evaluate(run, batch_size=1, metrics="nll", num_levels=4, **QUIET)
     assert third["nll"] == pytest.approx(one["nll"].value, rel=1e-6)
 
 
-def test_written_options_repeat_the_numbers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_written_options_repeat_the_numbers(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = evaluate(run, metrics="nll", num=5, num_levels=4, seed=3, checkpoint="2", **QUIET)
-    flags = "--metrics nll --num 5 --num-levels 4 --seed 3 --checkpoint 2 --device cpu --no-progress"
+    flags = (
+        "--metrics nll --num 5 --num-levels 4 --seed 3 --checkpoint 2 --device cpu --no-progress"
+    )
     assert main(["evaluate", str(run), *flags.split()]) == 0
     told = capsys.readouterr().out
     path = Path(told.strip().splitlines()[-1].removeprefix("wrote "))
@@ -131,13 +152,19 @@ def test_other_images(run: Path, images: Path, tmp_path: Path) -> None:
     by_path, by_object = evaluate(run, data=str(images), **asked), evaluate(run, every, **asked)
     assert by_path["nll"] == by_object["nll"]
     assert by_path.about["data"]["images"] == 41
-    with pytest.raises(ConfigError, match=r"entries of shape \(3, 8, 8\); the dataset has \(3, 9, 8\)"):
+    with pytest.raises(
+        ConfigError, match=r"entries of shape \(3, 8, 8\); the dataset has \(3, 9, 8\)"
+    ):
         evaluate(run, tensor_dataset(torch.zeros(2, 3, 9, 8)), **asked)
 
 
-def test_another_metric_joins_the_same_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_metric_joins_the_same_command(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def brightness(task: Task) -> list[Score]:
-        values = task.per_image("brightness", 1, 2, lambda rows: task.batch(rows)[0].double().mean((1, 2, 3))[:, None])
+        values = task.per_image(
+            "brightness", 1, 2, lambda rows: task.batch(rows)[0].double().mean((1, 2, 3))[:, None]
+        )
         return [mean_score("brightness", values[:, 0], "grey")]
 
     _, held_out = parts(run)
@@ -153,10 +180,10 @@ def test_another_metric_joins_the_same_command(run: Path, capsys: pytest.Capture
 
 def test_classes_are_conditions(tmp_path: Path) -> None:
     flags = (
-        "--image-size 8 --max-steps 2 --batch-size 4 --model.dim 8 --model.dim-mults 1 2 --model.blocks-per-level 1 "
-        "--model.attention-levels 1 --diffusion.timesteps 6 "
-        "--sample-every 0 --val-every 2 --device cpu --mixed-precision no --no-progress "
-        f"--learning-rate 0.01 --ema-decay 0.1 --class-conditional --output-dir {tmp_path}"
+        "--image-size 8 --max-steps 2 --batch-size 4 --model.dim 8 --model.dim-mults 1 2"
+        " --model.blocks-per-level 1 --model.attention-levels 1 --diffusion.timesteps 6"
+        " --sample-every 0 --val-every 2 --device cpu --mixed-precision no --no-progress"
+        f" --learning-rate 0.01 --ema-decay 0.1 --class-conditional --output-dir {tmp_path}"
     )
     assert main(["train", "shapes", *flags.split()]) == 0
     found = evaluate(tmp_path, metrics="nll", num=4, **QUIET)
@@ -185,7 +212,9 @@ def test_classes_are_conditions(tmp_path: Path) -> None:
         ("--split test", "split goes with a dataset of yours"),
     ],
 )
-def test_wrong_input(run: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
+def test_wrong_input(
+    run: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str
+) -> None:
     assert message in error_of(capsys, run, *flags.split())
 
 
@@ -201,8 +230,12 @@ def test_data_that_is_gone_has_changed_or_was_never_held_out(
     tiny_trainer(run, data=str(path), max_steps=1).train()
     assert "held nothing out" in error_of(capsys, run, "--metrics", "nll")
     np.save(path, pictures[:20])
-    assert "20 training images now, 24 then" in error_of(capsys, run, "--metrics", "nll", "--data", "train")
+    assert "20 training images now, 24 then" in error_of(
+        capsys, run, "--metrics", "nll", "--data", "train"
+    )
     path.unlink()
-    assert "cannot be opened from here" in error_of(capsys, run, "--metrics", "nll", "--data", "train")
+    assert "cannot be opened from here" in error_of(
+        capsys, run, "--metrics", "nll", "--data", "train"
+    )
     with pytest.raises(ConfigError, match=r"'metric' \(did you mean 'metrics'\?\)"):
         evaluate(run, metric="nll")

@@ -1,4 +1,6 @@
-"""`ddpm evaluate RUN` works for whoever comes, measures what means something, and says where a number means nothing."""
+"""`ddpm evaluate RUN` works for whoever comes, measures what means something, and says where a
+number means nothing.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,13 @@ def trained(root: Path, n: int = 60, name: str = "run", **options: Any) -> Path:
     """A run on a file of n images."""
     np.save(root / f"images-{n}.npy", images(n))
     diffusion = options.pop("diffusion", None)
-    settings = {"max_steps": 2, "val_every": 2, "batch_size": 4, "augment": 0.0, "horizontal_flip": False} | options
+    settings = {
+        "max_steps": 2,
+        "val_every": 2,
+        "batch_size": 4,
+        "augment": 0.0,
+        "horizontal_flip": False,
+    } | options
     tiny_trainer(root / name, diffusion, str(root / f"images-{n}.npy"), **settings).train()
     return root / name
 
@@ -66,7 +74,9 @@ def by_name(found: Any) -> dict[str, Any]:
     return {s.name: s for s in found.scores}
 
 
-def test_the_readme_s_line_works_on_sixty_pictures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_s_line_works_on_sixty_pictures(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for more in ([], ["--num", "200", "--num-levels", "20"]):
         assert main(["evaluate", str(run), *more, *FLAGS]) == 0
         told = capsys.readouterr().out
@@ -79,7 +89,9 @@ def test_the_readme_s_line_works_on_sixty_pictures(run: Path, capsys: pytest.Cap
         ):
             assert name in told
         assert "nll" not in told.replace("--metrics nll", "").replace("metrics='nll'", "")
-        assert ("num=200 is more than can be compared; 3 images of each set were taken" in told) == bool(more)
+        assert (
+            "num=200 is more than can be compared; 3 images of each set were taken" in told
+        ) == bool(more)
         assert ("num_levels had no effect" in told) == bool(more)
         assert "too few to tell" in told  # a gap of three images each
 
@@ -114,22 +126,32 @@ def test_bits_are_measured_where_they_were_trained_for(weighting: str) -> None:
     diffusion = GaussianDiffusion(model, image_size=8, weighting=weighting)
     assert trains_likelihood(diffusion) == (weighting in ("simple", "snr_plus_one", "vlb", "edm"))
     model = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, out_channels=6)
-    bound = GaussianDiffusion(model, image_size=8, weighting=weighting, variance="learned_range", loss="vlb")
+    bound = GaussianDiffusion(
+        model, image_size=8, weighting=weighting, variance="learned_range", loss="vlb"
+    )
     assert trains_likelihood(bound)
 
 
 def test_a_run_for_likelihood_gets_bits_by_default(tmp_path: Path) -> None:
     diffusion = GaussianDiffusion(
-        Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=200, weighting="simple"
+        Unet(dim=8, dim_mults=(1,), blocks_per_level=1),
+        image_size=8,
+        timesteps=200,
+        weighting="simple",
     )
     found = evaluate(trained(tmp_path, diffusion=diffusion), num=200, **QUICK)
     assert by_name(found)["nll"].unit == "bits/dim"
     assert found.about["options"]["num_levels"] == 20
     assert found.about["data"]["images"] == 3
-    assert "held-out: num=200 is more than the 3 images there are; all were taken." in found.about["notes"]
+    assert (
+        "held-out: num=200 is more than the 3 images there are; all were taken."
+        in found.about["notes"]
+    )
 
 
-def test_nothing_held_out_leaves_out_what_needs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_held_out_leaves_out_what_needs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trained(tmp_path, val_every=0)
     found = evaluate(run, **QUICK)
     assert "loss_gap_3" not in by_name(found)
@@ -159,7 +181,9 @@ def test_data_that_is_no_pictures_is_scored_by_its_loss(tmp_path: Path) -> None:
     model = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1, channels=2, dims=1)
     diffusion = GaussianDiffusion(model, image_size=(16,), channels=2, timesteps=1000)
     data = tensor_dataset(torch.rand(60, 2, 16))
-    tiny_trainer(tmp_path / "run", diffusion, data, max_steps=1, val_every=1, horizontal_flip=False).train()
+    tiny_trainer(
+        tmp_path / "run", diffusion, data, max_steps=1, val_every=1, horizontal_flip=False
+    ).train()
     found = evaluate(tmp_path / "run", data, **QUICK)
     assert [s.name for s in found.scores] == ["loss_train_3", "loss_heldout_3", "loss_gap_3"]
     with pytest.raises(ConfigError, match=r"trained on an object of Python \(ImageDataset\)"):
@@ -179,10 +203,21 @@ def test_the_object_that_a_run_was_trained_on_gives_it_its_sets_again(tmp_path: 
 @pytest.mark.parametrize("kind", ["images", "statistics"])
 def test_two_sets_need_no_metric_named(run: Path, kind: str, tmp_path: Path) -> None:
     reference = str(run.parent / "images-60.npy")
-    expected = ["kd_random64_images60_60", "precision_k3_random64_images60_60", "recall_k3_random64_images60_60"]
+    expected = [
+        "kd_random64_images60_60",
+        "precision_k3_random64_images60_60",
+        "recall_k3_random64_images60_60",
+    ]
     if kind == "statistics":
         stats = str(tmp_path / "stats.npz")
-        evaluate(images(30), reference=reference, metrics="fid", features="random64", save_stats=stats, **QUIET)
+        evaluate(
+            images(30),
+            reference=reference,
+            metrics="fid",
+            features="random64",
+            save_stats=stats,
+            **QUIET,
+        )
         reference, expected = stats, ["fd_random64_stats_60"]
     found = evaluate(run.parent / "images-60.npy", reference=reference, **QUIET)
     assert [s.name for s in found.scores if "/" not in s.name] == expected
@@ -227,14 +262,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", lines_of_the_guide())
-def test_the_guide_s_lines_work_as_they_stand(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guide_s_lines_work_as_they_stand(
+    line: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(place)
     program, *words = shlex.split(line)
     assert program == "ddpm"
     assert main(words) == 0
 
 
-def test_bits_worse_than_noise_say_so_beside_the_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bits_worse_than_noise_say_so_beside_the_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     model = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1)
     diffusion = GaussianDiffusion(model, image_size=8, parametrization="x0", weighting="flat")
@@ -244,7 +283,10 @@ def test_bits_worse_than_noise_say_so_beside_the_number(tmp_path: Path, capsys: 
     row = next(line for line in told if line.startswith("nll "))
     assert float(row.split()[1]) > 8
     assert "worse than uniform noise (8 bits/dim)" in row
-    assert any(line.startswith("Note:") and "Flat" in line and "does not train likelihood" in line for line in told)
+    assert any(
+        line.startswith("Note:") and "Flat" in line and "does not train likelihood" in line
+        for line in told
+    )
     for word in ("nll_train_3", "nll_heldout_3"):
         assert "worse than uniform noise" in next(line for line in told if line.startswith(word))
 
@@ -264,9 +306,17 @@ def test_noise_is_a_row_to_compare_with_and_no_better_than_itself() -> None:
         assert good[name].remark == ""
         assert bad[name].value == pytest.approx(bad[f"{name}/noise"].value, rel=0.2)
         assert worse[name].remark == "no better than uniform noise"
-    assert worse["precision_k3_random64_given_40"].remark == "no sample lies among the reference images"
-    assert worse["recall_k3_random64_given_40"].remark == "the samples cover none of the reference images"
-    assert worse["precision_k3_random64_given_40"].standard_error is None  # 0 ± 0 would claim certainty
+    assert (
+        worse["precision_k3_random64_given_40"].remark
+        == "no sample lies among the reference images"
+    )
+    assert (
+        worse["recall_k3_random64_given_40"].remark
+        == "the samples cover none of the reference images"
+    )
+    assert (
+        worse["precision_k3_random64_given_40"].standard_error is None
+    )  # 0 ± 0 would claim certainty
 
 
 def test_held_out_images_are_a_row_to_compare_with_where_there_are_enough(tmp_path: Path) -> None:
@@ -278,7 +328,9 @@ def test_held_out_images_are_a_row_to_compare_with_where_there_are_enough(tmp_pa
 
 
 @pytest.mark.parametrize("role", ["samples", "reference", "held_out", "data"])
-def test_more_images_than_there_are_are_clamped_with_a_note(run: Path, role: str, tmp_path: Path) -> None:
+def test_more_images_than_there_are_are_clamped_with_a_note(
+    run: Path, role: str, tmp_path: Path
+) -> None:
     few = tmp_path / "few.npy"
     np.save(few, images(12))
     if role == "data":
@@ -288,7 +340,9 @@ def test_more_images_than_there_are_are_clamped_with_a_note(run: Path, role: str
         return
     target: Any = few if role == "samples" else images(40)
     options = {"reference": str(few), "held_out": str(few)}
-    found = evaluate(target, metrics="kid,memorisation", features="random64", num=500, **options, **QUIET)
+    found = evaluate(
+        target, metrics="kid,memorisation", features="random64", num=500, **options, **QUIET
+    )
     assert found.about["samples"]["n"] == (12 if role == "samples" else 40)
     assert any("samples: num=500 is more than the" in note for note in found.about["notes"])
     assert found.about["reference" if role == "samples" else role]["n"] == 12
@@ -308,7 +362,16 @@ def test_scores_are_written_whatever_the_terminal_can_show(
 ) -> None:
     before = set((run / "evaluations").glob("*")) if (run / "evaluations").exists() else set()
     monkeypatch.setattr(sys, "stdout", Narrow())
-    asked = ["--metrics", "kid", "--features", "random64", "--num", "12", "--checkpoint", checkpoint]
+    asked = [
+        "--metrics",
+        "kid",
+        "--features",
+        "random64",
+        "--num",
+        "12",
+        "--checkpoint",
+        checkpoint,
+    ]
     assert main(["evaluate", str(run), *asked, *FLAGS]) == 2  # "MMD²"
     monkeypatch.undo()
     written = set((run / "evaluations").glob("*.json")) - before
@@ -344,7 +407,22 @@ def test_scores_that_cannot_be_written_are_printed(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Evaluation, "save", full)
-    assert main(["evaluate", str(run), "--metrics", "kid", "--features", "random64", "--num", "12", *FLAGS]) == 2
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--metrics",
+                "kid",
+                "--features",
+                "random64",
+                "--num",
+                "12",
+                *FLAGS,
+            ]
+        )
+        == 2
+    )
     out, err = capsys.readouterr()
     assert "kd_random64_train_12" in out
     assert "No space left" in err
@@ -373,7 +451,10 @@ def sealed(run: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_that_cannot_be_written_to_is_found_before_the_work(
-    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sealed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = ["--metrics", "kid", "--features", "random64", "--num", "12", *FLAGS]
     assert main(["evaluate", str(sealed), *asked, "--output-dir", str(tmp_path / "mine")]) == 0
@@ -397,19 +478,34 @@ def test_a_run_that_cannot_be_written_to_is_found_before_the_work(
     assert "Say with save_stats= (--save-stats) where" in capsys.readouterr().err
     (tmp_path / "evaluations").write_text("")
     monkeypatch.chdir(tmp_path)
-    for elsewhere in ([], ["--output-dir", str(sealed / "samples" / "deep")]):  # pictures: where the user stands
+    for elsewhere in (
+        [],
+        ["--output-dir", str(sealed / "samples" / "deep")],
+    ):  # pictures: where the user stands
         assert main(["evaluate", str(tmp_path / "mine"), *asked, *elsewhere]) == 2
-        assert "cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
+        assert (
+            "cannot be written to (Not a directory). Say with --output-dir"
+            in capsys.readouterr().err
+        )
     monkeypatch.setattr("ddpm_lib.cli.sample.draw", work)
     assert main(["sample", str(sealed), "--device", "cpu"]) == 2
-    assert "samples cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
+    assert (
+        "samples cannot be written to (Not a directory). Say with --output-dir"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr("ddpm_lib.cli.redraw.read_pictures", work)
     assert main(["edit", str(sealed), "none.png", "--device", "cpu"]) == 2
-    assert "samples cannot be written to (Not a directory). Say with --output-dir" in capsys.readouterr().err
+    assert (
+        "samples cannot be written to (Not a directory). Say with --output-dir"
+        in capsys.readouterr().err
+    )
 
 
 def test_missing_weights_are_one_short_block(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(run), "--metrics", "fid,kid,is,pr,loss_gap", "--num", "12", *FLAGS]) == 1
+    assert (
+        main(["evaluate", str(run), "--metrics", "fid,kid,is,pr,loss_gap", "--num", "12", *FLAGS])
+        == 1
+    )
     told = capsys.readouterr().out
     assert told.count("SHA-256") == 1
     start = told.index("skipped fid, kid, is, pr: ")
@@ -443,7 +539,11 @@ def pair(evaluated: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def rows(table: str) -> dict[str, list[str]]:
-    return {line.split()[0]: line.split() for line in table.splitlines() if line and not line.startswith("Note")}
+    return {
+        line.split()[0]: line.split()
+        for line in table.splitlines()
+        if line and not line.startswith("Note")
+    }
 
 
 def test_runs_meet_in_rows_by_metric_whatever_the_number_of_images(pair: tuple[Path, Path]) -> None:
@@ -455,7 +555,9 @@ def test_runs_meet_in_rows_by_metric_whatever_the_number_of_images(pair: tuple[P
         assert "-" not in row
     assert "(n=3)" in rows(table)["loss_gap"]  # of the evaluation before the newest
     assert "-" in rows(table)["copies_pixels_train"]
-    note = next(line for line in table.splitlines() if "number of samples differ (A: 20, B: 57)" in line)
+    note = next(
+        line for line in table.splitlines() if "number of samples differ (A: 20, B: 57)" in line
+    )
     assert "fd_random64_train" in note
     assert "kd_random64_train" not in note  # unbiased: comparable at any number
 
@@ -471,7 +573,9 @@ def test_the_newest_value_of_each_metric_counts(pair: tuple[Path, Path]) -> None
 
 def test_what_cannot_be_compared_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = pair
-    evaluate(b, metrics="kid", num=20, features="random64", sampler="ddpm", sample_steps=3, **QUIET).save()
+    evaluate(
+        b, metrics="kid", num=20, features="random64", sampler="ddpm", sample_steps=3, **QUIET
+    ).save()
     told = compare([a, b])
     assert "not comparable: the sampler differ (A: ddim, B: ddpm) in kd_random64_train" in told
     assert "the sampling steps differ (A: 1, B: 3)" in told
@@ -486,7 +590,10 @@ def test_what_cannot_be_compared_is_said(pair: tuple[Path, Path], tmp_path: Path
 
 
 def test_comparison_is_written_before_it_is_printed(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "compared.json"
     monkeypatch.setattr(sys, "stdout", Narrow())
@@ -499,7 +606,9 @@ def test_comparison_is_written_before_it_is_printed(
 
 
 @pytest.mark.parametrize("name", ["pictures", "empty", "broken.json", "nowhere"])
-def test_compare_says_what_is_no_evaluation(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_says_what_is_no_evaluation(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / name
     if name in ("pictures", "empty"):
         path.mkdir()
@@ -532,13 +641,25 @@ def test_checkpoints_of_images_are_refused(tmp_path: Path) -> None:
 
 
 GIVEN: dict[str, Any] = {
-    "num_levels": 5, "num_steps": 3, "tolerance": 1e-3, "flow_group": 2, "held_out": "x", "reference": "train",
-    "features": "random64", "feature_weights": "w.pth", "sampler": "ddpm", "sample_steps": 2, "spacing": "karras",
-    "eta": 0.5, "guidance_scale": 2.0,
-}  # fmt: skip
+    "num_levels": 5,
+    "num_steps": 3,
+    "tolerance": 1e-3,
+    "flow_group": 2,
+    "held_out": "x",
+    "reference": "train",
+    "features": "random64",
+    "feature_weights": "w.pth",
+    "sampler": "ddpm",
+    "sample_steps": 2,
+    "spacing": "karras",
+    "eta": 0.5,
+    "guidance_scale": 2.0,
+}
 
 
-def test_options_that_no_chosen_metric_uses_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_no_chosen_metric_uses_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ddpm_lib.evaluation.evaluation_options import USED_BY, EvaluationOptions, check_used
 
     assert set(GIVEN) == set(USED_BY)
@@ -548,7 +669,10 @@ def test_options_that_no_chosen_metric_uses_are_refused(run: Path, capsys: pytes
             if metric in USED_BY[name]:
                 check_used(chosen)
                 continue
-            with pytest.raises(ConfigError, match=rf"{name} \(--.*no effect on metrics='{metric}': it is for .*Leave"):
+            with pytest.raises(
+                ConfigError,
+                match=rf"{name} \(--.*no effect on metrics='{metric}': it is for .*Leave",
+            ):
                 check_used(chosen)
     with pytest.raises(ConfigError, match="it is for flow_nll"):
         evaluate(run, metrics="nll,kid", tolerance=1e-3, **QUIET)
@@ -572,19 +696,31 @@ def test_each_option_of_the_table_is_read_by_the_metrics_it_names() -> None:
     for name, users in USED_BY.items():
         for metric, text in read.items():
             reads = f"options.{name}" in text
-            if name not in ("features", "feature_weights"):  # read by properties of the options, and by the engine
+            if name not in (
+                "features",
+                "feature_weights",
+            ):  # read by properties of the options, and by the engine
                 assert reads == (metric in users), (name, metric)
 
 
 def test_options_without_effect_by_default_are_said(run: Path, tmp_path: Path) -> None:
     found = evaluate(run, tolerance=1e-3, num=8, sample_steps=1, num_levels=2, **QUIET)
     repeated = evaluate(run, **found.about["options"])  # which names the metrics that were chosen
-    assert {s.name: s.value for s in found.scores}.items() <= {s.name: s.value for s in repeated.scores}.items()
-    told = [note for note in found.about["notes"] if "had no effect" in note and "tolerance" in note]
-    assert told == ["tolerance had no effect: it is for flow_nll (metrics='flow_nll', --metrics flow_nll)."]
+    assert {s.name: s.value for s in found.scores}.items() <= {
+        s.name: s.value for s in repeated.scores
+    }.items()
+    told = [
+        note for note in found.about["notes"] if "had no effect" in note and "tolerance" in note
+    ]
+    assert told == [
+        "tolerance had no effect: it is for flow_nll (metrics='flow_nll', --metrics flow_nll)."
+    ]
     x = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
     for name in ("sampler", "sample_steps", "eta", "guidance_scale"):
         with pytest.raises(ConfigError, match=rf"{name} \(--.* is for a run, which draws them"):
             evaluate(x, x[::-1].copy(), **{name: GIVEN[name]}, **QUIET)
     pictures = evaluate(x, x[::-1].copy(), num_levels=3, **QUIET)
-    assert any(note.startswith("num_levels had no effect: it is for nll, gap") for note in pictures.about["notes"])
+    assert any(
+        note.startswith("num_levels had no effect: it is for nll, gap")
+        for note in pictures.about["notes"]
+    )

@@ -1,4 +1,6 @@
-"""Evaluation sees the pixels that training sees, whichever way a set of pictures is named; and only pictures that are samples."""
+"""Evaluation sees the pixels that training sees, whichever way a set of pictures is named; and only
+pictures that are samples.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def drawings(n: int, size: int = 8, seed: int = 0) -> list[Image.Image]:
-    images = Shapes(size=size, n=n, seed=seed).batch(np.arange(n))["image"].permute(0, 2, 3, 1).numpy()
+    images = (
+        Shapes(size=size, n=n, seed=seed).batch(np.arange(n))["image"].permute(0, 2, 3, 1).numpy()
+    )
     return [Image.fromarray(image) for image in images]
 
 
@@ -112,7 +116,9 @@ class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_files_are_the_same_pixels_whichever_way_they_come(kind: str, tmp_path: Path) -> None:
+def test_the_same_files_are_the_same_pixels_whichever_way_they_come(
+    kind: str, tmp_path: Path
+) -> None:
     folder = write(kind, tmp_path / "pictures")
     expected = open_dataset(str(folder), image_size=8, labels="none").batch(np.arange(12))["image"]
     assert torch.equal(pixels(str(folder)), expected)
@@ -140,7 +146,9 @@ def test_tables_of_pictures_are_the_same_pixels(tmp_path: Path) -> None:
 
 
 def test_a_dataset_of_the_user_s_is_looked_at_in_another_process(tmp_path: Path) -> None:
-    """It opens its file at the first item, as is usual: the parent must not, or its readers would share one offset."""
+    """It opens its file at the first item, as is usual: the parent must not, or its readers would
+    share one offset.
+    """
     import os
 
     class Late(Pictures):
@@ -163,7 +171,9 @@ def test_a_dataset_of_the_user_s_is_looked_at_in_another_process(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["transparent", "turned by EXIF", "GIF", "sub-folders"])
-def test_a_run_s_own_images_and_their_folder_are_at_distance_zero(kind: str, tmp_path: Path) -> None:
+def test_a_run_s_own_images_and_their_folder_are_at_distance_zero(
+    kind: str, tmp_path: Path
+) -> None:
     folder = write(kind, tmp_path / "pictures")
     tiny_trainer(tmp_path / "run", data=str(folder), max_steps=1).train()
     own = RunImages(load_run(tmp_path / "run"))
@@ -177,7 +187,8 @@ def test_a_run_s_own_images_and_their_folder_are_at_distance_zero(kind: str, tmp
     for options in ({}, {"image_size": 8}):
         found = evaluate(other, reference=folder, **options, **FD)
         assert found["fd_random64_pictures_12"] == pytest.approx(0.0, abs=1e-6)
-    # The same images come under the same fingerprint, so that runs are compared with what they were trained on.
+    # The same images come under the same fingerprint, so that runs are compared with what they were
+    # trained on.
     a = evaluate(tmp_path / "run", num=4, sample_steps=1, **FD)
     b = evaluate(tmp_path / "run", num=4, sample_steps=1, reference=str(folder), **FD)
     assert a.about["reference"]["fingerprint"] == b.about["reference"]["fingerprint"]
@@ -196,7 +207,9 @@ def test_four_channels_are_laid_on_white_as_the_reader_lays_them() -> None:
 
 def test_another_background_is_an_option(tmp_path: Path) -> None:
     folder = write("transparent", tmp_path / "pictures")
-    black = open_dataset(str(folder), image_size=8, background="black").batch(np.arange(12))["image"]
+    black = open_dataset(str(folder), image_size=8, background="black").batch(np.arange(12))[
+        "image"
+    ]
     assert torch.equal(pixels(str(folder), background="black"), black)
     assert not torch.equal(pixels(str(folder)), black)
 
@@ -215,7 +228,9 @@ def broken(folder: Path) -> Path:
 
 @pytest.mark.parametrize("reader", ["training", "torch-fidelity"])
 @pytest.mark.parametrize("role", ["samples", "reference", "held_out"])
-def test_all_broken_pictures_are_named_at_once_and_can_be_left_out(reader: str, role: str, tmp_path: Path) -> None:
+def test_all_broken_pictures_are_named_at_once_and_can_be_left_out(
+    reader: str, role: str, tmp_path: Path
+) -> None:
     bad = broken(tmp_path / "bad")
     if reader == "torch-fidelity":  # PIL's conversion takes floats
         (bad / "5.tif").unlink()
@@ -225,9 +240,13 @@ def test_all_broken_pictures_are_named_at_once_and_can_be_left_out(reader: str, 
         picture.save(good / f"{i}.png")
     sets = {"samples": good, "reference": good, "held_out": good} | {role: bad}
     asked = {
-        "metrics": "fid,memorisation", "features": "random64", "reader": reader, "reference": str(sets["reference"]),
-        "held_out": str(sets["held_out"]), **QUIET,
-    }  # fmt: skip
+        "metrics": "fid,memorisation",
+        "features": "random64",
+        "reader": reader,
+        "reference": str(sets["reference"]),
+        "held_out": str(sets["held_out"]),
+        **QUIET,
+    }
     with pytest.raises(BadImagesError) as error:
         evaluate(sets["samples"], **asked)
     names = ["3.png", "4.png"] + (["5.tif"] if reader == "training" else [])
@@ -258,7 +277,9 @@ def test_a_range_and_frames_serve_the_set_that_has_them(tmp_path: Path) -> None:
     pages = drawings(6)
     for i, picture in enumerate(pages):
         grey = np.asarray(picture.convert("L")).astype(np.uint16)
-        Image.fromarray((grey.astype(np.uint32) * 4095 // 255).astype(np.uint16)).save(tmp_path / "deep" / f"{i}.png")
+        Image.fromarray((grey.astype(np.uint32) * 4095 // 255).astype(np.uint16)).save(
+            tmp_path / "deep" / f"{i}.png"
+        )
         picture.convert("L").save(tmp_path / "samples" / f"{i}.png")
     pages[0].save(tmp_path / "stack" / "a.tif", save_all=True, append_images=pages[1:])
     found = evaluate(tmp_path / "samples", reference=tmp_path / "deep", value_range=(0, 4095), **FD)
@@ -267,11 +288,17 @@ def test_a_range_and_frames_serve_the_set_that_has_them(tmp_path: Path) -> None:
     eight = np.stack([np.asarray(p.convert("L")) for p in pages])
     floats = eight.astype(np.float32) * (4095 / 255)
     np.save(tmp_path / "deep.npy", floats)
-    for samples, deep in ((eight, floats), (list(eight), list(floats)), (eight, tmp_path / "deep.npy")):
+    for samples, deep in (
+        (eight, floats),
+        (list(eight), list(floats)),
+        (eight, tmp_path / "deep.npy"),
+    ):
         found = evaluate(samples, deep, value_range=(0, 4095), **FD)
         assert found.scores[0].value == pytest.approx(0.0, abs=1e-2)
         assert sum("value_range was not applied" in note for note in found.about["notes"]) == 1
-    stack = evaluate(np.stack([np.asarray(p) for p in pages]), reference=tmp_path / "stack", frames="all", **FD)
+    stack = evaluate(
+        np.stack([np.asarray(p) for p in pages]), reference=tmp_path / "stack", frames="all", **FD
+    )
     assert stack["fd_random64_stack_6"] == pytest.approx(0.0, abs=1e-6)
     tiny_trainer(tmp_path / "run", data=str(tmp_path / "stack"), max_steps=1, frames="all").train()
     own = RunImages(load_run(tmp_path / "run"))
@@ -285,7 +312,9 @@ def test_sizes_that_differ_are_named_with_a_size_that_works(tmp_path: Path) -> N
     drawings(1, 8)[0].save(folder / "deep" / "b.png")
     with pytest.raises(ConfigError, match=r"a.png is 12×12, deep/b.png 8×8.*--image-size 8\)"):
         evaluate(folder, reference=folder, **FD)
-    assert evaluate(folder, reference=folder, image_size=8, **FD)["fd_random64_mixed_2"] == pytest.approx(0, abs=1e-6)
+    assert evaluate(folder, reference=folder, image_size=8, **FD)[
+        "fd_random64_mixed_2"
+    ] == pytest.approx(0, abs=1e-6)
 
 
 def test_images_that_are_all_alike_are_said_beside_the_number() -> None:
@@ -308,7 +337,21 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("all", "grid", "png", "npz"):
         out = ["--format", name, "--output-dir", str(root / name)]
         with contextlib.redirect_stdout(io.StringIO()):
-            assert main(["sample", str(root / "run"), "--num", "5", "--num-steps", "2", "--no-progress", *out]) == 0
+            assert (
+                main(
+                    [
+                        "sample",
+                        str(root / "run"),
+                        "--num",
+                        "5",
+                        "--num-steps",
+                        "2",
+                        "--no-progress",
+                        *out,
+                    ]
+                )
+                == 0
+            )
     return root
 
 
@@ -324,7 +367,9 @@ def test_overviews_beside_samples_are_no_samples(drawn: Path, way: str, size: in
     assert found["fd_random64_given_5"] == singles["fd_random64_given_5"]
 
 
-def test_overviews_are_left_out_of_references_and_of_sub_folders_too(drawn: Path, tmp_path: Path) -> None:
+def test_overviews_are_left_out_of_references_and_of_sub_folders_too(
+    drawn: Path, tmp_path: Path
+) -> None:
     for name in ("a", "b"):
         shutil.copytree(drawn / "all", tmp_path / "classes" / name)
     found = evaluate(drawn / "png", reference=tmp_path / "classes", **FD)
@@ -335,7 +380,9 @@ def test_overviews_are_left_out_of_references_and_of_sub_folders_too(drawn: Path
 
 @pytest.mark.parametrize("where", ["grid", "run/samples"])
 def test_a_folder_of_overviews_alone_is_refused_with_a_command(drawn: Path, where: str) -> None:
-    with pytest.raises(ConfigError, match=r"overviews of many samples.*ddpm sample RUN --format png"):
+    with pytest.raises(
+        ConfigError, match=r"overviews of many samples.*ddpm sample RUN --format png"
+    ):
         evaluate(drawn / where, reference=drawn / "png", **FD)
 
 
@@ -353,7 +400,20 @@ def test_a_folder_that_is_nothing_is_never_a_place_to_train_into(
     folder.mkdir()
     if content:
         (folder / content).write_text("x")
-    assert main(["evaluate", str(folder), "--reference", str(folder), "--device", "cpu", "--no-progress"]) == 2
+    assert (
+        main(
+            [
+                "evaluate",
+                str(folder),
+                "--reference",
+                str(folder),
+                "--device",
+                "cpu",
+                "--no-progress",
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert ("neither a run" if content else "no run directory") in said
     assert "--output-dir" not in said
@@ -363,16 +423,22 @@ def test_a_folder_that_is_nothing_is_never_a_place_to_train_into(
 
 def test_the_folder_of_a_run_s_checkpoints_leads_to_the_run(drawn: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"holds checkpoints of a run. Give the run, .*run, or one of them, .*step-0+2"
+        ConfigError,
+        match=r"holds checkpoints of a run. Give the run, .*run, or one of them, .*step-0+2",
     ):
         evaluate(drawn / "run" / "checkpoints", **FD)
 
 
 @pytest.mark.parametrize("name", ["picture.png", "archive.zip"])
-def test_files_that_are_no_set_say_what_they_are(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_set_say_what_they_are(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     drawings(1)[0].save(tmp_path / "picture.png")
     (tmp_path / "archive.zip").write_bytes(b"PK")
-    assert main(["evaluate", str(tmp_path / name), "--reference", str(tmp_path), "--device", "cpu"]) == 2
+    assert (
+        main(["evaluate", str(tmp_path / name), "--reference", str(tmp_path), "--device", "cpu"])
+        == 2
+    )
     said = capsys.readouterr().err
     assert "Pass the folder" in said or "pass the folder" in said
     assert "ddpm train" not in said
@@ -384,7 +450,9 @@ def test_torch_fidelity_s_reader_differs_where_it_says(tmp_path: Path) -> None:
     (folder / "deep").mkdir()
     drawings(1)[0].save(folder / "deep" / "x.png")
     files = sorted(p for p in folder.iterdir() if p.suffix == ".png" and not p.name.startswith("."))
-    expected = torch.from_numpy(np.stack([np.array(Image.open(p).convert("RGB")) for p in files])).permute(0, 3, 1, 2)
+    expected = torch.from_numpy(
+        np.stack([np.array(Image.open(p).convert("RGB")) for p in files])
+    ).permute(0, 3, 1, 2)
     assert torch.equal(pixels(str(folder), reader="torch-fidelity"), expected)
     ours = pixels(str(folder))
     assert len(ours) == len(expected) + 1
@@ -400,13 +468,20 @@ def test_torch_fidelity_s_reader_differs_where_it_says(tmp_path: Path) -> None:
 def test_options_of_sets_without_a_run_are_refused_with_one(drawn: Path) -> None:
     with pytest.raises(ConfigError, match="run's own size, 8×8"):
         evaluate(drawn / "run", image_size=16, **FD)
-    for given in ({"background": "black"}, {"value_range": (0, 1)}, {"frames": "all"}, {"max_pixels": 100}):
+    for given in (
+        {"background": "black"},
+        {"value_range": (0, 1)},
+        {"frames": "all"},
+        {"max_pixels": 100},
+    ):
         with pytest.raises(ConfigError, match=f"leave {next(iter(given))} "):
             evaluate(drawn / "run", **given, **FD)
 
 
 def test_replaced_pictures_are_not_answered_from_memory(tmp_path: Path) -> None:
-    """Of the same names and lengths: features that are remembered belong to the pixels, not to the files."""
+    """Of the same names and lengths: features that are remembered belong to the pixels, not to the
+    files.
+    """
     folder = tmp_path / "bitmaps"
     folder.mkdir()
     for i, picture in enumerate(drawings(6)):
@@ -443,5 +518,7 @@ def test_jpeg_against_lossless_files_is_said(tmp_path: Path) -> None:
 
 def test_a_file_of_images_has_no_model_to_score(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
-    with pytest.raises(ConfigError, match=r"scores a model, and there are only images\. Give a run"):
+    with pytest.raises(
+        ConfigError, match=r"scores a model, and there are only images\. Give a run"
+    ):
         evaluate(tmp_path / "x.npz", metrics="nll", **QUIET)

@@ -2,9 +2,12 @@
 
     python tests/faults/accelerate_baseline.py --kills 60
 
-A training loop as accelerate's examples write it: shuffled loader, automatic checkpoint names, two checkpoints kept, a registered
-counter, `skip_first_batches`. It is killed inside saves, slowed by four milliseconds a file, and started again by the same
-command. A start that cannot load ends that run, because nobody is there to repair it: the next one begins anew.
+A training loop as accelerate's examples write it: shuffled loader, automatic checkpoint names, two
+    checkpoints kept, a registered
+counter, `skip_first_batches`. It is killed inside saves, slowed by four milliseconds a file, and
+started again by the same
+command. A start that cannot load ends that run, because nobody is there to repair it: the next one
+    begins anew.
 """
 
 from __future__ import annotations
@@ -51,7 +54,9 @@ def train(run: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Dropout(0.1), nn.Linear(64, 8))
     data = torch.randn(48, 8, generator=torch.Generator().manual_seed(1))
     loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)
-    model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2), loader)
+    model, optimizer, loader = accelerator.prepare(
+        model, torch.optim.AdamW(model.parameters(), lr=1e-2), loader
+    )
     counter = Counter()
     accelerator.register_for_checkpointing(counter)
     folder = run / "checkpoints"
@@ -71,7 +76,9 @@ def train(run: Path) -> None:
                 accelerator.save_state()
             if counter.step == STEPS:
                 break
-    save_file({name: p.detach() for name, p in model.named_parameters()}, run / "result.safetensors")
+    save_file(
+        {name: p.detach() for name, p in model.named_parameters()}, run / "result.safetensors"
+    )
 
 
 def attempt(run: Path) -> int:
@@ -107,7 +114,9 @@ def slow_down() -> None:
 
 
 def series(kills: int, seed: int, folder: Path) -> dict[str, int]:
-    report = dict.fromkeys(("kills", "inside_a_write", "starts", "could_not_load", "finished", "equal"), 0)
+    report = dict.fromkeys(
+        ("kills", "inside_a_write", "starts", "could_not_load", "finished", "equal"), 0
+    )
     draw = random.Random(seed)
     twin, number = folder / "twin", 0
     twin.mkdir()
@@ -127,7 +136,9 @@ def series(kills: int, seed: int, folder: Path) -> dict[str, int]:
                 status = os.waitstatus_to_exitcode(code)
                 break
             # Only what this start writes counts: an earlier one may have left half a checkpoint.
-            new = [p for p in folder_of.iterdir() if p.name not in seen] if folder_of.is_dir() else []
+            new = (
+                [p for p in folder_of.iterdir() if p.name not in seen] if folder_of.is_dir() else []
+            )
             if new and not killed:
                 seen.add(new[0].name)
                 saves -= 1
@@ -136,7 +147,9 @@ def series(kills: int, seed: int, folder: Path) -> dict[str, int]:
                     os.kill(pid, signal.SIGKILL)
                     killed = True
                     report["kills"] += 1
-                    report["inside_a_write"] += not (new[0] / "custom_checkpoint_0.pkl").exists()  # its last file
+                    report["inside_a_write"] += not (
+                        new[0] / "custom_checkpoint_0.pkl"
+                    ).exists()  # its last file
             time.sleep(0.0005)
         if status == 0:
             report["finished"] += 1
@@ -150,7 +163,9 @@ def series(kills: int, seed: int, folder: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     known = parser.parse_args()
@@ -159,7 +174,12 @@ if __name__ == "__main__":
 
     where = Path(tempfile.mkdtemp(prefix="ddpm-accelerate-"))
     print(json.dumps(series(known.kills, known.seed, where)))
-    said = [line for log in where.glob("*.log") for line in log.read_text().splitlines() if line.startswith("FAILED")]
+    said = [
+        line
+        for log in where.glob("*.log")
+        for line in log.read_text().splitlines()
+        if line.startswith("FAILED")
+    ]
     for line in sorted(set(said))[:8]:
         print(f"{said.count(line)} x {line}")
     shutil.rmtree(where)

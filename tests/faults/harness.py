@@ -1,13 +1,16 @@
-"""Kill training runs, continue them by the same command, and compare every one that finishes with its uninterrupted twin.
+"""Kill training runs, continue them by the same command, and compare every one that finishes with
+its uninterrupted twin.
 
     python tests/faults/harness.py random --kills 100
     python tests/faults/harness.py writes --kills 100
     python tests/faults/harness.py worlds --kills 100
     python tests/faults/harness.py workers --kills 40
 
-A fork server: torch is imported once, every attempt is a fork of this process, so that a kill costs well under a second. This
-process itself never runs autograd, which does not survive a fork. Each run lives in a directory of its own and is started
-again and again until it finishes; then weights, averages, optimizer and metrics.jsonl must be those of the twin, bit for bit.
+A fork server: torch is imported once, every attempt is a fork of this process, so that a kill costs
+    well under a second. This
+process itself never runs autograd, which does not survive a fork. Each run lives in a directory of
+its own and is started again and again until it finishes; then weights, averages, optimizer and
+metrics.jsonl must be those of the twin, bit for bit.
 """
 
 from __future__ import annotations
@@ -63,9 +66,21 @@ class Report:
 def preload() -> None:
     """Import what an attempt needs, before any fork; run nothing."""
     # torch._dynamo is what every optimizer imports when it is made: more than a second.
-    for name in ("accelerate.utils", "ema_pytorch", "safetensors.torch", "torch._dynamo", "tqdm.auto", "PIL.Image"):
+    for name in (
+        "accelerate.utils",
+        "ema_pytorch",
+        "safetensors.torch",
+        "torch._dynamo",
+        "tqdm.auto",
+        "PIL.Image",
+    ):
         importlib.import_module(name)
-    for name in ("ddpm_lib.data", "ddpm_lib.training.trainer", "training_helpers", "ddpm_lib.training.resume"):
+    for name in (
+        "ddpm_lib.data",
+        "ddpm_lib.training.trainer",
+        "training_helpers",
+        "ddpm_lib.training.resume",
+    ):
         importlib.import_module(name)
 
 
@@ -74,9 +89,15 @@ def trainer_of(run: Path, mode: str, world: int) -> Any:
     from training_helpers import tiny_diffusion, tiny_trainer
 
     options: dict[str, Any] = {
-        "max_steps": STEPS[mode], "batch_size": 4, "save_every": 5, "log_every": 2, "keep_last": 3, "ema_decay": (0.9, 0.99),
-        "process_timeout_minutes": 0.3, "stall_minutes": 0.15,
-    }  # fmt: skip
+        "max_steps": STEPS[mode],
+        "batch_size": 4,
+        "save_every": 5,
+        "log_every": 2,
+        "keep_last": 3,
+        "ema_decay": (0.9, 0.99),
+        "process_timeout_minutes": 0.3,
+        "stall_minutes": 0.15,
+    }
     model: dict[str, Any] = {"dim": 4, "dim_mults": (1,)}
     process: dict[str, Any] = {}
     if mode == "random":  # also kills inside validations and sample grids, and a memory of losses
@@ -92,8 +113,15 @@ def trainer_of(run: Path, mode: str, world: int) -> Any:
     if mode == "worlds":
         options |= {"accumulation_steps": 2 // world, "shards": 2}
     if mode == "workers":
-        options |= {"data": str(run.parents[0] / "images"), "cache": "none", "num_workers": 2, "max_steps": STEPS[mode]}
-    diffusion = tiny_diffusion(**model, num_classes=6 if mode != "workers" else None, class_drop_prob=0.2)
+        options |= {
+            "data": str(run.parents[0] / "images"),
+            "cache": "none",
+            "num_workers": 2,
+            "max_steps": STEPS[mode],
+        }
+    diffusion = tiny_diffusion(
+        **model, num_classes=6 if mode != "workers" else None, class_drop_prob=0.2
+    )
     if process:
         from ddpm_lib import GaussianDiffusion
 
@@ -105,7 +133,9 @@ def attempt(run: Path, mode: str, world: int, rank: int, port: int) -> None:
     """Body of a forked process; never returns."""
     code = 1
     try:
-        log = os.open(run.parent / f"{run.name}.rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(
+            run.parent / f"{run.name}.rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        )
         os.dup2(log, 1)
         os.dup2(log, 2)
         if world > 1:
@@ -138,7 +168,9 @@ def attempt(run: Path, mode: str, world: int, rank: int, port: int) -> None:
 
 
 def slow_down_writes() -> None:
-    """Four milliseconds more for every flush, so that a save is long enough to be hit in the middle."""
+    """Four milliseconds more for every flush, so that a save is long enough to be hit in the
+    middle.
+    """
     from ddpm_lib.runs import checkpoint
 
     real = checkpoint.flush
@@ -180,10 +212,14 @@ def ended(pids: dict[int, int | None], limit: float) -> bool:
 
 
 def writing(run: Path, pids: Iterable[int]) -> bool:
-    """Whether a checkpoint of these processes is half-written; what earlier attempts left behind does not count."""
+    """Whether a checkpoint of these processes is half-written; what earlier attempts left behind
+    does not count.
+    """
     folder = run / "checkpoints"
     ends = tuple(f"-{pid}" for pid in pids)
-    return folder.is_dir() and any(n.startswith(".tmp-step") and n.endswith(ends) for n in os.listdir(folder))
+    return folder.is_dir() and any(
+        n.startswith(".tmp-step") and n.endswith(ends) for n in os.listdir(folder)
+    )
 
 
 def lines_of(run: Path) -> int:
@@ -195,7 +231,8 @@ def lines_of(run: Path) -> int:
 def wait_for_moment(run: Path, mode: str, pids: dict[int, int | None], draw: random.Random) -> bool:
     """Wait for the moment to kill; False if the run ended before.
 
-    Moments are random in steps, not in seconds, so that a busy machine changes little: from a start that has done nothing yet
+    Moments are random in steps, not in seconds, so that a busy machine changes little: from a start
+        that has done nothing yet
     to some sixteen steps, and some milliseconds.
     """
     if mode != "writes":
@@ -238,9 +275,13 @@ def same(run: Path, twin: tuple[dict[str, torch.Tensor], list[str]]) -> str:
         return f"{run.name}: {len(wrong)} tensors differ, the first is {wrong[:1]}"
     if lines != twin[1]:
         at = next(
-            (i for i, pair in enumerate(zip(lines, twin[1])) if pair[0] != pair[1]), min(len(lines), len(twin[1]))
+            (i for i, pair in enumerate(zip(lines, twin[1])) if pair[0] != pair[1]),
+            min(len(lines), len(twin[1])),
         )
-        return f"{run.name}: metrics.jsonl differs in line {at + 1} of {len(lines)} ({len(twin[1])} in the twin)"
+        return (
+            f"{run.name}: metrics.jsonl differs in line {at + 1} of {len(lines)} ({len(twin[1])} in"
+            " the twin)"
+        )
     return ""
 
 
@@ -257,7 +298,12 @@ def make_images(folder: Path) -> None:
 
 def series(mode: str, kills: int, seed: int, folder: Path) -> Report:
     """Kill until `kills` are reached and the last run has finished."""
-    began, report, draw, worlds = time.monotonic(), Report(mode), random.Random(seed), Counter[str]()
+    began, report, draw, worlds = (
+        time.monotonic(),
+        Report(mode),
+        random.Random(seed),
+        Counter[str](),
+    )
     make_images(folder)
     twin_run = folder / "twin"
     pids = dict.fromkeys(start(twin_run, mode, 1))
@@ -277,7 +323,9 @@ def series(mode: str, kills: int, seed: int, folder: Path) -> Report:
             report.kills += 1
             report.inside_a_write += writing(run, pids)
             if not ended(pids, LIMIT):
-                report.failures.append(f"{run.name}: a process did not end after the kill of another")
+                report.failures.append(
+                    f"{run.name}: a process did not end after the kill of another"
+                )
         elif not ended(pids, LIMIT):
             report.failures.append(f"{run.name}: did not end in {LIMIT:.0f} s")
         report.lost_said += sum(code == 75 for code in pids.values())
@@ -305,13 +353,23 @@ def series(mode: str, kills: int, seed: int, folder: Path) -> Report:
 def log_tail(run: Path) -> str:
     """The last lines of what every rank said."""
     found = sorted(run.parent.glob(f"{run.name}.rank*.log"))
-    return "\n".join(f"--- {path.name}\n" + "\n".join(path.read_text().splitlines()[-25:]) for path in found)
+    return "\n".join(
+        f"--- {path.name}\n" + "\n".join(path.read_text().splitlines()[-25:]) for path in found
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("modes", nargs="+", choices=list(STEPS))
-    parser.add_argument("--kills", type=int, nargs="+", default=[20], help="one number for all modes, or one per mode")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        nargs="+",
+        default=[20],
+        help="one number for all modes, or one per mode",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     preload()

@@ -4,8 +4,8 @@
     python tests/golden/bitwise.py record after.json       # on the commit after, same machine
     python tests/golden/bitwise.py compare before.json after.json
 
-Floating-point results differ between processors, so no recorded file is part of the repository. Only public
-names and commands are used, so that one version of this script serves both commits.
+Floating-point results differ between processors, so no recorded file is part of the repository.
+Only public names and commands are used, so that one version of this script serves both commits.
 """
 
 from __future__ import annotations
@@ -57,11 +57,23 @@ SAMPLERS = [
     "euler",
 ]
 SMALL: dict[str, Any] = {
-    "max_steps": 8, "batch_size": 6, "warmup_steps": 2, "save_every": 4, "log_every": 2,
-    "val_every": 4, "val_fraction": 0.2, "sample_every": 4, "sample_count": 2, "sample_steps": 2,
-    "progress": False, "device": "cpu", "mixed_precision": "no", "horizontal_flip": True,
-    "keep_last": 10, "num_workers": 0,
-}  # fmt: skip
+    "max_steps": 8,
+    "batch_size": 6,
+    "warmup_steps": 2,
+    "save_every": 4,
+    "log_every": 2,
+    "val_every": 4,
+    "val_fraction": 0.2,
+    "sample_every": 4,
+    "sample_count": 2,
+    "sample_steps": 2,
+    "progress": False,
+    "device": "cpu",
+    "mixed_precision": "no",
+    "horizontal_flip": True,
+    "keep_last": 10,
+    "num_workers": 0,
+}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}, {}),
     "classes": (
@@ -143,7 +155,9 @@ def train(
     """Train a small network, stopped once in the middle and resumed."""
     for steps in (3, 8):
         torch.manual_seed(0)
-        model = Unet(**{"dim": 8, "dim_mults": (1, 2), "blocks_per_level": 1, "dropout": 0.1} | network)
+        model = Unet(
+            **{"dim": 8, "dim_mults": (1, 2), "blocks_per_level": 1, "dropout": 0.1} | network
+        )
         diffusion = GaussianDiffusion(model, image_size=8, timesteps=20, **process)
         options = {**SMALL, **training, "max_steps": steps, "output_dir": str(run)}
         trainer = Trainer(diffusion, str(pictures), **options)
@@ -162,7 +176,9 @@ def files_of(run: Path) -> dict[str, Any]:
         elif path.name == "state.json":
             found[name] = timeless(json.loads(path.read_text()), run)
         elif path.name == "metrics.jsonl":
-            found[name] = [timeless(json.loads(line), run) for line in path.read_text().splitlines()]
+            found[name] = [
+                timeless(json.loads(line), run) for line in path.read_text().splitlines()
+            ]
         elif path.name == "config.yaml":
             found[name] = path.read_text().replace(str(run), "RUN")
         elif path.is_file():
@@ -176,23 +192,33 @@ def draws_of(diffusion: GaussianDiffusion, name: str) -> dict[str, Any]:
     images = torch.stack([Shapes(size=8, n=40)[i]["image"] for i in range(3)])
     if name == "self-conditioning":
         cond["low_res"] = images[:, :, ::2, ::2]
-    scale: dict[str, Any] = {"guidance_scale": 2.0, "guidance_rescale": 0.5} if name == "classes" else {}
+    scale: dict[str, Any] = (
+        {"guidance_scale": 2.0, "guidance_rescale": 0.5} if name == "classes" else {}
+    )
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[2:6, 2:6] = True
     quiet: dict[str, Any] = {"cond": cond, "progress": False}
     found = {
-        f"sample {sampler}": digest(diffusion.sample(3, sampler=sampler, num_steps=5, **scale, **quiet))
+        f"sample {sampler}": digest(
+            diffusion.sample(3, sampler=sampler, num_steps=5, **scale, **quiet)
+        )
         for sampler in SAMPLERS
     }
     found["sample default"] = digest(diffusion.sample(3, seed=1, batch_size=2, **quiet))
     found["trajectory"] = digest(*diffusion.sample(3, num_steps=4, return_trajectory=3, **quiet))
-    found["float64"] = digest(diffusion.sample(x_T=torch.ones(3, 3, 8, 8, dtype=torch.float64), num_steps=3, **quiet))
+    found["float64"] = digest(
+        diffusion.sample(x_T=torch.ones(3, 3, 8, 8, dtype=torch.float64), num_steps=3, **quiet)
+    )
     if cond.keys() <= {"class_label"}:
         found["classifier"] = digest(
-            diffusion.sample(3, num_steps=4, classifier=lambda x, t: -x.square().flatten(1).sum(1), **quiet)
+            diffusion.sample(
+                3, num_steps=4, classifier=lambda x, t: -x.square().flatten(1).sum(1), **quiet
+            )
         )
     found["edit"] = digest(diffusion.edit(images, 0.5, num_steps=8, **scale, **quiet))
-    found["inpaint"] = digest(diffusion.inpaint(images, mask, num_steps=8, jump_length=2, num_resamples=2, **quiet))
+    found["inpaint"] = digest(
+        diffusion.inpaint(images, mask, num_steps=8, jump_length=2, num_resamples=2, **quiet)
+    )
     noise = diffusion.encode(images, 5, **quiet)
     found["encode"] = digest(noise)
     found["decode"] = digest(diffusion.decode(noise, 5, **quiet))
@@ -210,7 +236,9 @@ def draws_of(diffusion: GaussianDiffusion, name: str) -> dict[str, Any]:
 
 
 def losses_of(diffusion: GaussianDiffusion, images: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
-    """Return hashes of losses and gradients in both modes, with what is drawn and with what is given."""
+    """Return hashes of losses and gradients in both modes, with what is drawn and with what is
+    given.
+    """
     tensors = {key: torch.as_tensor(value) for key, value in cond.items()}
     found = {}
     for mode in (True, False):
@@ -228,8 +256,9 @@ def losses_of(diffusion: GaussianDiffusion, images: Tensor, cond: dict[str, Any]
 def evaluate(run: Path) -> dict[str, Any]:
     """Return the scores that `ddpm evaluate` writes."""
     said(
-        f"evaluate {run} --metrics nll,flow_nll,kid,pr,memorisation,loss_gap,gap --features pixels --num 16 "
-        "--sample-steps 3 --num-levels 3 --tolerance 1e-2 --no-progress --device cpu".split()
+        f"evaluate {run} --metrics nll,flow_nll,kid,pr,memorisation,loss_gap,gap --features pixels"
+        " --num 16 --sample-steps 3 --num-levels 3 --tolerance 1e-2 --no-progress"
+        " --device cpu".split()
     )
     (path,) = (run / "evaluations").glob("eval-*.json")
     found: dict[str, Any] = timeless(json.loads(path.read_text()), run)
@@ -239,12 +268,17 @@ def evaluate(run: Path) -> dict[str, Any]:
 
 def sample(run: Path, out: Path) -> dict[str, str]:
     """Return hashes of what `ddpm sample` writes."""
-    said(f"sample {run} --num 6 --format all --num-steps 3 --output-dir {out} --no-progress --device cpu".split())
+    said(
+        f"sample {run} --num 6 --format all --num-steps 3 --output-dir {out} --no-progress"
+        " --device cpu".split()
+    )
     files = [path for path in sorted(out.rglob("*")) if path.is_file()]
     return {
-        path.name: path.read_text().replace(str(out), "OUT").replace(str(run), "RUN")
-        if path.suffix == ".yaml"
-        else hashlib.sha256(path.read_bytes()).hexdigest()
+        path.name: (
+            path.read_text().replace(str(out), "OUT").replace(str(run), "RUN")
+            if path.suffix == ".yaml"
+            else hashlib.sha256(path.read_bytes()).hexdigest()
+        )
         for path in files
     }
 
@@ -252,12 +286,11 @@ def sample(run: Path, out: Path) -> dict[str, str]:
 def two_processes(pictures: Path, run: Path) -> dict[str, Any]:
     """Return what two processes leave that train on pictures on disk."""
     words = (
-        f"-m torch.distributed.run --standalone --nproc_per_node 2 -m ddpm_lib.cli train {pictures} "
-        f"--image-size 8 --preset tiny --model.dim 8 --model.dim-mults 1,2 "
-        f""
-        f"--model.attention-levels 1 --batch-size 6 --max-steps 6 "
-        f"--save-every 3 --val-every 3 --val-fraction 0.2 --sample-every 0 --device cpu --mixed-precision no "
-        f"--class-conditional --no-progress --output-dir {run}"
+        f"-m torch.distributed.run --standalone --nproc_per_node 2 -m ddpm_lib.cli train {pictures}"
+        " --image-size 8 --preset tiny --model.dim 8 --model.dim-mults 1,2"
+        " --model.attention-levels 1 --batch-size 6 --max-steps 6 --save-every 3 --val-every 3"
+        " --val-fraction 0.2 --sample-every 0 --device cpu --mixed-precision no"
+        f" --class-conditional --no-progress --output-dir {run}"
     ).split()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)

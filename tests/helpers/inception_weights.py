@@ -9,7 +9,9 @@ import torch
 
 
 def write_inception(path: Path) -> Path:
-    """Write random weights under the names of the published file; the scale keeps images apart down to the logits."""
+    """Write random weights under the names of the published file; the scale keeps images apart down
+    to the logits.
+    """
     import torch_fidelity.feature_extractor_inceptionv3 as peer
 
     with pytest.MonkeyPatch.context() as patch:

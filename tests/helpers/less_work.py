@@ -23,11 +23,21 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
         model = {"dim": 8, "blocks_per_level": 1, "attention_levels": ()}
         if len(settings.model.dim_mults) > 2:
             model["dim_mults"] = (1, 2, 2, 2)[: len(settings.model.dim_mults)]
-        cadence = {name: min(getattr(settings, name), STEPS) for name in ("sample_every", "val_every", "save_every")}
+        cadence = {
+            name: min(getattr(settings, name), STEPS)
+            for name in ("sample_every", "val_every", "save_every")
+        }
         return dataclasses.replace(
-            settings, max_steps=STEPS, model=dataclasses.replace(settings.model, **model), sample_steps=2,
-            posthoc_every=STEPS // 2, sample_count=4, val_max_images=16, warmup_steps=0, **cadence,
-        )  # fmt: skip
+            settings,
+            max_steps=STEPS,
+            model=dataclasses.replace(settings.model, **model),
+            sample_steps=2,
+            posthoc_every=STEPS // 2,
+            sample_count=4,
+            val_max_images=16,
+            warmup_steps=0,
+            **cadence,
+        )
 
     @functools.wraps(sample)
     def quick(self: GaussianDiffusion, *args: Any, **options: Any) -> Any:
@@ -37,7 +47,9 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return ablated(*args, **options | {"images": 256, "seeds": options["seeds"][:1]})
 
     def few_samples(scored: Any) -> Any:
-        return lambda target, **options: scored(target, **options | {"num": options["num"] and min(options["num"], 24)})
+        return lambda target, **options: scored(
+            target, **options | {"num": options["num"] and min(options["num"], 24)}
+        )
 
     for name in ("evaluate", "evaluate_checkpoints"):
         monkeypatch.setattr(evaluate, name, few_samples(getattr(evaluate, name)))

@@ -1,4 +1,6 @@
-"""Networks whose answers are known, and readers of published numbers, for the tests of the process."""
+"""Networks whose answers are known, and readers of published numbers, for the tests of the
+process.
+"""
 
 import json
 from collections.abc import Iterator
@@ -28,13 +30,19 @@ class GaussianNet(nn.Module):
         # Some samplers visit fractional levels, one at a time.
         level = self.schedule.level(float(t[0]) + 1) if float(t[0]) % 1 else None
         found = (level.alpha, level.sigma) if level else self.schedule.gather(t.long() + 1)
-        alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).expand(len(t)).view(shape) for v in found)
+        alpha, sigma = (
+            torch.as_tensor(v, dtype=torch.float64).expand(len(t)).view(shape) for v in found
+        )
         away = (x - alpha * self.mu) / (alpha**2 * self.s**2 + sigma**2)
-        return self.target(self.mu + alpha * self.s**2 * away, sigma * away, alpha, sigma).to(x.dtype)
+        return self.target(self.mu + alpha * self.s**2 * away, sigma * away, alpha, sigma).to(
+            x.dtype
+        )
 
 
 class ToyNet(nn.Module):
-    """A·x + B + C·t/1000, the network of the published numbers; t counts from 0. With twice the rows it sees x twice."""
+    """A·x + B + C·t/1000, the network of the published numbers; t counts from 0. With twice the
+    rows it sees x twice.
+    """
 
     def __init__(self, data: dict[str, Tensor], name: str = "toy1") -> None:
         super().__init__()
@@ -46,13 +54,20 @@ class ToyNet(nn.Module):
 
 
 class TinyNet(nn.Module):
-    """A trainable network that treats every sample by itself, so that its output does not depend on the batch."""
+    """A trainable network that treats every sample by itself, so that its output does not depend on
+    the batch.
+    """
 
     def __init__(self, channels: int = 3, hidden: int = 8, outputs: int = 1) -> None:
         super().__init__()
         self.channels = channels
-        self.a = nn.Parameter(0.1 * torch.randn(channels, hidden, generator=torch.Generator().manual_seed(0)))
-        self.b = nn.Parameter(0.1 * torch.randn(hidden, outputs * channels, generator=torch.Generator().manual_seed(1)))
+        self.a = nn.Parameter(
+            0.1 * torch.randn(channels, hidden, generator=torch.Generator().manual_seed(0))
+        )
+        self.b = nn.Parameter(
+            0.1
+            * torch.randn(hidden, outputs * channels, generator=torch.Generator().manual_seed(1))
+        )
         self.time = nn.Parameter(torch.zeros(hidden))
 
     def forward(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
@@ -69,7 +84,9 @@ def gaussian_diffusion(
     net_schedule: Schedule | None = None,
     **options: object,
 ) -> GaussianDiffusion:
-    """Return the process around the exact denoiser of Gaussian data, without clipping unless told so."""
+    """Return the process around the exact denoiser of Gaussian data, without clipping unless told
+    so.
+    """
     net = GaussianNet(mu, s, net_schedule or schedule, parametrization)
     options = {"clip": "none", "weighting": "flat", **options}
     return GaussianDiffusion(
@@ -92,4 +109,6 @@ def load(shared: Path, name: str) -> tuple[dict[str, Tensor], dict]:
     from safetensors.torch import load_file
 
     path = shared / "fixtures" / name
-    return load_file(path.with_suffix(path.suffix + ".safetensors")), json.loads(Path(f"{path}.json").read_text())
+    return load_file(path.with_suffix(path.suffix + ".safetensors")), json.loads(
+        Path(f"{path}.json").read_text()
+    )

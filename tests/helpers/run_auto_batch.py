@@ -1,4 +1,6 @@
-"""Trains with batch_size="auto" under torchrun and never closes the trainer: run_auto_batch.py OUT."""
+"""Trains with batch_size="auto" under torchrun and never closes the trainer: run_auto_batch.py
+OUT.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,21 @@ def main() -> None:
     each = 1.5 * diffusion.model.summary(8, 1).activation_bytes
     state = 16 * sum(p.numel() for p in diffusion.parameters())
     trainer = tiny_trainer(
-        out / "run", diffusion, Shapes(size=8, n=200), batch_size="auto", val_fraction=0.0, max_steps=2
+        out / "run",
+        diffusion,
+        Shapes(size=8, n=200),
+        batch_size="auto",
+        val_fraction=0.0,
+        max_steps=2,
     )
     # Before the processes have met, nobody knows his rank: it is asked when the memory is.
     auto_batch.free_bytes = lambda device: int(((20.5, 12.5)[trainer.rank] * each + state) / 0.8)
     trainer.train()
     report = {
-        "batch_size": trainer.config.batch_size, "per_process": trainer.plan.per_process, "step": trainer.step,
-    }  # fmt: skip
+        "batch_size": trainer.config.batch_size,
+        "per_process": trainer.plan.per_process,
+        "step": trainer.step,
+    }
     (out / f"rank{trainer.rank}.json").write_text(json.dumps(report))
 
 

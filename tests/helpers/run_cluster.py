@@ -1,4 +1,6 @@
-"""A small run whose global batch has two shares, whoever works on them: run_cluster.py RUN STEPS [SECONDS_PER_STEP]."""
+"""A small run whose global batch has two shares, whoever works on them: run_cluster.py RUN STEPS
+[SECONDS_PER_STEP].
+"""
 
 import sys
 import time
@@ -23,9 +25,17 @@ if __name__ == "__main__":
     adopt_slurm_ranks()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = tiny_trainer(
-        Path(sys.argv[1]), tiny_diffusion(dim=4, dim_mults=(1,)), max_steps=int(sys.argv[2]), save_every=10, keep_last=3,
-        accumulation_steps=2 // world, shards=2, process_timeout_minutes=0.3, stall_minutes=0.1, callbacks=[Slow()],
-    )  # fmt: skip
+        Path(sys.argv[1]),
+        tiny_diffusion(dim=4, dim_mults=(1,)),
+        max_steps=int(sys.argv[2]),
+        save_every=10,
+        keep_last=3,
+        accumulation_steps=2 // world,
+        shards=2,
+        process_timeout_minutes=0.3,
+        stall_minutes=0.1,
+        callbacks=[Slow()],
+    )
     try:
         code = trainer.train().exit_code
     except Exception as error:

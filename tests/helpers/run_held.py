@@ -1,7 +1,7 @@
 """A small training run that waits at two places until a file appears: run_held.py RUN STEPS.
 
-After it has found its checkpoint and opens its data it makes RUN.opening and waits for RUN.open; before it writes its last
-checkpoint it makes RUN.saving and waits for RUN.save.
+After it has found its checkpoint and opens its data it makes RUN.opening and waits for RUN.open;
+before it writes its last checkpoint it makes RUN.saving and waits for RUN.save.
 """
 
 import sys

@@ -12,6 +12,10 @@ if __name__ == "__main__":
     from training_helpers import tiny_trainer
 
     trainer = tiny_trainer(
-        Path(sys.argv[1]), max_steps=int(sys.argv[2]), save_every=5, keep_last=3, mixed_precision="no"
+        Path(sys.argv[1]),
+        max_steps=int(sys.argv[2]),
+        save_every=5,
+        keep_last=3,
+        mixed_precision="no",
     )
     sys.exit(trainer.train().exit_code)

@@ -25,7 +25,9 @@ def write_threads() -> None:
 
 
 def make_threads_late() -> None:
-    """Let gloo's threads run only when nothing else wants their CPU, and keep that CPU busy beyond the end of this process."""
+    """Let gloo's threads run only when nothing else wants their CPU, and keep that CPU busy beyond
+    the end of this process.
+    """
     cpu = sorted(os.sched_getaffinity(0))[int(os.environ["RANK"]) % len(os.sched_getaffinity(0))]
     tasks = Path("/proc/self/task").iterdir()
     late = [int(task.name) for task in tasks if "gloo_runloop" in (task / "comm").read_text()]

@@ -42,14 +42,25 @@ def main() -> None:
             )[1]
 
     options = {
-        "batch_size": 6, "max_steps": 8, "log_every": 2, "val_every": 4, "sample_every": 4, "sample_count": 3,
-        "sample_steps": 2, "accumulation_steps": 2 if single else 1, "val_data": None, "val_fraction": 0.0,
-        "posthoc_ema": (0.1,), "posthoc_every": 4,
-    }  # fmt: skip
+        "batch_size": 6,
+        "max_steps": 8,
+        "log_every": 2,
+        "val_every": 4,
+        "sample_every": 4,
+        "sample_count": 3,
+        "sample_steps": 2,
+        "accumulation_steps": 2 if single else 1,
+        "val_data": None,
+        "val_fraction": 0.0,
+        "posthoc_ema": (0.1,),
+        "posthoc_every": 4,
+    }
 
     def trainer(run: str, callbacks=(), **changes):
         data = Shapes(size=8, n=24)
-        return tiny_trainer(out / run, tiny_diffusion(), data, callbacks=list(callbacks), **options | changes)
+        return tiny_trainer(
+            out / run, tiny_diffusion(), data, callbacks=list(callbacks), **options | changes
+        )
 
     seen = SeenImages()
     watched = trainer("watched", [seen], max_steps=4, val_every=0, sample_every=0)
@@ -61,10 +72,15 @@ def main() -> None:
     trainer("cut", val_fraction=0.25).train()
     torch.manual_seed(0)
     learns = GaussianDiffusion(
-        Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=4,
-        time_sampler="loss_aware", time_sampler_options={"history": 2},
-    )  # fmt: skip
-    aware = tiny_trainer(out / "aware", learns, Shapes(size=8, n=24), **options | {"val_every": 0, "sample_every": 0})
+        Unet(dim=8, dim_mults=(1,), blocks_per_level=1),
+        image_size=8,
+        timesteps=4,
+        time_sampler="loss_aware",
+        time_sampler_options={"history": 2},
+    )
+    aware = tiny_trainer(
+        out / "aware", learns, Shapes(size=8, n=24), **options | {"val_every": 0, "sample_every": 0}
+    )
     aware.train()
     calls = []
     real = whole.diffusion.sample
@@ -80,7 +96,8 @@ def main() -> None:
         "sampled_here": sum(calls),
         "stopped_at": stop.step,
         "time_sampler": {
-            k: v.tolist() if hasattr(v, "tolist") else v for k, v in learns.time_sampler.state_dict().items()
+            k: v.tolist() if hasattr(v, "tolist") else v
+            for k, v in learns.time_sampler.state_dict().items()
         },
         "probabilities": learns.time_sampler.probabilities.tolist(),
         "aware_weights": digest(learns.model.parameters()),

@@ -26,7 +26,9 @@ def _pixel(value: float) -> Tensor:
     return torch.full((1, 1), value, dtype=torch.float64)
 
 
-def one_pixel(schedule: Schedule, mu: float = MU, s: float = S, **options: object) -> GaussianDiffusion:
+def one_pixel(
+    schedule: Schedule, mu: float = MU, s: float = S, **options: object
+) -> GaussianDiffusion:
     return gaussian_diffusion(_pixel(mu), _pixel(s), schedule, "v", **options)
 
 
@@ -38,9 +40,11 @@ def moments(
     mu: float = MU,
     s: float = S,
 ) -> tuple[float, float]:
-    """Return the exact mean and standard deviation of what a sampler makes, in float64, without Monte Carlo.
+    """Return the exact mean and standard deviation of what a sampler makes, in float64, without
+    Monte Carlo.
 
-    Row 0 has neither start nor noise and gives the constant, row 1 starts at 1, row 2 + k gets 1 as the k-th noise.
+    Row 0 has neither start nor noise and gives the constant, row 1 starts at 1, row 2 + k gets 1 as
+    the k-th noise.
     """
     rows = 2 + 2 * len(levels)
     start = torch.zeros(rows, 1, 1, dtype=torch.float64)
@@ -58,7 +62,9 @@ def moments(
     response = x[1:] - x[0]
     first = levels[0]
     mean = float(x[0] + response[0] * first.alpha * mu)
-    variance = float(response[0] ** 2 * (first.alpha**2 * s**2 + first.sigma**2) + response[1:].square().sum())
+    variance = float(
+        response[0] ** 2 * (first.alpha**2 * s**2 + first.sigma**2) + response[1:].square().sum()
+    )
     return mean, math.sqrt(variance)
 
 
@@ -78,7 +84,9 @@ def gaussian_predict(x: Tensor, level: Level) -> Prediction:
 
 def mixture_predict(x: Tensor, level: Level) -> Prediction:
     """The exact denoiser of 0.3·N(−0.6, 0.2²) + 0.7·N(0.5, 0.1²)."""
-    weight, mu, s = (torch.tensor(v, dtype=torch.float64) for v in ((0.3, 0.7), (-0.6, 0.5), (0.2, 0.1)))
+    weight, mu, s = (
+        torch.tensor(v, dtype=torch.float64) for v in ((0.3, 0.7), (-0.6, 0.5), (0.2, 0.1))
+    )
     variance = level.alpha**2 * s**2 + level.sigma**2
     away = x[..., None] - level.alpha * mu
     share = torch.softmax(weight.log() - 0.5 * variance.log() - 0.5 * away**2 / variance, -1)

@@ -15,16 +15,33 @@ from ddpm_lib.training import Callback
 
 def tiny_diffusion(seed: int = 0, **model: Any) -> GaussianDiffusion:
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"dim": 8, "dim_mults": (1, 2), "blocks_per_level": 1, "dropout": 0.1} | model
+    options: dict[str, Any] = {
+        "dim": 8,
+        "dim_mults": (1, 2),
+        "blocks_per_level": 1,
+        "dropout": 0.1,
+    } | model
     return GaussianDiffusion(Unet(**options), image_size=8, timesteps=50)
 
 
-def tiny_trainer(run: Path, diffusion: GaussianDiffusion | None = None, data: Any = None, **options: Any) -> Trainer:
+def tiny_trainer(
+    run: Path, diffusion: GaussianDiffusion | None = None, data: Any = None, **options: Any
+) -> Trainer:
     settings: dict[str, Any] = {
-        "output_dir": str(run), "max_steps": 6, "batch_size": 6, "warmup_steps": 2, "save_every": 100, "log_every": 2,
-        "val_every": 0, "sample_every": 0, "progress": False, "device": "cpu", "mixed_precision": "no",
-        "horizontal_flip": True, "keep_last": 10,
-    }  # fmt: skip
+        "output_dir": str(run),
+        "max_steps": 6,
+        "batch_size": 6,
+        "warmup_steps": 2,
+        "save_every": 100,
+        "log_every": 2,
+        "val_every": 0,
+        "sample_every": 0,
+        "progress": False,
+        "device": "cpu",
+        "mixed_precision": "no",
+        "horizontal_flip": True,
+        "keep_last": 10,
+    }
     data = Shapes(size=8, n=40) if data is None else data
     callbacks = options.pop("callbacks", ())
     return Trainer(diffusion or tiny_diffusion(), data, callbacks=callbacks, **settings | options)
@@ -46,7 +63,9 @@ def curve(run: Path) -> list[dict[str, Any]]:
     from ddpm_lib.runs.metrics_file import MetricsFile
 
     rows = MetricsFile(run).rows()
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows
+    ]
 
 
 class StopAt(Callback):

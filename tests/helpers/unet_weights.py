@@ -15,7 +15,14 @@ Paths = dict[str, str]
 Leaves = tuple[str, ...]
 
 RES_CHILDREN = ("norm1", "conv1", "time", "norm2", "conv2", "skip")
-OPENAI_RES = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
+OPENAI_RES = (
+    "in_layers.0",
+    "in_layers.2",
+    "emb_layers.1",
+    "out_layers.0",
+    "out_layers.3",
+    "skip_connection",
+)
 TQCH_RES = ("norm1", "conv1", "fc", "norm2", "conv2", "skip")
 PYTORCH_DDPM_RES = ("block1.0", "block1.2", "temb_proj.1", "block2.0", "block2.3", "shortcut")
 DIFFUSERS_RES = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
@@ -47,7 +54,9 @@ def openai_paths(model: Unet) -> Paths:
             paths |= {f"down.{s}.layers.{i}.res": f"input_blocks.{index}.0"}
             paths |= {f"down.{s}.layers.{i}.attn": f"input_blocks.{index}.1"}
             index += 1
-        paths |= resample_path(stage, f"down.{s}.resample", f"input_blocks.{index}.0.op", f"input_blocks.{index}.0")
+        paths |= resample_path(
+            stage, f"down.{s}.resample", f"input_blocks.{index}.0.op", f"input_blocks.{index}.0"
+        )
         index += 1
     index = 0
     for s, stage in enumerate(model.up):
@@ -72,14 +81,19 @@ def tqch_paths(model: Unet) -> Paths:
         "norm_out": "out_conv.0",
         "conv_out": "out_conv.2",
     }
-    for ours, theirs, stages in (("down", "downsamples", model.down), ("up", "upsamples", model.up)):
+    for ours, theirs, stages in (
+        ("down", "downsamples", model.down),
+        ("up", "upsamples", model.up),
+    ):
         for s, stage in enumerate(stages):
             level = f"{theirs}.level_{s if ours == 'down' else len(stages) - 1 - s}"
             for i, layer in enumerate(stage.layers):
                 inner = ".0" if layer.attn is not None else ""
                 paths |= {f"{ours}.{s}.layers.{i}.res": f"{level}.{i}{inner}"}
                 paths |= {f"{ours}.{s}.layers.{i}.attn": f"{level}.{i}.1"}
-            paths |= resample_path(stage, f"{ours}.{s}.resample", f"{level}.{len(stage.layers)}.1", "")
+            paths |= resample_path(
+                stage, f"{ours}.{s}.resample", f"{level}.{len(stage.layers)}.1", ""
+            )
     return paths
 
 
@@ -132,7 +146,9 @@ def diffusers_paths(model: Unet) -> Paths:
 
 def separate_qkv(q: str, k: str, v: str) -> Callable[[dict[str, Tensor], str, int], Tensor]:
     """Join three projections stored under different names."""
-    return lambda state, path, heads: torch.cat([state.pop(path.format(name)) for name in (q, k, v)])
+    return lambda state, path, heads: torch.cat(
+        [state.pop(path.format(name)) for name in (q, k, v)]
+    )
 
 
 def joint_qkv(name: str, per_head: bool) -> Callable[[dict[str, Tensor], str, int], Tensor]:
@@ -140,7 +156,11 @@ def joint_qkv(name: str, per_head: bool) -> Callable[[dict[str, Tensor], str, in
 
     def take(state: dict[str, Tensor], path: str, heads: int) -> Tensor:
         weight = state.pop(path.format(name))
-        return weight.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2) if per_head else weight
+        return (
+            weight.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+            if per_head
+            else weight
+        )
 
     return take
 
@@ -155,11 +175,17 @@ PEERS = {
         PYTORCH_DDPM_RES,
         ("group_norm", separate_qkv("proj_q", "proj_k", "proj_v"), "proj"),
     ),
-    "diffusers": (diffusers_paths, DIFFUSERS_RES, ("group_norm", separate_qkv("to_q", "to_k", "to_v"), "to_out.0")),
+    "diffusers": (
+        diffusers_paths,
+        DIFFUSERS_RES,
+        ("group_norm", separate_qkv("to_q", "to_k", "to_v"), "to_out.0"),
+    ),
 }
 
 
-def convert(model: Unet, state: dict[str, Tensor], peer: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def convert(
+    model: Unet, state: dict[str, Tensor], peer: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Turn a published state dict into one for `model`; every entry must be used.
 
     Returns:
@@ -187,11 +213,16 @@ def convert(model: Unet, state: dict[str, Tensor], peer: str) -> tuple[dict[str,
             copy(f"{our_path}.norm", f"{their_path}.{norm}")
             copy(f"{our_path}.proj", f"{their_path}.{proj}")
             for leaf in ("weight", "bias"):
-                ours[f"{our_path}.qkv.{leaf}"] = take_qkv(state, f"{their_path}.{{}}.{leaf}", module.heads)
+                ours[f"{our_path}.qkv.{leaf}"] = take_qkv(
+                    state, f"{their_path}.{{}}.{leaf}", module.heads
+                )
         elif module is not None:
             copy(our_path, their_path)
-    # Projections of attention are 1×1 convolutions in some peers; the null class has no row in theirs.
-    ours = {k: v.reshape(shapes[k]) if v.numel() == shapes[k].numel() else v for k, v in ours.items()}
+    # Projections of attention are 1×1 convolutions in some peers; the null class has no row in
+    # theirs.
+    ours = {
+        k: v.reshape(shapes[k]) if v.numel() == shapes[k].numel() else v for k, v in ours.items()
+    }
     label = "conditioners.class_label.embedding.weight"
     if label in ours:
         ours[label] = torch.cat([ours[label], torch.zeros_like(ours[label][:1])])

@@ -24,10 +24,17 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
 
 
 def test_energy_distance_of_gaussians() -> None:
-    """In the plane, widths a and b: E‖X − Y‖ = √(a² + b²)·√(π/2). The tolerance is five standard errors."""
+    """In the plane, widths a and b: E‖X − Y‖ = √(a² + b²)·√(π/2). The tolerance is five standard
+    errors.
+    """
     a, b = 1.0, 1.7
     wanted = 2 * math.hypot(a, b) * math.sqrt(math.pi / 2) - (a + b) * math.sqrt(math.pi)
-    got = torch.tensor([energy_distance(a * normal(400, 2, 2 * k), b * normal(300, 2, 2 * k + 1)) for k in range(40)])
+    got = torch.tensor(
+        [
+            energy_distance(a * normal(400, 2, 2 * k), b * normal(300, 2, 2 * k + 1))
+            for k in range(40)
+        ]
+    )
     assert abs(float(got.mean()) - wanted) < 5 * float(got.std()) / math.sqrt(len(got))
     assert float(got.std()) / math.sqrt(len(got)) < 0.1 * wanted
 
@@ -36,13 +43,22 @@ def test_energy_distance_of_shifted_gaussians_on_a_line() -> None:
     """E|N(m, 2)| = √2·√(2/π)·exp(−m²/4) + m·erf(m/2)."""
     m = 0.8
     between = 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
-    got = torch.tensor([energy_distance(normal(400, 1, 2 * k)[:, 0], m + normal(400, 1, 2 * k + 1)) for k in range(40)])
-    assert abs(float(got.mean()) - 2 * (between - 2 / math.sqrt(math.pi))) < 5 * float(got.std()) / math.sqrt(len(got))
+    got = torch.tensor(
+        [
+            energy_distance(normal(400, 1, 2 * k)[:, 0], m + normal(400, 1, 2 * k + 1))
+            for k in range(40)
+        ]
+    )
+    assert abs(float(got.mean()) - 2 * (between - 2 / math.sqrt(math.pi))) < 5 * float(
+        got.std()
+    ) / math.sqrt(len(got))
 
 
 def test_energy_distance_of_equal_distributions_is_zero_in_the_mean() -> None:
     """Also for few points, where leaving the pairs (x, x) in would add 2·E‖X − X'‖/n."""
-    got = torch.tensor([energy_distance(normal(5, 2, 2 * k), normal(8, 2, 2 * k + 1)) for k in range(2000)])
+    got = torch.tensor(
+        [energy_distance(normal(5, 2, 2 * k), normal(8, 2, 2 * k + 1)) for k in range(2000)]
+    )
     assert abs(float(got.mean())) < 4 * float(got.std()) / math.sqrt(len(got))
     assert float(got.min()) < 0
 
@@ -62,7 +78,9 @@ def test_energy_distance_of_near_points_far_from_the_origin() -> None:
 
 @pytest.mark.parametrize("d", [1, 2, 5])
 def test_sliced_wasserstein_of_a_shift(d: int) -> None:
-    """A shift by m moves each projection by θ·m, and the mean of (θ·m)² is ‖m‖²/d: exactly so for the same points."""
+    """A shift by m moves each projection by θ·m, and the mean of (θ·m)² is ‖m‖²/d: exactly so for
+    the same points.
+    """
     x = normal(50, d, 0)
     m = torch.arange(1, d + 1, dtype=torch.float64)
     got = sliced_wasserstein(x, x + m, projections=4000)
@@ -70,7 +88,9 @@ def test_sliced_wasserstein_of_a_shift(d: int) -> None:
 
 
 def test_sliced_wasserstein_of_widths_and_unequal_sizes() -> None:
-    """W_2 between N(0, 1) and N(0, b²) is b − 1; twice the same points are the same distribution."""
+    """W_2 between N(0, 1) and N(0, b²) is b − 1; twice the same points are the same
+    distribution.
+    """
     x = normal(20_000, 2, 0)
     assert sliced_wasserstein(x, 1.5 * normal(20_000, 2, 1), 64) == pytest.approx(0.5, rel=0.03)
     assert sliced_wasserstein(x[:500], x[:500].repeat(2, 1), 8) == 0
@@ -78,14 +98,18 @@ def test_sliced_wasserstein_of_widths_and_unequal_sizes() -> None:
 
 
 def test_histogram_kl_of_shifted_gaussians() -> None:
-    """KL(N(0, 1) ‖ N(m, 1)) = m²/2, from a density and from points; 1/2n per occupied bin is the bias."""
+    """KL(N(0, 1) ‖ N(m, 1)) = m²/2, from a density and from points; 1/2n per occupied bin is the
+    bias.
+    """
     m, x = 0.5, normal(200_000, 1, 0) + 0.5
 
     def log_density(points: Tensor) -> Tensor:
         return -points[:, 0].square() / 2 - math.log(2 * math.pi) / 2
 
     assert histogram_kl(x, log_density, bins=60, range=(-5, 5)) == pytest.approx(m**2 / 2, rel=0.03)
-    assert histogram_kl(x, normal(200_000, 1, 1), bins=60, range=(-5, 5)) == pytest.approx(m**2 / 2, rel=0.03)
+    assert histogram_kl(x, normal(200_000, 1, 1), bins=60, range=(-5, 5)) == pytest.approx(
+        m**2 / 2, rel=0.03
+    )
 
 
 def test_histogram_kl_in_the_plane() -> None:
@@ -102,9 +126,9 @@ def test_histogram_kl_sees_a_missing_half_and_points_outside() -> None:
     data = torch.cat([torch.full((500, 2), -0.5), torch.full((500, 2), 0.5)])
     wanted = 0.5 * math.log(0.5 / (0.5 / 508.5)) + 0.5 * math.log(0.5 / (500.5 / 508.5))
     assert histogram_kl(data[:500], data, bins=4) == pytest.approx(wanted, rel=1e-12)
-    assert histogram_kl(torch.cat([data, torch.full((1000, 2), 7.0)]), data, bins=4) == pytest.approx(
-        math.log(2), rel=0.02
-    )
+    assert histogram_kl(
+        torch.cat([data, torch.full((1000, 2), 7.0)]), data, bins=4
+    ) == pytest.approx(math.log(2), rel=0.02)
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -1,4 +1,5 @@
-"""The same images, the same weights, the same numbers as torch-fidelity and pytorch-fid find; and where weights are looked for.
+"""The same images, the same weights, the same numbers as torch-fidelity and pytorch-fid find; and
+where weights are looked for.
 
 No published weights are here: networks with random weights are written in the published format.
 """
@@ -20,7 +21,14 @@ import torch
 
 from ddpm_lib import Shapes, evaluate
 from ddpm_lib.cli import main
-from ddpm_lib.metrics import WEIGHTS, MissingWeightsError, fetch_weights, find_weights, get_weights, make_extractor
+from ddpm_lib.metrics import (
+    WEIGHTS,
+    MissingWeightsError,
+    fetch_weights,
+    find_weights,
+    get_weights,
+    make_extractor,
+)
 from ddpm_lib.metrics import weights as module
 from inception_weights import write_inception
 
@@ -33,11 +41,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("parity")
     for name, n, seed in (("a", 12, 1), ("b", 16, 2)):
         (root / name).mkdir()
-        images = Shapes(size=32, n=n, seed=seed).batch(np.arange(n))["image"].permute(0, 2, 3, 1).numpy()[:, 4:28]
+        images = (
+            Shapes(size=32, n=n, seed=seed)
+            .batch(np.arange(n))["image"]
+            .permute(0, 2, 3, 1)
+            .numpy()[:, 4:28]
+        )
         for i, image in enumerate(
             images // 2 if name == "b" else images
         ):  # apart, else a kernel distance is all rounding
-            Image.fromarray(image).convert(("RGB", "L", "RGBA")[i % 3]).save(root / name / f"{i:02d}.png")
+            Image.fromarray(image).convert(("RGB", "L", "RGBA")[i % 3]).save(
+                root / name / f"{i:02d}.png"
+            )
     return root / "a", root / "b"
 
 
@@ -52,13 +67,26 @@ def test_equal_to_both_published_tools(
     weights = write_inception(home / "hub" / "checkpoints" / WEIGHTS["inception"].filenames[1])
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "cache"))
     found = evaluate(
-        a, metrics="fid,is,kid,pr,sfid", reference=b, features="inception2048,inception64,pytorchfid2048",
-        feature_weights=str(weights), device="cpu", progress=False, batch_size=5,
-    )  # fmt: skip
+        a,
+        metrics="fid,is,kid,pr,sfid",
+        reference=b,
+        features="inception2048,inception64,pytorchfid2048",
+        feature_weights=str(weights),
+        device="cpu",
+        progress=False,
+        batch_size=5,
+    )
     asked = {
-        "input1": a, "input2": b, "cuda": False, "verbose": False, "save_cpu_ram": True, "batch_size": 4, "kid_subset_size": 12,
-        "feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": str(weights),
-    }  # fmt: skip
+        "input1": a,
+        "input2": b,
+        "cuda": False,
+        "verbose": False,
+        "save_cpu_ram": True,
+        "batch_size": 4,
+        "kid_subset_size": 12,
+        "feature_extractor": "inception-v3-compat",
+        "feature_extractor_weights_path": str(weights),
+    }
     peer = calculate_metrics(isc=True, fid=True, kid=True, prc=True, **asked)
     same = {
         "fid_inception2048_b_12": "frechet_inception_distance",
@@ -71,17 +99,35 @@ def test_equal_to_both_published_tools(
         assert found[ours] == pytest.approx(peer[theirs], rel=1e-4), ours
     assert peer["inception_score_mean"] > 1.001
     small = calculate_metrics(fid=True, feature_layer_fid="64", **asked)
-    assert found["fid_inception64_b_12"] == pytest.approx(small["frechet_inception_distance"], rel=1e-4)
-    command = [sys.executable, "-m", "pytorch_fid", a, b, "--device", "cpu", "--num-workers", "0", "--batch-size", "6"]
+    assert found["fid_inception64_b_12"] == pytest.approx(
+        small["frechet_inception_distance"], rel=1e-4
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytorch_fid",
+        a,
+        b,
+        "--device",
+        "cpu",
+        "--num-workers",
+        "0",
+        "--batch-size",
+        "6",
+    ]
     environment = {**os.environ, "TORCH_HOME": str(home), "OMP_NUM_THREADS": "1"}
     told = subprocess.run(command, capture_output=True, text=True, timeout=580, env=environment)
     assert told.returncode == 0, told.stderr[-2000:]
-    assert found["fid_pytorchfid2048_b_12"] == pytest.approx(float(told.stdout.split("FID:")[1]), rel=1e-4)
+    assert found["fid_pytorchfid2048_b_12"] == pytest.approx(
+        float(told.stdout.split("FID:")[1]), rel=1e-4
+    )
     assert found["sfid_inception_b_12"] > 0
 
 
 def test_their_reader_is_theirs(tmp_path: Path) -> None:
-    """Transparent, turned, grey and palette pictures, sub-folders: the pixels that both tools hand to their networks."""
+    """Transparent, turned, grey and palette pictures, sub-folders: the pixels that both tools hand
+    to their networks.
+    """
     from PIL import Image
     from pytorch_fid.fid_score import IMAGE_EXTENSIONS, ImagePathDataset
     from torch_fidelity.utils import prepare_input_from_id
@@ -96,7 +142,9 @@ def test_their_reader_is_theirs(tmp_path: Path) -> None:
         picture = Image.fromarray(image)
         if i % 4 == 0:
             picture.putalpha(Image.fromarray(image[..., 1]))
-        picture = picture.convert("P") if i % 4 == 1 else picture.convert("L") if i % 4 == 2 else picture
+        picture = (
+            picture.convert("P") if i % 4 == 1 else picture.convert("L") if i % 4 == 2 else picture
+        )
         picture.save(tmp_path / f"{i:02d}.png", **({"exif": exif} if i % 4 == 3 else {}))
     (tmp_path / "deep").mkdir()
     picture.save(tmp_path / "deep" / "x.png")
@@ -108,7 +156,10 @@ def test_their_reader_is_theirs(tmp_path: Path) -> None:
     files = sorted(f for e in IMAGE_EXTENSIONS for f in tmp_path.glob(f"*.{e}"))
     peer = ImagePathDataset(files)
     assert torch.equal(
-        found, torch.stack([torch.from_numpy(np.array(peer[i])).permute(2, 0, 1) for i in range(len(peer))])
+        found,
+        torch.stack(
+            [torch.from_numpy(np.array(peer[i])).permute(2, 0, 1) for i in range(len(peer))]
+        ),
     )
     ours = open_pictures(str(tmp_path), None, EvaluationOptions(progress=False))
     assert ours.n == opened.n + 1
@@ -116,11 +167,19 @@ def test_their_reader_is_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_features_of_a_batch_are_those_of_its_images_and_of_the_layers_asked_for(tmp_path: Path) -> None:
+def test_features_of_a_batch_are_those_of_its_images_and_of_the_layers_asked_for(
+    tmp_path: Path,
+) -> None:
     weights = write_inception(tmp_path / "w.pth")
-    images = torch.from_numpy(np.stack([np.full((3, 20, 20), 40 * k, dtype=np.uint8) for k in range(3)]))
+    images = torch.from_numpy(
+        np.stack([np.full((3, 20, 20), 40 * k, dtype=np.uint8) for k in range(3)])
+    )
     whole = make_extractor("inception", ["64", "spatial", "logits"], "cpu", weights)(images)
-    assert {k: v.shape[1] for k, v in whole.items()} == {"64": 64, "spatial": 7 * 17 * 17, "logits": 1008}
+    assert {k: v.shape[1] for k, v in whole.items()} == {
+        "64": 64,
+        "spatial": 7 * 17 * 17,
+        "logits": 1008,
+    }
     alone = make_extractor("inception", ["spatial"], "cpu", weights)(images[1:2])
     assert torch.allclose(alone["spatial"][0], whole["spatial"][1], rtol=1e-4, atol=1e-5)
 
@@ -131,18 +190,24 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     content = b"the weights"
     entry = WEIGHTS["inception"]
     small = module.Weights(
-        "inception", entry.filenames, ("http://127.0.0.1:9/none",), hashlib.sha256(content).hexdigest(), len(content),
-        entry.variable, entry.used_by,
-    )  # fmt: skip
+        "inception",
+        entry.filenames,
+        ("http://127.0.0.1:9/none",),
+        hashlib.sha256(content).hexdigest(),
+        len(content),
+        entry.variable,
+        entry.used_by,
+    )
     monkeypatch.setattr(WEIGHTS, "_entries", {"inception": small})
     for name in ("TORCH_HOME", "DDPM_LIB_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
     for name in ("DDPM_LIB_OFFLINE", "HF_HUB_OFFLINE", entry.variable):
         monkeypatch.delenv(name, raising=False)
     return {
-        "hub": tmp_path / "TORCH_HOME" / "hub" / "checkpoints", "own": tmp_path / "DDPM_LIB_CACHE" / "weights",
+        "hub": tmp_path / "TORCH_HOME" / "hub" / "checkpoints",
+        "own": tmp_path / "DDPM_LIB_CACHE" / "weights",
         "file": tmp_path / "file.pth",
-    }  # fmt: skip
+    }
 
 
 def put(path: Path, content: bytes = b"the weights") -> Path:
@@ -151,7 +216,9 @@ def put(path: Path, content: bytes = b"the weights") -> Path:
     return path
 
 
-def test_weights_are_looked_for_in_order(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_looked_for_in_order(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = WEIGHTS["inception"]
     assert find_weights("inception") is None
     last = put(places["own"] / entry.filenames[0])
@@ -182,7 +249,13 @@ def test_without_internet_the_error_says_what_to_bring(
             monkeypatch.delenv("DDPM_LIB_OFFLINE")
         with pytest.raises(MissingWeightsError) as error:
             get_weights("inception")
-        for word in (entry.filenames[0], entry.urls[0], entry.sha256, "ddpm weights fetch", str(places["hub"])):
+        for word in (
+            entry.filenames[0],
+            entry.urls[0],
+            entry.sha256,
+            "ddpm weights fetch",
+            str(places["hub"]),
+        ):
             assert word in str(error.value)
     assert main(["weights", "fetch"]) == 1
     assert entry.sha256 in capsys.readouterr().err
@@ -213,13 +286,17 @@ def test_downloads_are_checked_before_they_are_kept(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     entry = WEIGHTS["inception"]
     url = f"http://127.0.0.1:{server.server_port}/file"
-    monkeypatch.setattr(WEIGHTS, "_entries", {"inception": module.Weights(**{**entry.__dict__, "urls": (url,)})})
+    monkeypatch.setattr(
+        WEIGHTS, "_entries", {"inception": module.Weights(**{**entry.__dict__, "urls": (url,)})}
+    )
     try:
         if content == b"the weights":
             assert get_weights("inception") == places["hub"] / entry.filenames[0]
             assert find_weights("inception") is not None
         else:
-            with pytest.raises((ValueError, OSError), match=r"SHA-256|sends more than the 11 bytes"):
+            with pytest.raises(
+                (ValueError, OSError), match=r"SHA-256|sends more than the 11 bytes"
+            ):
                 fetch_weights("inception", places["file"])
             assert not places["file"].exists()
             assert list(places["file"].parent.glob("*.part")) == []
@@ -234,23 +311,31 @@ def test_files_that_hold_code_are_refused(places: dict[str, Path]) -> None:
         make_extractor("inception", ["64"], "cpu", places["file"])
 
 
-def test_dinov2_says_what_it_needs_and_runs_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the code in torch.hub's cache: one linear layer of the mean colour that torch-fidelity hands over."""
+def test_dinov2_says_what_it_needs_and_runs_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the code in torch.hub's cache: one linear layer of the mean colour that
+    torch-fidelity hands over.
+    """
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("DDPM_LIB_OFFLINE", "1")
     with pytest.raises(
-        MissingWeightsError, match=r"(?s)facebookresearch_dinov2_main.*dinov2_vitl14_pretrain.pth .*SHA-256"
+        MissingWeightsError,
+        match=r"(?s)facebookresearch_dinov2_main.*dinov2_vitl14_pretrain.pth .*SHA-256",
     ):
         make_extractor("dinov2", ["dinov2"], "cpu")
     code = (
-        "import torch\ndependencies = []\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.head = torch.nn.Linear(3, 2)\n    def forward(self, x):\n        return self.head(x.mean((2, 3)))\n"
-        "def dinov2_vitl14(pretrained=True):\n    assert not pretrained\n    return Net()\n"
+        "import torch\ndependencies = []\nclass Net(torch.nn.Module):\n    def __init__(self):\n   "
+        "     super().__init__()\n        self.head = torch.nn.Linear(3, 2)\n    def forward(self,"
+        " x):\n        return self.head(x.mean((2, 3)))\ndef dinov2_vitl14(pretrained=True):\n   "
+        " assert not pretrained\n    return Net()\n"
     )
     put(tmp_path / "hub" / "facebookresearch_dinov2_main" / "hubconf.py", code.encode())
     weight, bias = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([0.0, 1.0])
     torch.save({"head.weight": weight, "head.bias": bias}, tmp_path / "own.pth")
     monkeypatch.setenv(WEIGHTS["dinov2"].variable, str(tmp_path / "own.pth"))
-    got = make_extractor("dinov2", ["dinov2"], "cpu")(torch.full((1, 3, 20, 20), 51, dtype=torch.uint8))["dinov2"]
+    got = make_extractor("dinov2", ["dinov2"], "cpu")(
+        torch.full((1, 3, 20, 20), 51, dtype=torch.uint8)
+    )["dinov2"]
     red, green = (0.2 - 0.485) / 0.229, (0.2 - 0.456) / 0.224  # ImageNet's normalisation
     assert got[0].tolist() == pytest.approx([red, 2 * green + 1], rel=1e-4)

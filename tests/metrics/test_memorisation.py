@@ -1,4 +1,6 @@
-"""The alarm of memorisation: exact with few images, rings for copies of 30, 60 and 300 pictures, and seldom else."""
+"""The alarm of memorisation: exact with few images, rings for copies of 30, 60 and 300 pictures,
+and seldom else.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def normal(n: int, d: int, generator: torch.Generator) -> Tensor:
 
 
 def clusters(n: int, generator: torch.Generator) -> Tensor:
-    """Ten scenes, each seen from more or less far: data in which images look like copies of others by nature."""
+    """Ten scenes, each seen from more or less far: data in which images look like copies of others
+    by nature.
+    """
     scenes = 5.0 * torch.randn(10, 16, generator=torch.Generator().manual_seed(5))
     chosen = torch.randint(10, (n,), generator=generator)
     return scenes[chosen] + normal(n, 16, generator) * torch.rand(n, 1, generator=generator)
@@ -68,14 +72,18 @@ def test_p_values_of_ranks_are_scipy_s() -> None:
         q = q - 0.3
         found, lowest = rank_p_value(q, p)
         exact = min(n, m) <= EXACT
-        theirs = mannwhitneyu(q.numpy(), p.numpy(), alternative="less", method="exact" if exact else "asymptotic")
+        theirs = mannwhitneyu(
+            q.numpy(), p.numpy(), alternative="less", method="exact" if exact else "asymptotic"
+        )
         assert found == pytest.approx(theirs.pvalue, rel=1e-9)
         if exact:
             assert lowest == pytest.approx(1 / math.comb(n + m, m), rel=1e-6)
 
 
 def test_ties_count_against_copying() -> None:
-    """Broken at random they give an exact test; the p-value with all of them on one side is never smaller."""
+    """Broken at random they give an exact test; the p-value with all of them on one side is never
+    smaller.
+    """
     q, p = torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, 2.0, 3.0])
     found, _ = rank_p_value(q, p)
     draws = np.random.default_rng(0)
@@ -105,7 +113,10 @@ def test_several_cells_have_the_p_value_of_their_weighted_sum() -> None:
     p = [measure_copying(normal(200, 4, g), held_out, train, cells=3).p_value for _ in range(60)]
     assert 0.3 < np.mean(p) < 0.7
     assert min(p) > ALARM
-    assert measure_copying(train[:200] + 0.05 * normal(200, 4, g), held_out, train, cells=3).p_value < 1e-6
+    assert (
+        measure_copying(train[:200] + 0.05 * normal(200, 4, g), held_out, train, cells=3).p_value
+        < 1e-6
+    )
 
 
 def test_copy_test_is_fisher_s_on_copies_and_on_what_cannot_be_copies() -> None:
@@ -113,7 +124,10 @@ def test_copy_test_is_fisher_s_on_copies_and_on_what_cannot_be_copies() -> None:
     train, held_out = clusters(40, g), clusters(5, g)
     samples = torch.cat([train[:6] + 0.01 * normal(6, 16, g), clusters(14, g)])
     found = copy_test(samples, train, held_out)
-    alone = [copies(train[i : i + 1], torch.cat([train[:i], train[i + 1 :]]))[0] for i in range(len(train))]
+    alone = [
+        copies(train[i : i + 1], torch.cat([train[:i], train[i + 1 :]]))[0]
+        for i in range(len(train))
+    ]
     assert torch.equal(found.controls, torch.cat([torch.stack(alone), copies(held_out, train)]))
     k, c = int(found.copies.sum()), int(found.controls.sum())
     table = [[k, 20 - k], [c, 45 - c]]
@@ -123,8 +137,12 @@ def test_copy_test_is_fisher_s_on_copies_and_on_what_cannot_be_copies() -> None:
     assert copy_test(train[:3], train[:30]).can_ring
 
 
-def memorised(train: Tensor, share: float, fresh: Tensor, g: torch.Generator, noise: float = 0.1) -> Tensor:
-    """Samples of which a share are training images with noise of a tenth of the usual distance between neighbours."""
+def memorised(
+    train: Tensor, share: float, fresh: Tensor, g: torch.Generator, noise: float = 0.1
+) -> Tensor:
+    """Samples of which a share are training images with noise of a tenth of the usual distance
+    between neighbours.
+    """
     n = round(share * len(fresh))
     usual = float(nearest_distances(train, train, 1, same=True).median())
     rows = torch.randint(len(train), (n,), generator=g)
@@ -132,14 +150,19 @@ def memorised(train: Tensor, share: float, fresh: Tensor, g: torch.Generator, no
     return torch.cat([copied, fresh[n:]])
 
 
-def alarms(kind: str, sizes: tuple[int, int], share: float, draws: int, seed: int) -> tuple[float, float]:
+def alarms(
+    kind: str, sizes: tuple[int, int], share: float, draws: int, seed: int
+) -> tuple[float, float]:
     """Return how often each test rings."""
     g, draw = torch.Generator().manual_seed(seed), DATA[kind]
     rings = np.zeros(2)
     for _ in range(draws):
         train, held_out, fresh = (draw(n, g) for n in (*sizes, SAMPLES))
         samples = memorised(train, share, fresh, g)
-        rings += [copy_test(samples, train, held_out).rings, measure_copying(samples, held_out, train).p_value <= ALARM]
+        rings += [
+            copy_test(samples, train, held_out).rings,
+            measure_copying(samples, held_out, train).p_value <= ALARM,
+        ]
     copied, nearer = rings / draws
     return float(copied), float(nearer)
 
@@ -155,7 +178,9 @@ def test_alarm_rings_for_memorised_pictures(kind: str, sizes: tuple[int, int]) -
 @pytest.mark.parametrize("sizes", SETS[:2], ids=lambda s: str(sum(s)))
 @pytest.mark.parametrize("kind", DATA)
 def test_alarm_rings_seldom_for_new_pictures(kind: str, sizes: tuple[int, int]) -> None:
-    """At most 5 % of the draws (clusters; next to none elsewhere), with room for the chance of 60 draws."""
+    """At most 5 % of the draws (clusters; next to none elsewhere), with room for the chance of 60
+    draws.
+    """
     copied, nearer = alarms(kind, sizes, 0.0, 60, seed=2)
     assert copied <= 0.1
     assert nearer <= 0.05
@@ -188,9 +213,12 @@ def test_evaluation_says_memorised_and_says_when_it_cannot_tell(
     noise = torch.randint(-6, 7, (SAMPLES, 3, 16, 16), generator=g)
     copied = (train[rows].int() + noise).clamp(0, 255).to(torch.uint8)
     asked = {
-        "metrics": "memorisation", "features": "random64", "held_out": tmp_path / "held.npy", "device": "cpu",
+        "metrics": "memorisation",
+        "features": "random64",
+        "held_out": tmp_path / "held.npy",
+        "device": "cpu",
         "progress": False,
-    }  # fmt: skip
+    }
     for samples, rings in ((copied, True), (shapes(SAMPLES, 7), False)):
         found = {s.name: s for s in evaluate(samples, train, **asked).scores}
         for space in ("pixels", "random64"):
@@ -202,7 +230,9 @@ def test_evaluation_says_memorised_and_says_when_it_cannot_tell(
 
 
 def test_blurred_samples_are_no_copies() -> None:
-    """Drawn to the middle they lie nearer to training images than new images do, which C_T takes for copying; not the alarm."""
+    """Drawn to the middle they lie nearer to training images than new images do, which C_T takes
+    for copying; not the alarm.
+    """
     g = torch.Generator().manual_seed(4)
     train, held_out = normal(285, 64, g), normal(15, 64, g)
     blurred = 0.3 * normal(SAMPLES, 64, g)

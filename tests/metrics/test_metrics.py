@@ -54,14 +54,19 @@ def test_moments_in_any_blocks_and_merges_are_those_of_numpy() -> None:
 
 
 def test_distance_of_commuting_gaussians_is_the_closed_form() -> None:
-    """For covariances with the same eigenvectors d² = |μ₁ − μ₂|² + Σ(√λ₁ − √λ₂)², singular ones included."""
+    """For covariances with the same eigenvectors d² = |μ₁ − μ₂|² + Σ(√λ₁ − √λ₂)², singular ones
+    included.
+    """
     q, _ = torch.linalg.qr(normal(6, 6))
     a, b = (
         torch.tensor([4.0, 1.0, 9.0, 0.25, 0.0, 1e-9]).double(),
         torch.tensor([1.0, 1.0, 0.0, 16.0, 0.0, 1e-7]).double(),
     )
     shift = torch.arange(6).double()
-    first, second = Statistics(shift, (q * a) @ q.T), Statistics(torch.zeros(6).double(), (q * b) @ q.T)
+    first, second = (
+        Statistics(shift, (q * a) @ q.T),
+        Statistics(torch.zeros(6).double(), (q * b) @ q.T),
+    )
     expected = float(shift.square().sum() + (a.sqrt() - b.sqrt()).square().sum())
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-7)
     assert frechet_distance(first, first) == pytest.approx(0.0, abs=1e-6)
@@ -71,7 +76,10 @@ def test_published_distances(shared: Path) -> None:
     data, about = load(shared, "E_metrics/frechet_distance")
     singular = ("rank_deficient", "one_side_rank_deficient", "ill_conditioned", "zero_covariance")
     for name, peers in about["values"]["distance"].items():
-        pair = [Statistics(data[f"{name}/mu{i}"].double(), data[f"{name}/sigma{i}"].double()) for i in (1, 2)]
+        pair = [
+            Statistics(data[f"{name}/mu{i}"].double(), data[f"{name}/sigma{i}"].double())
+            for i in (1, 2)
+        ]
         got = frechet_distance(*pair)
         tolerance = {"abs": 2e-4} if name in singular else {"rel": 1e-8, "abs": 1e-8}
         for peer in ("pytorch_fid", "torch_fidelity", "guided_diffusion"):
@@ -101,12 +109,18 @@ def test_influence_is_the_derivative_by_the_weight_of_an_image(n: int) -> None:
         return frechet_distance(Statistics(mean, cov), b)
 
     step = 1e-4
-    slopes = torch.tensor([n * (weighted(i, step) - weighted(i, -step)) / (2 * step) for i in range(n)]).double()
-    assert torch.allclose(influence, slopes - slopes.mean(), rtol=1e-3, atol=2e-2 * float(influence.std()))
+    slopes = torch.tensor(
+        [n * (weighted(i, step) - weighted(i, -step)) / (2 * step) for i in range(n)]
+    ).double()
+    assert torch.allclose(
+        influence, slopes - slopes.mean(), rtol=1e-3, atol=2e-2 * float(influence.std())
+    )
 
 
 def test_infinite_samples_remove_the_bias() -> None:
-    """Samples of the reference's own Gaussian are at distance 0; 200 of them in 10 dimensions look far away."""
+    """Samples of the reference's own Gaussian are at distance 0; 200 of them in 10 dimensions look
+    far away.
+    """
     reference = Statistics(torch.zeros(10).double(), torch.eye(10).double())
     raw, corrected = [], []
     for k in range(8):
@@ -115,7 +129,10 @@ def test_infinite_samples_remove_the_bias() -> None:
         corrected.append(frechet_infinity(x, reference, seed=k))
     assert np.mean(raw) > 0.15
     assert abs(np.mean(corrected)) < 0.25 * np.mean(raw)
-    assert frechet_infinity(normal(19, 3), Statistics(torch.zeros(3).double(), torch.eye(3).double())) is None
+    assert (
+        frechet_infinity(normal(19, 3), Statistics(torch.zeros(3).double(), torch.eye(3).double()))
+        is None
+    )
 
 
 def test_interval_covers_the_value_of_many_images_as_often_as_it_says() -> None:
@@ -183,7 +200,9 @@ def test_kernel_distance_is_unbiased_and_its_spread_known() -> None:
 def test_published_inception_scores(shared: Path) -> None:
     data, about = load(shared, "E_metrics/inception_score")
     for name, (mean, std) in about["values"]["torch_fidelity_mean_std"].items():
-        splits, shuffle, seed = (int("".join(c for c in part if c.isdigit())) for part in name.split("_"))
+        splits, shuffle, seed = (
+            int("".join(c for c in part if c.isdigit())) for part in name.split("_")
+        )
         got = inception_score(data["logits"], splits=splits, seed=seed if shuffle else None)
         assert got == pytest.approx((mean, std), rel=1e-10, abs=1e-12)
 
@@ -201,7 +220,9 @@ def test_published_precision_and_recall(shared: Path) -> None:
     data, about = load(shared, "E_metrics/precision_recall")
     for k in (1, 3, 5):
         got = manifolds(data["features_gen"], data["features_real"], k)
-        precision, recall, _ = about["values"]["torch_fidelity_precision_recall_f"][f"k{k}_save_cpu_ram0"]
+        precision, recall, _ = about["values"]["torch_fidelity_precision_recall_f"][
+            f"k{k}_save_cpu_ram0"
+        ]
         assert float(got.precision.mean()) == pytest.approx(precision, abs=1e-6)
         assert float(got.recall.mean()) == pytest.approx(recall, abs=1e-6)
     radii = nearest_distances(data["features_real"], data["features_real"], 3, same=True)[:, -1]
@@ -209,8 +230,13 @@ def test_published_precision_and_recall(shared: Path) -> None:
 
 
 def test_density_and_coverage_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reference 0, 1, 3, 7 with k = 1: radii 1, 1, 2, 4. Samples 0.5 (balls of 0 and 1), 3.5 (of 3 and 7) and 50 (none)."""
-    reference, samples = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([[0.5], [3.5], [50.0]])
+    """Reference 0, 1, 3, 7 with k = 1: radii 1, 1, 2, 4. Samples 0.5 (balls of 0 and 1), 3.5 (of 3
+    and 7) and 50 (none).
+    """
+    reference, samples = (
+        torch.tensor([[0.0], [1.0], [3.0], [7.0]]),
+        torch.tensor([[0.5], [3.5], [50.0]]),
+    )
     for block in (1 << 24, 1):
         monkeypatch.setattr("ddpm_lib.metrics.neighbours._BLOCK", block)
         got = manifolds(samples, reference, k=1)
@@ -258,15 +284,23 @@ def test_few_images_in_cells_fall_back_to_one_cell() -> None:
 def test_k_means_finds_separate_clusters() -> None:
     x = torch.cat([normal(50, 2, k) * 0.1 + 10.0 * k for k in range(3)])
     centres = k_means(x, 3).sort(0).values
-    assert torch.allclose(centres, torch.tensor([[0.0, 0.0], [10.0, 10.0], [20.0, 20.0]]).double(), atol=0.1)
+    assert torch.allclose(
+        centres, torch.tensor([[0.0, 0.0], [10.0, 10.0], [20.0, 20.0]]).double(), atol=0.1
+    )
     assert k_means(torch.ones(5, 2), 3).shape == (3, 2)
 
 
 def test_nothing_is_made_on_another_device_than_the_features() -> None:
-    """Where the default device is another, a tensor made without naming one would not go together with the features."""
+    """Where the default device is another, a tensor made without naming one would not go together
+    with the features.
+    """
     samples, held_out, train = normal(60, 4), normal(50, 4, 1), normal(450, 4, 2)
     with torch.device("meta"):
-        found = manifolds(samples, held_out), copies(samples, train), copying_test(samples, held_out, train)
+        found = (
+            manifolds(samples, held_out),
+            copies(samples, train),
+            copying_test(samples, held_out, train),
+        )
         other = kernel_distance(samples, held_out, subsets=3), kernel_influence(samples, held_out)
     assert float(found[0].density.mean()) > 0
     assert found[1].device.type == found[2][1].device.type == other[1].device.type == "cpu"

@@ -1,4 +1,6 @@
-"""The compiled normalisation against its formula in float64, and what happens where it cannot be compiled."""
+"""The compiled normalisation against its formula in float64, and what happens where it cannot be
+compiled.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,17 @@ def case(
     norm = nn.GroupNorm(8, shape[1]).double()
     nn.init.normal_(norm.weight, 1, 0.3)
     nn.init.normal_(norm.bias)
-    x = (torch.randn(shape, dtype=torch.float64) * 2 + offset).to(dtype).contiguous(memory_format=LAST)
+    x = (
+        (torch.randn(shape, dtype=torch.float64) * 2 + offset)
+        .to(dtype)
+        .contiguous(memory_format=LAST)
+    )
     return x, norm, [torch.randn(shape[:2], dtype=torch.float64) for _ in range(3)]
 
 
-def run(function, x: Tensor, norm: nn.GroupNorm, vectors: list, mode: str, dtype: torch.dtype) -> list[Tensor]:
+def run(
+    function, x: Tensor, norm: nn.GroupNorm, vectors: list, mode: str, dtype: torch.dtype
+) -> list[Tensor]:
     """Return the output and all gradients, in float64."""
     norm = copy.deepcopy(norm).to(dtype)
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
@@ -47,18 +55,26 @@ def run(function, x: Tensor, norm: nn.GroupNorm, vectors: list, mode: str, dtype
     }[mode]
     y = function(x, norm, **options)
     generator = torch.Generator().manual_seed(1)
-    y.backward(torch.randn(y.shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).to(y.dtype))
+    y.backward(
+        torch.randn(y.shape, generator=generator, dtype=torch.float64)
+        .to(torch.bfloat16)
+        .to(y.dtype)
+    )
     grads = [v.grad for v in (x, e, scale, shift, *norm.parameters()) if v.grad is not None]
     return [v.detach().double() for v in (y, *grads)]
 
 
-def eager(x: Tensor, norm: nn.GroupNorm, add=None, scale=None, shift=None, act: bool = True) -> Tensor:
+def eager(
+    x: Tensor, norm: nn.GroupNorm, add=None, scale=None, shift=None, act: bool = True
+) -> Tensor:
     return group_norm._eager(x, norm, add, scale, shift, act)
 
 
 @needs_kernel
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
+)
 def test_outputs_and_gradients_are_those_of_the_formula(mode: str, dtype: torch.dtype, most: float):
     x, norm, vectors = case(dtype)
     assert group_norm._has_kernel(x, norm if dtype == torch.float64 else norm.float())
@@ -77,9 +93,10 @@ def test_derivatives_of_any_order_are_right(mode: str):
     x, norm, (e, scale, shift) = case(torch.float64, (2, 8, 3, 2))
 
     def function(x: Tensor, *vectors: Tensor) -> Tensor:
-        options = {"add": dict(zip(["add"], vectors)), "scale_shift": dict(zip(["scale", "shift"], vectors))}.get(
-            mode, {}
-        )
+        options = {
+            "add": dict(zip(["add"], vectors)),
+            "scale_shift": dict(zip(["scale", "shift"], vectors)),
+        }.get(mode, {})
         return norm_act(x, norm, **options, act=mode != "linear")
 
     inputs = [x, *{"add": [e], "scale_shift": [scale, shift]}.get(mode, [])]
@@ -126,7 +143,9 @@ def test_a_large_mean_costs_no_digits():
         run(norm_act, x, norm, vectors, "plain", torch.float32),
         run(eager, x.double(), norm, vectors, "plain", torch.float64),
     )
-    assert float((got[0] - want[0]).norm() / want[0].norm()) < 1e-4  # E[x²] - E[x]² would leave about 1e-1
+    assert (
+        float((got[0] - want[0]).norm() / want[0].norm()) < 1e-4
+    )  # E[x²] - E[x]² would leave about 1e-1
 
 
 @needs_kernel
@@ -145,7 +164,12 @@ def test_what_is_not_finite_stays_so_in_its_group(bad: float, dtype: torch.dtype
 def test_extreme_values_neither_overflow_nor_vanish():
     norm = nn.GroupNorm(2, 4)
     norm.weight.data.fill_(1e4)
-    x = torch.tensor([-1.0, 1.0, 3.0, -3.0]).view(1, 4, 1, 1).expand(1, 4, 2, 2).contiguous(memory_format=LAST)
+    x = (
+        torch.tensor([-1.0, 1.0, 3.0, -3.0])
+        .view(1, 4, 1, 1)
+        .expand(1, 4, 2, 2)
+        .contiguous(memory_format=LAST)
+    )
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     y = norm_act(x, norm)
     y.sum().backward()
@@ -157,7 +181,9 @@ def test_extreme_values_neither_overflow_nor_vanish():
 
 @needs_kernel
 @pytest.mark.parametrize("conditioning", ["add", "scale_shift"])
-def test_the_network_is_the_same_with_and_without(conditioning: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_network_is_the_same_with_and_without(
+    conditioning: str, monkeypatch: pytest.MonkeyPatch
+):
     torch.manual_seed(0)
     model = Unet(16, (1, 2), time_conditioning=conditioning, num_classes=3)
     for p in model.parameters():
@@ -183,7 +209,11 @@ def test_bf16_training_gradients_stay_close_to_float64():
     for p in model.parameters():
         p.data += 0.02 * torch.randn_like(p)
     exact, model = copy.deepcopy(model).double(), model.to(memory_format=LAST)
-    x, t, target = torch.randn(8, 3, 16, 16), torch.randint(0, 1000, (8,)), torch.randn(8, 3, 16, 16)
+    x, t, target = (
+        torch.randn(8, 3, 16, 16),
+        torch.randint(0, 1000, (8,)),
+        torch.randn(8, 3, 16, 16),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         out = model(x, t)
     loss = (out.float() - target).square().mean()
@@ -248,7 +278,8 @@ def test_without_a_compiler_torch_computes(fresh, monkeypatch: pytest.MonkeyPatc
 def test_a_compiler_that_fails_is_named(fresh, monkeypatch, tmp_path, caplog):
     fake = tmp_path / "g++"
     fake.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit 0\necho "cannot find the assembler" >&2; exit 3\n'
+        '#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit 0\necho "cannot find the assembler" >&2;'
+        " exit 3\n"
     )
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
@@ -273,7 +304,9 @@ def test_processes_that_compile_at_once_share_one_file(tmp_path: Path):
 
 
 @needs_kernel
-def test_code_is_not_loaded_from_where_others_may_write(fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_code_is_not_loaded_from_where_others_may_write(
+    fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     folder = tmp_path / "kernels"
     folder.mkdir()
     folder.chmod(0o777)
@@ -289,7 +322,9 @@ def test_a_read_only_cache_is_gone_around(fresh, monkeypatch: pytest.MonkeyPatch
     assert library() is not None
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 64, 32), (2, 1, 256, 64), (2, 2, 256, 32), (2, 2, 300, 64)])
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 64, 32), (2, 1, 256, 64), (2, 2, 256, 32), (2, 2, 300, 64)]
+)
 def test_attention_in_bf16_is_as_exact_either_way(shape: tuple[int, ...]):
     """Both ways of `attend` against float64, output and gradients: the error is that of bf16."""
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""Super-resolution: making images smaller, the condition on a smaller image, and training with it."""
+"""Super-resolution: making images smaller, the condition on a smaller image, and training with
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,26 @@ from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, 
 TINY = {"dim": 8, "dim_mults": (1, 2), "blocks_per_level": 1}
 
 
-def sr(seed: int = 0, size: int | tuple[int, ...] = 8, factor: int = 2, **model) -> GaussianDiffusion:
+def sr(
+    seed: int = 0, size: int | tuple[int, ...] = 8, factor: int = 2, **model
+) -> GaussianDiffusion:
     torch.manual_seed(seed)
     network = Unet(**TINY | {"low_res_factor": factor} | model)
-    torch.nn.init.normal_(network.conv_out.weight, std=0.1)  # at initialisation nothing would reach the output
+    torch.nn.init.normal_(
+        network.conv_out.weight, std=0.1
+    )  # at initialisation nothing would reach the output
     return GaussianDiffusion(network, image_size=size, timesteps=50)
 
 
 def test_shrink_is_pillows_bicubic() -> None:
-    image = torch.randint(0, 256, (1, 3, 24, 36), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = torch.randint(
+        0, 256, (1, 3, 24, 36), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     ours = to_uint8(shrink(image.double() / 255, 3))[0]
     picture = Image.fromarray(image[0].permute(1, 2, 0).numpy())
-    theirs = torch.from_numpy(np.array(picture.resize((12, 8), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    theirs = torch.from_numpy(np.array(picture.resize((12, 8), Image.Resampling.BICUBIC))).permute(
+        2, 0, 1
+    )
     # Pillow rounds after each of its two passes.
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
@@ -59,7 +69,8 @@ def test_shrink_keeps_planes(dims: int) -> None:
     wanted = sum((k + 1) * axis for k, axis in enumerate(centres)) + 3
     torch.testing.assert_close(small[inside], wanted[inside])
     assert torch.equal(
-        shrink(torch.ones(1, 1, *[8] * dims, dtype=torch.float64), 8).round(decimals=12).flatten(), torch.ones(1)
+        shrink(torch.ones(1, 1, *[8] * dims, dtype=torch.float64), 8).round(decimals=12).flatten(),
+        torch.ones(1),
     )
 
 
@@ -82,7 +93,9 @@ def test_derive_is_the_stated_downsampling() -> None:
 
 
 def test_noise_preserves_variance_and_is_told() -> None:
-    """√(1 − s²)·image + s·ε with s uniform in [0, s_max]; in eval mode the image as it is and s = 0."""
+    """√(1 − s²)·image + s·ε with s uniform in [0, s_max]; in eval mode the image as it is and s =
+    0.
+    """
     low_res = LowRes(1, 2, max_noise=0.8)
     torch.manual_seed(0)
     image = torch.full((400, 1, 16, 16), 0.75)  # 0.5 inside
@@ -111,7 +124,9 @@ def test_without_noise_there_is_no_level() -> None:
 def test_largest_noise_leaves_nothing_of_the_image() -> None:
     diffusion = sr(low_res_max_noise=1.0)
     a, b = (
-        diffusion.sample(cond={"low_res": torch.full((2, 3, 4, 4), v), "low_res_noise": 1.0}, num_steps=2)
+        diffusion.sample(
+            cond={"low_res": torch.full((2, 3, 4, 4), v), "low_res_noise": 1.0}, num_steps=2
+        )
         for v in (0.0, 1.0)
     )
     assert torch.equal(a, b)
@@ -155,8 +170,13 @@ def test_augmentation_is_a_function_of_seed_and_index() -> None:
         num_processes, process_index = 1, 0
 
     torch.testing.assert_close(sample_shared(diffusion, 5, Rank(), cond=cond, **options), whole)
-    alone = [diffusion.sample(cond={k: v[i : i + 1] for k, v in cond.items()}, num_steps=2, seed=i) for i in (2, 4)]
-    together = diffusion.sample(cond={k: v[[2, 4]] for k, v in cond.items()}, num_steps=2, seeds=[2, 4])
+    alone = [
+        diffusion.sample(cond={k: v[i : i + 1] for k, v in cond.items()}, num_steps=2, seed=i)
+        for i in (2, 4)
+    ]
+    together = diffusion.sample(
+        cond={k: v[[2, 4]] for k, v in cond.items()}, num_steps=2, seeds=[2, 4]
+    )
     torch.testing.assert_close(torch.cat(alone), together)
     assert not torch.equal(whole, diffusion.sample(cond=cond, num_steps=2, seed=8))
 
@@ -167,7 +187,11 @@ def test_augmentation_in_edits_is_a_function_of_seed_and_index_too() -> None:
 
     def edited(rows: slice, **options) -> torch.Tensor:
         return diffusion.edit(
-            images[rows], 0.5, num_steps=4, cond={"low_res": small[rows], "low_res_noise": 0.4}, **options
+            images[rows],
+            0.5,
+            num_steps=4,
+            cond={"low_res": small[rows], "low_res_noise": 0.4},
+            **options,
         )
 
     whole = edited(slice(3), seed=1)
@@ -179,7 +203,9 @@ def test_sampling_leaves_the_noise_of_the_small_image_out_of_its_own() -> None:
     diffusion = sr()
     small = torch.rand(1, 3, 4, 4)
     starts = [
-        diffusion.sample(cond={"low_res": small, "low_res_noise": s}, num_steps=2, return_trajectory=2)[1][:, 0]
+        diffusion.sample(
+            cond={"low_res": small, "low_res_noise": s}, num_steps=2, return_trajectory=2
+        )[1][:, 0]
         for s in (0.0, 0.5)
     ]
     assert torch.equal(*starts)
@@ -203,7 +229,10 @@ def test_wrong_images_are_refused(value: torch.Tensor, error: type, words: str) 
     ("cond", "words"),
     [
         ({}, "needs the condition 'low_res'"),
-        ({"low_res": torch.rand(1, 3, 4, 4), "low_res_noise": 0.6}, r"\[0, 0.5\].*got 0.6.*larger low_res_max_noise"),
+        (
+            {"low_res": torch.rand(1, 3, 4, 4), "low_res_noise": 0.6},
+            r"\[0, 0.5\].*got 0.6.*larger low_res_max_noise",
+        ),
         ({"low_res": torch.rand(1, 3, 4, 4), "low_res_noise": -0.1}, r"got -0.1"),
         ({"low_res_noise": 0.1}, "Give both"),
     ],
@@ -238,7 +267,9 @@ def test_sequences_images_and_volumes(dims: int, channels: int) -> None:
     diffusion = sr(size=size, dims=dims, channels=channels)
     images = torch.rand(2, channels, *size)
     diffusion(images).backward()
-    drawn = diffusion.sample(cond={"low_res": shrink(images, 2).clamp(0, 1), "low_res_noise": 0.1}, num_steps=2)
+    drawn = diffusion.sample(
+        cond={"low_res": shrink(images, 2).clamp(0, 1), "low_res_noise": 0.1}, num_steps=2
+    )
     assert drawn.shape == images.shape
     assert diffusion.model.conv_in.in_channels == 2 * channels
 
@@ -248,7 +279,9 @@ def test_guidance_needs_a_hidden_image_and_keeps_an_image_that_is_not() -> None:
     with pytest.raises(ValueError, match="learned to do without"):
         sr().sample(cond={"low_res": small}, num_steps=2, guidance_scale=2.0)
     hidden = sr(low_res_drop_prob=0.5)
-    one, two = (hidden.sample(cond={"low_res": small}, num_steps=2, guidance_scale=s) for s in (1.0, 2.0))
+    one, two = (
+        hidden.sample(cond={"low_res": small}, num_steps=2, guidance_scale=s) for s in (1.0, 2.0)
+    )
     assert not torch.equal(one, two)
     # Without the image it samples as guidance's other half: grey at level 1.
     free = hidden.sample(2, num_steps=2)
@@ -261,7 +294,10 @@ def test_guidance_needs_a_hidden_image_and_keeps_an_image_that_is_not() -> None:
     labelled = sr(num_classes=3)
     labels = torch.tensor([0, 2])
     assert (
-        labelled.sample(cond={"low_res": small, "class_label": labels}, num_steps=2, guidance_scale=2.0).shape[0] == 2
+        labelled.sample(
+            cond={"low_res": small, "class_label": labels}, num_steps=2, guidance_scale=2.0
+        ).shape[0]
+        == 2
     )
 
 
@@ -279,19 +315,30 @@ def test_one_small_image_for_all_samples() -> None:
     diffusion = sr()
     small = torch.rand(1, 3, 4, 4)
     several = diffusion.sample(3, cond={"low_res": small}, num_steps=2)
-    assert torch.equal(several, diffusion.sample(3, cond={"low_res": small.expand(3, -1, -1, -1)}, num_steps=2))
+    assert torch.equal(
+        several, diffusion.sample(3, cond={"low_res": small.expand(3, -1, -1, -1)}, num_steps=2)
+    )
     with pytest.raises(ValueError, match=r"has 2 entries for 3 samples. Give one or 3"):
         diffusion.sample(3, cond={"low_res": torch.rand(2, 3, 4, 4)}, num_steps=2)
 
 
 def test_samples_have_the_colour_of_their_small_images() -> None:
-    """Data whose images are one colour each: the small image says everything, and the network learns to listen."""
+    """Data whose images are one colour each: the small image says everything, and the network
+    learns to listen.
+    """
     colours = torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     network = Unet(
-        dim=16, dim_mults=(1,), blocks_per_level=1, mid_attention="none", low_res_factor=4, low_res_max_noise=0.2
+        dim=16,
+        dim_mults=(1,),
+        blocks_per_level=1,
+        mid_attention="none",
+        low_res_factor=4,
+        low_res_max_noise=0.2,
     )
-    diffusion = GaussianDiffusion(network, image_size=4, timesteps=50, parametrization="x0", weighting="flat")
+    diffusion = GaussianDiffusion(
+        network, image_size=4, timesteps=50, parametrization="x0", weighting="flat"
+    )
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-2)
     for step in range(80):
         images = colours[torch.arange(16) + 16 * (step % 4)].expand(-1, -1, 4, 4)
@@ -299,34 +346,57 @@ def test_samples_have_the_colour_of_their_small_images() -> None:
         diffusion(images).backward()
         optimizer.step()
     asked = torch.tensor([[0.1, 0.5, 0.9], [0.8, 0.2, 0.4]])
-    drawn = diffusion.sample(cond={"low_res": asked[:, :, None, None]}, sampler="ddim", num_steps=10)
+    drawn = diffusion.sample(
+        cond={"low_res": asked[:, :, None, None]}, sampler="ddim", num_steps=10
+    )
     assert (drawn.mean((2, 3)) - asked).abs().max() < 0.12
 
 
 def run_options(**changes) -> dict:
-    return {"val_every": 2, "val_fraction": 0.25, "sample_every": 3, "sample_count": 3, "sample_steps": 2} | changes
+    return {
+        "val_every": 2,
+        "val_fraction": 0.25,
+        "sample_every": 3,
+        "sample_count": 3,
+        "sample_steps": 2,
+    } | changes
 
 
 def test_resuming_is_exact_and_the_config_comes_back(tmp_path: Path) -> None:
-    """The random level and noise of each micro-batch are those of the uninterrupted run; validation has none."""
+    """The random level and noise of each micro-batch are those of the uninterrupted run; validation
+    has none.
+    """
 
     def trainer(run: str, **changes) -> Trainer:
         data = Shapes(size=8, n=40)
-        return tiny_trainer(tmp_path / run, sr(num_classes=data.num_classes), data, **run_options(**changes))
+        return tiny_trainer(
+            tmp_path / run, sr(num_classes=data.num_classes), data, **run_options(**changes)
+        )
 
     trainer("whole").train()
     trainer("cut", callbacks=[StopAt(3)]).train()
     trainer("cut").train()
     assert_same_tensors(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "cut"))
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
-    grids = [(tmp_path / run / "samples" / "step-000000006.png").read_bytes() for run in ("whole", "cut")]
+    grids = [
+        (tmp_path / run / "samples" / "step-000000006.png").read_bytes() for run in ("whole", "cut")
+    ]
     assert grids[0] == grids[1]
 
     loaded = load_run(tmp_path / "whole").diffusion
     config = loaded.model.config
-    assert (config["low_res_factor"], config["low_res_max_noise"], config["low_res_drop_prob"]) == (2, 0.5, 0.0)
+    assert (config["low_res_factor"], config["low_res_max_noise"], config["low_res_drop_prob"]) == (
+        2,
+        0.5,
+        0.0,
+    )
     small = torch.rand(2, 3, 4, 4)
-    assert loaded.sample(cond={"low_res": small, "class_label": 1}, num_steps=2).shape == (2, 3, 8, 8)
+    assert loaded.sample(cond={"low_res": small, "class_label": 1}, num_steps=2).shape == (
+        2,
+        3,
+        8,
+        8,
+    )
 
 
 def test_validation_repeats_itself() -> None:
@@ -348,7 +418,9 @@ def test_grids_show_small_image_sample_and_truth(tmp_path: Path) -> None:
     assert picture.shape == (3 * 10 + 2, 3 * 10 + 2, 3)
     held_out = trainer.held_out
     for row in range(3):
-        small, _, truth = (picture[2 + 10 * row :, 2 + 10 * column :][:8, :8] for column in range(3))
+        small, _, truth = (
+            picture[2 + 10 * row :, 2 + 10 * column :][:8, :8] for column in range(3)
+        )
         image = held_out.batch([row * len(held_out) // 3])["image"][0]
         assert np.array_equal(truth, image.permute(1, 2, 0).numpy())
         made = to_uint8(shrink(image[None] / 127.5 - 1, 2) * 0.5 + 0.5)[0].permute(1, 2, 0).numpy()
@@ -358,7 +430,10 @@ def test_grids_show_small_image_sample_and_truth(tmp_path: Path) -> None:
 
 def test_small_images_may_come_with_the_data(tmp_path: Path) -> None:
     diffusion = sr()
-    batch = {"image": torch.rand(2, 3, 8, 8), "low_res": torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)}
+    batch = {
+        "image": torch.rand(2, 3, 8, 8),
+        "low_res": torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8),
+    }
     diffusion(batch).backward()
     with pytest.raises(ValueError, match="must be 4×4"):
         diffusion(batch | {"low_res": torch.rand(2, 3, 2, 2)})
@@ -368,7 +443,14 @@ def test_volumes_train_without_grids_of_pictures(tmp_path: Path) -> None:
     data = tensor_dataset(torch.rand(8, 1, 4, 4, 4))
     diffusion = sr(size=(4, 4, 4), dims=3, channels=1)
     result = tiny_trainer(
-        tmp_path, diffusion, data, max_steps=2, horizontal_flip=False, sample_every=2, sample_steps=2, sample_count=2
+        tmp_path,
+        diffusion,
+        data,
+        max_steps=2,
+        horizontal_flip=False,
+        sample_every=2,
+        sample_steps=2,
+        sample_count=2,
     ).train()
     assert result.status == "finished"
 
@@ -383,5 +465,9 @@ def test_likelihood_is_that_given_the_small_image() -> None:
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     small = diffusion.conditioners["low_res"].derive(images / 127.5 - 1)
     by_itself = diffusion.bits_per_dim(images, num_levels=4).total
-    torch.testing.assert_close(by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": small}).total)
-    assert not torch.equal(by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": 1 - small}).total)
+    torch.testing.assert_close(
+        by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": small}).total
+    )
+    assert not torch.equal(
+        by_itself, diffusion.bits_per_dim(images, num_levels=4, cond={"low_res": 1 - small}).total
+    )

@@ -95,9 +95,17 @@ def test_last_convolutions_of_residual_branches_start_at_zero():
 @pytest.mark.parametrize("time_conditioning", ["add", "scale_shift"])
 @pytest.mark.parametrize("resample", ["conv", "pool", "resblock"])
 def test_no_parameter_is_dead(time_conditioning, resample):
-    # Gradients pass the zero output convolution after one step and the zero ends of the blocks after two.
+    # Gradients pass the zero output convolution after one step and the zero ends of the blocks
+    # after two.
     torch.manual_seed(0)
-    model = Unet(8, (1, 2), blocks_per_level=1, time_conditioning=time_conditioning, resample=resample, num_classes=2)
+    model = Unet(
+        8,
+        (1, 2),
+        blocks_per_level=1,
+        time_conditioning=time_conditioning,
+        resample=resample,
+        num_classes=2,
+    )
     x, t = batch(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     target = torch.randn_like(x)
@@ -107,7 +115,8 @@ def test_no_parameter_is_dead(time_conditioning, resample):
         optimizer.step()
     dead = [name for name, p in model.named_parameters() if not p.grad.any()]
     assert dead == []
-    # Softmax does not change when all keys shift, so the keys' part of the bias has no gradient but rounding.
+    # Softmax does not change when all keys shift, so the keys' part of the bias has no gradient but
+    # rounding.
     for name, p in model.named_parameters():
         if name.endswith("qkv.bias"):
             q, k, v = p.grad.chunk(3)
@@ -128,7 +137,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
     for plain, recomputed in zip(*results, strict=True):
         assert torch.equal(plain, recomputed)
     assert (
-        small(gradient_checkpointing=True).summary(8, 4).activation_bytes < small().summary(8, 4).activation_bytes / 2
+        small(gradient_checkpointing=True).summary(8, 4).activation_bytes
+        < small().summary(8, 4).activation_bytes / 2
     )
 
 
@@ -136,12 +146,16 @@ def test_gradient_checkpointing_saves_most_of_the_activations():
     # What autograd really keeps of a forward pass is what the summary says, and at least 40 % less.
     from ddpm_lib.nn.summary import _count_saved_bytes
 
-    plain, recomputed = (Unet(dim=16, dropout=0.1, gradient_checkpointing=flag) for flag in (False, True))
+    plain, recomputed = (
+        Unet(dim=16, dropout=0.1, gradient_checkpointing=flag) for flag in (False, True)
+    )
     for model in (plain, recomputed):
         real = _count_saved_bytes(model, torch.randn(1, 3, 32, 32), torch.tensor([5.0]))
         assert model.summary(32, 1).activation_bytes == pytest.approx(real, rel=0.05)
     for precision in ("float32", "bf16"):
-        kept = [summarize(model, 32, 4, precision).activation_bytes for model in (plain, recomputed)]
+        kept = [
+            summarize(model, 32, 4, precision).activation_bytes for model in (plain, recomputed)
+        ]
         assert kept[1] < 0.6 * kept[0]
 
 
@@ -180,7 +194,9 @@ def test_autocast_stays_close_to_float32(dtype):
     # bf16 has 8 bits, some twenty layers: a few percent.
     assert (low - exact).norm() < (0.03 if dtype == torch.bfloat16 else 0.004) * exact.norm()
     low.square().mean().backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert all(
+        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
 
 
 def test_sinusoids_are_not_rounded_to_bf16():
@@ -198,7 +214,9 @@ def test_sinusoids_have_the_stated_frequencies():
         torch.testing.assert_close(angles, expected, rtol=1e-12, atol=0)
     sin_cos = sinusoids(t, 8, "sin_cos")
     assert torch.equal(sinusoids(t, 8, "cos_sin"), sin_cos.roll(4, dims=1))
-    assert torch.equal(sinusoids(t, 8, "interleaved"), sin_cos.view(3, 2, 4).transpose(1, 2).flatten(1))
+    assert torch.equal(
+        sinusoids(t, 8, "interleaved"), sin_cos.view(3, 2, 4).transpose(1, 2).flatten(1)
+    )
 
 
 @pytest.mark.parametrize("time_conditioning", ["add", "scale_shift"])
@@ -228,7 +246,9 @@ def compile_and_compare(backend: str) -> None:
     label = torch.tensor([0, 2, -1])
     expected = model(x, t, {"class_label": label})
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    torch.testing.assert_close(compiled(x, t, {"class_label": label}), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        compiled(x, t, {"class_label": label}), expected, rtol=1e-4, atol=1e-5
+    )
     with torch.compiler.set_stance("fail_on_recompile"):
         for step in range(3):
             compiled(x + step, t + step, {"class_label": (label + step) % 3}).sum().backward()
@@ -298,13 +318,17 @@ def test_config_makes_the_same_network_through_json():
 
 def test_every_argument_is_documented_simple_and_in_the_config():
     hints = {k: v for k, v in typing.get_type_hints(Unet.__init__).items() if k != "return"}
-    documented = {p.arg_name: p.description for p in parse(Unet.__doc__, DocstringStyle.GOOGLE).params}
+    documented = {
+        p.arg_name: p.description for p in parse(Unet.__doc__, DocstringStyle.GOOGLE).params
+    }
     assert all(documented.values())
     assert list(documented) == list(hints) == list(Unet().config)
     simple = {int, float, bool, str, type(None), tuple[int, ...]}
     for name, hint in hints.items():
         parts = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
-        assert all(part in simple or typing.get_origin(part) is typing.Literal for part in parts), name
+        assert all(part in simple or typing.get_origin(part) is typing.Literal for part in parts), (
+            name
+        )
 
 
 @pytest.mark.parametrize(
@@ -362,7 +386,10 @@ def test_one_channel_per_group_with_added_time_warns():
         ({"heads": 3}, ["heads=3", "128", "2 or 4"]),
         ({"head_dim": 48}, ["head_dim=48", "128", "32 or 64"]),
         ({"heads_up": 7}, ["heads_up=7", "4 or 8"]),
-        ({"attention_levels": (4,)}, ["(4,)", "0 (full resolution) to 3", "nearest value that fits: 3"]),
+        (
+            {"attention_levels": (4,)},
+            ["(4,)", "0 (full resolution) to 3", "nearest value that fits: 3"],
+        ),
         ({"attention_levels": (-1,)}, ["-1 is out of range", "fits: 0"]),
         ({"dims": 4}, ["dims", "got 4", "3 (volumes)"]),
         ({"dropout": 1.0}, ["dropout", "[0, 1)", "1.0"]),
@@ -395,7 +422,11 @@ def test_argument_types_are_checked():
     ("x", "t", "words"),
     [
         (torch.zeros(2, 1, 8, 8), torch.zeros(2), ["3 channels", "(2, 1, 8, 8)", "channels=1"]),
-        (torch.zeros(2, 3, 9, 8), torch.zeros(2), ["9×8", "divisible by 4", "deepest level", "8×8 or 12×8"]),
+        (
+            torch.zeros(2, 3, 9, 8),
+            torch.zeros(2),
+            ["9×8", "divisible by 4", "deepest level", "8×8 or 12×8"],
+        ),
         (torch.zeros(2, 3, 8), torch.zeros(2), ["4 dimensions", "(2, 3, 8)"]),
         (torch.zeros(2, 3, 8, 8), torch.zeros(3), ["shape (2,)", "got (3,)"]),
         (torch.zeros(2, 3, 8, 8), torch.tensor(0.0), ["shape (2,)", "got ()"]),
@@ -420,8 +451,8 @@ def test_image_sizes_are_checked_at_construction_of_the_trainer():
 def test_multiplications_equal_a_count_by_hand():
     n = 64
     plain = Unet(4, (1,), 1, blocks_per_level=1, mid_attention="none", heads=1)
-    # Time 4→16→16; five residual blocks of 3×3 convolutions, each with a 16→8 projection of the time; two of
-    # them take 8 channels, through a 1×1 shortcut.
+    # Time 4→16→16; five residual blocks of 3×3 convolutions, each with a 16→8 projection of the
+    # time; two of them take 8 channels, through a 1×1 shortcut.
     block, wide = 2 * 9 * 16 * n, (9 * 32 + 9 * 16 + 32) * n
     by_hand = (4 * 16 + 16 * 16) + 2 * 9 * 4 * n + 3 * block + 2 * wide + 5 * 16 * 8
     assert plain.summary(8).macs == by_hand

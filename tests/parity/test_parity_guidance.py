@@ -1,7 +1,7 @@
 """Classifier guidance of guided-diffusion (Dhariwal & Nichol 2021), in float64 and with its noise.
 
-Its DDIM changes ε̂, as here; its ancestral sampler shifts the mean by variance·∇log p, which is here a gradient of another
-size; and it clips before it guides, which is replayed.
+Its DDIM changes ε̂, as here; its ancestral sampler shifts the mean by variance·∇log p, which is
+here a gradient of another size; and it clips before it guides, which is replayed.
 """
 
 from functools import partial
@@ -38,7 +38,9 @@ def log_prob(data: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
     return -0.5 * (data["weight"].double() * (data["target"].double() - x) ** 2).flatten(1).sum(1)
 
 
-def run(sampler: Sampler, data: dict, levels: list[Level], predict: object) -> tuple[Tensor, list[Tensor]]:
+def run(
+    sampler: Sampler, data: dict, levels: list[Level], predict: object
+) -> tuple[Tensor, list[Tensor]]:
     states, guesses = [], []
 
     def watched(x: Tensor, level: Level) -> Prediction:
@@ -47,7 +49,12 @@ def run(sampler: Sampler, data: dict, levels: list[Level], predict: object) -> t
         return p
 
     sample_loop(
-        sampler, data["x_T"].double(), levels, watched, replay(data["noise"]), on_state=lambda i, x: states.append(x)
+        sampler,
+        data["x_T"].double(),
+        levels,
+        watched,
+        replay(data["noise"]),
+        on_state=lambda i, x: states.append(x),
     )
     return torch.stack(states), guesses
 
@@ -63,24 +70,30 @@ def clipped_first(d: GaussianDiffusion, guidance: Guidance, x: Tensor, level: Le
 def test_ddim(shared: Path, theirs: str, variance: str) -> None:
     data, d, levels = setup(shared, variance)
     guidance = Guidance(classifier=partial(log_prob, data))
-    runs = {"noclip": partial(d.denoise, guidance=guidance), "clip": partial(clipped_first, d, guidance)}
+    runs = {
+        "noclip": partial(d.denoise, guidance=guidance),
+        "clip": partial(clipped_first, d, guidance),
+    }
     for key, predict in runs.items():
         states, guesses = run(DDIM(0.5), data, levels, predict)
         prefix = f"f64/ddim/{theirs}/{key}"
         torch.testing.assert_close(states, data[f"{prefix}/traj"], rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(torch.stack(guesses), data[f"{prefix}/pred_xstart"], rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(
+            torch.stack(guesses), data[f"{prefix}/pred_xstart"], rtol=1e-8, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize(("theirs", "variance"), VARIANCES)
 def test_ancestral(shared: Path, theirs: str, variance: str) -> None:
-    """Our mean moves by (α_s/α_t)·σ_t²·τ·∇log p; scaled to their variance·∇log p it is their trajectory."""
+    """Our mean moves by (α_s/α_t)·σ_t²·τ·∇log p; scaled to their variance·∇log p it is their
+    trajectory.
+    """
     data, d, levels = setup(shared, variance)
     scales = {}
     for k, (t, s) in enumerate(pairwise(levels)):
         theirs_to = d.variance(t, s)
-        if (
-            s.sigma == 0
-        ):  # Their last step has no small variance, and for the large one the small one of the step before.
+        # Their last step has no small variance, and for the large one the small one before.
+        if s.sigma == 0:
             theirs_to = t.sigma**2 * tau(levels[k - 1], t) if variance == "fixed_large" else 0.0
         scales[t.t] = theirs_to / (s.alpha / t.alpha * t.sigma**2 * tau(t, s))
 
@@ -88,13 +101,19 @@ def test_ancestral(shared: Path, theirs: str, variance: str) -> None:
         return scales[float(t[0]) + 1] * log_prob(data, x, t)
 
     guidance = Guidance(classifier=scaled)
-    runs = {"noclip": partial(d.denoise, guidance=guidance), "clip": partial(clipped_first, d, guidance)}
+    runs = {
+        "noclip": partial(d.denoise, guidance=guidance),
+        "clip": partial(clipped_first, d, guidance),
+    }
     for key, predict in runs.items():
         states, _ = run(DDPM(), data, levels, predict)
-        torch.testing.assert_close(states, data[f"f64/ddpm/{theirs}/{key}/traj"], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            states, data[f"f64/ddpm/{theirs}/{key}/traj"], rtol=1e-8, atol=1e-10
+        )
         # They leave x̂_0 as it was; so does ours where nothing guides.
         plain = [
-            d.denoise(x, level, clip="static" if key == "clip" else "none").x0 for x, level in zip(states, levels[:-1])
+            d.denoise(x, level, clip="static" if key == "clip" else "none").x0
+            for x, level in zip(states, levels[:-1])
         ]
         torch.testing.assert_close(
             torch.stack(plain), data[f"f64/ddpm/{theirs}/{key}/pred_xstart"], rtol=1e-8, atol=1e-9

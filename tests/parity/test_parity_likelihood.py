@@ -1,6 +1,8 @@
-"""Learned variances, terms of the variational bound and likelihoods of published implementations, in float64.
+"""Learned variances, terms of the variational bound and likelihoods of published implementations,
+in float64.
 
-Their t counts from 0 where ours counts from 1: level = t + 1. Where a peer does something else, the test says what.
+Their t counts from 0 where ours counts from 1: level = t + 1. Where a peer does something else, the
+    test says what.
 """
 
 import math
@@ -23,12 +25,20 @@ FIXED = {"rescale": False}
 
 
 def close(ours: Tensor, theirs: Tensor, rtol: float = 1e-8, atol: float = 1e-10) -> None:
-    torch.testing.assert_close(torch.as_tensor(ours, dtype=torch.float64), theirs.double(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        torch.as_tensor(ours, dtype=torch.float64), theirs.double(), rtol=rtol, atol=atol
+    )
 
 
-def toy(data: dict, schedule: Schedule, parametrization: str, variance: str, **options: object) -> GaussianDiffusion:
+def toy(
+    data: dict, schedule: Schedule, parametrization: str, variance: str, **options: object
+) -> GaussianDiffusion:
     net = ToyNet(data, "toy2" if variance == "learned_range" else "toy1")
-    options = {"clip": "none", "weighting": "simple" if parametrization == "eps" else "flat", **options}
+    options = {
+        "clip": "none",
+        "weighting": "simple" if parametrization == "eps" else "flat",
+        **options,
+    }
     return GaussianDiffusion(
         net,
         image_size=(4, 2),
@@ -40,8 +50,12 @@ def toy(data: dict, schedule: Schedule, parametrization: str, variance: str, **o
     )
 
 
-def predict(d: GaussianDiffusion, x_t: Tensor, levels: list[int], clip: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return (x̂_0, mean of the step to the level below, raw variance), each row at its own level."""
+def predict(
+    d: GaussianDiffusion, x_t: Tensor, levels: list[int], clip: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (x̂_0, mean of the step to the level below, raw variance), each row at its own
+    level.
+    """
     rows = []
     for row, t in zip(x_t.double(), levels, strict=True):
         now, below = d.schedule.level(t), d.schedule.level(t - 1)
@@ -58,7 +72,9 @@ def above_floor(ours: Tensor, theirs: Tensor, floor: float) -> None:
 
 
 def terms(d: GaussianDiffusion, t: Tensor, x0: Tensor, guess: Tensor, raw: Tensor | None) -> Tensor:
-    """Return the terms of the bound with the decoder's probabilities clamped at 1e-12 as the peers have it."""
+    """Return the terms of the bound with the decoder's probabilities clamped at 1e-12 as the peers
+    have it.
+    """
     bits = d.chain.terms(t, x0, guess, raw, d.variance)
     small, large = d.chain.table[3:, 0].tolist()
     log_var = torch.as_tensor(d.variance.decoder_log(small, large, raw), dtype=torch.float64)
@@ -78,7 +94,9 @@ def test_discretised_likelihood(shared: Path) -> None:
     ours = discretised_log_likelihood(x, mean, 2 * log_scale)
     assert torch.isfinite(ours).all()
     above_floor(ours, data["f64/improved"], 1e-12)
-    above_floor(ours, data["f64/lucidrains"], 1e-13)  # Its floor is 1e-15; below e^-30 our tail is another.
+    above_floor(
+        ours, data["f64/lucidrains"], 1e-13
+    )  # Its floor is 1e-15; below e^-30 our tail is another.
     above_floor(ours, data["f64/tqch"], 1e-12)
     # Away from the floors the logarithms agree as well.
     clear = data["f64/lucidrains"] > math.log(1e-6)
@@ -89,7 +107,9 @@ def test_discretised_likelihood(shared: Path) -> None:
 
 def test_gaussian_kl(shared: Path) -> None:
     data, _ = load(shared, "B_process/likelihoods")
-    mean1, var1, mean2, var2 = (data[f"kl/{k}"].double() for k in ("mean1", "logvar1", "mean2", "logvar2"))
+    mean1, var1, mean2, var2 = (
+        data[f"kl/{k}"].double() for k in ("mean1", "logvar1", "mean2", "logvar2")
+    )
     ours = gaussian_kl(mean1 - mean2, var1, var2)
     close(ours, data["f64/kl_improved"])
     close(ours, data["f64/kl_tqch"])
@@ -121,14 +141,20 @@ def test_improved_diffusion(shared: Path, case: str, variance: str) -> None:
         if variance == "learned_range":
             # Its T/1000 is our T·vlb_weight with λ = 0.001; "MSE" adds the term once.
             hybrid = toy(data, schedule, name, variance)
-            close(hybrid(images, **draws)[inner], data[f"{prefix}/RESCALED_MSE/loss"][inner], rtol=1e-6)
+            close(
+                hybrid(images, **draws)[inner],
+                data[f"{prefix}/RESCALED_MSE/loss"][inner],
+                rtol=1e-6,
+            )
             plain = toy(data, schedule, name, variance, vlb_weight=1 / schedule.timesteps)
             close(plain(images, **draws)[inner], data[f"{prefix}/MSE/loss"][inner], rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["cosine_T50", "linear_T100", "sigmoid_T1000"])
 def test_lucidrains_learned_variance(shared: Path, case: str) -> None:
-    """It always reads eps; at t = 0 its lower end is log 1e-20 where ours is that of the next level; λ counts each term once."""
+    """It always reads eps; at t = 0 its lower end is log 1e-20 where ours is that of the next
+    level; λ counts each term once.
+    """
     data, meta = load(shared, f"B_process/lucidrains_{case}")
     schedule = Schedule.make(meta["config"]["schedule"], meta["config"]["T"])
     t, x0, noise = data["t"] + 1, data["x_start"].double(), data["noise"].double()
@@ -139,9 +165,15 @@ def test_lucidrains_learned_variance(shared: Path, case: str) -> None:
         guess, mean, raw = predict(d, data["f64/x_t"], t.tolist(), clip)
         close(guess, data[f"f64/learned/{key}/pred_x_start"])
         close(mean, data[f"f64/learned/{key}/p_mean"])
-        close(d.variance.log(small, large, raw)[inner], data[f"f64/learned/{key}/p_log_variance"][inner])
+        close(
+            d.variance.log(small, large, raw)[inner],
+            data[f"f64/learned/{key}/p_log_variance"][inner],
+        )
         floor = math.log(1e-20)
-        close(d.variance.log(floor, large, raw)[~inner], data[f"f64/learned/{key}/p_log_variance"][~inner])
+        close(
+            d.variance.log(floor, large, raw)[~inner],
+            data[f"f64/learned/{key}/p_log_variance"][~inner],
+        )
     ours = d((x0 + 1) / 2, t=t, noise=noise, reduction="none")
     close(ours[inner], data["f64/learned/loss/noclip"][inner], rtol=1e-6)
 
@@ -165,34 +197,51 @@ def test_tqch_terms(shared: Path, case: str) -> None:
                 close_terms(terms(d, t, x0, guess, raw), theirs_bits, t)
             loss = d((x0 + 1) / 2, t=t, noise=noise, reduction="none")
             inner = t > 1
-            close(loss[inner] / timesteps, data[f"f64/{theirs}/{variance}/loss_kl"][inner], rtol=1e-6)
+            close(
+                loss[inner] / timesteps, data[f"f64/{theirs}/{variance}/loss_kl"][inner], rtol=1e-6
+            )
 
 
 @pytest.mark.parametrize("case", ["cosine_T10", "linear_T50"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 def test_whole_bound(shared: Path, case: str, variance: str) -> None:
-    """The full chain, and one that visits every fifth level; noise[k] belongs to the k-th step from the top."""
+    """The full chain, and one that visits every fifth level; noise[k] belongs to the k-th step from
+    the top.
+    """
     data, meta = load(shared, f"B_process/bpd_{case}")
     schedule = Schedule.make(meta["config"]["schedule"], meta["config"]["T"])
     x0 = data["x_start"].double()
-    for kind, levels in [("full", None), ("respaced", [t + 1 for t in meta["values"]["respaced"]["steps"]])]:
+    for kind, levels in [
+        ("full", None),
+        ("respaced", [t + 1 for t in meta["values"]["respaced"]["steps"]]),
+    ]:
         chain = Chain.of(schedule, levels)
         for theirs, name in MEANS:
             d = toy(data, schedule, name, variance)
             for key, clip in CLIPS if kind == "full" else CLIPS[:1]:
                 prefix = f"f64/{kind}/{theirs}/{variance.upper()}/{key}"
                 close(chain.prior(x0), data[f"{prefix}/prior_bpd"], atol=1e-14)
-                for i in range(len(chain) - 1):  # The decoder of the last column is at its floor, and seen above.
+                for i in range(
+                    len(chain) - 1
+                ):  # The decoder of the last column is at its floor, and seen above.
                     k = torch.full((len(x0),), len(chain) - i)
                     alpha, sigma = (v.view(-1, 1, 1, 1) for v in chain.table[:2, k - 1])
                     x_t = alpha * x0 + sigma * data["noise"][i].double()
                     guess, raw = d.estimate(x_t, alpha, sigma, chain.levels[k - 1], None, clip=clip)
-                    close(chain.terms(k, x0, guess, raw, d.variance), data[f"{prefix}/vb"][:, i], rtol=1e-6)
-                    close((guess - x0).square().flatten(1).mean(1), data[f"{prefix}/xstart_mse"][:, i])
+                    close(
+                        chain.terms(k, x0, guess, raw, d.variance),
+                        data[f"{prefix}/vb"][:, i],
+                        rtol=1e-6,
+                    )
+                    close(
+                        (guess - x0).square().flatten(1).mean(1), data[f"{prefix}/xstart_mse"][:, i]
+                    )
 
 
 def test_edm_preconditioning(shared: Path) -> None:
-    """Theirs is x = y + σn with σ = σ_ours/α_ours; here the same images at the levels of one schedule with just these σ."""
+    """Theirs is x = y + σn with σ = σ_ours/α_ours; here the same images at the levels of one
+    schedule with just these σ.
+    """
     data, meta = load(shared, "B_process/edm_precond_loss")
     config, y, noise = meta["config"], data["y"].double(), data["noise"].double()
     normal = data["rnd_normal"].double()
@@ -204,7 +253,9 @@ def test_edm_preconditioning(shared: Path) -> None:
 
     class Net(torch.nn.Module):
         def forward(self, x: Tensor, time: Tensor, cond: None = None) -> Tensor:
-            c_noise = ((schedule.sigma / schedule.alpha)[time.long() + 1].log() / 4).view(-1, 1, 1, 1)
+            c_noise = ((schedule.sigma / schedule.alpha)[time.long() + 1].log() / 4).view(
+                -1, 1, 1, 1
+            )
             return data["A"].double() * x + data["B"].double() + data["C"].double() * c_noise
 
     options = {"sigma_data": config["sigma_data"]}
@@ -233,18 +284,28 @@ def test_sigma_parameterisation(shared: Path) -> None:
     close(schedule.alpha[1:] ** 2, data["alphas_cumprod"])
     close(schedule.snr[1:] ** -0.5, data["f64/sigmas"])
     between = [schedule.level(float(t) + 1) for t in data["query_t"]]
-    close(torch.tensor([k.sigma / k.alpha for k in between], dtype=torch.float64), data["f64/sigma_of_t"])
-    # Below its first level the peer's t stays 0, where ours goes on to clean data; above the last both stop.
-    inside = (data["query_sigma"] >= data["f64/sigmas"][0]) & (data["query_sigma"] <= data["f64/sigmas"][-1])
+    close(
+        torch.tensor([k.sigma / k.alpha for k in between], dtype=torch.float64),
+        data["f64/sigma_of_t"],
+    )
+    # Below its first level the peer's t stays 0, where ours goes on to clean data; above the last
+    # both stop.
+    inside = (data["query_sigma"] >= data["f64/sigmas"][0]) & (
+        data["query_sigma"] <= data["f64/sigmas"][-1]
+    )
     levels = [schedule.level_at(-2 * math.log(float(s))) for s in data["query_sigma"]]
     close(
-        torch.tensor([k.t - 1 for k in levels], dtype=torch.float64)[inside], data["f64/t_of_sigma"][inside], rtol=1e-6
+        torch.tensor([k.t - 1 for k in levels], dtype=torch.float64)[inside],
+        data["f64/t_of_sigma"][inside],
+        rtol=1e-6,
     )
 
 
 @pytest.mark.parametrize("case", ["cosine_T10", "linear_T50"])
 def test_totals_of_the_bound(shared: Path, case: str) -> None:
-    """Their total is the sum of the terms and the prior, and their second error that of ε̂ = (x_t − α·x̂_0)/σ."""
+    """Their total is the sum of the terms and the prior, and their second error that of ε̂ = (x_t −
+    α·x̂_0)/σ.
+    """
     data, meta = load(shared, f"B_process/bpd_{case}")
     schedule = Schedule.make(meta["config"]["schedule"], meta["config"]["T"])
     chain = Chain.of(schedule)
@@ -264,4 +325,6 @@ def test_kl_of_equal_gaussians_is_zero() -> None:
     assert torch.equal(gaussian_kl(zero, zero, zero), zero)
     # And it grows with any difference.
     for a, b in pairwise([0.0, 0.1, 0.5, 2.0]):
-        assert float(gaussian_kl(zero + a, zero, zero)[0]) < float(gaussian_kl(zero + b, zero, zero)[0])
+        assert float(gaussian_kl(zero + a, zero, zero)[0]) < float(
+            gaussian_kl(zero + b, zero, zero)[0]
+        )

@@ -1,7 +1,7 @@
 """Trajectories of published solvers with the exact denoiser of Gaussian data, in float64.
 
-The peers give the noise σ̃ = σ/α of every step; ours run on levels of just that noise. Where a peer does something
-else, the test says what.
+The peers give the noise σ̃ = σ/α of every step; ours run on levels of just that noise. Where a peer
+does something else, the test says what.
 """
 
 import math
@@ -69,7 +69,15 @@ def states(
     seen: list[Tensor] = []
     draw = noise or replay(data["noise"])
     levels = [noisy(s) for s in sigmas]
-    sample_loop(sampler, x, levels, exact(data), draw, level_at=between, on_state=lambda i, x: seen.append(x))
+    sample_loop(
+        sampler,
+        x,
+        levels,
+        exact(data),
+        draw,
+        level_at=between,
+        on_state=lambda i, x: seen.append(x),
+    )
     return torch.stack(seen)
 
 
@@ -114,7 +122,10 @@ def test_diffusers_solvers(shared: Path, run: str, steps: int) -> None:
     if run.startswith("deis") and steps >= 15:
         sampler = DEIS(order=int(run[-1]), lower_order_final=False)
     if sigmas[-1] == sigmas[-2] or abs(sigmas[-1] / sigmas[-2] - 1) < 1e-9:
-        sigmas, theirs = sigmas[:-1], theirs[:-1]  # Its last step goes nowhere, which its formula divides by.
+        sigmas, theirs = (
+            sigmas[:-1],
+            theirs[:-1],
+        )  # Its last step goes nowhere, which its formula divides by.
     ours = states(sampler, data, data["x_T"].double(), sigmas)
     if run == "dpmpp_2m_sigma_min" and steps < 15:
         ours, theirs = (
@@ -128,7 +139,9 @@ def test_diffusers_first_order_sde(shared: Path) -> None:
     """Its SDE solver of first order is ancestral sampling, DDIM with η = 1."""
     for steps in (8, 16, 40):
         data, meta = load(shared, f"C_samplers/diffusers_solvers_{steps}")
-        ours = states(DDIM(1.0), data, data["x_T"].double(), meta["values"]["sigmas"]["sde_dpmpp_1"])
+        ours = states(
+            DDIM(1.0), data, data["x_T"].double(), meta["values"]["sigmas"]["sde_dpmpp_1"]
+        )
         close(ours, data["f64/sde_dpmpp_1/traj"])
 
 
@@ -155,18 +168,29 @@ def test_diffusers_euler_and_heun(shared: Path, run: str, steps: int) -> None:
 
 
 def test_first_steps_from_pure_noise(shared: Path) -> None:
-    """λ = −∞: the first step of every solver is DDIM's, whose numbers on zero terminal SNR are published."""
+    """λ = −∞: the first step of every solver is DDIM's, whose numbers on zero terminal SNR are
+    published.
+    """
     data, meta = load(shared, "C_samplers/diffusers_zero_snr")
     schedule = Schedule.make("linear", 1000, {"rescale": False, "zero_terminal_snr": True})
     d = gaussian_diffusion(data["mu"], data["s"], schedule, "v")
     levels = [schedule.level(t + 1) for t in meta["values"]["timesteps"]]
     theirs = data["f64/ddim_v/traj"]
     for sampler in (DDIM(), Euler(), DPMSolver2M(), DPMSolver3M(), DPMSolver2S(), UniPC(order=3)):
-        x = sample_loop(sampler, theirs[0], levels[:2], d.denoise, replay(theirs), level_at=schedule.level_at)
+        x = sample_loop(
+            sampler, theirs[0], levels[:2], d.denoise, replay(theirs), level_at=schedule.level_at
+        )
         close(x, theirs[1])
     # The first-order ones all the way.
     for sampler in (DDIM(), Euler(), UniPC(order=1, corrector=False)):
-        x = sample_loop(sampler, theirs[0], [*levels, CLEAN], d.denoise, replay(theirs), level_at=schedule.level_at)
+        x = sample_loop(
+            sampler,
+            theirs[0],
+            [*levels, CLEAN],
+            d.denoise,
+            replay(theirs),
+            level_at=schedule.level_at,
+        )
         close(x, theirs[-1])
 
 
@@ -175,7 +199,9 @@ def test_first_steps_from_pure_noise(shared: Path) -> None:
 def test_edm(shared: Path, run: str, steps: int) -> None:
     data, meta = load(shared, f"C_samplers/edm_{steps}")
     churn = {k.lower(): v for k, v in meta["values"]["churn_params"][run].items()}
-    options = {"s_tmin" if k == "s_min" else "s_tmax" if k == "s_max" else k: v for k, v in churn.items()}
+    options = {
+        "s_tmin" if k == "s_min" else "s_tmax" if k == "s_max" else k: v for k, v in churn.items()
+    }
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = meta["config"]["sigma_min"] ** (1 / 7), meta["config"]["sigma_max"] ** (1 / 7)
     sigmas = [*((high + ramp * (low - high)) ** 7).tolist(), 0.0]
@@ -191,7 +217,9 @@ def test_edm(shared: Path, run: str, steps: int) -> None:
 
     levels = [noisy(s) for s in sigmas]
     start = data["x_T"].double() * levels[0].sigma  # x_T·σ̃ in their units.
-    x = sample_loop(Heun(limit=math.inf, **options), start, levels, predict, drawn.__next__, level_at=between)
+    x = sample_loop(
+        Heun(limit=math.inf, **options), start, levels, predict, drawn.__next__, level_at=between
+    )
     close(torch.tensor([s for _, s in seen], dtype=torch.float64), data[f"{run}/net_sigma"])
     close(torch.stack([x for x, _ in seen]), data[f"{run}/net_x"], rtol=1e-8)
     close(x, data[f"{run}/x"])
@@ -201,13 +229,19 @@ def test_edm(shared: Path, run: str, steps: int) -> None:
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("grid", ["iddpm", "edm"])
 def test_edm_ablation(shared: Path, grid: str, solver: str, steps: int) -> None:
-    """Euler and Heun on two more grids. On those named vp and ve the peer integrates in a time other than the noise."""
+    """Euler and Heun on two more grids. On those named vp and ve the peer integrates in a time
+    other than the noise.
+    """
     data, _ = load(shared, f"C_samplers/edm_{steps}")
     visited = data[f"ablation_{solver}_{grid}/net_sigma"].tolist()
     sigmas = visited if solver == "euler" else visited[:1] + visited[1::2]
     sampler = Euler() if solver == "euler" else Heun(limit=math.inf)
     start = data["x_T"].double() * noisy(sigmas[0]).sigma
-    close(states(sampler, data, start, [*sigmas, 0.0])[-1], data[f"ablation_{solver}_{grid}/x"], rtol=1e-8)
+    close(
+        states(sampler, data, start, [*sigmas, 0.0])[-1],
+        data[f"ablation_{solver}_{grid}/x"],
+        rtol=1e-8,
+    )
 
 
 K_DIFFUSION: dict[str, Sampler] = {
@@ -222,7 +256,9 @@ K_DIFFUSION: dict[str, Sampler] = {
     "dpmpp_2m_sde_eta0": DPMSolver2MSDE(eta=0.0),
     "dpmpp_3m_sde": DPMSolver3M(eta=1.0, curvature=0.5, lower_order_final=False),
 }
-"""Left out: DPM-Solver-2, LMS and dpmpp_sde, which are not ours; heun_churn, whose settings are not recorded."""
+"""Left out: DPM-Solver-2, LMS and dpmpp_sde, which are not ours; heun_churn, whose settings are not
+recorded.
+"""
 
 
 @pytest.mark.parametrize("steps", [6, 15])
@@ -237,7 +273,9 @@ def test_k_diffusion(shared: Path, run: str, steps: int) -> None:
 
 @pytest.mark.parametrize("run", ["dpmpp_2m", "heun"])
 def test_k_diffusion_on_a_network_of_whole_steps(shared: Path, run: str) -> None:
-    """σ̃ at linspace(999, 0): fractional levels of a schedule, with log-SNR linear in between, as at the peer."""
+    """σ̃ at linspace(999, 0): fractional levels of a schedule, with log-SNR linear in between, as
+    at the peer.
+    """
     data, _ = load(shared, "C_samplers/k_diffusion_discrete_eps")
     schedule = Schedule.make("linear", 1000)
     d = gaussian_diffusion(data["mu"], data["s"], schedule, "eps")
@@ -246,6 +284,8 @@ def test_k_diffusion_on_a_network_of_whole_steps(shared: Path, run: str) -> None
     close(torch.tensor(sigmas, dtype=torch.float64), data["f64/sigmas"][:-1], rtol=1e-8)
     sampler = DPMSolver2M() if run == "dpmpp_2m" else Heun(limit=math.inf)
     start = data["x_T"].double() * levels[0].sigma
-    x = sample_loop(sampler, start, [*levels, CLEAN], d.denoise, replay(data["x_T"]), level_at=schedule.level_at)
+    x = sample_loop(
+        sampler, start, [*levels, CLEAN], d.denoise, replay(data["x_T"]), level_at=schedule.level_at
+    )
     # Networks get t in float32 here.
     close(x, data[f"f64/{run}/x"], rtol=1e-6, atol=1e-6)

@@ -1,6 +1,8 @@
-"""Steps and sampling loops of published code, in float64: learned variances, variances of small peers, denoisers in σ.
+"""Steps and sampling loops of published code, in float64: learned variances, variances of small
+peers, denoisers in σ.
 
-Their t counts from 0 where ours counts from 1. Where a peer does something else, the test says what.
+Their t counts from 0 where ours counts from 1. Where a peer does something else, the test says
+what.
 """
 
 import math
@@ -25,7 +27,9 @@ def close(ours: Tensor | float, theirs: Tensor, rtol: float = 1e-8, atol: float 
     torch.testing.assert_close(ours, theirs.double().expand_as(ours), rtol=rtol, atol=atol)
 
 
-def walk(sampler: object, d: GaussianDiffusion, x: Tensor, levels: list[Level], noise: Tensor) -> tuple[Tensor, Tensor]:
+def walk(
+    sampler: object, d: GaussianDiffusion, x: Tensor, levels: list[Level], noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return all states and all x̂_0."""
     states, guesses = [], []
 
@@ -34,7 +38,9 @@ def walk(sampler: object, d: GaussianDiffusion, x: Tensor, levels: list[Level], 
         guesses.append(p.x0)
         return p
 
-    sample_loop(sampler, x.double(), levels, predict, replay(noise), on_state=lambda i, x: states.append(x))  # type: ignore[arg-type]
+    sample_loop(
+        sampler, x.double(), levels, predict, replay(noise), on_state=lambda i, x: states.append(x)
+    )  # type: ignore[arg-type]
     return torch.stack(states), torch.stack(guesses)
 
 
@@ -53,21 +59,35 @@ def learned(data: dict[str, Tensor], schedule: Schedule, clip: str) -> GaussianD
     size, channels = tuple(data["x_T"].shape[2:]), data["x_T"].shape[1]
     options = {"parametrization": "eps", "variance": "learned_range", "clip": clip}
     return GaussianDiffusion(
-        WithVariance(data, schedule), image_size=size, channels=channels, schedule=schedule, **options
+        WithVariance(data, schedule),
+        image_size=size,
+        channels=channels,
+        schedule=schedule,
+        **options,
     )
 
 
-IMPROVED = ["cosine_T10", "cosine_T1000_50", "linear_T1000_10-15-20", "linear_T1000_ddim25", "linear_T50"]
+IMPROVED = [
+    "cosine_T10",
+    "cosine_T1000_50",
+    "linear_T1000_10-15-20",
+    "linear_T1000_ddim25",
+    "linear_T50",
+]
 
 
 @pytest.mark.parametrize("case", IMPROVED)
 def test_sampling_with_a_learned_variance(shared: Path, case: str) -> None:
-    """Both ends of the range are those of the kept steps; rescaling what the network is told of t changes nothing here."""
+    """Both ends of the range are those of the kept steps; rescaling what the network is told of t
+    changes nothing here.
+    """
     data, meta = load(shared, f"C_samplers/improved_diffusion_{case}")
     schedule = Schedule.make(meta["config"]["schedule"], meta["config"]["T"])
     levels = [schedule.level(t) for t in [*(t + 1 for t in meta["values"]["timesteps"]), 0]]
     for key, clip in CLIPS:
-        states, guesses = walk(DDPM(), learned(data, schedule, clip), data["x_T"], levels, data["noise"])
+        states, guesses = walk(
+            DDPM(), learned(data, schedule, clip), data["x_T"], levels, data["noise"]
+        )
         prefix = f"f64/ddpm/EPSILON/LEARNED_RANGE/{key}"
         close(states, data[f"{prefix}/traj"])
         last = data.get(f"{prefix}/pred_xstart_last5", data.get(f"{prefix}/pred_xstart"))
@@ -79,7 +99,9 @@ def test_sampling_with_a_learned_variance(shared: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", IMPROVED)
 def test_the_exact_flow(shared: Path, case: str) -> None:
-    """Gaussian data at every visited level: what deterministic DDIM comes near to, and what it is recorded to miss."""
+    """Gaussian data at every visited level: what deterministic DDIM comes near to, and what it is
+    recorded to miss.
+    """
     data, meta = load(shared, f"C_samplers/improved_diffusion_{case}")
     schedule = Schedule.make(meta["config"]["schedule"], meta["config"]["T"])
     levels = [schedule.level(t) for t in [*(t + 1 for t in meta["values"]["timesteps"]), 0]]
@@ -90,7 +112,9 @@ def test_the_exact_flow(shared: Path, case: str) -> None:
         close(level.alpha * mu + at / spread * (data["x_T"].double() - top.alpha * mu), theirs)
     d = gaussian_diffusion(data["mu"], data["s"], schedule, "eps")
     states, guesses = walk(DDIM(), d, data["x_T"], levels, data["noise"])
-    last = data.get("f64/ddim/eta0.0/noclip/pred_xstart_last5", data.get("f64/ddim/eta0.0/noclip/pred_xstart"))
+    last = data.get(
+        "f64/ddim/eta0.0/noclip/pred_xstart_last5", data.get("f64/ddim/eta0.0/noclip/pred_xstart")
+    )
     close(guesses[-len(last) :], last, rtol=1e-7)
     error = float((states[-1] - data["exact_ode"][-1]).abs().max())
     assert error == pytest.approx(meta["values"]["ode_error_ddim_eta0_noclip"], rel=1e-6)
@@ -98,7 +122,9 @@ def test_the_exact_flow(shared: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["cosine_T10", "linear_T50"])
 def test_lucidrains_learned_sampling(shared: Path, case: str) -> None:
-    """It always clips; its lower end at t = 0, log 1e-20, is never used, because no noise is drawn there."""
+    """It always clips; its lower end at t = 0, log 1e-20, is never used, because no noise is drawn
+    there.
+    """
     data, meta = load(shared, f"C_samplers/lucidrains_{case}")
     schedule = Schedule.make(meta["config"]["schedule"], meta["config"]["T"])
     levels = [schedule.level(t) for t in range(schedule.timesteps, -1, -1)]
@@ -113,12 +139,20 @@ def test_diffusers_steps_with_other_variances(shared: Path, case: str) -> None:
     schedule = Schedule.make("linear", 1000, FIXED) if linear else Schedule.make("cosine", 100)
     t, z, x_t = data["t"], data["z"].double(), data["f64/x_t"]
 
-    def step(output: Tensor, name: str, variance: str, clip: str, **options: object) -> tuple[Tensor, Tensor]:
+    def step(
+        output: Tensor, name: str, variance: str, clip: str, **options: object
+    ) -> tuple[Tensor, Tensor]:
         rows = []
         for x, f, draw, index in zip(x_t, output.double(), z, t.tolist(), strict=True):
             net = nn.Identity()
             net.forward = lambda x, t, cond, f=f: f[None]  # type: ignore[method-assign]
-            options = {"parametrization": name, "variance": variance, "clip": clip, "weighting": "flat", **options}
+            options = {
+                "parametrization": name,
+                "variance": variance,
+                "clip": clip,
+                "weighting": "flat",
+                **options,
+            }
             d = GaussianDiffusion(net, image_size=(4, 2), channels=3, schedule=schedule, **options)
             now, below = schedule.level(index + 1), schedule.level(index)
             rows.append(
@@ -184,7 +218,10 @@ def test_simple_ddpm_steps(shared: Path) -> None:
     ):
         now, below = schedule.level(index + 1), schedule.level(index)
         x0 = (x.double() - now.sigma * eps.double()) / now.alpha
-        ours = posterior_mean(x0, eps.double(), now, below) + below.sigma * math.sqrt(tau(now, below)) * z.double()
+        ours = (
+            posterior_mean(x0, eps.double(), now, below)
+            + below.sigma * math.sqrt(tau(now, below)) * z.double()
+        )
         close(ours, theirs, rtol=2e-4, atol=2e-4)
 
 
@@ -196,7 +233,12 @@ def test_simple_ddpm_loop(shared: Path) -> None:
     net.forward = lambda x, t, cond: data["A"].double() * x + data["B"].double()  # type: ignore[method-assign]
     shape = data["x_T"].shape
     d = GaussianDiffusion(
-        net, image_size=tuple(shape[2:]), channels=shape[1], schedule=schedule, parametrization="eps", clip="none"
+        net,
+        image_size=tuple(shape[2:]),
+        channels=shape[1],
+        schedule=schedule,
+        parametrization="eps",
+        clip="none",
     )
     levels = [schedule.level(t + 1) for t in range(steps - 1, -1, -1)]
     states, _ = walk(DDPM(), d, data["x_T"], levels, data["noise"])
@@ -206,13 +248,19 @@ def test_simple_ddpm_loop(shared: Path) -> None:
 
 @pytest.mark.parametrize("case", ["0_T10", "1_T50"])
 def test_deepspark_sampling(shared: Path, case: str) -> None:
-    """pytorch-ddpm with its tables in float32; promoted to float64 it is the same, the finished image clipped alone."""
+    """pytorch-ddpm with its tables in float32; promoted to float64 it is the same, the finished
+    image clipped alone.
+    """
     data, meta = load(shared, f"C_samplers/pytorch_ddpm_{case}")
     config = meta["config"]
-    net_schedule = Schedule.from_betas(torch.linspace(config["beta_1"], config["beta_T"], config["T"]).double())
+    net_schedule = Schedule.from_betas(
+        torch.linspace(config["beta_1"], config["beta_T"], config["T"]).double()
+    )
     schedule = Schedule.make("linear", config["T"], FIXED)
     for variance in ("fixed_small", "fixed_large"):
-        d = gaussian_diffusion(data["mu"], data["s"], schedule, "eps", net_schedule, variance=variance)
+        d = gaussian_diffusion(
+            data["mu"], data["s"], schedule, "eps", net_schedule, variance=variance
+        )
         levels = [schedule.level(t) for t in range(config["T"], -1, -1)]
         states = walk(DDPM(), d, data["x_T"], levels, data["noise"])[0].clone()
         states[-1].clamp_(-1, 1)
@@ -241,7 +289,9 @@ def test_pytorch_ddpm_variances(shared: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["linear_T50", "quad_T100", "jsd_T10"])
 def test_tqch_posterior_and_its_mean_prediction(shared: Path, case: str) -> None:
-    """Its third kind of network predicts the posterior mean: x̂_0 from it is the posterior's equation solved."""
+    """Its third kind of network predicts the posterior mean: x̂_0 from it is the posterior's
+    equation solved.
+    """
     data, meta = load(shared, f"B_process/tqch_{case}")
     name, timesteps = meta["config"]["schedule"], meta["config"]["T"]
     schedule = Schedule.make(name, timesteps, FIXED if name == "linear" else {})
@@ -250,9 +300,15 @@ def test_tqch_posterior_and_its_mean_prediction(shared: Path, case: str) -> None
         now, below = schedule.level(index + 1), schedule.level(index)
         eps = (x_t[i] - now.alpha * x0[i]) / now.sigma
         close(posterior_mean(x0[i], eps, now, below), data["f64/posterior_mean"][i], atol=1e-9)
-        close(below.sigma**2 * tau(now, below), data["f64/posterior_variance"][i].flatten()[0], atol=1e-14)
+        close(
+            below.sigma**2 * tau(now, below),
+            data["f64/posterior_variance"][i].flatten()[0],
+            atol=1e-14,
+        )
         if index == 0 or now.alpha == 0:
-            continue  # The mean of the last step is x̂_0; from pure noise the equation has no solution in floats.
+            # The mean of the last step is x̂_0; from pure noise the equation has no solution in
+            # floats.
+            continue
         mean = data["f64/mean/fixed-small/noclip/mean"][i]
         weight = below.sigma * math.sqrt(1 - tau(now, below)) / now.sigma  # of x_t
         guess = (mean - weight * x_t[i]) / (below.alpha - weight * now.alpha)
@@ -260,13 +316,22 @@ def test_tqch_posterior_and_its_mean_prediction(shared: Path, case: str) -> None
 
 
 def test_denoisers_in_sigma(shared: Path) -> None:
-    """k-diffusion's wrappers D(x̃, σ̃) for eps and v are our x̂_0 at the level with σ/α = σ̃ and x = α·x̃."""
+    """k-diffusion's wrappers D(x̃, σ̃) for eps and v are our x̂_0 at the level with σ/α = σ̃ and x
+    = α·x̃.
+    """
     data, _ = load(shared, "B_process/sigma_parameterisation")
     schedule, seen = Schedule.make("linear", 1000), 0
     table = data["f64/sigmas"]
     for parametrization, key in (("eps", "f64/denoised_eps"), ("v", "f64/denoised_v")):
-        options = {"schedule": schedule, "parametrization": parametrization, "clip": "none", "weighting": "flat"}
-        d = GaussianDiffusion(ToyNet(data, "toy"), image_size=tuple(data["x"].shape[2:]), channels=3, **options)
+        options = {
+            "schedule": schedule,
+            "parametrization": parametrization,
+            "clip": "none",
+            "weighting": "flat",
+        }
+        d = GaussianDiffusion(
+            ToyNet(data, "toy"), image_size=tuple(data["x"].shape[2:]), channels=3, **options
+        )
         for x, sigma, theirs in zip(
             data["x"].double(), data["query_sigma"].double().flatten(), data[key], strict=False
         ):
@@ -285,7 +350,9 @@ def test_denoisers_in_sigma(shared: Path) -> None:
 
 @pytest.mark.parametrize("steps", [6, 15])
 def test_churn_and_exact_ends_of_k_diffusion(shared: Path, steps: int) -> None:
-    """Its Heun errs from the exact flow by as much as ours; the flow of Gaussian data has a closed form."""
+    """Its Heun errs from the exact flow by as much as ours; the flow of Gaussian data has a closed
+    form.
+    """
     data, meta = load(shared, f"C_samplers/k_diffusion_{steps}")
     sigmas, mu, s = data["f64/sigmas"].tolist(), data["mu"].double(), data["s"].double()
     start = data["x_T"].double() * sigmas[0]
@@ -300,9 +367,18 @@ def test_churn_and_exact_ends_of_k_diffusion(shared: Path, steps: int) -> None:
 
     def predict(x: Tensor, level: Level) -> object:
         away = (x - level.alpha * mu) / (level.alpha**2 * s**2 + level.sigma**2)
-        return exact.denoise(x, schedule.level(1))._replace(x0=mu + level.alpha * s**2 * away, eps=level.sigma * away)
+        return exact.denoise(x, schedule.level(1))._replace(
+            x0=mu + level.alpha * s**2 * away, eps=level.sigma * away
+        )
 
     x = sample_loop(
-        Heun(limit=math.inf), start * levels[0].alpha, levels, predict, replay(data["noise"]), level_at=between
+        Heun(limit=math.inf),
+        start * levels[0].alpha,
+        levels,
+        predict,
+        replay(data["noise"]),
+        level_at=between,
     )  # type: ignore[arg-type]
-    assert float((x - data["exact"]).abs().max()) == pytest.approx(meta["values"]["ode_error"]["heun"], rel=1e-6)
+    assert float((x - data["exact"]).abs().max()) == pytest.approx(
+        meta["values"]["ode_error"]["heun"], rel=1e-6
+    )

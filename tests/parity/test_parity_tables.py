@@ -1,7 +1,8 @@
-"""Every table that published implementations derive from their schedules, their grids of noise and their timesteps.
+"""Every table that published implementations derive from their schedules, their grids of noise and
+their timesteps.
 
-Their t counts from 0 where ours counts from 1. All their tables follow from our (α, σ); where a peer puts another number at
-its first step, the test says which.
+Their t counts from 0 where ours counts from 1. All their tables follow from our (α, σ); where a
+peer puts another number at its first step, the test says which.
 """
 
 import json
@@ -20,10 +21,20 @@ from process_tools import load
 
 FIXED = {"rescale": False}
 NAMES = {
-    "ho_tf": {n: (n, {}) for n in ("quad", "const", "warmup10", "warmup50", "jsd")} | {"linear": ("linear", FIXED)},
-    "tqch": {n: (n, {}) for n in ("quad", "const", "warmup10", "warmup50", "jsd")} | {"linear": ("linear", FIXED)},
+    "ho_tf": (
+        {n: (n, {}) for n in ("quad", "const", "warmup10", "warmup50", "jsd")}
+        | {"linear": ("linear", FIXED)}
+    ),
+    "tqch": (
+        {n: (n, {}) for n in ("quad", "const", "warmup10", "warmup50", "jsd")}
+        | {"linear": ("linear", FIXED)}
+    ),
     "improved_diffusion": {"linear": ("linear", {}), "cosine": ("cosine", {})},
-    "lucidrains": {"linear": ("linear", {}), "cosine_s0.008": ("cosine", {}), "sigmoid_-3_3_1": ("sigmoid", {})},
+    "lucidrains": {
+        "linear": ("linear", {}),
+        "cosine_s0.008": ("cosine", {}),
+        "sigmoid_-3_3_1": ("sigmoid", {}),
+    },
 }
 
 
@@ -36,14 +47,17 @@ def tables(schedule: Schedule, first_log_variance: float | None = None) -> dict[
 
     Args:
         schedule: The schedule.
-        first_log_variance: The posterior's log-variance at their t = 0, where it is log 0; default: that of their t = 1.
+        first_log_variance: The posterior's log-variance at their t = 0, where it is log 0; default:
+            that of their t = 1.
     """
     alpha, sigma = schedule.alpha[1:], schedule.sigma[1:]
     before = schedule.alpha[:-1]
     levels = [schedule.level(t) for t in range(schedule.timesteps + 1)]
     pairs = list(zip(levels[1:], levels[:-1], strict=True))
     zero, one = f64(0.0), f64(1.0)
-    small, large = (f64([k.sigma**2 * tau(t, s) for t, s in pairs for k in [(s, t)[i]]]) for i in (0, 1))
+    small, large = (
+        f64([k.sigma**2 * tau(t, s) for t, s in pairs for k in [(s, t)[i]]]) for i in (0, 1)
+    )
     first = float(small[1]) if first_log_variance is None else math.exp(first_log_variance)
     clipped, used = torch.cat([f64([first]), small[1:]]).log(), torch.cat([small[1:2], large[1:]])
     return {
@@ -59,8 +73,12 @@ def tables(schedule: Schedule, first_log_variance: float | None = None) -> dict[
         "posterior_variance": small,
         "posterior_log_variance_clipped": clipped,
         # The mean is linear in (x_0, x_t): x_0 = 1 with x_t = 0, and the other way round.
-        "posterior_mean_coef1": f64([float(posterior_mean(one, -t.alpha * one / t.sigma, t, s)) for t, s in pairs]),
-        "posterior_mean_coef2": f64([float(posterior_mean(zero, one / t.sigma, t, s)) for t, s in pairs]),
+        "posterior_mean_coef1": f64(
+            [float(posterior_mean(one, -t.alpha * one / t.sigma, t, s)) for t, s in pairs]
+        ),
+        "posterior_mean_coef2": f64(
+            [float(posterior_mean(zero, one / t.sigma, t, s)) for t, s in pairs]
+        ),
         # "Large" is β_t, and at their t = 0 the small one of t = 1.
         "fixed_large_variance": used,
         "fixed_large_log_variance": used.log(),
@@ -68,7 +86,9 @@ def tables(schedule: Schedule, first_log_variance: float | None = None) -> dict[
 
 
 def compare(ours: Tensor, theirs: Tensor, key: str, rtol: float, atol: float) -> None:
-    torch.testing.assert_close(ours, theirs.double(), rtol=rtol, atol=atol, msg=lambda m: f"{key}: {m}")
+    torch.testing.assert_close(
+        ours, theirs.double(), rtol=rtol, atol=atol, msg=lambda m: f"{key}: {m}"
+    )
 
 
 @pytest.mark.parametrize("timesteps", [10, 50, 100, 1000, 4000])
@@ -77,7 +97,9 @@ def test_derived_tables(shared: Path, peer: str, timesteps: int) -> None:
     data, _ = load(shared, f"A_schedules/{peer}")
     seen = 0
     for name, (ours, options) in NAMES[peer].items():
-        there = {k.rsplit("/", 1)[1]: v for k, v in data.items() if k.startswith(f"{name}/T{timesteps}/")}
+        there = {
+            k.rsplit("/", 1)[1]: v for k, v in data.items() if k.startswith(f"{name}/T{timesteps}/")
+        }
         if not there or (ours == "linear" and options != FIXED and timesteps < 20):
             continue  # β > 1 at the peers.
         mine = tables(Schedule.make(ours, timesteps, options))
@@ -97,7 +119,11 @@ def test_derived_tables(shared: Path, peer: str, timesteps: int) -> None:
 def test_lucidrains_buffers(shared: Path, name: str, timesteps: int) -> None:
     """float32 buffers; its log-variance at t = 0 is log 1e-20."""
     data, _ = load(shared, "A_schedules/lucidrains")
-    there = {k.split("/buffer_")[1]: v for k, v in data.items() if k.startswith(f"{name}/T{timesteps}/buffer_")}
+    there = {
+        k.split("/buffer_")[1]: v
+        for k, v in data.items()
+        if k.startswith(f"{name}/T{timesteps}/buffer_")
+    }
     if not there:
         assert (name, timesteps) == ("linear", 10)  # NaN at the peer.
         return
@@ -124,7 +150,11 @@ def test_pytorch_ddpm_buffers(shared: Path, timesteps: int) -> None:
         "posterior_mean_coef2": "posterior_mean_coef2",
     }
     for peer, rtol, atol in (("w86763777", 2e-9, 1e-12), ("deepspark", 2e-3, 1e-6)):
-        there = {k.rsplit("/", 1)[1]: v for k, v in data.items() if k.startswith(f"{peer}/b0.0001-0.02/T{timesteps}/")}
+        there = {
+            k.rsplit("/", 1)[1]: v
+            for k, v in data.items()
+            if k.startswith(f"{peer}/b0.0001-0.02/T{timesteps}/")
+        }
         mine = tables(Schedule.from_betas(there["betas"]))
         assert set(there) == set(renamed)
         for what, theirs in there.items():
@@ -160,9 +190,15 @@ def test_simple_ddpm_buffers(shared: Path) -> None:
 
 @pytest.mark.parametrize("timesteps", [10, 50, 100, 1000, 4000])
 def test_diffusers_tables(shared: Path, timesteps: int) -> None:
-    """Its "sigmoid" is another schedule than that of Jabri et al., so it is given by its betas; so is its laplace."""
+    """Its "sigmoid" is another schedule than that of Jabri et al., so it is given by its betas; so
+    is its laplace.
+    """
     data, _ = load(shared, "A_schedules/diffusers")
-    names = {"linear": ("linear", FIXED), "scaled_linear": ("quad", {}), "squaredcos_cap_v2": ("cosine", {})}
+    names = {
+        "linear": ("linear", FIXED),
+        "scaled_linear": ("quad", {}),
+        "squaredcos_cap_v2": ("cosine", {}),
+    }
     seen = 0
     for name in (*names, "sigmoid", "laplace"):
         for kind in ("plain", "zsnr"):
@@ -171,7 +207,9 @@ def test_diffusers_tables(shared: Path, timesteps: int) -> None:
                 continue
             plain = data[f"{name}/T{timesteps}/plain/f64/betas"]
             ours, options = names.get(name, ("betas", {"betas": plain.tolist()}))
-            schedule = Schedule.make(ours, timesteps, {**options, "zero_terminal_snr": kind == "zsnr"})
+            schedule = Schedule.make(
+                ours, timesteps, {**options, "zero_terminal_snr": kind == "zsnr"}
+            )
             compare(schedule.alpha[1:] ** 2, data[f"{prefix}/alphas_cumprod"], prefix, 1e-9, 1e-13)
             compare(schedule.betas, data[f"{prefix}/betas"], prefix, 1e-8, 1e-12)
             seen += 1
@@ -181,25 +219,35 @@ def test_diffusers_tables(shared: Path, timesteps: int) -> None:
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_diffusers_rescaling_of_other_betas(shared: Path, name: str) -> None:
     data, _ = load(shared, "A_schedules/diffusers")
-    found = [k.rsplit("/", 1)[0] for k in data if k.startswith(f"rescale/{name}/") and k.endswith("betas_in")]
+    found = [
+        k.rsplit("/", 1)[0]
+        for k in data
+        if k.startswith(f"rescale/{name}/") and k.endswith("betas_in")
+    ]
     assert found
     for prefix in found:
         given = data[f"{prefix}/betas_in"].double()
         if float(given.max()) >= 1:
             continue  # improved-diffusion's linear schedule below T = 20
-        schedule = Schedule.make("betas", len(given), {"betas": given.tolist(), "zero_terminal_snr": True})
+        schedule = Schedule.make(
+            "betas", len(given), {"betas": given.tolist(), "zero_terminal_snr": True}
+        )
         compare(schedule.betas, data[f"{prefix}/betas_out"], prefix, 1e-8, 1e-10)
 
 
 def test_edms_table_for_discrete_models_is_the_cosine_schedule(shared: Path) -> None:
-    """Its u_j (Karras et al. 2022, table 1, iDDPM) count down from the noisiest level; C_1 = 0.001 is the cap of β at 0.999."""
+    """Its u_j (Karras et al. 2022, table 1, iDDPM) count down from the noisiest level; C_1 = 0.001
+    is the cap of β at 0.999.
+    """
     data, _ = load(shared, "A_schedules/sigmas")
     schedule = Schedule.make("cosine", 1000)
     noise = (schedule.sigma / schedule.alpha).flip(0)
     compare(
         noise, data["edm/iddpm_u"], "iddpm_u", 1e-3, 1e-7
     )  # Its table is float32 and cancels where there is little noise.
-    nearest = (data["edm/query_sigma"].double()[:, None] - data["edm/iddpm_u"].double()).abs().argmin(1)
+    nearest = (
+        (data["edm/query_sigma"].double()[:, None] - data["edm/iddpm_u"].double()).abs().argmin(1)
+    )
     assert torch.equal(nearest, data["edm/iddpm_index"].long().flatten())
     compare(noise[nearest], data["edm/iddpm_round_sigma"].flatten(), "round_sigma", 1e-3, 1e-7)
     # What its network is told is the level counted from 0, ours as well: M − 1 − j.
@@ -208,10 +256,15 @@ def test_edms_table_for_discrete_models_is_the_cosine_schedule(shared: Path) -> 
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_edms_time_of_the_variance_preserving_process(shared: Path, case: int) -> None:
-    """Its VP is σ̃² = exp(½β_d·t² + β_min·t) − 1: the continuous limit of the linear schedule with betas 1e-4 … 0.02."""
+    """Its VP is σ̃² = exp(½β_d·t² + β_min·t) − 1: the continuous limit of the linear schedule with
+    betas 1e-4 … 0.02.
+    """
     data, _ = load(shared, "A_schedules/sigmas")
     beta_d, beta_min = 19.9, 0.1
-    t, sigma = data["edm/vp_t_of_sigma"].double().flatten(), data["edm/query_sigma"].double().flatten()
+    t, sigma = (
+        data["edm/vp_t_of_sigma"].double().flatten(),
+        data["edm/query_sigma"].double().flatten(),
+    )
     compare((torch.exp(0.5 * beta_d * t**2 + beta_min * t) - 1).sqrt(), sigma, "vp", 1e-4, 1e-6)
     compare(999 * t, data["edm/vp_c_noise"].flatten(), "c_noise", 1e-5, 1e-5)
     discrete = Schedule.make("linear", 1000)
@@ -239,7 +292,9 @@ def test_sections_of_improved_diffusion(shared: Path) -> None:
 
 
 def test_subsequences_of_tqch(shared: Path) -> None:
-    """Its linear one holds more steps than asked for where T does not divide; its quadratic one ends at 0.8·T, with repeats."""
+    """Its linear one holds more steps than asked for where T does not divide; its quadratic one
+    ends at 0.8·T, with repeats.
+    """
     repeated = 0
     for case in timesteps(shared)["tqch"]:
         steps, size, top = case["steps"], case["size"], case["T"]
@@ -248,7 +303,8 @@ def test_subsequences_of_tqch(shared: Path) -> None:
             assert (len(steps) == size) == (top % size == 0)
             continue
         assert steps == [
-            round((0.8 * top) ** 0.5 * k / (size - 1) * (0.8 * top) ** 0.5 * k / (size - 1)) for k in range(size)
+            round((0.8 * top) ** 0.5 * k / (size - 1) * (0.8 * top) ** 0.5 * k / (size - 1))
+            for k in range(size)
         ]
         repeated += len(set(steps)) < len(steps)
         ours = sampling_levels(top, size, "quadratic")
@@ -259,7 +315,9 @@ def test_subsequences_of_tqch(shared: Path) -> None:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_timesteps_of_all_diffusers_schedulers(shared: Path, spacing: str) -> None:
-    """DDIM and DDPM take ours. The multistep ones spread S + 1 points and drop the last; Euler and Heun keep fractions."""
+    """DDIM and DDPM take ours. The multistep ones spread S + 1 points and drop the last; Euler and
+    Heun keep fractions.
+    """
     seen = 0
     for case in timesteps(shared)["diffusers"]:
         if case["spacing"] != spacing:
@@ -270,7 +328,9 @@ def test_timesteps_of_all_diffusers_schedulers(shared: Path, spacing: str) -> No
             ours, theirs = ours[:5] + ours[-5:], theirs["first5"] + theirs["last5"]
         if case["cls"] in ("DDIMScheduler", "DDPMScheduler"):
             moved = [t + offset for t in ours]
-            assert max(abs(a - b) for a, b in zip(moved, theirs, strict=True)) <= (spacing == "trailing"), case
+            assert max(abs(a - b) for a, b in zip(moved, theirs, strict=True)) <= (
+                spacing == "trailing"
+            ), case
             seen += 1
     assert seen >= 8
 

@@ -27,33 +27,87 @@ OPENAI = {"dim": 32, "groups": 32, "blocks_per_level": 1}
 DIFFUSERS = {"dim": 8, "groups": 4, "blocks_per_level": 1}
 CASES = {
     "improved_diffusion_additive": OPENAI | HO | {"dim_mults": (1, 2), "attention_levels": (1,)},
-    "improved_diffusion_fractional_t_heads": OPENAI
-    | {"channels": 1, "out_channels": 2, "dim_mults": (1,), "attention_levels": (0,), "heads": 2}
-    | {"gradient_checkpointing": True},
-    "improved_diffusion_scale_shift_class_sigma": OPENAI
-    | {"out_channels": 6, "dim_mults": (1, 1), "attention_levels": (0, 1), "num_classes": 5}
-    | {"heads": 4, "heads_up": 2},
-    "improved_diffusion_superres": OPENAI
-    | {"dim_mults": (1, 1), "attention_levels": (1,), "heads": 2, "low_res_factor": 2, "low_res_max_noise": 0.0},
-    "guided_diffusion_pool_legacyattn": OPENAI
-    | {"dim_mults": (1, 1), "attention_levels": (0,), "heads": 4, "resample": "pool"},
-    "guided_diffusion_updown_newattn": OPENAI
-    | {"out_channels": 6, "dim_mults": (1, 1), "attention_levels": (1,), "head_dim": 16, "num_classes": 3}
-    | {"resample": "resblock"},
+    "improved_diffusion_fractional_t_heads": (
+        OPENAI
+        | {
+            "channels": 1,
+            "out_channels": 2,
+            "dim_mults": (1,),
+            "attention_levels": (0,),
+            "heads": 2,
+        }
+        | {"gradient_checkpointing": True}
+    ),
+    "improved_diffusion_scale_shift_class_sigma": (
+        OPENAI
+        | {"out_channels": 6, "dim_mults": (1, 1), "attention_levels": (0, 1), "num_classes": 5}
+        | {"heads": 4, "heads_up": 2}
+    ),
+    "improved_diffusion_superres": (
+        OPENAI
+        | {
+            "dim_mults": (1, 1),
+            "attention_levels": (1,),
+            "heads": 2,
+            "low_res_factor": 2,
+            "low_res_max_noise": 0.0,
+        }
+    ),
+    "guided_diffusion_pool_legacyattn": (
+        OPENAI | {"dim_mults": (1, 1), "attention_levels": (0,), "heads": 4, "resample": "pool"}
+    ),
+    "guided_diffusion_updown_newattn": (
+        OPENAI
+        | {
+            "out_channels": 6,
+            "dim_mults": (1, 1),
+            "attention_levels": (1,),
+            "head_dim": 16,
+            "num_classes": 3,
+        }
+        | {"resample": "resblock"}
+    ),
     "tqch_conv_resample": TQCH | {"attention_levels": (1,), "dropout": 0.1},
-    "tqch_no_conv_resample": TQCH | {"attention_levels": (0,), "out_channels": 6, "time_dim": 48, "resample": "pool"},
-    "pytorch_ddpm": HO
-    | {"dim": 32, "dim_mults": (2, 1), "attention_levels": (1,), "groups": 32, "dropout": 0.1}
-    | {"time_order": "interleaved"},
-    "diffusers_ddpm_hub_style": DIFFUSERS
-    | HO
-    | {"dim_mults": (1, 2, 2), "attention_levels": (1,), "norm_eps": 1e-6, "time_order": "sin_cos", "freq_shift": 1}
-    | {"down_padding": "asymmetric"},
-    "diffusers_default_style": DIFFUSERS
-    | {"dim_mults": (1, 2), "attention_levels": (1,), "head_dim": 4, "time_conditioning": "add"},
-    "diffusers_scale_shift_class_resnet": DIFFUSERS
-    | {"out_channels": 6, "dim_mults": (1, 2), "attention_levels": (1,), "head_dim": 8, "num_classes": 4}
-    | {"resample": "resblock", "mid_attention": "no_norm"},
+    "tqch_no_conv_resample": (
+        TQCH | {"attention_levels": (0,), "out_channels": 6, "time_dim": 48, "resample": "pool"}
+    ),
+    "pytorch_ddpm": (
+        HO
+        | {"dim": 32, "dim_mults": (2, 1), "attention_levels": (1,), "groups": 32, "dropout": 0.1}
+        | {"time_order": "interleaved"}
+    ),
+    "diffusers_ddpm_hub_style": (
+        DIFFUSERS
+        | HO
+        | {
+            "dim_mults": (1, 2, 2),
+            "attention_levels": (1,),
+            "norm_eps": 1e-6,
+            "time_order": "sin_cos",
+            "freq_shift": 1,
+        }
+        | {"down_padding": "asymmetric"}
+    ),
+    "diffusers_default_style": (
+        DIFFUSERS
+        | {
+            "dim_mults": (1, 2),
+            "attention_levels": (1,),
+            "head_dim": 4,
+            "time_conditioning": "add",
+        }
+    ),
+    "diffusers_scale_shift_class_resnet": (
+        DIFFUSERS
+        | {
+            "out_channels": 6,
+            "dim_mults": (1, 2),
+            "attention_levels": (1,),
+            "head_dim": 8,
+            "num_classes": 4,
+        }
+        | {"resample": "resblock", "mid_attention": "no_norm"}
+    ),
 }
 # Legacy guided-diffusion orders the channels of attention as improved-diffusion does.
 PEER = {"guided_diffusion_pool_legacyattn": "improved_diffusion"}
@@ -69,7 +123,11 @@ class Fixture:
             k.removeprefix("weights_q/"): v.double() * scale[k.removeprefix("weights_q/")]
             for k, v in tensors.items()
             if k.startswith("weights_q/")
-        } | {k.removeprefix("weights/"): v.double() for k, v in tensors.items() if k.startswith("weights/")}
+        } | {
+            k.removeprefix("weights/"): v.double()
+            for k, v in tensors.items()
+            if k.startswith("weights/")
+        }
 
 
 class Table(torch.nn.Module):
@@ -87,7 +145,9 @@ class Table(torch.nn.Module):
 def restore(shared, name: str):
     fixture = Fixture(shared / "fixtures" / "D_unets", name)
     peer = PEER.get(name) or next(
-        p for p in ("improved_diffusion", "guided_diffusion", "tqch", "pytorch_ddpm", "diffusers") if name.startswith(p)
+        p
+        for p in ("improved_diffusion", "guided_diffusion", "tqch", "pytorch_ddpm", "diffusers")
+        if name.startswith(p)
     )
     model = Unet(**CASES[name]).eval()
     table = fixture.state.pop("time_embedding.timembedding.0.weight", None)
@@ -120,12 +180,19 @@ def test_outputs_and_gradients_equal_the_published_network(shared, name):
     (out * inputs["probe"]).sum().backward()
     torch.testing.assert_close(x.grad, inputs["grad_x_f64"], rtol=1e-8, atol=1e-10)
 
-    norms = dict(zip(fixture.values["param_names"], inputs["param_grad_norm_f64"].tolist(), strict=True))
-    parameters = {k.replace("time_embedding.embedding.", "time_embedding."): p for k, p in model.named_parameters()}
+    norms = dict(
+        zip(fixture.values["param_names"], inputs["param_grad_norm_f64"].tolist(), strict=True)
+    )
+    parameters = {
+        k.replace("time_embedding.embedding.", "time_embedding."): p
+        for k, p in model.named_parameters()
+    }
     assert len(same) > 40
     for theirs, ours in same.items():
         # Insensitive parameters have gradients of rounding size only.
-        assert parameters[ours].grad.norm().item() == pytest.approx(norms[theirs], rel=1e-7, abs=1e-9), theirs
+        assert parameters[ours].grad.norm().item() == pytest.approx(
+            norms[theirs], rel=1e-7, abs=1e-9
+        ), theirs
 
     model.float()
     out = model(inputs["in/x"], inputs["in/t"], cond)

@@ -32,7 +32,9 @@ class Selfish(nn.Module):
         return self.net(x, t) + (0.0 if shown is None else self.d * shown)
 
 
-@pytest.mark.parametrize("case", ["cosine_T10", "linear_T50", "linear_T1000_ddim50", "sigmoid_T1000_ddim10"])
+@pytest.mark.parametrize(
+    "case", ["cosine_T10", "linear_T50", "linear_T1000_ddim50", "sigmoid_T1000_ddim10"]
+)
 def test_self_conditioned_sampling(shared: Path, case: str) -> None:
     """The first step sees nothing, each later one the clipped x̂_0 of the step before."""
     data, meta = load(shared, f"C_samplers/lucidrains_{case}")
@@ -40,7 +42,13 @@ def test_self_conditioned_sampling(shared: Path, case: str) -> None:
     times = meta["values"].get("times", list(range(schedule.timesteps - 1, -2, -1)))[:-1]
     net = Selfish(GaussianNet(data["mu"], data["s"], schedule, "eps"), data["self_cond_D"])
     shape = data["x_T"].shape
-    d = GaussianDiffusion(net, image_size=tuple(shape[2:]), channels=shape[1], schedule=schedule, parametrization="eps")
+    d = GaussianDiffusion(
+        net,
+        image_size=tuple(shape[2:]),
+        channels=shape[1],
+        schedule=schedule,
+        parametrization="eps",
+    )
     levels, states = [schedule.level(t) for t in [*(t + 1 for t in times), 0]], []
     predict = SelfConditioned(d.denoise, None)
     sampler = DDIM() if "ddim" in case else DDPM()

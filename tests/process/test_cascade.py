@@ -34,11 +34,19 @@ def stages() -> list[Stage]:
 def test_a_cascade_is_its_stages_one_after_the_other(stages: list[Stage]) -> None:
     labels = torch.tensor([0, 1, 2, 1])
     small, medium, large = Cascade(stages).sample_stages(cond={"class_label": labels}, seed=5)
-    assert [tuple(x.shape) for x in (small, medium, large)] == [(4, 3, 4, 4), (4, 3, 8, 8), (4, 3, 16, 16)]
+    assert [tuple(x.shape) for x in (small, medium, large)] == [
+        (4, 3, 4, 4),
+        (4, 3, 8, 8),
+        (4, 3, 16, 16),
+    ]
     options = {"sampler": "ddim", "num_steps": 3, "guidance_scale": 2.0}
-    assert torch.equal(small, stages[0].diffusion.sample(cond={"class_label": labels}, seed=5, **options))
+    assert torch.equal(
+        small, stages[0].diffusion.sample(cond={"class_label": labels}, seed=5, **options)
+    )
     cond = {"class_label": labels, "low_res": small, "low_res_noise": 0.3}
-    assert torch.equal(medium, stages[1].diffusion.sample(cond=cond, num_steps=2, seed=stage_seed(5, 1)))
+    assert torch.equal(
+        medium, stages[1].diffusion.sample(cond=cond, num_steps=2, seed=stage_seed(5, 1))
+    )
     cond = {"low_res": medium, "low_res_noise": 0.1}
     options = {"sampler": "dpmpp_2m", "num_steps": 2, "seed": stage_seed(5, 2)}
     assert torch.equal(large, stages[2].diffusion.sample(cond=cond, **options))
@@ -50,7 +58,8 @@ def test_an_image_is_a_function_of_seed_and_index(stages: list[Stage]) -> None:
     whole = cascade.sample(5, cond=cond, seed=3)
     torch.testing.assert_close(cascade.sample(5, cond=cond, seed=3, batch_size=2), whole)
     torch.testing.assert_close(
-        cascade.sample(2, cond={"class_label": cond["class_label"][3:]}, seed=3, first_index=3), whole[3:]
+        cascade.sample(2, cond={"class_label": cond["class_label"][3:]}, seed=3, first_index=3),
+        whole[3:],
     )
     assert not torch.equal(cascade.sample(5, cond=cond, seed=4), whole)
 
@@ -69,14 +78,23 @@ def test_the_stages_do_not_share_their_noise() -> None:
     ("make", "words"),
     [
         (lambda: [], "at least one process"),
-        (lambda: [process(4), process(8)], "Stage 2 of the cascade does not enlarge images.*3 channels of 4×4"),
-        (lambda: [process(4), process(16, low_res_factor=2)], "8×8 to .* stage 1 makes images of 3 channels of 4×4"),
+        (
+            lambda: [process(4), process(8)],
+            "Stage 2 of the cascade does not enlarge images.*3 channels of 4×4",
+        ),
+        (
+            lambda: [process(4), process(16, low_res_factor=2)],
+            "8×8 to .* stage 1 makes images of 3 channels of 4×4",
+        ),
         (lambda: [process(4, channels=1), process(8, low_res_factor=2)], "1 channel of 4×4"),
         (lambda: [Stage(process(4), low_res_noise=0.1)], r"must lie in \[0, 0\]"),
-        (lambda: [process(4), Stage(process(8, low_res_factor=2), low_res_noise=0.6)], r"\[0, 0.5\].*got 0.6"),
+        (
+            lambda: [process(4), Stage(process(8, low_res_factor=2), low_res_noise=0.6)],
+            r"\[0, 0.5\].*got 0.6",
+        ),
         (lambda: [Stage(process(4), "dim")], "Did you mean 'ddim'"),
     ],
-)  # fmt: skip
+)
 def test_stages_that_do_not_fit_are_refused(make, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Cascade(make())
@@ -93,4 +111,6 @@ def test_a_cascade_may_begin_with_given_images(stages: list[Stage]) -> None:
     given = torch.rand(2, 3, 4, 4)
     drawn = sample_cascade(stages[1:], cond={"low_res": given, "class_label": 0})
     assert drawn.shape == (2, 3, 16, 16)
-    assert not torch.equal(drawn, sample_cascade(stages[1:], cond={"low_res": 1 - given, "class_label": 0}))
+    assert not torch.equal(
+        drawn, sample_cascade(stages[1:], cond={"low_res": 1 - given, "class_label": 0})
+    )

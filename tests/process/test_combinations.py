@@ -1,7 +1,10 @@
-"""Every combination of parts trains and samples, or is refused for a reason; published libraries ship options that crash.
+"""Every combination of parts trains and samples, or is refused for a reason; published libraries
+ship options that crash.
 
-Training does not look at samplers and spacings, sampling does not look at weights, losses and time samplers: the two products
-together are every combination. They take minutes (`pytest -m slow`); what runs by default meets every pair of parts.
+Training does not look at samplers and spacings, sampling does not look at weights, losses and time
+    samplers: the two products
+together are every combination. They take minutes (`pytest -m slow`); what runs by default meets
+every pair of parts.
 """
 
 import warnings
@@ -30,7 +33,9 @@ WAYS = list(product(VARIANCES, LOSSES, TIME_SAMPLERS))
 LEVELS = [*SPACINGS, [7, 3, 1], "1,2", "ddim4"]
 
 
-def refusal(schedule: Schedule, parametrization: str, variance: str, loss: str, time_sampler: str) -> str | None:
+def refusal(
+    schedule: Schedule, parametrization: str, variance: str, loss: str, time_sampler: str
+) -> str | None:
     """Why this combination makes no sense, None if it does."""
     if PARAMETRIZATIONS[parametrization].needs_signal and float(schedule.alpha[-1]) == 0:
         return "zero terminal SNR"
@@ -49,7 +54,9 @@ FITTING = [way for way in WAYS if refusal(Schedule.make("cosine", T), "v", *way)
 
 @cache
 def schedule_of(name: str, zero_terminal_snr: bool) -> Schedule:
-    return Schedule.make(name, T, {**REQUIRED.get(name, {}), "zero_terminal_snr": zero_terminal_snr})
+    return Schedule.make(
+        name, T, {**REQUIRED.get(name, {}), "zero_terminal_snr": zero_terminal_snr}
+    )
 
 
 def build(
@@ -63,7 +70,8 @@ def build(
 ) -> GaussianDiffusion:
     variance, loss, time_sampler = way
     with warnings.catch_warnings():
-        # A weighting may give level T no weight on a schedule of zero terminal SNR; that it is said is tested elsewhere.
+        # A weighting may give level T no weight on a schedule of zero terminal SNR; that it is said
+        # is tested elsewhere.
         warnings.simplefilter("ignore", UserWarning)
         return GaussianDiffusion(
             model or TinyNet(outputs=VARIANCES[variance].outputs),
@@ -111,10 +119,17 @@ def test_every_pair_of_parts(schedule: str, parametrization: str, zero_terminal_
     torch.manual_seed(0)
     images = torch.rand(2, 3, 3, 3)
     ways = list(product(SAMPLERS, SPACINGS))
-    # Where the walk through clips, time samplers and ways to sample begins; `test_every_way_to_sample` sees all of those.
+    # Where the walk through clips, time samplers and ways to sample begins;
+    # `test_every_way_to_sample` sees all of those.
     start = 5 * list(SCHEDULES).index(schedule) + 7 * list(PARAMETRIZATIONS).index(parametrization)
     for i, weighting in enumerate(WEIGHTINGS, start):
-        diffusion = build(table, parametrization, weighting, FITTING[i % len(FITTING)], list(CLIPS)[i % len(CLIPS)])
+        diffusion = build(
+            table,
+            parametrization,
+            weighting,
+            FITTING[i % len(FITTING)],
+            list(CLIPS)[i % len(CLIPS)],
+        )
         train(diffusion, images)
         draw(diffusion, *ways[i % len(ways)])
     assert torch.isfinite(diffusion.bits_per_dim(images, num_levels=3).total).all()
@@ -138,8 +153,15 @@ def test_every_way_to_sample(parametrization: str, variance: str, sampler: str) 
     loss = "hybrid" if VARIANCES[variance].outputs > 1 else "simple"
     # Each way of clipping meets each choice of levels with one parametrization at least.
     clips = cycle(CLIPS)
-    for levels, clip in zip(LEVELS, islice(clips, list(PARAMETRIZATIONS).index(parametrization), None)):
-        diffusion = build(schedule_of("cosine", False), parametrization, way=(variance, loss, "uniform"), clip=clip)
+    for levels, clip in zip(
+        LEVELS, islice(clips, list(PARAMETRIZATIONS).index(parametrization), None)
+    ):
+        diffusion = build(
+            schedule_of("cosine", False),
+            parametrization,
+            way=(variance, loss, "uniform"),
+            clip=clip,
+        )
         draw(diffusion, sampler, levels, 2)
 
 
@@ -162,9 +184,13 @@ def test_every_set_of_training_variants(on: tuple[bool, ...]) -> None:
     diffusion = build(schedule_of("cosine", False), model=model, image_size=4, channels=1, **chosen)
     batch = {"image": torch.rand(3, 1, 4, 4), "class_label": torch.tensor([0, 1, 1])}
     train(diffusion, batch)
-    guidance = {"cond": {"class_label": 1}, "guidance_scale": 2.0} if "num_classes" in of_model else {}
+    guidance = (
+        {"cond": {"class_label": 1}, "guidance_scale": 2.0} if "num_classes" in of_model else {}
+    )
     assert torch.isfinite(diffusion.sample(2, sampler="dpmpp_2m", num_steps=3, **guidance)).all()
-    assert torch.isfinite(diffusion.bits_per_dim(batch["image"], num_levels=2, cond=guidance.get("cond")).total).all()
+    assert torch.isfinite(
+        diffusion.bits_per_dim(batch["image"], num_levels=2, cond=guidance.get("cond")).total
+    ).all()
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -176,9 +202,15 @@ def test_every_kind_of_data(channels: int, dims: int) -> None:
     for parametrization, variance in product(PARAMETRIZATIONS, VARIANCES):
         outputs = VARIANCES[variance].outputs
         model = Unet(
-            dim=4, dim_mults=(1,), channels=channels, out_channels=outputs * channels, blocks_per_level=1,
-            attention_levels=(), mid_attention="none", dims=dims,
-        )  # fmt: skip
+            dim=4,
+            dim_mults=(1,),
+            channels=channels,
+            out_channels=outputs * channels,
+            blocks_per_level=1,
+            attention_levels=(),
+            mid_attention="none",
+            dims=dims,
+        )
         way = (variance, "hybrid" if outputs > 1 else "simple", "uniform")
         size = (4,) * dims
         diffusion = build(
@@ -211,14 +243,18 @@ def test_the_whole_product_of_training() -> None:
             train(diffusion, images)
             counts["trained"] += 1
     print("\n", dict(counts))
-    assert sum(counts.values()) == len(SCHEDULES) * 2 * len(PARAMETRIZATIONS) * len(WEIGHTINGS) * len(WAYS)
+    assert sum(counts.values()) == len(SCHEDULES) * 2 * len(PARAMETRIZATIONS) * len(
+        WEIGHTINGS
+    ) * len(WAYS)
 
 
 @pytest.mark.slow
 def test_the_whole_product_of_sampling() -> None:
     torch.manual_seed(0)
     count = 0
-    for name, zero, parametrization, variance in product(SCHEDULES, [False, True], PARAMETRIZATIONS, VARIANCES):
+    for name, zero, parametrization, variance in product(
+        SCHEDULES, [False, True], PARAMETRIZATIONS, VARIANCES
+    ):
         way = (variance, "hybrid" if VARIANCES[variance].outputs > 1 else "simple", "uniform")
         if refusal(schedule_of(name, zero), parametrization, *way):
             continue

@@ -1,4 +1,6 @@
-"""Training between the levels: what t means there, what it weighs, and that it learns what it should."""
+"""Training between the levels: what t means there, what it weighs, and that it learns what it
+should.
+"""
 
 import math
 
@@ -50,11 +52,15 @@ def test_between_levels(name: str, zero: bool) -> None:
     ahead, behind = (log_snr_between(schedule.log_snr, inner + s)[0] for s in (step, -step))
     same = (inner + step).floor() == (inner - step).floor()
     slope = log_snr_between(schedule.log_snr, inner)[1]
-    torch.testing.assert_close(((behind - ahead) / (2 * step))[same], slope[same], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ((behind - ahead) / (2 * step))[same], slope[same], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_continuous_cosine_is_the_cosine() -> None:
-    """Between 1,000 levels the interpolated log-SNR is that of cos² (Nichol & Dhariwal 2021, eq. 17)."""
+    """Between 1,000 levels the interpolated log-SNR is that of cos² (Nichol & Dhariwal 2021, eq.
+    17).
+    """
     t = torch.linspace(10, 900, 891, dtype=torch.float64) + 0.5
     log_snr, _ = log_snr_between(Schedule.make("cosine", 1000).log_snr, t)
     angle = (t / 1000 + 0.008) / 1.008 * (math.pi / 2)
@@ -87,18 +93,31 @@ def test_weights_between_levels_are_those_of_ever_finer_levels(name: str) -> Non
     schedule = Schedule.make("log_linear", 4000)
     table = WEIGHTINGS[name]()(schedule.snr[1:])
     t = torch.arange(2, 4000, dtype=torch.float64)
-    # The table's differences look back from t; halfway there is where the continuous weight belongs.
+    # The table's differences look back from t; halfway there is where the continuous weight
+    # belongs.
     exact = WEIGHTINGS[name]().between(*schedule.snr_between(t - 0.5))
     torch.testing.assert_close(exact, table[1:-1], rtol=4e-3, atol=0)
 
 
 def test_the_continuous_bound_is_the_limit_of_the_bound() -> None:
-    """½∫−SNR′(u)·‖x_0 − x̂_0‖² du of Gaussian data with its exact denoiser, against the sum over 2,000 steps."""
-    mu, s = torch.full((1, 1), 0.2, dtype=torch.float64), torch.full((1, 1), 0.5, dtype=torch.float64)
-    d = gaussian_diffusion(
-        mu, s, Schedule.make("log_linear", 2000), "v", weighting="vlb", time_sampler="continuous", loss="simple"
+    """½∫−SNR′(u)·‖x_0 − x̂_0‖² du of Gaussian data with its exact denoiser, against the sum over
+    2,000 steps.
+    """
+    mu, s = (
+        torch.full((1, 1), 0.2, dtype=torch.float64),
+        torch.full((1, 1), 0.5, dtype=torch.float64),
     )
-    # E‖x_0 − x̂_0‖² = s²/(1 + s²·SNR), so that ½∫ dSNR s²/(1 + s² SNR) = ½ ln((1 + s²·SNR_1)/(1 + s²·SNR_T)).
+    d = gaussian_diffusion(
+        mu,
+        s,
+        Schedule.make("log_linear", 2000),
+        "v",
+        weighting="vlb",
+        time_sampler="continuous",
+        loss="simple",
+    )
+    # E‖x_0 − x̂_0‖² = s²/(1 + s²·SNR), so that ½∫ dSNR s²/(1 + s² SNR) = ½ ln((1 + s²·SNR_1)/(1 +
+    # s²·SNR_T)).
     first, last = float(d.schedule.snr[1]), float(d.schedule.snr[-1])
     closed = 0.5 * math.log((1 + 0.25 * first) / (1 + 0.25 * last)) / math.log(2)
     t = torch.linspace(1, 2000, 40_001, dtype=torch.float64)
@@ -107,7 +126,9 @@ def test_the_continuous_bound_is_the_limit_of_the_bound() -> None:
     integral = torch.trapezoid(weight * 0.25 / (1 + 0.25 * snr), t / 2000)
     assert float(integral) == pytest.approx(closed, rel=1e-6)
     # And the loss is an estimate of it.
-    images = (mu + s * torch.randn(20_000, 1, 1, generator=torch.Generator().manual_seed(0)).double() + 1) / 2
+    images = (
+        mu + s * torch.randn(20_000, 1, 1, generator=torch.Generator().manual_seed(0)).double() + 1
+    ) / 2
     u = torch.full((20_000,), 0.37, dtype=torch.float64)
     noise = torch.randn(20_000, 1, 1, generator=torch.Generator().manual_seed(1)).double()
     d._range_checked, d.check_images = True, lambda images: None  # Gaussian data leaves [0, 1]
@@ -134,7 +155,9 @@ def test_real_times_can_be_given() -> None:
     d = GaussianDiffusion(TinyNet(), image_size=4, timesteps=50)
     images, noise = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     whole = d(images, t=torch.tensor([3, 50]), noise=noise)
-    torch.testing.assert_close(d(images, t=torch.tensor([3.0, 50.0]), noise=noise), whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        d(images, t=torch.tensor([3.0, 50.0]), noise=noise), whole, rtol=1e-5, atol=1e-6
+    )
     assert d(images, t=torch.tensor([3.4, 49.5]), noise=noise) != whole
     with pytest.raises(ValueError, match=r"1 … 50; got .* 0.5 … 3"):
         d(images, t=torch.tensor([0.5, 3.0]), noise=noise)

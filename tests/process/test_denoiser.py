@@ -68,7 +68,9 @@ def test_the_methods_are_the_functions_of_the_room() -> None:
 
 def calls_in(path: Path) -> set[str]:
     """Return the last name of everything that a file calls: f of f(…), of a.f(…)."""
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [
+        node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
     names = {call.id for call in calls if isinstance(call, ast.Name)}
     return names | {call.attr for call in calls if isinstance(call, ast.Attribute)}
 
@@ -105,7 +107,9 @@ METHODS: dict[str, Callable[[GaussianDiffusion], object]] = {
     "forward": lambda d: d(IMAGES),
     "sample": lambda d: d.sample(2, num_steps=2),
     "edit": lambda d: d.edit(IMAGES, num_steps=4),
-    "inpaint": lambda d: d.inpaint(IMAGES, MASK.expand(4, 4), num_steps=4, jump_length=1, num_resamples=2),
+    "inpaint": lambda d: d.inpaint(
+        IMAGES, MASK.expand(4, 4), num_steps=4, jump_length=1, num_resamples=2
+    ),
     "encode": lambda d: d.encode(IMAGES, 2),
     "decode": lambda d: d.decode(IMAGES, 2),
     "interpolate": lambda d: d.interpolate(IMAGES, IMAGES.flip(0), num_steps=4),
@@ -113,7 +117,11 @@ METHODS: dict[str, Callable[[GaussianDiffusion], object]] = {
     "flow_bits_per_dim": lambda d: d.flow_bits_per_dim(IMAGES, tolerance=1e-1),
     "denoise": lambda d: d.denoise(IMAGES, d.schedule.level(3)),
     "estimate": lambda d: d.estimate(
-        IMAGES, torch.full((2, 1, 1, 1), 0.6), torch.full((2, 1, 1, 1), 0.8), torch.tensor([4, 5]), None
+        IMAGES,
+        torch.full((2, 1, 1, 1), 0.6),
+        torch.full((2, 1, 1, 1), 0.8),
+        torch.tensor([4, 5]),
+        None,
     ),
 }
 
@@ -176,7 +184,11 @@ def test_a_wrapped_network_keeps_the_conditions_of_its_process() -> None:
     for p in network.parameters():
         p.data += 0.05 * torch.randn_like(p)
     d = GaussianDiffusion(network, image_size=4, timesteps=T)
-    options: dict[str, Any] = {"num_steps": 2, "cond": {"class_label": [0, 2]}, "guidance_scale": 2.0}
+    options: dict[str, Any] = {
+        "num_steps": 2,
+        "cond": {"class_label": [0, 2]},
+        "guidance_scale": 2.0,
+    }
     assert torch.equal(d.sample(2, model=Wrapper(network), **options), d.sample(2, **options))
 
 
@@ -215,14 +227,21 @@ def test_a_wrong_shape_is_refused() -> None:
         (repaint_steps, "ddpm", 20, 250),
     ],
 )
-def test_the_default_number_of_steps(default: DefaultSteps, sampler: Any, short: int, long: int) -> None:
+def test_the_default_number_of_steps(
+    default: DefaultSteps, sampler: Any, short: int, long: int
+) -> None:
     for schedule, wanted in ((SCHEDULE, short), (LONG, long)):
         plan = SamplingPlan.make(schedule, sampler=sampler, default_steps=default)
         assert plan.num_steps == wanted
         assert plan.levels[0].t == schedule.timesteps
         assert plan.levels[-1].t == 0
         assert resolve_num_steps(sampler, None, schedule.timesteps, "trailing", default) == wanted
-        assert SamplingPlan.make(schedule, sampler=sampler, num_steps=3, default_steps=default).num_steps == 3
+        assert (
+            SamplingPlan.make(
+                schedule, sampler=sampler, num_steps=3, default_steps=default
+            ).num_steps
+            == 3
+        )
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("ddim25", 25), ("10,15", 25), ([300.0, 20.5], 2)])
@@ -235,12 +254,22 @@ def test_a_spacing_that_says_how_many_steps_has_its_word(spacing: Any, steps: in
 
 def test_a_plan_is_made_of_keywords_and_refuses_what_sample_refuses() -> None:
     plan = SamplingPlan.make(
-        SCHEDULE, sampler="ddim", eta=0.5, num_steps=4, guidance_scale=3.0, guidance_interval=(0.1, 0.9)
+        SCHEDULE,
+        sampler="ddim",
+        eta=0.5,
+        num_steps=4,
+        guidance_scale=3.0,
+        guidance_interval=(0.1, 0.9),
     )
     assert plan.sampler == DDIM(eta=0.5)
     assert [level.t for level in plan.levels] == [20, 15, 10, 5, 0]
     assert (plan.guidance.scale, plan.guidance.interval) == (3.0, (0.1, 0.9))
-    for wrong in ({"sampler": "nonsense"}, {"num_steps": 21}, {"guidance_rescale": 2.0}, {"spacing": "nonsense"}):
+    for wrong in (
+        {"sampler": "nonsense"},
+        {"num_steps": 21},
+        {"guidance_rescale": 2.0},
+        {"spacing": "nonsense"},
+    ):
         with pytest.raises(ValueError) as ours:
             SamplingPlan.make(SCHEDULE, **wrong)
         with pytest.raises(ValueError) as theirs:
@@ -290,7 +319,9 @@ def test_losses_say_their_levels_and_weights() -> None:
     assert torch.equal(found.t, t)
     assert torch.equal(found.weight, importance.float())
     assert torch.equal(found.per_image, d(IMAGES, uniform=u, noise=noise, reduction="none"))
-    torch.testing.assert_close(found.per_image, found.weight * d(IMAGES, t=t, noise=noise, reduction="none"))
+    torch.testing.assert_close(
+        found.per_image, found.weight * d(IMAGES, t=t, noise=noise, reduction="none")
+    )
     assert torch.equal(found.per_image.mean(), d(IMAGES, uniform=u, noise=noise))
     again = d(IMAGES, uniform=u, noise=noise, reduction="losses")
     assert isinstance(again, loss.Losses)
@@ -299,7 +330,9 @@ def test_losses_say_their_levels_and_weights() -> None:
         d(IMAGES, reduction="sum")
 
 
-def test_levels_are_drawn_once_per_forward_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_levels_are_drawn_once_per_forward_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     drawn: list[int] = []
     real = TimeSampler.__call__
 
@@ -318,7 +351,9 @@ def test_levels_are_drawn_once_per_forward_pass(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_conditioners_are_found_by_kind() -> None:
-    enlarging = Unet(8, (1,), blocks_per_level=1, num_classes=3, class_drop_prob=0.5, low_res_factor=2)
+    enlarging = Unet(
+        8, (1,), blocks_per_level=1, num_classes=3, class_drop_prob=0.5, low_res_factor=2
+    )
     d = GaussianDiffusion(enlarging, image_size=4, timesteps=T)
     low_res = find_conditioner(d.conditioners, LowRes)
     assert low_res is enlarging.conditioners["low_res"]

@@ -29,7 +29,9 @@ def tiny(**options: object) -> GaussianDiffusion:
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "dpmpp_2s", "unipc", "heun"])
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
 def test_edit_by_the_flow(sampler: str, fraction: float) -> None:
-    """The probability flow shrinks x_t to S/√(α²S² + σ²)·x_t (Song et al. 2021), whatever made x_t."""
+    """The probability flow shrinks x_t to S/√(α²S² + σ²)·x_t (Song et al. 2021), whatever made
+    x_t.
+    """
     d = exact()
     images = torch.rand(3, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     out = d.edit(images, fraction, sampler=sampler, seed=5)
@@ -43,9 +45,13 @@ def test_edit_by_the_flow(sampler: str, fraction: float) -> None:
 
 
 def test_edit_by_ancestral_sampling_draws_from_the_data_again() -> None:
-    """x_0 → x_t → p(x_0|x_t) leaves N(0, S²) as it is; corr(x_0, x_0') = α²S²/(α²S² + σ²) falls with the fraction."""
+    """x_0 → x_t → p(x_0|x_t) leaves N(0, S²) as it is; corr(x_0, x_0') = α²S²/(α²S² + σ²) falls
+    with the fraction.
+    """
     d, n = exact(), 3000
-    images = (0.5 + 0.5 * S * torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    images = (
+        0.5 + 0.5 * S * torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    ).clamp(0, 1)
     x0 = to_model_range(images).flatten().double()
     for fraction in (0.3, 0.6):
         level = d.schedule.level(1000 * fraction)
@@ -80,8 +86,10 @@ def test_an_edited_image_depends_on_its_number_alone() -> None:
 
 def test_edit_never_adds_the_noise_that_an_image_was_sampled_from() -> None:
     """Else the noisy image would be (α·g(z) + σ·z) and not x_0 with fresh noise."""
-    draws = [torch.randn(64, generator=image_generator(torch.device("cpu"), 0, None, 0, 0, word)) for word in
-             ("sample", "edit", "inpaint")]  # fmt: skip
+    draws = [
+        torch.randn(64, generator=image_generator(torch.device("cpu"), 0, None, 0, 0, word))
+        for word in ("sample", "edit", "inpaint")
+    ]
     correlation = torch.corrcoef(torch.stack(draws)) - torch.eye(3)
     assert float(correlation.abs().max()) < 0.4
 
@@ -103,20 +111,28 @@ def test_calls_and_refusals() -> None:
 
 
 def test_interpolation_through_the_flow() -> None:
-    """Encoding divides by S and decoding multiplies: a great circle between the images themselves."""
+    """Encoding divides by S and decoding multiplies: a great circle between the images
+    themselves.
+    """
     d = exact("jsd")
-    a, b = (torch.rand(2, 1, 2, 2, generator=torch.Generator().manual_seed(k)).double() for k in (0, 1))
+    a, b = (
+        torch.rand(2, 1, 2, 2, generator=torch.Generator().manual_seed(k)).double() for k in (0, 1)
+    )
     ours = d.interpolate(a, b, (0.0, 0.3, 1.0), method="ddim")
     for i in range(2):
         x, y = (to_model_range(v[i]).flatten() for v in (a, b))
         angle = torch.arccos((x @ y) / (x.norm() * y.norm()))
         between = (torch.sin(0.7 * angle) * x + torch.sin(0.3 * angle) * y) / torch.sin(angle)
         for k, truth in enumerate((x, between, y)):
-            torch.testing.assert_close(ours[i, k].flatten().double(), (truth + 1) / 2, rtol=0, atol=5e-3)
+            torch.testing.assert_close(
+                ours[i, k].flatten().double(), (truth + 1) / 2, rtol=0, atol=5e-3
+            )
 
 
 def test_interpolation_at_a_noise_level() -> None:
-    """With the flow as sampler and the same noise, everything is linear: the mix of the ends is the middle."""
+    """With the flow as sampler and the same noise, everything is linear: the mix of the ends is the
+    middle.
+    """
     d = exact()
     a, b = torch.rand(2, 1, 2, 2), torch.rand(2, 1, 2, 2)
     ours = d.interpolate(a, b, (0.0, 0.25, 1.0), fraction=0.3, sampler="ddim", num_steps=100)
@@ -127,9 +143,18 @@ def test_interpolation_at_a_noise_level() -> None:
 
 
 def test_noisy_small_images_and_estimates_of_itself_are_named_by_the_image() -> None:
-    """A network with every kind of condition: whatever the batch, and without a draw from the global generator."""
+    """A network with every kind of condition: whatever the batch, and without a draw from the
+    global generator.
+    """
     torch.manual_seed(0)
-    net = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, low_res_factor=2, low_res_max_noise=0.5, self_condition=True)
+    net = Unet(
+        dim=8,
+        dim_mults=(1,),
+        blocks_per_level=1,
+        low_res_factor=2,
+        low_res_max_noise=0.5,
+        self_condition=True,
+    )
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
     d, images = GaussianDiffusion(net, image_size=8, timesteps=20), torch.rand(3, 3, 8, 8)
@@ -137,14 +162,27 @@ def test_noisy_small_images_and_estimates_of_itself_are_named_by_the_image() -> 
     mask = torch.ones(8, 8)
     before = torch.get_rng_state()
     runs = [
-        lambda rows, **more: d.edit(images[rows], cond={k: v[rows] for k, v in cond.items()}, num_steps=4, **more),
+        lambda rows, **more: d.edit(
+            images[rows], cond={k: v[rows] for k, v in cond.items()}, num_steps=4, **more
+        ),
         lambda rows, **more: d.inpaint(
-            images[rows], mask, cond={k: v[rows] for k, v in cond.items()}, num_steps=4, num_resamples=1, **more
+            images[rows],
+            mask,
+            cond={k: v[rows] for k, v in cond.items()},
+            num_steps=4,
+            num_resamples=1,
+            **more,
         ),
     ]
     for run in runs:
         whole = run(slice(0, 3))
         torch.testing.assert_close(whole, run(slice(0, 3), batch_size=1), rtol=0, atol=1e-4)
         torch.testing.assert_close(whole[1:], run(slice(1, 3), first_index=1), rtol=0, atol=1e-4)
-    d.interpolate(images[:1], images[1:2], method="ddim", cond={k: v[:1] for k, v in cond.items()}, num_steps=2)
+    d.interpolate(
+        images[:1],
+        images[1:2],
+        method="ddim",
+        cond={k: v[:1] for k, v in cond.items()},
+        num_steps=2,
+    )
     assert torch.equal(before, torch.get_rng_state())

@@ -1,4 +1,6 @@
-"""Guidance by a classifier: the exact posterior, the shift of the mean, and every sampler, parametrization and batch."""
+"""Guidance by a classifier: the exact posterior, the shift of the mean, and every sampler,
+parametrization and batch.
+"""
 
 import math
 from functools import partial
@@ -40,15 +42,21 @@ class Observation:
         return (-0.5 * (Y - x0) ** 2 / variance).flatten(1).sum(1)
 
 
-def pixel(schedule: Schedule, mu: float, s: float, parametrization: str, **options: object) -> GaussianDiffusion:
+def pixel(
+    schedule: Schedule, mu: float, s: float, parametrization: str, **options: object
+) -> GaussianDiffusion:
     mu_, s_ = (torch.full((1, 1), v, dtype=torch.float64) for v in (mu, s))
     return gaussian_diffusion(mu_, s_, schedule, parametrization, **options)
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
 @pytest.mark.parametrize("t", [1, 2, 50, 99, 100])
-def test_guided_by_the_exact_likelihood_the_prediction_is_that_of_the_posterior(name: str, t: int) -> None:
-    """Bayes' rule for scores, at every level: x̂_0 and ε̂ are those of the denoiser of N(MEAN, STD²)."""
+def test_guided_by_the_exact_likelihood_the_prediction_is_that_of_the_posterior(
+    name: str, t: int
+) -> None:
+    """Bayes' rule for scores, at every level: x̂_0 and ε̂ are those of the denoiser of N(MEAN,
+    STD²).
+    """
     schedule = Schedule.make("cosine", 100)
     prior, posterior = (pixel(schedule, m, s, name) for m, s in ((MU, S), (MEAN, STD)))
     # EDM's network sees a scaled x_t, which the exact one here does not know of.
@@ -68,7 +76,9 @@ def unscaled(d: GaussianDiffusion) -> GaussianDiffusion:
 
     def forward(x: Tensor, t: Tensor, cond: None = None) -> Tensor:
         level = d.schedule.level(float(t[0]) + 1)
-        return real(x / d.parametrization.scale_input(torch.ones_like(x), level.alpha, level.sigma), t)
+        return real(
+            x / d.parametrization.scale_input(torch.ones_like(x), level.alpha, level.sigma), t
+        )
 
     d.model.forward = forward  # type: ignore[method-assign]
     return d
@@ -76,7 +86,10 @@ def unscaled(d: GaussianDiffusion) -> GaussianDiffusion:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_draws_from_the_posterior(name: str) -> None:
-    schedule, steps = Schedule.make("cosine", 1000), 1000 if name in ("ddpm", "ddim", "euler") else 200
+    schedule, steps = (
+        Schedule.make("cosine", 1000),
+        (1000 if name in ("ddpm", "ddim", "euler") else 200),
+    )
     d = pixel(schedule, MU, S, "v")
     levels = [schedule.level(t) for t in sampling_levels(schedule, steps, "log_snr")]
     predict = partial(d.denoise, guidance=Guidance(classifier=Observation(schedule)))
@@ -89,7 +102,9 @@ def test_every_sampler_draws_from_the_posterior(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["v", "x0"])
 def test_zero_terminal_snr(name: str) -> None:
-    """Pure noise tells nothing, so the first step is unguided, and what that leaves behind vanishes with the step."""
+    """Pure noise tells nothing, so the first step is unguided, and what that leaves behind vanishes
+    with the step.
+    """
     schedule = Schedule.make("linear", 1000, ZERO)
     d, fn = pixel(schedule, MU, S, name), Observation(schedule)
     guidance, x = Guidance(classifier=fn), torch.randn(4, 1, 1, dtype=torch.float64)
@@ -109,27 +124,43 @@ def test_zero_terminal_snr(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["eps", "x0", "v", "edm"])
 def test_the_shift_of_the_ancestral_mean(name: str) -> None:
-    """Algorithm 2 moves the mean by (α_s/α_t)·σ_t²·τ·scale·∇log p; algorithm 1, variance·∇log p, is that for short steps."""
+    """Algorithm 2 moves the mean by (α_s/α_t)·σ_t²·τ·scale·∇log p; algorithm 1, variance·∇log p, is
+    that for short steps.
+    """
     schedule = Schedule.make("linear", 1000)
     d = GaussianDiffusion(
-        TinyNet(2), image_size=4, schedule=schedule, parametrization=name, clip="none", weighting="flat"
+        TinyNet(2),
+        image_size=4,
+        schedule=schedule,
+        parametrization=name,
+        clip="none",
+        weighting="flat",
     )
     d = d.double()
-    x, weight = torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.randn(2, 4, 4, dtype=torch.float64)
-    guidance = Guidance(classifier=lambda x, t: torch.sin(weight * x).flatten(1).sum(1), classifier_scale=1.7)
+    x, weight = (
+        torch.randn(3, 2, 4, 4, dtype=torch.float64),
+        torch.randn(2, 4, 4, dtype=torch.float64),
+    )
+    guidance = Guidance(
+        classifier=lambda x, t: torch.sin(weight * x).flatten(1).sum(1), classifier_scale=1.7
+    )
     gradient = 1.7 * weight * torch.cos(weight * x)
     for t, s in ((1000, 999), (600, 500), (2, 1), (1, 0), (900, 100)):
         high, low = schedule.level(t), schedule.level(s)
         with torch.no_grad():
             plain, guided = d.denoise(x, high), d.denoise(x, high, guidance=guidance)
-        moved = posterior_mean(guided.x0, guided.eps, high, low) - posterior_mean(plain.x0, plain.eps, high, low)
+        moved = posterior_mean(guided.x0, guided.eps, high, low) - posterior_mean(
+            plain.x0, plain.eps, high, low
+        )
         exact = low.alpha / high.alpha * high.sigma**2 * tau(high, low) * gradient
         torch.testing.assert_close(moved, exact, rtol=1e-7, atol=1e-9)
         if t - s == 1:
             beta = float(schedule.betas[t - 1])
             # Their factor is the variance β_t, ours β_t/√(1 − β_t).
             torch.testing.assert_close(moved, beta * gradient, rtol=0.6 * beta, atol=1e-9)
-        torch.testing.assert_close(guided.eps, plain.eps - high.sigma * gradient, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            guided.eps, plain.eps - high.sigma * gradient, rtol=1e-6, atol=1e-7
+        )
 
 
 def test_clipping_comes_after_the_classifier() -> None:
@@ -164,8 +195,12 @@ def test_logits_and_labels() -> None:
     log = ClassLogProb(classifier, labels)(x, t)
     expected = -nn.functional.cross_entropy(classifier(x, t), labels, reduction="none")
     torch.testing.assert_close(log, expected)
-    torch.testing.assert_close(ClassLogProb(classifier, 2)(x, t), ClassLogProb(classifier, torch.tensor(2))(x, t))
-    torch.testing.assert_close(ClassLogProb(classifier, labels).rows(1, 3)(x[1:3], t[1:3]), log[1:3])
+    torch.testing.assert_close(
+        ClassLogProb(classifier, 2)(x, t), ClassLogProb(classifier, torch.tensor(2))(x, t)
+    )
+    torch.testing.assert_close(
+        ClassLogProb(classifier, labels).rows(1, 3)(x[1:3], t[1:3]), log[1:3]
+    )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -201,10 +236,18 @@ def test_where_it_is_off() -> None:
     d.sample(2, num_steps=10, classifier=ClassLogProb(fn, 1), guidance_interval=(0.2, 0.5))
     assert [float(t[0]) + 1 for t in fn.times] == [10, 8, 6]
     # Editing and inpainting take it as well.
-    images, options = torch.rand(2, 3, 4, 4), {"num_steps": 4, "classifier": ClassLogProb(fn, torch.tensor([0, 1]))}
+    images, options = (
+        torch.rand(2, 3, 4, 4),
+        {
+            "num_steps": 4,
+            "classifier": ClassLogProb(fn, torch.tensor([0, 1])),
+        },
+    )
     assert not torch.equal(d.edit(images, **options, batch_size=1), d.edit(images, num_steps=4))
     walk = {"mask": torch.ones(4, 4), "num_resamples": 1}
-    assert not torch.equal(d.inpaint(images, **walk, **options), d.inpaint(images, **walk, num_steps=4))
+    assert not torch.equal(
+        d.inpaint(images, **walk, **options), d.inpaint(images, **walk, num_steps=4)
+    )
 
 
 def test_refusals() -> None:
@@ -224,19 +267,29 @@ def test_both_kinds_of_guidance_together() -> None:
     for p in net.parameters():
         nn.init.normal_(p, std=0.1)
     d = GaussianDiffusion(net, image_size=8, timesteps=20, clip="none").eval()
-    x, level, cond = torch.randn(2, 3, 8, 8), d.schedule.level(9), {"class_label": torch.tensor([0, 2])}
+    x, level, cond = (
+        torch.randn(2, 3, 8, 8),
+        d.schedule.level(9),
+        {"class_label": torch.tensor([0, 2])},
+    )
 
     def fn(x: Tensor, t: Tensor) -> Tensor:
         return -x.square().flatten(1).sum(1)
 
     with torch.no_grad():
-        free, both = (d.denoise(x, level, cond, guidance=Guidance(2.0, classifier=c)).x0 for c in (None, fn))
-    torch.testing.assert_close(both, free - 2 * level.sigma**2 / level.alpha * x, rtol=1e-4, atol=1e-5)
+        free, both = (
+            d.denoise(x, level, cond, guidance=Guidance(2.0, classifier=c)).x0 for c in (None, fn)
+        )
+    torch.testing.assert_close(
+        both, free - 2 * level.sigma**2 / level.alpha * x, rtol=1e-4, atol=1e-5
+    )
     assert math.isfinite(float(both.sum()))
 
 
 def test_ancestral_sampling_is_algorithm_1_in_the_limit() -> None:
-    """The mean shifted by variance·∇log p at every step ends at the same posterior as the steps get short."""
+    """The mean shifted by variance·∇log p at every step ends at the same posterior as the steps get
+    short.
+    """
     gaps = []
     for steps in (50, 400):
         schedule = Schedule.make("cosine", 1000)
@@ -247,7 +300,9 @@ def test_ancestral_sampling_is_algorithm_1_in_the_limit() -> None:
             # Their step: shift what makes the mean by variance·∇log p instead.
             below = levels[levels.index(level) + 1]
             p = d.denoise(x, level)
-            shift = Guidance(classifier=fn).shift(x, level, torch.full((len(x),), level.t - 1.0), 1.0)
+            shift = Guidance(classifier=fn).shift(
+                x, level, torch.full((len(x),), level.t - 1.0), 1.0
+            )
             factor = level.alpha / below.alpha if below.sigma else 0.0
             x0 = p.x0 + factor * shift
             return p._replace(x0=x0, eps=(x - level.alpha * x0) / level.sigma)

@@ -1,4 +1,6 @@
-"""RePaint: its walk, its forward kernel, known pixels exact, and what resampling does to the law of the painted ones."""
+"""RePaint: its walk, its forward kernel, known pixels exact, and what resampling does to the law of
+the painted ones.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +13,17 @@ from torch import Tensor
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.images import to_uint8
 from ddpm_lib.process.inpainting import diffuse, jump_schedule, repaint_loop, to_mask
-from ddpm_lib.samplers import DDIM, DDPM, SAMPLERS, DPMSolver2S, Euler, Heun, Prediction, Sampler, make_sampler
+from ddpm_lib.samplers import (
+    DDIM,
+    DDPM,
+    SAMPLERS,
+    DPMSolver2S,
+    Euler,
+    Heun,
+    Prediction,
+    Sampler,
+    make_sampler,
+)
 from ddpm_lib.schedules import SCHEDULES, Schedule
 from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import sampling_levels
@@ -19,12 +31,18 @@ from ddpm_lib.variance import FixedSmall
 from process_tools import TinyNet
 
 
-def tiny(size: int | tuple[int, ...] = 4, channels: int = 3, **options: object) -> GaussianDiffusion:
-    return GaussianDiffusion(TinyNet(channels), image_size=size, timesteps=20, weighting="flat", **options)
+def tiny(
+    size: int | tuple[int, ...] = 4, channels: int = 3, **options: object
+) -> GaussianDiffusion:
+    return GaussianDiffusion(
+        TinyNet(channels), image_size=size, timesteps=20, weighting="flat", **options
+    )
 
 
 def test_the_published_walk() -> None:
-    """T = 250, jumps of 10, 10 resamples; the paper's t is our position − 1, and −1 is clean data."""
+    """T = 250, jumps of 10, 10 resamples; the paper's t is our position − 1, and −1 is clean
+    data.
+    """
     times = [k - 1 for k in jump_schedule(250, 10, 10)]
     assert times[0] == 249
     assert times[-2:] == [0, -1]
@@ -63,7 +81,9 @@ def test_walks_that_make_no_sense() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid", "jsd", "laplace"])
 def test_the_forward_kernel(name: str) -> None:
-    """q(x_t|x_s) between any two levels: it carries the marginal of s to that of t, and between neighbours it is β_t."""
+    """q(x_t|x_s) between any two levels: it carries the marginal of s to that of t, and between
+    neighbours it is β_t.
+    """
     schedule = Schedule.make(name, 100)
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for s, t in [(1, 2), (0, 1), (0, 100), (3, 50), (50, 100), (2.5, 7.25), (99, 100)]:
@@ -89,12 +109,16 @@ def covariance(level: Level) -> Tensor:
 def exact(x: Tensor, level: Level) -> Prediction:
     """The denoiser of two correlated pixels N(MU, C)."""
     away = torch.linalg.solve(covariance(level), (x.flatten(1) - level.alpha * MU).T).T
-    return Prediction((MU + level.alpha * away @ C).view_as(x), (level.sigma * away).view_as(x), FixedSmall())
+    return Prediction(
+        (MU + level.alpha * away @ C).view_as(x), (level.sigma * away).view_as(x), FixedSmall()
+    )
 
 
 @dataclass(frozen=True)
 class Exact(Sampler):
-    """Draws x_s from the true reverse kernel q(x_s | x_t) of N(MU, C), whose noise is correlated."""
+    """Draws x_s from the true reverse kernel q(x_s | x_t) of N(MU, C), whose noise is
+    correlated.
+    """
 
     def step(self, x: Tensor, t: Level, s: Level, predict, noise, history) -> Tensor:
         gain = t.alpha / s.alpha * torch.linalg.solve(covariance(t), covariance(s)).T
@@ -105,8 +129,12 @@ class Exact(Sampler):
         return (mean + noise().flatten(1) @ root.T).view_as(x)
 
 
-def painted_law(sampler: Sampler, steps: int, jump_length: int, num_resamples: int) -> tuple[float, float]:
-    """Return the exact mean and variance of the painted pixel, from the response to each single draw."""
+def painted_law(
+    sampler: Sampler, steps: int, jump_length: int, num_resamples: int
+) -> tuple[float, float]:
+    """Return the exact mean and variance of the painted pixel, from the response to each single
+    draw.
+    """
     schedule = Schedule.make("cosine", 1000)
     ladder = sampling_levels(schedule, steps)[::-1]
     levels = [schedule.level(ladder[k]) for k in jump_schedule(steps, jump_length, num_resamples)]
@@ -130,7 +158,9 @@ def painted_law(sampler: Sampler, steps: int, jump_length: int, num_resamples: i
 
 
 def test_resampling_brings_the_painted_pixel_to_its_conditional_law() -> None:
-    """With the true reverse kernel only RePaint's own error is left: the model sees noisy known pixels, not the pixels."""
+    """With the true reverse kernel only RePaint's own error is left: the model sees noisy known
+    pixels, not the pixels.
+    """
     laws = [painted_law(Exact(), 50, 2, r) for r in (1, 2, 5, 20)]
     bias = [abs(mean - MEAN) for mean, _ in laws]
     excess = [abs(variance / VARIANCE - 1) for _, variance in laws]
@@ -173,7 +203,9 @@ def test_known_pixels_of_bytes_and_halves() -> None:
     assert torch.equal(to_uint8(out)[keep], images[keep])
     assert torch.equal(out[keep], images[keep].float() / 255)
     half = torch.rand(2, 3, 4, 4, generator=g).half()
-    assert torch.equal(d.inpaint(half, mask, num_steps=4, num_resamples=1)[keep], half[keep].float())
+    assert torch.equal(
+        d.inpaint(half, mask, num_steps=4, num_resamples=1)[keep], half[keep].float()
+    )
 
 
 def test_what_is_masked_has_no_influence() -> None:
@@ -203,7 +235,10 @@ def test_shapes_of_masks(shape: tuple[int, ...]) -> None:
     out = d.inpaint(images, mask, num_steps=3, num_resamples=1, batch_size=1)
     keep = ~torch.broadcast_to(mask, images.shape)
     assert torch.equal(out[keep], images[keep])
-    assert torch.equal(to_mask(mask.float(), 2, (3, 4, 4), images.device), to_mask(mask, 2, (3, 4, 4), images.device))
+    assert torch.equal(
+        to_mask(mask.float(), 2, (3, 4, 4), images.device),
+        to_mask(mask, 2, (3, 4, 4), images.device),
+    )
 
 
 @pytest.mark.parametrize("size", [(6,), (4, 6), (2, 3, 4)])
@@ -219,7 +254,9 @@ def test_an_image_depends_on_its_number_alone() -> None:
     options = {"num_steps": 5, "jump_length": 2, "num_resamples": 2}
     whole = d.inpaint(images, mask, seed=3, **options)
     torch.testing.assert_close(whole, d.inpaint(images, mask, seed=3, batch_size=2, **options))
-    torch.testing.assert_close(whole[3:], d.inpaint(images[3:], mask[3:], seed=3, first_index=3, **options))
+    torch.testing.assert_close(
+        whole[3:], d.inpaint(images[3:], mask[3:], seed=3, first_index=3, **options)
+    )
     seeds = d.inpaint(images, mask, seeds=[9, 8, 7, 6, 5], **options)
     torch.testing.assert_close(seeds[2:3], d.inpaint(images[2:3], mask[2:3], seed=7, **options))
     assert not torch.allclose(whole, seeds)
@@ -269,14 +306,21 @@ def remembers(sampler: Sampler) -> bool:
     schedule, history = Schedule.make("cosine", 20), History(steps=20, remaining=9)
     history.level_at = schedule.level_at
     x = torch.zeros(1, 1, 1, 2, dtype=torch.float64)
-    sampler.step(x, schedule.level(10), schedule.level(9), exact, lambda: torch.zeros_like(x), history)
+    sampler.step(
+        x, schedule.level(10), schedule.level(9), exact, lambda: torch.zeros_like(x), history
+    )
     return bool(history.past)
 
 
 def test_every_schedule_has_its_way_back_up() -> None:
     images, mask = torch.rand(1, 3, 4, 4), torch.ones(4, 4)
     for name in SCHEDULES:
-        own = {"betas": {"betas": [0.02 * (t + 1) for t in range(20)]}, "shifted_cosine": {"size": 64}}.get(name, {})
+        own = {
+            "betas": {"betas": [0.02 * (t + 1) for t in range(20)]},
+            "shifted_cosine": {"size": 64},
+        }.get(name, {})
         for zero in (False, True):
             d = tiny(schedule=name, schedule_options={**own, "zero_terminal_snr": zero})
-            assert torch.isfinite(d.inpaint(images, mask, num_steps=6, jump_length=3, num_resamples=2)).all()
+            assert torch.isfinite(
+                d.inpaint(images, mask, num_steps=6, jump_length=3, num_resamples=2)
+            ).all()

@@ -30,17 +30,26 @@ class WithVariance(nn.Module):
         return torch.cat([self.net(x, t), v.to(x.dtype)], 1)
 
 
-def gaussian(s: float, schedule: Schedule, parametrization: str = "v", **options: object) -> GaussianDiffusion:
+def gaussian(
+    s: float, schedule: Schedule, parametrization: str = "v", **options: object
+) -> GaussianDiffusion:
     shape = (1, 4, 4)
-    net = GaussianNet(torch.zeros(shape), torch.full(shape, s, dtype=torch.float64), schedule, parametrization)
+    net = GaussianNet(
+        torch.zeros(shape), torch.full(shape, s, dtype=torch.float64), schedule, parametrization
+    )
     options = {"image_size": 4, "clip": "none", "variance": "learned_range", **options}
     return GaussianDiffusion(
-        WithVariance(net, schedule.timesteps), schedule=schedule, parametrization=parametrization, **options
+        WithVariance(net, schedule.timesteps),
+        schedule=schedule,
+        parametrization=parametrization,
+        **options,
     )
 
 
 def best_v(s: float, schedule: Schedule) -> Tensor:
-    """The v of eq. 15 for which the kernel has the exact variance of x_s given x_t: σ_s²τ + (α_s τ)²·Var(x_0 | x_t)."""
+    """The v of eq. 15 for which the kernel has the exact variance of x_s given x_t: σ_s²τ + (α_s
+    τ)²·Var(x_0 | x_t).
+    """
     chain = Chain.of(schedule)
     alpha, sigma, pull, small, large = chain.table
     posterior = s**2 * sigma**2 / (alpha**2 * s**2 + sigma**2)
@@ -49,7 +58,9 @@ def best_v(s: float, schedule: Schedule) -> Tensor:
 
 
 def test_training_finds_the_variance() -> None:
-    """Data ~ N(0, s²): the mean is exact, and the bound's best variance is that of the reverse kernel."""
+    """Data ~ N(0, s²): the mean is exact, and the bound's best variance is that of the reverse
+    kernel.
+    """
     s, schedule = 0.25, Schedule.make("cosine", 6)
     d = gaussian(s, schedule, vlb_weight=1.0)
     generator = torch.Generator().manual_seed(0)
@@ -57,20 +68,27 @@ def test_training_finds_the_variance() -> None:
     t = torch.arange(2, 7).repeat(100)
     for step in range(60):
         optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / 60)
-        x0 = (s * torch.randn(len(t), 1, 4, 4, generator=generator, dtype=torch.float64)).clamp(-1, 1)
+        x0 = (s * torch.randn(len(t), 1, 4, 4, generator=generator, dtype=torch.float64)).clamp(
+            -1, 1
+        )
         noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
         optimizer.zero_grad()
         d((x0 + 1) / 2, t=t, noise=noise).backward()
         optimizer.step()
     # In terms of the variance itself.
     small, large = d.chain.table[3:]
-    found, best = ((small + (v + 1) / 2 * (large - small)).exp() for v in (d.model.v.detach(), best_v(s, schedule)))
+    found, best = (
+        (small + (v + 1) / 2 * (large - small)).exp()
+        for v in (d.model.v.detach(), best_v(s, schedule))
+    )
     torch.testing.assert_close(found[1:], best[1:], rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("parametrization", ["eps", "x0", "v"])
 def test_sampling_with_the_exact_variance_is_exact_at_any_step_count(parametrization: str) -> None:
-    """x_t is N(0, α²s² + σ²) at all levels if each step has the exact variance, also where steps are left out."""
+    """x_t is N(0, α²s² + σ²) at all levels if each step has the exact variance, also where steps
+    are left out.
+    """
     s, schedule = 0.6, Schedule.make("linear", 50)
     d = gaussian(s, schedule, parametrization)
     levels = [schedule.level(t) for t in (50, 30, 7, 2)]
@@ -139,15 +157,25 @@ def test_kl() -> None:
     assert (gaussian_kl(difference, log_var, log_var.flip(0)) >= 0).all()
     assert float(gaussian_kl(torch.zeros(1), torch.tensor(-5.0), torch.tensor(-5.0))) == 0
     a, b = torch.distributions.Normal(0.3, 0.5), torch.distributions.Normal(-0.2, 0.9)
-    ours = gaussian_kl(torch.tensor(0.5), torch.tensor(2 * math.log(0.5)), torch.tensor(2 * math.log(0.9)))
+    ours = gaussian_kl(
+        torch.tensor(0.5), torch.tensor(2 * math.log(0.5)), torch.tensor(2 * math.log(0.9))
+    )
     torch.testing.assert_close(ours, torch.distributions.kl_divergence(a, b))
 
 
 def test_hybrid_trains_the_mean_by_the_simple_loss_alone() -> None:
-    images, draws = torch.rand(6, 3, 4, 4), {"t": torch.tensor([1, 2, 5, 9, 19, 20]), "noise": torch.randn(6, 3, 4, 4)}
+    images, draws = (
+        torch.rand(6, 3, 4, 4),
+        {
+            "t": torch.tensor([1, 2, 5, 9, 19, 20]),
+            "noise": torch.randn(6, 3, 4, 4),
+        },
+    )
 
     def gradient(**options: object) -> Tensor:
-        d = GaussianDiffusion(TinyNet(outputs=2), image_size=4, timesteps=20, variance="learned_range", **options)
+        d = GaussianDiffusion(
+            TinyNet(outputs=2), image_size=4, timesteps=20, variance="learned_range", **options
+        )
         d(images, **draws).backward()
         return d.model.b.grad
 
@@ -168,7 +196,11 @@ def test_guidance_leaves_the_variance_alone() -> None:
             return super().forward(x, t) + cond["class_label"].view(-1, 1, 1, 1)
 
     d = GaussianDiffusion(Net(), image_size=4, timesteps=10, variance="learned_range", clip="none")
-    x, cond, level = torch.randn(2, 1, 4, 4), {"class_label": torch.tensor([0.5, 1.0])}, d.schedule.level(6)
+    x, cond, level = (
+        torch.randn(2, 1, 4, 4),
+        {"class_label": torch.tensor([0.5, 1.0])},
+        d.schedule.level(6),
+    )
     plain, guided = d.denoise(x, level, cond), d.denoise(x, level, cond, guidance=Guidance(4.0))
     below = d.schedule.level(3)
     torch.testing.assert_close(guided.variance(level, below), plain.variance(level, below))
@@ -193,7 +225,10 @@ def test_with_the_unet() -> None:
     with pytest.raises(ValueError, match="out_channels=6"):
         GaussianDiffusion(Unet(dim=8, dim_mults=(1, 2)), image_size=8, variance="learned_range")
     d = GaussianDiffusion(
-        Unet(dim=8, dim_mults=(1, 2), out_channels=6), image_size=8, timesteps=20, variance="learned_range"
+        Unet(dim=8, dim_mults=(1, 2), out_channels=6),
+        image_size=8,
+        timesteps=20,
+        variance="learned_range",
     )
     assert d.config["loss"] == "hybrid"
     loss = d(torch.rand(3, 3, 8, 8))
@@ -207,7 +242,13 @@ def test_the_command_line_doubles_the_output_channels() -> None:
 
     command = resolve(["shapes", "--preset", "tiny", "--diffusion.variance", "learned_range"])
     diffusion, _ = build(
-        RunConfig(**{k: v for k, v in vars(command).items() if k not in ("config", "print_config", "dry_run")})
+        RunConfig(
+            **{
+                k: v
+                for k, v in vars(command).items()
+                if k not in ("config", "print_config", "dry_run")
+            }
+        )
     )
     assert diffusion.model.out_channels == 6
     assert diffusion.config["loss"] == "hybrid"

@@ -1,4 +1,6 @@
-"""Bits per dimension against closed forms: for Gaussian data the exact denoiser and the exact density are known."""
+"""Bits per dimension against closed forms: for Gaussian data the exact denoiser and the exact
+density are known.
+"""
 
 import math
 
@@ -17,8 +19,17 @@ from process_tools import TinyNet
 def exact_process(
     schedule: Schedule, parametrization: str = "v", num_steps: int | None = None, size: int = 4
 ) -> GaussianDiffusion:
-    levels = None if num_steps is None else [round(schedule.timesteps * (k + 1) / num_steps) for k in range(num_steps)]
-    options = {"image_size": size, "schedule": schedule, "parametrization": parametrization, "clip": "none"}
+    levels = (
+        None
+        if num_steps is None
+        else [round(schedule.timesteps * (k + 1) / num_steps) for k in range(num_steps)]
+    )
+    options = {
+        "image_size": size,
+        "schedule": schedule,
+        "parametrization": parametrization,
+        "clip": "none",
+    }
     return GaussianDiffusion(
         Exact(schedule, parametrization, Chain.of(schedule, levels)),
         variance="learned_range",
@@ -29,9 +40,14 @@ def exact_process(
 
 @pytest.mark.parametrize(("parametrization", "num_steps"), [("eps", 4), ("v", 2), ("v", 8)])
 def test_the_bound_is_tight_with_the_exact_kernel(parametrization: str, num_steps: int) -> None:
-    """Then every step is the true posterior, and the bound is the entropy at any number of steps."""
+    """Then every step is the true posterior, and the bound is the entropy at any number of
+    steps.
+    """
     # 1.6 million values, each with a noise of 1 bit: a standard error below 1e-3.
-    d, x = exact_process(Schedule.make("linear", 24), parametrization, num_steps, size=128), images(100, 128)
+    d, x = (
+        exact_process(Schedule.make("linear", 24), parametrization, num_steps, size=128),
+        images(100, 128),
+    )
     bits = d.bits_per_dim(x, num_steps=num_steps, batch_size=100)
     assert bits.mean == pytest.approx(float(exact_bits(x).mean()), abs=1e-3)
     torch.testing.assert_close(bits.total, bits.prior + bits.terms.sum(1))
@@ -55,7 +71,12 @@ def test_the_flow_has_the_density(parametrization: str) -> None:
     # From σ = 1e-3 on, so that nothing is left below level 1.
     alpha_bar = 1 / (1 + torch.logspace(-6, 6, 60, dtype=torch.float64))
     table = Schedule.from_betas(1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]]))
-    options = {"image_size": SHAPE[1:], "schedule": table, "weighting": "flat", "parametrization": parametrization}
+    options = {
+        "image_size": SHAPE[1:],
+        "schedule": table,
+        "weighting": "flat",
+        "parametrization": parametrization,
+    }
     d = GaussianDiffusion(Exact(table, parametrization), **options)
     x = images(8)
     flow = d.flow_bits_per_dim(x, tolerance=1e-6)
@@ -113,10 +134,15 @@ def test_numbers_do_not_depend_on_the_batch() -> None:
         expected = whole.terms[row, [t - 1 for t in levels]]
         torch.testing.assert_close(few.terms[row], expected, rtol=1e-5, atol=1e-6)
     assert not torch.equal(d.bits_per_dim(x, seed=4).total, whole.total)
-    torch.testing.assert_close(d.flow_bits_per_dim(x).total, d.flow_bits_per_dim(x / 255).total, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        d.flow_bits_per_dim(x).total, d.flow_bits_per_dim(x / 255).total, rtol=1e-5, atol=1e-5
+    )
     flow = d.flow_bits_per_dim(x, seed=3)
     torch.testing.assert_close(
-        d.flow_bits_per_dim(x[2:], seed=3, first_index=2).total, flow.total[2:], rtol=1e-4, atol=1e-3
+        d.flow_bits_per_dim(x[2:], seed=3, first_index=2).total,
+        flow.total[2:],
+        rtol=1e-4,
+        atol=1e-3,
     )
 
 

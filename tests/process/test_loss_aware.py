@@ -1,4 +1,6 @@
-"""Levels drawn where the losses are large (Nichol & Dhariwal 2021, §3.3), and where EDM wants them."""
+"""Levels drawn where the losses are large (Nichol & Dhariwal 2021, §3.3), and where EDM wants
+them.
+"""
 
 from pathlib import Path
 
@@ -73,7 +75,9 @@ def test_state_and_ranks() -> None:
 def process() -> GaussianDiffusion:
     torch.manual_seed(0)
     options = {"time_sampler": "loss_aware", "time_sampler_options": {"history": 1}}
-    return GaussianDiffusion(Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=4, **options)
+    return GaussianDiffusion(
+        Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=4, **options
+    )
 
 
 def test_resuming_is_exact(tmp_path: Path) -> None:
@@ -90,7 +94,11 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
 
 def test_a_checkpoint_may_be_older_than_an_option() -> None:
     now = GaussianDiffusion(TinyNet(), image_size=4, timesteps=20)
-    saved = {k: v for k, v in now.config.items() if k not in ("loss", "vlb_weight", "time_sampler_options")}
+    saved = {
+        k: v
+        for k, v in now.config.items()
+        if k not in ("loss", "vlb_weight", "time_sampler_options")
+    }
     assert completed(now, saved) == now.config
     other = {**saved, "timesteps": 30}
     assert completed(now, other) == {**now.config, "timesteps": 30}
@@ -99,13 +107,18 @@ def test_a_checkpoint_may_be_older_than_an_option() -> None:
 
 def test_log_normal_sigma() -> None:
     d = GaussianDiffusion(
-        TinyNet(), image_size=4, time_sampler="log_normal_sigma", time_sampler_options={"P_mean": -1.0, "P_std": 0.7}
+        TinyNet(),
+        image_size=4,
+        time_sampler="log_normal_sigma",
+        time_sampler_options={"P_mean": -1.0, "P_std": 0.7},
     )
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     t, weights = d.time_sampler(u, 1000)
     assert weights is None
     alpha, sigma = d.schedule.gather(t)
-    torch.testing.assert_close((sigma / alpha).log(), -1.0 + 0.7 * torch.special.ndtri(u), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        (sigma / alpha).log(), -1.0 + 0.7 * torch.special.ndtri(u), rtol=1e-6, atol=1e-6
+    )
     assert d.config["time_sampler_options"] == {"P_mean": -1.0, "P_std": 0.7}
     with pytest.raises(ValueError, match="P_std > 0"):
         LogNormalSigma(P_std=0.0)

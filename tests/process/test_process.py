@@ -54,9 +54,9 @@ class LabelNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         self.calls.append(cond["class_label"])
-        return cond["class_label"].view(-1, 1, 1, 1).to(x) * torch.linspace(0.1, 0.3, x[0].numel()).view(x[0].shape).to(
-            x
-        )
+        return cond["class_label"].view(-1, 1, 1, 1).to(x) * torch.linspace(
+            0.1, 0.3, x[0].numel()
+        ).view(x[0].shape).to(x)
 
 
 @settings(max_examples=50, deadline=None)
@@ -75,10 +75,17 @@ def test_the_target_gives_back_the_image(name: str, log_snr: float) -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_weighting_identities(schedule: str) -> None:
-    """The same w is L_simple for eps, uniform for v and so on (DESIGN: one weighting for every parametrization)."""
+    """The same w is L_simple for eps, uniform for v and so on (DESIGN: one weighting for every
+    parametrization).
+    """
 
     def weights(parametrization: str, weighting: str, **options: float) -> Tensor:
-        d = tiny(schedule=schedule, parametrization=parametrization, weighting=weighting, weighting_options=options)
+        d = tiny(
+            schedule=schedule,
+            parametrization=parametrization,
+            weighting=weighting,
+            weighting_options=options,
+        )
         assert float(d.loss_weights[0]) == 0
         return d.loss_weights[1:]
 
@@ -122,8 +129,12 @@ def test_the_loss_is_the_same_in_every_parametrization(weighting: str) -> None:
                 x = x / p.scale_input(torch.ones(1, dtype=torch.float64), alpha, sigma)
                 return p.target(guess, (x - alpha * guess) / sigma, alpha, sigma)
 
-        d = GaussianDiffusion(Net(), image_size=4, schedule=schedule, parametrization=name, weighting=weighting)
-        losses.append(d(images, t=torch.tensor([1, 2, 5, 10, 19, 20]), noise=noise, reduction="none"))
+        d = GaussianDiffusion(
+            Net(), image_size=4, schedule=schedule, parametrization=name, weighting=weighting
+        )
+        losses.append(
+            d(images, t=torch.tensor([1, 2, 5, 10, 19, 20]), noise=noise, reduction="none")
+        )
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-9, atol=0)
 
@@ -140,12 +151,15 @@ def test_loss_of_the_default_against_its_formula() -> None:
         x_t = level.alpha * x0 + level.sigma * noise[i : i + 1]
         v = level.alpha * noise[i : i + 1] - level.sigma * x0
         error = (d.model(x_t, torch.tensor([level.t - 1.0])) - v).square().mean()
-        assert float(losses[i]) == pytest.approx(error.item() * min(level.snr, 5) / (level.snr + 1), rel=1e-5)
+        assert float(losses[i]) == pytest.approx(
+            error.item() * min(level.snr, 5) / (level.snr + 1), rel=1e-5
+        )
     with torch.no_grad():
         assert float(d(images, t=t, noise=noise)) == pytest.approx(float(losses.mean()))
     assert torch.equal(
         d.q_sample(images, t, noise)[0],
-        (d.schedule.alpha[1].float() * (images[0] * 2 - 1)) + d.schedule.sigma[1].float() * noise[0],
+        (d.schedule.alpha[1].float() * (images[0] * 2 - 1))
+        + d.schedule.sigma[1].float() * noise[0],
     )
 
 
@@ -202,14 +216,19 @@ def test_importance_weights_multiply_the_loss() -> None:
     TIME_SAMPLERS.add("twice_for_a_test", Twice)
     try:
         images, u, noise = torch.rand(3, 3, 4, 4), torch.rand(3).double(), torch.randn(3, 3, 4, 4)
-        once, twice = tiny()(images, uniform=u, noise=noise), tiny(time_sampler=Twice())(images, uniform=u, noise=noise)
+        once, twice = (
+            tiny()(images, uniform=u, noise=noise),
+            tiny(time_sampler=Twice())(images, uniform=u, noise=noise),
+        )
         torch.testing.assert_close(twice, 2 * once)
     finally:
         del TIME_SAMPLERS._entries["twice_for_a_test"]
 
 
 @settings(max_examples=50, deadline=None)
-@given(name=st.sampled_from(list(TIME_SAMPLERS)), timesteps=st.integers(2, 4000), b=st.integers(1, 64))
+@given(
+    name=st.sampled_from(list(TIME_SAMPLERS)), timesteps=st.integers(2, 4000), b=st.integers(1, 64)
+)
 def test_levels_are_in_range(name: str, timesteps: int, b: int) -> None:
     sampler = TIME_SAMPLERS[name]()
     sampler.bind(Schedule.make("cosine", timesteps))
@@ -226,7 +245,9 @@ def test_stratified_covers_all_levels_and_is_uniform_everywhere() -> None:
     draws = torch.stack([Stratified()(u.expand(10), 10)[0] for u in shifts])
     assert torch.equal(draws.sort(1).values, torch.arange(1, 11).expand(1000, 10))
     for position in range(10):
-        assert torch.equal(torch.bincount(draws[:, position], minlength=11)[1:], torch.full((10,), 100))
+        assert torch.equal(
+            torch.bincount(draws[:, position], minlength=11)[1:], torch.full((10,), 100)
+        )
     assert Uniform().state_dict() == {}
     Uniform().load_state_dict({})
     with pytest.raises(ValueError, match="has no state"):
@@ -265,7 +286,10 @@ def test_every_argument_is_documented() -> None:
     [
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
         ({"parametrization": "pred_v"}, "Unknown parametrization"),
-        ({"parametrization": "eps", "schedule_options": {"zero_terminal_snr": True}}, "parametrization='v' or 'x0'"),
+        (
+            {"parametrization": "eps", "schedule_options": {"zero_terminal_snr": True}},
+            "parametrization='v' or 'x0'",
+        ),
         ({"weighting": "minsnr"}, "Did you mean 'min_snr'"),
         ({"weighting_options": {"gama": 1}}, "Did you mean 'gamma'"),
         ({"weighting_options": {"gamma": 0}}, "gamma > 0"),
@@ -279,8 +303,14 @@ def test_every_argument_is_documented() -> None:
         ({"image_size": 0}, "image_size must be"),
         ({"image_size": (4, 4, 4, 4)}, "image_size must be"),
         ({"channels": 0}, "channels must be"),
-        ({"timesteps": 50, "schedule": Schedule.make("cosine", 10)}, "contradicts a Schedule of 10"),
-        ({"schedule": Schedule.make("cosine", 20), "schedule_options": {"s": 1}}, "build them into the Schedule"),
+        (
+            {"timesteps": 50, "schedule": Schedule.make("cosine", 10)},
+            "contradicts a Schedule of 10",
+        ),
+        (
+            {"schedule": Schedule.make("cosine", 20), "schedule_options": {"s": 1}},
+            "build them into the Schedule",
+        ),
     ],
 )
 def test_refusals(options: dict, message: str) -> None:
@@ -357,10 +387,19 @@ def test_dropping() -> None:
     d = GaussianDiffusion(LabelNet(0.5), image_size=4, timesteps=20)
     images, labels = torch.rand(4, 3, 4, 4), torch.arange(4)
     d(images, {"class_label": labels}, drop=torch.tensor([0.1, 0.9, 0.4, 0.6]))
-    d(images, {"class_label": labels}, drop={"class_label": torch.tensor([True, False, False, False])})
+    d(
+        images,
+        {"class_label": labels},
+        drop={"class_label": torch.tensor([True, False, False, False])},
+    )
     d(images, {"class_label": labels}, drop={})
     d(images, {"class_label": labels}, drop=np.array([0.9, 0.1, 0.9, 0.9]))
-    assert [seen.tolist() for seen in d.model.calls] == [[-1, 1, -1, 3], [-1, 1, 2, 3], [0, 1, 2, 3], [0, -1, 2, 3]]
+    assert [seen.tolist() for seen in d.model.calls] == [
+        [-1, 1, -1, 3],
+        [-1, 1, 2, 3],
+        [0, 1, 2, 3],
+        [0, -1, 2, 3],
+    ]
     with pytest.raises(ValueError, match="drop must have shape"):
         d(images, {"class_label": labels}, drop=torch.rand(3))
     d.model.calls.clear()
@@ -376,10 +415,18 @@ def test_dropping() -> None:
 
 def test_guidance() -> None:
     d = GaussianDiffusion(LabelNet(0.1), image_size=4, timesteps=20, clip="none")
-    x, labels, level = torch.randn(2, 3, 4, 4), {"class_label": torch.tensor([1, 2])}, d.schedule.level(10)
+    x, labels, level = (
+        torch.randn(2, 3, 4, 4),
+        {"class_label": torch.tensor([1, 2])},
+        d.schedule.level(10),
+    )
     plain = d.denoise(x, level, labels)
     assert len(d.model.calls[0]) == 2
-    for guidance in (Guidance(1.0), Guidance(3.0, interval=(0.5, 1.0)), Guidance(3.0, interval=(0.0, 0.4))):
+    for guidance in (
+        Guidance(1.0),
+        Guidance(3.0, interval=(0.5, 1.0)),
+        Guidance(3.0, interval=(0.0, 0.4)),
+    ):
         assert torch.equal(d.denoise(x, level, labels, guidance=guidance).x0, plain.x0)
     assert all(len(seen) == 2 for seen in d.model.calls)
     null = d.denoise(x, level, {"class_label": torch.tensor([-1, -1])})
@@ -422,7 +469,12 @@ def test_sampling_with_conditions() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(n=st.integers(1, 6), size=st.integers(1, 7), first=st.integers(0, 5), sampler=st.sampled_from(["ddpm", "ddim"]))
+@given(
+    n=st.integers(1, 6),
+    size=st.integers(1, 7),
+    first=st.integers(0, 5),
+    sampler=st.sampled_from(["ddpm", "ddim"]),
+)
 def test_an_image_depends_on_its_number_alone(n: int, size: int, first: int, sampler: str) -> None:
     d = tiny()
     options = {"sampler": sampler, "num_steps": 4, "seed": 5}
@@ -567,7 +619,11 @@ def test_clipping() -> None:
 @settings(max_examples=30, deadline=None)
 @given(ratio=st.floats(0.01, 1.0), scale=st.floats(0.1, 5), n=st.integers(1, 40))
 def test_dynamic_threshold_is_the_quantile(ratio: float, scale: float, n: int) -> None:
-    x = scale * torch.randn(3, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    x = scale * torch.randn(
+        3, 1, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)
+    )
     s = torch.quantile(x.abs().flatten(1), ratio, dim=1).clamp(min=1).view(-1, 1, 1)
-    torch.testing.assert_close(dynamic_threshold(x, ratio), x.clamp(-s, s) / s, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        dynamic_threshold(x, ratio), x.clamp(-s, s) / s, rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(dynamic_threshold(x, ratio, maximum=1.0), x.clamp(-1, 1))

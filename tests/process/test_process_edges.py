@@ -1,4 +1,6 @@
-"""The edges of the process: pure noise, odd dtypes, single values, numbers of images, seeds, networks of others."""
+"""The edges of the process: pure noise, odd dtypes, single values, numbers of images, seeds,
+networks of others.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def test_assigned_noise_has_the_least_total_distance() -> None:
         x0 = 3.0 * torch.randn(5, 1, 2, 1, generator=generator)
         eps = torch.randn(5, 1, 2, 1, generator=generator)
         distance = torch.cdist(x0.flatten(1).double(), eps.flatten(1).double())
-        best = min(sum(float(distance[i, p[i]]) for i in range(5)) for p in itertools.permutations(range(5)))
+        best = min(
+            sum(float(distance[i, p[i]]) for i in range(5))
+            for p in itertools.permutations(range(5))
+        )
         order = assignment(x0, eps)
         assert sorted(order.tolist()) == list(range(5))
         assert float(distance[torch.arange(5), order].sum()) == pytest.approx(best, rel=1e-5)
@@ -74,10 +79,15 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 METHODS: dict[str, Callable[[GaussianDiffusion, Tensor], Tensor]] = {
     "loss": lambda d, x: d(
-        x, {"class_label": torch.tensor([0, 1])}, t=torch.tensor([2, 7]), noise=torch.ones(2, 3, 8, 8)
+        x,
+        {"class_label": torch.tensor([0, 1])},
+        t=torch.tensor([2, 7]),
+        noise=torch.ones(2, 3, 8, 8),
     ),
     "edit": lambda d, x: d.edit(x, num_steps=3),
-    "inpaint": lambda d, x: d.inpaint(x, torch.ones(8, 8), num_steps=3, jump_length=1, num_resamples=2),
+    "inpaint": lambda d, x: d.inpaint(
+        x, torch.ones(8, 8), num_steps=3, jump_length=1, num_resamples=2
+    ),
     "encode": lambda d, x: d.encode(x, 3),
     "decode": lambda d, x: d.decode(d.encode(x, 3), 3),
     "interpolate by noise": lambda d, x: d.interpolate(x, x.flip(0), num_steps=3),
@@ -119,7 +129,9 @@ def test_a_step_from_pure_noise_is_all_new_noise() -> None:
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_the_bound_of_one_step_from_pure_noise_is_the_limit(name: str) -> None:
-    """x_T says nothing, so that log p(x_0|x_T) is that of N(x̂_0, 1): the same for every schedule that ends in pure noise."""
+    """x_T says nothing, so that log p(x_0|x_T) is that of N(x̂_0, 1): the same for every schedule
+    that ends in pure noise.
+    """
 
     class Half(nn.Module):
         channels = 3
@@ -129,13 +141,21 @@ def test_the_bound_of_one_step_from_pure_noise_is_the_limit(name: str) -> None:
 
     x = torch.rand(2, 3, 4, 4)
     pure = GaussianDiffusion(
-        Half(), image_size=4, schedule=make(name, 20, zero_terminal_snr=True), parametrization="x0", weighting="flat"
+        Half(),
+        image_size=4,
+        schedule=make(name, 20, zero_terminal_snr=True),
+        parametrization="x0",
+        weighting="flat",
     )
     near = Schedule.from_betas([0.01] * 19 + [1 - 1e-12])
-    almost = GaussianDiffusion(Half(), image_size=4, schedule=near, parametrization="x0", weighting="flat")
+    almost = GaussianDiffusion(
+        Half(), image_size=4, schedule=near, parametrization="x0", weighting="flat"
+    )
     got = pure.bits_per_dim(x, num_steps=1)
     assert got.prior.abs().max() < 1e-12
-    torch.testing.assert_close(got.total, almost.bits_per_dim(x, num_steps=1).total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        got.total, almost.bits_per_dim(x, num_steps=1).total, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -148,7 +168,8 @@ def test_the_flow_has_the_density_wherever_it_starts_and_ends(name: str, zero: b
     expected = exact_bits((uniform + 1) / 2)
     for sigma_min in (1e-3, 1e-4, 1e-6):
         got = d.flow_bits_per_dim(x, sigma_min=sigma_min, tolerance=1e-4).total
-        # Below level 1 the network of level 1 answers; where the last level keeps signal, N(0, 1) is not quite its density.
+        # Below level 1 the network of level 1 answers; where the last level keeps signal, N(0, 1)
+        # is not quite its density.
         torch.testing.assert_close(got, expected, rtol=0, atol=0.03)
 
 
@@ -162,7 +183,12 @@ def test_a_flow_starts_between_data_and_noise(sigma_min: float) -> None:
 def enlarger() -> GaussianDiffusion:
     torch.manual_seed(0)
     model = Unet(
-        dim=8, dim_mults=(1, 2), blocks_per_level=1, attention_levels=(), low_res_factor=2, low_res_max_noise=0.5
+        dim=8,
+        dim_mults=(1, 2),
+        blocks_per_level=1,
+        attention_levels=(),
+        low_res_factor=2,
+        low_res_max_noise=0.5,
     )
     for p in model.parameters():
         nn.init.normal_(p, std=0.05)
@@ -171,11 +197,15 @@ def enlarger() -> GaussianDiffusion:
 
 SCORES: dict[str, Callable[..., Tensor]] = {
     "bits_per_dim": lambda d, x, **o: d.bits_per_dim(x, **o).total,
-    "flow_bits_per_dim": lambda d, x, **o: d.flow_bits_per_dim(x, tolerance=1e-6, batch_size=1, **o).total,
+    "flow_bits_per_dim": (
+        lambda d, x, **o: d.flow_bits_per_dim(x, tolerance=1e-6, batch_size=1, **o).total
+    ),
     "encode": lambda d, x, **o: d.encode(x, 3, **o),
     "edit": lambda d, x, **o: d.edit(x, num_steps=3, **o),
     "interpolate": lambda d, x, **o: d.interpolate(x, x.roll(1, 3), num_steps=3, **o),
-    "interpolate by ddim": lambda d, x, **o: d.interpolate(x, x.roll(1, 3), num_steps=3, method="ddim", **o),
+    "interpolate by ddim": lambda d, x, **o: d.interpolate(
+        x, x.roll(1, 3), num_steps=3, method="ddim", **o
+    ),
 }
 
 
@@ -266,7 +296,14 @@ def test_schedules_begin_near_data_or_say_that_they_do_not(name: str) -> None:
 @pytest.fixture(scope="module")
 def classed() -> GaussianDiffusion:
     torch.manual_seed(0)
-    model = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1, attention_levels=(), num_classes=3, low_res_factor=2)
+    model = Unet(
+        dim=8,
+        dim_mults=(1, 2),
+        blocks_per_level=1,
+        attention_levels=(),
+        num_classes=3,
+        low_res_factor=2,
+    )
     return GaussianDiffusion(model, image_size=8, timesteps=4).eval()
 
 
@@ -284,7 +321,9 @@ def test_conditions_say_how_many_images(classed: GaussianDiffusion) -> None:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_batch_size_is_no_number_of_images(classed: GaussianDiffusion, batch_size: int) -> None:
     for draw in (tiny().sample, Cascade([tiny()]).sample):
-        with pytest.raises(ValueError, match=rf"how many images are drawn at a time.*sample\({batch_size}\)"):
+        with pytest.raises(
+            ValueError, match=rf"how many images are drawn at a time.*sample\({batch_size}\)"
+        ):
             draw(batch_size=batch_size)
     one = torch.rand(1, 3, 4, 4)
     with pytest.raises(ValueError, match="drawn at a time"):
@@ -356,7 +395,12 @@ def test_batches_as_others_make_them(classed: GaussianDiffusion) -> None:
     d, images = tiny(), torch.rand(2, 3, 4, 4)
     t, noise = torch.tensor([3, 9]), torch.randn(2, 3, 4, 4)
     plain = d(images, t=t, noise=noise)
-    for batch in (images.numpy(), {"image": images.numpy()}, (images, torch.tensor([0, 1])), [images, torch.zeros(2)]):
+    for batch in (
+        images.numpy(),
+        {"image": images.numpy()},
+        (images, torch.tensor([0, 1])),
+        [images, torch.zeros(2)],
+    ):
         torch.testing.assert_close(d(batch, t=t, noise=noise), plain)
     named = {"class_label": torch.tensor([0, 2])}
     large, kinds = torch.rand(2, 3, 8, 8), torch.tensor([0, 2])
@@ -397,7 +441,9 @@ class Plain(nn.Module):
         return self.wrap(self.net(x, t))
 
 
-@pytest.mark.parametrize("wrap", [lambda y: types.SimpleNamespace(sample=y), lambda y: (y,), lambda y: [y]])
+@pytest.mark.parametrize(
+    "wrap", [lambda y: types.SimpleNamespace(sample=y), lambda y: (y,), lambda y: [y]]
+)
 def test_answers_of_other_libraries_networks_are_opened(wrap: Callable[[Tensor], object]) -> None:
     d = GaussianDiffusion(Plain(wrap), image_size=4, timesteps=20)
     same = GaussianDiffusion(d.model.net, image_size=4, timesteps=20)

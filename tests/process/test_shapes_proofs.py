@@ -1,7 +1,8 @@
-"""What guidance and inpainting do on real models: a small class-conditional one of the built-in shapes, trained once.
+"""What guidance and inpainting do on real models: a small class-conditional one of the built-in
+shapes, trained once.
 
-Minutes on one core, so all of it is slow. SHAPES_RUN=path takes a finished run of `ddpm train shapes` instead of training one,
-and the grids are written to SHAPES_GRIDS, if it is set.
+Minutes on one core, so all of it is slow. SHAPES_RUN=path takes a finished run of `ddpm train
+shapes` instead of training one, and the grids are written to SHAPES_GRIDS, if it is set.
 """
 
 from __future__ import annotations
@@ -24,11 +25,23 @@ CLASSES = 6
 
 @pytest.fixture(scope="module")
 def diffusion(tmp_path_factory: pytest.TempPathFactory) -> GaussianDiffusion:
-    """The network that `ddpm train` builds for the shapes, trained a little longer: about five minutes."""
+    """The network that `ddpm train` builds for the shapes, trained a little longer: about five
+    minutes.
+    """
     run = os.environ.get("SHAPES_RUN")
     if run is None:
         run = str(tmp_path_factory.mktemp("shapes") / "run")
-        flags = ["--max-steps", "1100", "--sample-every", "0", "--val-every", "0", "--device", "cpu", "--no-progress"]
+        flags = [
+            "--max-steps",
+            "1100",
+            "--sample-every",
+            "0",
+            "--val-every",
+            "0",
+            "--device",
+            "cpu",
+            "--no-progress",
+        ]
         assert main(["train", "shapes", "--output-dir", run, *flags]) == 0
     return load_run(run).diffusion
 
@@ -66,7 +79,10 @@ def train_reader(diffusion: GaussianDiffusion, top: int, steps: int, told: bool)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / steps)
         g = torch.Generator().manual_seed(step)
-        rows, t = torch.randint(0, 8192, (64,), generator=g), torch.randint(1, top + 1, (64,), generator=g)
+        rows, t = (
+            torch.randint(0, 8192, (64,), generator=g),
+            torch.randint(1, top + 1, (64,), generator=g),
+        )
         x = diffusion.q_sample(data["image"][rows], t, torch.randn(64, 3, 32, 32, generator=g))
         logits = reader(x, (t - 1).float() if told else torch.zeros(64))
         loss = nn.functional.cross_entropy(logits, data["class_label"][rows])
@@ -78,7 +94,9 @@ def train_reader(diffusion: GaussianDiffusion, top: int, steps: int, told: bool)
 
 @pytest.fixture(scope="module")
 def reader(diffusion: GaussianDiffusion) -> Reader:
-    """A judge of clean pictures, itself judged on shapes it never saw; a little noise taught it not to mind blemishes."""
+    """A judge of clean pictures, itself judged on shapes it never saw; a little noise taught it not
+    to mind blemishes.
+    """
     judge = train_reader(diffusion, top=diffusion.timesteps // 8, steps=800, told=False)
     unseen = Shapes(size=32, n=2000, seed=1).batch(range(2000))
     accuracy = float((judge.read(unseen["image"] / 255) == unseen["class_label"]).float().mean())
@@ -96,7 +114,12 @@ def grid(images: Tensor, name: str, columns: int) -> None:
 def test_samples_are_of_the_class_asked_for(diffusion: GaussianDiffusion, reader: Reader) -> None:
     labels, rates = torch.arange(240) % CLASSES, {}
     for scale in (1.0, 2.0):
-        options = {"sampler": "dpmpp_2m_sde", "num_steps": 30, "cond": {"class_label": labels}, "batch_size": 60}
+        options = {
+            "sampler": "dpmpp_2m_sde",
+            "num_steps": 30,
+            "cond": {"class_label": labels},
+            "batch_size": 60,
+        }
         images = diffusion.sample(240, guidance_scale=scale, **options)
         grid(images[:36], f"guidance-{scale:g}", 6)
         rates[scale] = float((reader.read(images) == labels).float().mean())
@@ -105,12 +128,19 @@ def test_samples_are_of_the_class_asked_for(diffusion: GaussianDiffusion, reader
     assert rates[2.0] > rates[1.0]
 
 
-def test_a_classifier_guides_the_unconditional_network(diffusion: GaussianDiffusion, reader: Reader) -> None:
-    noisy, labels = train_reader(diffusion, top=diffusion.timesteps, steps=1200, told=True), torch.arange(96) % CLASSES
+def test_a_classifier_guides_the_unconditional_network(
+    diffusion: GaussianDiffusion, reader: Reader
+) -> None:
+    noisy, labels = (
+        train_reader(diffusion, top=diffusion.timesteps, steps=1200, told=True),
+        torch.arange(96) % CLASSES,
+    )
     rates = {}
     for scale in (0.0, 1.0, 5.0):
         towards = ClassLogProb(noisy, labels)
-        images = diffusion.sample(96, sampler="ddim", num_steps=30, classifier=towards, classifier_scale=scale)
+        images = diffusion.sample(
+            96, sampler="ddim", num_steps=30, classifier=towards, classifier_scale=scale
+        )
         grid(images[:36], f"classifier-{scale:g}", 6)
         rates[scale] = float((reader.read(images) == labels).float().mean())
     print(f"read as the class asked for: {rates}")
@@ -121,9 +151,11 @@ def test_a_classifier_guides_the_unconditional_network(diffusion: GaussianDiffus
 
 
 def test_inpainting(diffusion: GaussianDiffusion, reader: Reader) -> None:
-    """The right half is painted, and the result is of the class of the hidden picture. The seams are printed only.
+    """The right half is painted, and the result is of the class of the hidden picture. The seams
+    are printed only.
 
-    The small network misses the tint of the background, which weighs more in them than resampling (see test_inpainting.py).
+    The small network misses the tint of the background, which weighs more in them than resampling
+    (see test_inpainting.py).
     """
     unseen = Shapes(size=32, n=24, seed=1).batch(range(24))
     images, cond = unseen["image"], {"class_label": unseen["class_label"]}
@@ -144,7 +176,13 @@ def test_inpainting(diffusion: GaussianDiffusion, reader: Reader) -> None:
         seams[resamples] = seam(done)
         rates[resamples] = float((reader.read(done) == unseen["class_label"]).float().mean())
     grid(torch.stack(rows, 1)[:12].flatten(0, 1), "inpainting", 8)
-    real, hidden = seam(images / 255), float((reader.read(grey / 255) == unseen["class_label"]).float().mean())
-    print(f"seams {seams}, of real pictures {real:.4f}; read as their class {rates}, half hidden {hidden}")
+    real, hidden = (
+        seam(images / 255),
+        float((reader.read(grey / 255) == unseen["class_label"]).float().mean()),
+    )
+    print(
+        f"seams {seams}, of real pictures {real:.4f}; read as their class {rates}, half hidden"
+        f" {hidden}"
+    )
     assert rates[8] >= 0.9
     assert rates[8] > hidden

@@ -1,4 +1,6 @@
-"""Checkpoints: the best one, those written beside the training, old formats, every kind of damage, and disks that refuse."""
+"""Checkpoints: the best one, those written beside the training, old formats, every kind of damage,
+and disks that refuse.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +73,12 @@ def test_best_is_remembered_by_a_resumed_run(tmp_path: Path) -> None:
 
 def test_a_metric_that_never_comes_is_said(tmp_path: Path) -> None:
     trainer_of(tmp_path, keep_best="scoer", callbacks=[Log(*range(6))]).train()
-    assert "keep_best: no 'scoer' was logged (did you mean 'score'?). There were: " in log_of(tmp_path)
-    with pytest.raises(CheckpointError, match=r"trained without keep_best.*There are: step-000000006"):
+    assert "keep_best: no 'scoer' was logged (did you mean 'score'?). There were: " in log_of(
+        tmp_path
+    )
+    with pytest.raises(
+        CheckpointError, match=r"trained without keep_best.*There are: step-000000006"
+    ):
         load_run(tmp_path, "best")
     with pytest.raises(ConfigError, match=r"keep_best='val_loss' needs validation. Set val_every"):
         trainer_of(tmp_path, keep_best="val_loss", val_every=0)
@@ -90,7 +96,9 @@ def test_saving_beside_the_training_saves_the_same(tmp_path: Path) -> None:
     assert " s beside the training." in log_of(tmp_path / "b")
 
 
-def test_never_two_checkpoints_on_their_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_never_two_checkpoints_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk slower than training: the next save waits; at the end everything is there."""
     writing, most, go = [], [], threading.Event()
     real = save_checkpoint
@@ -110,7 +118,9 @@ def test_never_two_checkpoints_on_their_way(tmp_path: Path, monkeypatch: pytest.
     assert steps_in(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_disk_that_refuses_is_said_beside_the_training_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_is_said_beside_the_training_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.rename
 
     def full(source, target):
@@ -125,16 +135,23 @@ def test_a_disk_that_refuses_is_said_beside_the_training_too(tmp_path: Path, mon
     assert steps_in(tmp_path) == [4, 6]
 
 
-def test_an_error_of_ours_in_the_thread_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_ours_in_the_thread_is_not_swallowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(saving.files, "save_checkpoint", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer_of(tmp_path, save_every=2, save_async=True).train()
 
 
 def test_ten_points_of_a_save_where_the_disk_is_full(tmp_path: Path) -> None:
-    """RLIMIT_FSIZE fails the write of the first file that grows past it: at ten sizes, in each file of a checkpoint."""
+    """RLIMIT_FSIZE fails the write of the first file that grows past it: at ten sizes, in each file
+    of a checkpoint.
+    """
     good = save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(64)}}, {}).path
-    tensors = {stem: {"w": torch.zeros(n)} for stem, n in (("model", 500), ("optimizer", 1000), ("ema", 2000))}
+    tensors = {
+        stem: {"w": torch.zeros(n)}
+        for stem, n in (("model", 500), ("optimizer", 1000), ("ema", 2000))
+    }
     state = {"long": "x" * 12_000}
     points = [0, 1, 100, 1000, 2000, 3000, 4040, 6000, 8050, 11_000]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -174,13 +191,18 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
         subprocess.run(["umount", "--lazy", str(tmp_path / "run")], check=True)
 
 
-def test_too_little_space_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: usage._replace(free=120_000))
     trainer_of(tmp_path / "a").train()
     assert "too little for keep_last=10. Free space, or set keep_last=2." in log_of(tmp_path / "a")
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: usage._replace(free=20_000))
-    with pytest.raises(ConfigError, match=r"needs about 0.09 MiB and .* has 0.02 MiB free: not one fits. Free space"):
+    with pytest.raises(
+        ConfigError,
+        match=r"needs about 0.09 MiB and .* has 0.02 MiB free: not one fits. Free space",
+    ):
         trainer_of(tmp_path / "b").train()
 
 
@@ -193,7 +215,9 @@ def test_a_run_directory_that_vanishes(tmp_path: Path) -> None:
                 shutil.rmtree(trainer.output_dir)
 
     run = tmp_path / "run"
-    assert trainer_of(run, save_every=2, log_every=1, callbacks=[Purge()]).train().status == "finished"
+    assert (
+        trainer_of(run, save_every=2, log_every=1, callbacks=[Purge()]).train().status == "finished"
+    )
     assert steps_in(run) == [4, 6]
     assert trainer_of(run).train().status == "finished"
 
@@ -208,14 +232,19 @@ def test_a_read_only_directory_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "open", read_only)
     with pytest.raises(
-        ConfigError, match=r"run cannot be written to \(Read-only file system\). Choose another output_dir"
+        ConfigError,
+        match=r"run cannot be written to \(Read-only file system\). Choose another output_dir",
     ):
         trainer_of(tmp_path / "run").train()
     assert not (tmp_path / "run").exists()
 
 
-def test_directories_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some network file systems refuse to flush a directory; a file that cannot be flushed is another matter."""
+def test_directories_that_cannot_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems refuse to flush a directory; a file that cannot be flushed is
+    another matter.
+    """
     real = os.fsync
 
     def fsync(handle):
@@ -226,12 +255,20 @@ def test_directories_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", fsync)
     save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(2)}}, {})
     assert newest_complete(tmp_path, pytest.fail) is not None
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+    )
     with pytest.raises(OSError, match="Input/output"):
         save_checkpoint(tmp_path, 2, {"model": {"w": torch.ones(2)}}, {})
 
 
-FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+FILES = [
+    "model.safetensors",
+    "ema.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+]
 DAMAGES = ["missing", "empty", "half", "one byte short", *(f"bit {k}" for k in range(7))]
 
 
@@ -248,7 +285,9 @@ def damage(path: Path, how: str) -> None:
         path.unlink()
         return
     if how.startswith("bit"):
-        at = len(data) * 8 * (2 * int(how[4:]) + 1) // 14  # spread over the file, and over the bits of a byte
+        at = (
+            len(data) * 8 * (2 * int(how[4:]) + 1) // 14
+        )  # spread over the file, and over the bits of a byte
         data[at // 8] ^= 1 << (at + int(how[4:])) % 8
     size = {"empty": 0, "half": len(data) // 2, "one byte short": len(data) - 1}.get(how, len(data))
     path.write_bytes(data[:size])
@@ -256,8 +295,12 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_every_damage_is_seen_and_named(two_checkpoints: Path, tmp_path: Path, name: str, how: str) -> None:
-    """5 files × 11 damages of the newest checkpoint: the one before is taken, and the reason said."""
+def test_every_damage_is_seen_and_named(
+    two_checkpoints: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    """5 files × 11 damages of the newest checkpoint: the one before is taken, and the reason
+    said.
+    """
     shutil.copytree(two_checkpoints, tmp_path / "checkpoints")
     damage(tmp_path / "checkpoints" / "step-000000006" / name, how)
     lines: list[str] = []
@@ -271,13 +314,17 @@ def test_every_damage_is_seen_and_named(two_checkpoints: Path, tmp_path: Path, n
 
 
 def test_format_1_still_loads_and_continues(tmp_path: Path) -> None:
-    """A checkpoint as the first release wrote it: tests/fixtures/format-1, made by tests/helpers/make_format_1.py."""
+    """A checkpoint as the first release wrote it: tests/fixtures/format-1, made by
+    tests/helpers/make_format_1.py.
+    """
     from make_format_1 import frozen_trainer
 
     shutil.copytree(FIXTURES / "format-1", tmp_path / "run")
     run = load_run(tmp_path / "run", weights="model")
     assert (run.step, run.class_names[:2]) == (4, ("circle", "square"))
-    frozen = checkpoint.read_tensors(FIXTURES / "format-1" / "checkpoints" / "step-000000004", "model")
+    frozen = checkpoint.read_tensors(
+        FIXTURES / "format-1" / "checkpoints" / "step-000000004", "model"
+    )
     assert_same_tensors(dict(run.diffusion.model.state_dict()), frozen)
     assert run.diffusion.sample(1, num_steps=2).shape == (1, 3, 8, 8)
     trainer = frozen_trainer(tmp_path / "run", max_steps=6)
@@ -299,11 +346,16 @@ def test_a_stale_lock_is_recognised(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").read_text() == ""
     (tmp_path / ".lock").write_text("process 999999999 on gone, SLURM job 7")
     trainer_of(tmp_path, max_steps=3).train()
-    assert "The last run here (process 999999999 on gone, SLURM job 7) ended without a word" in log_of(tmp_path)
+    assert (
+        "The last run here (process 999999999 on gone, SLURM job 7) ended without a word"
+        in log_of(tmp_path)
+    )
     assert holder(tmp_path) is None
 
 
-def test_without_file_locks_the_owner_s_name_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_file_locks_the_owner_s_name_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
     def no_locks(*args):
@@ -312,7 +364,9 @@ def test_without_file_locks_the_owner_s_name_decides(tmp_path: Path, monkeypatch
     for name in ("fcntl", "flock", "lockf"):
         monkeypatch.setattr(fcntl, name, no_locks)
     lock, here = RunLock(tmp_path), socket.gethostname()
-    assert "has no file locks (No locks available): start only one job in it." in str(lock.acquire())
+    assert "has no file locks (No locks available): start only one job in it." in str(
+        lock.acquire()
+    )
     (tmp_path / ".lock").write_text(f"process {os.getppid()} on {here}")
     with pytest.raises(ConfigError, match=rf"is being trained by process {os.getppid()} on {here}"):
         lock.acquire()

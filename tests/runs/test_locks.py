@@ -1,4 +1,6 @@
-"""One run directory, one trainer: what must not loosen the lock, what must not take it, and in which order a start looks."""
+"""One run directory, one trainer: what must not loosen the lock, what must not take it, and in
+which order a start looks.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ from ddpm_lib.runs.lock import RunLock
 from ddpm_lib.runs.status import run_status
 from ddpm_lib.training import ConfigError
 from locations import HELPERS
-from training_helpers import At, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    At,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 SMALL = {"dim": 4, "dim_mults": (1,)}
 
@@ -51,7 +60,9 @@ def test_closing_the_lock_file_somewhere_in_the_process_loosens_nothing(
         with pytest.raises(ConfigError, match=rf"is being trained by process {os.getpid()} on"):
             RunLock(trainer.output_dir).acquire()
 
-    tiny_trainer(tmp_path / "run", tiny_diffusion(**SMALL), max_steps=2, callbacks=[At(1, look)]).train()
+    tiny_trainer(
+        tmp_path / "run", tiny_diffusion(**SMALL), max_steps=2, callbacks=[At(1, look)]
+    ).train()
     assert seen == ["running"]
     assert word(tmp_path / "run") == "finished"
 
@@ -62,7 +73,9 @@ def child_that_waits(started: object, event: object) -> None:
 
 
 def test_a_forked_child_that_outlives_the_trainer_does_not_keep_the_lock(tmp_path: Path) -> None:
-    """As loader workers do for a moment when their trainer is killed: the next start must not be refused."""
+    """As loader workers do for a moment when their trainer is killed: the next start must not be
+    refused.
+    """
     lock = RunLock(tmp_path / "run")
     lock.acquire()
     context = multiprocessing.get_context("fork")
@@ -94,15 +107,21 @@ def test_file_systems_that_know_only_other_locks(
         with pytest.raises(ConfigError, match=rf"is being trained by process {os.getpid()} on"):
             RunLock(tmp_path).acquire()
     else:  # such a lock is the process's: only another one is kept out
-        code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], capture_output=True, text=True)
+        code = (
+            "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / ".lock")], capture_output=True, text=True
+        )
         assert "BlockingIOError" in done.stderr
     lock.release()
     assert RunLock(tmp_path).acquire() is None
 
 
 def test_asking_takes_nothing_and_needs_no_right_to_write(tmp_path: Path) -> None:
-    """While a handle asks, and after, a start is not refused; the answer is the same through a read-only file."""
+    """While a handle asks, and after, a start is not refused; the answer is the same through a
+    read-only file.
+    """
     lock = RunLock(tmp_path)
     lock.acquire()
     handle = os.open(tmp_path / ".lock", os.O_RDONLY)
@@ -166,13 +185,17 @@ def waited_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_two_jobs_at_the_worst_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One opens its data, or saves its last checkpoint, when the other starts: no step is lost, both ways round."""
+    """One opens its data, or saves its last checkpoint, when the other starts: no step is lost,
+    both ways round.
+    """
     run = tmp_path / "run"
     tiny_trainer(run, max_steps=4, save_every=2).train()
     tiny_trainer(tmp_path / "twin", max_steps=8, save_every=2).train()
     capsys.readouterr()
     old = subprocess.Popen(
-        [sys.executable, str(HELPERS / "run_held.py"), str(run), "6"], stderr=subprocess.PIPE, text=True
+        [sys.executable, str(HELPERS / "run_held.py"), str(run), "6"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         for mark, sign in (("opening", "open"), ("saving", "save")):
@@ -206,19 +229,33 @@ def test_a_trainer_that_looked_before_another_process_trained_looks_again(tmp_pa
 def test_the_command_is_refused_before_it_opens_what_building_needs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Class-conditional networks need the data to be built; a directory that is taken is said before."""
+    """Class-conditional networks need the data to be built; a directory that is taken is said
+    before.
+    """
     lock = RunLock(tmp_path / "run")
     lock.acquire()
     assert (
-        main(["train", str(tmp_path / "no such data"), "--class-conditional", "--output-dir", str(tmp_path / "run")])
+        main(
+            [
+                "train",
+                str(tmp_path / "no such data"),
+                "--class-conditional",
+                "--output-dir",
+                str(tmp_path / "run"),
+            ]
+        )
         == 2
     )
     err = capsys.readouterr().err
-    assert err.startswith(f"ddpm train: {tmp_path / 'run'} is being trained by process {os.getpid()}")
+    assert err.startswith(
+        f"ddpm train: {tmp_path / 'run'} is being trained by process {os.getpid()}"
+    )
     lock.release()
 
 
-def test_processes_of_one_run_do_not_refuse_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_run_do_not_refuse_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = RunLock(tmp_path)
     lock.acquire()
     for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
@@ -231,8 +268,12 @@ def test_processes_of_one_run_do_not_refuse_each_other(tmp_path: Path, monkeypat
     run_locks.refuse_taken(tmp_path)
 
 
-def test_a_lock_file_that_its_owner_removes_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between opening the file and locking it, a failed start has taken the file away: the lock is taken on the new one."""
+def test_a_lock_file_that_its_owner_removes_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it, a failed start has taken the file away: the lock is
+    taken on the new one.
+    """
     (tmp_path / ".lock").touch()
     real, times = locks.take, []
 

@@ -1,4 +1,6 @@
-"""A run directory that somebody else has been in: links, damage, full disks, strange names, moves and copies."""
+"""A run directory that somebody else has been in: links, damage, full disks, strange names, moves
+and copies.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,23 @@ from ddpm_lib.runs.status import run_status
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training import CheckpointError, ConfigError
 from ddpm_lib.training import trainer as training
-from training_helpers import At, StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    At,
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 SMALL = {"dim": 4, "dim_mults": (1,)}
 
 
 def trainer_of(run: Path, **options: object) -> object:
-    return tiny_trainer(run, tiny_diffusion(**SMALL), **{"max_steps": 4, "save_every": 2, "log_every": 1, **options})
+    return tiny_trainer(
+        run, tiny_diffusion(**SMALL), **{"max_steps": 4, "save_every": 2, "log_every": 1, **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +77,36 @@ def said(run: Path) -> str:
 
 @pytest.mark.parametrize("name", [".lock", "train.log"])
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_link_where_we_append_or_empty_is_refused(run: Path, precious: Path, name: str, fresh: bool) -> None:
+def test_a_link_where_we_append_or_empty_is_refused(
+    run: Path, precious: Path, name: str, fresh: bool
+) -> None:
     place = run.with_name("new") if fresh else run
     place.mkdir(exist_ok=True)
     (place / name).unlink(missing_ok=True)
     (place / name).symlink_to(precious)
     with pytest.raises(
-        (ConfigError, OSError), match=rf"{name} is a link; a file of the run belongs there.*Move it away"
+        (ConfigError, OSError),
+        match=rf"{name} is a link; a file of the run belongs there.*Move it away",
     ):
         trainer_of(place).train()
     assert precious.read_text() == "ten years of work"
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "metrics.csv", "status.json", "config.yaml", "data.npz", "STOP", "stuck-rank0.txt"]
+    "name",
+    [
+        "metrics.jsonl",
+        "metrics.csv",
+        "status.json",
+        "config.yaml",
+        "data.npz",
+        "STOP",
+        "stuck-rank0.txt",
+    ],
 )
-def test_other_links_are_replaced_or_left_and_never_followed(run: Path, precious: Path, name: str) -> None:
+def test_other_links_are_replaced_or_left_and_never_followed(
+    run: Path, precious: Path, name: str
+) -> None:
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(precious)
     assert trainer_of(run).train().step == 4
@@ -89,7 +115,9 @@ def test_other_links_are_replaced_or_left_and_never_followed(run: Path, precious
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "train.log", "status.json"])
-def test_a_link_that_appears_while_it_trains_is_not_followed(run: Path, precious: Path, name: str) -> None:
+def test_a_link_that_appears_while_it_trains_is_not_followed(
+    run: Path, precious: Path, name: str
+) -> None:
     def swap(trainer: object) -> None:
         (run / name).unlink()
         (run / name).symlink_to(precious)
@@ -99,12 +127,15 @@ def test_a_link_that_appears_while_it_trains_is_not_followed(run: Path, precious
 
 
 @pytest.mark.parametrize(
-    "name", [".lock", "config.yaml", "status.json", "train.log", "metrics.jsonl", "data.npz", "STOP"]
+    "name",
+    [".lock", "config.yaml", "status.json", "train.log", "metrics.jsonl", "data.npz", "STOP"],
 )
 def test_a_directory_in_the_place_of_a_file_is_named(run: Path, name: str) -> None:
     (run / name).unlink(missing_ok=True)
     (run / name).mkdir()
-    with pytest.raises((ConfigError, OSError), match=rf"{name} is a directory; a file of the run belongs there"):
+    with pytest.raises(
+        (ConfigError, OSError), match=rf"{name} is a directory; a file of the run belongs there"
+    ):
         trainer_of(run).train()
     assert not list(run.glob(".*.tmp"))
 
@@ -119,7 +150,13 @@ def test_temporary_files_are_no_way_out_either(tmp_path: Path, precious: Path) -
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [{"data": "no/such/path"}, {"data": 3}, {"device": "xpu"}, {"resume": "step-000000007"}, {"trackers": ("nope",)}],
+    [
+        {"data": "no/such/path"},
+        {"data": 3},
+        {"device": "xpu"},
+        {"resume": "step-000000007"},
+        {"trackers": ("nope",)},
+    ],
     ids=["path", "data", "device", "resume", "tracker"],
 )
 def test_a_failed_start_leaves_no_litter(tmp_path: Path, there: bool, options: dict) -> None:
@@ -128,7 +165,9 @@ def test_a_failed_start_leaves_no_litter(tmp_path: Path, there: bool, options: d
     options = dict(options)
     data = options.pop("data", None)
     with pytest.raises((ValueError, TypeError, OSError)):
-        tiny_trainer(tmp_path / "runs" / "deep" / "mine", tiny_diffusion(**SMALL), data, **options).train()
+        tiny_trainer(
+            tmp_path / "runs" / "deep" / "mine", tiny_diffusion(**SMALL), data, **options
+        ).train()
     assert list(tmp_path.rglob("*")) == ([tmp_path / "runs"] if there else [])
 
 
@@ -138,13 +177,17 @@ def test_a_failed_start_of_a_command_leaves_no_litter(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for data in ("pix.npz", "./empty", "empty"):
-        assert main(["train", data, "--image-size", "8", "--model.dim", "8", "--device", "cpu"]) == 2
+        assert (
+            main(["train", data, "--image-size", "8", "--model.dim", "8", "--device", "cpu"]) == 2
+        )
     assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
 
 
 @pytest.mark.parametrize("before", ["stopped", "failed", "finished", "killed"])
 def test_what_a_refused_start_says_of_a_run(run: Path, before: str) -> None:
-    """The reason, so that nobody puts it back into the queue for ever; but a finished run stays finished."""
+    """The reason, so that nobody puts it back into the queue for ever; but a finished run stays
+    finished.
+    """
     if before == "finished":
         trainer_of(run).train()
     elif before == "failed":
@@ -160,7 +203,9 @@ def test_what_a_refused_start_says_of_a_run(run: Path, before: str) -> None:
 def test_killed_while_it_opens_its_data_after_a_failure(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failed, repaired, started again and killed: the word is "killed", which puts a job back into the queue."""
+    """Failed, repaired, started again and killed: the word is "killed", which puts a job back into
+    the queue.
+    """
     write_status(run, status="failed", step=3, max_steps=4, reason="the disk was full")
     seen = []
 
@@ -185,11 +230,18 @@ def test_a_folder_of_somebody_s_data_is_no_run_directory(tmp_path: Path, name: s
     (tmp_path / "pics" / name).parent.mkdir(parents=True)
     (tmp_path / "pics" / name).write_bytes(b"")
     with pytest.raises(
-        ConfigError, match=r"pics is no run and holds data .*Choose another output_dir, such as .*pics-2"
+        ConfigError,
+        match=r"pics is no run and holds data .*Choose another output_dir, such as .*pics-2",
     ):
         trainer_of(tmp_path / "pics")
     with pytest.raises(ConfigError, match="pics is no run and holds data"):
-        ablate("shapes", {"diffusion.schedule": ["linear"]}, images=32, image_size=8, output_dir=tmp_path / "pics")
+        ablate(
+            "shapes",
+            {"diffusion.schedule": ["linear"]},
+            images=32,
+            image_size=8,
+            output_dir=tmp_path / "pics",
+        )
     assert main(["train", "--output-dir", str(tmp_path / "pics")]) == 2
 
 
@@ -202,26 +254,72 @@ def test_a_run_and_what_lies_beside_runs_are_no_foreign_data(run: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{", b"\xff\xfe", b"[1]", b'{"loss": 1}', b'{"step": "3"}', b'{"step": 1e3}', b'{"step": NaN}', b"null", b"[" * 10**5,
-     b'{"step": true}', b'{"step": -1}', b"\0\0\0"],
-    ids=["blank", "half", "not UTF-8", "list", "no step", "text", "float", "NaN", "null", "nested", "bool", "negative", "NUL"],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[1]",
+        b'{"loss": 1}',
+        b'{"step": "3"}',
+        b'{"step": 1e3}',
+        b'{"step": NaN}',
+        b"null",
+        b"[" * 10**5,
+        b'{"step": true}',
+        b'{"step": -1}',
+        b"\0\0\0",
+    ],
+    ids=[
+        "blank",
+        "half",
+        "not UTF-8",
+        "list",
+        "no step",
+        "text",
+        "float",
+        "NaN",
+        "null",
+        "nested",
+        "bool",
+        "negative",
+        "NUL",
+    ],
+)
 def test_a_damaged_line_costs_that_line_only(run: Path, line: bytes) -> None:
     rows = (run / "metrics.jsonl").read_bytes().splitlines()
     spoilt = b"\n".join([rows[0], line, *rows[1:]]) + b"\n"
     (run / "metrics.jsonl").write_bytes(spoilt)
     assert trainer_of(run).train().step == 4
     assert [row["step"] for row in curve(run)] == [1, 2, 3, 4]
-    assert [r.split(",")[0] for r in (run / "metrics.csv").read_text().splitlines()] == ["step", "1", "2", "3", "4"]
-    assert "1 damaged line in metrics.jsonl left out; the file as it was is kept as metrics.jsonl.damaged." in said(run)
+    assert [r.split(",")[0] for r in (run / "metrics.csv").read_text().splitlines()] == [
+        "step",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
+    assert (
+        "1 damaged line in metrics.jsonl left out; the file as it was is kept as"
+        " metrics.jsonl.damaged." in said(run)
+    )
     assert (run / "metrics.jsonl.damaged").read_bytes() == spoilt
     assert trainer_of(run, max_steps=5).train().step == 5
     assert [p.name for p in run.glob("metrics.jsonl.*")] == ["metrics.jsonl.damaged"], "kept once"
 
 
-@pytest.mark.parametrize("change", [lambda raw: raw[:-9], lambda raw: raw + b"\0" * 40, lambda raw: raw.replace(b"\n", b"\r\n"),
-                                    lambda raw: raw[:-1]], ids=["cut", "NUL tail", "CRLF", "no newline"])  # fmt: skip
-def test_what_a_crash_leaves_at_the_end_is_no_damage(run: Path, change: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw[:-9],
+        lambda raw: raw + b"\0" * 40,
+        lambda raw: raw.replace(b"\n", b"\r\n"),
+        lambda raw: raw[:-1],
+    ],
+    ids=["cut", "NUL tail", "CRLF", "no newline"],
+)
+def test_what_a_crash_leaves_at_the_end_is_no_damage(
+    run: Path, change: Callable[[bytes], bytes]
+) -> None:
     path = run / "metrics.jsonl"
     path.write_bytes(change(path.read_bytes()))
     trainer_of(run).train()
@@ -249,10 +347,18 @@ def test_a_damaged_line_while_it_trains_does_not_end_it(run: Path) -> None:
 
 def test_leftovers_of_the_killed_are_swept_and_nothing_else(run: Path) -> None:
     gone = [
-        run / ".metrics.csv.123.tmp", run / ".status.json.9.tmp", run / "samples" / ".step-000000002.png.77.tmp",
-        run / "posthoc" / ".step-000000002.safetensors.5.tmp", run / "checkpoints" / ".tmp-step-000000003-44" / "model",
-    ]  # fmt: skip
-    kept = [run / ".notes.tmp", run / "a.123.tmp", run / ".hidden", run / "samples" / "draw-0001" / ".x.1.tmp"]
+        run / ".metrics.csv.123.tmp",
+        run / ".status.json.9.tmp",
+        run / "samples" / ".step-000000002.png.77.tmp",
+        run / "posthoc" / ".step-000000002.safetensors.5.tmp",
+        run / "checkpoints" / ".tmp-step-000000003-44" / "model",
+    ]
+    kept = [
+        run / ".notes.tmp",
+        run / "a.123.tmp",
+        run / ".hidden",
+        run / "samples" / "draw-0001" / ".x.1.tmp",
+    ]
     for path in [*gone, *kept]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
@@ -263,7 +369,9 @@ def test_leftovers_of_the_killed_are_swept_and_nothing_else(run: Path) -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """After the call no new byte finds room; what a file has already can be overwritten, as on a real disk."""
+    """After the call no new byte finds room; what a file has already can be overwritten, as on a
+    real disk.
+    """
     real = os.fsync
 
     def fill() -> None:
@@ -286,7 +394,9 @@ def test_the_word_is_right_when_the_disk_is_full(run: Path, full_disk: Callable[
     assert not list(run.glob(".*.tmp"))
 
 
-def test_a_reason_that_is_longer_than_the_room_is_cut(tmp_path: Path, full_disk: Callable[[], None]) -> None:
+def test_a_reason_that_is_longer_than_the_room_is_cut(
+    tmp_path: Path, full_disk: Callable[[], None]
+) -> None:
     write_status(tmp_path, status="running", step=3, max_steps=9, reason="")
     size = (tmp_path / "status.json").stat().st_size
     full_disk()
@@ -326,7 +436,9 @@ def test_pictures_are_of_the_kind_that_their_name_says(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", [b"\xfc m", "ünï #1 100%".encode(), b"a\nb", b"-rf"])
-def test_run_directories_of_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes) -> None:
+def test_run_directories_of_any_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes
+) -> None:
     run = tmp_path / os.fsdecode(name)
     trainer_of(run, max_steps=2, sample_every=2, sample_count=1, sample_steps=1).train()
     trainer_of(run, max_steps=3).train()
@@ -341,11 +453,35 @@ def test_run_directories_of_any_name(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 TINY = [
-    "--image-size", "8", "--max-steps", "2", "--batch-size", "4", "--model.dim", "8", "--model.dim-mults", "1",
-    "--model.blocks-per-level", "1", "--model.attention-levels", "--diffusion.timesteps", "20", "--sample-every", "0",
-    "--val-every", "1", "--val-fraction", "0.2", "--device", "cpu", "--mixed-precision", "no", "--no-progress",
-    "--warmup-steps", "1",
-]  # fmt: skip
+    "--image-size",
+    "8",
+    "--max-steps",
+    "2",
+    "--batch-size",
+    "4",
+    "--model.dim",
+    "8",
+    "--model.dim-mults",
+    "1",
+    "--model.blocks-per-level",
+    "1",
+    "--model.attention-levels",
+    "--diffusion.timesteps",
+    "20",
+    "--sample-every",
+    "0",
+    "--val-every",
+    "1",
+    "--val-fraction",
+    "0.2",
+    "--device",
+    "cpu",
+    "--mixed-precision",
+    "no",
+    "--no-progress",
+    "--warmup-steps",
+    "1",
+]
 
 
 def picture_folder(folder: Path, first: int = 0) -> None:
@@ -367,7 +503,8 @@ def test_a_run_that_was_moved_or_copied_is_the_directory_its_config_lies_in(
     capsys.readouterr()
     assert main(["train", "--config", "new/config.yaml", "--max-steps", "3"]) == 0
     assert (
-        "new/config.yaml lies in the run directory new, so that is meant, and not runs/old" in capsys.readouterr().err
+        "new/config.yaml lies in the run directory new, so that is meant, and not runs/old"
+        in capsys.readouterr().err
     )
     assert not Path("runs/old").exists()
     assert [p.name for p in list_checkpoints(Path("new/checkpoints"))][-1] == "step-000000003"
@@ -389,21 +526,60 @@ def test_the_data_of_a_run_mean_the_same_from_everywhere(
     monkeypatch.chdir(tmp_path / "a")
     assert main(["train", "pictures", *TINY, "--val-data", "held", "--output-dir", "../r"]) == 0
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: pytest.fail(f"the hub was asked for {args}"))
-    assert main(["evaluate", "r", "--metrics", "nll", "--num", "2", "--num-levels", "2", "--device", "cpu"]) == 0
+    monkeypatch.setattr(
+        "datasets.load_dataset",
+        lambda *args, **options: pytest.fail(f"the hub was asked for {args}"),
+    )
+    assert (
+        main(
+            [
+                "evaluate",
+                "r",
+                "--metrics",
+                "nll",
+                "--num",
+                "2",
+                "--num-levels",
+                "2",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     assert main(["train", "--config", "r/config.yaml", "--max-steps", "3"]) == 0
     assert main(["train", "--config", "r/config.yaml", "--output-dir", "second"]) == 0
     os.rename("a", "b")
     capsys.readouterr()
-    assert main(["evaluate", "r", "--metrics", "nll", "--num", "2", "--num-levels", "2", "--device", "cpu"]) == 2
+    assert (
+        main(
+            [
+                "evaluate",
+                "r",
+                "--metrics",
+                "nll",
+                "--num",
+                "2",
+                "--num-levels",
+                "2",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 2
+    )
     assert str(tmp_path / "a" / "pictures") in capsys.readouterr().err
     state = load_run("r").state
     assert state["data"]["source"] == str(tmp_path / "a" / "pictures")
     assert state["training"]["val_data"] == str(tmp_path / "a" / "held")
 
 
-@pytest.mark.parametrize("name", ["shapes", "toy:ring", "user/data", "mnist", "a" * 5000, "nul\0byte"])
-def test_names_that_are_no_paths_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["shapes", "toy:ring", "user/data", "mnist", "a" * 5000, "nul\0byte"]
+)
+def test_names_that_are_no_paths_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     from ddpm_lib.training.run_config import absolute_source
 
     monkeypatch.chdir(tmp_path)
@@ -414,18 +590,37 @@ def test_names_that_are_no_paths_stay_as_they_are(tmp_path: Path, monkeypatch: p
 
 
 STATES = [
-    ("images_seen", 10**25), ("images_seen", -1), ("shards", 0), ("shards", 10**12), ("shards", 5), ("step", float("nan")),
-    ("step", "3"), ("step", 4), ("elapsed_seconds", "x"), ("seed", None), ("batch_size", 0), ("ema_decay", 3),
-    ("guard", [1]), ("scaler", "x"),
-    ("callbacks", [1]), ("callbacks", {"MetricLogger": 5}), ("versions", None), ("training", []), ("model", {"class": 3}),
-    ("diffusion", {"timesteps": 10**10}), ("data", "x"), ("elapsed_seconds", float("inf")),
-]  # fmt: skip
+    ("images_seen", 10**25),
+    ("images_seen", -1),
+    ("shards", 0),
+    ("shards", 10**12),
+    ("shards", 5),
+    ("step", float("nan")),
+    ("step", "3"),
+    ("step", 4),
+    ("elapsed_seconds", "x"),
+    ("seed", None),
+    ("batch_size", 0),
+    ("ema_decay", 3),
+    ("guard", [1]),
+    ("scaler", "x"),
+    ("callbacks", [1]),
+    ("callbacks", {"MetricLogger": 5}),
+    ("versions", None),
+    ("training", []),
+    ("model", {"class": 3}),
+    ("diffusion", {"timesteps": 10**10}),
+    ("data", "x"),
+    ("elapsed_seconds", float("inf")),
+]
 
 
 GONE = [(name, ...) for name in ("callbacks", "versions", "step", "shards", "model")]
 
 
-@pytest.mark.parametrize(("name", "value"), STATES + GONE, ids=lambda v: "gone" if v is ... else str(v)[:20])
+@pytest.mark.parametrize(
+    ("name", "value"), STATES + GONE, ids=lambda v: "gone" if v is ... else str(v)[:20]
+)
 def test_a_strange_state_is_passed_over(run: Path, name: str, value: object) -> None:
     path = newest(run) / "state.json"
     state = json.loads(path.read_text())
@@ -449,14 +644,19 @@ def test_a_part_that_cannot_use_its_state_is_named(run: Path, sums: object) -> N
     state["callbacks"]["MetricLogger"] = {"sums": sums}
     path.write_text(json.dumps(state))
     rehash(newest(run))
-    with pytest.raises(CheckpointError, match=r"state\.json: the state of MetricLogger cannot be used .*--resume STEP"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"state\.json: the state of MetricLogger cannot be used .*--resume STEP",
+    ):
         trainer_of(run).train()
     assert trainer_of(run, resume="2").train().step == 4
 
 
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "model.safetensors", "ema.safetensors"])
 @pytest.mark.parametrize("files_too", [True, False])
-def test_a_checkpoint_whose_manifest_lists_too_little_is_passed_over(run: Path, name: str, files_too: bool) -> None:
+def test_a_checkpoint_whose_manifest_lists_too_little_is_passed_over(
+    run: Path, name: str, files_too: bool
+) -> None:
     folder = newest(run)
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"][name]
@@ -464,7 +664,10 @@ def test_a_checkpoint_whose_manifest_lists_too_little_is_passed_over(run: Path, 
     if files_too:
         (folder / name).unlink()
     assert trainer_of(run).train().step == 4
-    assert f"Passed over a broken checkpoint: {folder.name}: manifest.json does not list {name}" in said(run)
+    assert (
+        f"Passed over a broken checkpoint: {folder.name}: manifest.json does not list {name}"
+        in said(run)
+    )
 
 
 @pytest.mark.parametrize("change", [{"dim": 100_000}, {"dim": 4096, "dim_mults": [1, 2, 4, 8]}])
@@ -497,11 +700,15 @@ def test_an_average_that_is_not_finite_is_said(run: Path) -> None:
 def test_a_newer_checkpoint_is_not_overwritten_by_an_older_version(run: Path) -> None:
     manifest = newest(run) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(CheckpointError, match=r"step-000000003 was written by a newer ddpm-lib.*--resume STEP"):
+    with pytest.raises(
+        CheckpointError, match=r"step-000000003 was written by a newer ddpm-lib.*--resume STEP"
+    ):
         trainer_of(run).train()
     assert trainer_of(run, resume="2").train().step == 4
     assert (
-        (run / "set-aside" / "1" / "checkpoints" / "step-000000003" / "manifest.json").read_text().count('"format": 2')
+        (run / "set-aside" / "1" / "checkpoints" / "step-000000003" / "manifest.json")
+        .read_text()
+        .count('"format": 2')
     )
 
 
@@ -534,11 +741,14 @@ def test_a_stop_file_from_before_is_said_and_one_from_the_start_is_obeyed(
 
 
 @pytest.mark.parametrize("how", ["2", "step-000000002", "path", "absolute"])
-def test_back_to_an_older_checkpoint_once(run: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_back_to_an_older_checkpoint_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     monkeypatch.chdir(run.parent)
-    name = {"path": "mine/checkpoints/step-000000002", "absolute": str(run / "checkpoints" / "step-000000002")}.get(
-        how, how
-    )
+    name = {
+        "path": "mine/checkpoints/step-000000002",
+        "absolute": str(run / "checkpoints" / "step-000000002"),
+    }.get(how, how)
     newer = final_tensors(run)
     trainer_of(run, max_steps=5, resume=name, callbacks=[StopAt(4)]).train()
     aside = run / "set-aside" / "1" / "checkpoints"
@@ -562,10 +772,13 @@ def test_back_to_an_older_checkpoint_once(run: Path, monkeypatch: pytest.MonkeyP
         ("elsewhere/checkpoints/step-000000002", r"--output-dir elsewhere"),
         ("mine/step-000000002", r"is no checkpoint of the run directory"),
         ("autp", r"resume must be auto, never, a step .*Did you mean 'auto'"),
-        ("-1", r"resume must be auto"), ("step-2", r"resume must be auto"),
+        ("-1", r"resume must be auto"),
+        ("step-2", r"resume must be auto"),
     ],
-)  # fmt: skip
-def test_where_nobody_can_go_back_to(run: Path, monkeypatch: pytest.MonkeyPatch, resume: str, words: str) -> None:
+)
+def test_where_nobody_can_go_back_to(
+    run: Path, monkeypatch: pytest.MonkeyPatch, resume: str, words: str
+) -> None:
     monkeypatch.chdir(run.parent)
     before = sorted(p.name for p in run.rglob("*") if p.name not in ("train.log", ".lock"))
     with pytest.raises(ConfigError, match=words):
@@ -586,9 +799,13 @@ def bomb(levels: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "text", [bomb(9), bomb(4), "val_data: &a [*a]\n", "max_steps: &a {b: *a}\n"], ids=["9", "4", "self", "map"]
+    "text",
+    [bomb(9), bomb(4), "val_data: &a [*a]\n", "max_steps: &a {b: *a}\n"],
+    ids=["9", "4", "self", "map"],
 )
-def test_aliases_that_stand_for_gigabytes(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_aliases_that_stand_for_gigabytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
     (tmp_path / "run.yaml").write_text(text)
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     assert len(capsys.readouterr().err) < 4000
@@ -600,7 +817,13 @@ def test_plain_aliases_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "log_every: 7" in capsys.readouterr().out
 
 
-LARGE = ["x" * 10**6, ["x"] * 10**6, {str(k): k for k in range(10**5)}, 10**9000, {1: {2: {3: {4: [5] * 99}}}}]
+LARGE = [
+    "x" * 10**6,
+    ["x"] * 10**6,
+    {str(k): k for k in range(10**5)},
+    10**9000,
+    {1: {2: {3: {4: [5] * 99}}}},
+]
 
 
 @pytest.mark.parametrize("value", LARGE, ids=["text", "list", "map", "number", "nested"])
@@ -622,8 +845,16 @@ def test_a_run_that_cannot_be_written_to_says_where_samples_may_go(
         real(self, *args, **options)
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    assert main(["sample", str(run), "-n", "1", "--num-steps", "1", "--device", "cpu", "--no-progress"]) == 2
-    assert "samples cannot be written to (Permission denied). Say with --output-dir" in capsys.readouterr().err
+    assert (
+        main(
+            ["sample", str(run), "-n", "1", "--num-steps", "1", "--device", "cpu", "--no-progress"]
+        )
+        == 2
+    )
+    assert (
+        "samples cannot be written to (Permission denied). Say with --output-dir"
+        in capsys.readouterr().err
+    )
     (run.parent / "file").write_text("")
     assert main(["sample", str(run), "--output-dir", str(run.parent / "file")]) == 2
     assert "file is no directory. Choose another --output-dir" in capsys.readouterr().err

@@ -148,20 +148,43 @@ def test_a_loaded_run_is_one_line(run: Path) -> None:
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "sample": lambda run, tmp: ["sample", str(run), "-n", "1", "--output-dir", str(tmp / "s")],
     "sample-all": lambda run, tmp: [
-        "sample", str(run), "-n", "1", "--checkpoint", "all", "--output-dir", str(tmp / "s"),
+        "sample",
+        str(run),
+        "-n",
+        "1",
+        "--checkpoint",
+        "all",
+        "--output-dir",
+        str(tmp / "s"),
     ],
     "edit": lambda run, tmp: ["edit", str(run), str(pictures(tmp)), "--output-dir", str(tmp / "e")],
     "evaluate": lambda run, tmp: [
-        "evaluate", str(run), "--metrics", "nll", "--data", str(pictures(tmp)),
+        "evaluate",
+        str(run),
+        "--metrics",
+        "nll",
+        "--data",
+        str(pictures(tmp)),
     ],
     "evaluate-all": lambda run, tmp: [
-        "evaluate", str(run), "--checkpoint", "all", "--metrics", "nll",
-        "--data", str(pictures(tmp)),
+        "evaluate",
+        str(run),
+        "--checkpoint",
+        "all",
+        "--metrics",
+        "nll",
+        "--data",
+        str(pictures(tmp)),
     ],
     "ema": lambda run, tmp: [
-        "ema", str(run), "--sigma-rel", "0.12", "--output-dir", str(tmp / "ema"),
+        "ema",
+        str(run),
+        "--sigma-rel",
+        "0.12",
+        "--output-dir",
+        str(tmp / "ema"),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

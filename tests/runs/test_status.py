@@ -41,7 +41,9 @@ def test_every_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "the same command",
     ):
         assert part in text
-    (run / "status.json").write_text(json.dumps({"status": "running", "step": 2, "max_steps": 6, "reason": ""}))
+    (run / "status.json").write_text(
+        json.dumps({"status": "running", "step": 2, "max_steps": 6, "reason": ""})
+    )
     assert said(capsys, run, "--word") == "killed\n"
     tiny_trainer(run, small).train()
     assert json.loads(said(capsys, run, "--json"))["status"] == "finished"
@@ -59,11 +61,16 @@ def test_failed_and_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     class Ask(StopAt):
         def on_step_end(self, trainer):
             if trainer.step == 3:
-                code = "import sys; from ddpm_lib.cli import main; sys.exit(main(['status', sys.argv[1]]))"
+                code = (
+                    "import sys; from ddpm_lib.cli import main; sys.exit(main(['status',"
+                    " sys.argv[1]]))"
+                )
                 self.answer = subprocess.run(
                     [sys.executable, "-c", code, str(tmp_path)],
-                    capture_output=True, text=True, timeout=60,
-                ).stdout  # fmt: skip
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                ).stdout
                 raise DivergedError("all is lost")
 
     ask = Ask(0)
@@ -71,7 +78,9 @@ def test_failed_and_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         tiny_trainer(tmp_path, tiny_diffusion(dim=4, dim_mults=(1,)), callbacks=[ask]).train()
     assert ask.answer.startswith("running: ")
     assert "step        2 of 6" in ask.answer
-    assert re.search(r"loss        0\.\d+\n  speed       [\d,.]+ images/s\n  left        \d+ s\n", ask.answer)
+    assert re.search(
+        r"loss        0\.\d+\n  speed       [\d,.]+ images/s\n  left        \d+ s\n", ask.answer
+    )
     assert "held by     process " in ask.answer
     assert said(capsys, tmp_path, "--word") == "failed\n"
     assert "reason      DivergedError: all is lost" in said(capsys, tmp_path)
@@ -100,16 +109,23 @@ def test_a_status_file_that_says_nothing(
     assert said(capsys, tmp_path, "--word") == ("killed\n" if trained else "none\n")
     assert "reason " in said(capsys, tmp_path) or raw == b'{"status": "none"}'
     assert ("step-000000007" in said(capsys, tmp_path)) == trained
-    assert json.loads(said(capsys, tmp_path, "--json"))["status"] == ("killed" if trained else "none")
+    assert json.loads(said(capsys, tmp_path, "--json"))["status"] == (
+        "killed" if trained else "none"
+    )
 
 
-def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_of_the_wrong_kind_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for values in (
-        {"step": "3", "max_steps": None, "reason": 7, "save_every": []}, {"step": -1, "max_steps": True, "reason": ["x"]},
+        {"step": "3", "max_steps": None, "reason": 7, "save_every": []},
+        {"step": -1, "max_steps": True, "reason": ["x"]},
         {"step": 10**30, "max_steps": 1.5, "reason": {}},
-    ):  # fmt: skip
+    ):
         (tmp_path / "status.json").write_text(json.dumps({"status": "stopped", **values}))
-        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2, "loss": "x", "val_loss": 10**400}) + "\n{\n")
+        (tmp_path / "metrics.jsonl").write_text(
+            json.dumps({"step": 2, "loss": "x", "val_loss": 10**400}) + "\n{\n"
+        )
         assert "stopped" in said(capsys, tmp_path)
     (tmp_path / "status.json").unlink()
     (tmp_path / "status.json").mkdir()
@@ -119,7 +135,9 @@ def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path, capsys: pytest.Ca
 def test_nothing_moves_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "a\x1b[2Jb"
     run.mkdir()
-    (run / "status.json").write_text(json.dumps({"status": "stopped", "step": 1, "reason": "\x1b]0;x\x07\u202e"}))
+    (run / "status.json").write_text(
+        json.dumps({"status": "stopped", "step": 1, "reason": "\x1b]0;x\x07\u202e"})
+    )
     (run / ".lock").write_text("")
     for args in ([run], [tmp_path], [run, "--json"]):
         out = said(capsys, *args)
@@ -136,11 +154,19 @@ def test_all_runs_of_a_folder(
     assert main(["status"]) == 2
     assert "There are no runs in ./runs" in capsys.readouterr().err
     for name, step in (("b", 1), ("a", 20)):
-        write_status(_made(tmp_path / "runs" / name), status="stopped", step=step, max_steps=1000, reason="")
+        write_status(
+            _made(tmp_path / "runs" / name), status="stopped", step=step, max_steps=1000, reason=""
+        )
     (tmp_path / "runs" / "no run").mkdir()
-    (tmp_path / "runs" / "a" / "metrics.jsonl").write_text('{"step": 20, "loss": 0.25, "val_loss": 0.5}\n')
+    (tmp_path / "runs" / "a" / "metrics.jsonl").write_text(
+        '{"step": 20, "loss": 0.25, "val_loss": 0.5}\n'
+    )
     lines = said(capsys).splitlines()
-    assert [line.split()[:2] for line in lines] == [["run", "state"], ["runs/a", "stopped"], ["runs/b", "stopped"]]
+    assert [line.split()[:2] for line in lines] == [
+        ["run", "state"],
+        ["runs/a", "stopped"],
+        ["runs/b", "stopped"],
+    ]
     assert "20 of 1,000" in lines[1]
     assert "0.25, val 0.5" in lines[1]
     assert len(said(capsys, "--json").splitlines()) == 2
@@ -165,18 +191,29 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
 def test_no_command_proposes_to_train_into_a_folder_that_is_no_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("pics", "other"):
-        write_status(_made(tmp_path / "runs" / name), status="finished", step=1, max_steps=1, reason="")
+        write_status(
+            _made(tmp_path / "runs" / name), status="finished", step=1, max_steps=1, reason=""
+        )
     (tmp_path / "folder").mkdir()
     for given, words in (
         (
             "runs/pic",
-            "runs/pic does not exist. Did you mean runs/pics? Give a run directory; there are: runs/other, runs/pics.",
+            (
+                "runs/pic does not exist. Did you mean runs/pics? Give a run directory; there are:"
+                " runs/other, runs/pics."
+            ),
         ),
-        ("folder", "folder is no run directory. Give a run directory; there are: runs/other, runs/pics."),
+        (
+            "folder",
+            "folder is no run directory. Give a run directory; there are: runs/other, runs/pics.",
+        ),
     ):
         assert main([command[0], given, *command[1:]]) == 2
         err = capsys.readouterr().err
@@ -194,13 +231,24 @@ def test_a_run_without_a_checkpoint_says_when_one_comes(
                 for command in ("sample", "evaluate"):
                     assert main([command, str(tmp_path)]) == 2
 
-    tiny_trainer(tmp_path, tiny_diffusion(dim=4, dim_mults=(1,)), max_steps=5, save_every=4, callbacks=[Ask(0)]).train()
-    said_so = f"{tmp_path} is being trained (step 2 of 5) and holds no checkpoints yet: the first comes at step 4 (save_every)"
+    tiny_trainer(
+        tmp_path,
+        tiny_diffusion(dim=4, dim_mults=(1,)),
+        max_steps=5,
+        save_every=4,
+        callbacks=[Ask(0)],
+    ).train()
+    said_so = (
+        f"{tmp_path} is being trained (step 2 of 5) and holds no checkpoints yet: the first comes"
+        " at step 4 (save_every)"
+    )
     assert capsys.readouterr().err.count(said_so) == 2
     shutil.rmtree(tmp_path / "checkpoints")
     for status, words in (
-        ("finished", "they were removed or moved away"), ("running", "killed before it saved one"), ("failed", "too hot"),
-    ):  # fmt: skip
+        ("finished", "they were removed or moved away"),
+        ("running", "killed before it saved one"),
+        ("failed", "too hot"),
+    ):
         write_status(tmp_path, status=status, step=2, max_steps=5, reason="too hot")
         assert main(["sample", str(tmp_path)]) == 2
         assert words in capsys.readouterr().err
@@ -219,16 +267,28 @@ def test_status_and_the_overview_are_light() -> None:
 @pytest.mark.parametrize("before", ["none", "failed", "finished", "killed"])
 @pytest.mark.parametrize("where", ["loading", "building", "opening"])
 def test_a_signal_before_training_begins_leaves_a_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str, before: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    before: str,
 ) -> None:
-    """While Python loads, while the network is built, while the data are opened: it is put back into the queue."""
+    """While Python loads, while the network is built, while the data are opened: it is put back
+    into the queue.
+    """
     from ddpm_lib import cli
     from ddpm_lib.cli import train
     from ddpm_lib.training import trainer
 
     run = tmp_path / "new" / "run"
     if before != "none":
-        write_status(_made(run), status={"killed": "running"}.get(before, before), step=3, max_steps=9, reason="hot")
+        write_status(
+            _made(run),
+            status={"killed": "running"}.get(before, before),
+            step=3,
+            max_steps=9,
+            reason="hot",
+        )
 
     def ended(*args: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -242,7 +302,20 @@ def test_a_signal_before_training_begins_leaves_a_word(
     monkeypatch.setattr(place, name, ended)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
-        main(["train", "shapes", "--output-dir", str(run), "--model.dim", "8", "--device", "cpu", "--image-size", "8"])
+        main(
+            [
+                "train",
+                "shapes",
+                "--output-dir",
+                str(run),
+                "--model.dim",
+                "8",
+                "--device",
+                "cpu",
+                "--image-size",
+                "8",
+            ]
+        )
     monkeypatch.undo()
     assert end.value.code == 143
     assert "received SIGTERM before training began" in capsys.readouterr().err
@@ -257,7 +330,9 @@ def test_a_signal_leaves_no_word_in_the_folder_of_somebody_else(
     from ddpm_lib import cli
 
     (tmp_path / "notes.txt").touch()
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        cli.importlib, "import_module", lambda name: os.kill(os.getpid(), signal.SIGTERM)
+    )
     for args in (["--output-dir", str(tmp_path)], [f"--output-dir={tmp_path / 'notes.txt'}"], []):
         with pytest.raises(SystemExit):
             main(["train", "shapes", *args])

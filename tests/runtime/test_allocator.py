@@ -11,7 +11,9 @@ import pytest
 
 from ddpm_lib.runtime import allocator
 
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone"
+)
 PROGRAM = """
 import resource
 import torch
@@ -37,8 +39,12 @@ print(after - before, held - resident())
 
 @glibc
 def test_what_a_step_frees_is_kept_for_the_next_and_given_back_at_the_end():
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=variables)
+    variables = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=variables
+    )
     faults, freed = map(int, done.stdout.split())
     assert faults < 16_384  # as it comes: 163,840 pages of 4 KiB
     assert freed > 50
@@ -47,9 +53,14 @@ def test_what_a_step_frees_is_kept_for_the_next_and_given_back_at_the_end():
 @glibc
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("MALLOC_TRIM_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072")],
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "131072"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072"),
+    ],
 )
-def test_who_set_the_allocator_himself_is_left_alone(variable: str, value: str, monkeypatch: pytest.MonkeyPatch):
+def test_who_set_the_allocator_himself_is_left_alone(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+):
     asked = []
     monkeypatch.setattr(allocator.ctypes, "CDLL", asked.append)
     monkeypatch.setenv(variable, value)

@@ -1,4 +1,6 @@
-"""Two hosts on one machine: network namespaces with the lines of docs/clusters.md, and a SLURM of two virtual nodes."""
+"""Two hosts on one machine: network namespaces with the lines of docs/clusters.md, and a SLURM of
+two virtual nodes.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,13 @@ def test_ranks_of_an_srun_step(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "x")  # so that monkeypatch takes them away again
         monkeypatch.delenv(name)
     given = {
-        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_ID": "1",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
         "SLURM_STEP_NODELIST": "gpu[03-04]",
-    }  # fmt: skip
+    }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     adopt_slurm_ranks()
@@ -43,9 +49,12 @@ def test_ranks_of_an_srun_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_NTASKS": "4"}, {"SLURM_STEP_NUM_TASKS": "x"}, {}]
+    "given",
+    [{"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_NTASKS": "4"}, {"SLURM_STEP_NUM_TASKS": "x"}, {}],
 )
-def test_one_process_stays_one_process(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+def test_one_process_stays_one_process(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
     for name in [n for n in os.environ if n.startswith("SLURM_")] + ["RANK"]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_PROCID", "0")
@@ -55,14 +64,18 @@ def test_one_process_stays_one_process(monkeypatch: pytest.MonkeyPatch, given: d
     assert "RANK" not in os.environ
 
 
-@pytest.mark.parametrize(("nodes", "host"), [("n1", "n1"), ("a[01-3,7],b", "a01"), ("x-y[9]", "x-y9"), ("p,q", "p")])
+@pytest.mark.parametrize(
+    ("nodes", "host"), [("n1", "n1"), ("a[01-3,7],b", "a01"), ("x-y[9]", "x-y9"), ("p,q", "p")]
+)
 def test_first_host(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
 
 
 def script(mark: str) -> str:
     """The block below a mark in docs/clusters.md."""
-    found = re.search(rf"<!-- {re.escape(mark)} -->\n```bash\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    found = re.search(
+        rf"<!-- {re.escape(mark)} -->\n```bash\n(.*?)```", DOCS.read_text(), re.DOTALL
+    )
     assert found
     return found[1]
 
@@ -71,14 +84,19 @@ def on_tiny(text: str, run: Path, steps: int, seconds: float) -> str:
     """The same script with a tiny run in the place of the user's."""
     text = re.sub(r"ddpm train .*", f"{sys.executable} {PROGRAM} {run} {steps} {seconds}", text)
     text = re.sub(r"-m ddpm_lib\.cli train .*", f"{PROGRAM} {run} {steps} {seconds}", text)
-    text = text.replace("ddpm status", f"{sys.executable} -m ddpm_lib.cli status").replace("runs/mine", str(run))
+    text = text.replace("ddpm status", f"{sys.executable} -m ddpm_lib.cli status").replace(
+        "runs/mine", str(run)
+    )
     return re.sub(r"#SBATCH --(gres|gpus|mem|time|ntasks-per-node|cpus-per-task).*\n", "", text)
 
 
 @pytest.fixture
 def twin(tmp_path: Path) -> Path:
     subprocess.run(
-        [sys.executable, PROGRAM, str(tmp_path / "twin"), "60"], check=True, timeout=300, env=plain_environment()
+        [sys.executable, PROGRAM, str(tmp_path / "twin"), "60"],
+        check=True,
+        timeout=300,
+        env=plain_environment(),
     )
     return tmp_path / "twin"
 
@@ -112,7 +130,11 @@ def wait_until(what, limit: float, say: str) -> None:
 
 
 def rows(run: Path) -> int:
-    return len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
+    return (
+        len((run / "metrics.jsonl").read_text().splitlines())
+        if (run / "metrics.jsonl").exists()
+        else 0
+    )
 
 
 @pytest.fixture
@@ -121,7 +143,8 @@ def two_hosts() -> Iterator[dict[str, str]]:
     make = """
         ip netns add hostA && ip netns add hostB && ip link add vA type veth peer name vB
         ip link set vA netns hostA && ip link set vB netns hostB
-        ip netns exec hostA ip addr add 10.77.0.1/24 dev vA && ip netns exec hostB ip addr add 10.77.0.2/24 dev vB
+        ip netns exec hostA ip addr add 10.77.0.1/24 dev vA
+        ip netns exec hostB ip addr add 10.77.0.2/24 dev vB
         for h in hostA hostB; do ip netns exec $h ip link set lo up; done
         ip netns exec hostA ip link set vA up && ip netns exec hostB ip link set vB up
     """
@@ -142,7 +165,10 @@ def start_hosts(mark: str, run: Path, steps: int, seconds: float) -> list[subpro
     started = []
     for rank, host in enumerate(("hostA", "hostB")):
         text = on_tiny(script(mark), run, steps, seconds).replace("=eth0", f"=v{host[-1]}")
-        text = text.replace("--local-addr 10.77.0.1", f"--local-addr 10.77.0.{rank + 1} --rdzv-conf is_host={1 - rank}")
+        text = text.replace(
+            "--local-addr 10.77.0.1",
+            f"--local-addr 10.77.0.{rank + 1} --rdzv-conf is_host={1 - rank}",
+        )
         text = text.replace("--machine_rank 0", f"--machine_rank {rank}")
         text = text.replace("torchrun ", f"{sys.executable} -m torch.distributed.run ")
         text = text.replace("accelerate launch", f"{sys.executable} -m accelerate.commands.launch")
@@ -150,10 +176,13 @@ def start_hosts(mark: str, run: Path, steps: int, seconds: float) -> list[subpro
         environment = plain_environment(ACCELERATE_USE_CPU="1")
         started.append(
             subprocess.Popen(
-                ["ip", "netns", "exec", host, "bash", "-c", text], stderr=subprocess.PIPE, text=True, env=environment,
+                ["ip", "netns", "exec", host, "bash", "-c", text],
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
                 start_new_session=True,
             )
-        )  # fmt: skip
+        )
     return started
 
 
@@ -170,7 +199,9 @@ def end_all(processes: list[subprocess.Popen[str]]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mark", ["netns: torchrun", "netns: accelerate"])
-def test_two_hosts_make_the_run_of_one(two_hosts: dict, tmp_path: Path, twin: Path, mark: str) -> None:
+def test_two_hosts_make_the_run_of_one(
+    two_hosts: dict, tmp_path: Path, twin: Path, mark: str
+) -> None:
     said = end_all(start_hosts(mark, tmp_path / "run", 60, 0.0))
     assert status_of(tmp_path / "run")["status"] == "finished", said
     assert_twins(tmp_path / "run", twin)
@@ -178,7 +209,9 @@ def test_two_hosts_make_the_run_of_one(two_hosts: dict, tmp_path: Path, twin: Pa
 
 @pytest.mark.slow
 def test_a_cut_cable(two_hosts: dict, tmp_path: Path, twin: Path) -> None:
-    """Train, cut the link, see it named, restore it, and continue by the same line to the end of the twin."""
+    """Train, cut the link, see it named, restore it, and continue by the same line to the end of
+    the twin.
+    """
     run = tmp_path / "run"
     processes = start_hosts("netns: torchrun", run, 60, 0.3)
     wait_until(lambda: rows(run) >= 7, 240, "no training")
@@ -189,7 +222,11 @@ def test_a_cut_cable(two_hosts: dict, tmp_path: Path, twin: Path) -> None:
     text = "\n".join(said)
     print(
         *sorted(
-            {line[:300] for line in text.splitlines() if "Nothing has moved" in line or "LostProcessError" in line}
+            {
+                line[:300]
+                for line in text.splitlines()
+                if "Nothing has moved" in line or "LostProcessError" in line
+            }
         ),
         sep="\n",
     )
@@ -204,7 +241,9 @@ def test_a_cut_cable(two_hosts: dict, tmp_path: Path, twin: Path) -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cluster of two virtual nodes, n1 and n2, with the partitions low (pre-emptible) and high."""
+    """A cluster of two virtual nodes, n1 and n2, with the partitions low (pre-emptible) and
+    high.
+    """
     if shutil.which("slurmctld") is None or os.geteuid() != 0:
         pytest.skip("needs root, slurm-wlm and munge")
     folder = Path(tempfile.mkdtemp(prefix="ddpm-slurm-", dir="/tmp"))  # sockets want a short path
@@ -237,7 +276,12 @@ def job_state(job: str) -> str:
 def submit(text: str, folder: Path, *flags: str) -> str:
     (folder / "job.sh").write_text(text)
     out = slurm_says(
-        "sbatch", "--parsable", f"--output={folder}/job.out", "--export=ALL", *flags, str(folder / "job.sh")
+        "sbatch",
+        "--parsable",
+        f"--output={folder}/job.out",
+        "--export=ALL",
+        *flags,
+        str(folder / "job.sh"),
     )
     assert out.isdigit(), out
     return out
@@ -252,14 +296,27 @@ def start_now(job: str) -> None:
 def test_srun_on_two_nodes_stopped_by_a_signal(slurm: Path, tmp_path: Path, twin: Path) -> None:
     """Ranks from SLURM, SIGUSR1 to the step, exit code 143 kept, and the end of the twin."""
     run = tmp_path / "run"
-    line = ["srun", "--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, PROGRAM, str(run), "60"]
-    process = subprocess.Popen([*line, "0.3"], env=plain_environment(), stderr=subprocess.PIPE, text=True)
+    line = [
+        "srun",
+        "--nodes=2",
+        "--ntasks=2",
+        "--kill-on-bad-exit=1",
+        sys.executable,
+        PROGRAM,
+        str(run),
+        "60",
+    ]
+    process = subprocess.Popen(
+        [*line, "0.3"], env=plain_environment(), stderr=subprocess.PIPE, text=True
+    )
     wait_until(lambda: rows(run) >= 5, 240, "no training")
     job = slurm_says("squeue", "--noheader", "--format=%A", "--states=RUNNING").splitlines()[0]
     began = time.monotonic()
     slurm_says("scancel", "--signal=USR1", job)
     _, err = process.communicate(timeout=120)
-    print(f"stopped {time.monotonic() - began:.1f} s after the signal, exit code {process.returncode}")
+    print(
+        f"stopped {time.monotonic() - began:.1f} s after the signal, exit code {process.returncode}"
+    )
     assert status_of(run)["reason"] == "received SIGUSR1", err[-2000:]
     assert process.returncode == 143
     subprocess.run(line, check=True, env=plain_environment(), timeout=300)
@@ -271,20 +328,35 @@ def test_srun_on_two_nodes_stopped_by_a_signal(slurm: Path, tmp_path: Path, twin
 def test_a_job_is_preempted_and_limited_and_ends_as_the_twin(
     slurm: Path, tmp_path: Path, twin: Path, mark: str
 ) -> None:
-    """The guide's script: pre-empted and requeued by SLURM, stopped before two time limits and requeued by itself."""
+    """The guide's script: pre-empted and requeued by SLURM, stopped before two time limits and
+    requeued by itself.
+    """
     run, two = tmp_path / "run", mark == "slurm: nodes"
     text = on_tiny(script(mark), run, 60, 4.0)
     flags = ["--partition=low", "--time=2", *(["--nodes=2", "--ntasks=2"] if two else [])]
     job = submit(text, tmp_path, *flags)
     wait_until(lambda: rows(run) >= 3, 240, "no training")
-    urgent = slurm_says("sbatch", "--parsable", "--partition=high", "--nodes=2", "--ntasks=4", "--exclusive", "--wrap", "sleep 3",
-                        "--output=/dev/null")  # fmt: skip
+    urgent = slurm_says(
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodes=2",
+        "--ntasks=4",
+        "--exclusive",
+        "--wrap",
+        "sleep 3",
+        "--output=/dev/null",
+    )
     wait_until(lambda: status_of(run)["status"] == "stopped", 90, "not stopped by the pre-emption")
     assert status_of(run)["reason"] == "received SIGTERM"
     reasons, starts = ["received SIGTERM"], 1
     wait_until(lambda: job_state(urgent) == "GONE", 90, "the urgent job does not end")
     while status_of(run)["status"] != "finished":
-        wait_until(lambda: job_state(job) in ("PENDING", "RUNNING", "GONE"), 90, f"the job is {job_state(job)}")
+        wait_until(
+            lambda: job_state(job) in ("PENDING", "RUNNING", "GONE"),
+            90,
+            f"the job is {job_state(job)}",
+        )
         if job_state(job) == "GONE":
             break
         if job_state(job) == "PENDING":
@@ -294,7 +366,10 @@ def test_a_job_is_preempted_and_limited_and_ends_as_the_twin(
         before = status_of(run)["step"]
 
         def ended(before: int = before) -> bool:
-            return status_of(run)["status"] in ("stopped", "finished") and status_of(run)["step"] > before
+            return (
+                status_of(run)["status"] in ("stopped", "finished")
+                and status_of(run)["step"] > before
+            )
 
         wait_until(ended, 240, "stuck")
         reasons.append(status_of(run)["reason"])
@@ -304,6 +379,8 @@ def test_a_job_is_preempted_and_limited_and_ends_as_the_twin(
     wait_until(lambda: job_state(job) == "GONE", 60, "the job does not end")
     print(mark, reasons, f"{starts} starts, step {status_of(run)['step']}")
     assert reasons.count("the SLURM job's time limit is near") >= 2
-    subprocess.run([sys.executable, PROGRAM, str(run), "60"], check=True, env=plain_environment(), timeout=300)
+    subprocess.run(
+        [sys.executable, PROGRAM, str(run), "60"], check=True, env=plain_environment(), timeout=300
+    )
     assert_twins(run, twin)
     assert not slurm_says("pgrep", "-f", f"{PROGRAM} {run} ")

@@ -1,4 +1,6 @@
-"""Which networks are compiled, and that nothing but the speed changes by it (generated kernels: test_unet, slow)."""
+"""Which networks are compiled, and that nothing but the speed changes by it (generated kernels:
+test_unet, slow).
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_a_python_that_cannot_compile_is_told_or_gone_around(monkeypatch: pytest
 def captured_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch.compile capture graphs, but generate no code for them, which takes minutes."""
     real = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **o: real(self, **o | {"backend": "eager"}))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **o: real(self, **o | {"backend": "eager"})
+    )
 
 
 def test_sampling_takes_a_compiled_network(captured_only: None):
@@ -85,20 +89,29 @@ def test_sampling_takes_a_compiled_network(captured_only: None):
     for call in (diffusion.bits_per_dim, diffusion.encode, diffusion.edit):
         named = {"cond": options["cond"], "num_steps": 3}
         one, other = call(image, **named), call(image, **named, model=compiled)
-        torch.testing.assert_close(getattr(other, "total", other), getattr(one, "total", one), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            getattr(other, "total", other), getattr(one, "total", one), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
     ("wrap", "remedy"),
-    [(lambda m: torch.compile(m, backend="eager"), r"model\.compile"), (nn.DataParallel, "Pass the network itself")],
+    [
+        (lambda m: torch.compile(m, backend="eager"), r"model\.compile"),
+        (nn.DataParallel, "Pass the network itself"),
+    ],
     ids=["compile", "parallel"],
 )
-def test_a_wrapped_network_is_refused_because_nothing_else_could_load_its_weights(wrap: Any, remedy: str):
+def test_a_wrapped_network_is_refused_because_nothing_else_could_load_its_weights(
+    wrap: Any, remedy: str
+):
     with pytest.raises(ValueError, match=f"renames its weights.*{remedy}"):
         GaussianDiffusion(wrap(Unet(8, (1,))), image_size=8)
 
 
-def test_a_network_compiled_in_place_is_stored_under_its_own_names(tmp_path: Path, captured_only: None):
+def test_a_network_compiled_in_place_is_stored_under_its_own_names(
+    tmp_path: Path, captured_only: None
+):
     diffusion = tiny_diffusion()
     names = list(diffusion.model.state_dict())
     diffusion.model.compile()
@@ -106,16 +119,27 @@ def test_a_network_compiled_in_place_is_stored_under_its_own_names(tmp_path: Pat
     assert {f"model:{name}" for name in names} <= final_tensors(tmp_path).keys()
 
 
-def test_the_command_line_samples_and_evaluates_compiled(tmp_path: Path, captured_only: None, capsys: Any):
-    np.save(tmp_path / "images.npy", Shapes(size=8, n=24).batch(range(24))["image"].permute(0, 2, 3, 1).numpy())
+def test_the_command_line_samples_and_evaluates_compiled(
+    tmp_path: Path, captured_only: None, capsys: Any
+):
+    np.save(
+        tmp_path / "images.npy",
+        Shapes(size=8, n=24).batch(range(24))["image"].permute(0, 2, 3, 1).numpy(),
+    )
     tiny_trainer(tmp_path / "run", data=str(tmp_path / "images.npy")).train()
     pictures = {}
     for flag in ("--compile", "--no-compile"):
-        words = f"sample {tmp_path / 'run'} -n 4 --num-steps 2 --format npz --output-dir {tmp_path / flag[2:]} {flag}"
+        words = (
+            f"sample {tmp_path / 'run'} -n 4 --num-steps 2 --format npz --output-dir"
+            f" {tmp_path / flag[2:]} {flag}"
+        )
         assert main([*words.split(), "--mixed-precision", "no", "--device", "cpu"]) == 0
         assert ("Compiling" in capsys.readouterr().err) == (flag == "--compile")
         pictures[flag] = np.load(next((tmp_path / flag[2:]).glob("*.npz")))["arr_0"].astype(int)
     assert np.abs(pictures["--compile"] - pictures["--no-compile"]).max() <= 1
-    words = f"evaluate {tmp_path / 'run'} --metrics nll --data train --num 4 --num-levels 3 --device cpu --no-progress"
+    words = (
+        f"evaluate {tmp_path / 'run'} --metrics nll --data train --num 4 --num-levels 3 --device"
+        " cpu --no-progress"
+    )
     assert main([*words.split(), "--compile"]) == 0
     assert "Compiling" in capsys.readouterr().err

@@ -44,7 +44,9 @@ def test_parameters_and_averages_of_both_ranks_are_equal(two_ranks: Path) -> Non
     assert a["weights"] == b["weights"]
     assert a["ema"] == b["ema"]
     assert a["posthoc"] == b["posthoc"]
-    names = [sorted(p.name for p in (two_ranks / run / "posthoc").iterdir()) for run in ("whole", "cut")]
+    names = [
+        sorted(p.name for p in (two_ranks / run / "posthoc").iterdir()) for run in ("whole", "cut")
+    ]
     assert names == [["step-000000004.safetensors", "step-000000008.safetensors"]] * 2
 
 
@@ -55,13 +57,17 @@ def threads_of_gloo(out: Path) -> list[list[str]]:
 
 
 def test_no_thread_of_gloo_outlives_the_group(two_ranks: Path) -> None:
-    """One that drops a tensor while the interpreter ends would take a finished training down with SIGABRT (pytorch#190489)."""
+    """One that drops a tensor while the interpreter ends would take a finished training down with
+    SIGABRT (pytorch#190489).
+    """
     assert threads_of_gloo(two_ranks) == [[], []]
 
 
 @pytest.fixture(scope="module")
 def never_closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes, the second with less memory, whose script never closes its trainer."""
+    """A run of two processes, the second with less memory, whose script never closes its
+    trainer.
+    """
     out = tmp_path_factory.mktemp("auto")
     torchrun(str(HELPERS / "run_auto_batch.py"), str(out))
     return out
@@ -73,14 +79,18 @@ def test_two_processes_agree_on_the_largest_batch(never_closed: Path) -> None:
     assert a == b == {"batch_size": 2 * 12, "per_process": 12, "step": 2}
 
 
-def test_a_script_that_never_closes_its_trainer_leaves_the_group_at_its_end(never_closed: Path) -> None:
+def test_a_script_that_never_closes_its_trainer_leaves_the_group_at_its_end(
+    never_closed: Path,
+) -> None:
     assert threads_of_gloo(never_closed) == [[], []]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="needs Linux's scheduler")
 def test_late_threads_of_gloo_do_not_abort_a_finished_run(tmp_path: Path) -> None:
-    """The same fault provoked: gloo's threads come to drop their tensors only long after the collective."""
+    """The same fault provoked: gloo's threads come to drop their tensors only long after the
+    collective.
+    """
     for _ in range(5):
         torchrun(str(HELPERS / "run_to_the_end.py"), str(tmp_path))
 
@@ -111,7 +121,9 @@ def test_resumed_equals_uninterrupted_with_two_processes(two_ranks: Path) -> Non
 
 
 def test_one_process_makes_the_same_run(two_ranks: Path, single: Path) -> None:
-    """Two micro-batches in one process are the two shares of two processes: same images, noise, levels and dropout."""
+    """Two micro-batches in one process are the two shares of two processes: same images, noise,
+    levels and dropout.
+    """
     ours, theirs = curve(single / "whole"), curve(two_ranks / "whole")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for a, b in zip(ours, theirs):
@@ -121,7 +133,9 @@ def test_one_process_makes_the_same_run(two_ranks: Path, single: Path) -> None:
 
 
 def test_loss_aware_levels_are_learned_alike_on_both_ranks(two_ranks: Path) -> None:
-    """Both hear the losses of the whole batch in its order, so that their memories are equal to the last bit."""
+    """Both hear the losses of the whole batch in its order, so that their memories are equal to the
+    last bit.
+    """
     a, b = reports(two_ranks)
     assert a["time_sampler"] == b["time_sampler"]
     assert a["aware_weights"] == b["aware_weights"]
@@ -146,7 +160,9 @@ def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_pat
     assert ddpm("sample", run, *flags, "--output-dir", tmp_path / "one") == 0
     two, one = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("two", "one"))
     assert two.shape == (5, 8, 8, 3)
-    assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1  # float32 rounding of another batch size
+    assert (
+        int(np.abs(two.astype(int) - one.astype(int)).max()) <= 1
+    )  # float32 rounding of another batch size
 
 
 @pytest.mark.slow
@@ -161,20 +177,41 @@ def test_two_ranks_draw_a_cascade(two_ranks: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1, low_res_factor=2)
     large = GaussianDiffusion(network, image_size=16, timesteps=50)
-    tiny_trainer(tmp_path / "sr", large, Shapes(size=16, n=8), max_steps=2, learning_rate=0.01).train()
-    flags = ["--base", str(two_ranks / "whole"), "--low-res-noise", "0.2", "-n", "5", "--num-steps", "3"]
+    tiny_trainer(
+        tmp_path / "sr", large, Shapes(size=16, n=8), max_steps=2, learning_rate=0.01
+    ).train()
+    flags = [
+        "--base",
+        str(two_ranks / "whole"),
+        "--low-res-noise",
+        "0.2",
+        "-n",
+        "5",
+        "--num-steps",
+        "3",
+    ]
     flags += ["--format", "npz", "--device", "cpu", "--no-progress", "--batch-size", "2"]
     for processes in (1, 2):
         out = ["--output-dir", str(tmp_path / str(processes))]
-        torchrun("-m", "ddpm_lib.cli", "sample", str(tmp_path / "sr"), *flags, *out, processes=processes)
+        torchrun(
+            "-m", "ddpm_lib.cli", "sample", str(tmp_path / "sr"), *flags, *out, processes=processes
+        )
     one, two = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("1", "2"))
     assert two.shape == (5, 16, 16, 3)
-    assert int(np.abs(two.astype(int) - one.astype(int)).max()) <= 2  # rounding of the first stage, seen by the second
+    assert (
+        int(np.abs(two.astype(int) - one.astype(int)).max()) <= 2
+    )  # rounding of the first stage, seen by the second
 
 
 def test_notebook_launcher(tmp_path: Path) -> None:
     command = [sys.executable, str(HELPERS / "run_notebook_launcher.py"), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=120, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        command,
+        check=True,
+        timeout=120,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert sorted(p.name for p in tmp_path.glob("rank*")) == ["rank0-of-2", "rank1-of-2"]
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
 
@@ -182,5 +219,11 @@ def test_notebook_launcher(tmp_path: Path) -> None:
 def test_accelerate_launch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
     command += [str(HELPERS / "run_tiny.py"), str(tmp_path), "6"]
-    subprocess.run(command, check=True, timeout=120, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        command,
+        check=True,
+        timeout=120,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"

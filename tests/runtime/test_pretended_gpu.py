@@ -1,4 +1,6 @@
-"""What the library does on a pretended GPU: nothing mixes devices, nothing waits, and the numbers are the CPU's."""
+"""What the library does on a pretended GPU: nothing mixes devices, nothing waits, and the numbers
+are the CPU's.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from ddpm_lib.evaluation import evaluate
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.training import Callback, DivergedError
 from pretend_cuda import CUDA, CudaTensor, PretendedGpu, pretended_gpu
-from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
@@ -67,10 +76,17 @@ def test_it_refuses_what_a_gpu_refuses_and_counts_what_waits(gpu: PretendedGpu) 
     with pytest.raises(RuntimeError, match="indices on cuda"):
         y[x.long()]
     reads = [
-        lambda: x.sum().item(), lambda: bool(x.sum() > 0), lambda: x.cpu(), lambda: x[x > 0], lambda: y.to(CUDA),
-        lambda: y.to(CUDA, non_blocking=True), lambda: x[torch.tensor([0])], lambda: y.copy_(x), lambda: x.tolist(),
+        lambda: x.sum().item(),
+        lambda: bool(x.sum() > 0),
+        lambda: x.cpu(),
+        lambda: x[x > 0],
+        lambda: y.to(CUDA),
+        lambda: y.to(CUDA, non_blocking=True),
+        lambda: x[torch.tensor([0])],
+        lambda: y.copy_(x),
+        lambda: x.tolist(),
         lambda: torch.tensor([1.0], device="cuda"),
-    ]  # fmt: skip
+    ]
     for count, read in enumerate(reads, 1):
         read()
         assert gpu.waits.total() == count, count
@@ -80,17 +96,31 @@ def test_it_refuses_what_a_gpu_refuses_and_counts_what_waits(gpu: PretendedGpu) 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_training_step_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(diffusion: GaussianDiffusion, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        diffusion: GaussianDiffusion, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         cond, noise = conditions(name), torch.ones(4, 3, 16, 16)
         if device.type == "cuda":
-            cond = {k: v.pin_memory().to(device, non_blocking=True) for k, v in cond.items()} if cond else None
+            cond = (
+                {k: v.pin_memory().to(device, non_blocking=True) for k, v in cond.items()}
+                if cond
+                else None
+            )
         images = DATA["image"].pin_memory() if device.type == "cuda" else DATA["image"]
         torch.manual_seed(1)
-        uniform, drop = np.array([0.1, 0.4, 0.6, 0.9]), {"class_label": np.array([0.1, 0.9, 0.1, 0.9])}
+        uniform, drop = (
+            np.array([0.1, 0.4, 0.6, 0.9]),
+            {"class_label": np.array([0.1, 0.9, 0.1, 0.9])},
+        )
         loss = diffusion(
-            images.to(device, non_blocking=True), cond, uniform=uniform, drop=drop if name == "classes" else None,
-            noise=(noise.pin_memory() if device.type == "cuda" else noise).to(device, non_blocking=True),
-        )  # fmt: skip
+            images.to(device, non_blocking=True),
+            cond,
+            uniform=uniform,
+            drop=drop if name == "classes" else None,
+            noise=(noise.pin_memory() if device.type == "cuda" else noise).to(
+                device, non_blocking=True
+            ),
+        )
         loss.backward()
         return loss, next(p.grad for p in diffusion.parameters() if p.grad is not None)
 
@@ -109,7 +139,9 @@ def test_a_training_step_waits_for_nothing(name: str, monkeypatch: pytest.Monkey
 
 
 def test_immiscible_noise_waits_once_because_scipy_solves_it(gpu: PretendedGpu) -> None:
-    diffusion = GaussianDiffusion(Unet(dim=8, dim_mults=(1,)), image_size=16, timesteps=20, immiscible=True).to(CUDA)
+    diffusion = GaussianDiffusion(
+        Unet(dim=8, dim_mults=(1,)), image_size=16, timesteps=20, immiscible=True
+    ).to(CUDA)
     images = (255 * DATA["image"]).byte().pin_memory().to(CUDA, non_blocking=True)
     gpu.waits.clear()
     diffusion(images, uniform=np.array([0.1, 0.4, 0.6, 0.9])).backward()
@@ -122,7 +154,9 @@ def test_the_sampling_loop_waits_for_nothing(sampler: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", list(VARIANTS)[1:])
-def test_sampling_of_every_kind_of_network_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_of_every_kind_of_network_waits_for_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_sampling(name, monkeypatch, sampler="ddpm")
 
 
@@ -148,7 +182,12 @@ def check_sampling(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -
     [
         (lambda d, x: d.bits_per_dim(x, num_steps=4), 2),
         (lambda d, x: d.edit(x, num_steps=4), 1),
-        (lambda d, x: d.inpaint(x, torch.ones(16, 16), num_steps=4, num_resamples=2, jump_length=2), 3),
+        (
+            lambda d, x: d.inpaint(
+                x, torch.ones(16, 16), num_steps=4, num_resamples=2, jump_length=2
+            ),
+            3,
+        ),
         (lambda d, x: d.encode(x, num_steps=4), 1),
         (lambda d, x: d.interpolate(x[:1], x[1:2], num_steps=4), 5),
         (lambda d, x: d.flow_bits_per_dim(x, tolerance=0.9), None),
@@ -172,14 +211,27 @@ def test_what_takes_images_waits_to_take_them_and_to_give_results(
 
 def run(folder: Path, device: str, **options: Any) -> Any:
     settings = {
-        "max_steps": 8, "val_every": 4, "sample_every": 4, "sample_count": 2, "sample_steps": 2, "val_fraction": 0.25,
-        "save_every": 4, "log_every": 4, "channels_last": "no", "compile": False,
-    }  # fmt: skip
+        "max_steps": 8,
+        "val_every": 4,
+        "sample_every": 4,
+        "sample_count": 2,
+        "sample_steps": 2,
+        "val_fraction": 0.25,
+        "save_every": 4,
+        "log_every": 4,
+        "channels_last": "no",
+        "compile": False,
+    }
     callbacks = options.pop("callbacks", ())
     model = {"dim_mults": options.pop("dim_mults", (1, 2)), "dropout": options.pop("dropout", 0.0)}
     diffusion = tiny_diffusion(**model, augment_dim=9 if "augment" in options else None)
     return tiny_trainer(
-        folder, diffusion, Shapes(size=8, n=24), device=device, callbacks=callbacks, **settings | options
+        folder,
+        diffusion,
+        Shapes(size=8, n=24),
+        device=device,
+        callbacks=callbacks,
+        **settings | options,
     )
 
 
@@ -194,21 +246,29 @@ def test_a_run_is_the_cpu_s_run_and_waits_to_log_validate_draw_and_save_only(
         trainer.prepare()
         gpu.waits.clear()
         trainer.train()
-        often = {place: times for place, times in gpu.waits.items() if times > 4 and "checkpoint.py" not in place}
+        often = {
+            place: times
+            for place, times in gpu.waits.items()
+            if times > 4 and "checkpoint.py" not in place
+        }
     assert trainer.device == CUDA
     assert not often  # eight steps: nothing was read in each
     expected, found = final_tensors(tmp_path / "cpu"), final_tensors(tmp_path / "gpu")
     assert expected.keys() == found.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=1e-3, msg=name)
-    names = [sorted(p.name for p in (tmp_path / where / "samples").iterdir()) for where in ("cpu", "gpu")]
+    names = [
+        sorted(p.name for p in (tmp_path / where / "samples").iterdir()) for where in ("cpu", "gpu")
+    ]
     assert names[0] == names[1]
 
 
 FAST = {"max_steps": 4, "val_every": 0, "sample_every": 0, "dim_mults": (1,), "log_every": 1}
 
 
-def test_a_run_in_fp16_resumes_exactly_with_its_loss_scale(tmp_path: Path, gpu: PretendedGpu) -> None:
+def test_a_run_in_fp16_resumes_exactly_with_its_loss_scale(
+    tmp_path: Path, gpu: PretendedGpu
+) -> None:
     options = FAST | {"mixed_precision": "fp16", "max_steps": 3}
     run(tmp_path / "whole", "cuda", **options).train()
     run(tmp_path / "cut", "cuda", callbacks=[StopAt(2)], **options).train()
@@ -226,12 +286,19 @@ def test_a_run_in_fp16_resumes_exactly_with_its_loss_scale(tmp_path: Path, gpu: 
 @pytest.mark.parametrize(
     "options",
     [
-        {"accumulation_steps": 3}, {"save_async": True}, {"posthoc_ema": (0.1,), "posthoc_every": 4}, {"cache": "none"},
-        {"on_nonfinite": "rollback"}, {"dropout": 0.1}, {"mixed_precision": "fp16", "sample_every": 0},
+        {"accumulation_steps": 3},
+        {"save_async": True},
+        {"posthoc_ema": (0.1,), "posthoc_every": 4},
+        {"cache": "none"},
+        {"on_nonfinite": "rollback"},
+        {"dropout": 0.1},
+        {"mixed_precision": "fp16", "sample_every": 0},
     ],
     ids=str,
-)  # fmt: skip
-def test_a_run_on_a_gpu_resumes_exactly(options: dict[str, Any], tmp_path: Path, gpu: PretendedGpu) -> None:
+)
+def test_a_run_on_a_gpu_resumes_exactly(
+    options: dict[str, Any], tmp_path: Path, gpu: PretendedGpu
+) -> None:
     run(tmp_path / "whole", "cuda", **options).train()
     run(tmp_path / "cut", "cuda", callbacks=[StopAt(5)], **options).train()
     run(tmp_path / "cut", "cuda", **options).train()
@@ -249,10 +316,14 @@ class Weights(Callback):
         self.on_step_end(trainer)
 
     def on_step_end(self, trainer: Any) -> None:
-        self.seen.append(torch.cat([p.detach().cpu().flatten() for p in trainer.diffusion.parameters()]))
+        self.seen.append(
+            torch.cat([p.detach().cpu().flatten() for p in trainer.diffusion.parameters()])
+        )
 
 
-def test_an_overflow_in_fp16_is_left_out_and_lowers_the_scale(tmp_path: Path, gpu: PretendedGpu) -> None:
+def test_an_overflow_in_fp16_is_left_out_and_lowers_the_scale(
+    tmp_path: Path, gpu: PretendedGpu
+) -> None:
     weights = Weights()
     trainer = run(tmp_path, "cuda", callbacks=[weights], **FAST | {"mixed_precision": "fp16"})
     trainer.prepare()
@@ -269,7 +340,9 @@ def test_a_loss_that_is_not_finite_is_named_and_kept_out(tmp_path: Path, gpu: Pr
     weights = Weights()
     trainer = run(tmp_path, "cuda", callbacks=[weights], **FAST | {"log_every": 4})
     real = trainer.diffusion.forward
-    trainer.diffusion.forward = lambda *a, **k: real(*a, **k) * (float("nan") if trainer.step == 1 else 1.0)
+    trainer.diffusion.forward = lambda *a, **k: (
+        real(*a, **k) * (float("nan") if trainer.step == 1 else 1.0)
+    )
     with pytest.raises(DivergedError, match="not finite at step 2"):
         trainer.train()
     assert not torch.equal(weights.seen[0], weights.seen[1])
@@ -284,13 +357,23 @@ def test_the_largest_batch_is_found_and_kept(tmp_path: Path, gpu: PretendedGpu) 
 
 def test_every_metric_is_the_cpu_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPM_LIB_KERNELS", "0")
-    np.save(tmp_path / "images.npy", Shapes(size=8, n=24).batch(range(24))["image"].permute(0, 2, 3, 1).numpy())
+    np.save(
+        tmp_path / "images.npy",
+        Shapes(size=8, n=24).batch(range(24))["image"].permute(0, 2, 3, 1).numpy(),
+    )
     diffusion = tiny_diffusion(dropout=0.0)
-    tiny_trainer(tmp_path / "run", diffusion, str(tmp_path / "images.npy"), val_fraction=0.4, val_every=6).train()
+    tiny_trainer(
+        tmp_path / "run", diffusion, str(tmp_path / "images.npy"), val_fraction=0.4, val_every=6
+    ).train()
     options = {
-        "metrics": "fid,kid,pr,dc,memorisation,gap,nll", "features": "random64", "num": 8, "sample_steps": 2,
-        "num_levels": 3, "batch_size": 4, "progress": False,
-    }  # fmt: skip
+        "metrics": "fid,kid,pr,dc,memorisation,gap,nll",
+        "features": "random64",
+        "num": 8,
+        "sample_steps": 2,
+        "num_levels": 3,
+        "batch_size": 4,
+        "progress": False,
+    }
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "a"))
     expected = evaluate(tmp_path / "run", device="cpu", **options)
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "b"))

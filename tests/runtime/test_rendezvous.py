@@ -16,7 +16,9 @@ from ddpm_lib.runtime.launch import explain_rendezvous_errors
 from ddpm_lib.runtime.rendezvous import agree_on_name, group_options
 
 
-def names(store: torch.distributed.Store, ranks: range, processes: int, seconds: float = 60) -> dict[int, str]:
+def names(
+    store: torch.distributed.Store, ranks: range, processes: int, seconds: float = 60
+) -> dict[int, str]:
     found: dict[int, str] = {}
 
     def one(rank: int) -> None:
@@ -31,11 +33,15 @@ def names(store: torch.distributed.Store, ranks: range, processes: int, seconds:
 
 
 def test_every_attempt_agrees_on_a_name_of_its_own() -> None:
-    """In one store, as torchrun keeps it; attempts before have died at any point of the agreement."""
+    """In one store, as torchrun keeps it; attempts before have died at any point of the
+    agreement.
+    """
     store = torch.distributed.HashStore()
     seen = set()
     for attempt in range(12):
-        with pytest.raises(torch.distributed.DistStoreError):  # nobody answers: this process had come and is killed
+        with pytest.raises(
+            torch.distributed.DistStoreError
+        ):  # nobody answers: this process had come and is killed
             agree_on_name(store, 1 + attempt % 3, 4, 0.01)
         with pytest.raises(torch.distributed.DistStoreError):
             agree_on_name(store, 0, 4, 0.01)
@@ -50,7 +56,10 @@ def test_who_does_not_come_is_named() -> None:
     words = r"process 1, 2 has not come within 0\.001 minutes \(process_timeout_minutes\)"
     with pytest.raises(LostProcessError, match=words), explain_rendezvous_errors():
         agree_on_name(store, 0, 3, 0.06)
-    with pytest.raises(LostProcessError, match="process 0 has not come"), explain_rendezvous_errors():
+    with (
+        pytest.raises(LostProcessError, match="process 0 has not come"),
+        explain_rendezvous_errors(),
+    ):
         agree_on_name(store, 2, 3, 0.06)
 
 

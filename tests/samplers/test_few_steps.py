@@ -1,4 +1,6 @@
-"""What high order buys: few steps on a two-dimensional mixture of Gaussians with its exact denoiser."""
+"""What high order buys: few steps on a two-dimensional mixture of Gaussians with its exact
+denoiser.
+"""
 
 import math
 from functools import cache
@@ -14,7 +16,12 @@ from ddpm_lib.spacing import sampling_levels
 from ddpm_lib.variance import FixedSmall
 
 COSINE = Schedule.make("cosine", 1000)
-CENTRES = 0.7 * torch.tensor([[math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)] for k in range(8)]).double()
+CENTRES = (
+    0.7
+    * torch.tensor(
+        [[math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)] for k in range(8)]
+    ).double()
+)
 SPREAD = 0.08
 
 
@@ -27,7 +34,9 @@ def predict(x: Tensor, level: Level) -> Prediction:
     return Prediction(x0, (x - level.alpha * x0) / level.sigma, FixedSmall())
 
 
-def draw(name: str, steps: int, spacing: str, options: dict | None = None, **sampler_options: object) -> Tensor:
+def draw(
+    name: str, steps: int, spacing: str, options: dict | None = None, **sampler_options: object
+) -> Tensor:
     levels = [COSINE.level(t) for t in sampling_levels(COSINE, steps, spacing, options)]
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1000, 2, generator=generator, dtype=torch.float64)
@@ -35,7 +44,9 @@ def draw(name: str, steps: int, spacing: str, options: dict | None = None, **sam
     def noise() -> Tensor:
         return torch.randn(start.shape, generator=generator, dtype=torch.float64)
 
-    return sample_loop(make_sampler(name, sampler_options), start, levels, predict, noise, level_at=COSINE.level_at)
+    return sample_loop(
+        make_sampler(name, sampler_options), start, levels, predict, noise, level_at=COSINE.level_at
+    )
 
 
 @cache
@@ -45,12 +56,16 @@ def truth() -> Tensor:
 
 
 def endpoint_error(x: Tensor) -> float:
-    """Return the mean distance from the end points of the ODE; a median would hide those gone to another blob."""
+    """Return the mean distance from the end points of the ODE; a median would hide those gone to
+    another blob.
+    """
     return float((x - truth()).norm(dim=1).mean())
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """Return 2·E‖X − Y‖ − E‖X − X′‖ − E‖Y − Y′‖, 0 only for equal distributions (Székely & Rizzo 2013)."""
+    """Return 2·E‖X − Y‖ − E‖X − X′‖ − E‖Y − Y′‖, 0 only for equal distributions (Székely & Rizzo
+    2013).
+    """
     n, m = len(x), len(y)
     within = torch.pdist(x).sum() * 2 / (n * (n - 1)) + torch.pdist(y).sum() * 2 / (m * (m - 1))
     return float(2 * torch.cdist(x, y).mean() - within)
@@ -62,7 +77,9 @@ GRID = {"sigma_max": 10.0, "sigma_min": 0.02}
 
 @pytest.mark.parametrize(("name", "ratio"), [("dpmpp_2m", 1.0), ("dpmpp_3m", 1.0), ("unipc", 0.55)])
 def test_ten_steps_of_a_solver_beat_twenty_of_ddim(name: str, ratio: float) -> None:
-    solver, ddim = (endpoint_error(draw(n, steps, "log_snr", GRID)) for n, steps in ((name, 10), ("ddim", 20)))
+    solver, ddim = (
+        endpoint_error(draw(n, steps, "log_snr", GRID)) for n, steps in ((name, 10), ("ddim", 20))
+    )
     assert solver < ratio * ddim, (solver, ddim)
 
 
@@ -70,7 +87,8 @@ def test_ten_steps_of_a_solver_beat_twenty_of_ddim(name: str, ratio: float) -> N
 def test_twenty_steps_of_a_solver_beat_fifty_of_ddim(name: str, ratio: float) -> None:
     """On a wider range of noise, as for images."""
     solver, ddim = (
-        endpoint_error(draw(n, steps, "log_snr", {"sigma_max": 80.0})) for n, steps in ((name, 20), ("ddim", 50))
+        endpoint_error(draw(n, steps, "log_snr", {"sigma_max": 80.0}))
+        for n, steps in ((name, 20), ("ddim", 50))
     )
     assert solver < ratio * ddim, (solver, ddim)
 
@@ -78,7 +96,10 @@ def test_twenty_steps_of_a_solver_beat_fifty_of_ddim(name: str, ratio: float) ->
 @pytest.mark.parametrize(("name", "calls"), [("dpmpp_2s", 2), ("heun", 2)])
 def test_two_calls_per_step_pay_off(name: str, calls: int) -> None:
     """At the same number of network calls as DDIM, once that is 40."""
-    solver, ddim = (endpoint_error(draw(n, steps, "log_snr", GRID)) for n, steps in ((name, 40 // calls), ("ddim", 40)))
+    solver, ddim = (
+        endpoint_error(draw(n, steps, "log_snr", GRID))
+        for n, steps in ((name, 40 // calls), ("ddim", 40))
+    )
     assert solver < 0.8 * ddim, (solver, ddim)
 
 

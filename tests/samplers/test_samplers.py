@@ -1,4 +1,6 @@
-"""Theory: for Gaussian data the exact denoiser is linear, so a sampler is an affine map that can be read off."""
+"""Theory: for Gaussian data the exact denoiser is linear, so a sampler is an affine map that can be
+read off.
+"""
 
 import itertools
 import math
@@ -52,7 +54,9 @@ from sampler_tools import (
 def test_one_point_data_comes_out_exactly(name: str, steps: int) -> None:
     diffusion = one_pixel(Schedule.make("linear", 50), s=0.0)
     levels = [diffusion.schedule.level(t) for t in sampling_levels(50, steps)]
-    mean, std = moments(SAMPLERS[name](), diffusion.denoise, levels, diffusion.schedule.level_at, s=0.0)
+    mean, std = moments(
+        SAMPLERS[name](), diffusion.denoise, levels, diffusion.schedule.level_at, s=0.0
+    )
     # Networks get t in float32, which a fractional level shows.
     tolerance = 1e-6 if name == "dpmpp_2s" else 1e-12
     assert mean == pytest.approx(MU, abs=tolerance)
@@ -62,8 +66,12 @@ def test_one_point_data_comes_out_exactly(name: str, steps: int) -> None:
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading", "quadratic"])
 @pytest.mark.parametrize("steps", [2, 3, 10, 60])
 @pytest.mark.parametrize("zero", [False, True])
-def test_ancestral_sampling_with_the_exact_variance_is_exact(spacing: str, steps: int, zero: bool) -> None:
-    """p(x_s | x_t) of Gaussian data is Gaussian: with its true variance the chain is exact at any step count."""
+def test_ancestral_sampling_with_the_exact_variance_is_exact(
+    spacing: str, steps: int, zero: bool
+) -> None:
+    """p(x_s | x_t) of Gaussian data is Gaussian: with its true variance the chain is exact at any
+    step count.
+    """
     diffusion = one_pixel(Schedule.make("linear", 60, {"zero_terminal_snr": zero}))
 
     def predict(x: Tensor, level: Level) -> Prediction:
@@ -83,7 +91,9 @@ def test_ancestral_sampling_with_the_exact_variance_is_exact(spacing: str, steps
 
 
 def test_fixed_variances_are_exact_in_their_limits() -> None:
-    """fixed_large is the reverse variance of data ~ N(0, 1), at any step count (Ho et al. 2020, §3.2)."""
+    """fixed_large is the reverse variance of data ~ N(0, 1), at any step count (Ho et al. 2020,
+    §3.2).
+    """
     diffusion = one_pixel(Schedule.make("linear", 60), mu=0.0, s=1.0, variance="fixed_large")
     for steps in (2, 5, 60):
         levels = [diffusion.schedule.level(t) for t in sampling_levels(60, steps)[:-1]]
@@ -94,8 +104,13 @@ def test_fixed_variances_are_exact_in_their_limits() -> None:
 def test_ddim_eta_1_is_ancestral_sampling() -> None:
     diffusion = one_pixel(Schedule.make("cosine", 40))
     levels = [diffusion.schedule.level(t) for t in sampling_levels(40, 13)]
-    noise = torch.randn(13, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    runs = [sample_loop(s, noise[0], levels, diffusion.denoise, iter(noise).__next__) for s in (DDPM(), DDIM(1.0))]
+    noise = torch.randn(
+        13, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    runs = [
+        sample_loop(s, noise[0], levels, diffusion.denoise, iter(noise).__next__)
+        for s in (DDPM(), DDIM(1.0))
+    ]
     torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-12)
 
 
@@ -125,12 +140,17 @@ def test_encoding_inverts_sampling_to_first_order() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_deterministic_samplers_draw_nothing(name: str) -> None:
     diffusion, x = one_pixel(Schedule.make("cosine", 10)), torch.zeros(1, 1, 1).double()
-    levels, level_at = [diffusion.schedule.level(t) for t in range(10, -1, -1)], diffusion.schedule.level_at
+    levels, level_at = (
+        [diffusion.schedule.level(t) for t in range(10, -1, -1)],
+        diffusion.schedule.level_at,
+    )
     if name not in RANDOM:
         sample_loop(SAMPLERS[name](), x, levels, diffusion.denoise, refuse, level_at=level_at)
     # One step to clean data has no noise in it, whatever the sampler.
     for sampler in (SAMPLERS[name](), DDIM(1.0), DPMSolver2S(1.0)):
-        sample_loop(sampler, x, [levels[0], levels[-1]], diffusion.denoise, refuse, level_at=level_at)
+        sample_loop(
+            sampler, x, [levels[0], levels[-1]], diffusion.denoise, refuse, level_at=level_at
+        )
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -146,7 +166,9 @@ def test_the_last_step_is_the_predicted_image(name: str, zero: bool) -> None:
 
     generator = torch.Generator().manual_seed(0)
     noise = partial(torch.randn, 3, 1, 1, dtype=torch.float64, generator=generator)
-    x = sample_loop(SAMPLERS[name](), noise(), levels, predict, noise, level_at=diffusion.schedule.level_at)
+    x = sample_loop(
+        SAMPLERS[name](), noise(), levels, predict, noise, level_at=diffusion.schedule.level_at
+    )
     assert seen[-1][0] == 1  # No call at clean data.
     torch.testing.assert_close(x, seen[-1][1].x0, rtol=1e-14, atol=1e-14)
     if name in ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "deis", "euler"):
@@ -159,7 +181,9 @@ def test_solvers_reduce_to_one_another() -> None:
     noise = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def run(sampler: Sampler) -> Tensor:
-        return sample_loop(sampler, x, levels, mixture_predict, iter(noise).__next__, level_at=between)
+        return sample_loop(
+            sampler, x, levels, mixture_predict, iter(noise).__next__, level_at=between
+        )
 
     for a, b in [
         (Euler(), DDIM()),
@@ -172,21 +196,35 @@ def test_solvers_reduce_to_one_another() -> None:
 
 
 def test_noise_of_the_right_amount() -> None:
-    """Data ~ N(0, 1) have that law at every level; solvers of the reverse SDE and churn must keep it nearly."""
+    """Data ~ N(0, 1) have that law at every level; solvers of the reverse SDE and churn must keep
+    it nearly.
+    """
 
     def predict(x: Tensor, level: Level) -> Prediction:
         return Prediction(level.alpha * x, level.sigma * x, FixedSmall())
 
-    for sampler in (DPMSolver2MSDE(), DPMSolver3M(eta=1.0), DPMSolver2S(1.0), Euler(s_churn=40.0), Heun(s_churn=40.0)):
+    for sampler in (
+        DPMSolver2MSDE(),
+        DPMSolver3M(eta=1.0),
+        DPMSolver2S(1.0),
+        Euler(s_churn=40.0),
+        Heun(s_churn=40.0),
+    ):
         levels = log_snr_grid(-10.0, 8.0, 300)
-        assert moments(sampler, predict, levels, mu=0.0, s=1.0) == pytest.approx((0, 1), abs=0.05), sampler
+        assert moments(sampler, predict, levels, mu=0.0, s=1.0) == pytest.approx(
+            (0, 1), abs=0.05
+        ), sampler
 
 
 def test_heun_keeps_its_head_near_pure_noise() -> None:
-    """Few even steps from a schedule that ends at σ/α = 20,000: the published factor extrapolates wildly."""
+    """Few even steps from a schedule that ends at σ/α = 20,000: the published factor extrapolates
+    wildly.
+    """
     diffusion = one_pixel(Schedule.make("cosine", 1000))
     levels = [diffusion.schedule.level(t) for t in sampling_levels(1000, 10)]
-    ours, published = (moments(s, diffusion.denoise, levels)[1] for s in (Heun(), Heun(limit=math.inf)))
+    ours, published = (
+        moments(s, diffusion.denoise, levels)[1] for s in (Heun(), Heun(limit=math.inf))
+    )
     assert abs(ours - S) < 0.05
     assert abs(published - S) > 1
 
@@ -195,7 +233,9 @@ def test_churn_needs_to_know_the_levels_in_between() -> None:
     levels = log_snr_grid(-6.0, 5.0, 9)
     for sampler in (Euler(s_churn=10.0), DPMSolver2S()):
         with pytest.raises(ValueError, match=r"Pass level_at=schedule\.level_at"):
-            sample_loop(sampler, torch.zeros(1).double(), levels, gaussian_predict, partial(torch.zeros, 1))
+            sample_loop(
+                sampler, torch.zeros(1).double(), levels, gaussian_predict, partial(torch.zeros, 1)
+            )
 
 
 def test_churn_stays_within_the_schedule() -> None:
@@ -212,10 +252,14 @@ def test_churn_stays_within_the_schedule() -> None:
     assert seen[0].t == 50
     for level, below in zip(seen[1:], (30, 10), strict=True):
         assert level.t > below
-        raised = level.sigma / level.alpha / (schedule.level(below).sigma / schedule.level(below).alpha)
+        raised = (
+            level.sigma / level.alpha / (schedule.level(below).sigma / schedule.level(below).alpha)
+        )
         assert raised == pytest.approx(math.sqrt(2), rel=1e-9)
     seen.clear()
-    sample_loop(Euler(100.0, s_tmax=0.5), noise(), levels, predict, noise, level_at=schedule.level_at)
+    sample_loop(
+        Euler(100.0, s_tmax=0.5), noise(), levels, predict, noise, level_at=schedule.level_at
+    )
     assert [level.t == int(level.t) for level in seen] == [
         not lv.sigma / lv.alpha <= 0.5 or lv.t == 50 for lv in levels[:-1]
     ]
@@ -228,7 +272,9 @@ def test_images_do_not_depend_on_the_batch(name: str) -> None:
     whole = diffusion.sample(4, sampler=name, num_steps=6, seed=3)
     parts = diffusion.sample(4, sampler=name, num_steps=6, seed=3, batch_size=3)
     torch.testing.assert_close(whole, parts, rtol=0, atol=0)
-    torch.testing.assert_close(whole[2:], diffusion.sample(2, sampler=name, num_steps=6, seed=3, first_index=2))
+    torch.testing.assert_close(
+        whole[2:], diffusion.sample(2, sampler=name, num_steps=6, seed=3, first_index=2)
+    )
     assert whole.shape == (4, 3, 4, 4)
 
 
@@ -237,7 +283,9 @@ def test_every_schedule_parametrization_and_spacing(name: str) -> None:
     """With and without pure noise at the end, and few steps of very different size."""
     needed = {"betas": {"betas": [0.1 * k for k in range(1, 9)]}, "shifted_cosine": {"size": 128}}
     spacings = itertools.cycle([*SPACINGS, "2,3", [8, 7, 2.5, 1]])
-    for schedule, parametrization, zero in itertools.product(SCHEDULES, PARAMETRIZATIONS, (False, True)):
+    for schedule, parametrization, zero in itertools.product(
+        SCHEDULES, PARAMETRIZATIONS, (False, True)
+    ):
         if (zero or schedule == "jsd") and PARAMETRIZATIONS[parametrization].needs_signal:
             continue
         options = {**needed.get(schedule, {}), "zero_terminal_snr": zero}
@@ -261,11 +309,20 @@ def test_every_schedule_parametrization_and_spacing(name: str) -> None:
 
 def test_sample_takes_options_of_samplers_and_spacings() -> None:
     diffusion = GaussianDiffusion(TinyNet(), image_size=4, timesteps=40)
-    a = diffusion.sample(2, sampler="unipc", sampler_options={"order": 3}, num_steps=6, spacing="karras")
-    b = diffusion.sample(2, sampler=UniPC(order=3), num_steps=6, spacing="karras", spacing_options={"rho": 7.0})
+    a = diffusion.sample(
+        2, sampler="unipc", sampler_options={"order": 3}, num_steps=6, spacing="karras"
+    )
+    b = diffusion.sample(
+        2, sampler=UniPC(order=3), num_steps=6, spacing="karras", spacing_options={"rho": 7.0}
+    )
     assert torch.equal(a, b)
-    for options in ({"s_churn": 20.0, "s_noise": 1.003}, {"s_tmin": 0.1, "s_tmax": 10.0, "s_churn": 5.0}):
-        x = diffusion.sample(2, sampler="heun", sampler_options=options, num_steps=6, spacing="karras")
+    for options in (
+        {"s_churn": 20.0, "s_noise": 1.003},
+        {"s_tmin": 0.1, "s_tmax": 10.0, "s_churn": 5.0},
+    ):
+        x = diffusion.sample(
+            2, sampler="heun", sampler_options=options, num_steps=6, spacing="karras"
+        )
         assert torch.isfinite(x).all()
 
 
@@ -273,7 +330,12 @@ def test_loop_reports_every_state() -> None:
     diffusion = one_pixel(Schedule.make("cosine", 10))
     levels, seen = [diffusion.schedule.level(t) for t in (10, 5, 0)], []
     x = sample_loop(
-        DDIM(), torch.ones(1, 1, 1).double(), levels, diffusion.denoise, torch.empty, on_state=partial(_see, seen)
+        DDIM(),
+        torch.ones(1, 1, 1).double(),
+        levels,
+        diffusion.denoise,
+        torch.empty,
+        on_state=partial(_see, seen),
     )
     assert [i for i, _ in seen] == [0, 1, 2]
     assert torch.equal(seen[-1][1], x)
@@ -289,7 +351,9 @@ def test_make_sampler() -> None:
     assert make_sampler("ddpm", eta=None) == DDPM()
     assert make_sampler(DDIM(0.5)) == DDIM(0.5)
     assert make_sampler("unipc", {"order": 3, "variant": "bh1"}) == UniPC(3, "bh1")
-    with pytest.raises(ValueError, match=r"'ddpm' has no option 'eta'\. Leave it out, or use 'ddim'"):
+    with pytest.raises(
+        ValueError, match=r"'ddpm' has no option 'eta'\. Leave it out, or use 'ddim'"
+    ):
         make_sampler("ddpm", eta=0.0)
     with pytest.raises(ValueError, match="Did you mean 'ddim'"):
         make_sampler("dimm")

@@ -1,4 +1,6 @@
-"""Every sampler converges with its order, to the exact solution of the ODE and to the law of the data."""
+"""Every sampler converges with its order, to the exact solution of the ODE and to the law of the
+data.
+"""
 
 import itertools
 import math
@@ -54,7 +56,9 @@ ORDERS = {
     "heun": 2,
     "euler": 1,
 }
-"""Order of every sampler with its default options: of the end point, or of the law of samples if it is random."""
+"""Order of every sampler with its default options: of the end point, or of the law of samples if it
+is random.
+"""
 
 VARIANTS = [
     (DPMSolver2M(solver="heun"), 2),
@@ -82,8 +86,12 @@ def exact_end(predict: Callable[[Tensor, Level], Prediction]) -> Tensor:
     return flow(predict, torch.linspace(-2, 2, 9, dtype=torch.float64), *RANGES[predict])
 
 
-def flow(predict: Callable[[Tensor, Level], Prediction], x: Tensor, first: float, last: float) -> Tensor:
-    """Solve the probability-flow ODE by fourth-order Runge-Kutta on y = x/α: dy/dλ = x̂_0 − y, λ = ½·log SNR."""
+def flow(
+    predict: Callable[[Tensor, Level], Prediction], x: Tensor, first: float, last: float
+) -> Tensor:
+    """Solve the probability-flow ODE by fourth-order Runge-Kutta on y = x/α: dy/dλ = x̂_0 − y, λ =
+    ½·log SNR.
+    """
 
     def slope(log_snr: float, y: Tensor) -> Tensor:
         level = between(log_snr)
@@ -110,29 +118,48 @@ COUNTS = (64, 96, 128, 192, 256)
 RANGES = {gaussian_predict: (-10.0, 8.0), mixture_predict: (-10.0, 4.0)}
 
 
-def end_error(sampler: Sampler, predict: Callable[[Tensor, Level], Prediction], steps: int) -> float:
-    """Return the error at the last noisy level of an even log-SNR grid; the step to clean data is special."""
+def end_error(
+    sampler: Sampler, predict: Callable[[Tensor, Level], Prediction], steps: int
+) -> float:
+    """Return the error at the last noisy level of an even log-SNR grid; the step to clean data is
+    special.
+    """
     levels, states = [*log_snr_grid(*RANGES[predict], steps), Level(0, 1.0, 0.0)], []
     start = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    sample_loop(sampler, start, levels, predict, refuse, level_at=between, on_state=lambda i, x: states.append(x))
+    sample_loop(
+        sampler,
+        start,
+        levels,
+        predict,
+        refuse,
+        level_at=between,
+        on_state=lambda i, x: states.append(x),
+    )
     return float((states[-2] - exact_end(predict)).abs().max())
 
 
 @pytest.mark.parametrize("predict", [gaussian_predict, mixture_predict])
 @pytest.mark.parametrize(
-    ("sampler", "order"), [(SAMPLERS[name](), ORDERS[name]) for name in SAMPLERS if name not in RANDOM] + VARIANTS
+    ("sampler", "order"),
+    [(SAMPLERS[name](), ORDERS[name]) for name in SAMPLERS if name not in RANDOM] + VARIANTS,
 )
-def test_order_of_convergence(sampler: Sampler, order: int, predict: Callable[[Tensor, Level], Prediction]) -> None:
-    """The error of the end point falls with num_steps^-order: the slope over five step counts says so."""
+def test_order_of_convergence(
+    sampler: Sampler, order: int, predict: Callable[[Tensor, Level], Prediction]
+) -> None:
+    """The error of the end point falls with num_steps^-order: the slope over five step counts says
+    so.
+    """
     slope = slope_of(COUNTS, [end_error(sampler, predict, count) for count in COUNTS])
-    # The next term of the expansion still moves the slope; in third order it dominates for simple data.
+    # The next term of the expansion still moves the slope; in third order it dominates for simple
+    # data.
     assert order - 0.25 < slope < (order + 0.2 if order < 3 else 7), slope
 
 
 def test_the_published_third_order_is_second() -> None:
     """With half the curvature, as published code has it, 3M loses an order."""
     ours, published = (
-        [end_error(DPMSolver3M(curvature=c), gaussian_predict, count) for count in COUNTS] for c in (1.0, 0.5)
+        [end_error(DPMSolver3M(curvature=c), gaussian_predict, count) for count in COUNTS]
+        for c in (1.0, 0.5)
     )
     assert slope_of(COUNTS, published) == pytest.approx(2, abs=0.2)
     assert slope_of(COUNTS, ours) > 2.9
@@ -144,7 +171,9 @@ def test_the_reference_solution_is_exact() -> None:
     a, b = between(first), between(last)
     spread = math.sqrt((b.alpha**2 * S**2 + b.sigma**2) / (a.alpha**2 * S**2 + a.sigma**2))
     ours = flow(gaussian_predict, x, first, last)
-    torch.testing.assert_close(ours, b.alpha * MU + (x - a.alpha * MU) * spread, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        ours, b.alpha * MU + (x - a.alpha * MU) * spread, rtol=1e-8, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,9 +188,11 @@ def test_the_reference_solution_is_exact() -> None:
     ],
 )
 def test_order_of_the_law_of_samples(sampler: Sampler, order: int) -> None:
-    """For Gaussian data mean and standard deviation of the samples are known without Monte Carlo (see `moments`).
+    """For Gaussian data mean and standard deviation of the samples are known without Monte Carlo
+    (see `moments`).
 
-    At third order they are so exact that errors of both signs cancel; the end points above say more there.
+    At third order they are so exact that errors of both signs cancel; the end points above say more
+    there.
     """
     first, last = RANGES[gaussian_predict]
     counts, errors = (32, 64, 128, 256, 512), []
@@ -190,7 +221,9 @@ def test_ddim_and_ddpm_converge_on_the_default_spacing() -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_is_accurate_on_the_default_spacing(name: str) -> None:
-    """Down to clean data the last step limits high orders; no sampler may be worse than DDIM for it."""
+    """Down to clean data the last step limits high orders; no sampler may be worse than DDIM for
+    it.
+    """
     for schedule, zero in itertools.product(("linear", "cosine"), (False, True)):
         diffusion = one_pixel(Schedule.make(schedule, 1000, {"zero_terminal_snr": zero}))
         levels = [diffusion.schedule.level(t) for t in sampling_levels(1000, 50)]
@@ -207,7 +240,9 @@ def test_quadrature_is_exact_for_polynomials(h: float, places: list[float]) -> N
     nodes = [0.0, *(-x for x in itertools.accumulate(places))]
     weights = quadrature(nodes, h)
     # ∫_0^1 h·e^{−h(1−u)} u^j du by Gauss-Legendre on 200 pieces.
-    u = (torch.arange(200, dtype=torch.float64)[:, None] + 0.5 * (1 + torch.tensor([-1, 1]) / 3**0.5)) / 200
+    u = (
+        torch.arange(200, dtype=torch.float64)[:, None] + 0.5 * (1 + torch.tensor([-1, 1]) / 3**0.5)
+    ) / 200
     kernel = h * torch.exp(-h * (1 - u)) / 400
     scale = sum(abs(w) * max(1.0, abs(n)) ** 3 for w, n in zip(weights, nodes, strict=True))
     for j in range(len(nodes)):

@@ -16,11 +16,16 @@ from ddpm_lib.spacing import SPACINGS, sampling_levels
 from process_tools import load
 
 COSINE = {timesteps: Schedule.make("cosine", timesteps) for timesteps in (2, 5, 50, 1000)}
-ZERO = {timesteps: Schedule.make("linear", timesteps, {"zero_terminal_snr": True}) for timesteps in (2, 5, 50, 1000)}
+ZERO = {
+    timesteps: Schedule.make("linear", timesteps, {"zero_terminal_snr": True})
+    for timesteps in (2, 5, 50, 1000)
+}
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), spacing=st.sampled_from(list(SPACINGS)), kind=st.sampled_from([COSINE, ZERO]))
+@given(
+    data=st.data(), spacing=st.sampled_from(list(SPACINGS)), kind=st.sampled_from([COSINE, ZERO])
+)
 def test_every_spacing(data: st.DataObject, spacing: str, kind: dict[int, Schedule]) -> None:
     timesteps = data.draw(st.sampled_from(list(kind)))
     num_steps = data.draw(st.integers(1, timesteps))
@@ -37,7 +42,9 @@ def test_every_spacing(data: st.DataObject, spacing: str, kind: dict[int, Schedu
 @pytest.mark.parametrize("spacing", ["log_snr", "karras"])
 def test_fractional_levels_lie_on_the_grid(spacing: str) -> None:
     schedule = Schedule.make("linear", 1000)
-    levels = [schedule.level(t) for t in sampling_levels(schedule, 18, spacing, {"fractional": True})]
+    levels = [
+        schedule.level(t) for t in sampling_levels(schedule, 18, spacing, {"fractional": True})
+    ]
     noise = torch.tensor([lv.sigma / lv.alpha for lv in levels[:-1]], dtype=torch.float64)
     assert len(levels) == 19
     assert levels[0].t == 1000
@@ -66,12 +73,16 @@ def test_the_noise_range_can_be_chosen(spacing: str) -> None:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_karras_grid_of_the_papers_code(shared: Path, index: int) -> None:
-    """σ̃ between given ends, on a schedule fine enough to hold them, against k-diffusion and edm."""
+    """σ̃ between given ends, on a schedule fine enough to hold them, against k-diffusion and
+    edm.
+    """
     data, meta = load(shared, "A_schedules/sigmas")
     params = meta["values"][f"params{index}"]
     wide = torch.linspace(14, -14, 400, dtype=torch.float64)  # log SNR, from σ̃ = e^−7 to e^7
     alpha_bar = torch.sigmoid(wide)
-    schedule = Schedule.from_betas(1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]]))
+    schedule = Schedule.from_betas(
+        1 - alpha_bar / torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
+    )
     options = {"sigma_min": params["smin"], "sigma_max": params["smax"], "fractional": True}
     grids = {"karras": ("karras", {"rho": params["rho"]}), "exponential": ("log_snr", {})}
     for theirs, (name, extra) in grids.items():
@@ -79,10 +90,15 @@ def test_karras_grid_of_the_papers_code(shared: Path, index: int) -> None:
         visited = sampling_levels(schedule, params["n"] + 1, name, {**options, **extra})[1:-1]
         ours = [lv.sigma / lv.alpha for lv in map(schedule.level, visited)]
         expected = data[f"k_diffusion/{theirs}{index}/f64"]
-        torch.testing.assert_close(torch.tensor([*ours, 0.0], dtype=torch.float64), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            torch.tensor([*ours, 0.0], dtype=torch.float64), expected, rtol=1e-9, atol=1e-12
+        )
         if theirs == "karras":
             torch.testing.assert_close(
-                torch.tensor(ours, dtype=torch.float64), data[f"edm/karras{index}/t_steps"], rtol=1e-9, atol=0
+                torch.tensor(ours, dtype=torch.float64),
+                data[f"edm/karras{index}/t_steps"],
+                rtol=1e-9,
+                atol=0,
             )
 
 
@@ -125,7 +141,9 @@ def test_lists_and_sections() -> None:
 @settings(max_examples=100, deadline=None)
 @given(t=st.floats(0.001, 50.0), kind=st.sampled_from([COSINE, ZERO]))
 def test_fractional_levels(t: float, kind: dict[int, Schedule]) -> None:
-    """Between the entries of the table, level_at inverts level, the noise grows with t, and α² + σ² = 1."""
+    """Between the entries of the table, level_at inverts level, the noise grows with t, and α² + σ²
+    = 1.
+    """
     schedule = kind[50]
     level = schedule.level(t)
     assert level.alpha**2 + level.sigma**2 == pytest.approx(1, rel=1e-14)
@@ -142,7 +160,9 @@ def test_fractional_levels(t: float, kind: dict[int, Schedule]) -> None:
 def test_level_at_the_ends() -> None:
     for schedule in (COSINE[50], ZERO[50]):
         assert schedule.level_at(math.inf) == schedule.level(0)
-        assert schedule.level_at(-math.inf) == schedule.level_at(-1e6 if schedule is COSINE[50] else -math.inf)
+        assert schedule.level_at(-math.inf) == schedule.level_at(
+            -1e6 if schedule is COSINE[50] else -math.inf
+        )
         assert schedule.level_at(-math.inf).t == 50
         assert schedule.level_at(schedule.level(7).log_snr) == schedule.level(7)
     with pytest.raises(ValueError, match="does not exist"):

@@ -10,7 +10,9 @@ from ddpm_lib.schedules import SCHEDULES, Schedule
 from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import sampling_levels
 
-NAMED = [name for name in SCHEDULES if name not in ("betas", "shifted_cosine")]  # These two need an option.
+NAMED = [
+    name for name in SCHEDULES if name not in ("betas", "shifted_cosine")
+]  # These two need an option.
 
 
 @settings(max_examples=60, deadline=None)
@@ -22,7 +24,10 @@ def test_any_length_is_a_valid_schedule(name: str, timesteps: int, zero: bool) -
     assert torch.all(schedule.snr[1:] < schedule.snr[:-1])
     # Rescaling a schedule of few levels to zero SNR divides by a small difference.
     torch.testing.assert_close(
-        schedule.alpha**2 + schedule.sigma**2, torch.ones(timesteps + 1).double(), rtol=0, atol=1e-13
+        schedule.alpha**2 + schedule.sigma**2,
+        torch.ones(timesteps + 1).double(),
+        rtol=0,
+        atol=1e-13,
     )
     assert (float(schedule.alpha[-1]) == 0) == (zero or name == "jsd")
 
@@ -35,7 +40,9 @@ def test_any_length_is_a_valid_schedule(name: str, timesteps: int, zero: bool) -
     tau_option=st.floats(0.3, 3),
     max_beta=st.floats(0.5, 1),
 )
-def test_sigmoid_options(timesteps: int, start: float, width: float, tau_option: float, max_beta: float) -> None:
+def test_sigmoid_options(
+    timesteps: int, start: float, width: float, tau_option: float, max_beta: float
+) -> None:
     options = {"start": start, "end": start + width, "tau": tau_option, "max_beta": max_beta}
     schedule = Schedule.make("sigmoid", timesteps, options)
     assert schedule == Schedule.from_config(json.loads(json.dumps(schedule.to_config())))
@@ -49,7 +56,9 @@ def test_betas_survive_the_round_trip(betas: list[float]) -> None:
     assert again == schedule
     assert hash(again) == hash(schedule)
     # The rounding of a log α̅ of up to 140 is an absolute error of β.
-    torch.testing.assert_close(schedule.betas, torch.tensor(betas, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        schedule.betas, torch.tensor(betas, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_small_noise_is_not_lost_to_cancellation() -> None:
@@ -59,7 +68,10 @@ def test_small_noise_is_not_lost_to_cancellation() -> None:
 
 
 def test_zero_terminal_snr_keeps_the_first_level() -> None:
-    plain, zero = Schedule.make("linear", 1000), Schedule.make("linear", 1000, {"zero_terminal_snr": True})
+    plain, zero = (
+        Schedule.make("linear", 1000),
+        Schedule.make("linear", 1000, {"zero_terminal_snr": True}),
+    )
     assert float(zero.alpha[-1]) == 0
     assert float(zero.sigma[-1]) == 1
     assert float(zero.alpha[1]) == pytest.approx(float(plain.alpha[1]), rel=1e-15)
@@ -83,13 +95,17 @@ def test_levels() -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_tau_against_the_textbook(name: str) -> None:
-    """σ_s² τ and σ_t² τ of neighbours are β̃_t and β_t of Ho et al. 2020, eq. 7; so are the mean's coefficients."""
+    """σ_s² τ and σ_t² τ of neighbours are β̃_t and β_t of Ho et al. 2020, eq. 7; so are the mean's
+    coefficients.
+    """
     schedule = Schedule.make(name, 50)
     betas, alpha_bar = schedule.betas.tolist(), (schedule.alpha**2).tolist()
     for t in range(1, 51):
         now, prev, beta = schedule.level(t), schedule.level(t - 1), betas[t - 1]
         share = tau(now, prev)
-        assert prev.sigma**2 * share == pytest.approx(beta * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]), rel=1e-9)
+        assert prev.sigma**2 * share == pytest.approx(
+            beta * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]), rel=1e-9
+        )
         assert now.sigma**2 * share == pytest.approx(beta, rel=1e-9)
         on_eps = prev.sigma * math.sqrt(1 - share)
         coef_x0 = alpha_bar[t - 1] ** 0.5 * beta / (1 - alpha_bar[t])
@@ -100,17 +116,29 @@ def test_tau_against_the_textbook(name: str) -> None:
 
 def test_schedules_by_log_snr() -> None:
     """Their definitions, read back from the tables."""
-    linear = Schedule.make("log_linear", 11, {"log_snr_max": 10.0, "log_snr_min": -10.0}).snr[1:].log()
+    linear = (
+        Schedule.make("log_linear", 11, {"log_snr_max": 10.0, "log_snr_min": -10.0}).snr[1:].log()
+    )
     torch.testing.assert_close(linear, torch.linspace(10, -10, 11).double(), rtol=1e-12, atol=1e-12)
     laplace = Schedule.make("laplace", 999, {"mu": 1.0, "b": 0.7}).snr[1:].log()
-    quantiles = torch.distributions.Laplace(1.0, 0.7).icdf(1 - torch.arange(1, 1000, dtype=torch.float64) / 1000)
+    quantiles = torch.distributions.Laplace(1.0, 0.7).icdf(
+        1 - torch.arange(1, 1000, dtype=torch.float64) / 1000
+    )
     torch.testing.assert_close(laplace, quantiles, rtol=1e-5, atol=1e-6)
     sigma = (Schedule.make("karras", 18).snr[1:]) ** -0.5
-    torch.testing.assert_close(sigma[[0, -1]], torch.tensor([0.002, 80.0]).double(), rtol=1e-6, atol=0)
-    torch.testing.assert_close((sigma ** (1 / 7)).diff().std(), torch.zeros(()).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        sigma[[0, -1]], torch.tensor([0.002, 80.0]).double(), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        (sigma ** (1 / 7)).diff().std(), torch.zeros(()).double(), rtol=0, atol=1e-9
+    )
     jsd = Schedule.make("jsd", 10)
-    torch.testing.assert_close(jsd.alpha[1:] ** 2, 1 - torch.arange(1, 11).double() / 10, rtol=0, atol=1e-15)
-    assert Schedule.make("scaled_linear", 1000).betas[[0, -1]].tolist() == pytest.approx([0.00085, 0.012])
+    torch.testing.assert_close(
+        jsd.alpha[1:] ** 2, 1 - torch.arange(1, 11).double() / 10, rtol=0, atol=1e-15
+    )
+    assert Schedule.make("scaled_linear", 1000).betas[[0, -1]].tolist() == pytest.approx(
+        [0.00085, 0.012]
+    )
 
 
 def test_shifted_cosine() -> None:
@@ -136,7 +164,11 @@ def test_spacing_lists() -> None:
     assert sampling_levels(10) == list(range(10, -1, -1))
     assert sampling_levels(1000, 4) == [1000, 750, 500, 250, 0]
     assert sampling_levels(1000, 4, "leading") == [751, 501, 251, 1, 0]
-    assert sampling_levels(1000, None, [900, 5]) == sampling_levels(1000, 2, [900, 5, 0]) == [900, 5, 0]
+    assert (
+        sampling_levels(1000, None, [900, 5])
+        == sampling_levels(1000, 2, [900, 5, 0])
+        == [900, 5, 0]
+    )
     for wrong in ([], [0], [5, 5], [5, 6], [1001, 1], [5, -1]):
         with pytest.raises(ValueError, match="must decrease strictly"):
             sampling_levels(1000, None, wrong)
@@ -185,6 +217,8 @@ def test_tables_are_checked() -> None:
     with pytest.raises(ValueError, match="timesteps ≥ 2"):
         Schedule("mine", {}, one[:2], one[:2])
     with pytest.raises(ValueError, match="strictly decrease"):
-        Schedule("mine", {}, torch.tensor([1, 0.8, 0.8]).double(), torch.tensor([0, 0.6, 0.6]).double())
+        Schedule(
+            "mine", {}, torch.tensor([1, 0.8, 0.8]).double(), torch.tensor([0, 0.6, 0.6]).double()
+        )
     with pytest.raises(AttributeError):
         Schedule.make("cosine", 5).name = "other"  # type: ignore[misc]

@@ -1,4 +1,6 @@
-"""batch_size="auto": what it chooses, that choosing changes nothing, and that a run keeps its number."""
+"""batch_size="auto": what it chooses, that choosing changes nothing, and that a run keeps its
+number.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,28 @@ from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
 from ddpm_lib.training import ConfigError, OutOfMemoryError, auto_batch
 from ddpm_lib.training.auto_batch import CPU_LIMIT, largest_that_fits, rounded
 from ddpm_lib.training.step import ForwardPass
-from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 GIB = 2**30
 
 
 def auto(run: Path, *, images: int = 200, **options: Any) -> Trainer:
-    return tiny_trainer(run, data=Shapes(size=8, n=images), **{"batch_size": "auto", "val_fraction": 0.0} | options)
+    return tiny_trainer(
+        run, data=Shapes(size=8, n=images), **{"batch_size": "auto", "val_fraction": 0.0} | options
+    )
 
 
 def waiting(trainer: Trainer) -> str:
-    """What was said before the run directory was known to be this run's; it is written there when training begins."""
+    """What was said before the run directory was known to be this run's; it is written there when
+    training begins.
+    """
     return "".join(trainer.run_log.pending)
 
 
@@ -87,7 +100,9 @@ def test_sizes_have_few_odd_factors() -> None:
 
 
 class Card:
-    """A graphics card of which torch would say this: images take `each` bytes, `base` is there already."""
+    """A graphics card of which torch would say this: images take `each` bytes, `base` is there
+    already.
+    """
 
     def __init__(self, total: int, each: int, base: int) -> None:
         self.total, self.each, self.base, self.peak, self.emptied = total, each, base, 0, 0
@@ -115,7 +130,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     made = Card(total=10 * GIB, each=100 * 2**20, base=GIB)
     real = ForwardPass.__call__
 
-    def forward(self: ForwardPass, network: Any, batch: Any, rows: range, step: int, slot: int) -> Any:
+    def forward(
+        self: ForwardPass, network: Any, batch: Any, rows: range, step: int, slot: int
+    ) -> Any:
         made.tried.append(len(rows))
         made.peak = made.base + made.each * len(rows)
         if made.peak > made.total:
@@ -140,11 +157,15 @@ def test_a_card_is_filled_but_for_a_margin(card: Card, tmp_path: Path) -> None:
 
 def test_a_card_too_small_for_one_image(card: Card, tmp_path: Path) -> None:
     card.each = 20 * GIB
-    with pytest.raises(OutOfMemoryError, match=r"Not even one image per forward pass.*gradient_checkpointing"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"Not even one image per forward pass.*gradient_checkpointing"
+    ):
         auto(tmp_path / "run").prepare()
 
 
-def test_errors_that_are_not_about_memory_stay(card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_are_not_about_memory_stay(
+    card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: Any, **more: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -189,7 +210,9 @@ def test_a_cpu_with_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_other_networks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(nn.Module):
-        """One hidden map of 32 channels, float32, of which both the activation's input and its output are kept."""
+        """One hidden map of 32 channels, float32, of which both the activation's input and its
+        output are kept.
+        """
 
         def __init__(self) -> None:
             super().__init__()
@@ -207,7 +230,9 @@ def test_other_networks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("searched", [False, True])
-def test_a_run_is_the_one_of_the_number(tmp_path: Path, searched: bool, request: pytest.FixtureRequest) -> None:
+def test_a_run_is_the_one_of_the_number(
+    tmp_path: Path, searched: bool, request: pytest.FixtureRequest
+) -> None:
     """Bit for bit: weights, averages, moments, the loss curve; and torch's own random state."""
     if searched:
         request.getfixturevalue("card").each = 5 * GIB // 8
@@ -239,7 +264,9 @@ def test_statistics_of_other_networks_and_modes_are_put_back(card: Card, tmp_pat
     model.norm.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     auto(
-        tmp_path / "run", diffusion=GaussianDiffusion(model, image_size=8, channels=3, timesteps=50), images=20
+        tmp_path / "run",
+        diffusion=GaussianDiffusion(model, image_size=8, channels=3, timesteps=50),
+        images=20,
     ).prepare()
     assert_same_tensors(before, dict(model.state_dict()))
     assert (model.training, model.norm.training, model.conv.training) == (True, False, True)
@@ -256,7 +283,9 @@ def test_a_resumed_run_keeps_its_number(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"{CPU_LIMIT} images, which this run began with" in said(tmp_path / "cut")
     assert_same_tensors(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "cut"))
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
-    auto(tmp_path / "cut", max_steps=7, batch_size=CPU_LIMIT).train()  # the number itself is the same run
+    auto(
+        tmp_path / "cut", max_steps=7, batch_size=CPU_LIMIT
+    ).train()  # the number itself is the same run
 
 
 def test_files_hold_the_number(tmp_path: Path) -> None:
@@ -270,7 +299,9 @@ def test_accumulation_multiplies_it(tmp_path: Path) -> None:
     trainer = auto(tmp_path / "run", accumulation_steps=3, images=500, max_steps=1)
     trainer.train()
     assert (trainer.config.batch_size, trainer.plan.micro) == (3 * CPU_LIMIT, CPU_LIMIT)
-    assert f"{3 * CPU_LIMIT} images per step = 3 accumulation steps × {CPU_LIMIT}" in said(tmp_path / "run")
+    assert f"{3 * CPU_LIMIT} images per step = 3 accumulation steps × {CPU_LIMIT}" in said(
+        tmp_path / "run"
+    )
 
 
 def test_shards_divide_it(tmp_path: Path) -> None:
@@ -281,7 +312,9 @@ def test_shards_divide_it(tmp_path: Path) -> None:
         auto(tmp_path / "few", shards=500).prepare()
 
 
-def test_memory_that_runs_out_later_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_later_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = auto(tmp_path / "run", max_steps=2)
     trainer.prepare()
     real = trainer.forward_pass
@@ -302,7 +335,9 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
 
     points = ImageDataset(MemoryStore(torch.rand(300, 2, 1)))
     diffusion = GaussianDiffusion(MLP(channels=2), image_size=(1,), channels=2, timesteps=50)
-    trainer = tiny_trainer(tmp_path / "run", diffusion, points, batch_size="auto", horizontal_flip=False)
+    trainer = tiny_trainer(
+        tmp_path / "run", diffusion, points, batch_size="auto", horizontal_flip=False
+    )
     trainer.prepare()
     assert trainer.config.batch_size == CPU_LIMIT
 

@@ -25,7 +25,12 @@ from training_helpers import assert_same_tensors, final_tensors, tiny_diffusion,
 
 
 def options(**changes: Any) -> TrainingConfig:
-    settings = {"device": "cpu", "mixed_precision": "no", "batch_size": 6, "max_steps": 600} | changes
+    settings = {
+        "device": "cpu",
+        "mixed_precision": "no",
+        "batch_size": 6,
+        "max_steps": 600,
+    } | changes
     return TrainingConfig.from_options(settings)
 
 
@@ -43,7 +48,9 @@ def size_of(folder: Path) -> int:
     ],
     ids=str,
 )
-def test_the_checkpoint_has_the_foretold_size(tmp_path: Path, changes: dict[str, Any], probe_steps: int) -> None:
+def test_the_checkpoint_has_the_foretold_size(
+    tmp_path: Path, changes: dict[str, Any], probe_steps: int
+) -> None:
     told = estimate(tiny_diffusion(), options(**changes), probe_steps)
     trainer = tiny_trainer(tmp_path / "run", max_steps=1, **changes)
     before = trainer.prepare() or trainer.learner.checkpoint_bytes()
@@ -60,7 +67,9 @@ def test_learned_uncertainty_is_in_the_checkpoint(tmp_path: Path) -> None:
 
     tiny_trainer(tmp_path / "run", make(), max_steps=1).train()
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    assert estimate(make(), options(), 0).checkpoint_bytes == pytest.approx(size_of(saved), rel=0.02)
+    assert estimate(make(), options(), 0).checkpoint_bytes == pytest.approx(
+        size_of(saved), rel=0.02
+    )
 
 
 def test_numbers_of_the_network_and_of_memory() -> None:
@@ -81,7 +90,9 @@ def test_numbers_of_the_network_and_of_memory() -> None:
 def test_the_probe_measures_the_steps_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
     real = Rehearsal._optimizer_step
-    monkeypatch.setattr(Rehearsal, "_optimizer_step", lambda self, *args: (steps.append(self), real(self, *args))[1])
+    monkeypatch.setattr(
+        Rehearsal, "_optimizer_step", lambda self, *args: (steps.append(self), real(self, *args))[1]
+    )
     told = estimate(tiny_diffusion(), options(accumulation_steps=2, save_every=1), 3)
     assert len(steps) == module.WARM_UP + 3
     assert steps[0].ema is not None
@@ -95,7 +106,12 @@ def test_the_probe_measures_the_steps_of_the_trainer(monkeypatch: pytest.MonkeyP
 
 def test_no_steps_no_speed() -> None:
     told = estimate(tiny_diffusion(), options(), 0)
-    assert (told.seconds_per_step, told.images_per_second, told.hours, told.probe_steps) == (None, None, None, 0)
+    assert (told.seconds_per_step, told.images_per_second, told.hours, told.probe_steps) == (
+        None,
+        None,
+        None,
+        0,
+    )
     assert "not measured: no steps were asked for (probe_steps 0)" in str(told)
     with pytest.raises(ConfigError, match="probe_steps must be 0 or more; got -1"):
         estimate(tiny_diffusion(), options(), -1)
@@ -119,7 +135,11 @@ def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_networks_have_no_summary() -> None:
     with pytest.raises(ConfigError, match="Only a Unet can be estimated; got MLP"):
-        estimate(GaussianDiffusion(MLP(channels=2), image_size=(1,), channels=2, timesteps=50), options(), 0)
+        estimate(
+            GaussianDiffusion(MLP(channels=2), image_size=(1,), channels=2, timesteps=50),
+            options(),
+            0,
+        )
 
 
 def test_options_of_a_real_run_cost_nothing_and_leave_nothing(tmp_path: Path) -> None:
@@ -127,7 +147,12 @@ def test_options_of_a_real_run_cost_nothing_and_leave_nothing(tmp_path: Path) ->
     tiny_trainer(tmp_path / "run", max_steps=2).train()
     before, files = final_tensors(tmp_path / "run"), sorted(tmp_path.rglob("*"))
     diffusion, state = tiny_diffusion(), torch.get_rng_state()
-    wishes = {"output_dir": str(tmp_path / "run"), "resume": "never", "val_data": "nowhere", "keep_best": "val_loss"}
+    wishes = {
+        "output_dir": str(tmp_path / "run"),
+        "resume": "never",
+        "val_data": "nowhere",
+        "keep_best": "val_loss",
+    }
     estimate(diffusion, options(**wishes, trackers=("tensorboard",)), 1)
     assert torch.equal(torch.get_rng_state(), state)
     assert not {"forward", "_original_forward"} & set(diffusion.__dict__)
@@ -139,15 +164,25 @@ def test_options_of_a_real_run_cost_nothing_and_leave_nothing(tmp_path: Path) ->
 def test_auto_is_what_the_run_will_take(images: int | None) -> None:
     told = estimate(tiny_diffusion(num_classes=3), options(batch_size="auto"), 1, images)
     assert told.batch_size == (64 if images is None else 5)
-    assert told.batch_reason.startswith(f"batch_size auto: {told.batch_size} images per step, because ")
+    assert told.batch_reason.startswith(
+        f"batch_size auto: {told.batch_size} images per step, because "
+    )
     assert str(told).startswith("batch_size auto: ")
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert ddpm("estimate", "shapes", *TINY, "--probe-steps", 2) == 0
     told = capsys.readouterr().out
-    for words in ("parameters", "MACs per 8×8 image", "cpu, float32", "4 images", "MiB on disk, 4 of them at most"):
+    for words in (
+        "parameters",
+        "MACs per 8×8 image",
+        "cpu, float32",
+        "4 images",
+        "MiB on disk, 4 of them at most",
+    ):
         assert words in told
     assert re.search(r"images/s, .* s per step \(mean of 2 after 2 of warm-up\)", told)
     assert "4 steps" in told
@@ -162,8 +197,17 @@ def test_two_processes_are_measured_together() -> None:
     assert told["images_per_second"] == pytest.approx(128 / told["seconds_per_step"])
 
 
-def test_command_as_json_agrees_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["shapes", *TINY, "--batch-size", "auto", "--class-conditional", "--model.gradient-checkpointing"]
+def test_command_as_json_agrees_with_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "shapes",
+        *TINY,
+        "--batch-size",
+        "auto",
+        "--class-conditional",
+        "--model.gradient-checkpointing",
+    ]
     assert ddpm("estimate", *flags, "--probe-steps", 1, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert set(told) == {f.name for f in dataclasses.fields(Estimate)}
@@ -177,16 +221,36 @@ def test_command_as_json_agrees_with_the_run(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_command_reads_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "c.yaml").write_text("data: shapes\nbatch_size: auto\naccumulation_steps: 2\nprobe_steps: 0\n")
-    assert ddpm("estimate", "--config", tmp_path / "c.yaml", "--preset", "tiny", "--device", "cpu", "--json") == 0
+    (tmp_path / "c.yaml").write_text(
+        "data: shapes\nbatch_size: auto\naccumulation_steps: 2\nprobe_steps: 0\n"
+    )
+    assert (
+        ddpm(
+            "estimate",
+            "--config",
+            tmp_path / "c.yaml",
+            "--preset",
+            "tiny",
+            "--device",
+            "cpu",
+            "--json",
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["batch_size"] == 128
     (tmp_path / "c.yaml").write_text("batch_size: autu\n")
-    assert "batch_size (the config file" in error_of(capsys, "estimate", "--config", tmp_path / "c.yaml")
-    assert "must be a whole number or 'auto'; got 'autu'" in error_of(capsys, "train", "--config", tmp_path / "c.yaml")
+    assert "batch_size (the config file" in error_of(
+        capsys, "estimate", "--config", tmp_path / "c.yaml"
+    )
+    assert "must be a whole number or 'auto'; got 'autu'" in error_of(
+        capsys, "train", "--config", tmp_path / "c.yaml"
+    )
 
 
 def test_command_refuses_what_training_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "probe_steps must be 0 or more" in error_of(capsys, "estimate", "shapes", "--probe-steps", -1, *TINY)
+    assert "probe_steps must be 0 or more" in error_of(
+        capsys, "estimate", "shapes", "--probe-steps", -1, *TINY
+    )
     assert "batch-size" in error_of(capsys, "estimate", "--batch-size", "much")
     assert "image_size" in error_of(capsys, "estimate", "shapes", "--image-size", "0")
 
@@ -194,7 +258,13 @@ def test_command_refuses_what_training_refuses(capsys: pytest.CaptureFixture[str
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert ddpm("estimate", "--help-all") == 0
     text = capsys.readouterr().out
-    for flag in ("--probe-steps", "--json", "--batch-size", "--model.gradient-checkpointing", "--diffusion.schedule"):
+    for flag in (
+        "--probe-steps",
+        "--json",
+        "--batch-size",
+        "--model.gradient-checkpointing",
+        "--diffusion.schedule",
+    ):
         assert flag in text
     assert ddpm("train", "--help") == 0
     assert "--batch-size N|auto" in capsys.readouterr().out
@@ -203,7 +273,19 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_dry_run_with_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ddpm("train", "shapes", *TINY, "--batch-size", "auto", "--dry-run", "--output-dir", tmp_path / "run") == 0
+    assert (
+        ddpm(
+            "train",
+            "shapes",
+            *TINY,
+            "--batch-size",
+            "auto",
+            "--dry-run",
+            "--output-dir",
+            tmp_path / "run",
+        )
+        == 0
+    )
     assert "batch size: auto, chosen when training starts" in capsys.readouterr().out
 
 
@@ -211,5 +293,7 @@ def test_recomputing_may_be_switched_on_for_a_run_that_is_there(tmp_path: Path) 
     """It changes memory only: a run goes on with it, bit for bit."""
     for run, flag in (("same", False), ("switched", True)):
         tiny_trainer(tmp_path / run, max_steps=3, horizontal_flip=False).train()
-        tiny_trainer(tmp_path / run, tiny_diffusion(gradient_checkpointing=flag), horizontal_flip=False).train()
+        tiny_trainer(
+            tmp_path / run, tiny_diffusion(gradient_checkpointing=flag), horizontal_flip=False
+        ).train()
     assert_same_tensors(final_tensors(tmp_path / "same"), final_tensors(tmp_path / "switched"))

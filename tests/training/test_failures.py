@@ -1,4 +1,6 @@
-"""What training does about numbers that are not finite, memory that is not there and processes that are gone."""
+"""What training does about numbers that are not finite, memory that is not there and processes that
+are gone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from ddpm_lib.training import Callback, DivergedError, LostProcessError, OutOfMe
 from ddpm_lib.training.nonfinite import NonFiniteGuard, check_loss_scale
 from ddpm_lib.training.randomness import DataOrder
 from ddpm_lib.training.recovery import is_lost_process_error, lost_process_error
-from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 
 def log_of(run: Path) -> str:
@@ -25,7 +34,9 @@ def log_of(run: Path) -> str:
 
 
 def poisoned(run: Path, slots: range = range(18, 24), value: float = float("nan"), **options):
-    """A trainer whose loss is not finite for the images in some slots of the data's order: step 4 by default."""
+    """A trainer whose loss is not finite for the images in some slots of the data's order: step 4
+    by default.
+    """
     trainer = tiny_trainer(run, **options)
     trainer.prepare()
     real = trainer.forward_pass
@@ -43,8 +54,12 @@ def poisoned(run: Path, slots: range = range(18, 24), value: float = float("nan"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_stop_names_step_images_and_parameters_and_keeps_the_weights(tmp_path: Path, value: float) -> None:
-    """Read at step 6 only, the error knows that it was step 4, which images, and no NaN has reached the weights."""
+def test_stop_names_step_images_and_parameters_and_keeps_the_weights(
+    tmp_path: Path, value: float
+) -> None:
+    """Read at step 6 only, the error knows that it was step 4, which images, and no NaN has reached
+    the weights.
+    """
     tiny_trainer(tmp_path / "good", max_steps=3).train()
     trainer = poisoned(tmp_path / "bad", range(19, 21), value, save_every=2, log_every=6)
     with pytest.raises(DivergedError) as caught:
@@ -69,7 +84,10 @@ def test_skip_leaves_out_one_update_and_names_the_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = poisoned(run, on_nonfinite="skip", log_every=3, save_every=3).train()
     assert result.status == "finished"
-    assert "not finite at step 4: its update was left out (1 of at most 3). Images of its batch: " in log_of(run)
+    assert (
+        "not finite at step 4: its update was left out (1 of at most 3). Images of its batch: "
+        in log_of(run)
+    )
     assert log_of(run).count("left out") == 1
     final = final_tensors(run)
     assert all(torch.isfinite(v).all() for v in final.values())
@@ -98,13 +116,20 @@ def test_skipping_has_an_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("log_every", [1, 2, 100])
 def test_roll_back_goes_on_with_other_images(tmp_path: Path, log_every: int) -> None:
-    """The curve has every step once, the data position has moved past the bad images, and the weights are finite."""
+    """The curve has every step once, the data position has moved past the bad images, and the
+    weights are finite.
+    """
     run = tmp_path / "run"
     trainer = poisoned(run, on_nonfinite="rollback", log_every=log_every, save_every=3, max_steps=9)
     assert trainer.train().status == "finished"
-    assert trainer.images_seen == 6 * (4 + 6)  # the slots of four steps were used; from step 3 on there are six more
+    assert trainer.images_seen == 6 * (
+        4 + 6
+    )  # the slots of four steps were used; from step 3 on there are six more
     assert "not finite at step 4" in log_of(run)
-    assert "Rolled back to step-000000003 and going on with other images (1 of at most 3 times)." in log_of(run)
+    assert (
+        "Rolled back to step-000000003 and going on with other images (1 of at most 3 times)."
+        in log_of(run)
+    )
     rows = [row["step"] for row in curve(run)]
     assert rows == sorted(set(rows))
     assert all(row["loss"] is not None for row in curve(run))
@@ -112,7 +137,9 @@ def test_roll_back_goes_on_with_other_images(tmp_path: Path, log_every: int) -> 
 
 
 def test_a_rolled_back_run_resumes_exactly(tmp_path: Path) -> None:
-    """Also when it is cut off before the roll-back, between the bad step and its notice, and after it."""
+    """Also when it is cut off before the roll-back, between the bad step and its notice, and after
+    it.
+    """
     options = {"on_nonfinite": "rollback", "save_every": 2, "max_steps": 10, "log_every": 5}
     poisoned(tmp_path / "a", **options).train()
     for cut in (3, 4, 7):
@@ -123,14 +150,20 @@ def test_a_rolled_back_run_resumes_exactly(tmp_path: Path) -> None:
 
 
 def test_rolling_back_has_an_end(tmp_path: Path) -> None:
-    trainer = poisoned(tmp_path, range(18, 10**9), on_nonfinite="rollback", max_nonfinite=2, save_every=3)
-    with pytest.raises(DivergedError, match=r"step 4 .*step-000000003, and it was rolled back 2 times"):
+    trainer = poisoned(
+        tmp_path, range(18, 10**9), on_nonfinite="rollback", max_nonfinite=2, save_every=3
+    )
+    with pytest.raises(
+        DivergedError, match=r"step 4 .*step-000000003, and it was rolled back 2 times"
+    ):
         trainer.train()
 
 
 def test_without_a_checkpoint_there_is_nothing_to_roll_back_to(tmp_path: Path) -> None:
     trainer = poisoned(tmp_path, on_nonfinite="rollback")
-    with pytest.raises(DivergedError, match=r"There is no checkpoint yet, so there is nothing to roll back to"):
+    with pytest.raises(
+        DivergedError, match=r"There is no checkpoint yet, so there is nothing to roll back to"
+    ):
         trainer.train()
 
 
@@ -140,13 +173,16 @@ def test_a_failed_loss_scale_is_noticed() -> None:
             return 0.25
 
     with pytest.raises(
-        DivergedError, match=r"loss scale of fp16 has fallen to 0\.25 by step 3.*mixed_precision='bf16'"
+        DivergedError,
+        match=r"loss scale of fp16 has fallen to 0\.25 by step 3.*mixed_precision='bf16'",
     ):
         check_loss_scale(Scaler(), 3, None)
     check_loss_scale(None, 3, None)
 
 
-def test_a_finite_run_is_bitwise_what_it_is_without_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finite_run_is_bitwise_what_it_is_without_the_guard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_trainer(tmp_path / "a").train()
     monkeypatch.setattr(NonFiniteGuard, "update", lambda self, optimizer, *args: optimizer.step())
     tiny_trainer(tmp_path / "b").train()
@@ -154,7 +190,9 @@ def test_a_finite_run_is_bitwise_what_it_is_without_the_guard(tmp_path: Path, mo
 
 
 def test_nothing_is_read_from_the_device_in_a_step(tmp_path: Path) -> None:
-    """`_local_scalar_dense` is what .item(), bool(), float() and an index by a tensor come down to."""
+    """`_local_scalar_dense` is what .item(), bool(), float() and an index by a tensor come down
+    to.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Spy(TorchDispatchMode):
@@ -196,7 +234,10 @@ def test_out_of_memory_takes_smaller_micro_batches_of_the_same_batch(tmp_path: P
     text = log_of(tmp_path / "a")
     assert "Out of memory with 6 images per forward pass at step 1 (" in text
     assert "GiB of memory free). Going on with 3 images per forward pass" in text
-    assert "Going on with 2 images per forward pass: the batch stays the same. --accumulation-steps 3" in text
+    assert (
+        "Going on with 2 images per forward pass: the batch stays the same. --accumulation-steps 3"
+        in text
+    )
     options = {"accumulation_steps": 3, "shards": 1}
     tiny_trainer(tmp_path / "b", tiny_diffusion(dropout=0.0), **options).train()
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
@@ -204,23 +245,31 @@ def test_out_of_memory_takes_smaller_micro_batches_of_the_same_batch(tmp_path: P
 
 
 def test_out_of_memory_with_one_image_is_an_error_with_numbers(tmp_path: Path) -> None:
-    error = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+    error = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"
+    )
     with pytest.raises(
-        OutOfMemoryError, match=r"(?s)1 images per forward.* GiB of memory free.*smaller network.*\[Runtime"
+        OutOfMemoryError,
+        match=r"(?s)1 images per forward.* GiB of memory free.*smaller network.*\[Runtime",
     ):
         short_of_memory(tmp_path, 0, error).train()
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        short_of_memory(tmp_path, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")).train()
+        short_of_memory(
+            tmp_path, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        ).train()
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (
-            "[../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer",
+            (
+                "[../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by"
+                " peer"
+            ),
             "is gone; process 1 of 2",
         ),
         (
@@ -276,16 +325,20 @@ def test_watchdog_names_the_silent_and_the_late(tmp_path: Path) -> None:
         dog._publish(1)
     with dogs[0], dogs[1]:
         assert (
-            "Silent, so stopped, killed or cut off: process 2 (last heard at step 7, in the next step)."
-            in dogs[1]._missing()
+            "Silent, so stopped, killed or cut off: process 2 (last heard at step 7, in the next"
+            " step)." in dogs[1]._missing()
         )
         with dogs[2]:
-            assert "All processes live; furthest behind (step 6): process 0 in saving." in dogs[1]._missing()
+            assert (
+                "All processes live; furthest behind (step 6): process 0 in saving."
+                in dogs[1]._missing()
+            )
 
 
 def test_options_are_checked() -> None:
     with pytest.raises(
-        ValueError, match=r"on_nonfinite must be one of 'stop', 'skip', 'rollback'.*Did you mean 'skip'"
+        ValueError,
+        match=r"on_nonfinite must be one of 'stop', 'skip', 'rollback'.*Did you mean 'skip'",
     ):
         TrainingConfig(on_nonfinite="skipp")
     with pytest.raises(ValueError, match="max_nonfinite must be at least 1; got 0"):

@@ -1,4 +1,6 @@
-"""Kills, and what comes after them: the harness in tests/faults, and launchers with two processes."""
+"""Kills, and what comes after them: the harness in tests/faults, and launchers with two
+processes.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def harness(*args: str, timeout: float) -> list[dict]:
 
 
 def test_twenty_kills() -> None:
-    """At random moments, inside checkpoint writes, and with another number of processes at each restart: bitwise the twin."""
+    """At random moments, inside checkpoint writes, and with another number of processes at each
+    restart: bitwise the twin.
+    """
     reports = harness("writes", "random", "worlds", "--kills", "12", "4", "4", timeout=600)
     assert sum(report["kills"] for report in reports) == 20
     assert all(report["equal"] == report["finished"] >= 1 for report in reports)
@@ -36,7 +40,9 @@ def test_twenty_kills() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "kills"), [("random", 100), ("writes", 100), ("worlds", 100), ("workers", 40)])
+@pytest.mark.parametrize(
+    ("mode", "kills"), [("random", 100), ("writes", 100), ("worlds", 100), ("workers", 40)]
+)
 def test_hundreds_of_kills(mode: str, kills: int) -> None:
     (report,) = harness(mode, "--kills", str(kills), timeout=3000)
     assert report["kills"] == kills
@@ -45,15 +51,29 @@ def test_hundreds_of_kills(mode: str, kills: int) -> None:
 
 
 def torchrun(run: Path, steps: int, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *flags,
+    ]
     command += [str(HELPERS / "run_tiny.py"), str(run), str(steps)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
-def wait_for_steps(run: Path, least: int, process: subprocess.Popen[str], limit: float = 240) -> None:
+def wait_for_steps(
+    run: Path, least: int, process: subprocess.Popen[str], limit: float = 240
+) -> None:
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline and process.poll() is None:
-        rows = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+        rows = (
+            (run / "metrics.jsonl").read_text().splitlines()
+            if (run / "metrics.jsonl").exists()
+            else []
+        )
         if len(rows) * 2 >= least:
             return
         time.sleep(0.02)
@@ -62,7 +82,9 @@ def wait_for_steps(run: Path, least: int, process: subprocess.Popen[str], limit:
 
 @pytest.mark.slow
 def test_sigterm_under_torchrun_twenty_times(tmp_path: Path) -> None:
-    """Every time: both ranks stop at one step, a checkpoint is there, and the next start goes on from it."""
+    """Every time: both ranks stop at one step, a checkpoint is there, and the next start goes on
+    from it.
+    """
     draw, seconds, step = random.Random(0), [], 0
     for _ in range(20):
         process = torchrun(tmp_path, 10**6)
@@ -81,15 +103,22 @@ def test_sigterm_under_torchrun_twenty_times(tmp_path: Path) -> None:
         step = status["step"]
         assert f"Training stopped at step {step:,}" in err
         assert (tmp_path / "checkpoints" / f"step-{step:09d}" / "manifest.json").is_file()
-    print(f"20 stops; from the signal to the saved checkpoint {min(seconds):.2f} … {max(seconds):.2f} s")
+    print(
+        f"20 stops; from the signal to the saved checkpoint {min(seconds):.2f} …"
+        f" {max(seconds):.2f} s"
+    )
 
 
 @pytest.mark.slow
 def test_max_restarts_continues_after_a_lost_rank(tmp_path: Path) -> None:
-    """One rank is killed three times; torchrun starts both again, and the end is the uninterrupted one."""
+    """One rank is killed three times; torchrun starts both again, and the end is the uninterrupted
+    one.
+    """
     whole = torchrun(tmp_path / "a", 40)
     whole.communicate(timeout=300)
-    process = torchrun(tmp_path / "b", 40, "--max-restarts", "3")  # one for each death: meeting again never fails
+    process = torchrun(
+        tmp_path / "b", 40, "--max-restarts", "3"
+    )  # one for each death: meeting again never fails
     for at in (8, 16, 24):
         wait_for_steps(tmp_path / "b", at, process)
         os.kill(children_of(process.pid)[-1], signal.SIGKILL)
@@ -103,15 +132,26 @@ def test_max_restarts_continues_after_a_lost_rank(tmp_path: Path) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(p) for p in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
+    return [
+        int(p)
+        for p in subprocess.run(
+            ["pgrep", "-P", str(pid)], capture_output=True, text=True
+        ).stdout.split()
+    ]
 
 
 def in_own_session(command: list[str], hangup: signal.Handlers) -> subprocess.Popen[str]:
-    """Start with this answer to SIGHUP, however the tests themselves were started: nohup hands down SIG_IGN."""
+    """Start with this answer to SIGHUP, however the tests themselves were started: nohup hands down
+    SIG_IGN.
+    """
     return subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
-    )  # fmt: skip
+    )
 
 
 HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2")
@@ -140,12 +180,36 @@ HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2
 def test_signals_by_launcher(
     tmp_path: Path, launcher: str, flags: tuple, target: str, name: str, code: int | None
 ) -> None:
-    """Wherever a handler can run: a checkpoint, the same step on all ranks, no orphan. `code` is the launcher's."""
-    run, program = tmp_path / "run", [str(HELPERS / "run_tiny.py"), str(tmp_path / "run"), "1000000"]
+    """Wherever a handler can run: a checkpoint, the same step on all ranks, no orphan. `code` is
+    the launcher's.
+    """
+    run, program = (
+        tmp_path / "run",
+        [
+            str(HELPERS / "run_tiny.py"),
+            str(tmp_path / "run"),
+            "1000000",
+        ],
+    )
     start = {
         "python": [sys.executable],
-        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *flags],
-        "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"],
+        "torchrun": [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            *flags,
+        ],
+        "accelerate": [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--num_processes",
+            "1",
+            "--cpu",
+        ],
     }[launcher]
     process = in_own_session([*start, *program], signal.SIG_DFL)
     try:
@@ -156,7 +220,10 @@ def test_signals_by_launcher(
             os.killpg(process.pid, number)
         else:
             os.kill(ranks[-1] if target == "one rank" else process.pid, number)
-        while json.loads((run / "status.json").read_text())["status"] != "stopped" and time.monotonic() < began + 60:
+        while (
+            json.loads((run / "status.json").read_text())["status"] != "stopped"
+            and time.monotonic() < began + 60
+        ):
             time.sleep(0.01)
         seconds = time.monotonic() - began
         _, err = process.communicate(timeout=90)
@@ -164,7 +231,10 @@ def test_signals_by_launcher(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     status = json.loads((run / "status.json").read_text())
-    print(f"| {launcher} {' '.join(flags[:1])} | {target} | {name} | saved in {seconds:.1f} s | {process.returncode} |")
+    print(
+        f"| {launcher} {' '.join(flags[:1])} | {target} | {name} | saved in {seconds:.1f} s |"
+        f" {process.returncode} |"
+    )
     assert status["status"] == "stopped", err[-2000:]
     assert status["reason"] == f"received {name}"
     assert (run / "checkpoints" / f"step-{status['step']:09d}" / "manifest.json").is_file()
@@ -174,11 +244,15 @@ def test_signals_by_launcher(
 
 @pytest.mark.slow
 def test_a_closed_terminal_stops_nothing_under_nohup(tmp_path: Path) -> None:
-    process = in_own_session([sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path), "1000000"], signal.SIG_IGN)
+    process = in_own_session(
+        [sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path), "1000000"], signal.SIG_IGN
+    )
     try:
         wait_for_steps(tmp_path, 4, process)
         process.send_signal(signal.SIGHUP)
-        wait_for_steps(tmp_path, 2 * len((tmp_path / "metrics.jsonl").read_text().splitlines()) + 40, process)
+        wait_for_steps(
+            tmp_path, 2 * len((tmp_path / "metrics.jsonl").read_text().splitlines()) + 40, process
+        )
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=90)
     finally:

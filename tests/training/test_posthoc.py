@@ -1,4 +1,6 @@
-"""Post-hoc EMA: profiles in closed form, synthesis against averages that were tracked directly, exact resuming."""
+"""Post-hoc EMA: profiles in closed form, synthesis against averages that were tracked directly,
+exact resuming.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_gram_matrix_is_the_integral_of_products() -> None:
     times, gammas = np.array([3.0, 7.0, 10.0]), np.array([6.94, 16.97, 1.0])
     tau = 10.0 * (np.arange(200_000) + 0.5) / 200_000
     rows = np.array([profile(g, t, tau) for g, t in zip(gammas, times)])
-    np.testing.assert_allclose(gram(times, gammas, times, gammas), rows @ rows.T * (tau[1] - tau[0]), rtol=1e-4)
+    np.testing.assert_allclose(
+        gram(times, gammas, times, gammas), rows @ rows.T * (tau[1] - tau[0]), rtol=1e-4
+    )
 
 
 def test_updates_weight_each_step_by_the_integral_of_the_profile() -> None:
@@ -59,11 +63,15 @@ def test_updates_weight_each_step_by_the_integral_of_the_profile() -> None:
     edges = np.arange(t + 1) / t
     for sigma_rel in KEPT:
         weights = np.diff(edges ** (gamma_of(sigma_rel) + 1))
-        assert averages.tensors()[f"{sigma_rel}/weight"].item() == pytest.approx(weights @ thetas, rel=1e-12)
+        assert averages.tensors()[f"{sigma_rel}/weight"].item() == pytest.approx(
+            weights @ thetas, rel=1e-12
+        )
 
 
 def test_the_solution_is_the_least_squares_one() -> None:
-    """Against numpy's solver on finely sampled profiles, with the sum of the coefficients eliminated."""
+    """Against numpy's solver on finely sampled profiles, with the sum of the coefficients
+    eliminated.
+    """
     times, gammas = [4.0, 4.0, 8.0, 8.0, 12.0, 12.0], [gamma_of(s) for s in KEPT] * 3
     wanted = gamma_of(0.14)
     tau = 12.0 * (np.arange(100_000) + 0.5) / 100_000
@@ -73,7 +81,9 @@ def test_the_solution_is_the_least_squares_one() -> None:
     coefficients, error = combine(times, gammas, 12.0, wanted)
     np.testing.assert_allclose(coefficients, [*free, 1 - free.sum()], atol=1e-4)
     assert coefficients.sum() == pytest.approx(1.0, abs=1e-12)
-    assert error == pytest.approx(np.linalg.norm(target - coefficients @ rows) / np.linalg.norm(target), rel=1e-3)
+    assert error == pytest.approx(
+        np.linalg.norm(target - coefficients @ rows) / np.linalg.norm(target), rel=1e-3
+    )
 
 
 def test_a_stored_average_is_returned_as_it_is() -> None:
@@ -85,7 +95,9 @@ def test_a_stored_average_is_returned_as_it_is() -> None:
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.15, 0.2])
 def test_many_snapshots_span_the_lengths_between(sigma_rel: float) -> None:
-    """64 snapshots as in the paper: 6.5 to 20 % are spanned to a per mille of the profile, 3 % is too sharp for them."""
+    """64 snapshots as in the paper: 6.5 to 20 % are spanned to a per mille of the profile, 3 % is
+    too sharp for them.
+    """
     times, gammas = np.repeat(np.arange(1.0, 65.0), 2), [gamma_of(s) for s in KEPT] * 64
     coefficients, error = combine(times, gammas, 64.0, gamma_of(sigma_rel))
     assert error < (0.06 if sigma_rel < 0.05 else 2e-3)
@@ -103,7 +115,11 @@ def test_synthesised_equals_tracked(kind: str) -> None:
     with torch.no_grad():
         model.weight.fill_(3.0)
         for k in range(1, steps + 1):
-            moves = {"constant": 0.0, "linear": 0.01, "walk": 0.1 * torch.randn(1, 50, generator=generator)}
+            moves = {
+                "constant": 0.0,
+                "linear": 0.01,
+                "walk": 0.1 * torch.randn(1, 50, generator=generator),
+            }
             model.weight += moves[kind]
             kept.update(k)
             tracked.update(k)
@@ -150,7 +166,9 @@ def test_resuming_repeats_averages_and_snapshots_bit_by_bit(tmp_path: Path) -> N
 
 
 def test_snapshots_after_the_checkpoint_are_cut_back(tmp_path: Path) -> None:
-    """A crash after step 6 leaves a snapshot that the run, continued from step 4, has yet to make."""
+    """A crash after step 6 leaves a snapshot that the run, continued from step 4, has yet to
+    make.
+    """
     import shutil
 
     tiny_trainer(tmp_path / "whole", **OPTIONS).train()
@@ -169,13 +187,17 @@ def test_snapshots_after_the_checkpoint_are_cut_back(tmp_path: Path) -> None:
 
 def test_an_average_cannot_begin_in_the_middle(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, max_steps=2).train()
-    with pytest.raises(ConfigError, match=r"no post-hoc average of sigma_rel 0.05, 0.1.*this run keeps \(none\)"):
+    with pytest.raises(
+        ConfigError, match=r"no post-hoc average of sigma_rel 0.05, 0.1.*this run keeps \(none\)"
+    ):
         tiny_trainer(tmp_path, **OPTIONS).train()
 
 
 @pytest.mark.parametrize("value", [(0.3,), (0.0,), (0.1, 0.1)])
 def test_bad_lengths(value: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"posthoc_ema must be different numbers between 0 and 0.288"):
+    with pytest.raises(
+        ConfigError, match=r"posthoc_ema must be different numbers between 0 and 0.288"
+    ):
         TrainingConfig(posthoc_ema=value)
 
 
@@ -183,12 +205,20 @@ def test_bad_lengths(value: tuple[float, ...]) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that kept 0.05, 0.10 and, to compare with, 0.15."""
     out = tmp_path_factory.mktemp("posthoc") / "run"
-    options = {"max_steps": 24, "save_every": 12, "posthoc_every": 2, "learning_rate": 0.01, "val_every": 24}
+    options = {
+        "max_steps": 24,
+        "save_every": 12,
+        "posthoc_every": 2,
+        "learning_rate": 0.01,
+        "val_every": 24,
+    }
     tiny_trainer(out, posthoc_ema=(*KEPT, 0.15), val_fraction=0.2, **options).train()
     return out
 
 
-def test_command_makes_a_checkpoint_that_everything_reads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_makes_a_checkpoint_that_everything_reads(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ddpm("ema", run, "--sigma-rel", 0.15, 0.12) == 0
     told = capsys.readouterr().out
     path = run / "ema" / "sigma_rel-0.15-step-000000024"
@@ -243,12 +273,17 @@ def test_wrong_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ((run, "--sigma-rel", "0.4"), "sigma_rel must lie between 0 and 0.288"),
         ((run, "--step", "7"), "not at 7. The nearest is 6"),
         ((tmp_path,), "is no run directory. Give a run directory"),
-        ((run, "--sigma-rel", "0.1", "0.2", "--output-dir", str(tmp_path / "x")), "--output-dir takes one average"),
+        (
+            (run, "--sigma-rel", "0.1", "0.2", "--output-dir", str(tmp_path / "x")),
+            "--output-dir takes one average",
+        ),
     ):
         assert ddpm("ema", *args) == 2
         assert message in " ".join(capsys.readouterr().err.split())
     damaged = tmp_path / "posthoc"
     damaged.mkdir()
     (damaged / "step-000000002.safetensors").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"step-000000002.safetensors cannot be read.*Move it away"):
+    with pytest.raises(
+        CheckpointError, match=r"step-000000002.safetensors cannot be read.*Move it away"
+    ):
         synthesise_ema(tmp_path, 0.1)

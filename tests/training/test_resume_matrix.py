@@ -1,4 +1,6 @@
-"""Resuming is exact with everything switched on at once: weights, averages, optimizer, time sampler and curve, bit for bit."""
+"""Resuming is exact with everything switched on at once: weights, averages, optimizer, time sampler
+and curve, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ddpm_lib.training.augmentation import AUGMENT_DIM
 from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_trainer
 
 CASES = list(product(["no", "bf16"], [1, 3], ["ram", 0, 2]))
-"""Precision, micro-batches per step, and where the images come from: memory, or files through so many workers."""
+"""Precision, micro-batches per step, and where the images come from: memory, or files through so
+many workers.
+"""
 QUICK = [("no", 3, 2), ("bf16", 1, "ram")]
 """Those that run by default; the others are slow."""
 
@@ -33,13 +37,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def process() -> GaussianDiffusion:
     torch.manual_seed(0)
     model = Unet(
-        dim=8, dim_mults=(1, 2), blocks_per_level=1, dropout=0.1, num_classes=6, class_drop_prob=0.5, self_condition=True,
-        augment_dim=AUGMENT_DIM, low_res_factor=2,
-    )  # fmt: skip
+        dim=8,
+        dim_mults=(1, 2),
+        blocks_per_level=1,
+        dropout=0.1,
+        num_classes=6,
+        class_drop_prob=0.5,
+        self_condition=True,
+        augment_dim=AUGMENT_DIM,
+        low_res_factor=2,
+    )
     return GaussianDiffusion(
-        model, image_size=8, timesteps=4, time_sampler="loss_aware", time_sampler_options={"history": 1},
-        learn_uncertainty=True, offset_noise=0.1, input_perturbation=0.1, immiscible=True,
-    )  # fmt: skip
+        model,
+        image_size=8,
+        timesteps=4,
+        time_sampler="loss_aware",
+        time_sampler_options={"history": 1},
+        learn_uncertainty=True,
+        offset_noise=0.1,
+        input_perturbation=0.1,
+        immiscible=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,15 +68,30 @@ def test_resumed_equals_uninterrupted(
     tmp_path: Path, folder: Path, precision: str, accumulation: int, source: str | int
 ) -> None:
     options = {
-        "max_steps": 7, "mixed_precision": precision, "accumulation_steps": accumulation, "augment": 0.3,
-        "ema_decay": (0.9, 0.99), "posthoc_ema": (0.1,), "posthoc_every": 2, "keep_best": "val_loss", "save_async": True,
-        "val_every": 3, "val_fraction": 0.2, "sample_every": 3, "sample_count": 2, "sample_steps": 2, "save_every": 2,
-        "cache": "ram" if source == "ram" else "none", "num_workers": 0 if source == "ram" else source,
-    }  # fmt: skip
+        "max_steps": 7,
+        "mixed_precision": precision,
+        "accumulation_steps": accumulation,
+        "augment": 0.3,
+        "ema_decay": (0.9, 0.99),
+        "posthoc_ema": (0.1,),
+        "posthoc_every": 2,
+        "keep_best": "val_loss",
+        "save_async": True,
+        "val_every": 3,
+        "val_fraction": 0.2,
+        "sample_every": 3,
+        "sample_count": 2,
+        "sample_steps": 2,
+        "save_every": 2,
+        "cache": "ram" if source == "ram" else "none",
+        "num_workers": 0 if source == "ram" else source,
+    }
 
     def train(run: str, *stops: int) -> GaussianDiffusion:
         callbacks = [StopAt(stop) for stop in stops]
-        trainer = tiny_trainer(tmp_path / run, process(), str(folder), callbacks=callbacks, **options)
+        trainer = tiny_trainer(
+            tmp_path / run, process(), str(folder), callbacks=callbacks, **options
+        )
         trainer.train()
         return trainer.diffusion
 

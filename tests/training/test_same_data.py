@@ -1,4 +1,6 @@
-"""Whether a run goes on with the data it was trained on: contents count, and a refusal says what has changed."""
+"""Whether a run goes on with the data it was trained on: contents count, and a refusal says what
+has changed.
+"""
 
 import json
 import shutil
@@ -89,7 +91,9 @@ def test_contents_count(tmp_path, kind, options):
     changed[7] = 255 - changed[7]
     assert opened(changed).fingerprint != before.fingerprint
     assert opened(IMAGES[::-1]).fingerprint != before.fingerprint
-    said = any("compares the names and sizes of all, the contents of 24" in note for note in before.notes)
+    said = any(
+        "compares the names and sizes of all, the contents of 24" in note for note in before.notes
+    )
     assert said == ("verify" in options and kind not in ("array", "npz"))
 
 
@@ -104,15 +108,27 @@ def test_remembered_checks_remember_contents(tmp_path):
 
 
 CHANGES = {
-    "contents": (lambda d: [f.write_bytes(f.read_bytes()[:-9] + b"replaced!") for f in sorted(d.glob("a/*"))[:4]],
-                 "4 images with other contents: a/00.bmp, a/02.bmp, a/04.bmp, …"),
+    "contents": (
+        lambda d: [
+            f.write_bytes(f.read_bytes()[:-9] + b"replaced!") for f in sorted(d.glob("a/*"))[:4]
+        ],
+        "4 images with other contents: a/00.bmp, a/02.bmp, a/04.bmp, …",
+    ),
     "added": (lambda d: shutil.copy(d / "a/00.bmp", d / "a/new.bmp"), "1 image added: a/new.bmp"),
-    "lost": (lambda d: [(d / "b/01.bmp").unlink(), (d / "b/03.bmp").unlink()], "2 images lost: b/01.bmp, b/03.bmp"),
-    "moved": (lambda d: (d / "a/00.bmp").rename(d / "b/00.bmp"), "1 image added: b/00.bmp\n  data: 1 image lost: a/00.bmp"),
-    "swapped": (lambda d: [(d / x).rename(d / y) for x, y in (("a", "c"), ("b", "a"), ("c", "b"))],
-                "24 images added: a/01.bmp, a/03.bmp, a/05.bmp, …"),
+    "lost": (
+        lambda d: [(d / "b/01.bmp").unlink(), (d / "b/03.bmp").unlink()],
+        "2 images lost: b/01.bmp, b/03.bmp",
+    ),
+    "moved": (
+        lambda d: (d / "a/00.bmp").rename(d / "b/00.bmp"),
+        "1 image added: b/00.bmp\n  data: 1 image lost: a/00.bmp",
+    ),
+    "swapped": (
+        lambda d: [(d / x).rename(d / y) for x, y in (("a", "c"), ("b", "a"), ("c", "b"))],
+        "24 images added: a/01.bmp, a/03.bmp, a/05.bmp, …",
+    ),
     "class renamed": (lambda d: (d / "a").rename(d / "z"), "classes: a, b then, b, z now"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -151,7 +167,9 @@ def test_labels_of_a_dataset(tmp_path):
         tiny_trainer(tmp_path, max_steps=2, data=Items(IMAGES, [2, 1, 2, *[0, 1, 2] * 7])).train()
 
 
-@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:40])])
+@pytest.mark.parametrize(
+    "damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:40])]
+)
 def test_without_the_index_it_is_refused_all_the_same(tmp_path, damage):
     tiny_trainer(tmp_path, max_steps=1, data=Items(IMAGES)).train()
     assert tiny_trainer(tmp_path, max_steps=2, data=Items(IMAGES)).train().step == 2
@@ -216,8 +234,12 @@ def test_validation_turned_off_and_on_again(tmp_path, capsys):
         trainer = tiny_trainer(tmp_path, max_steps=step, data=data, **options)
         assert trainer.train().step == step
         assert len(trainer.dataset) == 18
-        assert ("6 images that this run held out so far stay out" in capsys.readouterr().err) == (options is not on)
-    with pytest.raises(ConfigError, match=r"val_fraction 0.25 held out other images than val_fraction 0.5"):
+        assert ("6 images that this run held out so far stay out" in capsys.readouterr().err) == (
+            options is not on
+        )
+    with pytest.raises(
+        ConfigError, match=r"val_fraction 0.25 held out other images than val_fraction 0.5"
+    ):
         tiny_trainer(tmp_path, max_steps=9, data=data, val_every=100, val_fraction=0.5).train()
     with pytest.raises(ConfigError, match="seed: 0 in the checkpoint, 3 now"):
         tiny_trainer(tmp_path, max_steps=9, data=data, seed=3, **on).train()
@@ -226,7 +248,9 @@ def test_validation_turned_off_and_on_again(tmp_path, capsys):
 def test_validation_turned_on_later(tmp_path, capsys):
     data = folder_of(IMAGES, tmp_path / "data")
     tiny_trainer(tmp_path / "run", max_steps=1, data=str(data), val_every=0).train()
-    later = tiny_trainer(tmp_path / "run", max_steps=2, data=str(data), val_every=1, val_fraction=0.25)
+    later = tiny_trainer(
+        tmp_path / "run", max_steps=2, data=str(data), val_every=1, val_fraction=0.25
+    )
     assert later.train().step == 2
     assert len(later.dataset) == N
     assert later.held_out is None

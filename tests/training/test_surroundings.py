@@ -1,4 +1,6 @@
-"""Training among other things: logs, everyday types, callbacks of others, accelerate's state, old variables."""
+"""Training among other things: logs, everyday types, callbacks of others, accelerate's state, old
+variables.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ ROW = re.compile(r"^ +\d+ +\d+\.\d +-?\d+\.\d+ ")
 
 def rows_of(text: str) -> list[str]:
     """The rows of numbers in what was said, without a time in front."""
-    lines = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d step \d+: ", "", line) for line in text.splitlines()]
+    lines = [
+        re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d step \d+: ", "", line)
+        for line in text.splitlines()
+    ]
     return [line.rstrip() for line in lines if ROW.match(line)]
 
 
@@ -31,7 +36,9 @@ def test_a_log_has_rows_and_no_carriage_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], progress: bool, validation: bool
 ) -> None:
     options = {"val_every": 2, "val_fraction": 0.2} if validation else {}
-    tiny_trainer(tmp_path, max_steps=6, progress=progress, log_every=2, sample_every=3, **options).train()
+    tiny_trainer(
+        tmp_path, max_steps=6, progress=progress, log_every=2, sample_every=3, **options
+    ).train()
     captured = capsys.readouterr()
     said = captured.out + captured.err
     assert "\r" not in said
@@ -51,12 +58,27 @@ def test_every_row_has_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [row.split()[0] for row in rows] == ["2", "4", "6"]
 
 
-def test_no_command_writes_carriage_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_writes_carriage_returns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    small = ["--model.dim", "8", "--max-steps", "2", "--sample-steps", "2", "--batch-size", "4", "--device", "cpu"]
+    small = [
+        "--model.dim",
+        "8",
+        "--max-steps",
+        "2",
+        "--sample-steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+    ]
     assert main(["train", "shapes", "--image-size", "16", *small, "--output-dir", str(run)]) == 0
     assert main(["sample", str(run), "--num", "2", "--num-steps", "2", "--device", "cpu"]) == 0
-    assert main(["evaluate", str(run), "--metrics", "loss_gap", "--num", "4", "--device", "cpu"]) == 0
+    assert (
+        main(["evaluate", str(run), "--metrics", "loss_gap", "--num", "4", "--device", "cpu"]) == 0
+    )
     captured = capsys.readouterr()
     assert "\r" not in captured.out + captured.err
 
@@ -123,8 +145,15 @@ def test_held_out_images_may_be_an_object(tmp_path: Path, kind: str) -> None:
     assert trainer.train().status == "finished"
     assert isinstance(trainer.held_out, ImageDataset)
     assert torch.equal(trainer.held_out.batch(np.arange(20))["image"], images)
-    assert "given in Python" in (tmp_path / "config.yaml").read_text(encoding="utf-8") or kind is None
-    assert tiny_trainer(tmp_path, data=train, val_data=given[kind], val_every=3, max_steps=4).train().step == 4
+    assert (
+        "given in Python" in (tmp_path / "config.yaml").read_text(encoding="utf-8") or kind is None
+    )
+    assert (
+        tiny_trainer(tmp_path, data=train, val_data=given[kind], val_every=3, max_steps=4)
+        .train()
+        .step
+        == 4
+    )
 
 
 class Fails(Callback):
@@ -159,7 +188,9 @@ def test_every_step_of_a_clean_up_is_taken() -> None:
         run_all([step(1), step(2, KeyError("first")), step(3, OSError("second")), step(4)], None)
     assert done == [1, 2, 3, 4]
     assert any("second" in note for note in failure.value.__notes__)
-    run_all([step(5, OSError("late"))], ValueError("earlier"))  # whoever raised it goes on raising it
+    run_all(
+        [step(5, OSError("late"))], ValueError("earlier")
+    )  # whoever raised it goes on raising it
 
 
 class Duck:
@@ -192,7 +223,9 @@ def test_accelerate_s_state_is_given_back(tmp_path: Path) -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     tiny_trainer(tmp_path / "a", mixed_precision="bf16").train()
-    mine = Accelerator(mixed_precision="no", cpu=True)  # "already initialized … restart your runtime", otherwise
+    mine = Accelerator(
+        mixed_precision="no", cpu=True
+    )  # "already initialized … restart your runtime", otherwise
     assert mine.mixed_precision == "no"
     tiny_trainer(tmp_path / "b", mixed_precision="bf16").train()
     assert Accelerator().mixed_precision == "no"
@@ -211,7 +244,21 @@ def test_variables_of_a_launcher_that_is_gone_are_named(
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=r"(?s)WORLD_SIZE.*unset .*WORLD_SIZE"):
         tiny_trainer(tmp_path).train()
-    assert main(["train", "shapes", "--max-steps", "1", "--output-dir", str(tmp_path / "r"), "--device", "cpu"]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "shapes",
+                "--max-steps",
+                "1",
+                "--output-dir",
+                str(tmp_path / "r"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 2
+    )
     assert "unset" in capsys.readouterr().err
 
 
@@ -222,7 +269,9 @@ def test_unknown_trackers_are_refused_before_training(tmp_path: Path, name: str)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_does_not_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ddpm_lib.runtime import trackers
 
     class Accelerator:

@@ -1,4 +1,6 @@
-"""What a Trainer says of its arguments: help, objects where names belong, names of runs, classes that are not learned."""
+"""What a Trainer says of its arguments: help, objects where names belong, names of runs, classes
+that are not learned.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_help_describes_every_option(cls: type) -> None:
         name, colon, words = line.replace("|", " ").strip().partition(": ")
         if colon and name in entries and entries[name] is None:
             entries[name] = words
-    assert [name for name, words in entries.items() if not words or words.startswith("Default")] == []
+    assert [
+        name for name, words in entries.items() if not words or words.startswith("Default")
+    ] == []
 
 
 def test_the_command_s_help_has_no_default_twice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,18 +46,25 @@ def test_the_command_s_help_has_no_default_twice(capsys: pytest.CaptureFixture[s
 def test_objects_for_what_the_trainer_builds_itself(name: str) -> None:
     optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
     given = optimizer if name == "optimizer" else torch.optim.lr_scheduler.ConstantLR(optimizer)
-    with pytest.raises(ConfigError, match=rf"^{name} must be a name; got an object of the class .* itself: '") as error:
+    with pytest.raises(
+        ConfigError, match=rf"^{name} must be a name; got an object of the class .* itself: '"
+    ) as error:
         TrainingConfig(**{name: given})  # type: ignore[arg-type]
     assert len(str(error.value)) < 250
 
 
 @pytest.mark.parametrize(
     ("given", "fix"),
-    [(Unet(dim=8, dim_mults=(1, 2)), r"GaussianDiffusion\(model"), ("pictures", r"Trainer\(diffusion, data\)")],
+    [
+        (Unet(dim=8, dim_mults=(1, 2)), r"GaussianDiffusion\(model"),
+        ("pictures", r"Trainer\(diffusion, data\)"),
+    ],
     ids=["network", "data"],
 )
 def test_the_first_argument_is_a_process(given: Any, fix: str) -> None:
-    with pytest.raises(ConfigError, match=f"^diffusion must be a GaussianDiffusion; got .*{fix}") as error:
+    with pytest.raises(
+        ConfigError, match=f"^diffusion must be a GaussianDiffusion; got .*{fix}"
+    ) as error:
         Trainer(given)
     assert len(str(error.value)) < 200
 
@@ -111,17 +122,29 @@ def test_classes_that_are_not_learned_are_said(tmp_path: Path, labels: str, told
 
 def test_classes_that_are_learned_are_not_said(tmp_path: Path) -> None:
     data = in_classes(tmp_path / "pictures")
-    tiny_trainer(tmp_path / "run", tiny_diffusion(num_classes=3), data=str(data), max_steps=1).train()
+    tiny_trainer(
+        tmp_path / "run", tiny_diffusion(num_classes=3), data=str(data), max_steps=1
+    ).train()
     assert "does not learn" not in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
 
 
 def test_a_run_with_held_out_objects_is_evaluated_on_what_there_is(tmp_path: Path) -> None:
     data = in_classes(tmp_path / "pictures")
     held_out = open_dataset(data, image_size=8, fit="pad", labels="none")
-    tiny_trainer(tmp_path / "run", data=str(data), val_data=held_out, val_every=2, fit="pad", max_steps=2).train()
-    options: dict[str, Any] = {"metrics": "nll", "num": 2, "num_levels": 2, "device": "cpu", "progress": False}
+    tiny_trainer(
+        tmp_path / "run", data=str(data), val_data=held_out, val_every=2, fit="pad", max_steps=2
+    ).train()
+    options: dict[str, Any] = {
+        "metrics": "nll",
+        "num": 2,
+        "num_levels": 2,
+        "device": "cpu",
+        "progress": False,
+    }
     assert evaluate(tmp_path / "run", data="train", **options)["nll"] > 0
-    with pytest.raises(ConfigError, match=r"an object of Python, <ImageDataset of 12, given in Python>.*Pass them"):
+    with pytest.raises(
+        ConfigError, match=r"an object of Python, <ImageDataset of 12, given in Python>.*Pass them"
+    ):
         evaluate(tmp_path / "run", data="held-out", **options)
 
 
@@ -133,7 +156,8 @@ def test_a_resumed_run_is_validated_on_the_same_images(tmp_path: Path, kind: str
         if kind == "object":
             return data.subset(range(first, first + 10))
         np.save(
-            tmp_path / f"{first}.npy", data.batch(np.arange(first, first + 10))["image"].permute(0, 2, 3, 1).numpy()
+            tmp_path / f"{first}.npy",
+            data.batch(np.arange(first, first + 10))["image"].permute(0, 2, 3, 1).numpy(),
         )
         return tmp_path / f"{first}.npy"
 
@@ -150,5 +174,7 @@ def test_a_resumed_run_is_validated_on_the_same_images(tmp_path: Path, kind: str
 
 def test_a_config_that_names_an_object_says_so(tmp_path: Path) -> None:
     options = {"val_data": "<Subset of 20, given in Python>", "val_every": 1}
-    with pytest.raises(ConfigError, match="<Subset of 20, given in Python> was an object of Python"):
+    with pytest.raises(
+        ConfigError, match="<Subset of 20, given in Python> was an object of Python"
+    ):
         tiny_trainer(tmp_path, data=Shapes(size=8, n=40), **options).train()

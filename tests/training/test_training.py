@@ -22,7 +22,15 @@ from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.optim import learning_rate
 from ddpm_lib.training.randomness import DataOrder, StepRandomness
 from locations import HELPERS
-from training_helpers import At, StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    At,
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +38,20 @@ from training_helpers import At, StopAt, assert_same_tensors, curve, final_tenso
     [
         {},
         {"ema_decay": (0.9, 0.999), "lr_schedule": "cosine", "accumulation_steps": 3},
-        {"val_every": 3, "val_fraction": 0.2, "sample_every": 3, "sample_count": 2, "sample_steps": 2},
+        {
+            "val_every": 3,
+            "val_fraction": 0.2,
+            "sample_every": 3,
+            "sample_count": 2,
+            "sample_steps": 2,
+        },
     ],
     ids=["plain", "two averages, accumulating", "validating and sampling"],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, options: dict) -> None:
-    """Weights, averages, optimizer and loss curve, bit for bit, although the cut falls inside a logging window."""
+    """Weights, averages, optimizer and loss curve, bit for bit, although the cut falls inside a
+    logging window.
+    """
     tiny_trainer(tmp_path / "a", **options).train()
     for cut in (1, 3, 6):
         result = tiny_trainer(tmp_path / "b", callbacks=[StopAt(cut)], **options).train()
@@ -66,14 +82,20 @@ def test_streaming_equals_ram(tmp_path: Path, workers: int) -> None:
         save_image(shapes[i]["image"], folder / f"{i:03d}.png")
     tiny_trainer(tmp_path / "ram", data=str(folder), cache="ram").train()
     tiny_trainer(
-        tmp_path / "stream", data=str(folder), cache="none", num_workers=workers, callbacks=[StopAt(3)]
+        tmp_path / "stream",
+        data=str(folder),
+        cache="none",
+        num_workers=workers,
+        callbacks=[StopAt(3)],
     ).train()
     tiny_trainer(tmp_path / "stream", data=str(folder), cache="none", num_workers=workers).train()
     assert_same_tensors(final_tensors(tmp_path / "ram"), final_tensors(tmp_path / "stream"))
 
 
 def test_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
-    """SIGKILL in the middle; the same trainer continues; the end is bitwise the uninterrupted one."""
+    """SIGKILL in the middle; the same trainer continues; the end is bitwise the uninterrupted
+    one.
+    """
 
     def trainer(run: str) -> Trainer:
         """What run_tiny.py trains."""
@@ -94,7 +116,9 @@ def test_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
-def test_signal_ends_in_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int) -> None:
+def test_signal_ends_in_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int
+) -> None:
     interrupt = At(3, lambda _: signal.raise_signal(getattr(signal, name)))
     result = tiny_trainer(tmp_path, max_steps=100, callbacks=[interrupt]).train()
     assert (result.status, result.step, result.exit_code) == ("stopped", 3, code)
@@ -167,8 +191,12 @@ def test_changed_architecture_names_the_difference(tmp_path: Path) -> None:
 
 def test_changed_process_names_the_difference(tmp_path: Path) -> None:
     tiny_trainer(tmp_path).train()
-    other = GaussianDiffusion(tiny_diffusion().model, image_size=8, timesteps=50, parametrization="eps")
-    with pytest.raises(ConfigError, match=r"diffusion\.parametrization: 'v' in the checkpoint, 'eps' now"):
+    other = GaussianDiffusion(
+        tiny_diffusion().model, image_size=8, timesteps=50, parametrization="eps"
+    )
+    with pytest.raises(
+        ConfigError, match=r"diffusion\.parametrization: 'v' in the checkpoint, 'eps' now"
+    ):
         tiny_trainer(tmp_path, other, max_steps=8).train()
 
 
@@ -176,14 +204,20 @@ def test_changed_data_batch_and_seed_are_refused_unless_overridden(tmp_path: Pat
     tiny_trainer(tmp_path).train()
     changed = {"data": Shapes(size=8, n=41), "batch_size": 12, "seed": 5, "max_steps": 8}
     with pytest.raises(
-        ConfigError, match=r"(?s)data: 40 training images.*batch_size: 6.*seed: 0 in the checkpoint, 5 now.*override"
+        ConfigError,
+        match=(
+            r"(?s)data: 40 training images.*batch_size: 6.*seed: 0 in the checkpoint, 5"
+            r" now.*override"
+        ),
     ):
         tiny_trainer(tmp_path, **changed).train()
     assert tiny_trainer(tmp_path, **changed, override=True).train().step == 8
     assert "Continuing although batch_size" in (tmp_path / "train.log").read_text()
 
 
-def test_new_average_starts_from_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_average_starts_from_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny_trainer(tmp_path).train()
     trainer = tiny_trainer(tmp_path, ema_decay=(0.9999, 0.5), max_steps=7)
     trainer.prepare()
@@ -213,7 +247,9 @@ def test_noise_does_not_depend_on_who_draws_it() -> None:
     everything = whole.noise(3, range(12), (2, 5), "cpu")
     for split in (2, 3, 4, 6, 12):
         size = 12 // split
-        parts = [whole.noise(3, range(i * size, (i + 1) * size), (2, 5), "cpu") for i in range(split)]
+        parts = [
+            whole.noise(3, range(i * size, (i + 1) * size), (2, 5), "cpu") for i in range(split)
+        ]
         assert torch.equal(torch.cat(parts), everything)
     assert not torch.equal(everything, whole.noise(4, range(12), (2, 5), "cpu"))
 
@@ -221,7 +257,9 @@ def test_noise_does_not_depend_on_who_draws_it() -> None:
 def test_plan_shares_every_row_once() -> None:
     rows = [r for rank in range(3) for part in BatchPlan(24, 3, rank, 2).rows() for r in part]
     assert rows == list(range(24))
-    with pytest.raises(ConfigError, match=r"24 cannot be shared by 5 processes.*fit: 1, 2, 3, 4, 6, 8, 12, 24"):
+    with pytest.raises(
+        ConfigError, match=r"24 cannot be shared by 5 processes.*fit: 1, 2, 3, 4, 6, 8, 12, 24"
+    ):
         BatchPlan(24, 5, 0, 1)
 
 
@@ -235,18 +273,27 @@ def test_global_random_state_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_accumulation_is_the_same_batch(tmp_path: Path) -> None:
-    """One micro-batch or three: same images, noise and levels; gradients differ in summation order only."""
+    """One micro-batch or three: same images, noise and levels; gradients differ in summation order
+    only.
+    """
     diffusion = tiny_diffusion(dropout=0.0)
     tiny_trainer(tmp_path / "a", diffusion, shards=3).train()
     tiny_trainer(tmp_path / "b", tiny_diffusion(dropout=0.0), accumulation_steps=3).train()
     a, b = curve(tmp_path / "a"), curve(tmp_path / "b")
     for x, y in zip(a, b):
-        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)  # float32 sums in another order, through Adam
+        assert x["loss"] == pytest.approx(
+            y["loss"], rel=1e-4
+        )  # float32 sums in another order, through Adam
 
 
 def test_loss_falls(tmp_path: Path) -> None:
     trainer = tiny_trainer(
-        tmp_path, tiny_diffusion(dropout=0.0), max_steps=60, log_every=20, learning_rate=5e-3, batch_size=8
+        tmp_path,
+        tiny_diffusion(dropout=0.0),
+        max_steps=60,
+        log_every=20,
+        learning_rate=5e-3,
+        batch_size=8,
     )
     trainer.train()
     losses = [row["loss"] for row in curve(tmp_path)]
@@ -255,7 +302,11 @@ def test_loss_falls(tmp_path: Path) -> None:
 
 def test_learning_rate_is_a_function_of_the_step() -> None:
     config = TrainingConfig(
-        learning_rate=1.0, warmup_steps=10, max_steps=110, lr_schedule="cosine", final_learning_rate_ratio=0.1
+        learning_rate=1.0,
+        warmup_steps=10,
+        max_steps=110,
+        lr_schedule="cosine",
+        final_learning_rate_ratio=0.1,
     )
     assert learning_rate(0, config) == pytest.approx(0.1)
     assert learning_rate(9, config) == learning_rate(10, config) == 1.0
@@ -264,7 +315,9 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
 
 
 def test_ema_follows_its_formula() -> None:
-    """After update n (n ≥ 2) the decay is min(decay, 1 − n^−power), and the first update copies (ema-pytorch's warm-up)."""
+    """After update n (n ≥ 2) the decay is min(decay, 1 − n^−power), and the first update copies
+    (ema-pytorch's warm-up).
+    """
     model = torch.nn.Linear(1, 1, bias=False)
     averages = WeightAverages(model, (0.9, 0.6), power=0.75)
     expected = {0.9: 0.0, 0.6: 0.0}
@@ -290,27 +343,46 @@ def test_uncopyable_model_is_named() -> None:
 
 
 def test_validation_is_smooth_and_shows_overfitting(tmp_path: Path) -> None:
-    """With the weights fixed the validation loss is the same number every time; memorising opens the gap."""
+    """With the weights fixed the validation loss is the same number every time; memorising opens
+    the gap.
+    """
     frozen = tiny_trainer(tmp_path / "a", learning_rate=1e-30, val_every=2, val_fraction=0.25)
     frozen.train()
     values = {row["val_loss"] for row in curve(tmp_path / "a") if "val_loss" in row}
     assert len(values) == 1
     data = Shapes(size=8, n=12)
     memorising = tiny_trainer(
-        tmp_path / "b", tiny_diffusion(dropout=0.0, dim=16), data, max_steps=100, val_every=100, val_fraction=0.8,
-        learning_rate=3e-3, ema_decay=(0.9,), horizontal_flip=False,
-    )  # fmt: skip
+        tmp_path / "b",
+        tiny_diffusion(dropout=0.0, dim=16),
+        data,
+        max_steps=100,
+        val_every=100,
+        val_fraction=0.8,
+        learning_rate=3e-3,
+        ema_decay=(0.9,),
+        horizontal_flip=False,
+    )
     memorising.train()
     last = curve(tmp_path / "b")[-1]
     assert last["val_loss"] > 1.2 * last["train_fixed_loss"]
 
 
 def test_records(tmp_path: Path) -> None:
-    tiny_trainer(tmp_path, val_every=4, val_fraction=0.2, sample_every=4, sample_count=5, sample_steps=2).train()
+    tiny_trainer(
+        tmp_path, val_every=4, val_fraction=0.2, sample_every=4, sample_count=5, sample_steps=2
+    ).train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row in rows:
-        assert {"images", "epoch", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds"} <= row.keys()
+        assert {
+            "images",
+            "epoch",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "images_per_second",
+            "seconds",
+        } <= row.keys()
         counted = [row[f"loss_q{i}"] for i in range(1, 5)]
         assert all(v is None or math.isfinite(v) for v in counted)
     with (tmp_path / "metrics.csv").open() as file:
@@ -318,12 +390,17 @@ def test_records(tmp_path: Path) -> None:
     assert [float(r["loss"]) for r in table] == [r["loss"] for r in rows]
     assert table[0]["val_loss"] == ""
     assert table[1]["val_loss"]
-    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["step-000000004.png", "step-000000006.png"]
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
+        "step-000000004.png",
+        "step-000000006.png",
+    ]
     assert (tmp_path / "config.yaml").is_file()
 
 
 def test_quarters_average_to_the_loss(tmp_path: Path) -> None:
-    """loss is the mean over images, so it lies within the quarters' range and equals them when only one is hit."""
+    """loss is the mean over images, so it lies within the quarters' range and equals them when only
+    one is hit.
+    """
     tiny_trainer(tmp_path, batch_size=40, log_every=1, max_steps=2).train()
     for row in curve(tmp_path):
         quarters = [row[f"loss_q{i}"] for i in range(1, 5)]
@@ -337,7 +414,9 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
                 with torch.no_grad():
                     next(trainer.diffusion.model.parameters()).fill_(float("nan"))
 
-    with pytest.raises(DivergedError, match=r"not finite at step 5.*first is .*step-000000003.*learning_rate"):
+    with pytest.raises(
+        DivergedError, match=r"not finite at step 5.*first is .*step-000000003.*learning_rate"
+    ):
         tiny_trainer(tmp_path, save_every=3, log_every=100, callbacks=[Poison()]).train()
     assert torch.isfinite(final_tensors(tmp_path)["model:conv_in.weight"]).all()
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
@@ -391,10 +470,14 @@ def test_a_state_dict_of_older_versions_still_gets_the_trainer(tmp_path: Path) -
 def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, mixed_precision="bf16")
     trainer.train()
-    assert {v.dtype for k, v in final_tensors(tmp_path).items() if k.startswith(("model", "ema"))} == {torch.float32}
+    assert {
+        v.dtype for k, v in final_tensors(tmp_path).items() if k.startswith(("model", "ema"))
+    } == {torch.float32}
     loss = curve(tmp_path)[-1]["loss"]
     tiny_trainer(tmp_path / "fp32").train()
-    assert loss == pytest.approx(curve(tmp_path / "fp32")[-1]["loss"], rel=0.05)  # bf16 has 8 bits of mantissa
+    assert loss == pytest.approx(
+        curve(tmp_path / "fp32")[-1]["loss"], rel=0.05
+    )  # bf16 has 8 bits of mantissa
 
 
 def test_second_trainer_may_use_another_precision(tmp_path: Path) -> None:
@@ -421,23 +504,33 @@ def test_trainer_takes_a_plain_module_and_torch_dataset(tmp_path: Path) -> None:
         def __getitem__(self, i):
             return {"image": torch.full((1, 8, 8), i * 10, dtype=torch.uint8)}
 
-    trainer = tiny_trainer(tmp_path, GaussianDiffusion(Net(), image_size=8), Data(), sample_every=6, sample_steps=2)
+    trainer = tiny_trainer(
+        tmp_path, GaussianDiffusion(Net(), image_size=8), Data(), sample_every=6, sample_steps=2
+    )
     assert trainer.train().step == 6
     assert trainer.sample(3, num_steps=2).shape == (3, 1, 8, 8)
-    with pytest.raises(CheckpointError, match="weights of a Net, which only your own code can build"):
+    with pytest.raises(
+        CheckpointError, match="weights of a Net, which only your own code can build"
+    ):
         load_run(tmp_path)
 
 
 def test_tracker(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Unknown tracker 'tensorbord'. Did you mean 'tensorboard'"):
+    with pytest.raises(
+        ConfigError, match=r"Unknown tracker 'tensorbord'. Did you mean 'tensorboard'"
+    ):
         tiny_trainer(tmp_path, trackers=("tensorbord",)).train()
 
 
-def test_missing_tracker_package_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tracker_package_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else real(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else real(name, *a)
+    )
     with pytest.raises(ConfigError, match="pip install wandb"):
         tiny_trainer(tmp_path, trackers=("wandb",)).train()
 
@@ -459,7 +552,9 @@ def test_classes_must_fit(tmp_path: Path) -> None:
 
 def test_batch_larger_than_the_data_works_and_says_so(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, data=Shapes(size=8, n=5), batch_size=12).train()
-    assert "batch of 12 is larger than the 5 training images" in (tmp_path / "train.log").read_text()
+    assert (
+        "batch of 12 is larger than the 5 training images" in (tmp_path / "train.log").read_text()
+    )
 
 
 def test_image_size_must_fit_the_network(tmp_path: Path) -> None:
@@ -470,14 +565,23 @@ def test_image_size_must_fit_the_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bacth_size": 3}, r"Unknown option of Trainer: 'bacth_size' \(did you mean 'batch_size'\?\)"),
+        (
+            {"bacth_size": 3},
+            r"Unknown option of Trainer: 'bacth_size' \(did you mean 'batch_size'\?\)",
+        ),
         ({"batch_size": "32"}, r"batch_size must be a whole number or 'auto'; got '32' \(str\)"),
         ({"batch_size": True}, "batch_size must be a whole number or 'auto'; got True"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"batch_size": 10, "accumulation_steps": 3}, r"10 is not divisible by accumulation_steps 3.*fit: 1, 2, 5, 10"),
+        (
+            {"batch_size": 10, "accumulation_steps": 3},
+            r"10 is not divisible by accumulation_steps 3.*fit: 1, 2, 5, 10",
+        ),
         ({"batch_size": 10, "shards": 4}, r"not divisible by shards 4.*1, 2, 5, 10"),
         ({"learning_rate": -1.0}, "learning_rate must be a positive finite number; got -1.0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a positive finite number; got nan"),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate must be a positive finite number; got nan",
+        ),
         ({"ema_decay": (1.0,)}, r"ema_decay must lie in \[0, 1\); got 1.0"),
         ({"ema_decay": (0.9, 0.9)}, "names the same decay twice"),
         ({"lr_schedule": "cosin"}, r"lr_schedule must be one of .*Did you mean 'cosine'"),
@@ -498,7 +602,10 @@ def test_options_of_parts_may_be_switches() -> None:
     from ddpm_lib.core.validation import check_type
 
     given = {"zero_terminal_snr": True, "s": 1}
-    assert check_type("schedule_options", given, dict[str, float] | None) == {"zero_terminal_snr": True, "s": 1.0}
+    assert check_type("schedule_options", given, dict[str, float] | None) == {
+        "zero_terminal_snr": True,
+        "s": 1.0,
+    }
     with pytest.raises(ConfigError):
         check_type("schedule_options", {"s": "much"}, dict[str, float] | None)
 
@@ -513,4 +620,6 @@ def test_help_lists_the_options() -> None:
 
     from ddpm_lib import Trainer
 
-    assert {"batch_size", "num_workers", "max_hours"} <= inspect.signature(Trainer).parameters.keys()
+    assert {"batch_size", "num_workers", "max_hours"} <= inspect.signature(
+        Trainer
+    ).parameters.keys()

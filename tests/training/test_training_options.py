@@ -11,7 +11,15 @@ import torch
 from ddpm_lib import Shapes
 from ddpm_lib.training import Callback, ConfigError, DivergedError
 from ddpm_lib.training.sampling import sample_shared
-from training_helpers import At, StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    At,
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,13 +44,23 @@ def test_resumed_equals_uninterrupted_with_every_option(tmp_path: Path, options:
 
 
 def test_max_grad_norm_clips_and_none_does_not(tmp_path: Path) -> None:
-    """With plain Adam statistics off (ε huge), a step is proportional to the gradient that the optimizer saw."""
+    """With plain Adam statistics off (ε huge), a step is proportional to the gradient that the
+    optimizer saw.
+    """
     moved = []
     for limit in (None, 1e-3):
         diffusion = tiny_diffusion(dropout=0.0)
         before = [p.detach().clone() for p in diffusion.parameters()]
-        options = {"adam_eps": 1e6, "learning_rate": 1e6, "warmup_steps": 0, "max_steps": 1, "log_every": 1}
-        tiny_trainer(tmp_path / str(limit), diffusion, max_grad_norm=limit, optimizer="adam", **options).train()
+        options = {
+            "adam_eps": 1e6,
+            "learning_rate": 1e6,
+            "warmup_steps": 0,
+            "max_steps": 1,
+            "log_every": 1,
+        }
+        tiny_trainer(
+            tmp_path / str(limit), diffusion, max_grad_norm=limit, optimizer="adam", **options
+        ).train()
         moves = [(p.detach() - b).square().sum() for p, b in zip(diffusion.parameters(), before)]
         moved.append(float(sum(moves)) ** 0.5)
     norm = curve(tmp_path / "None")[0]["grad_norm"]
@@ -52,11 +70,18 @@ def test_max_grad_norm_clips_and_none_does_not(tmp_path: Path) -> None:
 
 
 def test_validation_hides_no_labels_and_drops_nothing_out(tmp_path: Path) -> None:
-    """With the weights fixed, the loss on fixed images, noise and levels is one number, also for the raw network."""
+    """With the weights fixed, the loss on fixed images, noise and levels is one number, also for
+    the raw network.
+    """
     for name, averages in (("ema", (0.9,)), ("raw", ())):
         diffusion = tiny_diffusion(num_classes=6, class_drop_prob=0.5, dropout=0.5)
         torch.nn.init.normal_(diffusion.model.conv_out.weight, std=0.1)
-        options = {"learning_rate": 1e-30, "val_every": 1, "val_fraction": 0.25, "ema_decay": averages}
+        options = {
+            "learning_rate": 1e-30,
+            "val_every": 1,
+            "val_fraction": 0.25,
+            "ema_decay": averages,
+        }
         tiny_trainer(tmp_path / name, diffusion, **options).train()
         assert len({row["val_loss"] for row in curve(tmp_path / name)}) == 1
         assert len({row["train_fixed_loss"] for row in curve(tmp_path / name)}) == 1
@@ -69,7 +94,11 @@ def test_val_data(tmp_path: Path) -> None:
         for i in range(n):
             save_image(Shapes(size=8, n=20)[i]["image"], tmp_path / part / f"{i}.png")
     trainer = tiny_trainer(
-        tmp_path / "run", data=str(tmp_path / "train"), val_data=str(tmp_path / "val"), val_every=3, val_max_images=4
+        tmp_path / "run",
+        data=str(tmp_path / "train"),
+        val_data=str(tmp_path / "val"),
+        val_every=3,
+        val_max_images=4,
     )
     trainer.train()
     assert (len(trainer.dataset), len(trainer.held_out)) == (14, 6)
@@ -82,7 +111,9 @@ def test_too_few_images_to_validate_on_is_said(tmp_path: Path) -> None:
 
 
 def test_override_with_another_batch_size_never_draws_the_same_noise_twice(tmp_path: Path) -> None:
-    """8 shards of a batch of 8 do not cut a batch of 12: rows would run into the next step's keys."""
+    """8 shards of a batch of 8 do not cut a batch of 12: rows would run into the next step's
+    keys.
+    """
     tiny_trainer(tmp_path, batch_size=8, shards=8).train()
     trainer = tiny_trainer(tmp_path, batch_size=12, shards=4, override=True, max_steps=8)
     trainer.prepare()
@@ -95,7 +126,10 @@ def test_shards_stay_what_the_run_began_with_and_say_so(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "a", shards=2).train()
     tiny_trainer(tmp_path / "b", shards=2, callbacks=[StopAt(3)]).train()
     tiny_trainer(tmp_path / "b", shards=3).train()
-    assert "shards stays 2, which this run began with; 3 was asked for." in (tmp_path / "b" / "train.log").read_text()
+    assert (
+        "shards stays 2, which this run began with; 3 was asked for."
+        in (tmp_path / "b" / "train.log").read_text()
+    )
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
 
 
@@ -126,7 +160,10 @@ def test_two_callbacks_of_one_class_keep_their_own_state(tmp_path: Path) -> None
     ("options", "message"),
     [
         ({"sample_sampler": "dddim"}, r"Unknown sampler 'dddim'. Did you mean 'ddim'"),
-        ({"sample_guidance_scale": 2.0}, r"sample_guidance_scale=2 needs a condition.*class_drop_prob"),
+        (
+            {"sample_guidance_scale": 2.0},
+            r"sample_guidance_scale=2 needs a condition.*class_drop_prob",
+        ),
     ],
 )
 def test_what_would_end_the_run_at_its_first_grid_is_refused_at_once(
@@ -137,23 +174,33 @@ def test_what_would_end_the_run_at_its_first_grid_is_refused_at_once(
 
 
 def test_fp16_is_refused_on_the_cpu(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"mixed_precision='fp16' does not train on cpu. Use bf16 or no"):
+    with pytest.raises(
+        ConfigError, match=r"mixed_precision='fp16' does not train on cpu. Use bf16 or no"
+    ):
         tiny_trainer(tmp_path, mixed_precision="fp16").train()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_device_names_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"device='cuda' is not available here \(torch .*available: .*cpu"):
+    with pytest.raises(
+        ConfigError, match=r"device='cuda' is not available here \(torch .*available: .*cpu"
+    ):
         tiny_trainer(tmp_path, device="cuda").train()
 
 
 def test_diverged_run_ends_its_workers_and_says_so(tmp_path: Path) -> None:
-    poison = At(2, lambda t: torch.nn.init.constant_(t.diffusion.model.conv_in.weight, float("inf")))
-    with pytest.raises(DivergedError, match=r"not finite at step 3.*conv_in.weight.*There is no checkpoint yet"):
+    poison = At(
+        2, lambda t: torch.nn.init.constant_(t.diffusion.model.conv_in.weight, float("inf"))
+    )
+    with pytest.raises(
+        DivergedError, match=r"not finite at step 3.*conv_in.weight.*There is no checkpoint yet"
+    ):
         tiny_trainer(tmp_path, callbacks=[poison]).train()
 
 
-def test_failing_tracker_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_tracker_does_not_end_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Away:
         name = "away"
 
@@ -163,7 +210,9 @@ def test_failing_tracker_does_not_end_the_run(tmp_path: Path, caplog: pytest.Log
         def finish(self):
             raise AssertionError("finish of a tracker that failed")
 
-    trainer = tiny_trainer(tmp_path, callbacks=[At(1, lambda t: t.accelerator.trackers.append(Away()))])
+    trainer = tiny_trainer(
+        tmp_path, callbacks=[At(1, lambda t: t.accelerator.trackers.append(Away()))]
+    )
     with caplog.at_level(logging.WARNING, "ddpm_lib"):
         assert trainer.train().status == "finished"
     assert sum("no route to host" in record.getMessage() for record in caplog.records) == 1
@@ -181,7 +230,9 @@ def test_shared_sampling_shares_seeds_too(monkeypatch: pytest.MonkeyPatch) -> No
     torch.nn.init.normal_(diffusion.model.conv_out.weight, std=0.1)
     whole = diffusion.sample(3, seeds=[5, 6, 7], num_steps=2)
     gathered = []
-    monkeypatch.setattr("accelerate.utils.gather", lambda part: (gathered.append(part), torch.cat(gathered))[1])
+    monkeypatch.setattr(
+        "accelerate.utils.gather", lambda part: (gathered.append(part), torch.cat(gathered))[1]
+    )
     for rank in range(2):
         shared = sample_shared(diffusion, 3, Rank(rank), seeds=[5, 6, 7], num_steps=2)
     assert torch.allclose(shared, whole, atol=1e-5)
@@ -191,9 +242,13 @@ def test_shared_sampling_shares_seeds_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.slow
 def test_compile_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Capture and autograd as on a GPU; only the generation of kernels, minutes on a CPU, is left out."""
+    """Capture and autograd as on a GPU; only the generation of kernels, minutes on a CPU, is left
+    out.
+    """
     real = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: real(self, **kw | {"backend": "aot_eager"}))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **kw: real(self, **kw | {"backend": "aot_eager"})
+    )
     options = {"compile": True, "max_steps": 4, "val_every": 2, "val_fraction": 0.2}
     tiny_trainer(tmp_path / "a", **options).train()
     tiny_trainer(tmp_path / "b", callbacks=[StopAt(2)], **options).train()

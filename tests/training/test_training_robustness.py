@@ -1,4 +1,6 @@
-"""Damaged checkpoints, full disks, signals and limits that end a run, and several trainers in one process."""
+"""Damaged checkpoints, full disks, signals and limits that end a run, and several trainers in one
+process.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,15 @@ from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import Callback, CheckpointError, ConfigError
 from ddpm_lib.training.stopping import StopSignals, TimeLimit
 from locations import HELPERS
-from training_helpers import At, StopAt, assert_same_tensors, curve, final_tensors, tiny_diffusion, tiny_trainer
+from training_helpers import (
+    At,
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 
 def flip_byte(path: Path) -> None:
@@ -35,7 +45,9 @@ def flip_byte(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
-def test_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path: Path, name: str) -> None:
+def test_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(
+    tmp_path: Path, name: str
+) -> None:
     tiny_trainer(tmp_path / "a").train()
     tiny_trainer(tmp_path / "b", save_every=2, callbacks=[StopAt(4)]).train()
     flip_byte(tmp_path / "b" / "checkpoints" / "step-000000004" / name)
@@ -52,7 +64,9 @@ def test_a_run_with_nothing_but_damage_does_not_silently_start_anew(tmp_path: Pa
     for path in list_checkpoints(tmp_path / "checkpoints"):
         flip_byte(path / "model.safetensors")
     rows = curve(tmp_path)
-    with pytest.raises(CheckpointError, match=r"None of the 2 checkpoints .* is complete.*another output_dir"):
+    with pytest.raises(
+        CheckpointError, match=r"None of the 2 checkpoints .* is complete.*another output_dir"
+    ):
         tiny_trainer(tmp_path).train()
     assert curve(tmp_path) == rows
     assert len(list_checkpoints(tmp_path / "checkpoints")) == 2
@@ -62,7 +76,11 @@ def test_damaged_checkpoints_ahead_do_not_push_out_good_ones(tmp_path: Path) -> 
     for step in (1, 2, 3, 9):
         save_checkpoint(tmp_path, step, {"model": {"w": torch.zeros(2)}}, {})
     assert [p.name for p in prune(tmp_path, newest=3, keep_last=2)] == ["step-000000001"]
-    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-000000002", "step-000000003", "step-000000009"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == [
+        "step-000000002",
+        "step-000000003",
+        "step-000000009",
+    ]
 
 
 def test_keep_every(tmp_path: Path) -> None:
@@ -72,7 +90,9 @@ def test_keep_every(tmp_path: Path) -> None:
 
 
 class SmallFiles(Callback):
-    """No file may grow past `limit` bytes between two steps, which is what a full disk looks like to every writer."""
+    """No file may grow past `limit` bytes between two steps, which is what a full disk looks like
+    to every writer.
+    """
 
     def __init__(self, first: int, last: int, limit: int) -> None:
         self.first, self.last, self.limit = first, last, limit
@@ -95,8 +115,16 @@ def limit_lifted_after():
 
 @pytest.mark.parametrize("limit", [0, 3000])
 def test_full_disk_does_not_end_training(tmp_path: Path, limit: int) -> None:
-    """Neither a checkpoint nor a line of metrics nor a picture; when there is room again, nothing is missing."""
-    options = {"save_every": 2, "log_every": 1, "sample_every": 2, "sample_count": 1, "sample_steps": 1}
+    """Neither a checkpoint nor a line of metrics nor a picture; when there is room again, nothing
+    is missing.
+    """
+    options = {
+        "save_every": 2,
+        "log_every": 1,
+        "sample_every": 2,
+        "sample_count": 1,
+        "sample_steps": 1,
+    }
     tiny_trainer(tmp_path / "a", **options).train()
     small = SmallFiles(2, 5, limit)
     with limit_lifted_after():
@@ -114,7 +142,9 @@ def test_full_disk_at_the_end_is_an_error_and_keeps_what_there_was(tmp_path: Pat
     trainer = tiny_trainer(tmp_path, save_every=3, callbacks=[SmallFiles(5, 99, 4096)])
     with (
         limit_lifted_after(),
-        pytest.raises(CheckpointError, match=r"last checkpoint \(step 6\) could not be written.*Free space"),
+        pytest.raises(
+            CheckpointError, match=r"last checkpoint \(step 6\) could not be written.*Free space"
+        ),
     ):
         trainer.train()
     assert "step 6 could not be written" in (tmp_path / "train.log").read_text()
@@ -136,13 +166,17 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = (tmp_path / "train.log").read_text()
     assert "The checkpoint of step 2 could not be written" in log
     assert "No space left on device" in log
-    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step-000000004", "step-000000006"]
+    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == [
+        "step-000000004",
+        "step-000000006",
+    ]
 
 
 def test_output_directory_that_cannot_be_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
-        ConfigError, match=r"file/run cannot be written to \(Not a directory\). Choose another output_dir"
+        ConfigError,
+        match=r"file/run cannot be written to \(Not a directory\). Choose another output_dir",
     ):
         tiny_trainer(tmp_path / "file" / "run").train()
 
@@ -183,11 +217,21 @@ def test_exception_in_a_callback_ends_cleanly(tmp_path: Path) -> None:
         raise RuntimeError("out of ideas")
 
     handler = signal.getsignal(signal.SIGTERM)
-    options = {"data": str(tmp_path / "images"), "cache": "none", "num_workers": 1, "save_every": 2, "progress": True}
+    options = {
+        "data": str(tmp_path / "images"),
+        "cache": "none",
+        "num_workers": 1,
+        "save_every": 2,
+        "progress": True,
+    }
     with pytest.raises(RuntimeError, match="out of ideas"):
         tiny_trainer(tmp_path / "run", callbacks=[At(3, fail)], **options).train()
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["status"], status["step"], status["reason"]) == ("failed", 3, "RuntimeError: out of ideas")
+    assert (status["status"], status["step"], status["reason"]) == (
+        "failed",
+        3,
+        "RuntimeError: out of ideas",
+    )
     assert not active_children()
     assert signal.getsignal(signal.SIGTERM) is handler
     assert tiny_trainer(tmp_path / "run", **options).train().status == "finished"
@@ -200,9 +244,13 @@ def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         tiny_trainer(tmp_path, callbacks=[At(2, press_twice)]).train()
-    assert json.loads((tmp_path / "status.json").read_text())["reason"].startswith("KeyboardInterrupt")
+    assert json.loads((tmp_path / "status.json").read_text())["reason"].startswith(
+        "KeyboardInterrupt"
+    )
     assert list_checkpoints(tmp_path / "checkpoints") == []
-    result = tiny_trainer(tmp_path, callbacks=[At(2, lambda t: signal.raise_signal(signal.SIGINT))]).train()
+    result = tiny_trainer(
+        tmp_path, callbacks=[At(2, lambda t: signal.raise_signal(signal.SIGINT))]
+    ).train()
     assert (result.status, result.step, result.exit_code) == ("stopped", 2, 130)
 
 
@@ -260,9 +308,13 @@ def test_second_job_in_a_run_directory_is_refused(tmp_path: Path) -> None:
         while not (tmp_path / "metrics.csv").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         record = (tmp_path / "metrics.jsonl").stat().st_ino
-        with pytest.raises(ConfigError, match=rf"is being trained by process {other.pid} on .*another output_dir"):
+        with pytest.raises(
+            ConfigError, match=rf"is being trained by process {other.pid} on .*another output_dir"
+        ):
             tiny_trainer(tmp_path).train()
-        assert (tmp_path / "metrics.jsonl").stat().st_ino == record, "the refused job rewrote the other one's records"
+        assert (tmp_path / "metrics.jsonl").stat().st_ino == record, (
+            "the refused job rewrote the other one's records"
+        )
     finally:
         other.kill()
         other.wait(30)
@@ -297,20 +349,30 @@ def test_train_again_after_an_error_forgets_what_was_asked_of_the_last_call(tmp_
 def test_training_leaves_the_process_as_it_was(tmp_path: Path, precision: str) -> None:
     diffusion = tiny_diffusion()
     attributes = set(diffusion.__dict__)
-    before = (torch.get_rng_state(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+    before = (
+        torch.get_rng_state(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+    )
     inside = []
     look = At(2, lambda t: inside.append(torch.are_deterministic_algorithms_enabled()))
-    tiny_trainer(tmp_path, diffusion, mixed_precision=precision, deterministic=True, callbacks=[look]).train()
+    tiny_trainer(
+        tmp_path, diffusion, mixed_precision=precision, deterministic=True, callbacks=[look]
+    ).train()
     assert inside == [True]
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before[1:]
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before[
+        1:
+    ]
     assert set(diffusion.__dict__) == attributes
     assert not diffusion.training
     copy.deepcopy(diffusion)
 
 
 def test_two_trainers_of_two_precisions_take_turns(tmp_path: Path) -> None:
-    """accelerate keeps the precision once per process: the first trainer must not continue in the second one's."""
+    """accelerate keeps the precision once per process: the first trainer must not continue in the
+    second one's.
+    """
     tiny_trainer(tmp_path / "a", mixed_precision="bf16").train()
     first = tiny_trainer(tmp_path / "b", mixed_precision="bf16", callbacks=[StopAt(2)])
     first.train()
@@ -323,7 +385,9 @@ def test_two_trainers_of_two_precisions_take_turns(tmp_path: Path) -> None:
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
 
 
-def test_trainer_gets_the_device_it_asks_for_after_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_gets_the_device_it_asks_for_after_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from accelerate import PartialState
 
     PartialState(cpu=True)
@@ -350,7 +414,9 @@ def test_sample_before_train(tmp_path: Path) -> None:
     trained = tiny_trainer(tmp_path)
     trained.train()
     assert torch.equal(fresh.sample(2, num_steps=2), trained.sample(2, num_steps=2))
-    assert not torch.equal(fresh.sample(2, num_steps=2), fresh.sample(2, num_steps=2, weights="model"))
+    assert not torch.equal(
+        fresh.sample(2, num_steps=2), fresh.sample(2, num_steps=2, weights="model")
+    )
     with pytest.raises(ConfigError, match="weights must be 'ema' or 'model'; got 'best'"):
         fresh.sample(2, weights="best")
 

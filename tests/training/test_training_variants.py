@@ -1,4 +1,6 @@
-"""Offset noise, perturbed inputs, immiscible noise, learned uncertainty, self-conditioning, told augmentation."""
+"""Offset noise, perturbed inputs, immiscible noise, learned uncertainty, self-conditioning, told
+augmentation.
+"""
 
 import itertools
 import math
@@ -56,12 +58,18 @@ def test_immiscible_noise_is_the_best_permutation_and_is_the_target_too() -> Non
     assert torch.equal(target, added)
 
 
-@pytest.mark.parametrize("variant", [{"offset_noise": 0.2}, {"input_perturbation": 0.2}, {"immiscible": True}])
+@pytest.mark.parametrize(
+    "variant", [{"offset_noise": 0.2}, {"input_perturbation": 0.2}, {"immiscible": True}]
+)
 def test_variants_change_training_only(variant: dict) -> None:
-    """The same images, levels and noise: another loss while training, the plain one in evaluation mode."""
+    """The same images, levels and noise: another loss while training, the plain one in evaluation
+    mode.
+    """
     torch.manual_seed(0)
     images, noise, t = torch.rand(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.arange(5, 35, 5)
-    plain, varied = (GaussianDiffusion(Recorder(), image_size=4, timesteps=40, **v) for v in ({}, variant))
+    plain, varied = (
+        GaussianDiffusion(Recorder(), image_size=4, timesteps=40, **v) for v in ({}, variant)
+    )
     losses = [d(images, t=t, noise=noise) for d in (plain, varied)]
     assert losses[0] != losses[1]
     assert not torch.equal(plain.model.seen, varied.model.seen)
@@ -92,7 +100,8 @@ def test_uncertainty_starts_at_nothing() -> None:
     torch.manual_seed(0)
     images, noise, t = torch.rand(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.tensor([1, 20, 40])
     plain, learned = (
-        GaussianDiffusion(TinyNet(), image_size=4, timesteps=40, learn_uncertainty=v) for v in (False, True)
+        GaussianDiffusion(TinyNet(), image_size=4, timesteps=40, learn_uncertainty=v)
+        for v in (False, True)
     )
     torch.testing.assert_close(plain(images, t=t, noise=noise), learned(images, t=t, noise=noise))
     before = torch.get_rng_state()
@@ -127,7 +136,10 @@ def test_uncertainty_is_saved_resumed_and_loaded(tmp_path: Path) -> None:
     def process() -> GaussianDiffusion:
         torch.manual_seed(0)
         return GaussianDiffusion(
-            Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=20, learn_uncertainty=True
+            Unet(dim=8, dim_mults=(1,), blocks_per_level=1),
+            image_size=8,
+            timesteps=20,
+            learn_uncertainty=True,
         )
 
     tiny_trainer(tmp_path / "whole", process()).train()
@@ -148,7 +160,9 @@ def test_the_bound_refuses_uncertainty() -> None:
 
 
 class SelfNet(nn.Module):
-    """Predicts x_0 as half of what it is shown of itself plus a tenth of x_t; keeps what it was shown."""
+    """Predicts x_0 as half of what it is shown of itself plus a tenth of x_t; keeps what it was
+    shown.
+    """
 
     channels = 1
 
@@ -167,13 +181,22 @@ class SelfNet(nn.Module):
 
 def self_diffusion(**options: object) -> GaussianDiffusion:
     return GaussianDiffusion(
-        SelfNet(), image_size=4, timesteps=40, parametrization="x0", weighting="flat", **{"clip": "none", **options}
+        SelfNet(),
+        image_size=4,
+        timesteps=40,
+        parametrization="x0",
+        weighting="flat",
+        **{"clip": "none", **options},
     )
 
 
 def test_training_shows_the_estimate_to_half_of_the_images() -> None:
     d = self_diffusion()
-    images, noise, t = torch.rand(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.tensor([5, 10, 20, 40])
+    images, noise, t = (
+        torch.rand(4, 1, 4, 4),
+        torch.randn(4, 1, 4, 4),
+        torch.tensor([5, 10, 20, 40]),
+    )
     hide = torch.tensor([True, False, True, False])
     loss = d(images, t=t, noise=noise, drop={"self_cond": hide}, reduction="none")
     x_t = d.q_sample(images, t, noise)
@@ -212,7 +235,9 @@ def test_sampling_shows_the_estimate_before() -> None:
 
 
 def test_self_conditioning_and_guidance() -> None:
-    """Both halves of guidance see the estimate, and the label of a hidden row does not leak through it."""
+    """Both halves of guidance see the estimate, and the label of a hidden row does not leak through
+    it.
+    """
     torch.manual_seed(0)
     model = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, num_classes=3, self_condition=True)
     nn.init.normal_(model.conv_out.weight, std=0.1)
@@ -241,14 +266,25 @@ def test_self_conditioned_samples_do_not_depend_on_the_batch() -> None:
     nn.init.normal_(model.conv_out.weight, std=0.1)
     d = GaussianDiffusion(model, image_size=8, timesteps=20)
     whole = d.sample(3, num_steps=4, sampler="heun")
-    torch.testing.assert_close(whole, d.sample(3, num_steps=4, sampler="heun", batch_size=2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        whole, d.sample(3, num_steps=4, sampler="heun", batch_size=2), rtol=0, atol=1e-5
+    )
 
 
 def test_self_conditioning_resumes_exactly(tmp_path: Path) -> None:
     def process() -> GaussianDiffusion:
         torch.manual_seed(0)
-        model = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, dropout=0.1, self_condition=True, num_classes=6)
-        return GaussianDiffusion(model, image_size=8, timesteps=20, immiscible=True, offset_noise=0.1)
+        model = Unet(
+            dim=8,
+            dim_mults=(1,),
+            blocks_per_level=1,
+            dropout=0.1,
+            self_condition=True,
+            num_classes=6,
+        )
+        return GaussianDiffusion(
+            model, image_size=8, timesteps=20, immiscible=True, offset_noise=0.1
+        )
 
     options = {"accumulation_steps": 3, "val_every": 3, "val_fraction": 0.2}
     tiny_trainer(tmp_path / "whole", process(), **options).train()
@@ -331,7 +367,9 @@ def test_scale_and_stretch_change_distances_as_said() -> None:
 
 
 def test_rates_of_transformations() -> None:
-    u = torch.rand(20_000, AUGMENT_DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u = torch.rand(
+        20_000, AUGMENT_DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     labels = transformations(u, 0.3)
     assert labels.shape == (20_000, AUGMENT_DIM)
     rates = (labels != 0).float().mean(0).tolist()
@@ -344,7 +382,9 @@ def test_rates_of_transformations() -> None:
 def test_augmented_training(tmp_path: Path) -> None:
     def process() -> GaussianDiffusion:
         torch.manual_seed(0)
-        model = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, augment_dim=AUGMENT_DIM, num_classes=6)
+        model = Unet(
+            dim=8, dim_mults=(1,), blocks_per_level=1, augment_dim=AUGMENT_DIM, num_classes=6
+        )
         return GaussianDiffusion(model, image_size=8, timesteps=20)
 
     options = {
@@ -360,8 +400,12 @@ def test_augmented_training(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "cut", process(), **options).train()
     whole = final_tensors(tmp_path / "whole")
     assert_same_tensors(whole, final_tensors(tmp_path / "cut"))
-    assert float(whole["optimizer:model.conditioners.augment.linear.weight|exp_avg"].abs().sum()) > 0
-    assert load_run(tmp_path / "cut").diffusion.sample(2, num_steps=2, cond={"class_label": 1}).shape == (2, 3, 8, 8)
+    assert (
+        float(whole["optimizer:model.conditioners.augment.linear.weight|exp_avg"].abs().sum()) > 0
+    )
+    assert load_run(tmp_path / "cut").diffusion.sample(
+        2, num_steps=2, cond={"class_label": 1}
+    ).shape == (2, 3, 8, 8)
 
 
 def test_augmentation_and_network_must_fit(tmp_path: Path) -> None:
@@ -372,7 +416,9 @@ def test_augmentation_and_network_must_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing is augmented"):
         tiny_trainer(tmp_path, told)
     with pytest.raises(ConfigError, match="got augment_dim=4"):
-        tiny_trainer(tmp_path, GaussianDiffusion(Unet(**plain, augment_dim=4), image_size=8), augment=0.1)
+        tiny_trainer(
+            tmp_path, GaussianDiffusion(Unet(**plain, augment_dim=4), image_size=8), augment=0.1
+        )
     flat = GaussianDiffusion(Unet(**plain, augment_dim=AUGMENT_DIM, dims=1), image_size=(8,))
     with pytest.raises(ConfigError, match="1 spatial dimensions"):
         tiny_trainer(tmp_path, flat, augment=0.1)

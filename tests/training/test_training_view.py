@@ -19,11 +19,19 @@ from training_helpers import tiny_trainer
 WHOLE_RUN = {"Trainer", "PreparedRun", "RunContext", "Rehearsal"}
 """Types that hold everything."""
 
-TAKE_IT_STILL = {"training/resume.py", "training/agreement.py", "training/run_config.py", "training/going_back.py"}
+TAKE_IT_STILL = {
+    "training/resume.py",
+    "training/agreement.py",
+    "training/run_config.py",
+    "training/going_back.py",
+}
 """Rooms whose functions are still to be given values; to be emptied, never to grow."""
 
 SOURCE = Path(ddpm_lib.__file__).parent
-CALLBACKS = [*(SOURCE / "training" / "callbacks").glob("*.py"), SOURCE / "evaluation" / "callback.py"]
+CALLBACKS = [
+    *(SOURCE / "training" / "callbacks").glob("*.py"),
+    SOURCE / "evaluation" / "callback.py",
+]
 
 
 def test_callbacks_touch_only_what_the_view_lists() -> None:
@@ -32,9 +40,15 @@ def test_callbacks_touch_only_what_the_view_lists() -> None:
     seen = set()
     for path in CALLBACKS:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trainer":
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "trainer"
+            ):
                 seen.add(node.attr)
-                assert isinstance(node.ctx, ast.Load), f"{path.name}:{node.lineno} writes trainer.{node.attr}"
+                assert isinstance(node.ctx, ast.Load), (
+                    f"{path.name}:{node.lineno} writes trainer.{node.attr}"
+                )
     assert seen <= listed, f"not in TrainingView: {seen - listed}"
     assert len(seen) > 15, "the walk finds nothing any more"
 
@@ -54,7 +68,11 @@ def test_no_function_takes_the_trainer_but_callbacks() -> None:
                 continue
             args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             for arg in args:
-                types = {n.id for n in ast.walk(arg.annotation) if isinstance(n, ast.Name)} if arg.annotation else set()
+                types = (
+                    {n.id for n in ast.walk(arg.annotation) if isinstance(n, ast.Name)}
+                    if arg.annotation
+                    else set()
+                )
                 whole = types & WHOLE_RUN or (arg.arg == "trainer" and path not in CALLBACKS)
                 if whole:
                     found.add(name)
@@ -74,9 +92,21 @@ def test_nobody_writes_a_private_attribute_of_another() -> None:
 
 def test_what_a_trainer_has_later_is_born_empty_and_says_so(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
-    with pytest.raises(AttributeError, match=r"The Trainer has no averaged network yet\. Call prepare\(\) first"):
+    with pytest.raises(
+        AttributeError, match=r"The Trainer has no averaged network yet\. Call prepare\(\) first"
+    ):
         trainer.averaged_network()
-    for name in ("accelerator", "device", "dataset", "held_out", "plan", "optimizer", "ema", "watchdog", "randomness"):
+    for name in (
+        "accelerator",
+        "device",
+        "dataset",
+        "held_out",
+        "plan",
+        "optimizer",
+        "ema",
+        "watchdog",
+        "randomness",
+    ):
         assert not hasattr(trainer, name), name
         with pytest.raises(AttributeError, match=rf"The Trainer has no {name} yet"):
             getattr(trainer, name)
@@ -92,7 +122,9 @@ def test_what_a_trainer_has_later_is_born_empty_and_says_so(tmp_path: Path) -> N
 def test_the_keywords_of_a_trainer_are_the_fields_of_its_config() -> None:
     """But for val_data, which in Python may be any object."""
     fields = {f.name: f.type for f in dataclasses.fields(TrainingConfig)}
-    keywords = {name: getattr(a, "__forward_arg__", a) for name, a in TrainerOptions.__annotations__.items()}
+    keywords = {
+        name: getattr(a, "__forward_arg__", a) for name, a in TrainerOptions.__annotations__.items()
+    }
     assert keywords == fields | {"val_data": "Any"}
     assert list(keywords) == list(fields)
 

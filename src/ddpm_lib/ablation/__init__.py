@@ -1,4 +1,6 @@
-"""Which parts matter: small grids of settings under equal images seen, several seeds each: `ddpm ablate` and `ablate`."""
+"""Which parts matter: small grids of settings under equal images seen, several seeds each: `ddpm
+ablate` and `ablate`.
+"""
 
 from __future__ import annotations
 

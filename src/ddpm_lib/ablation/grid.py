@@ -1,6 +1,7 @@
 """The grid: which settings are varied, which are fixed, and what each cell is called.
 
-A setting has a dotted name: `model.…` an argument of the network, `diffusion.…` of `GaussianDiffusion`, `sample.…` of
+A setting has a dotted name: `model.…` an argument of the network, `diffusion.…` of
+    `GaussianDiffusion`, `sample.…` of
 `Trainer.sample`; without a dot it is an option of training.
 """
 
@@ -25,8 +26,19 @@ GROUPS = ("model", "diffusion", "sample", "training")
 _OWNED = {"output_dir", "max_steps", "seed", "resume", "override", "progress", "device"}
 """Options of training that an ablation sets itself."""
 _NOT_SAMPLING = {
-    "self", "n", "seed", "seeds", "model", "return_trajectory", "x_T", "device", "progress", "first_index", "cond", "batch_size",
-}  # fmt: skip
+    "self",
+    "n",
+    "seed",
+    "seeds",
+    "model",
+    "return_trajectory",
+    "x_T",
+    "device",
+    "progress",
+    "first_index",
+    "cond",
+    "batch_size",
+}
 """Arguments of sampling that an ablation sets itself."""
 
 
@@ -36,7 +48,8 @@ class Cell:
 
     Attributes:
         varied: The varied settings of this cell by dotted name.
-        settings: All settings that are not defaults of the library, by group: model, diffusion, sample, training.
+        settings: All settings that are not defaults of the library, by group: model, diffusion,
+            sample, training.
     """
 
     varied: dict[str, Any]
@@ -44,8 +57,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The cell's settings in words, without those of sampling: cells of one name share their trained runs."""
-        words = [f"{_short(k)}={_word(v)}" for k, v in self.varied.items() if not k.startswith("sample.")]
+        """The cell's settings in words, without those of sampling: cells of one name share their
+        trained runs.
+        """
+        words = [
+            f"{_short(k)}={_word(v)}" for k, v in self.varied.items() if not k.startswith("sample.")
+        ]
         return "+".join(words) or "all"
 
 
@@ -60,7 +77,8 @@ class Grid:
         network: The class of the network, whose arguments `model.…` are.
 
     Raises:
-        ConfigError: For unknown names, wrong types, nothing to vary, or a setting that is varied and fixed.
+        ConfigError: For unknown names, wrong types, nothing to vary, or a setting that is varied
+            and fixed.
     """
 
     vary: Mapping[str, Sequence[Any]]
@@ -70,7 +88,10 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not self.vary:
-            raise ConfigError("There is nothing to vary. Give --vary diffusion.schedule=linear,cosine, for example.")
+            raise ConfigError(
+                "There is nothing to vary. Give --vary diffusion.schedule=linear,cosine, for"
+                " example."
+            )
         for name, values in self.vary.items():
             if name in self.fixed:
                 raise ConfigError(f"{name} is both varied and set. Choose one.")
@@ -83,7 +104,10 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """Return all combinations, the last name varying fastest."""
-        return [self._cell(dict(zip(self.vary, chosen))) for chosen in itertools.product(*self.vary.values())]
+        return [
+            self._cell(dict(zip(self.vary, chosen)))
+            for chosen in itertools.product(*self.vary.values())
+        ]
 
     def _cell(self, varied: dict[str, Any]) -> Cell:
         settings = {group: dict(self.defaults.get(group, {})) for group in GROUPS}
@@ -106,12 +130,18 @@ class Grid:
             return {f.name: hints[f.name] for f in fields(TrainingConfig) if f.name not in _OWNED}
         if group == "sample":
             hints = typing.get_type_hints(GaussianDiffusion.sample)
-            names = [k for k in inspect.signature(GaussianDiffusion.sample).parameters if k not in _NOT_SAMPLING]
+            names = [
+                k
+                for k in inspect.signature(GaussianDiffusion.sample).parameters
+                if k not in _NOT_SAMPLING
+            ]
             return {"weights": str, **{k: hints[k] for k in names}}
         target: Any = self.network if group == "model" else GaussianDiffusion
         left_out = {"self", "model", "image_size", "channels", "dims"}
         hints = typing.get_type_hints(target.__init__)
-        return {k: hints[k] for k in inspect.signature(target.__init__).parameters if k not in left_out}
+        return {
+            k: hints[k] for k in inspect.signature(target.__init__).parameters if k not in left_out
+        }
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -119,7 +149,10 @@ def _split(name: str) -> tuple[str, str]:
     if not dot:
         return "training", name
     if group not in GROUPS[:3]:
-        raise ConfigError(unknown_name("group of settings", group, GROUPS[:3]) + " Options of training have no group.")
+        raise ConfigError(
+            unknown_name("group of settings", group, GROUPS[:3])
+            + " Options of training have no group."
+        )
     return group, key
 
 

@@ -1,4 +1,6 @@
-"""Run the cells of an ablation, each in a run directory of its own, so that a second call continues and skips."""
+"""Run the cells of an ablation, each in a run directory of its own, so that a second call continues
+and skips.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from ddpm_lib.training.agreement import refuse_pictures
 from ddpm_lib.training.sources import data_name
 
 MEASURES_VERSION = 1
-"""Part of what names a file of measures: a change of the yardsticks measures finished cells anew."""
+"""Part of what names a file of measures: a change of the yardsticks measures finished cells anew.
+"""
 
 
 def ablate(
@@ -42,40 +45,47 @@ def ablate(
     device: str = "auto",
     log: Callable[[str], None] = lambda line: None,
 ) -> AblationResult:
-    """Train and measure every combination of settings with every seed; what is finished already is not done again.
+    """Train and measure every combination of settings with every seed; what is finished already is
+    not done again.
 
-    Cells of one seed share their initial weights where the networks agree, and the order, levels and noise of training.
-    A combination that the library refuses is reported with the reason. Call it in one process.
+    Cells of one seed share their initial weights where the networks agree, and the order, levels
+    and noise of training. A combination that the library refuses is reported with the reason. Call
+    it in one process.
 
     Args:
         data: "toy:ring" (or another toy), "shapes", or a source of images.
-        vary: Values by dotted name, such as {"diffusion.schedule": ["linear", "cosine"]}; `model.…`, `diffusion.…`,
-            `sample.…`, or an option of training. Cells that differ in `sample.…` only share their trained runs.
+        vary: Values by dotted name, such as {"diffusion.schedule": ["linear", "cosine"]};
+            `model.…`, `diffusion.…`, `sample.…`, or an option of training. Cells that differ in
+            `sample.…` only share their trained runs.
         fixed: Settings of all cells by dotted name.
         seeds: Names of the repetitions.
         images: Images seen in training, the same for all cells, a multiple of every batch size.
         image_size: Side of the images (not for toys).
         channels: Channels of the images (not for toys).
-        num_samples: Samples to draw and data to compare them with; default: 5,000 points or 512 images. Of images that are
-            given, a quarter at most.
+        num_samples: Samples to draw and data to compare them with; default: 5,000 points or 512
+            images. Of images that are given, a quarter at most.
         output_dir: Default: runs/ablation- and the name of the data.
         device: As for training.
         log: Gets a line per cell.
 
     Returns:
-        The measures of all cells, and of data against data; partial (with an exit code) where training was stopped.
+        The measures of all cells, and of data against data; partial (with an exit code) where
+        training was stopped.
 
     Raises:
-        ConfigError: For unknown names, a value with which no cell can be built, or a directory of another ablation.
+        ConfigError: For unknown names, a value with which no cell can be built, or a directory of
+            another ablation.
     """
     if launched_processes(cpu=True) > 1:
         raise ConfigError(
-            "An ablation runs in one process. Start it without torchrun, or several with different --seeds. "
-            + how_to_be_one()
+            "An ablation runs in one process. Start it without torchrun, or several with different"
+            " --seeds. " + how_to_be_one()
         )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be one or more different numbers; got {list(seeds)}.")
-    subject = make_subject(data, image_size, channels, num_samples or (5000 if data.startswith("toy:") else 512))
+    subject = make_subject(
+        data, image_size, channels, num_samples or (5000 if data.startswith("toy:") else 512)
+    )
     for note in subject.notes:
         log(note)
     grid = Grid(vary, fixed or {}, subject.defaults, subject.network)
@@ -86,9 +96,13 @@ def ablate(
     if not (folder / "runs").is_dir():
         refuse_pictures(folder)
     about = {
-        "data": data, "images": images, "image_size": list(subject.size), "channels": subject.channels,
-        "num_samples": len(subject.others[0]), "network": subject.network.__name__,
-    }  # fmt: skip
+        "data": data,
+        "images": images,
+        "image_size": list(subject.size),
+        "channels": subject.channels,
+        "num_samples": len(subject.others[0]),
+        "network": subject.network.__name__,
+    }
     outcomes: list[Outcome] = []
     work = [(cell, seed) for cell in cells for seed in seeds]
     for k, (cell, seed) in enumerate(work, 1):
@@ -99,7 +113,9 @@ def ablate(
             found = _run_cell(subject, cell, seed, run, steps[cell.name], about, device)
             if isinstance(found, int):
                 log(f"[{k}/{len(work)}] stopped; the same command continues.")
-                return AblationResult(tuple(outcomes), dict(vary), subject.floor(), about, folder, exit_code=found)
+                return AblationResult(
+                    tuple(outcomes), dict(vary), subject.floor(), about, folder, exit_code=found
+                )
             outcome = found
         outcomes.append(outcome)
         log(f"[{k}/{len(work)}] {outcome}")
@@ -110,12 +126,16 @@ def _steps(cell: Cell, images: int) -> int:
     size = cell.settings["training"]["batch_size"]
     if size == "auto":
         raise ConfigError(
-            "An ablation compares settings at equal images seen: batch_size must be a number, not 'auto'."
+            "An ablation compares settings at equal images seen: batch_size must be a number, not"
+            " 'auto'."
         )
     size = int(size)
     if images < size or images % size:
         near = max(1, round(images / size)) * size
-        raise ConfigError(f"images must be a multiple of the batch size {size}; got {images}. The nearest is {near}.")
+        raise ConfigError(
+            f"images must be a multiple of the batch size {size}; got {images}. The nearest is"
+            f" {near}."
+        )
     return images // size
 
 
@@ -146,16 +166,30 @@ def _build(subject: Subject, cell: Cell, seed: int) -> GaussianDiffusion:
 
 
 def _run_cell(
-    subject: Subject, cell: Cell, seed: int, run: Path, steps: int, about: dict[str, Any], device: str
+    subject: Subject,
+    cell: Cell,
+    seed: int,
+    run: Path,
+    steps: int,
+    about: dict[str, Any],
+    device: str,
 ) -> Outcome | int:
-    """Train and measure one cell, or read what an earlier call found; an exit code where training was stopped."""
+    """Train and measure one cell, or read what an earlier call found; an exit code where training
+    was stopped.
+    """
     trained = {k: v for k, v in cell.settings.items() if k != "sample"}
     _check_same(run / "cell.json", {**about, "seed": seed, "settings": trained})
-    sampled = {"sample": cell.settings["sample"], "num_samples": about["num_samples"], "version": MEASURES_VERSION}
+    sampled = {
+        "sample": cell.settings["sample"],
+        "num_samples": about["num_samples"],
+        "version": MEASURES_VERSION,
+    }
     path = run / f"measures-{digest(sampled)}.json"
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
-        return Outcome(cell.varied, seed, known["status"], known["reason"], known["measures"], known["seconds"])
+        return Outcome(
+            cell.varied, seed, known["status"], known["reason"], known["measures"], known["seconds"]
+        )
     defaults = {
         "val_every": 0,
         "sample_every": 0,
@@ -163,12 +197,20 @@ def _run_cell(
         "keep_last": 2,
         "log_every": max(1, steps // 20),
     }
-    options = {**defaults, **cell.settings["training"], "max_steps": steps, "seed": seed, "device": device}
+    options = {
+        **defaults,
+        **cell.settings["training"],
+        "max_steps": steps,
+        "seed": seed,
+        "device": device,
+    }
     diffusion = _build(subject, cell, seed)
     trainer = Trainer(diffusion, subject.train, output_dir=str(run), progress=False, **options)
     status, reason, measures = "measured", "", {}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # what the trainer says stands in the train.log of each run
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # what the trainer says stands in the train.log of each run
             result = trainer.train()
         if result.status != "finished":
             return result.exit_code or 143
@@ -186,7 +228,9 @@ def _run_cell(
     return Outcome(cell.varied, seed, status, reason, measures, seconds)
 
 
-def _measure(subject: Subject, diffusion: GaussianDiffusion, network: nn.Module, samples: Tensor) -> dict[str, float]:
+def _measure(
+    subject: Subject, diffusion: GaussianDiffusion, network: nn.Module, samples: Tensor
+) -> dict[str, float]:
     first, points = subject.others[0], subject.points(samples)
     if not torch.isfinite(points).all():
         raise DivergedError("The samples hold NaN or infinite values.")

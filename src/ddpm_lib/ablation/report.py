@@ -44,7 +44,10 @@ class Outcome:
 
     def __str__(self) -> str:
         settings = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in self.varied.items())
-        values = ", ".join(f"{k} {v:.4g}" for k, v in self.measures.items()) or f"{self.status}: {self.reason}"
+        values = (
+            ", ".join(f"{k} {v:.4g}" for k, v in self.measures.items())
+            or f"{self.status}: {self.reason}"
+        )
         return f"{settings} seed {self.seed} ({self.seconds:.0f} s): {values}"
 
 
@@ -75,7 +78,11 @@ class AblationResult:
 
     def values(self, varied: Mapping[str, Any], measure: str) -> list[float]:
         """Return the values of a measure over the seeds of one cell."""
-        return [o.measures[measure] for o in self.outcomes if o.varied == varied and measure in o.measures]
+        return [
+            o.measures[measure]
+            for o in self.outcomes
+            if o.varied == varied and measure in o.measures
+        ]
 
     def cells(self) -> list[Mapping[str, Any]]:
         """Return the varied settings of the cells, in order."""
@@ -86,17 +93,27 @@ class AblationResult:
         return found
 
     def markdown(self) -> str:
-        """Return the table: mean ± standard deviation over the seeds, the best mean of each column in bold."""
+        """Return the table: mean ± standard deviation over the seeds, the best mean of each column
+        in bold.
+        """
         names = [k.rpartition(".")[2] for k in self.vary]
-        means = {m: [np.mean(v) for c in self.cells() if (v := self.values(c, m))] for m in self.measures}
+        means = {
+            m: [np.mean(v) for c in self.cells() if (v := self.values(c, m))] for m in self.measures
+        }
         lines = [_row([*names, *self.measures]), _row(["---"] * (len(names) + len(self.measures)))]
         for cell in self.cells():
             words = []
             for measure in self.measures:
                 found = self.values(cell, measure)
                 word = _spread(found)
-                words.append(f"**{word}**" if found and np.mean(found) == min(means[measure]) else word)
-            reasons = {o.status: o.reason for o in self.outcomes if o.varied == cell and o.status != "measured"}
+                words.append(
+                    f"**{word}**" if found and np.mean(found) == min(means[measure]) else word
+                )
+            reasons = {
+                o.status: o.reason
+                for o in self.outcomes
+                if o.varied == cell and o.status != "measured"
+            }
             if reasons and not any(self.values(cell, m) for m in self.measures):
                 words = [next(iter(reasons)), *[""] * (len(words) - 1)]
             lines.append(_row([*map(str, cell.values()), *words]))
@@ -105,11 +122,13 @@ class AblationResult:
         return "\n".join(lines)
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Return which share of the variance of log(measure) each setting explains, their interactions, and the seeds.
+        """Return which share of the variance of log(measure) each setting explains, their
+        interactions, and the seeds.
 
-        Analysis of variance of a complete, balanced grid: the sums of squares of the main effects, of what they leave of
-        the cells' means, and of the seeds within the cells add up to the whole. A measure is left out where a value is not
-        positive or a cell is missing.
+        Analysis of variance of a complete, balanced grid: the sums of squares of the main effects,
+            of what they leave of
+        the cells' means, and of the seeds within the cells add up to the whole. A measure is left
+        out where a value is not positive or a cell is missing.
         """
         cells, found = self.cells(), {}
         for measure in self.measures:
@@ -120,23 +139,36 @@ class AblationResult:
             whole = float(((logs - logs.mean()) ** 2).sum())
             parts = {}
             for name in self.vary:
-                level = {str(v): np.mean([row for c, row in zip(cells, logs) if c[name] == v]) for v in self.vary[name]}
+                level = {
+                    str(v): np.mean([row for c, row in zip(cells, logs) if c[name] == v])
+                    for v in self.vary[name]
+                }
                 effect = np.array([level[str(c[name])] for c in cells]) - logs.mean()
                 parts[name] = float((effect**2).sum() * logs.shape[1])
             between = float(((logs.mean(1) - logs.mean()) ** 2).sum() * logs.shape[1])
             parts["interactions"] = between - sum(parts.values())
             parts["seeds"] = whole - between
-            found[measure] = {k: max(0.0, v) / whole if whole else math.nan for k, v in parts.items()}
+            found[measure] = {
+                k: max(0.0, v) / whole if whole else math.nan for k, v in parts.items()
+            }
         return found
 
     def shares_markdown(self) -> str:
         """Return `shares` as a table of per cents."""
         found = self.shares()
         if not found:
-            return "A measure is not positive everywhere, or a cell is missing: the variance is not taken apart."
+            return (
+                "A measure is not positive everywhere, or a cell is missing: the variance is not"
+                " taken apart."
+            )
         columns = list(next(iter(found.values())))
-        lines = [_row(["measure", *(c.rpartition(".")[2] for c in columns)]), _row(["---"] * (len(columns) + 1))]
-        lines += [_row([m, *(f"{100 * parts[c]:.0f} %" for c in columns)]) for m, parts in found.items()]
+        lines = [
+            _row(["measure", *(c.rpartition(".")[2] for c in columns)]),
+            _row(["---"] * (len(columns) + 1)),
+        ]
+        lines += [
+            _row([m, *(f"{100 * parts[c]:.0f} %" for c in columns)]) for m, parts in found.items()
+        ]
         return "\n".join(lines)
 
     def csv(self) -> str:
@@ -147,7 +179,14 @@ class AblationResult:
         writer.writeheader()
         for o in self.outcomes:
             writer.writerow(
-                {**o.varied, "seed": o.seed, "status": o.status, "seconds": o.seconds, **o.measures, "reason": o.reason}
+                {
+                    **o.varied,
+                    "seed": o.seed,
+                    "status": o.status,
+                    "seconds": o.seconds,
+                    **o.measures,
+                    "reason": o.reason,
+                }
             )
         for k in range(max(map(len, self.floor.values()), default=0)):
             values = {m: v[k] for m, v in self.floor.items() if k < len(v)}
@@ -155,7 +194,8 @@ class AblationResult:
         return text.getvalue()
 
     def plot(self) -> Figure:
-        """Draw one panel per measure: a dot per seed, a bar per mean, the floor as a band; the last setting gives the colours.
+        """Draw one panel per measure: a dot per seed, a bar per mean, the floor as a band; the last
+        setting gives the colours.
 
         Raises:
             ImportError: If matplotlib is not installed.
@@ -168,7 +208,9 @@ class AblationResult:
         count = len(self.measures)
         columns = min(count, 3)
         rows = math.ceil(count / columns) if count else 1
-        figure = Figure(figsize=(3.6 * max(columns, 1) + 0.4, 3.0 * rows + 0.5), dpi=90, layout="constrained")
+        figure = Figure(
+            figsize=(3.6 * max(columns, 1) + 0.4, 3.0 * rows + 0.5), dpi=90, layout="constrained"
+        )
         axes = figure.subplots(rows, max(columns, 1), squeeze=False).ravel()
         for axis, measure in zip(axes, self.measures):
             self._draw(axis, measure, groups, outer, inner)
@@ -176,27 +218,48 @@ class AblationResult:
             axis.axis("off")
         if count:
             handles, labels = axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+            figure.legend(
+                handles,
+                labels,
+                loc="outside lower center",
+                ncols=len(labels),
+                fontsize=8,
+                frameon=False,
+            )
         figure.suptitle(f"{self.about['data']}, {self.about['images']:,} images seen", fontsize=10)
         return figure
 
-    def _draw(self, axis: Axes, measure: str, groups: list[tuple[Any, ...]], outer: list[str], inner: str) -> None:
+    def _draw(
+        self, axis: Axes, measure: str, groups: list[tuple[Any, ...]], outer: list[str], inner: str
+    ) -> None:
         choices = self.vary[inner]
         seen: list[float] = []
         for k, choice in enumerate(choices):
-            colour, offset = _COLOURS[k % len(_COLOURS)], (k - (len(choices) - 1) / 2) * 0.7 / len(choices)
+            colour, offset = (
+                _COLOURS[k % len(_COLOURS)],
+                (k - (len(choices) - 1) / 2) * 0.7 / len(choices),
+            )
             label = f"{inner.rpartition('.')[2]}={choice}"
             for g, group in enumerate(groups):
                 values = self.values({**dict(zip(outer, group)), inner: choice}, measure)
                 seen += values
-                axis.scatter([g + offset] * len(values), values, s=14, color=colour, alpha=0.75, linewidths=0)
+                axis.scatter(
+                    [g + offset] * len(values), values, s=14, color=colour, alpha=0.75, linewidths=0
+                )
                 if values:
                     mean, half = float(np.mean(values)), 0.3 / len(choices)
-                    axis.plot([g + offset - half, g + offset + half], [mean, mean], color=colour, linewidth=2.2)
+                    axis.plot(
+                        [g + offset - half, g + offset + half],
+                        [mean, mean],
+                        color=colour,
+                        linewidth=2.2,
+                    )
             axis.plot([], [], color=colour, linewidth=2.2, label=label)
         floor = self.floor.get(measure, [])
         if floor:
-            axis.axhspan(min(floor), max(floor), color="#dddddd", zorder=0, label="data against data")
+            axis.axhspan(
+                min(floor), max(floor), color="#dddddd", zorder=0, label="data against data"
+            )
         if min([*seen, *floor], default=0.0) > 0:
             axis.set_yscale("log")
         axis.set_title(measure, fontsize=9)
@@ -205,16 +268,22 @@ class AblationResult:
         axis.margins(x=0.15)
 
     def save(self) -> list[Path]:
-        """Write table.md, table.csv and plot.png into the directory of the ablation and return their paths.
+        """Write table.md, table.csv and plot.png into the directory of the ablation and return
+        their paths.
 
         Raises:
             ImportError: If matplotlib is not installed; the tables are written before.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = [self.folder / name for name in ("table.md", "table.csv", "plot.png")]
-        title = f"{self.about['data']}: {self.about['images']:,} images seen, mean ± standard deviation over seeds"
+        title = (
+            f"{self.about['data']}: {self.about['images']:,} images seen, mean ± standard deviation"
+            " over seeds"
+        )
         explained = "Share of the variance of log(measure):"
-        write_atomically(paths[0], f"{title}\n\n{self.markdown()}\n\n{explained}\n\n{self.shares_markdown()}\n")
+        write_atomically(
+            paths[0], f"{title}\n\n{self.markdown()}\n\n{explained}\n\n{self.shares_markdown()}\n"
+        )
         write_atomically(paths[1], self.csv())
         self.plot().savefig(paths[2])
         return paths

@@ -1,4 +1,6 @@
-"""What is learned in an ablation: points of a toy by an MLP, or images by a U-Net; with defaults, data and measures."""
+"""What is learned in an ablation: points of a toy by an MLP, or images by a U-Net; with defaults,
+data and measures.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Subject(ABC):
         size: Spatial size of an entry.
         channels: Channels of an entry.
         train: What cells are trained on.
-        others: Sets of data, as what `points` returns, the first of which samples are measured against.
+        others: Sets of data, as what `points` returns, the first of which samples are measured
+            against.
         measures: Distances between samples and data by name.
         notes: What differs from what was asked for, in clear lines.
     """
@@ -69,14 +72,19 @@ class Subject(ABC):
         Raises:
             ValueError: If the settings do not fit together.
         """
-        outputs = 2 * self.channels if diffusion.get("variance") == "learned_range" else self.channels
+        outputs = (
+            2 * self.channels if diffusion.get("variance") == "learned_range" else self.channels
+        )
         network = self.network(**{"channels": self.channels, "out_channels": outputs, **model})
         return GaussianDiffusion(network, image_size=self.size, channels=self.channels, **diffusion)
 
     def floor(self) -> dict[str, list[float]]:
         """Measure data against data."""
         first, *rest = self.others
-        return {name: [measure(other, first) for other in rest] for name, measure in self.measures.items()}
+        return {
+            name: [measure(other, first) for other in rest]
+            for name, measure in self.measures.items()
+        }
 
 
 class ToySubject(Subject):
@@ -93,9 +101,13 @@ class ToySubject(Subject):
         "diffusion": {"clip": "none"},
         "sample": {"sampler": "dpmpp_2m", "num_steps": 30, "spacing": "log_snr"},
         "training": {
-            "batch_size": 256, "learning_rate": 2e-3, "lr_schedule": "cosine", "warmup_steps": 50, "ema_decay": (0.995,),
+            "batch_size": 256,
+            "learning_rate": 2e-3,
+            "lr_schedule": "cosine",
+            "warmup_steps": 50,
+            "ema_decay": (0.995,),
         },
-    }  # fmt: skip
+    }
     size, channels = (1,), 2
 
     def __init__(self, name: str, num_samples: int) -> None:
@@ -151,32 +163,45 @@ class ImageSubject(Subject):
 
     network = Unet
     defaults: ClassVar[dict[str, dict[str, Any]]] = {
-        "model": {**PRESETS["tiny"], "patch_size": 2, "dim_mults": (1, 2), "attention_levels": (1,)},
+        "model": {
+            **PRESETS["tiny"],
+            "patch_size": 2,
+            "dim_mults": (1, 2),
+            "attention_levels": (1,),
+        },
         "diffusion": {},
         "sample": {"sampler": "dpmpp_2m", "num_steps": 30, "spacing": "log_snr"},
         "training": {
-            "batch_size": 32, "learning_rate": 2e-3, "lr_schedule": "cosine", "warmup_steps": 50, "ema_decay": (0.995,),
+            "batch_size": 32,
+            "learning_rate": 2e-3,
+            "lr_schedule": "cosine",
+            "warmup_steps": 50,
+            "ema_decay": (0.995,),
         },
-    }  # fmt: skip
+    }
 
     def __init__(self, data: str, size: int, channels: int, num_samples: int) -> None:
         self.size, self.channels = (size, size), channels
         if data == "shapes":
             self.train: ImageDataset = Shapes(size, channels=channels)
             sets: list[ImageDataset] = [
-                Shapes(size, n=num_samples, channels=channels, seed=1 + k) for k in range(1 + FLOORS)
+                Shapes(size, n=num_samples, channels=channels, seed=1 + k)
+                for k in range(1 + FLOORS)
             ]
         else:
             whole = open_dataset(data, image_size=size, channels=channels)
             if len(whole) < 8:
                 raise ConfigError(
-                    f"{data} has {len(whole):,} images; an ablation needs 8 or more, half of them to compare with."
+                    f"{data} has {len(whole):,} images; an ablation needs 8 or more, half of them"
+                    " to compare with."
                 )
             kept = min(num_samples, len(whole) // 4)
             if kept < num_samples:
                 self.notes = (
-                    f"{kept:,} instead of {num_samples:,} samples: {data} has {len(whole):,} images, of which "
-                    "half at most are held out to compare with",
+                    (
+                        f"{kept:,} instead of {num_samples:,} samples: {data} has {len(whole):,}"
+                        " images, of which half at most are held out to compare with"
+                    ),
                 )
             self.train, rest = whole.split(2 * kept)
             sets = [rest.subset(np.arange(len(rest))[k::2]) for k in range(2)]
@@ -192,7 +217,9 @@ class ImageSubject(Subject):
         """Energy distances between pixels, and between random features."""
         return {
             "energy, pixels": lambda a, b: energy_distance(a.flatten(1), b.flatten(1)),
-            "energy, features": lambda a, b: energy_distance(random_features(a), random_features(b)),
+            "energy, features": lambda a, b: energy_distance(
+                random_features(a), random_features(b)
+            ),
         }
 
     def points(self, samples: Tensor) -> Tensor:
@@ -204,7 +231,9 @@ class ImageSubject(Subject):
         held_out = self._sets[0].batch(np.arange(len(self._sets[0])))
         names = diffusion.conditioners or {}
         cond = {k: v for k, v in held_out.items() if k in names}
-        return _summary(denoising_errors(diffusion, held_out["image"], network, cond=cond, batch_size=128))
+        return _summary(
+            denoising_errors(diffusion, held_out["image"], network, cond=cond, batch_size=128)
+        )
 
 
 def make_subject(data: str, image_size: int, channels: int, num_samples: int) -> Subject:

@@ -30,7 +30,9 @@ COMMANDS = {
 
 
 _READER_LEFT = 128 + 13
-"""What shells report of programs that SIGPIPE ended: the work was cut short, as its output was (`| head`)."""
+"""What shells report of programs that SIGPIPE ended: the work was cut short, as its output was (`|
+head`).
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,9 +93,12 @@ def _stay_in_group() -> None:
 
 
 def _for_users(error: Exception) -> tuple[int, str] | None:
-    # A sentence we wrote ourselves says what to do; a traceback around it only hides it. Everything else keeps its traceback.
+    # A sentence we wrote ourselves says what to do; a traceback around it only hides it. Everything
+    # else keeps its traceback.
     text = str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(text)
+    ):
         return 2, _out_of_memory(error)
     if isinstance(error, (ValueError, OSError, ImportError)):
         return 2, text
@@ -101,19 +106,23 @@ def _for_users(error: Exception) -> tuple[int, str] | None:
 
     if isinstance(error, LostProcessError):
         return 75, text  # "try again": the same command continues
-    return (2, text) if isinstance(error, (CheckpointError, DivergedError, OutOfMemoryError)) else None
+    return (
+        (2, text) if isinstance(error, (CheckpointError, DivergedError, OutOfMemoryError)) else None
+    )
 
 
-_NO_MEMORY = re.compile(r"enforce fail at .*alloc|DefaultCPUAllocator|can't allocate memory|Cannot allocate memory")
+_NO_MEMORY = re.compile(
+    r"enforce fail at .*alloc|DefaultCPUAllocator|can't allocate memory|Cannot allocate memory"
+)
 
 
 def _out_of_memory(error: Exception) -> str:
     asked = re.search(r"allocate ([\d.,]+ ?(?:[KMGT]i?B|bytes))", str(error))
     size = f" ({asked[1]} more were asked for)" if asked else ""
     return (
-        f"the memory of this machine, or what this process may use of it, is not enough{size}. Ask for less at a time "
-        "(--batch-size, --image-size), take fewer or smaller images, or a machine with more; `ddpm estimate` says what a "
-        "training takes."
+        f"the memory of this machine, or what this process may use of it, is not enough{size}. Ask"
+        " for less at a time (--batch-size, --image-size), take fewer or smaller images, or a"
+        " machine with more; `ddpm estimate` says what a training takes."
     )
 
 
@@ -130,7 +139,11 @@ def _top_level(args: list[str]) -> int:
         choices = ["--help", "--version"] if kind == "option" else [*COMMANDS]
         print(f"ddpm: {unknown_name(kind, args[0], choices)}", file=sys.stderr)
         return 2
-    print(_OVERVIEW.format(commands="\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())))
+    print(
+        _OVERVIEW.format(
+            commands="\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())
+        )
+    )
     return 0
 
 

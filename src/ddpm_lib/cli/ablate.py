@@ -16,8 +16,9 @@ from ddpm_lib.plots import need_matplotlib
 from ddpm_lib.training import ConfigError
 
 DESCRIPTION = (
-    "Compare settings: train every combination with several seeds on equally many images, and measure all alike. "
-    "Finished cells are skipped, a stopped ablation goes on with the same command. Writes table.md, table.csv and plot.png."
+    "Compare settings: train every combination with several seeds on equally many images, and"
+    " measure all alike. Finished cells are skipped, a stopped ablation goes on with the same"
+    " command. Writes table.md, table.csv and plot.png."
 )
 
 
@@ -26,9 +27,13 @@ class AblateCommand:
     """Options of `ddpm ablate`."""
 
     data: tyro.conf.Positional[str] = "toy:ring"
-    """toy:ring, toy:grid, toy:moons, toy:swiss_roll, toy:checkerboard, shapes, or a source of images."""
+    """toy:ring, toy:grid, toy:moons, toy:swiss_roll, toy:checkerboard, shapes, or a source of
+    images.
+    """
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Values of one setting, NAME=A,B,C; once per setting. Names: model.…, diffusion.…, sample.…, or an option of training."""
+    """Values of one setting, NAME=A,B,C; once per setting. Names: model.…, diffusion.…, sample.…,
+    or an option of training.
+    """
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A setting of all cells, NAME=VALUE; once per setting."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -40,7 +45,9 @@ class AblateCommand:
     channels: int = 3
     """1 grey, 3 RGB, 4 RGB with alpha (toys have two coordinates)."""
     num_samples: int | None = None
-    """Samples to draw and data to compare them with, a quarter of given images at most; default: 5,000 points or 512 images."""
+    """Samples to draw and data to compare them with, a quarter of given images at most; default:
+    5,000 points or 512 images.
+    """
     output_dir: str | None = None
     """Default: runs/ablation- and the name of the data."""
     device: str = "auto"
@@ -55,13 +62,23 @@ def main(args: list[str]) -> int:
     for text in command.set:
         name, values = read_setting(text)
         if len(values) != 1:
-            raise ConfigError(f"--set takes one value, NAME=VALUE; got {text!r}. A list is written NAME=[1,2].")
+            raise ConfigError(
+                f"--set takes one value, NAME=VALUE; got {text!r}. A list is written NAME=[1,2]."
+            )
         fixed[name] = values[0]
     result = ablate(
-        command.data, dict(map(read_setting, command.vary)), fixed=fixed, seeds=command.seeds, images=command.images,
-        image_size=command.image_size, channels=command.channels, num_samples=command.num_samples,
-        output_dir=command.output_dir, device=command.device, log=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
+        command.data,
+        dict(map(read_setting, command.vary)),
+        fixed=fixed,
+        seeds=command.seeds,
+        images=command.images,
+        image_size=command.image_size,
+        channels=command.channels,
+        num_samples=command.num_samples,
+        output_dir=command.output_dir,
+        device=command.device,
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     if result.exit_code:
         return result.exit_code
     print(result.markdown())
@@ -78,7 +95,9 @@ def read(args: list[str]) -> AblateCommand:
     """
     default = AblateCommand()
     command: AblateCommand = options.parse(AblateCommand, args, default, "ddpm ablate", DESCRIPTION)
-    if args and ("data",) not in arguments.read(arguments.options_of(AblateCommand, default), args, "ddpm ablate"):
+    if args and ("data",) not in arguments.read(
+        arguments.options_of(AblateCommand, default), args, "ddpm ablate"
+    ):
         raise missing_data(args, "ddpm ablate", default.data)
     return command
 

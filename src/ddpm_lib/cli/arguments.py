@@ -1,7 +1,9 @@
 """Read the words of a command line into the fields of a dataclass.
 
-The order of options and positional words makes no difference: an option takes as many words as its type has room for, a
-list only those that fit its type. Where a word could be either, the command says so instead of guessing.
+The order of options and positional words makes no difference: an option takes as many words as its
+    type has room for, a
+list only those that fit its type. Where a word could be either, the command says so instead of
+guessing.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ class Option:
 
 
 def options_of(cls: type, default: Any, prefix: tuple[str, ...] = ()) -> list[Option]:
-    """List the options of a dataclass in the order of its fields, those of groups in their place."""
+    """List the options of a dataclass in the order of its fields, those of groups in their
+    place.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     found: list[Option] = []
     for field in dataclasses.fields(cls):
@@ -220,7 +224,9 @@ class _Reader:
         kinds = members(option.annotation)
         if bool in kinds:
             words = TRUE[:1] + FALSE[:1] + tuple(str(c) for k in kinds for c in typing.get_args(k))
-            yield from following[:1] if len(kinds) > 1 and following[:1] and following[0] in words else ()
+            yield from (
+                following[:1] if len(kinds) > 1 and following[:1] and following[0] in words else ()
+            )
             return
         many = next((k for k in kinds if typing.get_origin(k) in (tuple, dict)), None)
         if following and following[0].lower() == "none" and type(None) in kinds:
@@ -282,8 +288,9 @@ class _Reader:
             if Path(last).exists():
                 commas = ",".join(taken[:-1])
                 raise UsageError(
-                    f"{last!r} could belong to {option.flag}, or be {missing.shown}. Write {option.flag} {commas},{last} "
-                    f"for the one, {option.flag} {commas} -- {last} for the other."
+                    f"{last!r} could belong to {option.flag}, or be {missing.shown}. Write"
+                    f" {option.flag} {commas},{last} for the one, {option.flag} {commas} -- {last}"
+                    " for the other."
                 )
 
     def _about_missing(self, option: Option) -> str:
@@ -292,7 +299,9 @@ class _Reader:
     def _about_extra(self, words: list[str], room: int) -> str:
         names = " ".join(o.shown for o in self.positionals) or "no words but options"
         extra = words[room:]
-        shown = ", ".join(map(repr, extra[:3])) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+        shown = ", ".join(map(repr, extra[:3])) + (
+            f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+        )
         text = f"the command takes {names}; got also {shown}."
         if len(extra) == 1 and extra[0].lower() in (*TRUE, *FALSE):
             return f"{text} A switch takes no value: --flag for yes, --no-flag for no."
@@ -302,8 +311,8 @@ class _Reader:
         if len(pictures) > 1:
             folder = shlex.quote(str(pictures[0].parent))
             return (
-                f"{text} If that is a pattern which the shell has expanded, give the folder ({folder}), "
-                "or quote the pattern."
+                f"{text} If that is a pattern which the shell has expanded, give the folder"
+                f" ({folder}), or quote the pattern."
             )
         lists = [option.flag for option, _ in self.flags.values() if is_list(option.annotation)]
         lists = [flag for flag in lists if self._is_given(flag)]

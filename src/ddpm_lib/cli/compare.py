@@ -13,8 +13,8 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.comparison import column_of, table_of, to_dict
 
 DESCRIPTION = (
-    "Put evaluations side by side: the newest value of each metric from all evaluations of a run, or the files named. Says what "
-    "makes numbers incomparable."
+    "Put evaluations side by side: the newest value of each metric from all evaluations of a run,"
+    " or the files named. Says what makes numbers incomparable."
 )
 
 

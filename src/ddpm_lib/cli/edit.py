@@ -15,8 +15,9 @@ from ddpm_lib.cli.redraw import Picture, RedrawCommand, check, redraw
 from ddpm_lib.diffusion import GaussianDiffusion
 
 DESCRIPTION = (
-    "Redraw pictures with a run's model: add noise up to a level and sample down from there (SDEdit). Writes each result and a "
-    "grid with a row per picture: the original, then the results. Nothing that exists is overwritten."
+    "Redraw pictures with a run's model: add noise up to a level and sample down from there"
+    " (SDEdit). Writes each result and a grid with a row per picture: the original, then the"
+    " results. Nothing that exists is overwritten."
 )
 
 
@@ -25,7 +26,9 @@ class EditCommand(RedrawCommand):
     """Options of `ddpm edit`."""
 
     fraction: float = 0.5
-    """The level to start from as a part of T, above 0 up to 1: small keeps the picture, large its rough layout."""
+    """The level to start from as a part of T, above 0 up to 1: small keeps the picture, large its
+    rough layout.
+    """
 
 
 def main(args: list[str]) -> int:
@@ -34,7 +37,9 @@ def main(args: list[str]) -> int:
     command: EditCommand = options.parse(EditCommand, args, default, "ddpm edit", DESCRIPTION)
     check(command)
 
-    def prepare(diffusion: GaussianDiffusion, found: list[Picture]) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    def prepare(
+        diffusion: GaussianDiffusion, found: list[Picture]
+    ) -> tuple[Callable[..., Tensor], list[Tensor]]:
         return partial(diffusion.edit, fraction=command.fraction), []
 
     sys.stdout.write(redraw(command, "edit", prepare))

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from ddpm_lib.nn import Unet
 
 DESCRIPTION = (
-    "Say what a run costs before it starts: parameters, multiplications, memory, size of the checkpoints, images per second and "
-    "hours. Takes the options of `ddpm train` and does a few of its steps on random images, on the device that it would use. The "
-    "data are opened only where the network depends on their classes."
+    "Say what a run costs before it starts: parameters, multiplications, memory, size of the"
+    " checkpoints, images per second and hours. Takes the options of `ddpm train` and does a few of"
+    " its steps on random images, on the device that it would use. The data are opened only where"
+    " the network depends on their classes."
 )
 
 
@@ -54,16 +55,23 @@ def main(args: list[str]) -> int:
 
 
 def at_once(diffusion: GaussianDiffusion, settings: train.RunConfig, probe_steps: int) -> str:
-    """Say what is known before a step was done, so that nobody waits in front of an empty screen."""
+    """Say what is known before a step was done, so that nobody waits in front of an empty
+    screen.
+    """
     from ddpm_lib.training.memory import activation_bytes
 
     model = cast("Unet", diffusion.model)
     count = sum(p.numel() for p in model.parameters())
-    copies = 4 + len(settings.ema_decay) + len(settings.posthoc_ema)  # weights, gradients, two moments, averages
+    copies = (
+        4 + len(settings.ema_decay) + len(settings.posthoc_ema)
+    )  # weights, gradients, two moments, averages
     known = (
-        f"{count / 1e6:,.2f} M parameters; weights, gradients, moments, averages {4 * count * copies / 2**20:,.0f} MiB"
+        f"{count / 1e6:,.2f} M parameters; weights, gradients, moments, averages"
+        f" {4 * count * copies / 2**20:,.0f} MiB"
     )
-    size = 1 if settings.batch_size == "auto" else settings.batch_size // settings.accumulation_steps
+    size = (
+        1 if settings.batch_size == "auto" else settings.batch_size // settings.accumulation_steps
+    )
     kept = activation_bytes(model, diffusion.image_size, size, "no")
     if kept is not None:
         images = "1 image" if size == 1 else f"{size} images"

@@ -11,7 +11,13 @@ from typing import Annotated
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.evaluation import METRICS, Evaluation, EvaluationOptions, evaluate, evaluate_checkpoints
+from ddpm_lib.evaluation import (
+    METRICS,
+    Evaluation,
+    EvaluationOptions,
+    evaluate,
+    evaluate_checkpoints,
+)
 from ddpm_lib.evaluation.comparison import curve
 from ddpm_lib.evaluation.evaluator import evaluate_verified
 from ddpm_lib.evaluation.preflight import refuse_unwritable
@@ -21,10 +27,11 @@ from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.training import process_state
 
 DESCRIPTION = (
-    f"Score a run, or a set of images. Metrics: {', '.join(METRICS)}. Samples go from the sampler to the metrics without files; "
-    "image i is a function of the seed and i, so the numbers depend neither on the batch size nor on the number of processes "
-    "(torchrun shares the images), and an interrupted evaluation continues where it was. Writes "
-    "evaluations/eval-….json, with everything that repeating it needs, and prints a table."
+    f"Score a run, or a set of images. Metrics: {', '.join(METRICS)}. Samples go from the sampler"
+    " to the metrics without files; image i is a function of the seed and i, so the numbers depend"
+    " neither on the batch size nor on the number of processes (torchrun shares the images), and"
+    " an interrupted evaluation continues where it was. Writes evaluations/eval-….json, with"
+    " everything that repeating it needs, and prints a table."
 )
 
 
@@ -33,13 +40,18 @@ class EvaluateCommand(EvaluationOptions):
     """Options of `ddpm evaluate`."""
 
     run: tyro.conf.Positional[str]
-    """A run directory or one of its checkpoints; or images: a folder, .npz or .npy of uint8 (n, h, w, c), a parquet file."""
+    """A run directory or one of its checkpoints; or images: a folder, .npz or .npy of uint8 (n, h,
+    w, c), a parquet file.
+    """
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Number of samples (default: 10,000; with metrics auto as many as training images, 64 to 1,000), and of images spread evenly
-    over the data (default: all). More than there are is clamped, with a note. Under torchrun write -n: it takes --num for an
-    option of its own."""
+    """Number of samples (default: 10,000; with metrics auto as many as training images, 64 to
+    1,000), and of images spread evenly over the data (default: all). More than there are is
+    clamped, with a note. Under torchrun write -n: it takes --num for an option of its own.
+    """
     output_dir: str | None = None
-    """Where to write eval-….json, for runs that cannot be written to; default: evaluations/ in the run, or here for images."""
+    """Where to write eval-….json, for runs that cannot be written to; default: evaluations/ in the
+    run, or here for images.
+    """
 
 
 def check_output(output_dir: str | None, run: Path | None) -> None:
@@ -57,7 +69,8 @@ def check_output(output_dir: str | None, run: Path | None) -> None:
 
 
 def show(result: Evaluation, output_dir: str | None = None) -> None:
-    """Write an evaluation's file, then print it: what took hours must not be lost to a terminal that cannot show a letter.
+    """Write an evaluation's file, then print it: what took hours must not be lost to a terminal
+    that cannot show a letter.
 
     Raises:
         OSError: If the file cannot be written; the numbers are printed all the same.
@@ -86,7 +99,11 @@ def main(args: list[str]) -> int:
     if found:
         scored: Iterable[Evaluation] = evaluate_verified(found, **chosen)
     else:
-        scored = evaluate_checkpoints(command.run, **chosen) if every else [evaluate(command.run, **chosen)]
+        scored = (
+            evaluate_checkpoints(command.run, **chosen)
+            if every
+            else [evaluate(command.run, **chosen)]
+        )
     for result in scored:
         results.append(result)
         if state.is_main_process:  # each as soon as it is known

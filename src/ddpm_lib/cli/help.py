@@ -21,7 +21,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm train", "the built-in shapes, with settings of their own"),
         ("ddpm train path/to/images --image-size 64", "your own images"),
         ("ddpm train path/to/images --class-conditional", "one sub-folder per class"),
-        ("ddpm train path/to/images --max-steps 20000 --dry-run", "only show what would be trained"),
+        (
+            "ddpm train path/to/images --max-steps 20000 --dry-run",
+            "only show what would be trained",
+        ),
     ),
     "ddpm estimate": (
         ("ddpm estimate", "what `ddpm train` would cost"),
@@ -34,29 +37,42 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm sample runs/mine --num 1000 --format png", "a file for each"),
     ),
     "ddpm edit": (("ddpm edit runs/mine photo.png --variants 4", "four redrawings of a picture"),),
-    "ddpm inpaint": (("ddpm inpaint runs/mine photo.png --mask mask.png", "paint where the mask is white"),),
+    "ddpm inpaint": (
+        ("ddpm inpaint runs/mine photo.png --mask mask.png", "paint where the mask is white"),
+    ),
     "ddpm ablate": (
-        ("ddpm ablate toy:ring --vary diffusion.schedule=linear,cosine", "two schedules on points in the plane"),
-        ("ddpm ablate path/to/images --vary learning_rate=1e-4,3e-4 --seeds 0,1", "two rates, two seeds each"),
+        (
+            "ddpm ablate toy:ring --vary diffusion.schedule=linear,cosine",
+            "two schedules on points in the plane",
+        ),
+        (
+            "ddpm ablate path/to/images --vary learning_rate=1e-4,3e-4 --seeds 0,1",
+            "two rates, two seeds each",
+        ),
     ),
     "ddpm ema": (("ddpm ema runs/mine --sigma-rel 0.05,0.1", "two averages"),),
     "ddpm evaluate": (("ddpm evaluate runs/mine", "score a run"),),
     "ddpm compare": (("ddpm compare runs/a runs/b", "the newest evaluations of two runs"),),
     "ddpm weights": (("ddpm weights list", "which there are, and which are here"),),
-    "ddpm prepare": (("ddpm prepare sysu sysu-shape-dataset sysu-64 --size 64", "object cut-outs of 64×64"),),
+    "ddpm prepare": (
+        ("ddpm prepare sysu sysu-shape-dataset sysu-64 --size 64", "object cut-outs of 64×64"),
+    ),
 }
 
 _TRAIN = (
-    "image_size class_conditional preset batch_size max_steps max_hours learning_rate output_dir horizontal_flip val_data "
-    "num_workers device mixed_precision seed config dry_run print_config"
+    "image_size class_conditional preset batch_size max_steps max_hours learning_rate output_dir"
+    " horizontal_flip val_data num_workers device mixed_precision seed config dry_run print_config"
 )
 COMMON: dict[str, str] = {
     "ddpm train": _TRAIN,
     "ddpm estimate": _TRAIN.replace("dry_run print_config", "probe_steps json"),
     "ddpm sample": (
-        "num class_label guidance_scale seed first_index checkpoint sampler num_steps format output_dir batch_size low_res device"
+        "num class_label guidance_scale seed first_index checkpoint sampler num_steps format"
+        " output_dir batch_size low_res device"
     ),
-    "ddpm evaluate": "metrics num data reference checkpoint features sample_steps batch_size seed device",
+    "ddpm evaluate": (
+        "metrics num data reference checkpoint features sample_steps batch_size seed device"
+    ),
 }
 """The options that `--help` shows of commands which have many; `--help-all` shows all."""
 
@@ -95,7 +111,10 @@ def text(
     lines += textwrap.wrap(description, width, break_on_hyphens=False)
     lines += ["", "examples:", *_examples(EXAMPLES.get(prog, ()), width)]
     if words:
-        lines += ["", *(line for o in words for line in _entry(_place(o), _help(o, said, None), width))]
+        lines += [
+            "",
+            *(line for o in words for line in _entry(_place(o), _help(o, said, None), width)),
+        ]
     common = COMMON.get(prog, "").split()
     shown = flags
     if common and not everything:
@@ -105,7 +124,11 @@ def text(
     for option in shown:
         groups.setdefault(".".join(option.path[:-1]), []).append(option)
     for group, members_ in groups.items():
-        title = f"options of the {group}" if group else ("common options" if shown is not flags else "options")
+        title = (
+            f"options of the {group}"
+            if group
+            else ("common options" if shown is not flags else "options")
+        )
         lines += ["", f"{title}:"]
         for option in members_:
             lines += _entry(_spelling(option), _help(option, said, shapes), width)
@@ -164,16 +187,32 @@ def _metavar(kind: Any, name: str) -> str:
     if kind is bool:
         return "true|false"
     if kind is str:
-        for ending in ("dir", "config", "options", "column", "label", "mask", "checkpoint", "sampler", "schedule"):
+        for ending in (
+            "dir",
+            "config",
+            "options",
+            "column",
+            "label",
+            "mask",
+            "checkpoint",
+            "sampler",
+            "schedule",
+        ):
             if name.endswith(ending):
                 return {"config": "FILE", "options": "NAME=X"}.get(ending, ending.upper())
         return "TEXT" if name not in ("preset", "split") else "NAME"
     return {int: "N", float: "X"}.get(kind, "VALUE")
 
 
-def _help(option: Option, said: Mapping[str, str], shapes: Mapping[tuple[str, ...], Any] | None) -> str:
+def _help(
+    option: Option, said: Mapping[str, str], shapes: Mapping[tuple[str, ...], Any] | None
+) -> str:
     words = " ".join(
-        (option.help or said.get(option.path[-1], "") if len(option.path) == 1 else option.help or "").split()
+        (
+            option.help or said.get(option.path[-1], "")
+            if len(option.path) == 1
+            else option.help or ""
+        ).split()
     )
     value = option.default
     untold = option.required or option.positional or isinstance(value, bool) or value in (None, ())
@@ -196,7 +235,9 @@ def _value(value: Any) -> str:
 
 
 def docs_of(cls: type) -> dict[str, str]:
-    """Return the docstrings of the fields of a dataclass and its bases, which Python itself throws away."""
+    """Return the docstrings of the fields of a dataclass and its bases, which Python itself throws
+    away.
+    """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         try:

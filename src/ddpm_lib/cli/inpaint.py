@@ -21,9 +21,9 @@ from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError
 
 DESCRIPTION = (
-    "Paint the masked part of pictures so that it fits the rest (RePaint). Takes about num-steps times num-resamples steps. "
-    "Writes each result and a grid with a row per picture: the original, the masked, then the results. Nothing that exists is "
-    "overwritten."
+    "Paint the masked part of pictures so that it fits the rest (RePaint). Takes about num-steps"
+    " times num-resamples steps. Writes each result and a grid with a row per picture: the"
+    " original, the masked, then the results. Nothing that exists is overwritten."
 )
 
 
@@ -32,7 +32,9 @@ class InpaintCommand(RedrawCommand):
     """Options of `ddpm inpaint`."""
 
     mask: str
-    """A black and white picture, white where to paint; or a folder with one of the same name for each picture."""
+    """A black and white picture, white where to paint; or a folder with one of the same name for
+    each picture.
+    """
     jump_length: int = 10
     """How many steps to go back up at a time."""
     num_resamples: int = 10
@@ -42,19 +44,29 @@ class InpaintCommand(RedrawCommand):
 def main(args: list[str]) -> int:
     """Run the command."""
     default = InpaintCommand(run=tyro.MISSING, images=tyro.MISSING, mask=tyro.MISSING)
-    command: InpaintCommand = options.parse(InpaintCommand, args, default, "ddpm inpaint", DESCRIPTION)
+    command: InpaintCommand = options.parse(
+        InpaintCommand, args, default, "ddpm inpaint", DESCRIPTION
+    )
     check(command)
     given = options.key_values(command.sampler_options, "--sampler-options")
     check_single_step(make_sampler(command.sampler, given, eta=command.eta))
 
-    def prepare(diffusion: GaussianDiffusion, found: list[Picture]) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    def prepare(
+        diffusion: GaussianDiffusion, found: list[Picture]
+    ) -> tuple[Callable[..., Tensor], list[Tensor]]:
         mask = read_masks(command.mask, found)
-        grey = torch.where(mask, torch.tensor(128, dtype=torch.uint8), torch.stack([p.pixels for p in found]))
+        grey = torch.where(
+            mask, torch.tensor(128, dtype=torch.uint8), torch.stack([p.pixels for p in found])
+        )
 
         def method(images: Tensor, **how: object) -> Tensor:
             if command.num_steps is None and command.spacing in SPACINGS:
                 how["num_steps"] = None  # the method's own default
-            draw = partial(diffusion.inpaint, jump_length=command.jump_length, num_resamples=command.num_resamples)
+            draw = partial(
+                diffusion.inpaint,
+                jump_length=command.jump_length,
+                num_resamples=command.num_resamples,
+            )
             return draw(images, mask.repeat_interleave(command.variants, 0), **how)  # type: ignore[arg-type]
 
         return method, [grey]
@@ -67,7 +79,8 @@ def read_masks(path: str, found: list[Picture]) -> Tensor:
     """Return the masks of the pictures, (n, 1, h, w), True where to paint.
 
     Raises:
-        ConfigError: If one is missing, or of another size than its picture, so that it is not clear where it lies.
+        ConfigError: If one is missing, or of another size than its picture, so that it is not clear
+            where it lies.
     """
     size = tuple(found[0].pixels.shape[1:])
     masks = {mask.name: mask for mask in read_pictures(path, size, 1)}
@@ -77,7 +90,8 @@ def read_masks(path: str, found: list[Picture]) -> Tensor:
         mask = only or masks.get(picture.name)
         if mask is None:
             raise ConfigError(
-                f"{path} holds no mask named like the picture {picture.name}. There are: {', '.join(masks)}."
+                f"{path} holds no mask named like the picture {picture.name}. There are:"
+                f" {', '.join(masks)}."
             )
         if (mask.width, mask.height) not in ((picture.width, picture.height), size[::-1]):
             raise ConfigError(

@@ -1,4 +1,6 @@
-"""Where `ddpm sample` has the small images of a super-resolution network from: picture files, or another run."""
+"""Where `ddpm sample` has the small images of a super-resolution network from: picture files, or
+another run.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from ddpm_lib.training import ConfigError
 
 @dataclass(frozen=True)
 class SmallImages:
-    """Small images to enlarge: sample i takes number i − first_index of them, and all in turn again after the last.
+    """Small images to enlarge: sample i takes number i − first_index of them, and all in turn again
+    after the last.
 
     Attributes:
         images: (n, c, h, w), uint8 or float in [0, 1].
@@ -37,7 +40,9 @@ class SmallImages:
         return self.images[(torch.arange(n) + first_index - self.first_index) % len(self.images)]
 
     def name_of(self, index: int) -> str:
-        """Return the name of sample number `index` as a part of a file name: that of its small image."""
+        """Return the name of sample number `index` as a part of a file name: that of its small
+        image.
+        """
         return "" if self.names is None else f"-{self.names[index % len(self.names)]}"
 
 
@@ -51,25 +56,34 @@ def check_low_res_options(
     """
     stage = Stage(diffusion)
     if stage.low_res is None:
-        given = [f"--{k}" for k, v in (("low-res", low_res), ("base", base), ("low-res-noise", noise)) if v is not None]
+        given = [
+            f"--{k}"
+            for k, v in (("low-res", low_res), ("base", base), ("low-res-noise", noise))
+            if v is not None
+        ]
         if given:
             raise ConfigError(
-                f"{given[0]} is for networks that enlarge images, and this one was trained without --model.low-res-factor."
+                f"{given[0]} is for networks that enlarge images, and this one was trained without"
+                " --model.low-res-factor."
             )
         return
     if low_res is not None and base is not None:
-        raise ConfigError("--low-res names small images and --base a run that draws them. Give one of them.")
+        raise ConfigError(
+            "--low-res names small images and --base a run that draws them. Give one of them."
+        )
     if low_res is None and base is None and not stage.low_res.optional:
         size = "×".join(map(str, (stage.small_size or ())[1:]))
         raise ConfigError(
-            f"This network enlarges images of {size}. Name them with --low-res FOLDER, or a run that draws them with --base RUN."
+            f"This network enlarges images of {size}. Name them with --low-res FOLDER, or a run"
+            " that draws them with --base RUN."
         )
     if noise is not None:
         Stage(diffusion, low_res_noise=noise)
 
 
 def read_small_images(path: str, diffusion: GaussianDiffusion) -> SmallImages:
-    """Read a picture file, or all of a folder in the order of their names, which must have the right size.
+    """Read a picture file, or all of a folder in the order of their names, which must have the
+    right size.
 
     Raises:
         ConfigError: If there is no such file or folder.
@@ -82,7 +96,10 @@ def read_small_images(path: str, diffusion: GaussianDiffusion) -> SmallImages:
     elif root.is_file():
         files = [root]
     else:
-        raise ConfigError(f"{path} does not exist. Give a picture of {width}×{height} pixels, or a folder of such.")
+        raise ConfigError(
+            f"{path} does not exist. Give a picture of {width}×{height} pixels, or a folder of"
+            " such."
+        )
     spec = make_spec((height, width), channels)
     pixels, bad = [], []
     for file in files:
@@ -99,8 +116,9 @@ def read_small_images(path: str, diffusion: GaussianDiffusion) -> SmallImages:
         raise BadImagesError(
             bad,
             len(files),
-            f"This network enlarges pictures of {width}×{height} to {large}. Resize or crop them first; training made its "
-            "small images by antialiased bicubic interpolation, as Pillow's BICUBIC does.",
+            f"This network enlarges pictures of {width}×{height} to {large}. Resize or crop them"
+            " first; training made its small images by antialiased bicubic interpolation, as"
+            " Pillow's BICUBIC does.",
         )
     return SmallImages(torch.stack(pixels), tuple(file.stem for file in files))
 
@@ -109,13 +127,20 @@ def _small_size(diffusion: GaussianDiffusion) -> tuple[int, int, int]:
     size = Stage(diffusion).small_size
     if size is None or len(size) != 3:
         raise ConfigError(
-            "--low-res reads pictures, and this network is not for images. Use diffusion.sample in Python."
+            "--low-res reads pictures, and this network is not for images. Use diffusion.sample in"
+            " Python."
         )
     return size[0], size[1], size[2]
 
 
-def conditions(diffusion: GaussianDiffusion, small: Tensor, noise: float | None) -> dict[str, Tensor]:
-    """Return the conditions that small images (n, c, h, w), with noise of some level on them, are to the network."""
+def conditions(
+    diffusion: GaussianDiffusion, small: Tensor, noise: float | None
+) -> dict[str, Tensor]:
+    """Return the conditions that small images (n, c, h, w), with noise of some level on them, are
+    to the network.
+    """
     wanted = Stage(diffusion).low_res
     assert wanted is not None
-    return {wanted.name: small} | ({} if noise is None else {wanted.noise_name: torch.full((len(small),), noise)})
+    return {wanted.name: small} | (
+        {} if noise is None else {wanted.noise_name: torch.full((len(small),), noise)}
+    )

@@ -1,4 +1,6 @@
-"""What a command proposes to do next: commands that are valid where the user stands, computed from what is true."""
+"""What a command proposes to do next: commands that are valid where the user stands, computed from
+what is true.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,12 @@ def after_training(what: Finished) -> list[str]:
     ways = []
     if not what.own_data:
         size = ",".join(str(s) for s in dict.fromkeys(what.image_size))
-        ways.append(("your own images", f"ddpm train path/to/images --image-size {size} --output-dir runs/mine"))
+        ways.append(
+            (
+                "your own images",
+                f"ddpm train path/to/images --image-size {size} --output-dir runs/mine",
+            )
+        )
     if what.enlarges:
         ways.append(("enlarge images", f"ddpm sample {run} --low-res path/to/small"))
     else:
@@ -75,13 +82,15 @@ def after_preparing(train: Path, held_out: Path, size: int, accelerator: bool) -
         accelerator: Whether there is a GPU.
     """
     data = (
-        f"{shlex.quote(str(train))} --val-data {shlex.quote(str(held_out))} --val-labels prefix --image-size {size} "
-        "--class-conditional --horizontal-flip"
+        f"{shlex.quote(str(train))} --val-data {shlex.quote(str(held_out))} --val-labels prefix"
+        f" --image-size {size} --class-conditional --horizontal-flip"
     )
     if not accelerator:
-        # What a CPU learns something from in minutes: few, large pixels, and a prediction that a small network can make.
+        # What a CPU learns something from in minutes: few, large pixels, and a prediction that a
+        # small network can make.
         data += (
-            " --preset tiny --model.patch-size 2 --diffusion.parametrization x0 --diffusion.weighting flat"
-            " --learning-rate 1e-3 --lr-schedule cosine --warmup-steps 50 --ema-decay 0.995 --max-steps 600"
+            " --preset tiny --model.patch-size 2 --diffusion.parametrization x0"
+            " --diffusion.weighting flat --learning-rate 1e-3 --lr-schedule cosine --warmup-steps"
+            " 50 --ema-decay 0.995 --max-steps 600"
         )
     return ["what it takes:", f"  ddpm estimate {data}", "train:", f"  ddpm train {data}"]

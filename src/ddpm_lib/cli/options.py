@@ -1,4 +1,6 @@
-"""One list of options for Python, config files and flags: dataclasses read off the signatures and docstrings of the classes."""
+"""One list of options for Python, config files and flags: dataclasses read off the signatures and
+docstrings of the classes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from ddpm_lib.core.validation import check_type, unknown_options
 
 
 def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> type:
-    """Make a dataclass whose fields are the constructor arguments of a class, with their docstrings as help.
+    """Make a dataclass whose fields are the constructor arguments of a class, with their docstrings
+    as help.
 
     Args:
         name: Name of the dataclass.
@@ -51,13 +54,16 @@ def _plain_part(annotation: Any) -> Any:
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return annotation
     simple = [
-        a for a in typing.get_args(annotation) if typing.get_origin(a) or a in (int, float, str, bool, type(None))
+        a
+        for a in typing.get_args(annotation)
+        if typing.get_origin(a) or a in (int, float, str, bool, type(None))
     ]
     return functools.reduce(operator.or_, simple)
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], base: Any, where: str) -> Any:
-    """Replace fields of a dataclass instance by those of a mapping, nested groups included, strictly.
+    """Replace fields of a dataclass instance by those of a mapping, nested groups included,
+    strictly.
 
     Args:
         cls: The dataclass.
@@ -69,14 +75,18 @@ def from_mapping(cls: type, values: Mapping[str, Any], base: Any, where: str) ->
         ConfigError: For unknown names (naming the nearest right one) and wrong types.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} must be a list of `option: value` lines; got {type(values).__name__}.")
+        raise ConfigError(
+            f"{where} must be a list of `option: value` lines; got {type(values).__name__}."
+        )
     hints = typing.get_type_hints(cls, include_extras=True)
     unknown_options(values, [f.name for f in dataclasses.fields(cls)], where)
     changes: dict[str, Any] = {}
     for name, value in values.items():
         current = getattr(base, name)
         if dataclasses.is_dataclass(current):
-            changes[name] = from_mapping(type(current), value or {}, current, f"{where}, group {name}")
+            changes[name] = from_mapping(
+                type(current), value or {}, current, f"{where}, group {name}"
+            )
         else:
             changes[name] = check_type(f"{name} ({where})", value, hints[name])
     return dataclasses.replace(base, **changes)
@@ -93,10 +103,18 @@ def read_config(path: str) -> dict[str, Any]:
         raise ConfigError(f"The config file {path} does not exist.")
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8
-        raise ConfigError(f"The config file {path} is not valid YAML: {str(error)[:2000]}") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a date that is none, text that is no UTF-8
+        raise ConfigError(
+            f"The config file {path} is not valid YAML: {str(error)[:2000]}"
+        ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"The config file {path} must hold `option: value` lines; got {type(values).__name__}.")
+        raise ConfigError(
+            f"The config file {path} must hold `option: value` lines; got {type(values).__name__}."
+        )
     return values
 
 
@@ -113,24 +131,31 @@ _MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that also reads 1e-4 as a number, as everybody means it, and lets no alias stand for gigabytes."""
+    """YAML's safe loader that also reads 1e-4 as a number, as everybody means it, and lets no alias
+    stand for gigabytes.
+    """
 
     def get_single_data(self) -> Any:
         """Read the one document.
 
         Raises:
-            yaml.YAMLError: Also if it comes to more than 100,000 values when its aliases are written out.
+            yaml.YAMLError: Also if it comes to more than 100,000 values when its aliases are
+                written out.
         """
         node = self.get_single_node()
         if node is None:
             return None
         if _values(node, {}, set()) > _MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant")
+            raise yaml.YAMLError(
+                f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant"
+            )
         return self.construct_document(node)
 
 
 def _values(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """Count the values of a node with every alias written out; endlessly many for one that holds itself."""
+    """Count the values of a node with every alias written out; endlessly many for one that holds
+    itself.
+    """
     if id(node) in above:
         return _MOST_VALUES + 1
     if id(node) not in known:
@@ -140,13 +165,17 @@ def _values(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
             children = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             children = list(node.value)
-        known[id(node)] = min(1 + sum(_values(child, known, inside) for child in children), _MOST_VALUES + 1)
+        known[id(node)] = min(
+            1 + sum(_values(child, known, inside) for child in children), _MOST_VALUES + 1
+        )
     return known[id(node)]
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$|[-+]?(\d+\.\d*|\.\d+)$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$|[-+]?(\d+\.\d*|\.\d+)$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -166,7 +195,8 @@ def dump(config: Any) -> str:
 
 
 def parse(cls: type, args: Sequence[str], default: Any, prog: str, description: str) -> Any:
-    """Read flags and words, in any order, over the defaults of an instance; `--help` shows them and exits.
+    """Read flags and words, in any order, over the defaults of an instance; `--help` shows them and
+    exits.
 
     Raises:
         UsageError: For words that cannot be read.
@@ -179,7 +209,12 @@ def parse(cls: type, args: Sequence[str], default: Any, prog: str, description: 
 
 
 def show_help(
-    cls: type, table: Sequence[arguments.Option], args: Sequence[str], prog: str, description: str, shapes: Any = None
+    cls: type,
+    table: Sequence[arguments.Option],
+    args: Sequence[str],
+    prog: str,
+    description: str,
+    shapes: Any = None,
 ) -> None:
     """Print the help of a command and exit.
 
@@ -202,10 +237,13 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not name or not equals or name in found:
             raise ConfigError(
-                f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got {short(pair)}."
+                f"{flag} takes name=value pairs with different names, such as {flag} rho=5; got"
+                f" {short(pair)}."
             )
         try:
             found[name.replace("-", "_")] = read_yaml(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{flag}: {short(value)} is not a number, a word, or true or false.") from error
+            raise ConfigError(
+                f"{flag}: {short(value)} is not a number, a word, or true or false."
+            ) from error
     return found

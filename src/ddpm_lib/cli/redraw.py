@@ -42,7 +42,9 @@ class RedrawCommand:
     run: tyro.conf.Positional[str]
     """A run directory, or one of its checkpoints."""
     images: tyro.conf.Positional[str]
-    """A picture, or a folder of pictures; those of another size are cropped and resized to the model's."""
+    """A picture, or a folder of pictures; those of another size are cropped and resized to the
+    model's.
+    """
     checkpoint: str = "latest"
     """latest, a step (1200) or a name (step-000001200)."""
     weights: Literal["ema", "model"] = "ema"
@@ -59,10 +61,12 @@ class RedrawCommand:
     sampler_options: tuple[str, ...] = ()
     """Options of the sampler, as s_churn=10 for heun."""
     num_steps: int | None = None
-    """Steps from pure noise down; default: all for ddpm in edit, 250 for inpaint, 50 for the other samplers in edit."""
-    spacing: Annotated[str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")] = (
-        "trailing"
-    )
+    """Steps from pure noise down; default: all for ddpm in edit, 250 for inpaint, 50 for the other
+    samplers in edit.
+    """
+    spacing: Annotated[
+        str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")
+    ] = "trailing"
     spacing_options: tuple[str, ...] = ()
     """Options of the spacing, as rho=5 for karras."""
     eta: float | None = None
@@ -88,7 +92,9 @@ class RedrawCommand:
 
 
 class Picture(NamedTuple):
-    """A picture as the model takes it, uint8 (c, h, w), with the name and size it has on the disk."""
+    """A picture as the model takes it, uint8 (c, h, w), with the name and size it has on the
+    disk.
+    """
 
     name: str
     pixels: Tensor
@@ -106,7 +112,11 @@ def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[P
     if not place.exists():
         raise ConfigError(f"{path} does not exist. Give a picture or a folder of pictures.")
     inside = () if place.is_file() else place.iterdir()
-    files = [place] if place.is_file() else sorted(p for p in inside if p.suffix.lower().encode() in PICTURES)
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(p for p in inside if p.suffix.lower().encode() in PICTURES)
+    )
     if not files:
         raise ConfigError(f"The folder {path} holds no pictures. Give PNG or JPEG files.")
     spec = make_spec(tuple(image_size), channels)
@@ -116,11 +126,15 @@ def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[P
             decoded: Decoded = decode(str(file), spec)
         except ImageError as error:
             raise ConfigError(f"{file} cannot be used: {error}.") from error
-        found.append(Picture(file.stem, torch.tensor(decoded.pixels), decoded.width, decoded.height))
+        found.append(
+            Picture(file.stem, torch.tensor(decoded.pixels), decoded.width, decoded.height)
+        )
     names = [p.name for p in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigError(f"Two pictures in {path} are named {twice}, and so would be their results. Rename one.")
+        raise ConfigError(
+            f"Two pictures in {path} are named {twice}, and so would be their results. Rename one."
+        )
     return found
 
 
@@ -135,7 +149,9 @@ def check(command: RedrawCommand) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("This command runs as one process. Start it without torchrun or accelerate launch.")
+        raise ConfigError(
+            "This command runs as one process. Start it without torchrun or accelerate launch."
+        )
     if command.output_dir is not None:
         refuse_used(Path(command.output_dir))
 
@@ -143,22 +159,27 @@ def check(command: RedrawCommand) -> None:
 def redraw(
     command: RedrawCommand,
     word: str,
-    prepare: Callable[[GaussianDiffusion, list[Picture]], tuple[Callable[..., Tensor], list[Tensor]]],
+    prepare: Callable[
+        [GaussianDiffusion, list[Picture]], tuple[Callable[..., Tensor], list[Tensor]]
+    ],
 ) -> str:
     """Load the run and the pictures, draw, write, and return the line to print.
 
     Args:
         command: The options.
         word: Names the directory.
-        prepare: Returns the method to call as method(images, **options), and further pictures to show beside each
-            original.
+        prepare: Returns the method to call as method(images, **options), and further pictures to
+            show beside each original.
     """
     chosen = find_checkpoints(command.run, command.checkpoint)[-1]
     check_output(command.output_dir, chosen.run)
     loaded = load_checkpoint(chosen, command.weights, command.ema_decay)
     diffusion = loaded.diffusion
     if len(diffusion.image_size) != 2:
-        raise ConfigError("This run was not trained on pictures. Use diffusion.edit and diffusion.inpaint in Python.")
+        raise ConfigError(
+            "This run was not trained on pictures. Use diffusion.edit and diffusion.inpaint in"
+            " Python."
+        )
     found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
     label = label_of(loaded, command.class_label)
     check_guidance(loaded, command.guidance_scale)
@@ -176,14 +197,21 @@ def redraw(
     return write(command, new_folder(command.output_dir, chosen.run, word), found, shown, results)
 
 
-def write(command: RedrawCommand, folder: Path, found: list[Picture], shown: list[Tensor], results: Tensor) -> str:
-    """Write each result, a grid with a row for each picture and the settings; return the line to print."""
+def write(
+    command: RedrawCommand, folder: Path, found: list[Picture], shown: list[Tensor], results: Tensor
+) -> str:
+    """Write each result, a grid with a row for each picture and the settings; return the line to
+    print.
+    """
     drawn = pictures.to_uint8(results).unflatten(0, (len(found), command.variants))
     rows = []
     for i, picture in enumerate(found):
         for k, result in enumerate(drawn[i]):
             pictures.save_image(
-                result, folder / "images" / f"{picture.name}{f'-{k + 1}' if command.variants > 1 else ''}.png"
+                result,
+                folder
+                / "images"
+                / f"{picture.name}{f'-{k + 1}' if command.variants > 1 else ''}.png",
             )
         rows += [picture.pixels, *(s[i] for s in shown), *drawn[i]]
     scale = command.scale or max(1, 128 // max(results.shape[-2:]))

@@ -32,8 +32,9 @@ from ddpm_lib.training import ConfigError, process_state
 from ddpm_lib.training.sampling import sample_shared
 
 DESCRIPTION = (
-    "Draw images from a run's newest checkpoint. Image i depends only on the seed and i, so the same images come out "
-    "whatever the batch size or number of processes. Nothing that exists is overwritten."
+    "Draw images from a run's newest checkpoint. Image i depends only on the seed and i, so the"
+    " same images come out whatever the batch size or number of processes. Nothing that exists is"
+    " overwritten."
 )
 
 
@@ -50,12 +51,16 @@ class SampleCommand:
     ema_decay: float | None = None
     """Which average, where several were kept; default: the first."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Number of images over all processes (under torchrun write -n: it takes --num for an option of its own); default: 16, or as
-    many as --low-res holds."""
+    """Number of images over all processes (under torchrun write -n: it takes --num for an option of
+    its own); default: 16, or as many as --low-res holds.
+    """
     low_res: str | None = None
-    """For super-resolution: the picture to enlarge, or a folder of them; samples take them in turn."""
+    """For super-resolution: the picture to enlarge, or a folder of them; samples take them in turn.
+    """
     base: str | None = None
-    """For super-resolution: a run that draws the images to enlarge, from its newest checkpoint (a cascade)."""
+    """For super-resolution: a run that draws the images to enlarge, from its newest checkpoint (a
+    cascade).
+    """
     base_num_steps: int | None = None
     """Sampling steps of that run; default: as for --num-steps."""
     base_guidance_scale: float = 1.0
@@ -63,7 +68,9 @@ class SampleCommand:
     low_res_noise: float | None = None
     """Level of the noise put on the images to enlarge, against their faults; default: none."""
     format: Literal["grid", "png", "npz", "gif", "all"] = "grid"
-    """One picture, numbered PNGs, one .npz (arr_0: uint8 NHWC), a GIF of the denoising, or all of them."""
+    """One picture, numbered PNGs, one .npz (arr_0: uint8 NHWC), a GIF of the denoising, or all of
+    them.
+    """
     columns: int | None = None
     """Images per row of the grid; default: nearly square."""
     scale: int | None = None
@@ -75,9 +82,9 @@ class SampleCommand:
     """Options of the sampler, as order=3 for unipc or s_churn=10 for heun."""
     num_steps: int | None = None
     """Sampling steps; default: all for ddpm, 50 for the others."""
-    spacing: Annotated[str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")] = (
-        "trailing"
-    )
+    spacing: Annotated[
+        str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")
+    ] = "trailing"
     spacing_options: tuple[str, ...] = ()
     """Options of the spacing, as rho=5 for karras."""
     eta: float | None = None
@@ -89,7 +96,9 @@ class SampleCommand:
     guidance_rescale: float = 0.0
     """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
     class_label: str | None = None
-    """Class name or number of all images; default: the classes in turn, or none for the pictures of --low-res."""
+    """Class name or number of all images; default: the classes in turn, or none for the pictures of
+    --low-res.
+    """
     seed: int = 0
     """Names the images: image i is a function of seed and i."""
     first_index: int = 0
@@ -101,8 +110,9 @@ class SampleCommand:
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network."""
     compile: bool = False
-    """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch takes long. Batches of
-    another size are compiled anew, so let --batch-size divide --num."""
+    """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch
+    takes long. Batches of another size are compiled anew, so let --batch-size divide --num.
+    """
     progress: bool = True
     """Show a progress bar."""
 
@@ -113,7 +123,11 @@ def main(args: list[str]) -> int:
     command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
     _check(command)
     # Before the weights are read.
-    make_sampler(command.sampler, options.key_values(command.sampler_options, "--sampler-options"), eta=command.eta)
+    make_sampler(
+        command.sampler,
+        options.key_values(command.sampler_options, "--sampler-options"),
+        eta=command.eta,
+    )
     Guidance(command.guidance_scale, command.guidance_interval, command.guidance_rescale)
     small: SmallImages | None = None
     precision = pick_precision(command.mixed_precision, str(resolve_device(command.device)))
@@ -136,7 +150,11 @@ def main(args: list[str]) -> int:
             drawn = f"{so_many(len(images), 'image')} -> {', '.join(written)}"
             sys.stdout.write(f"{loaded.checkpoint.name} ({loaded.weights}): {drawn}\n")
             if checkpoint is chosen[-1]:
-                sys.stdout.write("".join(f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)))
+                sys.stdout.write(
+                    "".join(
+                        f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)
+                    )
+                )
     destroy_group(state)
     return 0
 
@@ -149,12 +167,15 @@ def check_guidance(loaded: LoadedRun, scale: float) -> None:
     """
     if scale != 1 and not guidable(loaded.diffusion.conditioners):
         raise ConfigError(
-            f"--guidance-scale {scale:g} strengthens a class, and this run was trained without classes that it could also "
-            "do without. Leave it out, or train another run with --class-conditional."
+            f"--guidance-scale {scale:g} strengthens a class, and this run was trained without"
+            " classes that it could also do without. Leave it out, or train another run with"
+            " --class-conditional."
         )
 
 
-def what_was_drawn(loaded: LoadedRun, command: SampleCommand, num: int, small: SmallImages | None) -> list[str]:
+def what_was_drawn(
+    loaded: LoadedRun, command: SampleCommand, num: int, small: SmallImages | None
+) -> list[str]:
     """Say which images of which seed these are, and how to get others."""
     last = command.first_index + num - 1
     numbers = f"image {last}" if num == 1 else f"images {command.first_index} to {last}"
@@ -166,7 +187,9 @@ def what_was_drawn(loaded: LoadedRun, command: SampleCommand, num: int, small: S
     if names and "class_label" in (loaded.diffusion.conditioners or {}) and small is None:
         shown = ", ".join(names[:6]) + (f", … ({len(names)} classes)" if len(names) > 6 else "")
         if command.class_label is None:
-            lines.append(f"classes in turn: {shown}. One of them: --class-label {shlex.quote(names[0])}.")
+            lines.append(
+                f"classes in turn: {shown}. One of them: --class-label {shlex.quote(names[0])}."
+            )
     return lines
 
 
@@ -177,8 +200,12 @@ def _check(command: SampleCommand) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}.")
     if command.first_index < 0:
         raise ConfigError(f"--first-index must be 0 or more; got {command.first_index}.")
-    if command.base is None and (command.base_num_steps is not None or command.base_guidance_scale != 1.0):
-        raise ConfigError("--base-num-steps and --base-guidance-scale are for a base run. Name it with --base.")
+    if command.base is None and (
+        command.base_num_steps is not None or command.base_guidance_scale != 1.0
+    ):
+        raise ConfigError(
+            "--base-num-steps and --base-guidance-scale are for a base run. Name it with --base."
+        )
     if command.output_dir is not None:
         refuse_used(Path(command.output_dir))
 
@@ -188,12 +215,20 @@ def refuse_used(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is no directory. Choose another --output-dir.")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir.")
+        raise ConfigError(
+            f"{folder} is not empty, and nothing is overwritten. Choose another --output-dir."
+        )
 
 
-def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precision: str) -> SmallImages | None:
-    """Read the images to enlarge, or draw them with the base run, shared over the ranks; None for other networks."""
-    low_res.check_low_res_options(loaded.diffusion, command.low_res, command.base, command.low_res_noise)
+def small_images(
+    loaded: LoadedRun, command: SampleCommand, state: Any, precision: str
+) -> SmallImages | None:
+    """Read the images to enlarge, or draw them with the base run, shared over the ranks; None for
+    other networks.
+    """
+    low_res.check_low_res_options(
+        loaded.diffusion, command.low_res, command.base, command.low_res_noise
+    )
     if command.low_res is not None:
         return low_res.read_small_images(command.low_res, loaded.diffusion)
     if command.base is None:
@@ -201,12 +236,19 @@ def small_images(loaded: LoadedRun, command: SampleCommand, state: Any, precisio
     base = load_run(command.base, weights=command.weights)
     stages = [base.diffusion, loaded.diffusion]
     Cascade(stages)  # refuses sizes that do not fit
-    if command.class_label is not None and not any("class_label" in (stage.conditioners or {}) for stage in stages):
-        raise ConfigError("--class-label was given, but both networks were trained without classes.")
+    if command.class_label is not None and not any(
+        "class_label" in (stage.conditioners or {}) for stage in stages
+    ):
+        raise ConfigError(
+            "--class-label was given, but both networks were trained without classes."
+        )
     low_res.check_low_res_options(base.diffusion, None, None, None)
     place_network(base.diffusion, state.device, precision, compiled=command.compile)
     wishes = dataclasses.replace(
-        command, num_steps=command.base_num_steps, guidance_scale=command.base_guidance_scale, format="grid"
+        command,
+        num_steps=command.base_num_steps,
+        guidance_scale=command.base_guidance_scale,
+        format="grid",
     )
     drawn, _ = draw(base, wishes, state, precision, None)
     return SmallImages(drawn, first_index=command.first_index)
@@ -219,28 +261,40 @@ def draw(
     diffusion, num = loaded.diffusion, count(command, small)
     cond, seed = condition(loaded, command, num), command.seed
     if small is not None:
-        cond |= low_res.conditions(diffusion, small.take(num, command.first_index), command.low_res_noise)
+        cond |= low_res.conditions(
+            diffusion, small.take(num, command.first_index), command.low_res_noise
+        )
         seed = stage_seed(seed, 1) if command.base is not None else seed
     dtype = LOW_PRECISION.get(precision)
     wants_gif = command.format in ("gif", "all")
     kwargs = dict(
-        cond=cond, first_index=command.first_index, seed=seed,
-        batch_size=command.batch_size, progress=command.progress and state.is_main_process, device=state.device,
+        cond=cond,
+        first_index=command.first_index,
+        seed=seed,
+        batch_size=command.batch_size,
+        progress=command.progress and state.is_main_process,
+        device=state.device,
         **steps(command, diffusion.timesteps),
-    )  # fmt: skip
-    with torch.autocast(state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+    )
+    with torch.autocast(
+        state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
+    ):
         images = sample_shared(diffusion, num, state, **kwargs).cpu()
         frames: list[Tensor] = []
         if wants_gif and state.is_main_process:
             shown = min(num, 36)
             few = {k: v[:shown] for k, v in cond.items()}
             _, states = diffusion.sample(shown, **{**kwargs, "cond": few}, return_trajectory=40)
-            frames = [pictures.make_grid(moment, command.columns) for moment in states.transpose(0, 1)]
+            frames = [
+                pictures.make_grid(moment, command.columns) for moment in states.transpose(0, 1)
+            ]
     return images, frames
 
 
 def steps(command: Any, timesteps: int) -> dict[str, Any]:
-    """Return what the flags say about sampler, steps and guidance, as arguments of `GaussianDiffusion.sample`."""
+    """Return what the flags say about sampler, steps and guidance, as arguments of
+    `GaussianDiffusion.sample`.
+    """
     wanted = command.num_steps
     return {
         "sampler": command.sampler,
@@ -266,8 +320,8 @@ def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, 
     """Return the labels of the images for a class-conditional network.
 
     Raises:
-        ConfigError: For a class that does not exist, or a class asked of an unconditional network (in a cascade, the other
-            one may know it).
+        ConfigError: For a class that does not exist, or a class asked of an unconditional network
+            (in a cascade, the other one may know it).
     """
     conditioners = loaded.diffusion.conditioners or {}
     classes = class_count(conditioners)
@@ -279,7 +333,9 @@ def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, 
     if label is None and command.low_res is not None:
         if conditioners["class_label"].optional:
             return {}  # of what class the pictures are, only the user knows
-        raise ConfigError("This network must be told the class of the pictures. Name it with --class-label.")
+        raise ConfigError(
+            "This network must be told the class of the pictures. Name it with --class-label."
+        )
     if label is None:
         return {"class_label": (torch.arange(num) + command.first_index) % classes}
     return {"class_label": torch.full((num,), label)}
@@ -307,7 +363,8 @@ def label_of(loaded: LoadedRun, text: str | None) -> int | None:
 
 
 def new_folder(output_dir: str | None, run: Path, word: str = "draw") -> Path:
-    """Make the directory to write to: the one asked for if it is empty, else a new numbered one in the run.
+    """Make the directory to write to: the one asked for if it is empty, else a new numbered one in
+    the run.
 
     Raises:
         ConfigError: If the directory asked for holds something.
@@ -341,7 +398,8 @@ def _base(output_dir: str | None, run: Path) -> Path:
 
 def _unwritable(base: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"{base} cannot be written to ({error.strerror or error}). Say with --output-dir where the images are to go."
+        f"{base} cannot be written to ({error.strerror or error}). Say with --output-dir where the"
+        " images are to go."
     )
 
 
@@ -357,9 +415,16 @@ def _numbered(base: Path, word: str) -> Path:
 
 
 def write(
-    images: Tensor, frames: list[Tensor], folder: Path, prefix: str, command: SampleCommand, small: SmallImages | None
+    images: Tensor,
+    frames: list[Tensor],
+    folder: Path,
+    prefix: str,
+    command: SampleCommand,
+    small: SmallImages | None,
 ) -> list[str]:
-    """Write the images in the formats asked for and return the paths; the grid shows enlarged images beside the small ones."""
+    """Write the images in the formats asked for and return the paths; the grid shows enlarged
+    images beside the small ones.
+    """
     import numpy as np
 
     pixels = pictures.to_uint8(images)
@@ -376,13 +441,21 @@ def write(
         digits = max(6, len(str(command.first_index + len(pixels))))
         for i, image in enumerate(pixels):
             name = small.name_of(command.first_index + i) if small is not None else ""
-            pictures.save_image(image, folder / f"{prefix}{command.first_index + i:0{digits}d}{name}.png")
+            pictures.save_image(
+                image, folder / f"{prefix}{command.first_index + i:0{digits}d}{name}.png"
+            )
         made.append(f"{folder}/{prefix}*.png")
     if "npz" in formats:
         path = folder / f"{prefix}samples.npz"
         np.savez(path, arr_0=pixels.permute(0, 2, 3, 1).numpy())
         made.append(str(path))
     if "gif" in formats:
-        made.append(str(pictures.save_gif(frames, folder / f"{prefix}denoising.gif", scale=max(1, scale // 2))))
+        made.append(
+            str(
+                pictures.save_gif(
+                    frames, folder / f"{prefix}denoising.gif", scale=max(1, scale // 2)
+                )
+            )
+        )
     (folder / f"{prefix}settings.yaml").write_text(options.dump(command), encoding="utf-8")
     return made

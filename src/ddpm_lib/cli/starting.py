@@ -1,4 +1,6 @@
-"""A word for `ddpm status` where a signal ends `ddpm train` while it starts; light, because loading torch takes seconds."""
+"""A word for `ddpm status` where a signal ends `ddpm train` while it starts; light, because loading
+torch takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 class _Ended(SystemExit):
-    """A signal came before training has handlers of its own; the exit code is that of a run that was stopped."""
+    """A signal came before training has handlers of its own; the exit code is that of a run that
+    was stopped.
+    """
 
 
 @contextlib.contextmanager
@@ -82,6 +86,13 @@ def _note(run: Path, name: str) -> None:
     now = run_status(run)
     if now.word == "finished" or holder(run) is not None:
         return
-    words = {"status": "stopped", "step": now.step or 0, "max_steps": now.max_steps, "save_every": now.save_every}
+    words = {
+        "status": "stopped",
+        "step": now.step or 0,
+        "max_steps": now.max_steps,
+        "save_every": now.save_every,
+    }
     reason = f"received {name} before training began"
-    write_atomically(run / "status.json", json.dumps({**words, "reason": reason}, indent=1).ljust(1023) + "\n")
+    write_atomically(
+        run / "status.json", json.dumps({**words, "reason": reason}, indent=1).ljust(1023) + "\n"
+    )

@@ -1,4 +1,6 @@
-"""`ddpm status [RUN]`: how a run stands, or all of them, for people and for batch scripts; loads no torch."""
+"""`ddpm status [RUN]`: how a run stands, or all of them, for people and for batch scripts; loads no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,24 @@ After stopped, lost and killed the same command continues the run."""
 def main(args: list[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="ddpm status", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="ddpm status",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, nargs="?", help="a run directory, or a folder of them; default: ./runs")
+    parser.add_argument(
+        "run", type=Path, nargs="?", help="a run directory, or a folder of them; default: ./runs"
+    )
     parser.add_argument("--word", action="store_true", help="print the word alone, for scripts")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per run, one per line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per run, one per line"
+    )
     options = parser.parse_args(args)
     run: Path = options.run if options.run is not None else Path("runs")
     several = runs_in(run) if not is_run(run) else []
     if options.run is None and not is_run(run) and not several:
-        raise FileNotFoundError("There are no runs in ./runs. Name a run directory: ddpm status RUN.")
+        raise FileNotFoundError(
+            "There are no runs in ./runs. Name a run directory: ddpm status RUN."
+        )
     if several and options.word:
         raise ValueError(f"--word is the word of one run. {no_run(run)}")
     if options.word:
@@ -57,9 +67,13 @@ def _write(lines: list[str]) -> None:
 def _values(run: Path) -> dict[str, object]:
     now = run_status(run)
     values: dict[str, object] = {
-        "run": printable(run), "status": now.word, "step": now.step, "max_steps": now.max_steps, "reason": now.reason,
+        "run": printable(run),
+        "status": now.word,
+        "step": now.step,
+        "max_steps": now.max_steps,
+        "reason": now.reason,
         "checkpoint": now.checkpoint,
-    }  # fmt: skip
+    }
     if now.word == "running":
         values["held_by"] = now.owner or "another process"
         values["seconds_left"] = now.seconds_left()
@@ -82,7 +96,11 @@ def _lines(run: Path, now: RunStatus) -> list[str]:
 
 
 def _progress(now: RunStatus) -> str:
-    return "?" if now.step is None else f"{now.step:,}" + (f" of {now.max_steps:,}" if now.max_steps else "")
+    return (
+        "?"
+        if now.step is None
+        else f"{now.step:,}" + (f" of {now.max_steps:,}" if now.max_steps else "")
+    )
 
 
 def _numbers(now: RunStatus) -> dict[str, str]:
@@ -119,7 +137,16 @@ def _table(runs: list[Path]) -> list[str]:
             continue
         numbers = _numbers(now)
         rows.append(
-            (printable(run), now.word, _progress(now), numbers.get("loss", ""), numbers.get("left", ""), now.checkpoint or "none")
-        )  # fmt: skip
+            (
+                printable(run),
+                now.word,
+                _progress(now),
+                numbers.get("loss", ""),
+                numbers.get("left", ""),
+                now.checkpoint or "none",
+            )
+        )
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows
+    ]

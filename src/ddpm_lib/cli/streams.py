@@ -7,11 +7,48 @@ import os
 import sys
 
 _PLAIN = {
-    "²": "2", "³": "3", "×": "x", "…": "...", "±": "+-", "→": "->", "–": "-", "—": "-", "−": "-", "’": "'", "‘": "'",
-    "“": '"', "”": '"', "é": "e", "·": "*", "≤": "<=", "≥": ">=", "‖": "||", "√": "sqrt", "α": "alpha", "β": "beta",
-    "γ": "gamma", "ε": "eps", "λ": "lambda", "η": "eta", "σ": "sigma", "τ": "tau", "ᾱ": "alpha_bar", "█": "#", "░": ".",
-    "▏": "|", "│": "|", "━": "-", "✓": "ok", "√̄": "sqrt", "ö": "oe", "ä": "ae", "ü": "ue", "\xa0": " ", "○": "o", "●": "*",
-}  # fmt: skip
+    "²": "2",
+    "³": "3",
+    "×": "x",
+    "…": "...",
+    "±": "+-",
+    "→": "->",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "’": "'",
+    "‘": "'",
+    "“": '"',
+    "”": '"',
+    "é": "e",
+    "·": "*",
+    "≤": "<=",
+    "≥": ">=",
+    "‖": "||",
+    "√": "sqrt",
+    "α": "alpha",
+    "β": "beta",
+    "γ": "gamma",
+    "ε": "eps",
+    "λ": "lambda",
+    "η": "eta",
+    "σ": "sigma",
+    "τ": "tau",
+    "ᾱ": "alpha_bar",
+    "█": "#",
+    "░": ".",
+    "▏": "|",
+    "│": "|",
+    "━": "-",
+    "✓": "ok",
+    "√̄": "sqrt",
+    "ö": "oe",
+    "ä": "ae",
+    "ü": "ue",
+    "\xa0": " ",
+    "○": "o",
+    "●": "*",
+}
 _NAME = "ddpm_lib.plain"
 
 
@@ -27,9 +64,11 @@ def _plain_letter(letter: str) -> str:
 
 
 def prepare_streams() -> None:
-    """Write what an encoding lacks in other letters, and write into nothing where a stream is closed.
+    """Write what an encoding lacks in other letters, and write into nothing where a stream is
+    closed.
 
-    A closed standard stream is opened on the null device first of all, so that no file of ours gets its number.
+    A closed standard stream is opened on the null device first of all, so that no file of ours gets
+    its number.
     """
     codecs.register_error(_NAME, _plain)
     for name in ("stdout", "stderr"):
@@ -43,7 +82,9 @@ def prepare_streams() -> None:
 
 
 def reader_left() -> None:
-    """Write into nothing from now on: the reader of a pipe (`| head`) has seen enough, and Python must not complain."""
+    """Write into nothing from now on: the reader of a pipe (`| head`) has seen enough, and Python
+    must not complain.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

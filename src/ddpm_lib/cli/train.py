@@ -34,21 +34,36 @@ DiffusionOptions = options.options_class(
 )
 
 DESCRIPTION = (
-    "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The same command continues a run "
-    "that was cut off. Flags win over --config, which wins over --preset. Exit codes: 0 finished; 130 interrupted by Ctrl-C; "
-    "143 stopped early by a signal or a time limit with a checkpoint saved; 75 another process was lost; 2 wrong input."
+    "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The"
+    " same command continues a run that was cut off. Flags win over --config, which wins over"
+    " --preset. Exit codes: 0 finished; 130 interrupted by Ctrl-C; 143 stopped early by a signal or"
+    " a time limit with a checkpoint saved; 75 another process was lost; 2 wrong input."
 )
 
 SHAPES_DEFAULTS: dict[str, Any] = {
-    "image_size": [32], "preset": "tiny", "class_conditional": True, "max_steps": 900, "batch_size": 32, "learning_rate": 2e-3,
-    "warmup_steps": 50, "lr_schedule": "cosine", "sample_every": 300, "val_every": 300, "save_every": 300, "log_every": 25,
-    "sample_count": 36, "sample_steps": 30, "sample_guidance_scale": 2.0,
-    "model": {"patch_size": 2}, "diffusion": {"parametrization": "x0", "weighting": "flat"},
-}  # fmt: skip
+    "image_size": [32],
+    "preset": "tiny",
+    "class_conditional": True,
+    "max_steps": 900,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "warmup_steps": 50,
+    "lr_schedule": "cosine",
+    "sample_every": 300,
+    "val_every": 300,
+    "save_every": 300,
+    "log_every": 25,
+    "sample_count": 36,
+    "sample_steps": 30,
+    "sample_guidance_scale": 2.0,
+    "model": {"patch_size": 2},
+    "diffusion": {"parametrization": "x0", "weighting": "flat"},
+}
 """What suits the built-in images on two CPU cores; only used for them, and every flag still wins.
 
-Patches make the network four times cheaper, and with patches a narrow network learns to predict x0 far sooner than noise or v,
-whose every pixel it would have to carry through. Labels with guidance make the shapes definite after few images.
+Patches make the network four times cheaper, and with patches a narrow network learns to predict x0
+far sooner than noise or v, whose every pixel it would have to carry through. Labels with guidance
+make the shapes definite after few images.
 """
 
 
@@ -57,7 +72,9 @@ class RunConfig(TrainingConfig):
     """All settings of a run: the data, the training options, and the groups model and diffusion."""
 
     data: tyro.conf.Positional[str] = "shapes"
-    """A folder of images, a dataset (path or hub name), a .npz or .parquet file, or shapes for the built-in images."""
+    """A folder of images, a dataset (path or hub name), a .npz or .parquet file, or shapes for the
+    built-in images.
+    """
     image_size: tuple[int, ...] = (64,)
     """Size of the images: one number for squares, or height and width."""
     channels: int = 3
@@ -65,7 +82,9 @@ class RunConfig(TrainingConfig):
     preset: str = "small"
     """Network to start from: tiny, small, cifar10, imagenet64; --model.* flags change it."""
     class_conditional: bool = False
-    """Learn the classes of the data (sets model.num_classes from its labels, where that is not given)."""
+    """Learn the classes of the data (sets model.num_classes from its labels, where that is not
+    given).
+    """
     model: UnetOptions = dataclasses.field(default_factory=UnetOptions)  # type: ignore[valid-type]
     """The network."""
     diffusion: DiffusionOptions = dataclasses.field(default_factory=DiffusionOptions)  # type: ignore[valid-type]
@@ -74,7 +93,9 @@ class RunConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.image_size) not in (1, 2) or min(self.image_size) < 1:
-            raise ConfigError(f"image_size must be one number or height and width; got {list(self.image_size)}.")
+            raise ConfigError(
+                f"image_size must be one number or height and width; got {list(self.image_size)}."
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,7 +104,9 @@ class RunConfig(TrainingConfig):
 
     def training(self) -> TrainingConfig:
         """Return the part that the Trainer takes."""
-        return TrainingConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainingConfig)})
+        return TrainingConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainingConfig)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,21 +167,33 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
     base = with_preset(base, str(base.preset if asked is None else asked))
     command = over(base)
     if not command.class_conditional and options.to_plain(command.model)["num_classes"] is None:
-        # The guidance that suits the shapes needs their classes; one that was asked for stays, and is refused later.
+        # The guidance that suits the shapes needs their classes; one that was asked for stays, and
+        # is refused later.
         command = over(dataclasses.replace(base, sample_guidance_scale=1.0))
     return command
 
 
-TRAINS_NOTHING = {(name,) for name in ("dry_run", "print_config", "json", "probe_steps", "device", "progress")}
+TRAINS_NOTHING = {
+    (name,) for name in ("dry_run", "print_config", "json", "probe_steps", "device", "progress")
+}
 """Options beside which the data may be left out: a run of one's own is no matter of them."""
 
 
-def missing_data(args: Sequence[str], prog: str, built_in: str, output_dir: str | None = None) -> ConfigError:
-    """Word that options were given and no data, so that a forgotten path does not train the built-in data."""
+def missing_data(
+    args: Sequence[str], prog: str, built_in: str, output_dir: str | None = None
+) -> ConfigError:
+    """Word that options were given and no data, so that a forgotten path does not train the
+    built-in data.
+    """
     rest = f" {shlex.join(args)}" if args else ""
-    ways = [("your own images", f"{prog} path/to/images{rest}"), ("the built-in data", f"{prog} {built_in}{rest}")]
+    ways = [
+        ("your own images", f"{prog} path/to/images{rest}"),
+        ("the built-in data", f"{prog} {built_in}{rest}"),
+    ]
     if output_dir is not None and (Path(output_dir) / "config.yaml").is_file():
-        ways.append(("the run that is there", f"{prog} --config {shlex.quote(output_dir + '/config.yaml')}"))
+        ways.append(
+            ("the run that is there", f"{prog} --config {shlex.quote(output_dir + '/config.yaml')}")
+        )
     lines = "".join(f"\n  {what:22}{command}" for what, command in ways)
     return ConfigError(f"on which data? Name them, before or after the options:{lines}")
 
@@ -172,11 +207,15 @@ def with_preset(config: C, name: str) -> C:
     """Set the network's options to a preset's."""
     if name not in PRESETS:
         raise ConfigError(unknown_name("preset", name, PRESETS))
-    return dataclasses.replace(config, preset=name, model=dataclasses.replace(config.model, **PRESETS[name]))
+    return dataclasses.replace(
+        config, preset=name, model=dataclasses.replace(config.model, **PRESETS[name])
+    )
 
 
 def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
-    """Build the process and its network from the seed, and open the data where the network depends on it."""
+    """Build the process and its network from the seed, and open the data where the network depends
+    on it.
+    """
     import torch
 
     data: str | ImageDataset = config.data
@@ -185,7 +224,8 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
         data = open_data(config)
         if not data.num_classes:
             raise ConfigError(
-                f"class_conditional needs labels, but {config.data} has none. Sort the images into one sub-folder per class."
+                f"class_conditional needs labels, but {config.data} has none. Sort the images into"
+                " one sub-folder per class."
             )
         model_options["num_classes"] = data.num_classes
     if config.augment and model_options["augment_dim"] is None:
@@ -195,7 +235,12 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
     if diffusion_options["variance"] == "learned_range" and model_options["out_channels"] is None:
         model_options["out_channels"] = 2 * config.channels  # the second half says the variance
     model = Unet(channels=config.channels, **model_options)
-    return GaussianDiffusion(model, image_size=config.size, channels=config.channels, **diffusion_options), data
+    return (
+        GaussianDiffusion(
+            model, image_size=config.size, channels=config.channels, **diffusion_options
+        ),
+        data,
+    )
 
 
 def open_data(config: RunConfig) -> ImageDataset:
@@ -203,9 +248,14 @@ def open_data(config: RunConfig) -> ImageDataset:
     from ddpm_lib.training.sources import open_images
 
     return open_images(
-        config.data, config, config.size, config.channels, config.split, functools.partial(print, file=sys.stderr),
+        config.data,
+        config,
+        config.size,
+        config.channels,
+        config.split,
+        functools.partial(print, file=sys.stderr),
         config.class_conditional,
-    )  # fmt: skip
+    )
 
 
 def main(args: list[str]) -> int:
@@ -230,7 +280,9 @@ def main(args: list[str]) -> int:
             idle = trainer.last is None and result.status == "finished"
             report(result, settings, trainer.dataset, trainer.last_grid, idle)
             sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads on, but the work is done: the exit code is that of the training
+        except (
+            BrokenPipeError
+        ):  # nobody reads on, but the work is done: the exit code is that of the training
             reader_left()
     trainer.close()
     return result.exit_code
@@ -247,7 +299,10 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
     """Show what would be trained."""
     dataset = open_data(config) if isinstance(data, str) else data
     classes = f", {dataset.num_classes} classes" if dataset.num_classes else ""
-    print(f"data: {len(dataset):,} images of {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}")
+    print(
+        f"data: {len(dataset):,} images of"
+        f" {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}"
+    )
     if dataset.num_classes and "class_label" not in (diffusion.conditioners or {}):
         print(unused_classes(dataset.num_classes))
     size = 1 if config.batch_size == "auto" else config.batch_size

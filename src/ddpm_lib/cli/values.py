@@ -100,7 +100,9 @@ def _scalar(text: str, kind: Any) -> Any:
         if text.lower() in FALSE:
             return False
     elif kind is int:
-        number = float(text) if re.fullmatch(r"[-+]?[\d.]+e\+?\d+", text) else int(text)  # 2e4 steps
+        number = (
+            float(text) if re.fullmatch(r"[-+]?[\d.]+e\+?\d+", text) else int(text)
+        )  # 2e4 steps
         if number == int(number):
             return int(number)
     elif kind is float:
@@ -145,5 +147,9 @@ def _wanted(kind: Any) -> str:
     if typing.get_origin(kind) is dict:
         return "name=number pairs"
     if choices_of(kind):
-        return ("one of " if len(choices_of(kind)) > 1 else "") + ", ".join(map(repr, choices_of(kind)))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(kind, "a value")
+        return ("one of " if len(choices_of(kind)) > 1 else "") + ", ".join(
+            map(repr, choices_of(kind))
+        )
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(
+        kind, "a value"
+    )

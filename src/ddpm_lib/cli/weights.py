@@ -14,8 +14,9 @@ from ddpm_lib.metrics import WEIGHTS, fetch_weights
 from ddpm_lib.metrics.weights import describe_all, hub_folder, missing_weights, verify_weights
 
 DESCRIPTION = (
-    "Weights of published feature extractors. list: which there are, where they are looked for, whether they are here. "
-    "fetch: download, check the SHA-256, and put in place. verify: check a file."
+    "Weights of published feature extractors. list: which there are, where they are looked for,"
+    " whether they are here. fetch: download, check the SHA-256, and put in place. verify: check a"
+    " file."
 )
 
 
@@ -36,7 +37,9 @@ class WeightsCommand:
 def main(args: list[str]) -> int:
     """Run the command; 1 if there is no right file."""
     default = WeightsCommand(action=tyro.MISSING)
-    command: WeightsCommand = options.parse(WeightsCommand, args, default, "ddpm weights", DESCRIPTION)
+    command: WeightsCommand = options.parse(
+        WeightsCommand, args, default, "ddpm weights", DESCRIPTION
+    )
     entry = WEIGHTS[command.name]
     if command.action == "list":
         return _list()
@@ -45,7 +48,10 @@ def main(args: list[str]) -> int:
         try:
             written = fetch_weights(command.name, to, _bar)
         except OSError as error:
-            print(f"ddpm weights: {missing_weights(entry, f', and cannot be downloaded ({error})')}", file=sys.stderr)
+            print(
+                f"ddpm weights: {missing_weights(entry, f', and cannot be downloaded ({error})')}",
+                file=sys.stderr,
+            )
             return 1
         print(f"wrote {written} (SHA-256 {entry.sha256})")
         return 0
@@ -68,4 +74,8 @@ def _list() -> int:
 
 def _bar(done: int, size: int) -> None:
     if sys.stderr.isatty():
-        print(f"\r{done / size:4.0%} of {size / 1e6:,.0f} MB", end="" if done < size else "\n", file=sys.stderr)
+        print(
+            f"\r{done / size:4.0%} of {size / 1e6:,.0f} MB",
+            end="" if done < size else "\n",
+            file=sys.stderr,
+        )

@@ -1,1 +1,3 @@
-"""What every room uses: names and options, random keys, files, errors. Imports nothing of the library."""
+"""What every room uses: names and options, random keys, files, errors. Imports nothing of the
+library.
+"""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return where the library keeps what it can make again: $DDPM_LIB_CACHE, else ddpm_lib below the user's cache."""
+    """Return where the library keeps what it can make again: $DDPM_LIB_CACHE, else ddpm_lib below
+    the user's cache.
+    """
     own = os.environ.get("DDPM_LIB_CACHE")
     if own:
         return Path(own).expanduser()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot work: the message names the option, what was got and what fits."""
+    """A configuration that cannot work: the message names the option, what was got and what
+    fits.
+    """
 
 
 class DivergedError(RuntimeError):

@@ -1,8 +1,10 @@
 """Who holds a run directory; light, because looking must not load torch.
 
-The lock belongs to the open file, not to the process as POSIX' record locks do: those are dropped by *any* close of the file
-in the process, for example by a callback that copies the run. Forked children would share it and keep it after their parent's
-death, so they close it. Who only asks takes nothing, and needs no more than the right to read.
+The lock belongs to the open file, not to the process as POSIX' record locks do: those are dropped
+    by *any* close of the file
+in the process, for example by a callback that copies the run. Forked children would share it and
+keep it after their parent's death, so they close it. Who only asks takes nothing, and needs no more
+than the right to read.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def lives_here(owner: str) -> bool:
-    """Say whether a lock file's owner ("process 12 on n1") is another process that lives on this host."""
+    """Say whether a lock file's owner ("process 12 on n1") is another process that lives on this
+    host.
+    """
     match = _OWNER.fullmatch(owner)
     if not match or match[2] != socket.gethostname() or int(match[1]) == os.getpid():
         return False
@@ -59,7 +63,8 @@ def _host(owner: str) -> str:
 
 
 def take(handle: int) -> None:
-    """Lock an open file against all others, without waiting, until `let_go`, or until this process ends.
+    """Lock an open file against all others, without waiting, until `let_go`, or until this process
+    ends.
 
     Raises:
         BlockingIOError: If it is locked already.
@@ -79,7 +84,9 @@ def take(handle: int) -> None:
 def _open_file_lock(handle: int) -> None:
     if hasattr(fcntl, "F_OFD_SETLK"):
         try:
-            fcntl.fcntl(handle, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            fcntl.fcntl(
+                handle, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            )
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -94,23 +101,31 @@ def _open_file_lock(handle: int) -> None:
 
 
 def let_go(handle: int) -> None:
-    """Unlock a file and close it; a child that was forked just now may have it open still, so closing is not enough."""
+    """Unlock a file and close it; a child that was forked just now may have it open still, so
+    closing is not enough.
+    """
     _held.discard(handle)
     if fcntl is not None:
         with contextlib.suppress(OSError, AttributeError):
-            fcntl.fcntl(handle, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+            fcntl.fcntl(
+                handle, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+            )
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)
     os.close(handle)
 
 
 def is_locked(handle: int) -> bool | None:
-    """Say whether somebody has locked a file that is open for reading, taking nothing; None where it cannot be known."""
+    """Say whether somebody has locked a file that is open for reading, taking nothing; None where
+    it cannot be known.
+    """
     if fcntl is None:
         return None
     question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     for name in ("F_OFD_GETLK", "F_GETLK"):
-        if hasattr(fcntl, name) and hasattr(fcntl, "F_OFD_GETLK"):  # elsewhere the structure is laid out otherwise
+        if hasattr(fcntl, name) and hasattr(
+            fcntl, "F_OFD_GETLK"
+        ):  # elsewhere the structure is laid out otherwise
             with contextlib.suppress(OSError):
                 answer = fcntl.fcntl(handle, getattr(fcntl, name), question)
                 return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
@@ -123,7 +138,8 @@ def is_locked(handle: int) -> bool | None:
 
 
 def look(run: Path) -> tuple[bool | None, str]:
-    """Return whether a process trains in a run directory now (None: it cannot be known), and whom its lock file names.
+    """Return whether a process trains in a run directory now (None: it cannot be known), and whom
+    its lock file names.
 
     A name without a lock is that of a process that ended without a word.
     """

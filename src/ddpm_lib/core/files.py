@@ -1,4 +1,6 @@
-"""Files that are ours: opened without following links, written whole or not at all, swept up after a crash."""
+"""Files that are ours: opened without following links, written whole or not at all, swept up after
+a crash.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 class NotAFileOfOursError(OSError):
-    """Something lies where a file of ours belongs that must not be written to: a link, a directory, a device."""
+    """Something lies where a file of ours belongs that must not be written to: a link, a directory,
+    a device.
+    """
 
 
 def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
-    """Open a file of a run for writing and return its descriptor; a link is not followed, and only a plain file is taken.
+    """Open a file of a run for writing and return its descriptor; a link is not followed, and only
+    a plain file is taken.
 
-    Whoever may write into a run directory could otherwise lead what we append or empty to any file of the user.
+    Whoever may write into a run directory could otherwise lead what we append or empty to any file
+    of the user.
 
     Args:
         path: The file.
@@ -35,11 +41,16 @@ def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
         NotAFileOfOursError: Naming the file, if it is a link, a directory or a device.
         OSError: If it cannot be opened.
     """
-    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    careful = (
+        getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    )
     try:
         handle = os.open(path, flags | careful, mode)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO) or path.is_symlink():
+        if (
+            error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
+            or path.is_symlink()
+        ):
             raise not_ours(path) from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -49,7 +60,8 @@ def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
 
 
 def try_writing(folder: Path) -> None:
-    """Try whether a file can be made in a folder, or in the nearest one above it that exists; nothing stays.
+    """Try whether a file can be made in a folder, or in the nearest one above it that exists;
+    nothing stays.
 
     Raises:
         OSError: If not: no permission, a read-only file system, a file in the place of the folder.
@@ -64,7 +76,8 @@ def not_ours(path: Path) -> NotAFileOfOursError:
     """Return the error that names what lies in the place of a file of ours."""
     what = "a link" if path.is_symlink() else "a directory" if path.is_dir() else "no plain file"
     return NotAFileOfOursError(
-        f"{printable(path)} is {what}; a file of the run belongs there, and nothing is written to anything else. Move it away."
+        f"{printable(path)} is {what}; a file of the run belongs there, and nothing is written to"
+        " anything else. Move it away."
     )
 
 
@@ -108,7 +121,9 @@ def flush(path: Path) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Return the name under which this process writes a file before it takes the place of `path`."""
+    """Return the name under which this process writes a file before it takes the place of
+    `path`.
+    """
     return path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")  # a name may have 255 bytes only
 
 
@@ -157,7 +172,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_in_place(path: Path, text: str) -> None:
-    """Overwrite the beginning of an existing file, which takes no room on a full disk; the rest becomes blanks.
+    """Overwrite the beginning of an existing file, which takes no room on a full disk; the rest
+    becomes blanks.
 
     Args:
         path: The file, which must be at least as long as the text.
@@ -197,7 +213,8 @@ def keep_aside(path: Path, word: str) -> Path:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Remove what processes that were killed in the middle of a write left in a folder; to be called by its only writer.
+    """Remove what processes that were killed in the middle of a write left in a folder; to be
+    called by its only writer.
 
     Returns:
         The names of what went.

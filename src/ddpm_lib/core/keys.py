@@ -1,8 +1,10 @@
-"""Randomness as a function: every draw is named by integers and words, so that nothing has to be saved to repeat it.
+"""Randomness as a function: every draw is named by integers and words, so that nothing has to be
+saved to repeat it.
 
-A key is a 64-bit integer mixed from its parts by SplitMix64 (Steele, Lea & Flood 2014). Integers only: the same on every
-platform and in every version of numpy and torch. `uniform` and `permutation` are built on the keys alone; `generator` seeds a
-torch generator, for Gaussian noise made on the device.
+A key is a 64-bit integer mixed from its parts by SplitMix64 (Steele, Lea & Flood 2014). Integers
+only: the same on every platform and in every version of numpy and torch. `uniform` and
+`permutation` are built on the keys alone; `generator` seeds a torch generator, for Gaussian noise
+made on the device.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def key(*parts: int | str) -> int:
 
 
 def check_seed(seed: Any) -> int:
-    """Return a seed as a whole number; None stands for a fresh one, which is drawn from the system and logged.
+    """Return a seed as a whole number; None stands for a fresh one, which is drawn from the system
+    and logged.
 
     Raises:
         TypeError: If it is no whole number.
@@ -55,11 +58,15 @@ def check_seed(seed: Any) -> int:
     try:
         return operator.index(seed)
     except TypeError:
-        raise TypeError(f"A seed must be a whole number, or None for a fresh one; got {type(seed).__name__}.") from None
+        raise TypeError(
+            f"A seed must be a whole number, or None for a fresh one; got {type(seed).__name__}."
+        ) from None
 
 
 def hashes(counters: Tensor | np.ndarray, *parts: int | str) -> np.ndarray:
-    """Hash int64 counters under a key: uint64, the same shape, independent of what else is hashed."""
+    """Hash int64 counters under a key: uint64, the same shape, independent of what else is
+    hashed.
+    """
     z = np.asarray(counters, dtype=np.int64).astype(np.uint64)
     with np.errstate(over="ignore"):
         z = np.uint64(key(*parts)) + (z + np.uint64(1)) * np.uint64(_GOLDEN)
@@ -70,7 +77,9 @@ def hashes(counters: Tensor | np.ndarray, *parts: int | str) -> np.ndarray:
 
 def uniform(counters: Tensor | np.ndarray, *parts: int | str) -> Tensor:
     """Draw one number per counter, uniform in [0, 1): float64 on the CPU, 53 random bits each."""
-    return torch.from_numpy((hashes(counters, *parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    return torch.from_numpy(
+        (hashes(counters, *parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    )
 
 
 def permutation(n: int, *parts: int | str) -> np.ndarray:
@@ -81,7 +90,7 @@ def permutation(n: int, *parts: int | str) -> np.ndarray:
 def generator(device: torch.device | str, index: int, *parts: int | str) -> torch.Generator:
     """Seed a torch generator on `device` for draw number `index` of the stream named by `parts`.
 
-    The CPU generator keeps only the low 32 bits of a seed. Counting upwards from the stream's key instead of hashing the
-    index keeps 2³² draws of one stream apart from each other.
+    The CPU generator keeps only the low 32 bits of a seed. Counting upwards from the stream's key
+    instead of hashing the index keeps 2³² draws of one stream apart from each other.
     """
     return torch.Generator(device).manual_seed((key(*parts) + index) & _MASK >> 1)

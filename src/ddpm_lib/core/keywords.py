@@ -13,7 +13,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def answers_wrong_keywords(function: F) -> F:
-    """Let a function name the right keyword where a wrong one is passed, other libraries' words for it included.
+    """Let a function name the right keyword where a wrong one is passed, other libraries' words for
+    it included.
 
     Its signature, help and types stay as they are.
 
@@ -23,7 +24,8 @@ def answers_wrong_keywords(function: F) -> F:
     >>> draw(1, num_inference_steps=20)
     Traceback (most recent call last):
     ...
-    TypeError: Unknown argument of draw 'num_inference_steps'. Did you mean 'num_steps'? Choices: n, num_steps.
+    TypeError: Unknown argument of draw 'num_inference_steps'. Did you mean 'num_steps'? Choices: n,
+        num_steps.
     """
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -1,4 +1,6 @@
-"""Options as config files, command lines and notebooks spell them: plain values, and named things built from a table."""
+"""Options as config files, command lines and notebooks spell them: plain values, and named things
+built from a table.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 def plain(value: Any) -> Any:
-    """Return the Python value that a number, a list or a member of an enumeration of another library stands for.
+    """Return the Python value that a number, a list or a member of an enumeration of another
+    library stands for.
 
     >>> plain(np.int64(3)), plain(torch.tensor(0.5)), plain(range(3)), plain([np.float64(0.25)])
     (3, 0.5, (0, 1, 2), [0.25])
@@ -39,12 +42,15 @@ def plain(value: Any) -> Any:
 
 
 def takes_plain(init: F) -> F:
-    """Let a constructor take numbers and lists of NumPy and torch, and one number for a list of them.
+    """Let a constructor take numbers and lists of NumPy and torch, and one number for a list of
+    them.
 
     What it keeps as its config is then plain, so that checkpoints can hold it.
     """
     parameters = inspect.signature(init).parameters
-    lists = {name for name, p in parameters.items() if str(p.annotation).startswith("tuple[int, ...]")}
+    lists = {
+        name for name, p in parameters.items() if str(p.annotation).startswith("tuple[int, ...]")
+    }
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -61,13 +67,18 @@ def takes_plain(init: F) -> F:
 
 
 def option_names(entry: Callable[..., object]) -> list[str]:
-    """Return the names of the options of a table's entry: its parameters that are not positional-only."""
+    """Return the names of the options of a table's entry: its parameters that are not
+    positional-only.
+    """
     parameters = inspect.signature(entry).parameters.values()
     return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def build(registry: Registry[Any], name: str, options: Mapping[str, Any] | None = None, *args: object) -> Any:
-    """Call the entry `name` of a table with `args` and the options, refusing options it does not have.
+def build(
+    registry: Registry[Any], name: str, options: Mapping[str, Any] | None = None, *args: object
+) -> Any:
+    """Call the entry `name` of a table with `args` and the options, refusing options it does not
+    have.
 
     Raises:
         ValueError: If the name or an option is unknown, or a required option is missing.
@@ -98,6 +109,7 @@ def registered_name(registry: Registry[Any], thing: object) -> str:
             return name
     cls = type(thing).__name__
     raise ValueError(
-        f"The {registry.kind} {cls} is not in the table of choices, so that a checkpoint could not rebuild it. "
+        f"The {registry.kind} {cls} is not in the table of choices, so that a checkpoint could not"
+        " rebuild it. "
         f'Add the class first, with .add("my_name", {cls}); choices now: {", ".join(registry)}.'
     )

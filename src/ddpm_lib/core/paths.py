@@ -17,7 +17,9 @@ def fresh(run: Path) -> Path:
     if not base:
         base, number = run.name or "run", None
     count = max(2, int(number or 1) + 1)
-    while os.path.lexists(run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")):
+    while os.path.lexists(
+        run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")
+    ):
         count += 1
     return run.with_name(f"{base}-{count}") if run.name else Path(f"{base}-{count}")
 

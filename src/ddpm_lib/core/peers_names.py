@@ -14,10 +14,7 @@ _SAME = {
         "train_steps training_steps iterations num_iterations iters num_iters niter n_iter "
         "max_iter max_iters total_iters train_iters kimg duration"
     ),
-    "batch_size": (
-        "train_batch_size per_device_train_batch_size batchsize bs batch "
-        "mini_batch_size"
-    ),
+    "batch_size": "train_batch_size per_device_train_batch_size batchsize bs batch mini_batch_size",
     "accumulation_steps": (
         "gradient_accumulation_steps gradient_accumulate_every grad_accum "
         "grad_accumulation accumulate_grad_batches accumulate gradient_accumulation accum_iter "
@@ -39,8 +36,7 @@ _SAME = {
     ),
     "size": "image_size resolution img_size",
     "channels": (
-        "in_channels image_channels img_channels num_channels_in input_channels "
-        "in_chans n_channels"
+        "in_channels image_channels img_channels num_channels_in input_channels in_chans n_channels"
     ),
     "data": (
         "dataset dataset_name data_dir data_path data_root dataroot train_data_dir "
@@ -63,10 +59,7 @@ _SAME = {
         "checkpoint_dir checkpoints_dir ckpt_dir default_root_dir output_path save_path project "
         "run_name name o"
     ),
-    "checkpoint": (
-        "ckpt ckpt_path checkpoint_path step milestone epoch load "
-        "resume_from_checkpoint"
-    ),
+    "checkpoint": "ckpt ckpt_path checkpoint_path step milestone epoch load resume_from_checkpoint",
     "resume": (
         "resume_from_checkpoint resume_from resume_checkpoint continue_train "
         "resume_training ckpt load load_milestone continue"
@@ -77,8 +70,7 @@ _SAME = {
         "loader_workers j n_cpu num_cpus preprocessing_num_workers threads jobs"
     ),
     "horizontal_flip": (
-        "random_flip flip hflip xflip mirror augment_horizontal_flip "
-        "horizontal_flips"
+        "random_flip flip hflip xflip mirror augment_horizontal_flip horizontal_flips"
     ),
     "fit": "resize_mode center_crop crop preprocess resize",
     "labels": "label_mode use_labels",
@@ -88,8 +80,7 @@ _SAME = {
         "val_folder test_data"
     ),
     "val_fraction": (
-        "val_split validation_split valid_fraction val_size val_ratio "
-        "validation_fraction test_size"
+        "val_split validation_split valid_fraction val_size val_ratio validation_fraction test_size"
     ),
     "val_every": (
         "validation_steps eval_every eval_interval val_interval validate_every "
@@ -102,12 +93,10 @@ _SAME = {
         "ckpt_interval"
     ),
     "keep_last": (
-        "checkpoints_total_limit save_total_limit save_top_k keep_checkpoints "
-        "max_checkpoints"
+        "checkpoints_total_limit save_total_limit save_top_k keep_checkpoints max_checkpoints"
     ),
     "keep_best": (
-        "save_best save_best_only best save_best_and_latest_only "
-        "load_best_model_at_end monitor"
+        "save_best save_best_only best save_best_and_latest_only load_best_model_at_end monitor"
     ),
     "sample_every": (
         "save_and_sample_every sample_interval save_images_epochs save_image_every "
@@ -140,8 +129,7 @@ _SAME = {
     ),
     "guidance_rescale": "rescaled_phi",
     "class_label": (
-        "class classes label y class_idx class_labels class_id class_name class_cond "
-        "labels"
+        "class classes label y class_idx class_labels class_id class_name class_cond labels"
     ),
     "cond": "classes y labels class_labels class_label",
     "classifier_scale": "classifier_guidance_scale",
@@ -168,8 +156,7 @@ _SAME = {
     "compile": "torch_compile use_compile compile_model",
     "deterministic": "cudnn_deterministic use_deterministic",
     "class_conditional": (
-        "class_cond conditional cond use_labels class_labels with_labels "
-        "labels_cond"
+        "class_cond conditional cond use_labels class_labels with_labels labels_cond"
     ),
     "preset": "arch model_size config_name model_name network",
     "config": "config_file cfg_file yaml configs conf base c",
@@ -184,8 +171,7 @@ _SAME = {
         "n_res_blocks res_blocks num_res_layers"
     ),
     "attention_levels": (
-        "attention_resolutions attn_resolutions full_attn attn attention "
-        "attn_layers"
+        "attention_resolutions attn_resolutions full_attn attn attention attn_layers"
     ),
     "heads": "num_heads attn_heads n_heads attention_heads num_attention_heads",
     "head_dim": "num_head_channels attn_dim_head attention_head_dim dim_head channels_per_head",
@@ -213,8 +199,7 @@ _SAME = {
         "beta_scheduler"
     ),
     "schedule_options": (
-        "beta_start beta_end schedule_fn_kwargs linear_start linear_end beta_1 "
-        "beta_t"
+        "beta_start beta_end schedule_fn_kwargs linear_start linear_end beta_1 beta_t"
     ),
     "parametrization": (
         "objective prediction_type parameterization predict_xstart pred_type "
@@ -237,11 +222,15 @@ _SAME = {
     "features": "feature_extractor extractor backbone feature feature_layer dims",
     "sigma_rel": "ema_std sigma gamma std length",
     "vary": "grid sweep ablate param params",
-}  # fmt: skip
-"""Our option → its names elsewhere: lucidrains, diffusers, guided-diffusion, EDM, Lightning, and plain habit."""
+}
+"""Our option → its names elsewhere: lucidrains, diffusers, guided-diffusion, EDM, Lightning, and
+plain habit.
+"""
 
 _NOTES = {
-    "lr_anneal_steps": "there the rate falls to 0 over these steps; here also set {lr_schedule} to linear",
+    "lr_anneal_steps": (
+        "there the rate falls to 0 over these steps; here also set {lr_schedule} to linear"
+    ),
     "kimg": "counted here in optimizer steps: images / {batch_size}",
     "duration": "counted here in optimizer steps: images / {batch_size}",
     "microbatch": "here the number of parts that a batch is cut into, not the size of a part",
@@ -264,7 +253,9 @@ _NOTES = {
     "attn_resolutions": "here levels are named, 0 the finest, not resolutions",
     "gpu": "one of several GPUs: CUDA_VISIBLE_DEVICES=1 before the command, or 'cuda:1'",
     "gpu_id": "one of several GPUs: CUDA_VISIBLE_DEVICES=1 before the command, or 'cuda:1'",
-    "gpu_ids": "several GPUs: CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node 2 -m ddpm_lib.cli …",
+    "gpu_ids": (
+        "several GPUs: CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node 2 -m ddpm_lib.cli …"
+    ),
     "gpus": "several GPUs: torchrun --nproc_per_node 2 -m ddpm_lib.cli …",
     "devices": "several GPUs: torchrun --nproc_per_node 2 -m ddpm_lib.cli …",
     "cpu": "its value is 'cpu'",
@@ -290,32 +281,67 @@ _NOTES = {
     "save_images_epochs": "counted here in optimizer steps",
     "center_crop": "its value 'crop' is the default",
     "use_scale_shift_norm": "its value is 'scale_shift'",
-}  # fmt: skip
+}
 """What to say beside the name: where the value differs too."""
 
 _ELSEWHERE = {
-    ("epochs", "num_epochs", "num_train_epochs", "max_epochs", "n_epochs", "nepochs", "total_epochs", "epoch", "nb_epochs"):
-        "the length of a run is counted in optimizer steps, {max_steps}: epochs × images / {batch_size}",
-    ("sampling_timesteps", "num_inference_steps", "ddim_steps", "ddim_sampling_steps", "timestep_respacing", "sampling_steps"):
-        "sampling steps are chosen when sampling: diffusion.sample(num_steps=50), or ddpm sample --num-steps 50",
-    ("image_size", "resolution", "img_size", "size"):
+    (
+        "epochs",
+        "num_epochs",
+        "num_train_epochs",
+        "max_epochs",
+        "n_epochs",
+        "nepochs",
+        "total_epochs",
+        "epoch",
+        "nb_epochs",
+    ): (
+        "the length of a run is counted in optimizer steps, {max_steps}: epochs × images /"
+        " {batch_size}"
+    ),
+    (
+        "sampling_timesteps",
+        "num_inference_steps",
+        "ddim_steps",
+        "ddim_sampling_steps",
+        "timestep_respacing",
+        "sampling_steps",
+    ): (
+        "sampling steps are chosen when sampling: diffusion.sample(num_steps=50), or ddpm sample"
+        " --num-steps 50"
+    ),
+    ("image_size", "resolution", "img_size", "size"): (
         "a network draws images of the size that it was trained at: {image_size} of training, "
-        "GaussianDiffusion(image_size=…) in Python",
-    ("auto_normalize", "normalize"):
-        "images are uint8 or in [0, 1] outside and normalised inside, without an option",
-    ("flash_attn", "use_flash_attention", "enable_xformers_memory_efficient_attention", "xformers"):
-        "attention takes torch's fastest kernel by itself; leave it out",
-    ("learned_variance", "learn_sigma"):
+        "GaussianDiffusion(image_size=…) in Python"
+    ),
+    (
+        "auto_normalize",
+        "normalize",
+    ): "images are uint8 or in [0, 1] outside and normalised inside, without an option",
+    (
+        "flash_attn",
+        "use_flash_attention",
+        "enable_xformers_memory_efficient_attention",
+        "xformers",
+    ): "attention takes torch's fastest kernel by itself; leave it out",
+    ("learned_variance", "learn_sigma"): (
         "the process says it: GaussianDiffusion(variance='learned_range'), over "
-        "Unet(out_channels=…) of twice the channels",
-    ("prompt", "text", "caption", "captions"):
-        "networks here know classes, not texts",
-    ("allow_tf32",): "torch's own setting, torch.set_float32_matmul_precision('high'); bf16 is on by itself where it pays",
-    ("push_to_hub", "hub_token", "hub_model_id"): "copy the run directory; nothing is uploaded from here",
+        "Unet(out_channels=…) of twice the channels"
+    ),
+    ("prompt", "text", "caption", "captions"): "networks here know classes, not texts",
+    ("allow_tf32",): (
+        "torch's own setting, torch.set_float32_matmul_precision('high'); bf16 is on by itself"
+        " where it pays"
+    ),
+    (
+        "push_to_hub",
+        "hub_token",
+        "hub_model_id",
+    ): "copy the run directory; nothing is uploaded from here",
     ("lora", "rank", "use_lora"): "all weights are trained; leave it out",
     ("split_batches",): "the batch size counts the images of all processes together; leave it out",
     ("calculate_fid", "inception_block_idx"): "score a run with ddpm evaluate RUN",
-}  # fmt: skip
+}
 """Words without an option of the same meaning where they are used: what to do instead."""
 
 VALUES = {
@@ -342,7 +368,7 @@ VALUES = {
     "fp16": "16 float16 half 16_mixed",
     "bf16": "bfloat16 bf16_mixed",
     "cuda": "gpu",
-}  # fmt: skip
+}
 """Our value of an option → what it is called elsewhere."""
 
 
@@ -363,9 +389,11 @@ _INSTEAD = {word: text for words, text in _ELSEWHERE.items() for word in words}
 
 
 def same_name(word: str, options: Iterable[str]) -> str | None:
-    """Return the one of `options` that another library calls `word`, in the spelling it has there; None for none.
+    """Return the one of `options` that another library calls `word`, in the spelling it has there;
+    None for none.
 
-    Flags and keywords, with dashes or underscores, in groups ("model.dim") or not, all count as the same name.
+    Flags and keywords, with dashes or underscores, in groups ("model.dim") or not, all count as the
+    same name.
 
     >>> same_name("lr", ["lr_schedule", "learning_rate"])
     'learning_rate'
@@ -386,7 +414,8 @@ def same_name(word: str, options: Iterable[str]) -> str | None:
 
 
 def note(word: str, options: Iterable[str]) -> str | None:
-    """Return what must be said beside the name: how the value differs, or what to do where there is no such option.
+    """Return what must be said beside the name: how the value differs, or what to do where there is
+    no such option.
 
     >>> note("epochs", ["max_steps", "batch_size"])
     'the length of a run is counted in optimizer steps, max_steps: epochs × images / batch_size'
@@ -400,7 +429,8 @@ def note(word: str, options: Iterable[str]) -> str | None:
 
 
 def hint(word: str, options: Iterable[str]) -> str | None:
-    """Word what another library's name for an option means here, None for a word that no other library uses.
+    """Word what another library's name for an option means here, None for a word that no other
+    library uses.
 
     >>> hint("lr", ["learning_rate", "lr_schedule"])
     "did you mean 'learning_rate'?"

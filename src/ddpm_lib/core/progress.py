@@ -1,7 +1,9 @@
-"""Progress bars and lines, by one rule: a bar only where somebody can see it move, plain lines everywhere else.
+"""Progress bars and lines, by one rule: a bar only where somebody can see it move, plain lines
+everywhere else.
 
-A carriage return in a log file or a pipe makes one endless line of thousands of bars. So a terminal gets tqdm's bar, a notebook
-with ipywidgets its widget, and all other places get at most one line a minute.
+A carriage return in a log file or a pipe makes one endless line of thousands of bars. So a terminal
+gets tqdm's bar, a notebook with ipywidgets its widget, and all other places get at most one line a
+minute.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ FORETOLD_SECONDS = 5.0
 
 def in_notebook() -> bool:
     """Say whether the code runs in the kernel of a notebook."""
-    # That ipykernel was imported says little (tools import it); that the shell has a kernel says it.
+    # That ipykernel was imported says little (tools import it); that the shell has a kernel says
+    # it.
     return hasattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel")
 
 
@@ -39,7 +42,9 @@ def bar_style() -> Literal["terminal", "widgets", "lines"]:
 
 
 def _import_tqdm_quietly() -> None:
-    """Import tqdm.auto, which accelerate and 🤗's hub use, without its warning of missing ipywidgets."""
+    """Import tqdm.auto, which accelerate and 🤗's hub use, without its warning of missing
+    ipywidgets.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")
         import tqdm.auto  # noqa: F401  (it warns only at the first import)
@@ -50,7 +55,9 @@ if in_notebook() and bar_style() == "lines":
 
 
 def stream() -> TextIO | None:
-    """Return where lines for the user go: stderr, which a notebook would colour red, so stdout there."""
+    """Return where lines for the user go: stderr, which a notebook would colour red, so stdout
+    there.
+    """
     return sys.stdout if in_notebook() else sys.stderr
 
 
@@ -82,7 +89,9 @@ class Lines(Generic[T]):
         shown: Whether to say anything.
     """
 
-    def __init__(self, iterable: Iterable[T] | None, total: int | None, desc: str, unit: str, shown: bool) -> None:
+    def __init__(
+        self, iterable: Iterable[T] | None, total: int | None, desc: str, unit: str, shown: bool
+    ) -> None:
         self._iterable = iterable
         self.total = total if total is not None else getattr(iterable, "__len__", lambda: None)()
         self.desc, self.unit, self.n = desc, unit, 0
@@ -103,8 +112,13 @@ class Lines(Generic[T]):
             return
         self._said = now
         of = f" of {self.total:,}" if self.total else ""
-        left = (now - self._since) * (self.total - self.n) / self.n if self.total and self.n else None
-        write(f"{self.desc}: {self.n:,}{of} {self.unit}s" + (f", {duration(left)} left" if left is not None else ""))
+        left = (
+            (now - self._since) * (self.total - self.n) / self.n if self.total and self.n else None
+        )
+        write(
+            f"{self.desc}: {self.n:,}{of} {self.unit}s"
+            + (f", {duration(left)} left" if left is not None else "")
+        )
 
     def _is_long(self, now: float) -> bool:
         """Say whether the work has gone on long enough to foretell that it will take minutes."""
@@ -178,7 +192,11 @@ def duration(seconds: float) -> str:
     ['10s', '59s', '1m01s', '59m59s', '1h00m', '23h59m', '1d00h', '57d20h']
     """
     whole = round(seconds)
-    for size, big, small, part in ((86_400, "d", "h", 3600), (3600, "h", "m", 60), (60, "m", "s", 1)):
+    for size, big, small, part in (
+        (86_400, "d", "h", 3600),
+        (3600, "h", "m", 60),
+        (60, "m", "s", 1),
+    ):
         if whole >= size:
             return f"{whole // size}{big}{whole % size // part:02d}{small}"
     return f"{whole}s"

@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """Return the choice that is meant by `name`: another library's word for it, or what looks most like it; else None.
+    """Return the choice that is meant by `name`: another library's word for it, or what looks most
+    like it; else None.
 
     >>> nearest("cosin", ["linear", "cosine"])
     'cosine'
@@ -28,11 +29,15 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     if same is not None:
         return same
     found = difflib.get_close_matches(name, names, n=4, cutoff=0.55)
-    return min(found, key=lambda choice: _edits(name, choice), default=None)  # the first of equal ones
+    return min(
+        found, key=lambda choice: _edits(name, choice), default=None
+    )  # the first of equal ones
 
 
 def _edits(a: str, b: str) -> int:
-    """Count the edits from one word to another, two letters that changed places being one (Damerau, restricted)."""
+    """Count the edits from one word to another, two letters that changed places being one (Damerau,
+    restricted).
+    """
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, x in enumerate(a):
@@ -55,7 +60,8 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
 
 
 def suggestion(name: str, choices: Iterable[str]) -> str | None:
-    """Word what may have been meant by an unknown name of an option or a value, without a capital; None for no idea.
+    """Word what may have been meant by an unknown name of an option or a value, without a capital;
+    None for no idea.
 
     >>> suggestion("cosin", ["linear", "cosine"])
     "did you mean 'cosine'?"
@@ -87,7 +93,9 @@ class Registry(Mapping[str, T], Generic[T]):
             ValueError: If the name is taken.
         """
         if name in self._entries:
-            raise ValueError(f"The {self.kind} {name!r} is already registered. Choose another name.")
+            raise ValueError(
+                f"The {self.kind} {name!r} is already registered. Choose another name."
+            )
         self._entries[name] = entry
         return entry
 

@@ -1,4 +1,6 @@
-"""How an option is written where the reader of a message stands: a flag for the command, a keyword in Python."""
+"""How an option is written where the reader of a message stands: a flag for the command, a keyword
+in Python.
+"""
 
 from __future__ import annotations
 

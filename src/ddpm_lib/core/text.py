@@ -1,4 +1,6 @@
-"""Values and texts of others in our sentences: short, and without anything that moves a terminal's cursor."""
+"""Values and texts of others in our sentences: short, and without anything that moves a terminal's
+cursor.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class _Shortened(reprlib.Repr):
 def short(value: Any, limit: int = 240) -> str:
     """Return the `repr` of a value for a message, cut where it is long.
 
-    Aliases in YAML can make a few hundred bytes stand for gigabytes, and nobody reads the third line of a value.
+    Aliases in YAML can make a few hundred bytes stand for gigabytes, and nobody reads the third
+    line of a value.
 
     >>> short("cosin")
     "'cosin'"
@@ -58,6 +61,8 @@ def so_many(n: int, what: str) -> str:
 
 
 def sayable(text: str, encoding: str | None) -> str:
-    """Return lines of text as a terminal or a file of some encoding can show them: what it cannot becomes an escape."""
+    """Return lines of text as a terminal or a file of some encoding can show them: what it cannot
+    becomes an escape.
+    """
     plain = "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
     return plain.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")

@@ -22,8 +22,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 def check_type(name: str, value: Any, annotation: Any) -> Any:
     """Return `value` as its annotation wants it, or raise.
 
-    Numbers and lists of NumPy and torch count as Python's; a path or a `torch.device` as text; one number or word as a list of
-    one; any list as a tuple; a whole float (1e5) as a whole number.
+    Numbers and lists of NumPy and torch count as Python's; a path or a `torch.device` as text; one
+    number or word as a list of one; any list as a tuple; a whole float (1e5) as a whole number.
 
     Raises:
         ConfigError: If the value has another type.
@@ -31,7 +31,9 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
     try:
         return _fitted(name, plain(value), annotation)
     except _Unfit:
-        raise ConfigError(f"{name} must be {describe_type(annotation)}; got {shown(value)}.") from None
+        raise ConfigError(
+            f"{name} must be {describe_type(annotation)}; got {shown(value)}."
+        ) from None
 
 
 class _Unfit(Exception):
@@ -67,7 +69,11 @@ def _fitted(name: str, value: Any, annotation: Any) -> Any:
         return os.fsdecode(value) if is_path(value) else str(value)
     if annotation is Any or (annotation in (None, type(None)) and value is None):
         return value
-    if isinstance(annotation, type) and annotation not in (int, float) and isinstance(value, annotation):
+    if (
+        isinstance(annotation, type)
+        and annotation not in (int, float)
+        and isinstance(value, annotation)
+    ):
         return value
     raise _Unfit
 
@@ -97,13 +103,17 @@ def _items(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
         try:
             return (_fitted(name, value, kinds[0]),)
         except _Unfit:
-            raise ConfigError(f"{name} must be a list of {_plural(kinds[0])}; got {shown(value)}.") from None
+            raise ConfigError(
+                f"{name} must be a list of {_plural(kinds[0])}; got {shown(value)}."
+            ) from None
     if not isinstance(value, list | tuple):
         raise _Unfit
     wanted = [kinds[0]] * len(value) if any_length else list(kinds)
     if len(wanted) != len(value):
         raise _Unfit
-    return tuple(check_type(f"{name}[{i}]", v, kind) for i, (v, kind) in enumerate(zip(value, wanted)))
+    return tuple(
+        check_type(f"{name}[{i}]", v, kind) for i, (v, kind) in enumerate(zip(value, wanted))
+    )
 
 
 def is_path(value: Any) -> bool:
@@ -136,7 +146,8 @@ def _plural(annotation: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Write a value for a message, short whatever it is: an array by its shape, an object by its class.
+    """Write a value for a message, short whatever it is: an array by its shape, an object by its
+    class.
 
     >>> shown("64"), shown(torch.zeros(2, 3)), shown(list(range(99)))
     ("'64' (str)", 'a Tensor of shape (2, 3)', '[0, 1, 2, 3, 4, 5, 6, 7, ...] (list)')
@@ -185,8 +196,8 @@ def check_device_name(name: str, value: str) -> str:
         hint = nearest(value, DEVICES)
         also = f" Did you mean {hint!r}?" if hint else ""
     raise ConfigError(
-        f"{name} must be 'auto', 'cpu', 'cuda', 'mps' or 'xpu', or one GPU by its number such as 'cuda:1'; "
-        f"got {short(value)}.{also}"
+        f"{name} must be 'auto', 'cpu', 'cuda', 'mps' or 'xpu', or one GPU by its number such as"
+        f" 'cuda:1'; got {short(value)}.{also}"
     )
 
 
@@ -203,4 +214,6 @@ def unknown_options(given: Mapping[str, Any] | set[str], known: list[str], where
             hint = suggestion(str(name), known)
             parts.append(short(name, 80) + (f" ({hint.removesuffix('.')})" if hint else ""))
         parts += [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        raise ConfigError(f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}.")
+        raise ConfigError(
+            f"Unknown option of {where}: {', '.join(parts)}. Known: {', '.join(sorted(known))}."
+        )

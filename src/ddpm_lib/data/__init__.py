@@ -1,7 +1,8 @@
-"""Images for training: folders, 🤗 datasets, arrays, any torch Dataset, the built-in Shapes, and toys in the plane.
+"""Images for training: folders, 🤗 datasets, arrays, any torch Dataset, the built-in Shapes, and
+toys in the plane.
 
-`open_dataset` returns an `ImageDataset`; `make_loader` turns batches of indices into batches of tensors;
-`prepare_sysu` lays out the SYSU-Shape dataset.
+`open_dataset` returns an `ImageDataset`; `make_loader` turns batches of indices into batches of
+tensors; `prepare_sysu` lays out the SYSU-Shape dataset.
 """
 
 from ddpm_lib.data.dataset import BadImagesError, ImageDataset

@@ -23,13 +23,18 @@ from ddpm_lib.data.values import NarrowValuesError, propose
 def as_array(value: torch.Tensor) -> np.ndarray:
     """Return a tensor's values; of the floats that numpy lacks, such as bfloat16, as float32."""
     value = value.detach().cpu()
-    if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
+    if value.is_floating_point() and value.dtype not in (
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    ):
         value = value.float()
     return value.numpy()
 
 
 class ArraySource(Source):
-    """Images in one uint8 array (n, h, w), (n, h, w, c) or (n, c, h, w); used as it is if its shape is right.
+    """Images in one uint8 array (n, h, w), (n, h, w, c) or (n, c, h, w); used as it is if its shape
+    is right.
 
     Args:
         images: The array.
@@ -41,11 +46,14 @@ class ArraySource(Source):
         ValueError: If the array does not hold uint8 images, saying how to convert it.
     """
 
-    def __init__(self, images: np.ndarray, labels: Any, spec: DecodeSpec, insist: bool = False) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: Any, spec: DecodeSpec, insist: bool = False
+    ) -> None:
         self.notes = []
         if images.ndim == 3 and len(images) in (3, 4):
             self.notes.append(
-                f"an array of shape {images.shape} is taken for {len(images)} grey images; one image (c, h, w) would be x[None]"
+                f"an array of shape {images.shape} is taken for {len(images)} grey images; one"
+                " image (c, h, w) would be x[None]"
             )
         images = as_images(images, spec.value_range is not None)
         if images.shape[3] in (1, 3, 4) and images.shape[1:] != spec.shape:
@@ -60,7 +68,9 @@ class ArraySource(Source):
             elif insist:
                 raise ValueError(f"There are {len(images):,} images but {len(labels):,} labels.")
             else:
-                self.notes.append(f"no labels: there are {len(images):,} images but {len(labels):,} labels")
+                self.notes.append(
+                    f"no labels: there are {len(images):,} images but {len(labels):,} labels"
+                )
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Fit one image."""
@@ -86,25 +96,31 @@ def as_images(images: np.ndarray, ranged: bool) -> np.ndarray:
         raise ValueError(convert_hint(images))
     if images.dtype == np.uint8 and ranged:
         raise NarrowValuesError(
-            "The array is uint8 already: value_range is for values of more than 8 bits. Leave it out."
+            "The array is uint8 already: value_range is for values of more than 8 bits. Leave it"
+            " out."
         )
     shape = images.shape
     if len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) > 4:
         raise ValueError(
-            f"An array of shape {shape} is one image (h, w, c), not many. Give it a first dimension, and stack as many "
-            f"as there are: numpy.stack([...]) of shape (n, {shape[0]}, {shape[1]}, {shape[2]})."
+            f"An array of shape {shape} is one image (h, w, c), not many. Give it a first"
+            " dimension, and stack as many as there are: numpy.stack([...]) of shape (n,"
+            f" {shape[0]}, {shape[1]}, {shape[2]})."
         )
     if len(shape) == 2:
         raise ValueError(
-            f"An array of shape {shape} is one image or a table, not many images. Stack images to (n, h, w): "
-            "numpy.stack([...])."
+            f"An array of shape {shape} is one image or a table, not many images. Stack images to"
+            " (n, h, w): numpy.stack([...])."
         )
     if len(shape) == 3:
         images = images[..., None]
-    if images.ndim != 4 or not len(images) or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4)):
+    if (
+        images.ndim != 4
+        or not len(images)
+        or not (images.shape[3] in (1, 3, 4) or images.shape[1] in (1, 3, 4))
+    ):
         raise ValueError(
-            f"Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3 or 4; got "
-            f"shape {shape}. Other numbers of channels: ddpm_lib.data.tensor_dataset."
+            "Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3"
+            f" or 4; got shape {shape}. Other numbers of channels: ddpm_lib.data.tensor_dataset."
         )
     return images
 
@@ -118,16 +134,27 @@ def convert_hint(images: np.ndarray) -> str:
     if not np.isfinite(low + high):
         return f"{text} It also holds NaN or infinite values."
     if images.dtype.kind == "f" and low >= 0 and high <= 1:
-        return f"{text} The values look like [0, 1]: save (255 * x).round().astype(numpy.uint8); or {propose(0, 1)}."
+        return (
+            f"{text} The values look like [0, 1]: save (255 * x).round().astype(numpy.uint8); or"
+            f" {propose(0, 1)}."
+        )
     if images.dtype.kind == "f" and low >= -1 and high <= 1:
-        return f"{text} The values look like [-1, 1]: save (127.5 * (x + 1)).round().astype(numpy.uint8); or {propose(-1, 1)}."
+        return (
+            f"{text} The values look like [-1, 1]: save (127.5 * (x +"
+            f" 1)).round().astype(numpy.uint8); or {propose(-1, 1)}."
+        )
     if low >= 0 and high <= 255:
         return f"{text} The values fit: save x.astype(numpy.uint8)."
     return f"{text} Values go from {low:,.6g} to {high:,.6g}: {propose(low, high)}."
 
 
 def open_npz(
-    path: Path, spec: DecodeSpec, labels: str, image_column: str | None, label_column: str | None, insist: bool = False
+    path: Path,
+    spec: DecodeSpec,
+    labels: str,
+    image_column: str | None,
+    label_column: str | None,
+    insist: bool = False,
 ) -> ArraySource:
     """Open `.npz` or `.npy`; never unpickles.
 
@@ -143,7 +170,9 @@ def open_npz(
         if isinstance(loaded, np.ndarray):
             return ArraySource(loaded, None, spec)
         with loaded as archive:
-            image, label = choose_arrays(archive.files, path.name, labels, image_column, label_column)
+            image, label = choose_arrays(
+                archive.files, path.name, labels, image_column, label_column
+            )
             if image is None:
                 raise ValueError(name_arrays(check_npz(path, ()), path.name))
             check_npz(path, [name for name in (image, label) if name is not None])
@@ -155,15 +184,22 @@ def open_npz(
     except ValueError as error:
         if "pickle" in str(error):
             raise ValueError(
-                f"{path} holds Python objects, which are never loaded (they can run code). Save plain uint8 arrays."
+                f"{path} holds Python objects, which are never loaded (they can run code). Save"
+                " plain uint8 arrays."
             ) from None
         raise
 
 
 def choose_arrays(
-    there: Sequence[str], where: str, labels: str, image_column: str | None, label_column: str | None
+    there: Sequence[str],
+    where: str,
+    labels: str,
+    image_column: str | None,
+    label_column: str | None,
 ) -> tuple[str | None, str | None]:
-    """Choose the array of the images (None: none has a usual name) and that of the labels, if any."""
+    """Choose the array of the images (None: none has a usual name) and that of the labels, if
+    any.
+    """
     image = choose_column("image", image_column, IMAGE_NAMES, there, where)
     if image is None or labels == "none":
         return image, None
@@ -188,7 +224,9 @@ def open_arrays(
     there = [str(name) for name in arrays]
     column, label = choose_arrays(there, where, labels, image_column, label_column)
     if column is None:
-        raise ValueError(f"{where} has no array named arr_0, images or x. There are: {', '.join(there)}.")
+        raise ValueError(
+            f"{where} has no array named arr_0, images or x. There are: {', '.join(there)}."
+        )
     images, numbers = arrays[column], None if label is None else arrays[label]
     if isinstance(images, torch.Tensor):
         images = as_array(images)

@@ -1,4 +1,6 @@
-"""What says whether two openings of data are the same: names, contents and labels, hashed; and where they differ."""
+"""What says whether two openings of data are the same: names, contents and labels, hashed; and
+where they differ.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Origin:
 
     Args:
         names: One per image.
-        content: A hash of each image, int64 (n,); 0: this one is not compared. None: contents are not compared.
+        content: A hash of each image, int64 (n,); 0: this one is not compared. None: contents are
+            not compared.
         labels: int64 (n,) or None.
         class_names: One per class, or None.
         fingerprint: Digest of all that and of how images are decoded.
@@ -46,7 +49,9 @@ class Origin:
     earlier: str
 
 
-def make_origin(source: Source, spec: DecodeSpec, rows: np.ndarray, names: Names, content: np.ndarray | None) -> Origin:
+def make_origin(
+    source: Source, spec: DecodeSpec, rows: np.ndarray, names: Names, content: np.ndarray | None
+) -> Origin:
     """Hash what there is of some rows of a source.
 
     Args:
@@ -59,21 +64,39 @@ def make_origin(source: Source, spec: DecodeSpec, rows: np.ndarray, names: Names
     labels = None if source.labels is None else source.labels[rows]
     chosen = None if content is None else content[rows]
     digest = hashlib.blake2b(digest_size=16)
-    kind = type(getattr(source, "data", None)).__qualname__ if source.foreign and content is None else ""
-    digest.update(json.dumps([2, kind, _settings(spec), source.class_names], sort_keys=True).encode())
+    kind = (
+        type(getattr(source, "data", None)).__qualname__
+        if source.foreign and content is None
+        else ""
+    )
+    digest.update(
+        json.dumps([2, kind, _settings(spec), source.class_names], sort_keys=True).encode()
+    )
     _add_names(digest, names)
     for part in (chosen, labels):
         digest.update(b"none" if part is None else np.ascontiguousarray(part).tobytes())
-    return Origin(names, chosen, labels, source.class_names, digest.hexdigest(), first_digest(source, spec, rows))
+    return Origin(
+        names,
+        chosen,
+        labels,
+        source.class_names,
+        digest.hexdigest(),
+        first_digest(source, spec, rows),
+    )
 
 
-def first_digest(source: Source, spec: DecodeSpec, rows: np.ndarray, with_times: bool = False) -> str:
-    """Hash names, file sizes, labels and how images are decoded; with times of change too for the memory of a check.
+def first_digest(
+    source: Source, spec: DecodeSpec, rows: np.ndarray, with_times: bool = False
+) -> str:
+    """Hash names, file sizes, labels and how images are decoded; with times of change too for the
+    memory of a check.
 
     Without times it is what checkpoints hold that were saved before contents were compared.
     """
     settings = {name: value for name, value in asdict(spec).items() if name in _FIRST_SETTINGS}
-    digest = hashlib.blake2b(json.dumps([1, settings, source.class_names], sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        json.dumps([1, settings, source.class_names], sort_keys=True).encode(), digest_size=16
+    )
     for row in rows.tolist():
         name = source.names.raw(row)
         digest.update(b"%d:" % len(name) + name)
@@ -87,7 +110,9 @@ def first_digest(source: Source, spec: DecodeSpec, rows: np.ndarray, with_times:
 
 
 def _settings(spec: DecodeSpec) -> dict[str, Any]:
-    """Return the settings but those of later versions that are at their default: adding one changes no digest."""
+    """Return the settings but those of later versions that are at their default: adding one changes
+    no digest.
+    """
     defaults = {f.name: f.default for f in fields(spec) if f.default is not MISSING}
     return {
         name: value
@@ -103,7 +128,8 @@ def _add_names(digest: Any, names: Names) -> None:
 
 
 def write_index(folder: Path, origin: Origin | None) -> None:
-    """Write data.npz: names, hashes and labels of a run's data, so that a later start can say what has changed.
+    """Write data.npz: names, hashes and labels of a run's data, so that a later start can say what
+    has changed.
 
     Sets of more than a million images, and those that are not opened but given, have none.
     """
@@ -154,10 +180,15 @@ def read_index(folder: Path) -> Origin | None:
 
 
 def tell_apart(before: Origin, now: Origin) -> list[str]:
-    """Say in lines what differs: images added, lost, replaced, of another class; classes; the order."""
+    """Say in lines what differs: images added, lost, replaced, of another class; classes; the
+    order.
+    """
     old = {before.names.raw(i): i for i in range(len(before.names))}
     new = {now.names.raw(i): i for i in range(len(now.names))}
-    added, lost = [i for name, i in new.items() if name not in old], [i for name, i in old.items() if name not in new]
+    added, lost = (
+        [i for name, i in new.items() if name not in old],
+        [i for name, i in old.items() if name not in new],
+    )
     both = [(old[name], i) for name, i in new.items() if name in old]
     lines = [
         _line(len(added), "added", (now.names[i] for i in added)),
@@ -165,7 +196,9 @@ def tell_apart(before: Origin, now: Origin) -> list[str]:
     ]
     if before.content is not None and now.content is not None:
         hashes = before.content, now.content
-        replaced = [j for i, j in both if hashes[0][i] != hashes[1][j] and hashes[0][i] and hashes[1][j]]
+        replaced = [
+            j for i, j in both if hashes[0][i] != hashes[1][j] and hashes[0][i] and hashes[1][j]
+        ]
         lines.append(_line(len(replaced), "with other contents", (now.names[j] for j in replaced)))
     classes = _classes(before), _classes(now)
     if before.class_names != now.class_names:
@@ -190,7 +223,10 @@ def _line(count: int, what: str, names: Iterable[str]) -> str:
     if not count:
         return ""
     shown = [name for name, _ in zip(names, range(_SHOWN))]
-    return f"{count:,} image{'s' * (count > 1)} {what}: {', '.join(shown)}{', …' if count > _SHOWN else ''}"
+    return (
+        f"{count:,} image{'s' * (count > 1)} {what}:"
+        f" {', '.join(shown)}{', …' if count > _SHOWN else ''}"
+    )
 
 
 def _some(names: Sequence[str] | None) -> str:

@@ -1,4 +1,6 @@
-"""The one dataset type: uint8 images of one shape with optional class labels, from RAM or decoded on demand."""
+"""The one dataset type: uint8 images of one shape with optional class labels, from RAM or decoded
+on demand.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,16 @@ class Store(Protocol):
         ...
 
     def get(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tensor:
-        """Return uint8 images (n, c, h, w); `draws` names the random numbers that a Dataset may draw for each."""
+        """Return uint8 images (n, c, h, w); `draws` names the random numbers that a Dataset may
+        draw for each.
+        """
         ...
 
 
 class MemoryStore:
-    """Images in RAM: one uint8 tensor (n, c, h, w), or any other tensor (n, c, *spatial) in [0, 1]."""
+    """Images in RAM: one uint8 tensor (n, c, h, w), or any other tensor (n, c, *spatial) in [0,
+    1].
+    """
 
     in_memory = True
 
@@ -55,7 +61,8 @@ class MemoryStore:
 class StreamStore:
     """Images decoded when asked for; a disk that fails for a moment is asked again three times.
 
-    A Dataset of the user's is read in another process, unless this one is a loader's worker: see `readers`.
+    A Dataset of the user's is read in another process, unless this one is a loader's worker: see
+        `readers`.
     """
 
     in_memory = False
@@ -101,17 +108,21 @@ class StreamStore:
             return load_patiently(self.source.load, row, self.spec).pixels
         except (ImageError, OSError) as error:
             hint = (
-                "It was not checked when the set was opened, or has changed since. Restore it, or open the set again."
+                "It was not checked when the set was opened, or has changed since. Restore it, or"
+                " open the set again."
             )
-            raise BadImagesError([(self.source.names[row], reason(error))], len(self.source), hint) from None
+            raise BadImagesError(
+                [(self.source.names[row], reason(error))], len(self.source), hint
+            ) from None
 
 
 class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Images of one shape, with class labels where there are any. Build it with `open_dataset`.
 
-    Items are `{"image": uint8 (c, h, w), "class_label": int64 ()}`; the label is absent without labels. Everything
-    is held in arrays, so the object may be pickled and is shared, not copied, by forked workers. No random numbers
-    are ever drawn here; what the transforms of a user's Dataset draw from the global generators is named by `draws`.
+    Items are `{"image": uint8 (c, h, w), "class_label": int64 ()}`; the label is absent without
+    labels. Everything is held in arrays, so the object may be pickled and is shared, not copied, by
+    forked workers. No random numbers are ever drawn here; what the transforms of a user's Dataset
+    draw from the global generators is named by `draws`.
 
     Args:
         store: The images.
@@ -142,7 +153,9 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self._store = store
         self._rows = rows
         self._labels = None if labels is None else np.ascontiguousarray(labels, dtype=np.int64)
-        self._names = names if names is not None else NumberedNames(int(rows.max()) + 1 if len(rows) else 0)
+        self._names = (
+            names if names is not None else NumberedNames(int(rows.max()) + 1 if len(rows) else 0)
+        )
         self.class_names = None if class_names is None or labels is None else tuple(class_names)
         self.fingerprint = fingerprint
         self.earlier_fingerprint = fingerprint if origin is None else origin.earlier
@@ -183,22 +196,32 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     @property
     def drawn(self) -> bool:
-        """Whether reading an image may draw random numbers: those of a user's Dataset that is streamed."""
+        """Whether reading an image may draw random numbers: those of a user's Dataset that is
+        streamed.
+        """
         return isinstance(self._store, StreamStore) and self._store.source.foreign
 
     @property
     def read_here(self) -> bool:
-        """Whether images are read in this process only (num_workers=0 for a Dataset of the user's)."""
+        """Whether images are read in this process only (num_workers=0 for a Dataset of the
+        user's).
+        """
         return isinstance(self._store, StreamStore) and self._store.source.here
 
     @property
     def user_dataset(self) -> Any:
         """The user's Dataset that images are streamed from, or None."""
-        return getattr(self._store.source, "data", None) if isinstance(self._store, StreamStore) else None
+        return (
+            getattr(self._store.source, "data", None)
+            if isinstance(self._store, StreamStore)
+            else None
+        )
 
     def place(self, row: int) -> str:
         """Return words for a row of the store, for messages."""
-        return self._store.source.place(row) if isinstance(self._store, StreamStore) else f"row {row}"
+        return (
+            self._store.source.place(row) if isinstance(self._store, StreamStore) else f"row {row}"
+        )
 
     def report_rows(self, at: np.ndarray) -> None:
         """Write the row of the store that is being read to `at[0]` from now on."""
@@ -207,7 +230,9 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     @property
     def names(self) -> Names:
-        """The file name (relative to the folder) or row number of each image, made when asked for."""
+        """The file name (relative to the folder) or row number of each image, made when asked
+        for.
+        """
         return ChosenNames(self._names, self._rows)
 
     def __len__(self) -> int:
@@ -219,14 +244,18 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {field: value[0] for field, value in self.batch([i]).items()}
 
     def batch(
-        self, indices: Sequence[int] | np.ndarray | Tensor, draws: Sequence[int] | np.ndarray | None = None
+        self,
+        indices: Sequence[int] | np.ndarray | Tensor,
+        draws: Sequence[int] | np.ndarray | None = None,
     ) -> dict[str, Tensor]:
-        """Return stacked items: `image` uint8 (n, c, h, w) and, with labels, `class_label` int64 (n,).
+        """Return stacked items: `image` uint8 (n, c, h, w) and, with labels, `class_label` int64
+        (n,).
 
         Args:
             indices: Which images.
-            draws: One number per image, for Datasets with random transforms: the same number and image give the same
-                random numbers (those of the global generators of Python, numpy and torch). Default: others in each call.
+            draws: One number per image, for Datasets with random transforms: the same number and
+                image give the same random numbers (those of the global generators of Python, numpy
+                and torch). Default: others in each call.
 
         Raises:
             IndexError: If an index is out of range.
@@ -241,19 +270,25 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return out
 
     def next_draws(self, n: int) -> np.ndarray:
-        """Return numbers for the next n readings: new ones, or 0 for a set that is the same in every reading."""
+        """Return numbers for the next n readings: new ones, or 0 for a set that is the same in
+        every reading.
+        """
         if self._reading is not None:
             self._reading += 1
         return np.full(n, self._reading or 0, dtype=np.int64)
 
     def steady(self) -> ImageDataset:
-        """Return the same set, whose random transforms draw the same in every reading that no `draws` name."""
+        """Return the same set, whose random transforms draw the same in every reading that no
+        `draws` name.
+        """
         same = copy.copy(self)
         same._reading = None
         return same
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> ImageDataset:
-        """Return the dataset of these images, in this order; images in RAM are shared, not copied."""
+        """Return the dataset of these images, in this order; images in RAM are shared, not
+        copied.
+        """
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         part = ImageDataset(
@@ -279,8 +314,9 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     def split(self, held_out: float | int, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
         """Cut into (train, held out) by a hash of each name, class by class.
 
-        A fraction keeps each image on its side when other files are added or removed; a count is exact, and moves
-        few images then. Byte-identical images (for sets in RAM) go to the same side.
+        A fraction keeps each image on its side when other files are added or removed; a count is
+        exact, and moves few images then. Byte-identical images (for sets in RAM) go to the same
+        side.
 
         Args:
             held_out: A float in (0, 1), the fraction held out, or an int, the number of images.
@@ -295,13 +331,20 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def _twins(self) -> np.ndarray | None:
-        """Number the groups of byte-identical images, int64 (n,); None where that would mean decoding everything."""
+        """Number the groups of byte-identical images, int64 (n,); None where that would mean
+        decoding everything.
+        """
         if not isinstance(self._store, MemoryStore):
             return None
         images = self._store.images.numpy()
         groups: dict[bytes, int] = {}
-        digests = (hashlib.blake2b(images[row].tobytes(), digest_size=16).digest() for row in self._rows.tolist())
-        return np.array([groups.setdefault(digest, k) for k, digest in enumerate(digests)], dtype=np.int64)
+        digests = (
+            hashlib.blake2b(images[row].tobytes(), digest_size=16).digest()
+            for row in self._rows.tolist()
+        )
+        return np.array(
+            [groups.setdefault(digest, k) for k, digest in enumerate(digests)], dtype=np.int64
+        )
 
     def __repr__(self) -> str:
         size = "×".join(map(str, (self.channels, *self.image_size)))

@@ -1,4 +1,6 @@
-"""From the bytes of one picture to a uint8 array (c, h, w): every surprising kind of file has one defined outcome."""
+"""From the bytes of one picture to a uint8 array (c, h, w): every surprising kind of file has one
+defined outcome.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,20 @@ UPSCALED, FIRST_FRAME, COMPOSITED, SCALED_16BIT, CMYK, ROTATED, GREY_TO_COLOUR, 
 BAND_DROPPED = 1 << 8
 FLAG_NOTES = {
     UPSCALED: "smaller than the image size: enlarged (blurred)",
-    FIRST_FRAME: 'animated or multi-page: first frame taken (of a folder, frames="all", --frames all, makes every one an image)',
+    FIRST_FRAME: (
+        'animated or multi-page: first frame taken (of a folder, frames="all", --frames all, makes'
+        " every one an image)"
+    ),
     COMPOSITED: "with transparency: laid on the background",
     SCALED_16BIT: "of 16 bits: scaled to 8 bits",
     CMYK: "in CMYK: converted to RGB",
     ROTATED: "turned as their EXIF orientation says",
     GREY_TO_COLOUR: "in grey: the grey value repeated in the colour channels",
     COLOUR_TO_GREY: "in colour: converted to grey",
-    BAND_DROPPED: "with a band beyond the channels asked for (near infrared?): left out; channels=4 keeps four",
+    BAND_DROPPED: (
+        "with a band beyond the channels asked for (near infrared?): left out; channels=4 keeps"
+        " four"
+    ),
 }
 
 
@@ -56,7 +64,9 @@ class ImageError(ValueError):
 
 
 class Decoded(NamedTuple):
-    """A fitted picture: `pixels` uint8 (c, h, w), what was done to it (bits), its size, and the range of its values."""
+    """A fitted picture: `pixels` uint8 (c, h, w), what was done to it (bits), its size, and the
+    range of its values.
+    """
 
     pixels: np.ndarray
     flags: int
@@ -84,13 +94,17 @@ def decode(file: str | bytes | IO[bytes], spec: DecodeSpec, frame: int | None = 
         return picture
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, without the file's name; what matters is an error
+        warnings.simplefilter(
+            "ignore"
+        )  # of odd metadata, without the file's name; what matters is an error
         with start() as picture:
             return fit_picture(picture, spec, start, frame is not None)
 
 
 def count_frames(path: str | bytes) -> int:
-    """Return how many frames or pages a file has; 1 for what cannot be opened, of which decoding says why."""
+    """Return how many frames or pages a file has; 1 for what cannot be opened, of which decoding
+    says why.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -138,11 +152,15 @@ def decode_bytes(data: bytes, spec: DecodeSpec) -> Decoded:
 
 
 def fit_picture(
-    picture: Image.Image, spec: DecodeSpec, again: Callable[[], Image.Image] | None = None, all_frames: bool = False
+    picture: Image.Image,
+    spec: DecodeSpec,
+    again: Callable[[], Image.Image] | None = None,
+    all_frames: bool = False,
 ) -> Decoded:
     """Fit an opened Pillow picture; see `decode`.
 
-    `again` opens it once more, which colours of 16 bits need; with `all_frames` its other frames are images too.
+    `again` opens it once more, which colours of 16 bits need; with `all_frames` its other frames
+    are images too.
 
     Raises:
         ImageError: If its pixels cannot be decoded or have no defined 8-bit meaning.
@@ -167,7 +185,9 @@ def fit_picture(
             width, height = height, width
         if enlargement((width, height), spec) > 1:
             flags |= UPSCALED
-        pixels = fit_bands(picture, spec) if separate else np.asarray(resize_to_frame(picture, spec))
+        pixels = (
+            fit_bands(picture, spec) if separate else np.asarray(resize_to_frame(picture, spec))
+        )
     except ImageError:
         raise
     except Exception as error:
@@ -179,7 +199,9 @@ def fit_picture(
 def _eight_bits(
     picture: Image.Image, spec: DecodeSpec, again: Callable[[], Image.Image] | None
 ) -> tuple[Image.Image, int, ValueRange | None]:
-    """Load a picture; where it has more than 8 bits, bring the values of `spec.value_range` to 0 … 255."""
+    """Load a picture; where it has more than 8 bits, bring the values of `spec.value_range` to 0 …
+    255.
+    """
     planes = lost_planes(picture, spec.channels)
     if planes is not None:
         raise ImageError(planes)
@@ -191,10 +213,16 @@ def _eight_bits(
     else:
         sort, values = "16-bit", None if again is None else wide_colours(picture, again)
     if values is None and spec.value_range is not None:
-        raise ImageError("only the high bytes of its 16-bit colours can be read, which value_range cannot use")
+        raise ImageError(
+            "only the high bytes of its 16-bit colours can be read, which value_range cannot use"
+        )
     if values is None:
         values = np.asarray(picture).astype(np.uint16) * 257
-    alpha = values[..., 3:] if values.ndim == 3 and picture.mode == "RGBA" and not _hidden_band(picture) else None
+    alpha = (
+        values[..., 3:]
+        if values.ndim == 3 and picture.mode == "RGBA" and not _hidden_band(picture)
+        else None
+    )
     values = values if alpha is None else values[..., :3]
     try:
         found = span(values)
@@ -229,10 +257,16 @@ def _dropped(picture: Image.Image) -> int:
 def _true_bands(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int, None]:
     """Load a picture of 8 bits."""
     if spec.value_range is not None:
-        raise ImageError("it has 8 bits per value, and value_range is for pictures of more: leave it out")
+        raise ImageError(
+            "it has 8 bits per value, and value_range is for pictures of more: leave it out"
+        )
     flags = _dropped(picture)
     picture.load()
-    return picture, flags | (BAND_DROPPED if _hidden_band(picture) and spec.channels != 4 else 0), None
+    return (
+        picture,
+        flags | (BAND_DROPPED if _hidden_band(picture) and spec.channels != 4 else 0),
+        None,
+    )
 
 
 def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
@@ -242,7 +276,9 @@ def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
         ImageError: If it is not uint8 or its shape is not that of a picture.
     """
     if array.dtype == np.uint8 and spec.value_range is not None:
-        raise ImageError("it is uint8 already, and value_range is for values of more than 8 bits: leave it out")
+        raise ImageError(
+            "it is uint8 already, and value_range is for values of more than 8 bits: leave it out"
+        )
     found = None
     if array.dtype != np.uint8:
         if spec.value_range is None or array.dtype.kind not in "iuf" or not array.size:
@@ -259,20 +295,30 @@ def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ImageError(f"its shape {array.shape} is not (h, w), (h, w, c) or (c, h, w) with c of 1, 3 or 4")
+        raise ImageError(
+            f"its shape {array.shape} is not (h, w), (h, w, c) or (c, h, w) with c of 1, 3 or 4"
+        )
     return fit_picture(Image.fromarray(np.ascontiguousarray(array)), spec)._replace(found=found)
 
 
 def _has_exif(picture: Image.Image) -> bool:
-    return "exif" in picture.info or "Raw profile type exif" in picture.info or picture.format == "TIFF"
+    return (
+        "exif" in picture.info
+        or "Raw profile type exif" in picture.info
+        or picture.format == "TIFF"
+    )
 
 
 def _draft(picture: Image.Image, spec: DecodeSpec, turned: bool) -> None:
-    """Let the JPEG decoder leave out detail beyond twice the resolution that is needed (2-3 times faster)."""
+    """Let the JPEG decoder leave out detail beyond twice the resolution that is needed (2-3 times
+    faster).
+    """
     if picture.format == "JPEG":
         width, height = reversed(picture.size) if turned else picture.size
         scale = 2 * enlargement((width, height), spec)
-        picture.draft(None, (math.ceil(picture.size[0] * scale), math.ceil(picture.size[1] * scale)))
+        picture.draft(
+            None, (math.ceil(picture.size[0] * scale), math.ceil(picture.size[1] * scale))
+        )
 
 
 def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
@@ -280,7 +326,9 @@ def _to_mode(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, int]:
     flags = 0
     if picture.mode == "CMYK":
         if picture.format == "JPEG" and "adobe" not in picture.info:
-            picture = ImageChops.invert(picture)  # Pillow takes every CMYK JPEG for an inverted (Adobe) one
+            picture = ImageChops.invert(
+                picture
+            )  # Pillow takes every CMYK JPEG for an inverted (Adobe) one
         picture, flags = picture.convert("RGB"), CMYK
     grey = picture.mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data:

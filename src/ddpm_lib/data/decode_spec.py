@@ -1,4 +1,6 @@
-"""How pictures of any size and mode become uint8 arrays of one shape: size, channels, fit, background, range."""
+"""How pictures of any size and mode become uint8 arrays of one shape: size, channels, fit,
+background, range.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,14 @@ class DecodeSpec:
     Args:
         image_size: (height, width) of the result.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        fit: "crop": keep the aspect ratio, fill the frame, cut what is outside (centred); "pad": keep the aspect
-            ratio, show the whole picture, fill the border with `background`; "stretch": squash to the frame.
-        background: Three values 0 … 255: under transparent pixels (channels 1 and 3) and around padded pictures.
+        fit: "crop": keep the aspect ratio, fill the frame, cut what is outside (centred); "pad":
+            keep the aspect ratio, show the whole picture, fill the border with `background`;
+            "stretch": squash to the frame.
+        background: Three values 0 … 255: under transparent pixels (channels 1 and 3) and around
+            padded pictures.
         max_pixels: Pictures with more pixels are refused before they are decompressed.
-        value_range: What is black and what is white in pictures of more than 8 bits; None: 0 and 65,535.
+        value_range: What is black and what is white in pictures of more than 8 bits; None: 0 and
+            65,535.
     """
 
     image_size: tuple[int, int]
@@ -57,7 +62,9 @@ def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     """
     pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
-        raise ValueError(f"image_size must be a positive int or (height, width); got {image_size!r}.")
+        raise ValueError(
+            f"image_size must be a positive int or (height, width); got {image_size!r}."
+        )
     return pair[0], pair[1]
 
 
@@ -69,7 +76,8 @@ def make_spec(
     max_pixels: int = MAX_PIXELS,
     value_range: Sequence[float] | None = None,
 ) -> DecodeSpec:
-    """Check the options and build a `DecodeSpec`; `background` may be a colour name, a grey value or three values.
+    """Check the options and build a `DecodeSpec`; `background` may be a colour name, a grey value
+    or three values.
 
     Raises:
         ValueError: If an option is out of range, naming it and the choices.
@@ -82,11 +90,16 @@ def make_spec(
         try:
             colour = tuple(ImageColor.getrgb(background)[:3])
         except ValueError:
-            raise ValueError(f'background {background!r} is no colour. Use a name ("white") or "#rrggbb".') from None
+            raise ValueError(
+                f'background {background!r} is no colour. Use a name ("white") or "#rrggbb".'
+            ) from None
     else:
         colour = (background,) * 3 if isinstance(background, int) else tuple(background)
     if len(colour) != 3 or any(not isinstance(v, int) or not 0 <= v <= 255 for v in colour):
-        raise ValueError(f"background must be a colour name, a grey value or three values 0 … 255; got {background!r}.")
+        raise ValueError(
+            "background must be a colour name, a grey value or three values 0 … 255; got"
+            f" {background!r}."
+        )
     if max_pixels < 1:
         raise ValueError(f"max_pixels must be positive; got {max_pixels!r}.")
     ground = colour[0], colour[1], colour[2]

@@ -24,7 +24,9 @@ _AGAIN = 4
 
 @dataclass
 class Scan:
-    """What decoding showed: `images` uint8 (n, c, h, w) if kept, flags, sizes as stored, hashes, and reasons by row."""
+    """What decoding showed: `images` uint8 (n, c, h, w) if kept, flags, sizes as stored, hashes,
+    and reasons by row.
+    """
 
     images: np.ndarray | None
     flags: np.ndarray
@@ -53,20 +55,25 @@ class Scan:
             if count:
                 if bit == UPSCALED:
                     width, height = sizes.min(0).tolist()
-                    words += f"; an image size of at most {height} (height) by {width} (width) enlarges none"
+                    words += (
+                        f"; an image size of at most {height} (height) by {width} (width) enlarges"
+                        " none"
+                    )
                 lines.append(f"{count:,} image{'s' if count > 1 else ''} {words}")
         return lines
 
 
-def decode_all(source: Source, spec: DecodeSpec, *, keep: bool, num_workers: int, log: Log | None = None) -> Scan:
+def decode_all(
+    source: Source, spec: DecodeSpec, *, keep: bool, num_workers: int, log: Log | None = None
+) -> Scan:
     """Decode every image of a source.
 
     Args:
         source: The images.
         spec: How to fit them.
         keep: Whether to keep the pixels; otherwise they are only checked.
-        num_workers: Forked processes (0 or 1: this one does it). Small sets and systems without fork are done here; a
-            Dataset of the user's never, unless it is to be.
+        num_workers: Forked processes (0 or 1: this one does it). Small sets and systems without
+            fork are done here; a Dataset of the user's never, unless it is to be.
         log: Is given a progress line every few seconds, and one when an image takes very long.
 
     Returns:
@@ -95,11 +102,17 @@ def decode_all(source: Source, spec: DecodeSpec, *, keep: bool, num_workers: int
                 done[rank] += 1
             if not workers:
                 progress(int(done[0]))
-        return scan.bad, scan.labels, source.foreign and _differs(source, spec, rank * _BLOCK, scan, at[rank:])
+        return (
+            scan.bad,
+            scan.labels,
+            source.foreign and _differs(source, spec, rank * _BLOCK, scan, at[rank:]),
+        )
 
     if workers:
         data = getattr(source, "data", None)
-        results = run_readers(work, workers, data, source.place, log, lambda: progress(int(done.sum())))
+        results = run_readers(
+            work, workers, data, source.place, log, lambda: progress(int(done.sum()))
+        )
     else:
         with generators_kept() if source.foreign else contextlib.nullcontext():
             results = [work(0, np.zeros(1, dtype=np.int64))]
@@ -129,7 +142,9 @@ def _one(source: Source, spec: DecodeSpec, row: int, scan: Scan) -> None:
 
 
 def _differs(source: Source, spec: DecodeSpec, first: int, scan: Scan, at: np.ndarray) -> bool:
-    """Whether an image is another one when it is read again: a late look at what the first look might have missed."""
+    """Whether an image is another one when it is read again: a late look at what the first look
+    might have missed.
+    """
     rows = [row for row in range(first, min(first + _AGAIN, len(source))) if row not in scan.bad]
     for row in rows:
         at[0] = row
@@ -159,5 +174,7 @@ class _Progress:
         if self._log is not None and now >= self._next and done:
             rate = done / (now - self._start)
             left = (self._total - done) / rate
-            self._log(f"decoding {done:,} of {self._total:,} images, {rate:,.0f}/s, {left:,.0f} s to go")
+            self._log(
+                f"decoding {done:,} of {self._total:,} images, {rate:,.0f}/s, {left:,.0f} s to go"
+            )
             self._next = now + 5.0

@@ -55,9 +55,18 @@ _UNFIT: dict[str, tuple[str, ...]] = {
 }
 _INSTEAD = {
     "split": "Pass the part itself, such as the folder or file of one split",
-    "image_column": "It is for data with columns or keys: .npz, parquet, 🤗 datasets, tables beside pictures, dicts",
-    "label_column": "It is for data with columns or keys: .npz, parquet, 🤗 datasets, tables beside pictures, dicts",
-    "labels": "Those are for folders of pictures; label_column (--label-column) names labels of data with columns",
+    "image_column": (
+        "It is for data with columns or keys: .npz, parquet, 🤗 datasets, tables beside pictures,"
+        " dicts"
+    ),
+    "label_column": (
+        "It is for data with columns or keys: .npz, parquet, 🤗 datasets, tables beside pictures,"
+        " dicts"
+    ),
+    "labels": (
+        "Those are for folders of pictures; label_column (--label-column) names labels of data with"
+        " columns"
+    ),
     "frames": "It is for folders of pictures",
     "on_bad_image": "None can be bad",
     "background": "They are not decoded; it is for pictures",
@@ -67,7 +76,9 @@ _INSTEAD = {
 }
 
 
-def check_fits(kind: str, options: Mapping[str, Any], done: Mapping[str, Any] | None = None) -> None:
+def check_fits(
+    kind: str, options: Mapping[str, Any], done: Mapping[str, Any] | None = None
+) -> None:
     """Refuse options that the kind of data has no use for.
 
     Args:
@@ -90,17 +101,22 @@ def check_fits(kind: str, options: Mapping[str, Any], done: Mapping[str, Any] | 
         raise ValueError(f"{name}={value!r} does not fit {kind}. {note}.")
     if options.get("label_column") is not None and options.get("labels", "auto") != "auto":
         raise ValueError(
-            f"label_column={options['label_column']!r} and labels={options['labels']!r} contradict each other: leave one out."
+            f"label_column={options['label_column']!r} and labels={options['labels']!r} contradict"
+            " each other: leave one out."
         )
 
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two values mean the same: a range may be a list or a tuple."""
-    return bool(a == b) or (isinstance(a, list | tuple) and isinstance(b, list | tuple) and list(a) == list(b))
+    return bool(a == b) or (
+        isinstance(a, list | tuple) and isinstance(b, list | tuple) and list(a) == list(b)
+    )
 
 
 def may_have_columns(data: Any) -> bool:
-    """Whether a path may name data with columns: a table, an .npz, a saved dataset, or a folder with a table in it."""
+    """Whether a path may name data with columns: a table, an .npz, a saved dataset, or a folder
+    with a table in it.
+    """
     if not isinstance(data, (str, os.PathLike)):
         return True
     path = Path(os.fspath(data)).expanduser()

@@ -21,11 +21,16 @@ def fit_bands(picture: Image.Image, spec: DecodeSpec) -> np.ndarray:
     """Fit each band by itself: Pillow would weight colours by a fourth band, as by transparency."""
     grounds = (*spec.background, 0)
     specs = [replace(spec, channels=1, background=(ground, ground, ground)) for ground in grounds]
-    return np.stack([np.asarray(resize_to_frame(band, one)) for band, one in zip(picture.split(), specs)], axis=2)
+    return np.stack(
+        [np.asarray(resize_to_frame(band, one)) for band, one in zip(picture.split(), specs)],
+        axis=2,
+    )
 
 
 def resize_to_frame(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
-    """Fit by Pillow's antialiased bicubic filter; nothing is resampled when the size is right already."""
+    """Fit by Pillow's antialiased bicubic filter; nothing is resampled when the size is right
+    already.
+    """
     height, width = spec.image_size
     if picture.size == (width, height):
         return picture
@@ -35,16 +40,25 @@ def resize_to_frame(picture: Image.Image, spec: DecodeSpec) -> Image.Image:
     if spec.fit == "crop":
         scale = max(width / w, height / h)
         left, top = (w - width / scale) / 2, (h - height / scale) / 2
-        return _resample(picture, (width, height), (max(0.0, left), max(0.0, top), min(w, w - left), min(h, h - top)))
+        return _resample(
+            picture,
+            (width, height),
+            (max(0.0, left), max(0.0, top), min(w, w - left), min(h, h - top)),
+        )
     scale = min(width / w, height / h)
     inner = max(1, min(width, round(w * scale))), max(1, min(height, round(h * scale)))
-    fill: Any = {1: round(sum(spec.background) / 3), 3: spec.background, 4: (*spec.background, 0)}[spec.channels]
+    fill: Any = {1: round(sum(spec.background) / 3), 3: spec.background, 4: (*spec.background, 0)}[
+        spec.channels
+    ]
     frame = Image.new(spec.mode, (width, height), fill)
     frame.paste(
-        _resample(picture, inner, (0.0, 0.0, float(w), float(h))), ((width - inner[0]) // 2, (height - inner[1]) // 2)
+        _resample(picture, inner, (0.0, 0.0, float(w), float(h))),
+        ((width - inner[0]) // 2, (height - inner[1]) // 2),
     )
     return frame
 
 
-def _resample(picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+def _resample(
+    picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
+) -> Image.Image:
     return picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)

@@ -23,7 +23,12 @@ from ddpm_lib.data.source import Examined, Source, file_hash
 from ddpm_lib.data.suffixes import PICTURES, UNSUPPORTED
 
 _JUNK = frozenset((b"thumbs.db", b"desktop.ini"))
-_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device"}
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
 
 
 class FolderSource(Source):
@@ -31,16 +36,19 @@ class FolderSource(Source):
 
     Args:
         root: The folder.
-        labels: "auto": classes are the first level of sub-folders if there are two or more and hold every picture;
-            "folder": the same, or an error; "prefix": the file name up to the first "_"; "none".
-        frames: "first": one image per file; "all": every page or frame of a file is one, named "stack.tif#0003".
-        table: Where labels are asked for in a table beside the pictures; by default one is looked for with "auto".
+        labels: "auto": classes are the first level of sub-folders if there are two or more and hold
+            every picture; "folder": the same, or an error; "prefix": the file name up to the first
+            "_"; "none".
+        frames: "first": one image per file; "all": every page or frame of a file is one, named
+            "stack.tif#0003".
+        table: Where labels are asked for in a table beside the pictures; by default one is looked
+            for with "auto".
         only: The files to take, relative names; by default all.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no picture, saying what was found.
-        ValueError: If the layout does not fit `labels`, or looks like something that must not be trained on as a
-            whole.
+        ValueError: If the layout does not fit `labels`, or looks like something that must not be
+            trained on as a whole.
     """
 
     extensions = PICTURES
@@ -87,7 +95,8 @@ class FolderSource(Source):
             self._files = PackedNames(files)
             many = Counter(files)
             names = [
-                name + b"#%04d" % frame if many[name] > 1 else name for name, frame in zip(files, self._frames.tolist())
+                name + b"#%04d" % frame if many[name] > 1 else name
+                for name, frame in zip(files, self._frames.tolist())
             ]
         self.names = PackedNames(names)
         self._sizes = np.array([size for _, size, _, _ in found], dtype=np.int64)
@@ -108,14 +117,21 @@ class FolderSource(Source):
             return decode(file, spec, int(self._frames[row]) if self._all else None)
 
     def examine(self, row: int, spec: DecodeSpec) -> Examined:
-        """Decode one file, and hash its bytes (the second reading comes from the system's memory)."""
+        """Decode one file, and hash its bytes (the second reading comes from the system's
+        memory).
+        """
         decoded = self.load(row, spec)
-        return Examined(decoded, file_hash(os.path.join(os.fsencode(self.root), self._files.raw(row))))
+        return Examined(
+            decoded, file_hash(os.path.join(os.fsencode(self.root), self._files.raw(row)))
+        )
 
     def paths(self) -> list[Path]:
         """Return the files, in order."""
         root = os.fsencode(self.root)
-        return [Path(os.fsdecode(os.path.join(root, self._files.raw(row)))) for row in range(len(self.names))]
+        return [
+            Path(os.fsdecode(os.path.join(root, self._files.raw(row))))
+            for row in range(len(self.names))
+        ]
 
     def sizes(self) -> np.ndarray:
         """Return file sizes in bytes, int64 (n,)."""
@@ -137,8 +153,8 @@ class FolderSource(Source):
         if how == "auto":
             if loose and classes:
                 self.notes.append(
-                    f"no labels: {loose:,} of {len(tops):,} images lie outside the {len(classes)} sub-folders "
-                    '(labels="folder" insists on classes)'
+                    f"no labels: {loose:,} of {len(tops):,} images lie outside the {len(classes)}"
+                    ' sub-folders (labels="folder" insists on classes)'
                 )
             elif len(classes) == 1:
                 self.notes.append("no labels: one class only")
@@ -151,15 +167,16 @@ class FolderSource(Source):
             wrong = [show(base) for base in bases if b"_" not in base[1:]]
             if wrong:
                 raise ValueError(
-                    f'labels="prefix" needs names like "cat_001.jpg"; {len(wrong):,} have no "_": {wrong[:5]}.'
+                    f'labels="prefix" needs names like "cat_001.jpg"; {len(wrong):,} have no "_":'
+                    f" {wrong[:5]}."
                 )
             tops = [base.partition(b"_")[0] for base in bases]
             classes = sorted(set(tops))
         elif loose:
             first = self.names[tops.index(b"")]
             raise ValueError(
-                f'labels="folder" needs every image in a class folder; {loose:,} lie directly in {str(self.root)!r}, '
-                f'the first is {first!r}. Move them, or use labels="none".'
+                f'labels="folder" needs every image in a class folder; {loose:,} lie directly in'
+                f' {str(self.root)!r}, the first is {first!r}. Move them, or use labels="none".'
             )
         number = {name: k for k, name in enumerate(classes)}
         self.labels = np.array([number[top] for top in tops], dtype=np.int64)
@@ -169,7 +186,9 @@ class FolderSource(Source):
         marks = are_thumbnails([name for name, _, _, _ in found])
         if any(marks):
             first = show(found[marks.index(True)][0])
-            self.notes.append(f"left out {sum(marks):,} thumbnails of other pictures, such as {first}")
+            self.notes.append(
+                f"left out {sum(marks):,} thumbnails of other pictures, such as {first}"
+            )
         return [entry for entry, mark in zip(found, marks) if not mark]
 
     def _named(self, found: list[Entry], file: Path, image_column: str | None) -> list[Entry]:
@@ -181,21 +200,27 @@ class FolderSource(Source):
         table = open_table(file, [name for name, _, _, _ in found], image_column)
         if table is None:
             raise ValueError(
-                f"No column of {str(file)!r} names pictures below {str(file.parent)!r}. Paths in it are relative to its "
-                "own folder; image_column (--image-column) chooses the column."
+                f"No column of {str(file)!r} names pictures below {str(file.parent)!r}. Paths in it"
+                " are relative to its own folder; image_column (--image-column) chooses the"
+                " column."
             )
         if table.strangers:
             raise ValueError(
-                f"{str(file)!r} names {len(table.strangers):,} pictures that are not below {str(file.parent)!r}: "
-                f"{some(table.strangers)}. Remove those lines, or add the files."
+                f"{str(file)!r} names {len(table.strangers):,} pictures that are not below"
+                f" {str(file.parent)!r}: {some(table.strangers)}. Remove those lines, or add the"
+                " files."
             )
         kept = [entry for entry, row in zip(found, table.rows) if row >= 0]
         if len(kept) < len(found):
-            self.notes.append(f"left out {len(found) - len(kept):,} pictures that {file.name} does not name")
+            self.notes.append(
+                f"left out {len(found) - len(kept):,} pictures that {file.name} does not name"
+            )
         return kept
 
     def _from_table(self, raw: list[bytes], asked: Table) -> bool:
-        """Take the labels of a table beside the pictures; whether there are some, or none by a note."""
+        """Take the labels of a table beside the pictures; whether there are some, or none by a
+        note.
+        """
         found = (
             find_table(self.root, raw, asked.image_column)
             if asked.file is None
@@ -206,23 +231,27 @@ class FolderSource(Source):
             if insist:
                 name = "image_column" if asked.label_column is None else "label_column"
                 raise ValueError(
-                    f"{name} is for data with columns; the folder {str(self.root)!r} has no table that names its "
-                    f"pictures ({KINDS}). {self._table_above(raw, asked) or 'Leave it out'}; classes of folders come "
-                    'from sub-folders, or names with labels="prefix" (--labels prefix).'
+                    f"{name} is for data with columns; the folder {str(self.root)!r} has no table"
+                    f" that names its pictures ({KINDS})."
+                    f" {self._table_above(raw, asked) or 'Leave it out'}; classes of folders come"
+                    ' from sub-folders, or names with labels="prefix" (--labels prefix).'
                 )
             return False
         label = found.label_column(asked.label_column)
         if label is None:
             self.unused.append(
-                f"{found.name} names pictures, but has no column of a usual name for labels: there are "
-                f"{', '.join(found.others) or 'no others'}; label_column (--label-column) chooses one"
+                f"{found.name} names pictures, but has no column of a usual name for labels: there"
+                f" are {', '.join(found.others) or 'no others'}; label_column (--label-column)"
+                " chooses one"
             )
             self.notes.append(self.unused[-1])
             return False
         return self._take(raw, found, label, insist)
 
     def _table_above(self, raw: list[bytes], asked: Table) -> str | None:
-        """Name a table beside the folder that names its pictures, as in train/ with train.csv beside it."""
+        """Name a table beside the folder that names its pictures, as in train/ with train.csv
+        beside it.
+        """
         above = self.root.absolute().parent
         inside = [os.fsencode(self.root.absolute().name) + b"/" + name for name in raw]
         try:
@@ -240,7 +269,10 @@ class FolderSource(Source):
     def _take(self, raw: list[bytes], found: Beside, label: str, insist: bool) -> bool:
         without = [name for name, row in zip(raw, found.rows) if row < 0]
         if without:
-            text = f"{len(without):,} of {len(raw):,} pictures are not named in {found.name}: {some(without)}"
+            text = (
+                f"{len(without):,} of {len(raw):,} pictures are not named in {found.name}:"
+                f" {some(without)}"
+            )
             if insist:
                 raise ValueError(f"{text}. Add them there, or move them away.")
             self.unused.append(f"no labels of {found.name}: {text}")
@@ -248,7 +280,8 @@ class FolderSource(Source):
             return False
         if found.strangers:
             self.notes.append(
-                f"{found.name} names {len(found.strangers):,} files that are not there: {some(found.strangers)}"
+                f"{found.name} names {len(found.strangers):,} files that are not there:"
+                f" {some(found.strangers)}"
             )
         values = [found.columns[label][row] for row in found.rows]
         self.labels, self.class_names = make_labels(values, None, insist, self.notes)
@@ -304,7 +337,9 @@ class _Walked:
 
 
 def _walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> _Walked:
-    """Find pictures (relative name, size, mtime in ns, what is wrong with it) and count all other files."""
+    """Find pictures (relative name, size, mtime in ns, what is wrong with it) and count all other
+    files.
+    """
     found: list[Entry] = []
     others: Counter[bytes] = Counter()
     foreign: Counter[bytes] = Counter()
@@ -324,7 +359,11 @@ def _walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> _Wal
         except FileNotFoundError:
             problem = "a link to a file that does not exist"
         except OSError as error:
-            problem = "a link that leads to itself" if entry.is_symlink() else (error.strerror or str(error))
+            problem = (
+                "a link that leads to itself"
+                if entry.is_symlink()
+                else (error.strerror or str(error))
+            )
         found.append((name, size, mtime, problem))
     return _Walked(found, others, foreign, examples)
 
@@ -332,7 +371,9 @@ def _walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> _Wal
 def _entries(
     root: bytes, below: bytes, above: set[tuple[int, int]], left: Counter[str]
 ) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
-    """Yield every file below `root`, following links to folders but never in a circle, without hidden ones."""
+    """Yield every file below `root`, following links to folders but never in a circle, without
+    hidden ones.
+    """
     folder = os.path.join(root, below) if below else root
     info = os.stat(folder)
     if (info.st_dev, info.st_ino) in above:

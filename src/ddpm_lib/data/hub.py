@@ -17,7 +17,8 @@ _PATIENCE = 1.5
 
 
 def load_by_name(name: str, path: Path, like: str | None = None) -> Any:
-    """Load a dataset by its hub name, or from the cache of `datasets` where the hub cannot be reached.
+    """Load a dataset by its hub name, or from the cache of `datasets` where the hub cannot be
+    reached.
 
     Args:
         name: Its name.
@@ -33,7 +34,10 @@ def load_by_name(name: str, path: Path, like: str | None = None) -> Any:
     offline = bool(constants.HF_HUB_OFFLINE)
     reachable = not offline and can_reach(constants.ENDPOINT)
     try:
-        with foreign_bars_hidden(), contextlib.nullcontext() if offline or reachable else _offline():
+        with (
+            foreign_bars_hidden(),
+            contextlib.nullcontext() if offline or reachable else _offline(),
+        ):
             return load_dataset(name)
     except Exception as error:
         start = f"{name!r} is no local path ({path.absolute()} does not exist)"
@@ -41,18 +45,24 @@ def load_by_name(name: str, path: Path, like: str | None = None) -> Any:
         if reachable:
             text = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
-                f"{start}; the dataset of that name could not be loaded from the hub: {type(error).__name__}: {text}. "
-                "Check the path."
+                f"{start}; the dataset of that name could not be loaded from the hub:"
+                f" {type(error).__name__}: {text}. Check the path."
             ) from error
-        why = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached from here"
+        why = (
+            "HF_HUB_OFFLINE is set"
+            if offline
+            else f"{constants.ENDPOINT} cannot be reached from here"
+        )
         raise FileNotFoundError(
-            f"{start}; no dataset of that name is in the cache ({why}). Check the path, or download the dataset "
-            "where there is internet."
+            f"{start}; no dataset of that name is in the cache ({why}). Check the path, or download"
+            " the dataset where there is internet."
         ) from None
 
 
 def can_reach(address: str) -> bool:
-    """Whether a connection to the host of a web address, or to the proxy for it, is made within a moment."""
+    """Whether a connection to the host of a web address, or to the proxy for it, is made within a
+    moment.
+    """
     parts = urllib.parse.urlsplit(address)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -66,7 +76,9 @@ def can_reach(address: str) -> bool:
             socket.create_connection((host or "", port), timeout=_PATIENCE).close()
             reached.append(True)
 
-    thread = threading.Thread(target=connect, daemon=True)  # looking up a name has no time limit of its own
+    thread = threading.Thread(
+        target=connect, daemon=True
+    )  # looking up a name has no time limit of its own
     thread.start()
     thread.join(_PATIENCE)
     return bool(reached)

@@ -1,4 +1,6 @@
-"""Images from any torch Dataset: what its items are, and whether they stay the same, is looked at in a forked reader."""
+"""Images from any torch Dataset: what its items are, and whether they stay the same, is looked at
+in a forked reader.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,21 @@ from ddpm_lib.data.decode import Decoded, ImageError, fit_array, fit_picture
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.labels import Label, make_labels, plain_label
 from ddpm_lib.data.names import NumberedNames
-from ddpm_lib.data.readers import generator_states, generators_kept, may_fork, run_readers, seed_generators
-from ddpm_lib.data.source import BadImagesError, Examined, Source, content_hash, load_patiently, reason
+from ddpm_lib.data.readers import (
+    generator_states,
+    generators_kept,
+    may_fork,
+    run_readers,
+    seed_generators,
+)
+from ddpm_lib.data.source import (
+    BadImagesError,
+    Examined,
+    Source,
+    content_hash,
+    load_patiently,
+    reason,
+)
 from ddpm_lib.data.values import NarrowValuesError, proposal
 
 _LOOKED_AT = 12
@@ -42,12 +57,14 @@ class _Look:
 
 
 class TorchSource(Source):
-    """Images of any torch Dataset of dicts, (image, label) tuples or images: tensors or arrays, or PIL pictures.
+    """Images of any torch Dataset of dicts, (image, label) tuples or images: tensors or arrays, or
+    PIL pictures.
 
     Tensors and arrays are uint8; with a `value_range`, numbers of any other kind.
 
     Args:
-        data: The dataset, with a length. It is only used in `look` and `load`, which run in a reader.
+        data: The dataset, with a length. It is only used in `look` and `load`, which run in a
+            reader.
         labels: "auto" or "none".
         image_column: Key of the image in dicts.
         label_column: Key of the label in dicts.
@@ -93,16 +110,19 @@ class TorchSource(Source):
         return f"row {self.names[row]} of {self.kind}"
 
     def look(self, spec: DecodeSpec, whole: bool, say: Callable[[str], None] | None = None) -> None:
-        """Look at some items, twice each: what they are made of, and whether they are the same in every reading.
+        """Look at some items, twice each: what they are made of, and whether they are the same in
+        every reading.
 
         Args:
             spec: How to fit images.
-            whole: Whether all items will be read after this; if not, more are looked at, and known lists of labels are used.
+            whole: Whether all items will be read after this; if not, more are looked at, and known
+                lists of labels are used.
             say: Gets a line when an item takes long.
 
         Raises:
             TypeError: If the items are of another kind.
-            ValueError: If a key is wrong, value_range is given for uint8, or no item that was looked at could be read.
+            ValueError: If a key is wrong, value_range is given for uint8, or no item that was
+                looked at could be read.
         """
         self._ranged = spec.value_range is not None
         rows = _spread(len(self), _LOOKED_AT if whole else _SAMPLED)
@@ -117,12 +137,19 @@ class TorchSource(Source):
                 seen = work(0, np.zeros(1, dtype=np.int64))
         else:
             seen = run_readers(work, 1, self.data, self.place, say)[0]
-        self._image, self._label, self.random, self.sampled = seen.image, seen.label, seen.random, seen.content
+        self._image, self._label, self.random, self.sampled = (
+            seen.image,
+            seen.label,
+            seen.random,
+            seen.content,
+        )
         if seen.wrong is not None:
             raise seen.wrong
         if len(seen.bad) == len(rows):
             raise BadImagesError(
-                [(self.names[row], why) for row, why in seen.bad.items()], len(rows), self.failing_hint()
+                [(self.names[row], why) for row, why in seen.bad.items()],
+                len(rows),
+                self.failing_hint(),
             )
         self.gives_labels = self._label is not None and whole
         if self._label is not None and not whole:
@@ -131,9 +158,10 @@ class TorchSource(Source):
     def failing_hint(self) -> str:
         """Say what it means that no item can be read."""
         return (
-            f"No item of {self.kind} that was looked at can be read: an error in its code or its paths, rather than in single "
-            "images. Call its [0] yourself to see the whole traceback. (num_workers=0 reads in this process, for Datasets that "
-            "cannot be used in another one.)"
+            f"No item of {self.kind} that was looked at can be read: an error in its code or its"
+            " paths, rather than in single images. Call its [0] yourself to see the whole"
+            " traceback. (num_workers=0 reads in this process, for Datasets that cannot be used in"
+            " another one.)"
         )
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
@@ -145,7 +173,9 @@ class TorchSource(Source):
         item = self._item(row)
         pixels = self._pixels(item)
         decoded = self._fit(pixels, spec)
-        return Examined(decoded, _content(pixels), self._label_of(item) if self.gives_labels else None)
+        return Examined(
+            decoded, _content(pixels), self._label_of(item) if self.gives_labels else None
+        )
 
     def sizes(self) -> np.ndarray:
         """Return zeros: the items of a Dataset have no files of a size."""
@@ -183,8 +213,11 @@ class TorchSource(Source):
             except (ImageError, OSError) as error:
                 seen.bad[row] = f"{reason(error)} (at the second reading)"
                 continue
-            # Numbers that were drawn from another seed are others, unless the item sets the seed itself.
-            others = any(now != then and None not in (now, then) for now, then in zip(drawn, first[row][1]))
+            # Numbers that were drawn from another seed are others, unless the item sets the seed
+            # itself.
+            others = any(
+                now != then and None not in (now, then) for now, then in zip(drawn, first[row][1])
+            )
             seen.random |= others or fitted != first[row][0]
         for row in checked:
             at[0] = row
@@ -192,8 +225,12 @@ class TorchSource(Source):
                 seen.labels[row] = self._label_of(self._item(row))
         return seen
 
-    def _read_once(self, row: int, spec: DecodeSpec, reading: int, seen: _Look) -> tuple[Any, bytes, list[Any]]:
-        """Return an item, its fitted pixels, and where each of the global generators stands if it drew from it."""
+    def _read_once(
+        self, row: int, spec: DecodeSpec, reading: int, seen: _Look
+    ) -> tuple[Any, bytes, list[Any]]:
+        """Return an item, its fitted pixels, and where each of the global generators stands if it
+        drew from it.
+        """
         seed_generators("look", row, reading)
         begun = generator_states()
         item = load_patiently(lambda row, _: self._item(row), row, spec)
@@ -215,14 +252,17 @@ class TorchSource(Source):
         if seen.found:
             return
         image_column, label_column, labels = self._asked
-        if hasattr(item, "_fields") and choose_column("image", image_column, IMAGE_NAMES, item._fields, self.kind):
+        if hasattr(item, "_fields") and choose_column(
+            "image", image_column, IMAGE_NAMES, item._fields, self.kind
+        ):
             item = dict(zip(item._fields, item))
         if isinstance(item, Mapping):
             keys = [str(name) for name in item]
             self._image = choose_column("image", image_column, IMAGE_NAMES, keys, self.kind)
             if self._image is None:
                 raise ValueError(
-                    f"{self.kind} has no key named image. There are: {', '.join(keys)}. Pass image_column."
+                    f"{self.kind} has no key named image. There are: {', '.join(keys)}. Pass"
+                    " image_column."
                 )
             rest = [name for name in keys if name != self._image]
             self._label = choose_column("label", label_column, LABEL_NAMES, rest, self.kind)
@@ -231,8 +271,8 @@ class TorchSource(Source):
         if not isinstance(item, Mapping) and (image_column is not None or label_column is not None):
             option = "image_column" if label_column is None else "label_column"
             raise ValueError(
-                f"{option} does not fit a Dataset whose items are no dicts: the image comes first, then "
-                "the label. Leave it out."
+                f"{option} does not fit a Dataset whose items are no dicts: the image comes first,"
+                " then the label. Leave it out."
             )
         if labels == "none":
             self._label = None
@@ -240,7 +280,8 @@ class TorchSource(Source):
         self._check_kind(value)
         if self._ranged and getattr(value, "dtype", None) in (torch.uint8, np.uint8):
             raise NarrowValuesError(
-                f"Items of {self.kind} are uint8 already: value_range is for values of more than 8 bits. Leave it out."
+                f"Items of {self.kind} are uint8 already: value_range is for values of more than 8"
+                " bits. Leave it out."
             )
         seen.image, seen.label, seen.found = self._image, self._label, True
 
@@ -261,29 +302,41 @@ class TorchSource(Source):
             value = _part(item, self._image)
             self._check_kind(value)
         except (KeyError, IndexError, AttributeError, TypeError) as error:
-            raise ImageError(str(error) if isinstance(error, TypeError) else _what_happened(error)) from None
+            raise ImageError(
+                str(error) if isinstance(error, TypeError) else _what_happened(error)
+            ) from None
         return as_array(value) if isinstance(value, torch.Tensor) else value
 
     def _check_kind(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
             value = as_array(value)
         usable = "iuf" if self._ranged else ""
-        if isinstance(value, np.ndarray) and value.dtype != np.uint8 and value.dtype.kind not in usable:
+        if (
+            isinstance(value, np.ndarray)
+            and value.dtype != np.uint8
+            and value.dtype.kind not in usable
+        ):
             raise TypeError(_not_uint8(self.data, value))
         if value is None:
             raise ImageError("no image in this row (None)")
         if not isinstance(value, (np.ndarray, Image.Image)):
             raise TypeError(
-                f"Items of {self.kind} must be dicts, (image, label) tuples or images (uint8 or PIL); "
-                f"got {type(value).__name__}."
+                f"Items of {self.kind} must be dicts, (image, label) tuples or images (uint8 or"
+                f" PIL); got {type(value).__name__}."
             )
 
     def _fit(self, pixels: Image.Image | np.ndarray, spec: DecodeSpec) -> Decoded:
         try:
-            return fit_picture(pixels, spec) if isinstance(pixels, Image.Image) else fit_array(pixels, spec)
+            return (
+                fit_picture(pixels, spec)
+                if isinstance(pixels, Image.Image)
+                else fit_array(pixels, spec)
+            )
         except (ImageError, OSError):
             raise
-        except Exception as error:  # a lazily opened picture that breaks in the middle, whatever Pillow raises
+        except (
+            Exception
+        ) as error:  # a lazily opened picture that breaks in the middle, whatever Pillow raises
             raise ImageError(_what_happened(error)) from None
 
     def _known_labels(self) -> list[Label] | None:
@@ -296,24 +349,36 @@ class TorchSource(Source):
                 return [plain_label(value) for value in known]
         return None
 
-    def _use_known(self, known: list[Label] | None, seen: dict[int, Label], checked: list[int]) -> None:
-        """Take the list of labels if all items that were looked at agree with it; else read all for them, if asked to."""
+    def _use_known(
+        self, known: list[Label] | None, seen: dict[int, Label], checked: list[int]
+    ) -> None:
+        """Take the list of labels if all items that were looked at agree with it; else read all for
+        them, if asked to.
+        """
         if known is not None and all(known[row] == label for row, label in seen.items()):
             self.take_labels(dict(enumerate(known)))
         elif self._insist:
             self.gives_labels = True
         else:
-            self.notes.append("no labels: they lie in the items, which are not read now (verify=False)")
+            self.notes.append(
+                "no labels: they lie in the items, which are not read now (verify=False)"
+            )
 
     def _class_names(self) -> list[str] | None:
         names = getattr(self.data, "classes", None)
-        return list(names) if isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names) else None
+        return (
+            list(names)
+            if isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)
+            else None
+        )
 
 
 def _part(item: Any, which: Any) -> Any:
     if which is None:
         return item
-    return getattr(item, which) if isinstance(which, str) and hasattr(item, "_fields") else item[which]
+    return (
+        getattr(item, which) if isinstance(which, str) and hasattr(item, "_fields") else item[which]
+    )
 
 
 def _content(pixels: Image.Image | np.ndarray) -> int:
@@ -342,7 +407,9 @@ def _what_happened(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= 160 else text[:159] + "…"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "ddpm_lib" not in frame.filename.replace("\\", "/").split("/")]
+    own = [
+        frame for frame in frames if "ddpm_lib" not in frame.filename.replace("\\", "/").split("/")
+    ]
     where = f" ({own[-1].filename.rsplit('/', 1)[-1]}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
@@ -352,7 +419,10 @@ def _not_uint8(data: Any, value: np.ndarray) -> str:
         hint = convert_hint(as_array(data.tensors[0]))
         way = "Convert the tensor before making the TensorDataset"
         if "[0, 1]" in hint:
-            way = "Pass ddpm_lib.data.tensor_dataset(*data.tensors), which takes floats in [0, 1] as they are"
+            way = (
+                "Pass ddpm_lib.data.tensor_dataset(*data.tensors), which takes floats in [0, 1] as"
+                " they are"
+            )
         return f"The images of this TensorDataset are {value.dtype}, not uint8. {hint} {way}."
     return (
         f"Items of {type(data).__name__} are {value.dtype}; images must be uint8 (0 … 255) or PIL "

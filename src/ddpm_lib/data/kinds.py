@@ -33,26 +33,50 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "HDF5",
         (".h5", ".hdf5", ".hdf", ".he5"),
-        "In Python, pass the array in it: h5py.File({file})['NAME'], or save it: numpy.save('images.npy', ...[:])",
+        (
+            "In Python, pass the array in it: h5py.File({file})['NAME'], or save it:"
+            " numpy.save('images.npy', ...[:])"
+        ),
     ),
-    ("MATLAB", (".mat",), "Save the array in it: numpy.save('images.npy', scipy.io.loadmat({file})['NAME'])"),
+    (
+        "MATLAB",
+        (".mat",),
+        "Save the array in it: numpy.save('images.npy', scipy.io.loadmat({file})['NAME'])",
+    ),
     (
         "LMDB",
         (".mdb", ".lmdb"),
-        "In Python, pass a torch Dataset that reads it (lmdb.open) and gives PIL pictures, or write the pictures to a folder",
+        (
+            "In Python, pass a torch Dataset that reads it (lmdb.open) and gives PIL pictures, or"
+            " write the pictures to a folder"
+        ),
     ),
     (
         "TFRecord",
         (".tfrecord", ".tfrecords"),
-        "Write the pictures in it to a folder (tensorflow.data.TFRecordDataset), or to .npz as uint8 arrays",
+        (
+            "Write the pictures in it to a folder (tensorflow.data.TFRecordDataset), or to .npz as"
+            " uint8 arrays"
+        ),
     ),
-    ("video", (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"), "Write the frames: ffmpeg -i {file} frame_%06d.png"),
+    (
+        "video",
+        (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"),
+        "Write the frames: ffmpeg -i {file} frame_%06d.png",
+    ),
     (
         "HEIC or AVIF",
         (".heic", ".heif", ".avif"),
-        "Convert HEIC and AVIF first: pillow_heif.register_heif_opener() lets Pillow open and save them as PNG",
+        (
+            "Convert HEIC and AVIF first: pillow_heif.register_heif_opener() lets Pillow open and"
+            " save them as PNG"
+        ),
     ),
-    ("JPEG 2000", (".jp2", ".j2k", ".jpx"), "Convert them first: PIL.Image.open(file).save(name + '.png') reads them"),
+    (
+        "JPEG 2000",
+        (".jp2", ".j2k", ".jpx"),
+        "Convert them first: PIL.Image.open(file).save(name + '.png') reads them",
+    ),
     ("JPEG XL", (".jxl",), "Convert them first: djxl file.jxl file.png"),
     ("SVG", (".svg",), "Convert SVG first by drawing it: rsvg-convert -o file.png file.svg"),
     (
@@ -61,24 +85,41 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "Convert RAW first: rawpy.imread(file).postprocess() gives uint8 arrays to save as PNG",
     ),
     ("Photoshop", (".psd",), _PNG),
-    ("OpenEXR", (".exr",), "Read them with OpenEXR or imageio, save .npy, and pass value_range (--value-range)"),
+    (
+        "OpenEXR",
+        (".exr",),
+        "Read them with OpenEXR or imageio, save .npy, and pass value_range (--value-range)",
+    ),
     (
         "HDR, Analyze or ENVI",
         (".hdr",),
-        "Read them with imageio, nibabel or spectral, save .npy, and pass value_range (--value-range)",
+        (
+            "Read them with imageio, nibabel or spectral, save .npy, and pass value_range"
+            " (--value-range)"
+        ),
     ),
     (
         "FITS",
         (".fits", ".fit", ".fts"),
-        "Save the array with astropy: numpy.save('images.npy', astropy.io.fits.getdata({file})), of shape (n, h, w); "
-        "and pass it with value_range (--value-range)",
+        (
+            "Save the array with astropy: numpy.save('images.npy',"
+            " astropy.io.fits.getdata({file})), of shape (n, h, w); and pass it with value_range"
+            " (--value-range)"
+        ),
     ),
     ("Zarr", (".zarr",), "In Python, pass the array in it: zarr.open({file})['NAME']"),
-    ("ffcv", (".beton",), "In Python, pass a torch Dataset that reads it and gives uint8 arrays or PIL pictures"),
+    (
+        "ffcv",
+        (".beton",),
+        "In Python, pass a torch Dataset that reads it and gives uint8 arrays or PIL pictures",
+    ),
     (
         "tensors",
         (".safetensors",),
-        "Save them as arrays: numpy.savez('images.npz', **safetensors.numpy.load_file({file})), uint8 (n, h, w, c)",
+        (
+            "Save them as arrays: numpy.savez('images.npz', **safetensors.numpy.load_file({file})),"
+            " uint8 (n, h, w, c)"
+        ),
     ),
     (
         "CIFAR batches",
@@ -89,20 +130,37 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "webdataset shards",
         (".tar",),
-        "Unpack it (tar -xf {file}), and pass the folder; or in Python pass "
-        "datasets.load_dataset('webdataset', data_files={file}, split='train')",
+        (
+            "Unpack it (tar -xf {file}), and pass the folder; or in Python pass "
+            "datasets.load_dataset('webdataset', data_files={file}, split='train')"
+        ),
     ),
     ("an archive", (".zip",), "Unpack it, and pass the folder: python -m zipfile -e {file} {stem}"),
-    ("an archive", (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), "Unpack it, and pass the folder: tar -xf {file}"),
+    (
+        "an archive",
+        (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"),
+        "Unpack it, and pass the folder: tar -xf {file}",
+    ),
     ("an archive", (".7z", ".rar"), "Unpack it (7z x {file}), and pass the folder"),
     ("a compressed file", (".gz", ".bz2", ".xz", ".zst"), "Unpack it, and pass what it holds"),
-    ("JSON", (".json", ".jsonl"), "Pass the folder of the pictures; a table beside them (metadata.jsonl) gives labels"),
-    ("a table", (".csv", ".tsv"), "Pass the folder of the pictures; a table beside them (metadata.csv) gives labels"),
+    (
+        "JSON",
+        (".json", ".jsonl"),
+        "Pass the folder of the pictures; a table beside them (metadata.jsonl) gives labels",
+    ),
+    (
+        "a table",
+        (".csv", ".tsv"),
+        "Pass the folder of the pictures; a table beside them (metadata.csv) gives labels",
+    ),
     ("a spreadsheet", (".xlsx", ".xls", ".ods"), "Save it as .csv with a column of file names"),
     (
         "pickled Python objects",
         (".pkl", ".pickle", ".pt", ".pth", ".ckpt"),
-        "They are never loaded (they can run code): save the images as uint8 arrays, numpy.savez('images.npz', images=...)",
+        (
+            "They are never loaded (they can run code): save the images as uint8 arrays,"
+            " numpy.savez('images.npz', images=...)"
+        ),
     ),
     (
         "Arrow",
@@ -114,7 +172,11 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         (".czi", ".lif", ".nd2", ".svs", ".ndpi", ".mrxs", ".oib", ".lsm"),
         "Export tiles or planes as TIFF or PNG (Fiji, bioio, openslide)",
     ),
-    ("idx", ("-ubyte", "-ubyte.gz"), "In Python, pass torchvision.datasets.MNIST(root), which reads these files"),
+    (
+        "idx",
+        ("-ubyte", "-ubyte.gz"),
+        "In Python, pass torchvision.datasets.MNIST(root), which reads these files",
+    ),
 )
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -127,7 +189,8 @@ SUFFIXES = tuple(suffix for _, suffixes, _ in _KINDS for suffix in suffixes)
 
 
 def way(path: Path, where: str = "file") -> str | None:
-    """Name the kind of a file by its name or first bytes, and the way from it to data that is read here.
+    """Name the kind of a file by its name or first bytes, and the way from it to data that is read
+    here.
 
     Args:
         path: The file, or one of a folder.
@@ -150,7 +213,9 @@ def way(path: Path, where: str = "file") -> str | None:
     kind, _, text = next(entry for entry in _KINDS if suffix in entry[1])
     shown = str(path)
     quoted = (
-        shlex.quote(shown) if "-xf" in text or "ffmpeg" in text or "zipfile" in text or "7z" in text else repr(shown)
+        shlex.quote(shown)
+        if "-xf" in text or "ffmpeg" in text or "zipfile" in text or "7z" in text
+        else repr(shown)
     )
     if "datasets.load_dataset" in text:
         text = text.replace("data_files={file}", f"data_files={shown!r}")
@@ -167,7 +232,9 @@ def way(path: Path, where: str = "file") -> str | None:
 def _by_content(path: Path) -> str | None:
     """Know a file without extension by its first bytes."""
     try:
-        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        with open(
+            path, "rb", opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0))
+        ) as file:
             head = file.read(132)
     except OSError:
         return None

@@ -1,4 +1,6 @@
-"""Class labels from whatever a column, a list or the items of a Dataset hold: made where they can be, or a note says why not."""
+"""Class labels from whatever a column, a list or the items of a Dataset hold: made where they can
+be, or a note says why not.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class LabelError(ValueError):
 
 
 def plain_label(value: Any) -> Label:
-    """Turn one value into a whole number, a fraction, a word, None where it is missing, or `Odd`."""
+    """Turn one value into a whole number, a fraction, a word, None where it is missing, or
+    `Odd`.
+    """
     if isinstance(value, Odd):
         return value
     if isinstance(value, (torch.Tensor, np.ndarray)):
@@ -64,8 +68,10 @@ def make_labels(
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Turn labels into int64 numbers and class names.
 
-    Whole numbers count as class numbers; words are sorted. Values that make no classes leave the set without labels, with a
-    note, unless labels were asked for. These are: measurements, several values for one image, masks, captions (nearly every
+    Whole numbers count as class numbers; words are sorted. Values that make no classes leave the
+    set without labels, with a
+    note, unless labels were asked for. These are: measurements, several values for one image,
+        masks, captions (nearly every
     value its own), and missing ones (None, NaN or negative).
 
     Args:
@@ -83,8 +89,8 @@ def make_labels(
     except LabelError as error:
         if insist:
             raise ValueError(
-                f"{error} A label is one class number (from 0) or one word per image. Correct the labels, name others "
-                "(label_column), or train without classes."
+                f"{error} A label is one class number (from 0) or one word per image. Correct the"
+                " labels, name others (label_column), or train without classes."
             ) from None
         notes.append(
             f"no labels: {_lower(str(error))} Only a network with classes needs them "
@@ -94,7 +100,10 @@ def make_labels(
 
 
 def _numbered(
-    values: Sequence[Any] | np.ndarray, class_names: Sequence[str] | None, insist: bool, names: Sequence[str] | None
+    values: Sequence[Any] | np.ndarray,
+    class_names: Sequence[str] | None,
+    insist: bool,
+    names: Sequence[str] | None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iu":
         plain: list[Any] = values.tolist()
@@ -107,13 +116,16 @@ def _numbered(
     fraction = next((row for row, value in enumerate(plain) if isinstance(value, float)), None)
     if fraction is not None:
         raise LabelError(
-            f"Labels must be whole numbers or words; that of {place(fraction)} is {plain[fraction]:g}, a measurement."
+            f"Labels must be whole numbers or words; that of {place(fraction)} is"
+            f" {plain[fraction]:g}, a measurement."
         )
     _check_missing(plain, place)
     words = [value for value in plain if isinstance(value, str)]
     if words and len(words) < len(plain):
         row = next(row for row, value in enumerate(plain) if isinstance(value, str))
-        raise LabelError(f"The label of {place(row)} is the word {_short(words[0])}, others are numbers.")
+        raise LabelError(
+            f"The label of {place(row)} is the word {_short(words[0])}, others are numbers."
+        )
     if words:
         _check_captions(words, insist, place)
         found, numbers = np.unique(np.array(words), return_inverse=True)
@@ -127,25 +139,37 @@ def _class_numbers(
     n, highest = len(plain), max(plain)
     if class_names is not None and highest >= len(class_names):
         row = plain.index(highest)
-        raise LabelError(f"Label {highest} of {place(row)} is out of range: there are {len(class_names)} classes.")
+        raise LabelError(
+            f"Label {highest} of {place(row)} is out of range: there are {len(class_names)}"
+            " classes."
+        )
     if class_names is None and highest >= max(1000, 2 * n):
         row = plain.index(highest)
         raise LabelError(
-            f"Labels must be class numbers from 0 on; that of {place(row)} is {highest}. Number them without gaps."
+            f"Labels must be class numbers from 0 on; that of {place(row)} is {highest}. Number"
+            " them without gaps."
         )
     if class_names is None and not insist and n >= 50 and len(set(plain)) > 0.9 * n:
         raise LabelError(f"{len(set(plain)):,} different numbers for {n:,} images are no classes.")
-    return np.array(plain, dtype=np.int64), tuple(class_names or (str(k) for k in range(highest + 1)))
+    return np.array(plain, dtype=np.int64), tuple(
+        class_names or (str(k) for k in range(highest + 1))
+    )
 
 
 def _check_missing(plain: list[Any], place: _Place) -> None:
     numbers = [value for value in plain if isinstance(value, int)]
     lowest = min(numbers, default=0)
     if lowest < -1:
-        raise LabelError(f"The label of {place(plain.index(lowest))} is {lowest}; class numbers are not negative.")
+        raise LabelError(
+            f"The label of {place(plain.index(lowest))} is {lowest}; class numbers are not"
+            " negative."
+        )
     missing = [row for row, value in enumerate(plain) if value is None or value == -1]
     if missing:
-        raise LabelError(f"{len(missing):,} of {len(plain):,} images have no label, the first is {place(missing[0])}.")
+        raise LabelError(
+            f"{len(missing):,} of {len(plain):,} images have no label, the first is"
+            f" {place(missing[0])}."
+        )
 
 
 def _check_captions(words: list[str], insist: bool, place: _Place) -> None:
@@ -157,8 +181,8 @@ def _check_captions(words: list[str], insist: bool, place: _Place) -> None:
     if n < _MANY and not sentences and (insist or kinds < n):
         return  # of few images even classes are nearly all different
     raise LabelError(
-        f"{n:,} images have {kinds:,} different labels, such as {_short(words[0])} of {place(0)}: these are captions or "
-        "names, not classes."
+        f"{n:,} images have {kinds:,} different labels, such as {_short(words[0])} of {place(0)}:"
+        " these are captions or names, not classes."
     )
 
 

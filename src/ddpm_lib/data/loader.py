@@ -1,4 +1,6 @@
-"""From batches of indices to batches of tensors, in exactly the given order, whatever the number of workers."""
+"""From batches of indices to batches of tensors, in exactly the given order, whatever the number of
+workers.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ logger = logging.getLogger("ddpm_lib")
 
 
 class Drawn(NamedTuple):
-    """Indices of a batch, and a number for each that names the random numbers of its reading; see `ImageDataset.batch`."""
+    """Indices of a batch, and a number for each that names the random numbers of its reading; see
+    `ImageDataset.batch`.
+    """
 
     indices: Sequence[int] | np.ndarray | Tensor
     draws: Sequence[int] | np.ndarray
@@ -70,9 +74,11 @@ class _Batches(torch.utils.data.Dataset[Any]):
 
 
 class BatchStream(Iterator[Batch]):
-    """Batches of a dataset in the order of `index_batches`; made by `make_loader`; close it, or use `with`.
+    """Batches of a dataset in the order of `index_batches`; made by `make_loader`; close it, or use
+    `with`.
 
-    If the pool of workers fails (killed for memory, /dev/shm full, no more processes), it is rebuilt at the same
+    If the pool of workers fails (killed for memory, /dev/shm full, no more processes), it is
+    rebuilt at the same
     batch with half the workers, down to none: the batches stay the same.
 
     Args:
@@ -145,7 +151,9 @@ class BatchStream(Iterator[Batch]):
         return batch
 
     def _wait(self) -> Any:
-        """Return the next batch of the workers; a row that one of them reads for very long is named, and waited for."""
+        """Return the next batch of the workers; a row that one of them reads for very long is
+        named, and waited for.
+        """
         while True:
             try:
                 return next(self._pool)
@@ -163,7 +171,9 @@ class BatchStream(Iterator[Batch]):
         self._patience = readers.Patience(self._data.data.place, self._log)
         main = threading.current_thread() is threading.main_thread()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on the number of workers; `check_num_workers` gives ours
+            warnings.simplefilter(
+                "ignore"
+            )  # torch's advice on the number of workers; `check_num_workers` gives ours
             loader = DataLoader(
                 self._data,
                 batch_size=None,
@@ -182,7 +192,8 @@ class BatchStream(Iterator[Batch]):
             with signals_held():
                 self._pool = iter(loader)
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-            # torch raises "worker killed" out of any line of the main thread; `next` reports it just as well
+            # torch raises "worker killed" out of any line of the main thread; `next` reports it
+            # just as well
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _remembered(self, batches: Iterator[Indices]) -> Iterator[Indices]:
@@ -196,7 +207,9 @@ class BatchStream(Iterator[Batch]):
     def _stop(self) -> None:
         pool, self._pool = self._pool, None
         workers = list(getattr(pool, "_workers", ()))
-        if pool is not None:  # first in good order: a worker killed here might hold a lock that this needs
+        if (
+            pool is not None
+        ):  # first in good order: a worker killed here might hold a lock that this needs
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 pool._shutdown_workers()
@@ -209,13 +222,23 @@ class BatchStream(Iterator[Batch]):
         self._stop()
         if self._log is not None:
             now = self.num_workers
-            self._log(f"{_cause(error)} Going on with {now} instead of {before} workers: the batches are the same.")
+            self._log(
+                f"{_cause(error)} Going on with {now} instead of {before} workers: the batches are"
+                " the same."
+            )
 
 
 def _worker_init(
-    data: ImageDataset, at: np.ndarray, count: int, parent: int, in_main_thread: bool, worker_id: int
+    data: ImageDataset,
+    at: np.ndarray,
+    count: int,
+    parent: int,
+    in_main_thread: bool,
+    worker_id: int,
 ) -> None:
-    """Prepare a worker: it dies with its parent, says which row it reads, and looks like a worker of the user's Dataset."""
+    """Prepare a worker: it dies with its parent, says which row it reads, and looks like a worker
+    of the user's Dataset.
+    """
     worker_init(worker_id)
     if start_method() == "fork":
         die_with_parent(parent, in_main_thread)
@@ -235,8 +258,8 @@ def make_loader(
 ) -> BatchStream:
     """Iterate over batches in the order of `index_batches`, the same for any number of workers.
 
-    Sets in RAM are looked up directly, without workers, and so is a Dataset that was opened with num_workers=0. The global
-    random state of torch is never read or changed.
+    Sets in RAM are looked up directly, without workers, and so is a Dataset that was opened with
+    num_workers=0. The global random state of torch is never read or changed.
 
     Args:
         data: The images.
@@ -247,14 +270,15 @@ def make_loader(
         log: Is given a line when workers fail and fewer go on.
 
     Returns:
-        An iterator of dicts with `image` uint8 (b, c, h, w) and, with labels, `class_label` int64 (b,). Call its
-        `close()`.
+        An iterator of dicts with `image` uint8 (b, c, h, w) and, with labels, `class_label` int64
+        (b,). Call its `close()`.
     """
     if data.in_memory or data.read_here:
         if num_workers and data.read_here:
             (log or logger.warning)(
-                "The dataset is read in this process, as it was opened (num_workers=0, or pictures that hold open files): "
-                f"{num_workers} loader workers would share its files, so there are none."
+                "The dataset is read in this process, as it was opened (num_workers=0, or pictures"
+                f" that hold open files): {num_workers} loader workers would share its files, so"
+                " there are none."
             )
         num_workers = 0
     elif num_workers is None:
@@ -287,7 +311,9 @@ def _cause(error: BaseException) -> str:
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     lower = text.lower()
     if "shared memory" in lower or "shm" in lower or "no space left" in lower:
-        cause = "Loader workers found no room in /dev/shm (containers: --shm-size; else fewer workers)."
+        cause = (
+            "Loader workers found no room in /dev/shm (containers: --shm-size; else fewer workers)."
+        )
     elif "killed" in lower or "memory" in lower or "exited unexpectedly" in lower:
         cause = "A loader worker was killed, most likely for memory (fewer workers need less)."
     elif "open files" in lower:

@@ -16,7 +16,11 @@ WHITE = (255, 255, 255)
 
 
 def look_at(
-    source: Source, spec: DecodeSpec, rows: np.ndarray, images: np.ndarray | None, flags: np.ndarray | None
+    source: Source,
+    spec: DecodeSpec,
+    rows: np.ndarray,
+    images: np.ndarray | None,
+    flags: np.ndarray | None,
 ) -> list[str]:
     """Look at some images of a set, spread over it, and say what is likely not meant.
 
@@ -36,8 +40,16 @@ def look_at(
     if found is not None:
         notes.append(_of_the_range(found))
     laid = flags is not None and len(flags) > 0 and bool((flags[rows] & COMPOSITED > 0).any())
-    if spec.background != WHITE and spec.fit != "pad" and not laid and (flags is None or len(flags)):
-        notes.append("background has no effect here: no image has transparent pixels to lay on it, and none is padded")
+    if (
+        spec.background != WHITE
+        and spec.fit != "pad"
+        and not laid
+        and (flags is None or len(flags))
+    ):
+        notes.append(
+            "background has no effect here: no image has transparent pixels to lay on it, and none"
+            " is padded"
+        )
     if images is None or not len(rows):
         return notes
     chosen = images[_spread(rows)]
@@ -47,17 +59,23 @@ def look_at(
         text = "every image looked at is of one colour: nothing can be learned from them"
         notes.append(f"{text}. {_why_flat(colours, spec, laid, found)}")
     elif len(chosen) > 1 and (chosen == chosen[0]).all():
-        notes.append("all images looked at are the same: were copies of one picture saved under many names?")
+        notes.append(
+            "all images looked at are the same: were copies of one picture saved under many names?"
+        )
     elif found is None and colours.max() < _DARK:
         notes.append(
-            f"all images looked at are nearly black (at most {colours.max()} of 255): were they made of values of "
-            "another range? Scale them to 0 … 255"
+            f"all images looked at are nearly black (at most {colours.max()} of 255): were they"
+            " made of values of another range? Scale them to 0 … 255"
         )
     return notes
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:
-    return rows[np.unique(np.linspace(0, max(0, len(rows) - 1), _LOOKED_AT).round().astype(int))] if len(rows) else rows
+    return (
+        rows[np.unique(np.linspace(0, max(0, len(rows) - 1), _LOOKED_AT).round().astype(int))]
+        if len(rows)
+        else rows
+    )
 
 
 def _found(source: Source, spec: DecodeSpec, rows: np.ndarray) -> ValueRange | None:
@@ -66,7 +84,8 @@ def _found(source: Source, spec: DecodeSpec, rows: np.ndarray) -> ValueRange | N
         try:
             found = source.load(row, spec).found
         except (ImageError, OSError):
-            continue  # it has just been read: a disk that fails now is met again by whoever needs the image
+            # it has just been read: a disk that fails now is met again by whoever needs the image
+            continue
         if found is not None:
             ranges.append(found)
     return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
@@ -74,7 +93,10 @@ def _found(source: Source, spec: DecodeSpec, rows: np.ndarray) -> ValueRange | N
 
 def _of_the_range(found: ValueRange) -> str:
     low, high = found
-    text = f"values of 16 bits: {low:,.0f} … {high:,.0f} of {FULL_16BIT[1]:,.0f} in the images looked at"
+    text = (
+        f"values of 16 bits: {low:,.0f} … {high:,.0f} of {FULL_16BIT[1]:,.0f} in the images"
+        " looked at"
+    )
     if high < FULL_16BIT[1] / 8:
         return f"{text}: nearly black; {propose(low, high)}"
     if high < FULL_16BIT[1] / 2 or low > FULL_16BIT[1] / 2:
@@ -88,7 +110,8 @@ def _why_flat(colours: np.ndarray, spec: DecodeSpec, laid: bool, found: ValueRan
         ground = "#{:02x}{:02x}{:02x}".format(*spec.background)
         other = "black" if sum(spec.background) > 382 else "white"
         return (
-            f"They are drawn in the colour of the ground that transparent pixels are laid on ({ground}): take another "
+            "They are drawn in the colour of the ground that transparent pixels are laid on"
+            f" ({ground}): take another "
             f'with background="{other}" (--background {other})'
         )
     if spec.value_range is not None:

@@ -1,4 +1,6 @@
-"""Labels that lie beside pictures in a table: metadata.jsonl of 🤗 imagefolder, dataset.json of NVlabs, labels.csv."""
+"""Labels that lie beside pictures in a table: metadata.jsonl of 🤗 imagefolder, dataset.json of
+NVlabs, labels.csv.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,34 @@ from ddpm_lib.data.names import show
 TABLES = (".csv", ".tsv", ".jsonl")
 _FIRST = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "dataset.json")
 _FILE_NAMES = (
-    "file_name", "filename", "file", "image", "image_id", "image_path", "image_name", "img", "path", "filepath", "name",
-    "id", "id_code", "picture", "photo",
-)  # fmt: skip
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_id",
+    "image_path",
+    "image_name",
+    "img",
+    "path",
+    "filepath",
+    "name",
+    "id",
+    "id_code",
+    "picture",
+    "photo",
+)
 _LARGEST = 500_000_000
-KINDS = "metadata.jsonl, metadata.csv, metadata.parquet, dataset.json, or a .csv with a column of file names"
+KINDS = (
+    "metadata.jsonl, metadata.csv, metadata.parquet, dataset.json, or a .csv with a column of file"
+    " names"
+)
 
 
 @dataclass
 class Beside:
-    """A table beside pictures: its name, columns, which column names the files, and the row of each picture or -1."""
+    """A table beside pictures: its name, columns, which column names the files, and the row of each
+    picture or -1.
+    """
 
     name: str
     columns: dict[str, list[Any]]
@@ -53,14 +73,19 @@ class Beside:
 
 
 def find_table(root: Path, names: Sequence[bytes], image_column: str | None) -> Beside | None:
-    """Find the table beside pictures (names relative to `root`) that names them; None if there is none.
+    """Find the table beside pictures (names relative to `root`) that names them; None if there is
+    none.
 
     Raises:
         ValueError: If the usual one cannot be read.
     """
     there = {entry.name: entry for entry in root.iterdir() if entry.is_file()}
     first = [there[name] for name in _FIRST if name in there]
-    more = [there[name] for name in sorted(there) if there[name].suffix.lower() in TABLES and there[name] not in first]
+    more = [
+        there[name]
+        for name in sorted(there)
+        if there[name].suffix.lower() in TABLES and there[name] not in first
+    ]
     best: Beside | None = None
     for path in [*first, *more]:
         if path.stat().st_size > _LARGEST:
@@ -103,7 +128,8 @@ def open_table(path: Path, names: Sequence[bytes], image_column: str | None) -> 
 def whole_paths(
     path: Path, image_column: str | None, label_column: str | None
 ) -> tuple[list[Any], str | None, list[Any] | None] | None:
-    """Return the files, the label column and its labels of a table with a column of absolute paths; None if it has none.
+    """Return the files, the label column and its labels of a table with a column of absolute paths;
+    None if it has none.
 
     Raises:
         ValueError: If the table cannot be read, or a column that is asked for is not there.
@@ -148,14 +174,18 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         mark = "\t" if suffix == ".tsv" else max(",;\t", key=head.count)
         lines = list(csv.reader(text.splitlines(), delimiter=mark))
     except (ValueError, OSError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}.") from None
+        raise ValueError(
+            f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}."
+        ) from None
     lines = [line for line in lines if line]
     if not lines:
         return {}
     heads = [head.strip() for head in lines[0]]
     short = [k + 1 for k, line in enumerate(lines) if len(line) != len(heads)]
     if short:
-        raise ValueError(f"{path} has {len(heads)} columns, but line {short[0]} has {len(lines[short[0] - 1])}.")
+        raise ValueError(
+            f"{path} has {len(heads)} columns, but line {short[0]} has {len(lines[short[0] - 1])}."
+        )
     return {head: [_number(line[k]) for line in lines[1:]] for k, head in enumerate(heads)}
 
 
@@ -197,7 +227,9 @@ _KEYS: tuple[Callable[[bytes], bytes], ...] = (
 
 
 def _match(values: Sequence[Any], names: Sequence[bytes]) -> list[int]:
-    """Return the row of each picture, or -1, by the whole name, without extension, or without folders."""
+    """Return the row of each picture, or -1, by the whole name, without extension, or without
+    folders.
+    """
     written: dict[bytes, int] = {}
     for row, value in enumerate(values):
         if isinstance(value, (str, int)) and not isinstance(value, bool):

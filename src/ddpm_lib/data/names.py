@@ -1,4 +1,6 @@
-"""Names of images, held in two arrays instead of a list of objects: forked workers then share them without copying."""
+"""Names of images, held in two arrays instead of a list of objects: forked workers then share them
+without copying.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,15 @@ import numpy as np
 
 
 def show(raw: bytes) -> str:
-    """Turn the bytes of a file name into printable text: bad UTF-8 and control characters become escapes."""
+    """Turn the bytes of a file name into printable text: bad UTF-8 and control characters become
+    escapes.
+    """
     text = raw.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    )
 
 
 class Names(Sequence[str]):

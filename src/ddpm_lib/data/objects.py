@@ -1,4 +1,6 @@
-"""Data given as an object of everyday types: arrays, pairs, lists, tables; and what to pass instead of those that cannot be."""
+"""Data given as an object of everyday types: arrays, pairs, lists, tables; and what to pass instead
+of those that cannot be.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,17 @@ from ddpm_lib.data.names import PackedNames
 from ddpm_lib.data.source import Examined, Source, file_hash
 
 PATH_NAMES = (
-    "path", "image_path", "img_path", "file_path", "filepath", "file_name", "filename", "file", "image_file", *IMAGE_NAMES,
-)  # fmt: skip
+    "path",
+    "image_path",
+    "img_path",
+    "file_path",
+    "filepath",
+    "file_name",
+    "filename",
+    "file",
+    "image_file",
+    *IMAGE_NAMES,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ def from_object(data: Any, spec: DecodeSpec, columns: Columns, here: bool) -> So
     """Open data that is neither a path or name nor a 🤗 dataset.
 
     Raises:
-        TypeError: If it cannot be read in any order, or is of no kind that is known; saying what to pass.
+        TypeError: If it cannot be read in any order, or is of no kind that is known; saying what to
+            pass.
     """
     _refuse(data)
     if hasattr(data, "to_arrow"):  # polars
@@ -64,15 +76,21 @@ def from_object(data: Any, spec: DecodeSpec, columns: Columns, here: bool) -> So
         return ArraySource(data, None, spec)
     if isinstance(data, Mapping) and any(_ndim(data[name]) >= 3 for name in data):
         where = type(data).__name__
-        return open_arrays(data, where, spec, columns.labels, columns.image, columns.label, columns.insist)
+        return open_arrays(
+            data, where, spec, columns.labels, columns.image, columns.label, columns.insist
+        )
     if isinstance(data, (list, tuple)):
         return _from_list(data, spec, columns, here)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (Mapping, bytes)):
+    if (
+        hasattr(data, "__getitem__")
+        and hasattr(data, "__len__")
+        and not isinstance(data, (Mapping, bytes))
+    ):
         return TorchSource(data, columns.labels, columns.image, columns.label, columns.insist, here)
     raise TypeError(
-        "data must be a path, a dataset name, a 🤗 Dataset, a torch Dataset with a length, a uint8 array, a pair (images, "
-        "labels), a dict of arrays, a list of paths or pictures, or a table of them; got "
-        f"{type(data).__name__}."
+        "data must be a path, a dataset name, a 🤗 Dataset, a torch Dataset with a length, a uint8"
+        " array, a pair (images, labels), a dict of arrays, a list of paths or pictures, or a"
+        f" table of them; got {type(data).__name__}."
     )
 
 
@@ -84,18 +102,25 @@ def _refuse(data: Any) -> None:
     """
     way = None
     if isinstance(data, torch.utils.data.DataLoader):
-        way = "A DataLoader has batches and an order of its own: pass the dataset in it (loader.dataset)."
+        way = (
+            "A DataLoader has batches and an order of its own: pass the dataset in it"
+            " (loader.dataset)."
+        )
     elif isinstance(data, torch.utils.data.IterableDataset):
         way = (
-            "An IterableDataset can only be read from its beginning, so that a run could neither shuffle nor resume: pass a "
-            "Dataset with __getitem__ and __len__, or list(dataset) if it fits in RAM."
+            "An IterableDataset can only be read from its beginning, so that a run could neither"
+            " shuffle nor resume: pass a Dataset with __getitem__ and __len__, or list(dataset) if"
+            " it fits in RAM."
         )
     elif isinstance(data, Iterator):
         way = "An iterator can be read once only: pass list(data)."
     elif isinstance(data, (set, frozenset)):
         way = "A set has no order: pass sorted(data)."
     if way is not None:
-        raise TypeError(f"data must be something that can be read in any order; got {type(data).__name__}. {way}")
+        raise TypeError(
+            f"data must be something that can be read in any order; got {type(data).__name__}."
+            f" {way}"
+        )
 
 
 def _ndim(value: Any) -> int:
@@ -105,10 +130,17 @@ def _ndim(value: Any) -> int:
 def _from_list(data: Sequence[Any], spec: DecodeSpec, columns: Columns, here: bool) -> Source:
     if not data:
         raise ValueError("The list of images is empty.")
-    if len(data) == 2 and _ndim(data[0]) >= 3 and _is_flat(data[1]) and len(data[0]) == len(data[1]):
+    if (
+        len(data) == 2
+        and _ndim(data[0]) >= 3
+        and _is_flat(data[1])
+        and len(data[0]) == len(data[1])
+    ):
         _no_keys(columns)
         images = as_array(data[0]) if isinstance(data[0], torch.Tensor) else data[0]
-        return ArraySource(images, None if columns.labels == "none" else data[1], spec, columns.asked)
+        return ArraySource(
+            images, None if columns.labels == "none" else data[1], spec, columns.asked
+        )
     first = next((item for item in data if item is not None), None)
     if not isinstance(first, Mapping):
         _no_keys(columns)
@@ -121,16 +153,27 @@ def _from_list(data: Sequence[Any], spec: DecodeSpec, columns: Columns, here: bo
         keys = [str(name) for name in first]
         image = choose_column("image", columns.image, PATH_NAMES, keys, "The list")
         if image is not None and _is_path(first[image]):
-            label = choose_column("label", columns.label, LABEL_NAMES, [k for k in keys if k != image], "The list")
+            label = choose_column(
+                "label", columns.label, LABEL_NAMES, [k for k in keys if k != image], "The list"
+            )
             cells = [(item or {}).get(image) for item in data]
-            return PathSource(cells, None if label is None else [(item or {}).get(label) for item in data], columns)
-    # A picture that was opened and not yet decoded holds an open file, which several processes must not share.
+            return PathSource(
+                cells,
+                None if label is None else [(item or {}).get(label) for item in data],
+                columns,
+            )
+    # A picture that was opened and not yet decoded holds an open file, which several processes must
+    # not share.
     pictures = any(isinstance(part, Image.Image) for item in data for part in _parts(item))
-    return TorchSource(data, columns.labels, columns.image, columns.label, columns.insist, here or pictures)
+    return TorchSource(
+        data, columns.labels, columns.image, columns.label, columns.insist, here or pictures
+    )
 
 
 def _no_keys(columns: Columns) -> None:
-    check_fits("a list without keys", {"image_column": columns.image, "label_column": columns.label})
+    check_fits(
+        "a list without keys", {"image_column": columns.image, "label_column": columns.label}
+    )
 
 
 def _second(pair: Sequence[Any]) -> Any:
@@ -138,7 +181,9 @@ def _second(pair: Sequence[Any]) -> Any:
 
 
 def _is_flat(values: Any) -> bool:
-    return _ndim(values) == 1 or (isinstance(values, (list, tuple)) and not any(_ndim(v) > 1 for v in values))
+    return _ndim(values) == 1 or (
+        isinstance(values, (list, tuple)) and not any(_ndim(v) > 1 for v in values)
+    )
 
 
 def _parts(item: Any) -> Sequence[Any]:
@@ -160,10 +205,15 @@ def _from_frame(data: Any, columns: Columns, here: bool) -> Source:
     image = choose_column("image", columns.image, PATH_NAMES, there, "The table")
     if image is None:
         raise ValueError(
-            f"The table has no column named path, file or image. There are: {', '.join(there)}. Pass image_column."
+            f"The table has no column named path, file or image. There are: {', '.join(there)}."
+            " Pass image_column."
         )
-    label = choose_column("label", columns.label, LABEL_NAMES, [name for name in there if name != image], "The table")
-    return _from_cells(list(data[image]), None if label is None else list(data[label]), columns, here)
+    label = choose_column(
+        "label", columns.label, LABEL_NAMES, [name for name in there if name != image], "The table"
+    )
+    return _from_cells(
+        list(data[image]), None if label is None else list(data[label]), columns, here
+    )
 
 
 def _from_cells(cells: list[Any], labels: list[Any] | None, columns: Columns, here: bool) -> Source:
@@ -201,12 +251,18 @@ class PathSource(Source):
         columns: Whether labels are used, and were asked for.
     """
 
-    def __init__(self, paths: Sequence[Any], labels: Sequence[Any] | None, columns: Columns) -> None:
+    def __init__(
+        self, paths: Sequence[Any], labels: Sequence[Any] | None, columns: Columns
+    ) -> None:
         self.notes = []
-        self._paths = [os.fsencode(os.path.expanduser(path)) if _is_path(path) else b"" for path in paths]
+        self._paths = [
+            os.fsencode(os.path.expanduser(path)) if _is_path(path) else b"" for path in paths
+        ]
         full = [os.path.abspath(path) for path in self._paths if path]
         base = os.path.commonpath([os.path.dirname(path) for path in full]) if full else b""
-        self.names = PackedNames(os.path.relpath(path, base) if path else b"(none)" for path in self._paths)
+        self.names = PackedNames(
+            os.path.relpath(path, base) if path else b"(none)" for path in self._paths
+        )
         self._stats = [_stat(path) for path in self._paths]
         _label(self, labels, columns)
 

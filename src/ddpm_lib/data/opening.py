@@ -1,4 +1,6 @@
-"""`open_dataset`: from a path, a name or an object to an `ImageDataset`, checked, with clear lines on what was done."""
+"""`open_dataset`: from a path, a name or an object to an `ImageDataset`, checked, with clear lines
+on what was done.
+"""
 
 from __future__ import annotations
 
@@ -86,44 +88,50 @@ def open_dataset(
 ) -> ImageDataset:
     """Open images from almost anywhere as uint8 tensors of one shape.
 
-    Every image is decoded once when the set is opened, in parallel: into RAM if it fits (then training needs no
-    workers), else only to check it, so that a broken file stops the run now and not after a night. All broken files
-    are named at once.
+    Every image is decoded once when the set is opened, in parallel: into RAM if it fits (then
+        training needs no
+    workers), else only to check it, so that a broken file stops the run now and not after a night.
+    All broken files are named at once.
 
     Args:
-        data: "shapes" or None (the built-in `Shapes`); a folder of pictures (recursive; JPEG, PNG, WEBP, BMP, TIFF,
-            GIF, PPM); a 🤗 dataset as a local path (`save_to_disk`, parquet), a hub name or an object; `.npz`/`.npy`
-            of uint8 images; any torch Dataset of dicts, (image, label) tuples or images (uint8 or PIL; other
-            numbers with `value_range`); a uint8 array (n, h, w, c) or (n, c, h, w), a pair (images, labels) or a dict
-            of arrays; a list of paths, of pictures or of pairs of those and labels; a pandas table with a column of
+        data: "shapes" or None (the built-in `Shapes`); a folder of pictures (recursive; JPEG, PNG,
+            WEBP, BMP, TIFF, GIF, PPM); a 🤗 dataset as a local path (`save_to_disk`, parquet), a
+            hub name or an object; `.npz`/`.npy` of uint8 images; any torch Dataset of dicts, (image,
+            label) tuples or images (uint8 or PIL; other numbers with `value_range`); a uint8 array
+            (n, h, w, c) or (n, c, h, w), a pair (images, labels) or a dict of arrays; a list of
+            paths, of pictures or of pairs of those and labels; a pandas table with a column of
             paths or pictures.
         image_size: Side in pixels, or (height, width).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with `background`),
-            "stretch" (squash).
-        labels: "auto" (sub-folders if there are two or more; the label column; a note where that makes no classes),
-            "folder", "prefix" (`cat_001.jpg`), "none".
+        fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with
+            `background`), "stretch" (squash).
+        labels: "auto" (sub-folders if there are two or more; the label column; a note where that
+            makes no classes), "folder", "prefix" (`cat_001.jpg`), "none".
         image_column: Column or key of the images, where the usual names do not find it.
         label_column: Column or key of the labels; what it holds must then make classes.
         split: Which split of a 🤗 dataset, a folder of splits or of parquet files.
-        on_bad_image: "error" names every unusable file; "skip" leaves them out, counted (the fingerprint changes
-            with them).
-        cache: "auto" (RAM if it fits the limit and images stay the same), "ram" (of random transforms one version of each
-            image), "none" (read on demand).
-        cache_limit_mb: Limit of "auto" in MB per process; default: 4,096 or a quarter of the available memory,
-            shared over the local ranks.
-        num_workers: Processes for decoding; default: the CPUs this process may use, shared over the local ranks. A torch
-            Dataset is always read in other processes, unless it is 0.
+        on_bad_image: "error" names every unusable file; "skip" leaves them out, counted (the
+            fingerprint changes with them).
+        cache: "auto" (RAM if it fits the limit and images stay the same), "ram" (of random
+            transforms one version of each image), "none" (read on demand).
+        cache_limit_mb: Limit of "auto" in MB per process; default: 4,096 or a quarter of the
+            available memory, shared over the local ranks.
+        num_workers: Processes for decoding; default: the CPUs this process may use, shared over the
+            local ranks. A torch Dataset is always read in other processes, unless it is 0.
         background: Colour under transparent pixels (channels 1 and 3) and around padded images.
         max_pixels: Larger images are refused before they are decompressed.
-        value_range: (black, white) of images of more than 8 bits, such as (0, 4095) for 12 bits or (-160, 240) for a
-            window of a CT; values outside become black and white. Default: 0 and 65,535 for 16 bits; others need it.
-        frames: "first" page or frame of a file in a folder, or "all" of them, each an image (TIFF stacks, GIF, APNG).
-        verify: False skips the check of sets that do not fit in RAM; a broken file is then named when it is first
-            met.
-        scan_file: Remembers the result of that check (JSON), so that it runs once as long as no file changes.
+        value_range: (black, white) of images of more than 8 bits, such as (0, 4095) for 12 bits or
+            (-160, 240) for a window of a CT; values outside become black and white. Default: 0 and
+            65,535 for 16 bits; others need it.
+        frames: "first" page or frame of a file in a folder, or "all" of them, each an image (TIFF
+            stacks, GIF, APNG).
+        verify: False skips the check of sets that do not fit in RAM; a broken file is then named
+            when it is first met.
+        scan_file: Remembers the result of that check (JSON), so that it runs once as long as no
+            file changes.
         log: Is given progress and the `notes`, line by line.
-        require_labels: Whether labels are needed: then "auto" fails where it makes none of those it finds.
+        require_labels: Whether labels are needed: then "auto" fails where it makes none of those it
+            finds.
 
     Returns:
         An `ImageDataset`.
@@ -133,7 +141,12 @@ def open_dataset(
         BadImagesError: If images cannot be used (a ValueError), all of them named.
         ValueError: If an option or the layout of the data is wrong; the message says what to do.
     """
-    for option, value in (("labels", labels), ("on_bad_image", on_bad_image), ("cache", cache), ("frames", frames)):
+    for option, value in (
+        ("labels", labels),
+        ("on_bad_image", on_bad_image),
+        ("cache", cache),
+        ("frames", frames),
+    ):
         if value not in _CHOICES[option]:
             raise ValueError(unknown_name(option, value, _CHOICES[option]))
     spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
@@ -141,19 +154,30 @@ def open_dataset(
     if warning and log:
         log(warning)
     options = {
-        "split": split, "image_column": image_column, "label_column": label_column, "labels": labels, "frames": frames,
-        "on_bad_image": on_bad_image, "background": background, "value_range": value_range, "fit": fit,
+        "split": split,
+        "image_column": image_column,
+        "label_column": label_column,
+        "labels": labels,
+        "frames": frames,
+        "on_bad_image": on_bad_image,
+        "background": background,
+        "value_range": value_range,
+        "fit": fit,
         "max_pixels": max_pixels,
-    }  # fmt: skip
+    }
     opened = _ready(data, spec, labels, options)
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
         here = num_workers == 0
-        source = find_source(data, spec, labels, image_column, label_column, split, require_labels, here, frames)
+        source = find_source(
+            data, spec, labels, image_column, label_column, split, require_labels, here, frames
+        )
         file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)
-        opened = _finish(source, spec, _Way(on_bad_image, cache, limit, num_workers, verify, file, log))
+        opened = _finish(
+            source, spec, _Way(on_bad_image, cache, limit, num_workers, verify, file, log)
+        )
         opened.opened_with = options
     for note in opened.notes if log else ():
         log(note)  # type: ignore[misc]
@@ -169,7 +193,9 @@ def cache_limit_bytes(limit_mb: float | None = None) -> int:
     return int(min(_CACHE_LIMIT_MB * 1e6, available_memory() / 4) / local_world_size())
 
 
-def _ready(data: Any, spec: DecodeSpec, labels: str, options: dict[str, Any]) -> ImageDataset | None:
+def _ready(
+    data: Any, spec: DecodeSpec, labels: str, options: dict[str, Any]
+) -> ImageDataset | None:
     """Return what needs no decoding: the built-in shapes, or a dataset of ours."""
     if data is None or (isinstance(data, str) and data == "shapes"):
         from ddpm_lib.data.shapes import Shapes
@@ -177,14 +203,17 @@ def _ready(data: Any, spec: DecodeSpec, labels: str, options: dict[str, Any]) ->
         check_fits("built-in images", options)
         shapes = Shapes(spec.image_size, channels=spec.channels)
         if os.path.isdir("shapes"):
-            shapes.notes.append('"shapes" means the built-in set; write "./shapes" for the folder of that name')
+            shapes.notes.append(
+                '"shapes" means the built-in set; write "./shapes" for the folder of that name'
+            )
         return without_labels(shapes) if labels == "none" else shapes
     if isinstance(data, ImageDataset):
         check_fits("an ImageDataset that is open already", options, data.opened_with)
         if (data.channels, *data.image_size) != spec.shape:
             raise ValueError(
-                f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but {spec.shape} is "
-                "asked for. Open it with the image_size and channels of the model."
+                f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but"
+                f" {spec.shape} is asked for. Open it with the image_size and channels of the"
+                " model."
             )
         return without_labels(data) if labels == "none" else data
     return None
@@ -215,7 +244,9 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
         if scan.random and way.cache == "auto":
             source.random, images = True, None
         else:
-            notes.append(f"{n:,} images decoded once into RAM ({size / 1e6:,.1f} MB, {scan.seconds:.1f} s)")
+            notes.append(
+                f"{n:,} images decoded once into RAM ({size / 1e6:,.1f} MB, {scan.seconds:.1f} s)"
+            )
     if images is None:
         notes.append(_streamed(source, size, way, keep))
         scan = scan or _check(source, spec, way, notes)
@@ -229,7 +260,9 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
         source.take_labels({row: scan.labels[row] for row in rows.tolist()})
     notes += scan.notes() if scan is not None else []
     notes += look_at(source, spec, rows, images, scan.flags if scan is not None else None)
-    store: Store = StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
+    store: Store = (
+        StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
+    )
     if len(rows) == 1:
         notes.append("one image only: a model can do no more than memorise it")
     origin = make_origin(source, spec, rows, ChosenNames(source.names, rows), content)
@@ -247,7 +280,10 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
 
 def _streamed(source: Source, size: int, way: _Way, fits: bool) -> str:
     """Say that images are read on demand, by how many, and why."""
-    why = f"{size / 1e9:.1f} GB decoded exceeds the cache limit of {way.limit / 1e9:.1f} GB (cache_limit_mb)"
+    why = (
+        f"{size / 1e9:.1f} GB decoded exceeds the cache limit of {way.limit / 1e9:.1f} GB"
+        " (cache_limit_mb)"
+    )
     if way.cache == "none":
         why = 'cache="none"'
     elif fits:
@@ -264,8 +300,8 @@ def _random_note(cached: bool, cache: str) -> str:
         how = 'each reading draws anew; cache="ram" (--cache ram) keeps one version of each'
         how += ', cache="none" (--cache none) streams in any case' if cache == "auto" else ""
     return (
-        f"items differ from reading to reading (random transforms?): {how}; a resumed run compares their number and labels, "
-        "not their contents"
+        f"items differ from reading to reading (random transforms?): {how}; a resumed run compares"
+        " their number and labels, not their contents"
     )
 
 
@@ -281,12 +317,20 @@ def _good_rows(source: Source, scan: Scan | None, way: _Way, notes: list[str]) -
         hint = None
         if len(bad) == len(source):
             failing = getattr(source, "failing_hint", None)
-            hint = "None is left: mend what is said above, or pass other data." if failing is None else failing()
+            hint = (
+                "None is left: mend what is said above, or pass other data."
+                if failing is None
+                else failing()
+            )
         raise BadImagesError(named, len(source), hint)
     if bad:
-        shown = "; ".join(f"{name} ({why})" for name, why in named[:5]) + ("; …" if len(named) > 5 else "")
+        shown = "; ".join(f"{name} ({why})" for name, why in named[:5]) + (
+            "; …" if len(named) > 5 else ""
+        )
         notes.append(f"skipped {len(bad):,} of {len(source):,} images: {shown}")
-    return np.setdiff1d(np.arange(len(source), dtype=np.int64), np.array(sorted(bad), dtype=np.int64))
+    return np.setdiff1d(
+        np.arange(len(source), dtype=np.int64), np.array(sorted(bad), dtype=np.int64)
+    )
 
 
 def _sample(source: Source, spec: DecodeSpec, notes: list[str]) -> np.ndarray:
@@ -295,18 +339,23 @@ def _sample(source: Source, spec: DecodeSpec, notes: list[str]) -> np.ndarray:
     known = getattr(source, "sampled", None)
     if known is None:
         known = {}
-        for row in np.unique(np.linspace(0, len(source) - 1, _SAMPLED).round().astype(np.int64)).tolist():
+        for row in np.unique(
+            np.linspace(0, len(source) - 1, _SAMPLED).round().astype(np.int64)
+        ).tolist():
             with contextlib.suppress(ImageError, OSError):
                 known[row] = source.examine(row, spec).content
     content[list(known)] = list(known.values())
     notes.append(
-        f"not checked (verify=False): a resumed run compares the names and sizes of all, the contents of {len(known):,}"
+        "not checked (verify=False): a resumed run compares the names and sizes of all, the"
+        f" contents of {len(known):,}"
     )
     return content
 
 
 def _check(source: Source, spec: DecodeSpec, way: _Way, notes: list[str]) -> Scan | None:
-    """Decode every image of a streamed set once, or take the remembered result if nothing has changed."""
+    """Decode every image of a streamed set once, or take the remembered result if nothing has
+    changed.
+    """
     if not way.verify and not source.gives_labels:
         return None
     path, n = way.scan_file, len(source)
@@ -324,11 +373,19 @@ def _check(source: Source, spec: DecodeSpec, way: _Way, notes: list[str]) -> Sca
                 empty = np.zeros(0, dtype=np.uint8)
                 return Scan(None, empty, np.zeros((0, 2)), content, bad, 0.0, 0, known=True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            notes.append(f"{path.name} cannot be used, so the images are checked again ({type(error).__name__})")
+            notes.append(
+                f"{path.name} cannot be used, so the images are checked again"
+                f" ({type(error).__name__})"
+            )
     scan = decode_all(source, spec, keep=False, num_workers=way.workers, log=way.log)
     notes.append(f"{n:,} images checked in {scan.seconds:.1f} s")
     if path is not None and not source.foreign:
         path.parent.mkdir(parents=True, exist_ok=True)
-        saved = {"state": state, "bad": scan.bad, "notes": scan.notes(), "content": scan.content.tobytes().hex()}
+        saved = {
+            "state": state,
+            "bad": scan.bad,
+            "notes": scan.notes(),
+            "content": scan.content.tobytes().hex(),
+        }
         write_atomically(path, json.dumps(saved))
     return scan

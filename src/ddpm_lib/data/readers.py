@@ -1,8 +1,9 @@
-"""Forked processes that read images, so that a Dataset of the user's is never used in the process that forks.
+"""Forked processes that read images, so that a Dataset of the user's is never used in the process
+that forks.
 
-What a Dataset opens when it is first used (a file, an archive, a database) must not be shared by several processes:
-they would move each other's place in it. So whatever is read is read in a child, each of which opens its own, as the
-workers of a DataLoader do.
+What a Dataset opens when it is first used (a file, an archive, a database) must not be shared by
+several processes: they would move each other's place in it. So whatever is read is read in a child,
+each of which opens its own, as the workers of a DataLoader do.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.keys import key
-from ddpm_lib.data.workers import die_with_parent, ignore_signals, introduce_worker, one_thread, signals_held
+from ddpm_lib.data.workers import (
+    die_with_parent,
+    ignore_signals,
+    introduce_worker,
+    one_thread,
+    signals_held,
+)
 
 Say = Callable[[str], None]
 PATIENCE = 60.0
@@ -56,7 +63,9 @@ def shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def seed_generators(*parts: int | str) -> None:
-    """Seed the global generators of Python, numpy and torch (CPU) by name, for code of the user's that draws from them."""
+    """Seed the global generators of Python, numpy and torch (CPU) by name, for code of the user's
+    that draws from them.
+    """
     number = key(*parts) >> 1
     random.seed(number)
     np.random.seed(number & 0xFFFFFFFF)  # noqa: NPY002
@@ -73,7 +82,11 @@ def generator_states() -> tuple[Any, Any, Any]:
 @contextlib.contextmanager
 def generators_kept() -> Iterator[None]:
     """Give the user his global generators back as they were."""
-    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    before = (
+        random.getstate(),
+        np.random.get_state(),  # noqa: NPY002
+        torch.default_generator.get_state(),
+    )
     try:
         yield
     finally:
@@ -83,7 +96,8 @@ def generators_kept() -> Iterator[None]:
 
 
 class Patience:
-    """Says which row a reader has been at for long: after `PATIENCE` seconds, then after twice as long, and so on.
+    """Says which row a reader has been at for long: after `PATIENCE` seconds, then after twice as
+    long, and so on.
 
     Args:
         place: Words for a row.
@@ -103,8 +117,8 @@ class Patience:
                 self._since[rank] = row, now, PATIENCE
             elif now - known[1] >= known[2]:
                 self._say(
-                    f"{self._place(row)} has been read for {now - known[1]:,.3g} s and is not there yet; "
-                    "still waiting for it."
+                    f"{self._place(row)} has been read for {now - known[1]:,.3g} s and is not there"
+                    " yet; still waiting for it."
                 )
                 self._since[rank] = row, known[1], 2 * known[2]
 
@@ -143,7 +157,11 @@ def run_readers(
         waiting, patience = dict(enumerate(pipes)), Patience(place, say)
         while waiting:
             ready = multiprocessing.connection.wait(list(waiting.values()), timeout=0.2)
-            for rank in [rank for rank, pipe in waiting.items() if pipe in ready or _is_dead(processes[rank], pipe)]:
+            for rank in [
+                rank
+                for rank, pipe in waiting.items()
+                if pipe in ready or _is_dead(processes[rank], pipe)
+            ]:
                 results[rank] = _receive(waiting.pop(rank), processes[rank], place, int(at[rank]))
             patience.look(at)
             if tick is not None:
@@ -158,7 +176,12 @@ def run_readers(
 
 
 def _fork(
-    target: Callable[..., None], args: tuple[Any, ...], rank: int, count: int, dataset: Any, duplex: bool
+    target: Callable[..., None],
+    args: tuple[Any, ...],
+    rank: int,
+    count: int,
+    dataset: Any,
+    duplex: bool,
 ) -> tuple[Any, Connection]:
     here, there = multiprocessing.get_context("fork").Pipe(duplex=duplex)
     parent, stays = os.getpid(), not duplex or threading.current_thread() is threading.main_thread()
@@ -180,7 +203,9 @@ def _fork(
     return process, here
 
 
-def _report(pipe: Connection, work: Callable[[int, np.ndarray], Any], rank: int, at: np.ndarray) -> None:
+def _report(
+    pipe: Connection, work: Callable[[int, np.ndarray], Any], rank: int, at: np.ndarray
+) -> None:
     pipe.send(_answer(lambda: work(rank, at)))
 
 
@@ -190,7 +215,11 @@ def _answer(work: Callable[[], Any]) -> tuple[bool, Any]:
         return True, work()
     except (TypeError, ValueError) as error:
         plain = type(error) if type(error).__module__.startswith("ddpm_lib.") else None
-        return False, error if plain else (TypeError if isinstance(error, TypeError) else ValueError)(str(error))
+        return False, (
+            error
+            if plain
+            else (TypeError if isinstance(error, TypeError) else ValueError)(str(error))
+        )
     except Exception as error:
         return False, RuntimeError(f"{type(error).__name__}: {error}")
 
@@ -198,7 +227,8 @@ def _answer(work: Callable[[], Any]) -> tuple[bool, Any]:
 def _is_dead(process: Any, pipe: Connection) -> bool:
     """Whether a reader ended without an answer.
 
-    The end of its pipe does not always say so: a process that another thread forked meanwhile may hold it open.
+    The end of its pipe does not always say so: a process that another thread forked meanwhile may
+        hold it open.
     """
     return not process.is_alive() and not pipe.poll()
 
@@ -210,7 +240,9 @@ def _receive(pipe: Connection, process: Any, place: Callable[[int], str], row: i
         good, value = pipe.recv()
     except (EOFError, ConnectionError):
         process.join()
-        raise RuntimeError(_death(process.exitcode, "its start" if row == IDLE else place(row))) from None
+        raise RuntimeError(
+            _death(process.exitcode, "its start" if row == IDLE else place(row))
+        ) from None
     if not good:
         raise value
     return value
@@ -219,12 +251,12 @@ def _receive(pipe: Connection, process: Any, place: Callable[[int], str], row: i
 def _death(code: int | None, place: str) -> str:
     if code == -9:
         return (
-            f"A process that reads images was killed by the system at {place}, most likely for memory. Use fewer "
-            '(num_workers=1), a smaller image_size, or cache="none".'
+            f"A process that reads images was killed by the system at {place}, most likely for"
+            ' memory. Use fewer (num_workers=1), a smaller image_size, or cache="none".'
         )
     return (
-        f"A process that reads images died (exit code {code}) at {place}. Leave that one out, or look closer with "
-        "num_workers=0."
+        f"A process that reads images died (exit code {code}) at {place}. Leave that one out, or"
+        " look closer with num_workers=0."
     )
 
 
@@ -232,14 +264,19 @@ class LentReader:
     """One forked reader, kept for the rows that this process asks for itself.
 
     Args:
-        read: Reads rows there: `read(rows, draws, at)` gives an array; `at[0]` is to hold the row it is at.
+        read: Reads rows there: `read(rows, draws, at)` gives an array; `at[0]` is to hold the row
+            it is at.
         dataset: What `get_worker_info().dataset` is to be there.
         place: Words for a row.
         say: Gets a line when a row takes long.
     """
 
     def __init__(
-        self, read: Callable[..., np.ndarray], dataset: Any, place: Callable[[int], str], say: Say | None = None
+        self,
+        read: Callable[..., np.ndarray],
+        dataset: Any,
+        place: Callable[[int], str],
+        say: Say | None = None,
     ) -> None:
         self._read, self._dataset, self._place, self._say = read, dataset, place, say
         self._lock = threading.Lock()
@@ -247,7 +284,9 @@ class LentReader:
         self._at = shared((1,), np.int64)
 
     def __call__(self, rows: np.ndarray, draws: np.ndarray | None) -> np.ndarray:
-        """Return what `read` makes of the rows; a reader that ended between two calls is replaced."""
+        """Return what `read` makes of the rows; a reader that ended between two calls is
+        replaced.
+        """
         with self._lock:
             for attempt in itertools.count():
                 if self._owner != os.getpid() or not self._process.is_alive():
@@ -257,7 +296,9 @@ class LentReader:
                     patience = Patience(self._place, self._say)
                     while not self._pipe.poll(0.5) and not _is_dead(self._process, self._pipe):
                         patience.look(self._at)
-                    value: np.ndarray = _receive(self._pipe, self._process, self._place, int(self._at[0]))
+                    value: np.ndarray = _receive(
+                        self._pipe, self._process, self._place, int(self._at[0])
+                    )
                     return value
                 except (BrokenPipeError, ConnectionResetError):
                     if attempt:
@@ -267,7 +308,9 @@ class LentReader:
 
     def _start(self) -> None:
         self._at[0] = IDLE
-        self._process, self._pipe = _fork(_serve, (self._read, self._at), 0, 1, self._dataset, duplex=True)
+        self._process, self._pipe = _fork(
+            _serve, (self._read, self._at), 0, 1, self._dataset, duplex=True
+        )
         self._owner = os.getpid()
         weakref.finalize(self, _end, self._process, self._owner)
 

@@ -1,6 +1,7 @@
 """Shapes: a built-in set of pictures drawn by code, so that everything can be tried without data.
 
-Each picture shows one large, saturated shape on a flat, light background: anybody sees at once whether a sample is a
+Each picture shows one large, saturated shape on a flat, light background: anybody sees at once
+    whether a sample is a
 clean and distinct shape, and a small network learns it in minutes on a CPU.
 """
 
@@ -30,7 +31,14 @@ _COLOURS = np.array(
     dtype=np.float32,
 )
 _BACKGROUNDS = np.array(
-    [(250, 250, 250), (252, 240, 214), (222, 236, 250), (226, 246, 226), (250, 226, 232), (232, 228, 248)],
+    [
+        (250, 250, 250),
+        (252, 240, 214),
+        (222, 236, 250),
+        (226, 246, 226),
+        (250, 226, 232),
+        (232, 228, 248),
+    ],
     dtype=np.float32,
 )
 _CHUNK = 512
@@ -59,7 +67,9 @@ def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Five points: fold the plane into one tenth of a turn, then take the distance to one straight edge."""
+    """Five points: fold the plane into one tenth of a turn, then take the distance to one straight
+    edge.
+    """
     outer, inner, sector = 1.08, 0.46, np.pi / 5
     turn = np.arctan2(x, -y)
     folded = np.abs((turn + sector) % (2 * sector) - sector)
@@ -86,7 +96,8 @@ CLASS_NAMES = tuple(_SHAPES)
 def draw_shapes(
     indices: np.ndarray, size: tuple[int, int], channels: int = 3, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the pictures with these indices; each depends on its index, `size`, `channels` and `seed` alone.
+    """Draw the pictures with these indices; each depends on its index, `size`, `channels` and
+    `seed` alone.
 
     Args:
         indices: Any non-negative whole numbers, shape (n,).
@@ -98,7 +109,9 @@ def draw_shapes(
         uint8 pictures (n, c, h, w) and int64 labels (n,), positions in `CLASS_NAMES`.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    labels = (hashes(indices, seed, "shapes", "class") % np.uint64(len(CLASS_NAMES))).astype(np.int64)
+    labels = (hashes(indices, seed, "shapes", "class") % np.uint64(len(CLASS_NAMES))).astype(
+        np.int64
+    )
     images = np.empty((len(indices), channels, *size), dtype=np.uint8)
     for start in range(0, len(indices), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -106,7 +119,9 @@ def draw_shapes(
     return images, labels
 
 
-def _draw(indices: np.ndarray, labels: np.ndarray, size: tuple[int, int], channels: int, seed: int) -> np.ndarray:
+def _draw(
+    indices: np.ndarray, labels: np.ndarray, size: tuple[int, int], channels: int, seed: int
+) -> np.ndarray:
     height, width = size
     side = min(size)
 
@@ -127,7 +142,9 @@ def _draw(indices: np.ndarray, labels: np.ndarray, size: tuple[int, int], channe
     cover = np.clip(0.5 - distance * radius, 0.0, 1.0)[:, None]
 
     def pick(palette: np.ndarray, what: str) -> np.ndarray:
-        colour = palette[(hashes(indices, seed, "shapes", what) % np.uint64(len(palette))).astype(np.int64)]
+        colour = palette[
+            (hashes(indices, seed, "shapes", what) % np.uint64(len(palette))).astype(np.int64)
+        ]
         return colour[:, :, None, None]
 
     front = np.clip(pick(_COLOURS, "colour") * (0.9 + 0.2 * draw("light")[:, None]), 0, 255)
@@ -137,7 +154,9 @@ def _draw(indices: np.ndarray, labels: np.ndarray, size: tuple[int, int], channe
         return np.concatenate([opaque, cover * 255], axis=1).round().astype(np.uint8)
     picture = back + (front - back) * cover
     if channels == 1:
-        picture = (picture * np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]).sum(1, keepdims=True)
+        picture = (picture * np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]).sum(
+            1, keepdims=True
+        )
     return picture.round().astype(np.uint8)
 
 
@@ -158,7 +177,9 @@ class Shapes(ImageDataset):
     (torch.Size([3, 16, 16]), 4, ('circle', 'square', 'triangle'))
     """
 
-    def __init__(self, size: int | Sequence[int] = 32, n: int = 8192, channels: int = 3, seed: int = 0) -> None:
+    def __init__(
+        self, size: int | Sequence[int] = 32, n: int = 8192, channels: int = 3, seed: int = 0
+    ) -> None:
         pair = size_pair(size)
         if min(pair) < 8:
             raise ValueError(f"Shapes need at least 8×8 pixels; got {pair[0]}×{pair[1]}.")

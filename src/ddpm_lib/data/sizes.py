@@ -72,7 +72,10 @@ def different_sizes(source: Source, spec: DecodeSpec = _SMALL) -> list[Sized]:
     Returns:
         The first image of each size, at most two; none if no image can be read.
     """
-    if isinstance(source, (FolderSource, ChosenSource, ArraySource, TableSource)) or not _may_fork():
+    if (
+        isinstance(source, (FolderSource, ChosenSource, ArraySource, TableSource))
+        or not _may_fork()
+    ):
         return _first_two(_sizes(source, spec))
     if source.foreign:
         source.look(spec, whole=True)
@@ -93,8 +96,8 @@ def _first_two(sizes: Iterable[Sized]) -> list[Sized]:
 def _in_child(source: Source, spec: DecodeSpec) -> list[Sized]:
     """Look at a dataset of the user's in another process.
 
-    Its items may open files that several processes must not share, or leave threads behind that do not
-    survive the fork of the processes which read it later.
+    Its items may open files that several processes must not share, or leave threads behind that do
+    not survive the fork of the processes which read it later.
 
     Raises:
         RuntimeError: If that process dies.
@@ -115,8 +118,8 @@ def _in_child(source: Source, spec: DecodeSpec) -> list[Sized]:
     except EOFError:
         process.join()
         raise RuntimeError(
-            f"The process that looks at the dataset died (exit code {process.exitcode}). Say at which size to open it: "
-            "image_size= (--image-size 64)."
+            f"The process that looks at the dataset died (exit code {process.exitcode}). Say at"
+            " which size to open it: image_size= (--image-size 64)."
         ) from None
     finally:
         process.join()
@@ -153,7 +156,9 @@ def _from_headers(source: FolderSource, rows: Sequence[int]) -> Iterator[Sized]:
             with Image.open(paths[row], formats=FORMATS) as picture:
                 width, height = picture.size
                 turned = _orientation(picture) in (5, 6, 7, 8)
-        except Exception:  # a decoder may raise anything; opening the set says of which file and why
+        except (
+            Exception
+        ):  # a decoder may raise anything; opening the set says of which file and why
             continue
         yield Sized(source.names[row], *((height, width) if turned else (width, height)))
 

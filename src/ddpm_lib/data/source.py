@@ -18,7 +18,9 @@ from ddpm_lib.data.names import Names
 
 _SHOWN = 20
 _TRANSIENT = (
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR} if hasattr(errno, "ESTALE") else set()
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
+    if hasattr(errno, "ESTALE")
+    else set()
 )
 
 
@@ -38,22 +40,31 @@ class BadImagesError(ValueError):
         lines = [f"  {name}: {reason}" for name, reason in self.bad[:_SHOWN]]
         if len(self.bad) > _SHOWN:
             lines.append(f"  … and {len(self.bad) - _SHOWN:,} more")
-        hint = hint or f"Repair or remove them, or leave them out with {spelling.option('on_bad_image', 'skip')}."
-        super().__init__(f"{len(self.bad):,} of {total:,} images cannot be used:\n" + "\n".join(lines) + f"\n{hint}")
+        skip = spelling.option("on_bad_image", "skip")
+        hint = hint or f"Repair or remove them, or leave them out with {skip}."
+        super().__init__(
+            f"{len(self.bad):,} of {total:,} images cannot be used:\n"
+            + "\n".join(lines)
+            + f"\n{hint}"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.bad, self.total, self.hint)
 
 
 class Source(ABC):
-    """Where images come from: `load(row, spec)` by row number, names, and labels where there are any."""
+    """Where images come from: `load(row, spec)` by row number, names, and labels where there are
+    any.
+    """
 
     names: Names
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     notes: list[str]
     foreign = False
-    """Whether reading runs code of the user's, which may open files when it is first used and draw random numbers."""
+    """Whether reading runs code of the user's, which may open files when it is first used and draw
+    random numbers.
+    """
     here = False
     """Whether everything is read in this process, so that no other may read as well."""
     random = False
@@ -70,14 +81,18 @@ class Source(ABC):
 
     @abstractmethod
     def sizes(self) -> np.ndarray:
-        """Return one int64 per row that changes when the image is replaced: the length of its file."""
+        """Return one int64 per row that changes when the image is replaced: the length of its
+        file.
+        """
 
     def mtimes(self) -> np.ndarray | None:
         """Return the times of last change, int64, where that is known."""
         return None
 
     def examine(self, row: int, spec: DecodeSpec) -> Examined:
-        """Decode one image as `load` does, with a hash of what it was made of, and its label if the source knows it now."""
+        """Decode one image as `load` does, with a hash of what it was made of, and its label if the
+        source knows it now.
+        """
         decoded = self.load(row, spec)
         return Examined(decoded, content_hash(decoded.pixels))
 
@@ -121,11 +136,19 @@ def reason(error: Exception) -> str:
         return "missing"
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return (
+        (error.strerror if isinstance(error, OSError) else None)
+        or str(error)
+        or type(error).__name__
+    )
 
 
-def load_patiently(load: Callable[[int, DecodeSpec], Any], row: int, spec: DecodeSpec, pause: float = 0.2) -> Any:
-    """Call `load` for one image; retry three times, with growing pauses, after errors of the kind network drives have."""
+def load_patiently(
+    load: Callable[[int, DecodeSpec], Any], row: int, spec: DecodeSpec, pause: float = 0.2
+) -> Any:
+    """Call `load` for one image; retry three times, with growing pauses, after errors of the kind
+    network drives have.
+    """
     for attempt in range(3):
         try:
             return load(row, spec)

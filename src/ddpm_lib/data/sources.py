@@ -61,9 +61,13 @@ def find_source(
     if isinstance(data, Source):
         return data
     options = {
-        "labels": labels, "image_column": image_column, "label_column": label_column, "split": split, "frames": frames,
+        "labels": labels,
+        "image_column": image_column,
+        "label_column": label_column,
+        "split": split,
+        "frames": frames,
         "insist": require_labels,
-    }  # fmt: skip
+    }
     if isinstance(data, (str, os.PathLike)):
         path = Path(os.fspath(data)).expanduser()
         if path.is_dir() and not _is_table(path):
@@ -73,7 +77,9 @@ def find_source(
     if type(data).__module__.split(".")[0] == "datasets":
         return _from_hf_object(data, options)
     check_fits(_object_kind(data), options)
-    return from_object(data, spec, Columns(labels, image_column, label_column, require_labels), here)
+    return from_object(
+        data, spec, Columns(labels, image_column, label_column, require_labels), here
+    )
 
 
 Options = Mapping[str, Any]
@@ -85,7 +91,11 @@ def _object_kind(data: Any) -> str:
         return "an array"
     if isinstance(data, (list, tuple, Mapping)):
         return "a list"
-    return "a table" if hasattr(data, "columns") or hasattr(data, "column_names") else "a torch Dataset"
+    return (
+        "a table"
+        if hasattr(data, "columns") or hasattr(data, "column_names")
+        else "a torch Dataset"
+    )
 
 
 def _from_folder(root: Path, options: Options) -> Source:
@@ -113,11 +123,16 @@ def _needed(source: FolderSource, insist: bool) -> FolderSource:
 
 def _from_pattern(written: str, found: list[Path], options: Options) -> Source | None:
     """Open the pictures that a pattern such as photos/*.png matches; None if it matches none."""
-    files = [file for file in found if os.fsencode(file.suffix.lower()) in PICTURES and file.is_file()]
+    files = [
+        file for file in found if os.fsencode(file.suffix.lower()) in PICTURES and file.is_file()
+    ]
     if not files:
         return None
     if options["split"] is not None:
-        raise ValueError(f"split={options['split']!r} does not fit a pattern of files: it says already which ones.")
+        raise ValueError(
+            f"split={options['split']!r} does not fit a pattern of files: it says already which"
+            " ones."
+        )
     root = Path(os.path.commonpath([file.parent for file in files]))
     only = frozenset(os.fsencode(file.relative_to(root)) for file in files)
     table = Table(options["image_column"], options["label_column"])
@@ -156,18 +171,31 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
                     source.notes.append(f"labels: column {label!r} of {path.name}")
                 return source
             try:
-                return _needed(FolderSource(path.parent, labels, options["frames"], Table(*columns, path)), insist)
+                return _needed(
+                    FolderSource(path.parent, labels, options["frames"], Table(*columns, path)),
+                    insist,
+                )
             except NoPicturesError:
                 raise ValueError(
-                    f"{written!r} is a table, but no pictures lie below its folder ({str(path.parent.absolute())!r}), "
-                    "which paths in it start from."
+                    f"{written!r} is a table, but no pictures lie below its folder"
+                    f" ({str(path.parent.absolute())!r}), which paths in it start from."
                 ) from None
         if suffix.encode() in PICTURES:
-            raise ValueError(f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r}).")
+            raise ValueError(
+                f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r})."
+            )
         if suffix == ".json" and path.name == "dataset.json":
-            raise ValueError(f"{written!r} holds labels. Pass the folder that holds it ({str(path.parent)!r}).")
-        raise ValueError(f"{written!r} is no dataset. {way(path) or ''} Pass {LISTED}.".replace("  ", " "))
-    found = sorted(Path(file) for file in glob.glob(str(path), recursive=True)) if glob.has_magic(written) else []
+            raise ValueError(
+                f"{written!r} holds labels. Pass the folder that holds it ({str(path.parent)!r})."
+            )
+        raise ValueError(
+            f"{written!r} is no dataset. {way(path) or ''} Pass {LISTED}.".replace("  ", " ")
+        )
+    found = (
+        sorted(Path(file) for file in glob.glob(str(path), recursive=True))
+        if glob.has_magic(written)
+        else []
+    )
     if found and all(file.suffix.lower() == ".parquet" for file in found):
         check_fits("parquet files", options)
         return from_parquet(_split_files(found, split, path.parent), labels, *columns, insist)
@@ -175,7 +203,9 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         pictures = _from_pattern(written, found, options)
         if pictures is not None:
             return pictures
-        raise ValueError(f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone.")
+        raise ValueError(
+            f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone."
+        )
     if os.path.lexists(path):
         raise FileNotFoundError(_missing(path, written))
     if _may_be_hub_name(written):
@@ -204,7 +234,9 @@ def look_for(written: str) -> str | None:
         raise FileNotFoundError(_missing(path, written))
     like = _nearest(path)
     meant = f" (did you mean {like!r}?)" if like else ""
-    return f"{written!r} is no local path{meant}; taken for a dataset of the hub, which is not opened."
+    return (
+        f"{written!r} is no local path{meant}; taken for a dataset of the hub, which is not opened."
+    )
 
 
 def _parquet_in(folder: Path) -> list[Path]:
@@ -220,8 +252,8 @@ def _parquet_in(folder: Path) -> list[Path]:
     parts = sorted({file.parent.name for file in deeper})
     if len(parts) > 1 and not all(split_of(part) for part in parts):
         raise ValueError(
-            f"Several sub-folders of {str(folder)!r} hold parquet files: {', '.join(parts)}. Pass one of them, such as "
-            f"{str(folder / parts[0])!r}."
+            f"Several sub-folders of {str(folder)!r} hold parquet files: {', '.join(parts)}. Pass"
+            f" one of them, such as {str(folder / parts[0])!r}."
         )
     return deeper
 
@@ -234,7 +266,11 @@ def _is_table(path: Path) -> bool:
     """Whether a folder is a saved 🤗 dataset, or holds parquet files and no picture beside them."""
     if _is_saved(path):
         return True
-    tables = [file for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet") for file in path.glob(pattern)]
+    tables = [
+        file
+        for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet")
+        for file in path.glob(pattern)
+    ]
     if not any(not file.name.startswith("metadata") for file in tables):
         return False
     beside = [*path.iterdir(), *(file for table in tables for file in table.parent.iterdir())]
@@ -247,35 +283,46 @@ def _split_folder(root: Path, split: str | None) -> Path:
     if not (root / split).is_dir() or Path(split).name != split:
         there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         meant = [
-            name for name in there if name.lower() == split.lower() or split_of(name) == "train" == split_of(split)
+            name
+            for name in there
+            if name.lower() == split.lower() or split_of(name) == "train" == split_of(split)
         ]
         hint = f" Did you mean {meant[0]!r}?" if meant else ""
         raise ValueError(
-            f"{str(root)!r} has no sub-folder for split {split!r}.{hint} There are: {', '.join(there) or 'none'}."
+            f"{str(root)!r} has no sub-folder for split {split!r}.{hint} There are:"
+            f" {', '.join(there) or 'none'}."
         )
     return root / split
 
 
 def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path]:
-    """Choose the parquet files of one split: "train-00000-of-00002.parquet", "train.parquet" or "train/0.parquet"."""
+    """Choose the parquet files of one split: "train-00000-of-00002.parquet", "train.parquet" or
+    "train/0.parquet".
+    """
     kinds: dict[str, list[Path]] = {}
     for file in files:
         found = re.match(r"[a-z]+(?![a-z])", file.stem.lower())
         name = found.group(0) if found and split_of(found.group(0)) else ""
-        if not name and file.parent != where and (file.parent.name != "data" and split_of(file.parent.name)):
+        if (
+            not name
+            and file.parent != where
+            and (file.parent.name != "data" and split_of(file.parent.name))
+        ):
             name = file.parent.name
         kinds.setdefault(name, []).append(file)
     if split is None:
         named = sorted(kind for kind in kinds if kind)
         if len(kinds) > 1 and named:
             raise ValueError(
-                f"{str(where)!r} holds several splits: {', '.join(named)}. Pass split={best_split(named)!r} "
-                f"(--split {best_split(named)})."
+                f"{str(where)!r} holds several splits: {', '.join(named)}. Pass"
+                f" split={best_split(named)!r} (--split {best_split(named)})."
             )
         return files
     if split not in kinds:
         there = sorted(kind for kind in kinds if kind)
-        raise ValueError(f"{str(where)!r} has no split {split!r}. There are: {', '.join(there) or 'none'}.")
+        raise ValueError(
+            f"{str(where)!r} has no split {split!r}. There are: {', '.join(there) or 'none'}."
+        )
     return kinds[split]
 
 
@@ -288,23 +335,30 @@ def _from_hf_object(data: Any, options: Options) -> Source:
         names = list(data)
         if split is None and len(names) > 1:
             raise ValueError(
-                f"The dataset has several splits: {', '.join(names)}. Pass split={best_split(names)!r} "
-                f"(--split {best_split(names)})."
+                f"The dataset has several splits: {', '.join(names)}. Pass"
+                f" split={best_split(names)!r} (--split {best_split(names)})."
             )
         split = names[0] if split is None else split
         if split not in data:
             hint = nearest(split, names)
             did_you_mean = f" Did you mean {hint!r}?" if hint else ""
-            raise ValueError(f"The dataset has no split {split!r}.{did_you_mean} There are: {', '.join(names)}.")
+            raise ValueError(
+                f"The dataset has no split {split!r}.{did_you_mean} There are: {', '.join(names)}."
+            )
         data = data[split]
     else:
         mine = str(getattr(data, "split", None))
-        check_fits("one split of a 🤗 dataset", {**options, "split": None if split == mine else split})
+        check_fits(
+            "one split of a 🤗 dataset", {**options, "split": None if split == mine else split}
+        )
     if not hasattr(data, "data"):
         raise TypeError(
-            "A streaming (iterable) 🤗 dataset has no order to resume from. Load it without streaming=True."
+            "A streaming (iterable) 🤗 dataset has no order to resume from. Load it without"
+            " streaming=True."
         )
-    return from_hf(data, options["labels"], options["image_column"], options["label_column"], options["insist"])
+    return from_hf(
+        data, options["labels"], options["image_column"], options["label_column"], options["insist"]
+    )
 
 
 def _nearest(path: Path) -> str | None:
@@ -322,11 +376,17 @@ def _missing(path: Path, written: str) -> str:
     if path.is_symlink() and not path.exists():
         return f"{written!r} is a link to {os.readlink(path)!r}, which does not exist."
     if path.exists():
-        return f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
+        return (
+            f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
+        )
     text = f"{written!r} does not exist."
     if parent.is_dir():
         hint = _nearest(path)
-        return f"{text} Did you mean {hint!r}?" if hint else f"{text} {str(parent)!r} has no such entry."
+        return (
+            f"{text} Did you mean {hint!r}?"
+            if hint
+            else f"{text} {str(parent)!r} has no such entry."
+        )
     while not parent.is_dir():
         parent = parent.parent
     return f"{text} The path exists only up to {str(parent)!r}."

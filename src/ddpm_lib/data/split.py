@@ -1,4 +1,6 @@
-"""Which images are held out: decided by a hash of each name, so that nothing has to be remembered."""
+"""Which images are held out: decided by a hash of each name, so that nothing has to be
+remembered.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,20 @@ from ddpm_lib.data.names import Names
 def name_hashes(names: Names, seed: int) -> np.ndarray:
     """Hash each name: float64 (n,), uniform in [0, 1), the same on every machine."""
     salt = f"split {seed}".encode()
-    words = [hashlib.blake2b(names.raw(i), digest_size=8, key=salt).digest() for i in range(len(names))]
-    return (np.frombuffer(b"".join(words), dtype="<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    words = [
+        hashlib.blake2b(names.raw(i), digest_size=8, key=salt).digest() for i in range(len(names))
+    ]
+    return (np.frombuffer(b"".join(words), dtype="<u8") >> np.uint64(11)).astype(
+        np.float64
+    ) * 2.0**-53
 
 
 def hold_out(
-    names: Names, labels: np.ndarray | None, groups: np.ndarray | None, held_out: float | int, seed: int = 0
+    names: Names,
+    labels: np.ndarray | None,
+    groups: np.ndarray | None,
+    held_out: float | int,
+    seed: int = 0,
 ) -> np.ndarray:
     """Choose the held-out images, class by class.
 
@@ -25,8 +35,9 @@ def hold_out(
         names: One name per image.
         labels: int64 (n,) or None.
         groups: int64 (n,): images of one number stay together; None: each on its own.
-        held_out: A float in (0, 1): the fraction, each image decided by its own hash. An int: the exact number (up
-            to groups), those with the smallest hashes, shared over the classes in proportion.
+        held_out: A float in (0, 1): the fraction, each image decided by its own hash. An int: the
+            exact number (up to groups), those with the smallest hashes, shared over the classes in
+            proportion.
         seed: Another seed, another choice.
 
     Returns:
@@ -38,16 +49,25 @@ def hold_out(
     n = len(names)
     exact = isinstance(held_out, int) and not isinstance(held_out, bool)
     if n < 2:
-        raise ValueError(f"A dataset of {n} image(s) cannot be split. Add images, or train without held-out images.")
+        raise ValueError(
+            f"A dataset of {n} image(s) cannot be split. Add images, or train without held-out"
+            " images."
+        )
     if isinstance(held_out, bool) or not (0 < held_out < (n if exact else 1)):
-        raise ValueError(f"held_out must be a fraction in (0, 1) or a number of images 1 … {n - 1}; got {held_out!r}.")
+        raise ValueError(
+            f"held_out must be a fraction in (0, 1) or a number of images 1 … {n - 1}; got"
+            f" {held_out!r}."
+        )
     hashes = name_hashes(names, seed)
     leader = np.arange(n)
     if groups is not None:
         order = np.lexsort((hashes, groups))
         first = np.r_[True, groups[order][1:] != groups[order][:-1]]
         leader[order] = order[first][np.cumsum(first) - 1]
-    hashes, kinds = hashes[leader], (labels if labels is not None else np.zeros(n, dtype=np.int64))[leader]
+    hashes, kinds = (
+        hashes[leader],
+        (labels if labels is not None else np.zeros(n, dtype=np.int64))[leader],
+    )
     if not exact:
         held = hashes < held_out
     else:

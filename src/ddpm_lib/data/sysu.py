@@ -1,8 +1,9 @@
-"""Lay out the SYSU-Shape dataset for training and evaluation: one command from the clone to folders that can be used.
+"""Lay out the SYSU-Shape dataset for training and evaluation: one command from the clone to folders
+that can be used.
 
-The dataset (L. Lin, X. Wang, W. Yang, J. Lai, TPAMI 2014) has five classes of photos with the outline of the object.
-Each class has `images/`, `annotations/` (.mat) and `contours/`; the latter are edge maps under the photos' names and
-are never read.
+The dataset (L. Lin, X. Wang, W. Yang, J. Lai, TPAMI 2014) has five classes of photos with the
+outline of the object. Each class has `images/`, `annotations/` (.mat) and `contours/`; the latter
+are edge maps under the photos' names and are never read.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ _SETTINGS_FILE = "splits.json"
 
 @dataclass
 class SysuSummary:
-    """What `prepare_sysu` wrote: counts per class, groups of near-duplicates kept on one side, clear lines, the folder."""
+    """What `prepare_sysu` wrote: counts per class, groups of near-duplicates kept on one side,
+    clear lines, the folder.
+    """
 
     out: Path
     train: dict[str, int]
@@ -77,7 +80,9 @@ class SysuSource(Source):
         for label, name in enumerate(classes):
             photos = sorted(p.name for p in (root / name / "images").iterdir() if _is_photo(p))
             if not photos:
-                raise FileNotFoundError(f"{root / name / 'images'} holds no photos. Clone the dataset again.")
+                raise FileNotFoundError(
+                    f"{root / name / 'images'} holds no photos. Clone the dataset again."
+                )
             names += [os.fsencode(f"{name}/{photo}") for photo in photos]
             labels += [label] * len(photos)
         self.names = PackedNames(names)
@@ -90,7 +95,9 @@ class SysuSource(Source):
         return self.root / label / "images" / name
 
     def stem(self, row: int) -> str:
-        """Return the name under which an image is written: class, "_", the photo's name without its suffix."""
+        """Return the name under which an image is written: class, "_", the photo's name without its
+        suffix.
+        """
         label, name = os.fsdecode(self.names.raw(row)).split("/", 1)
         return f"{label}_{Path(name).stem}"
 
@@ -114,7 +121,9 @@ class SysuSource(Source):
 
     def sizes(self) -> np.ndarray:
         """Return file sizes in bytes, int64 (n,)."""
-        return np.array([self.photo(row).stat().st_size for row in range(len(self))], dtype=np.int64)
+        return np.array(
+            [self.photo(row).stat().st_size for row in range(len(self))], dtype=np.int64
+        )
 
 
 def prepare_sysu(
@@ -128,22 +137,25 @@ def prepare_sysu(
     num_workers: int | None = None,
     log: Callable[[str], None] | None = None,
 ) -> SysuSummary:
-    """Write `train_data`, `eval_data` and `normalized_eval_data` from a clone of the SYSU-Shape dataset.
+    """Write `train_data`, `eval_data` and `normalized_eval_data` from a clone of the SYSU-Shape
+    dataset.
 
     * `train_data/<class>/<class>_<name>.png`: the training images at `size`.
     * `eval_data/<class>/<class>_<name>.jpg`: the held-out photos, untouched.
-    * `normalized_eval_data/<class>_<name>.png`: the held-out images made exactly as the training images, for FID.
+    * `normalized_eval_data/<class>_<name>.png`: the held-out images made exactly as the training
+      images, for FID.
     * `splits.json`: settings, counts and names.
 
-    The split is by a hash of each name, class by class; identical and nearly identical photos stay on one side.
-    Running it again with the same settings changes nothing.
+    The split is by a hash of each name, class by class; identical and nearly identical photos stay
+    on one side. Running it again with the same settings changes nothing.
 
     Args:
         src: The clone (with airplane/, bicycle/, boat/, car/, motorbike/).
         out: The folder to make.
         size: Side in pixels, or (height, width).
-        mode: "masked": the object along its outline, centred on white; "fit": a window around the object, inside the
-            photo; "stretch": the whole photo squashed to the frame, as in published runs.
+        mode: "masked": the object along its outline, centred on white; "fit": a window around the
+            object, inside the photo; "stretch": the whole photo squashed to the frame, as in
+            published runs.
         val_fraction: Fraction held out, in (0, 1); 0.185 gives about 1,257 and 284.
         seed: Another seed, another split.
         num_workers: Processes; default: the CPUs this process may use.
@@ -154,7 +166,8 @@ def prepare_sysu(
 
     Raises:
         FileNotFoundError: If the clone or a class is missing.
-        FileExistsError: If `out` holds something else, or was made with other settings (they are named).
+        FileExistsError: If `out` holds something else, or was made with other settings (they are
+            named).
         BadImagesError: If photos or annotations cannot be used, all of them named.
         ValueError: If an option is out of range.
     """
@@ -164,22 +177,36 @@ def prepare_sysu(
         raise ValueError(f"val_fraction must lie in (0, 1); got {val_fraction!r}.")
     spec = make_spec(size, 3, "stretch")
     source, out = SysuSource(Path(src).expanduser(), mode), Path(out).expanduser()
-    settings: dict[str, Any] = {"size": list(spec.image_size), "mode": mode, "val_fraction": val_fraction, "seed": seed}
+    settings: dict[str, Any] = {
+        "size": list(spec.image_size),
+        "mode": mode,
+        "val_fraction": val_fraction,
+        "seed": seed,
+    }
     settings["photos"] = _digest(source)
     done = _already(out, settings)
     if done is not None:
         if log is not None:
-            log(f"{out} is complete already: {done.num_train:,} training and {done.num_eval:,} held-out images")
+            log(
+                f"{out} is complete already: {done.num_train:,} training and {done.num_eval:,}"
+                " held-out images"
+            )
         return done
-    workers = num_workers if num_workers is not None else max(1, available_cpus() // local_world_size())
+    workers = (
+        num_workers if num_workers is not None else max(1, available_cpus() // local_world_size())
+    )
     scan = decode_all(source, spec, keep=True, num_workers=workers, log=log)
     if scan.bad:
         bad = [(source.names[row], why) for row, why in sorted(scan.bad.items())]
-        raise BadImagesError(bad, len(source), "Clone the dataset again, or remove these photos from it.")
+        raise BadImagesError(
+            bad, len(source), "Clone the dataset again, or remove these photos from it."
+        )
     assert scan.images is not None
     groups = alike(_thumbnails(source, workers, log))
     held = hold_out(source.names, source.labels, groups, round(val_fraction * len(source)), seed)
-    summary = SysuSummary(out, _count(source, ~held), _count(source, held), _duplicates(source, groups))
+    summary = SysuSummary(
+        out, _count(source, ~held), _count(source, held), _duplicates(source, groups)
+    )
     summary.notes = _notes(source, scan.flags, summary, scan.seconds)
     _write(source, scan.images, held, summary, settings)
     for note in summary.notes if log is not None else ():
@@ -188,7 +215,9 @@ def prepare_sysu(
 
 
 def alike(thumbnails: np.ndarray) -> np.ndarray:
-    """Number the groups of nearly identical photos, int64 (n,): those whose 16×16 grey thumbnails correlate by 0.965 or more."""
+    """Number the groups of nearly identical photos, int64 (n,): those whose 16×16 grey thumbnails
+    correlate by 0.965 or more.
+    """
     flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     flat = flat - flat.mean(1, keepdims=True)
     flat /= np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6
@@ -212,7 +241,9 @@ class _Thumbnails(Source):
 
 
 def _thumbnails(source: SysuSource, workers: int, log: Callable[[str], None] | None) -> np.ndarray:
-    scan = decode_all(_Thumbnails(source), make_spec(16, 1, "stretch"), keep=True, num_workers=workers, log=log)
+    scan = decode_all(
+        _Thumbnails(source), make_spec(16, 1, "stretch"), keep=True, num_workers=workers, log=log
+    )
     assert scan.images is not None
     return scan.images
 
@@ -225,17 +256,21 @@ def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         way = f"git clone {ADDRESS}"
         raise FileNotFoundError(f"{str(root)!r} does not exist. To get the dataset: {way}")
-    found = sorted(p.name for p in root.iterdir() if (p / "images").is_dir() and (p / "annotations").is_dir())
+    found = sorted(
+        p.name for p in root.iterdir() if (p / "images").is_dir() and (p / "annotations").is_dir()
+    )
     if not found:
         inner = [p for p in root.iterdir() if p.is_dir() and (p / "airplane" / "images").is_dir()]
         hint = f" Did you mean {str(inner[0])!r}?" if inner else ""
         raise FileNotFoundError(
-            f"{str(root)!r} does not look like SYSU-Shape: no sub-folder has images/ and annotations/.{hint}"
+            f"{str(root)!r} does not look like SYSU-Shape: no sub-folder has images/ and"
+            f" annotations/.{hint}"
         )
     missing = [name for name in CLASSES if name not in found]
     if missing and len(missing) < len(CLASSES):
         raise FileNotFoundError(
-            f"{str(root)!r} lacks images/ or annotations/ of {', '.join(missing)}. Clone the dataset again."
+            f"{str(root)!r} lacks images/ or annotations/ of {', '.join(missing)}. Clone the"
+            " dataset again."
         )
     return found
 
@@ -250,18 +285,24 @@ def _digest(source: SysuSource) -> str:
 def _count(source: SysuSource, chosen: np.ndarray) -> dict[str, int]:
     assert source.labels is not None
     assert source.class_names is not None
-    return {name: int((source.labels[chosen] == k).sum()) for k, name in enumerate(source.class_names)}
+    return {
+        name: int((source.labels[chosen] == k).sum()) for k, name in enumerate(source.class_names)
+    }
 
 
 def _duplicates(source: SysuSource, groups: np.ndarray) -> list[list[str]]:
     numbers, counts = np.unique(groups, return_counts=True)
-    return [[source.names[int(row)] for row in np.flatnonzero(groups == k)] for k in numbers[counts > 1]]
+    return [
+        [source.names[int(row)] for row in np.flatnonzero(groups == k)] for k in numbers[counts > 1]
+    ]
 
 
-def _notes(source: SysuSource, flags: np.ndarray, summary: SysuSummary, seconds: float) -> list[str]:
+def _notes(
+    source: SysuSource, flags: np.ndarray, summary: SysuSummary, seconds: float
+) -> list[str]:
     notes = [
-        f"{summary.num_train:,} training and {summary.num_eval:,} held-out images of {len(summary.train)} classes "
-        f"({seconds:.1f} s)"
+        f"{summary.num_train:,} training and {summary.num_eval:,} held-out images of"
+        f" {len(summary.train)} classes ({seconds:.1f} s)"
     ]
     enlarged = int((flags & UPSCALED > 0).sum())
     if enlarged:
@@ -273,7 +314,9 @@ def _notes(source: SysuSource, flags: np.ndarray, summary: SysuSummary, seconds:
 
 
 def _already(out: Path, settings: dict[str, Any]) -> SysuSummary | None:
-    """Return the summary if `out` was made with these settings and is complete; refuse anything else that is not empty."""
+    """Return the summary if `out` was made with these settings and is complete; refuse anything
+    else that is not empty.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     file = out / _SETTINGS_FILE
@@ -285,25 +328,40 @@ def _already(out: Path, settings: dict[str, Any]) -> SysuSummary | None:
             f"{str(out)!r} is not empty and was not made by this command. "
             f"Choose another folder, such as {str(fresh(out))!r}."
         ) from None
-    wrong = [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in settings.items() if before.get(k) != v]
+    wrong = [
+        f"{k}: {before.get(k)!r} there, {v!r} now"
+        for k, v in settings.items()
+        if before.get(k) != v
+    ]
     if wrong:
         raise FileExistsError(
             f"{str(out)!r} was made with other settings ({'; '.join(wrong)}). "
             f"Choose another folder, such as {str(fresh(out))!r}, or remove that one."
         )
-    result = SysuSummary(out, summary["train"], summary["eval"], summary["duplicates"], summary["notes"])
-    wanted = {"train_data": result.num_train, "eval_data": result.num_eval, "normalized_eval_data": result.num_eval}
+    result = SysuSummary(
+        out, summary["train"], summary["eval"], summary["duplicates"], summary["notes"]
+    )
+    wanted = {
+        "train_data": result.num_train,
+        "eval_data": result.num_eval,
+        "normalized_eval_data": result.num_eval,
+    }
     for name, count in wanted.items():
         there = sum(path.is_file() for path in (out / name).rglob("*"))
         if there != count:
             raise FileExistsError(
-                f"{str(out / name)!r} holds {there:,} of {count:,} files. Remove {str(out)!r} and run again."
+                f"{str(out / name)!r} holds {there:,} of {count:,} files. Remove {str(out)!r} and"
+                " run again."
             )
     return result
 
 
 def _write(
-    source: SysuSource, images: np.ndarray, held: np.ndarray, summary: SysuSummary, settings: dict[str, Any]
+    source: SysuSource,
+    images: np.ndarray,
+    held: np.ndarray,
+    summary: SysuSummary,
+    settings: dict[str, Any],
 ) -> None:
     """Write everything under a temporary name, then rename: `out` is complete or not there."""
     out = summary.out

@@ -20,7 +20,8 @@ from ddpm_lib.runtime.limits import available_memory
 
 
 class TableSource(Source):
-    """Images in one Arrow column: `{bytes, path}` structs (🤗 Image), bytes, paths, or nested lists of pixels.
+    """Images in one Arrow column: `{bytes, path}` structs (🤗 Image), bytes, paths, or nested lists
+    of pixels.
 
     Args:
         column: The images, a `pyarrow.ChunkedArray`.
@@ -28,12 +29,16 @@ class TableSource(Source):
         base: Folder that relative paths start from.
     """
 
-    def __init__(self, column: Any, rows: np.ndarray | None = None, base: Path | None = None) -> None:
+    def __init__(
+        self, column: Any, rows: np.ndarray | None = None, base: Path | None = None
+    ) -> None:
         import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 
         self.notes = []
         while isinstance(column.type, pa.BaseExtensionType):
-            column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=column.type.storage_type)
+            column = pa.chunked_array(
+                [chunk.storage for chunk in column.chunks], type=column.type.storage_type
+            )
         self._column = column
         self._rows = rows
         self._base = base
@@ -51,7 +56,9 @@ class TableSource(Source):
         decoded = self._decode(cell, spec)
         if isinstance(cell, str):
             return Examined(decoded, file_hash(os.path.join(self._base or "", cell)))
-        return Examined(decoded, content_hash(cell if isinstance(cell, bytes) else np.asarray(cell)))
+        return Examined(
+            decoded, content_hash(cell if isinstance(cell, bytes) else np.asarray(cell))
+        )
 
     def _cell(self, row: int) -> Any:
         cell = self._column[int(row if self._rows is None else self._rows[row])].as_py()
@@ -71,12 +78,20 @@ class TableSource(Source):
             return decode(path, spec)
         values = np.asarray(cell)
         wide = spec.value_range is not None and self._is_wide()
-        if not wide and values.dtype.kind in "iu" and values.size and values.min() >= 0 and values.max() <= 255:
+        if (
+            not wide
+            and values.dtype.kind in "iu"
+            and values.size
+            and values.min() >= 0
+            and values.max() <= 255
+        ):
             values = values.astype(np.uint8)
         return fit_array(values, spec)
 
     def _is_wide(self) -> bool:
-        """Whether the column says that its whole numbers have more than 8 bits; int64 is what Python's become."""
+        """Whether the column says that its whole numbers have more than 8 bits; int64 is what
+        Python's become.
+        """
         import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 
         kind = self._column.type
@@ -85,18 +100,28 @@ class TableSource(Source):
         return kind in (pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.uint64())
 
     def sizes(self) -> np.ndarray:
-        """Return the lengths of the encoded images in bytes, int64 (n,); of pixels and paths, a hash."""
+        """Return the lengths of the encoded images in bytes, int64 (n,); of pixels and paths, a
+        hash.
+        """
         import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
         import pyarrow.compute as pc  # type: ignore[import-untyped,unused-ignore]
 
         column = self._field("bytes") if pa.types.is_struct(self._column.type) else self._column
-        if column is not None and (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        if column is not None and (
+            pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        ):
             lengths = pc.fill_null(pc.binary_length(column), 0)
             sizes = np.concatenate(
-                [np.asarray(chunk, dtype=np.int64) for chunk in lengths.chunks] or [np.zeros(0, np.int64)]
+                [np.asarray(chunk, dtype=np.int64) for chunk in lengths.chunks]
+                or [np.zeros(0, np.int64)]
             )
         else:
-            sizes = np.array([content_hash(np.frombuffer(repr(c.as_py()).encode(), np.uint8)) for c in self._column])
+            sizes = np.array(
+                [
+                    content_hash(np.frombuffer(repr(c.as_py()).encode(), np.uint8))
+                    for c in self._column
+                ]
+            )
         return sizes if self._rows is None else sizes[self._rows]
 
     def _field(self, name: str) -> Any:
@@ -125,7 +150,8 @@ _LOCAL = frozenset(("zip", "tar", "gzip", "bz2", "xz", "file", "local"))
 
 
 def _inside_archive(address: str) -> bytes:
-    """Read a file within a local archive, which 🤗 datasets writes as zip://a.png::/path/to/pictures.zip.
+    """Read a file within a local archive, which 🤗 datasets writes as
+    zip://a.png::/path/to/pictures.zip.
 
     Raises:
         ImageError: If it lies on another machine, or cannot be read.
@@ -134,49 +160,73 @@ def _inside_archive(address: str) -> bytes:
 
     kinds = {part.split("://", 1)[0] for part in address.split("::") if "://" in part}
     if not kinds <= _LOCAL:
-        raise ImageError(f"it lies at {address[:200]!r}: download it first, only local files and archives are read")
+        raise ImageError(
+            f"it lies at {address[:200]!r}: download it first, only local files and archives are"
+            " read"
+        )
     try:
         with fsspec.open(address, "rb") as file:
             return bytes(file.read())
     except (OSError, KeyError, ValueError) as error:
-        raise ImageError(f"its file {address[:200]!r} cannot be read: {type(error).__name__}") from None
+        raise ImageError(
+            f"its file {address[:200]!r} cannot be read: {type(error).__name__}"
+        ) from None
 
 
 def _pick(
-    columns: Sequence[str], images: Sequence[str], labels: str, asked: tuple[str | None, str | None], where: str
+    columns: Sequence[str],
+    images: Sequence[str],
+    labels: str,
+    asked: tuple[str | None, str | None],
+    where: str,
 ) -> tuple[str, str | None]:
     """Choose the image and the label column; `images` are columns that are images by their type."""
     image = choose_column("image", asked[0], [*IMAGE_NAMES], columns, where) or (
         images[0] if len(images) == 1 else None
     )
     if image is None:
-        raise ValueError(f"{where} has no column named image. There are: {', '.join(columns)}. Pass image_column.")
+        raise ValueError(
+            f"{where} has no column named image. There are: {', '.join(columns)}. Pass"
+            " image_column."
+        )
     rest = [name for name in columns if name != image]
-    return image, None if labels == "none" else choose_column("label", asked[1], LABEL_NAMES, rest, where)
+    return image, (
+        None if labels == "none" else choose_column("label", asked[1], LABEL_NAMES, rest, where)
+    )
 
 
 def from_hf(
     data: Any, labels: str, image_column: str | None, label_column: str | None, insist: bool = False
 ) -> TableSource:
-    """Open a `datasets.Dataset`; its transform or format, if any, is not applied (and a note says so)."""
+    """Open a `datasets.Dataset`; its transform or format, if any, is not applied (and a note says
+    so).
+    """
     features = data.features
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    image, label = _pick(list(features), images, labels, (image_column, label_column), "The dataset")
+    image, label = _pick(
+        list(features), images, labels, (image_column, label_column), "The dataset"
+    )
     indices = getattr(data, "_indices", None)
     rows = None if indices is None else np.asarray(indices.column(0)).astype(np.int64)
     source = TableSource(data.data.column(image), rows)
     if (data.format or {}).get("type") == "custom":
-        source.notes.append("the transform set on the dataset is not applied: images are fitted here")
+        source.notes.append(
+            "the transform set on the dataset is not applied: images are fitted here"
+        )
     if label is not None:
         names = getattr(features[label], "names", None)
         column = data.data.column(label)
         values = _label_values(column if rows is None else column.take(rows))
-        source.labels, source.class_names = make_labels(values, names, insist or label_column is not None, source.notes)
+        source.labels, source.class_names = make_labels(
+            values, names, insist or label_column is not None, source.notes
+        )
     return source
 
 
 def _label_values(column: Any) -> list[Any]:
-    """Return the values of a column; of one whose type makes no labels (images, lists of pixels) the first only."""
+    """Return the values of a column; of one whose type makes no labels (images, lists of pixels)
+    the first only.
+    """
     import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 
     kind = column.type
@@ -189,19 +239,29 @@ def _label_values(column: Any) -> list[Any]:
 
 
 def from_arrow(
-    table: Any, labels: str, image_column: str | None, label_column: str | None, insist: bool = False
+    table: Any,
+    labels: str,
+    image_column: str | None,
+    label_column: str | None,
+    insist: bool = False,
 ) -> TableSource:
     """Open a `pyarrow.Table`."""
     image, label = _pick(table.column_names, [], labels, (image_column, label_column), "The table")
     source = TableSource(table.column(image))
     if label is not None:
         values = _label_values(table.column(label))
-        source.labels, source.class_names = make_labels(values, None, insist or label_column is not None, source.notes)
+        source.labels, source.class_names = make_labels(
+            values, None, insist or label_column is not None, source.notes
+        )
     return source
 
 
 def from_parquet(
-    files: Sequence[Path], labels: str, image_column: str | None, label_column: str | None, insist: bool = False
+    files: Sequence[Path],
+    labels: str,
+    image_column: str | None,
+    label_column: str | None,
+    insist: bool = False,
 ) -> TableSource:
     """Open parquet files of one schema; the encoded images are held in RAM.
 
@@ -214,8 +274,9 @@ def from_parquet(
     total = sum(file.stat().st_size for file in files)
     if total > available_memory() * 0.7:
         raise ValueError(
-            f"The parquet files hold {total / 1e9:.1f} GB, more than this process may use. Convert them once: "
-            "datasets.load_dataset('parquet', data_files=...).save_to_disk(folder), and open that folder."
+            f"The parquet files hold {total / 1e9:.1f} GB, more than this process may use. Convert"
+            " them once: datasets.load_dataset('parquet', data_files=...).save_to_disk(folder),"
+            " and open that folder."
         )
     where = files[0].name if len(files) == 1 else f"{files[0].name} … {files[-1].name}"
     tables, chosen = [], None
@@ -223,7 +284,9 @@ def from_parquet(
         try:
             columns = pq.read_schema(file).names
             if chosen is None:
-                chosen = _pick(columns, _typed_images(file), labels, (image_column, label_column), where)
+                chosen = _pick(
+                    columns, _typed_images(file), labels, (image_column, label_column), where
+                )
             wanted = [name for name in chosen if name]
             missing = [name for name in wanted if name not in columns]
             if missing:
@@ -238,7 +301,9 @@ def from_parquet(
         feature = _features(tables[0].schema).get(chosen[1], {})
         names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
         values = _label_values(table.column(chosen[1]))
-        source.labels, source.class_names = make_labels(values, names, insist or label_column is not None, source.notes)
+        source.labels, source.class_names = make_labels(
+            values, names, insist or label_column is not None, source.notes
+        )
     return source
 
 
@@ -253,4 +318,8 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
 def _typed_images(file: Path) -> list[str]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
-    return [name for name, feature in _features(pq.read_schema(file)).items() if feature.get("_type") == "Image"]
+    return [
+        name
+        for name, feature in _features(pq.read_schema(file)).items()
+        if feature.get("_type") == "Image"
+    ]

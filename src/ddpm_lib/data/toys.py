@@ -1,7 +1,10 @@
-"""Points in the plane: data whose distribution is known, learned in seconds, so that what sampling gets wrong can be seen.
+"""Points in the plane: data whose distribution is known, learned in seconds, so that what sampling
+gets wrong can be seen.
 
-All toys live in the square [-1, 1]², the range in which things diffuse, with standard deviations of 0.3 … 0.5 per axis. A
-dataset holds them as every other: values in [0, 1], here of shape (n, 2, 1), two channels at one position. The map between
+All toys live in the square [-1, 1]², the range in which things diffuse, with standard deviations of
+0.3 … 0.5 per axis. A
+dataset holds them as every other: values in [0, 1], here of shape (n, 2, 1), two channels at one
+    position. The map between
 the two is v = (p + 1)/2, `points_to_values`, and back p = 2v − 1, `values_to_points`.
 """
 
@@ -24,13 +27,16 @@ from ddpm_lib.data.dataset import ImageDataset, MemoryStore
 from ddpm_lib.images import to_model_range, to_unit_range
 
 _NODES = 512
-"""Quadrature nodes along the curves of one toy: closer together than half the noise, where the rule is exact to rounding."""
+"""Quadrature nodes along the curves of one toy: closer together than half the noise, where the rule
+is exact to rounding.
+"""
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class Blobs:
-    """Round Gaussians of one width, Σ_k w_k N(c_k, s²·1), with everything about them in closed form.
+    """Round Gaussians of one width, Σ_k w_k N(c_k, s²·1), with everything about them in closed
+    form.
 
     Args:
         centres: c_k, float64 (k, 2).
@@ -44,13 +50,16 @@ class Blobs:
 
     def log_density(self, points: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
         """Return log p of α·x_0 + σ·ε at the points (n, 2): float64 (n,)."""
-        return torch.cat([torch.logsumexp(self._terms(part, alpha, sigma), 1) for part in self._parts(points)])
+        return torch.cat(
+            [torch.logsumexp(self._terms(part, alpha, sigma), 1) for part in self._parts(points)]
+        )
 
     def posterior_mean(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Return E[x_0 | x_t], what a perfect network would predict, at x_t = α·x_0 + σ·ε (n, 2): float64 (n, 2).
+        """Return E[x_0 | x_t], what a perfect network would predict, at x_t = α·x_0 + σ·ε (n, 2):
+        float64 (n, 2).
 
-        Given blob k the pair (x_0, x_t) is Gaussian, so that E = Σ_k r_k (c_k + α s²/(α² s² + σ²)·(x_t − α c_k)) with
-        the responsibilities r_k of the blobs for x_t.
+        Given blob k the pair (x_0, x_t) is Gaussian, so that E = Σ_k r_k (c_k + α s²/(α² s² +
+        σ²)·(x_t − α c_k)) with the responsibilities r_k of the blobs for x_t.
         """
         gain = alpha * self.scale**2 / (alpha**2 * self.scale**2 + sigma**2)
         means = []
@@ -65,7 +74,11 @@ class Blobs:
     def _terms(self, points: Tensor, alpha: float, sigma: float) -> Tensor:
         variance = alpha**2 * self.scale**2 + sigma**2
         x, y = (points[:, i, None] - alpha * self.centres[:, i] for i in (0, 1))
-        return self.weights.log() - math.log(2 * math.pi * variance) - (x.square() + y.square()) / (2 * variance)
+        return (
+            self.weights.log()
+            - math.log(2 * math.pi * variance)
+            - (x.square() + y.square()) / (2 * variance)
+        )
 
 
 class ToyDistribution(ABC):
@@ -79,7 +92,9 @@ class ToyDistribution(ABC):
 
     @abstractmethod
     def draw(self, indices: np.ndarray, *parts: int | str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the points with these indices, float64 (n, 2), and their parts, int64 (n,); named by `parts` (see `keys`)."""
+        """Return the points with these indices, float64 (n, 2), and their parts, int64 (n,); named
+        by `parts` (see `keys`).
+        """
 
     @abstractmethod
     def log_density(self, points: Tensor) -> Tensor:
@@ -97,7 +112,10 @@ class Mixture(ToyDistribution):
     def draw(self, indices: np.ndarray, *parts: int | str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return points and the numbers of their Gaussians."""
         labels = _choose(indices, len(self.blobs.centres), *parts)
-        return self.blobs.centres.numpy()[labels] + self.blobs.scale * _normal(indices, *parts), labels
+        return (
+            self.blobs.centres.numpy()[labels] + self.blobs.scale * _normal(indices, *parts),
+            labels,
+        )
 
     def log_density(self, points: Tensor) -> Tensor:
         """Return log p, in closed form."""
@@ -109,9 +127,11 @@ Curve = Callable[[np.ndarray], np.ndarray]
 
 
 class Curves(ToyDistribution):
-    """Curves of equal weight, u uniform in [0, 1] along each, blurred by Gaussian noise of width `scale`.
+    """Curves of equal weight, u uniform in [0, 1] along each, blurred by Gaussian noise of width
+    `scale`.
 
-    The density is the integral of Gaussians along the curves. Gauss–Legendre quadrature makes it a sum: a fine mixture.
+    The density is the integral of Gaussians along the curves. Gauss–Legendre quadrature makes it a
+    sum: a fine mixture.
     """
 
     def __init__(self, curves: Sequence[Curve], scale: float) -> None:
@@ -196,9 +216,12 @@ TOYS: Registry[ToyDistribution] = Registry(
     "toy",
     {
         "ring": Mixture(
-            [(0.7 * math.cos(k * math.pi / 4), 0.7 * math.sin(k * math.pi / 4)) for k in range(8)], scale=0.04
+            [(0.7 * math.cos(k * math.pi / 4), 0.7 * math.sin(k * math.pi / 4)) for k in range(8)],
+            scale=0.04,
         ),
-        "grid": Mixture([(0.35 * i, 0.35 * j) for j in range(-2, 3) for i in range(-2, 3)], scale=0.03),
+        "grid": Mixture(
+            [(0.35 * i, 0.35 * j) for j in range(-2, 3) for i in range(-2, 3)], scale=0.03
+        ),
         "moons": Curves([_upper_moon, _lower_moon], scale=0.03),
         "swiss_roll": Curves([_swiss_roll], scale=0.025),
         "checkerboard": Checkerboard(side=0.8),
@@ -207,26 +230,32 @@ TOYS: Registry[ToyDistribution] = Registry(
 
 
 def toy_points(name: str, n: int, seed: int = 0) -> Tensor:
-    """Draw points of a toy: float32 (n, 2) in [-1, 1]. Point i depends on `name`, `seed` and i alone.
+    """Draw points of a toy: float32 (n, 2) in [-1, 1]. Point i depends on `name`, `seed` and i
+    alone.
 
     Args:
         name: An entry of `TOYS`.
         n: Number of points.
         seed: Another seed, another set.
 
-    >>> toy_points("ring", 3).shape, bool((toy_points("ring", 3) == toy_points("ring", 5)[:3]).all())
+    >>> three, five = toy_points("ring", 3), toy_points("ring", 5)
+    >>> three.shape, bool((three == five[:3]).all())
     (torch.Size([3, 2]), True)
     """
     return _draw(name, n, seed)[0]
 
 
 def points_to_values(points: Tensor) -> Tensor:
-    """Map points (n, 2) in [-1, 1] to what datasets hold and networks are trained on: (n, 2, 1) in [0, 1], clamped."""
+    """Map points (n, 2) in [-1, 1] to what datasets hold and networks are trained on: (n, 2, 1) in
+    [0, 1], clamped.
+    """
     return to_unit_range(points[..., None])
 
 
 def values_to_points(values: Tensor) -> Tensor:
-    """Map samples (n, 2, 1) in [0, 1] to points (n, 2) in [-1, 1]: the inverse of `points_to_values`."""
+    """Map samples (n, 2, 1) in [0, 1] to points (n, 2) in [-1, 1]: the inverse of
+    `points_to_values`.
+    """
     return to_model_range(values)[..., 0]
 
 
@@ -240,9 +269,11 @@ def _draw(name: str, n: int, seed: int) -> tuple[Tensor, np.ndarray | None]:
 
 
 class Toy(ImageDataset):
-    """Points of a toy as a dataset of values (2, 1) in [0, 1], held in RAM, labelled by their part where there are parts.
+    """Points of a toy as a dataset of values (2, 1) in [0, 1], held in RAM, labelled by their part
+    where there are parts.
 
-    Train with GaussianDiffusion(MLP(), image_size=(1,), clip="none"), and turn samples into points with `values_to_points`.
+    Train with GaussianDiffusion(MLP(), image_size=(1,), clip="none"), and turn samples into points
+    with `values_to_points`.
 
     Args:
         name: "ring" (8 Gaussians), "grid" (25 Gaussians), "moons", "swiss_roll" or "checkerboard".
@@ -264,7 +295,9 @@ class Toy(ImageDataset):
         super().__init__(
             MemoryStore(points_to_values(points)),
             labels=labels,
-            class_names=None if labels is None else [str(k) for k in range(self.distribution.classes or 0)],
+            class_names=(
+                None if labels is None else [str(k) for k in range(self.distribution.classes or 0)]
+            ),
             fingerprint=hashlib.blake2b(named, digest_size=16).hexdigest(),
             notes=[f"{n:,} points of {name}"],
         )

@@ -43,7 +43,10 @@ def check_range(value_range: Sequence[float] | None) -> ValueRange | None:
 def propose(low: float, high: float) -> str:
     """Word the option value_range for values that were found, in Python and as a flag."""
     if low >= 0 and high > 1 and float(low).is_integer() and float(high).is_integer():
-        low, high = 0, 2 ** max(8, int(high).bit_length()) - 1  # a sample need not hold the brightest
+        low, high = (
+            0,
+            2 ** max(8, int(high).bit_length()) - 1,
+        )  # a sample need not hold the brightest
     elif low >= -1 and high <= 1:
         low, high = (0 if low >= 0 else -1), 1
     a, b = f"{low:.6g}", f"{high if high > low else low + 1:.6g}"
@@ -51,13 +54,17 @@ def propose(low: float, high: float) -> str:
 
 
 def kind(picture: Image.Image) -> str | None:
-    """Word the kind of a grey picture's values where they have more than 8 bits, as the file has it."""
+    """Word the kind of a grey picture's values where they have more than 8 bits, as the file has
+    it.
+    """
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return None
     if picture.mode == "F":
         return "floating-point"
     tags: Any = getattr(picture, "tag_v2", {})
-    bits = tags.get(258, (16 if picture.mode != "I" or picture.format in ("PNG", "PPM") else 32,))[0]
+    bits = tags.get(258, (16 if picture.mode != "I" or picture.format in ("PNG", "PPM") else 32,))[
+        0
+    ]
     signed = tags.get(339, (1,))[0] == 2
     return f"{'signed ' if signed else ''}{bits}-bit"
 
@@ -67,7 +74,12 @@ def scale(values: np.ndarray, given: ValueRange) -> np.ndarray:
     low, high = given
     if given == FULL_16BIT and values.dtype.kind in "iu":
         return ((values.astype(np.int64) + 128) // 257).clip(0, 255).astype(np.uint8)
-    return ((values.astype(np.float64) - low) / (high - low) * 255).round().clip(0, 255).astype(np.uint8)
+    return (
+        ((values.astype(np.float64) - low) / (high - low) * 255)
+        .round()
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def span(values: np.ndarray) -> ValueRange:
@@ -88,14 +100,18 @@ def not_uint8(array: np.ndarray) -> str:
 
 
 def proposal(array: np.ndarray) -> str:
-    """Word the range to give for an array: ", or say what …"; nothing where no range can make it a picture."""
+    """Word the range to give for an array: ", or say what …"; nothing where no range can make it a
+    picture.
+    """
     if array.dtype.kind not in "iuf" or not array.size or not np.isfinite(array).all():
         return ""
     return f", or {propose(*span(array))}"
 
 
 def white_is_zero(picture: Any) -> bool:
-    """Whether 0 stands for white in a grey TIFF file of more than 8 bits, which Pillow does not turn round."""
+    """Whether 0 stands for white in a grey TIFF file of more than 8 bits, which Pillow does not
+    turn round.
+    """
     return picture.mode[0] in "IF" and getattr(picture, "tag_v2", {}).get(262) == 0
 
 
@@ -116,7 +132,8 @@ def _wide_ppm(picture: Any) -> int | None:
 def wide_colours(picture: Any, again: Callable[[], Any]) -> np.ndarray | None:
     """Read colours of 16 bits, uint16 (h, w, c), or None where the low byte cannot be had.
 
-    Pillow's decoders keep one byte of two: that of the file's byte order. Asked for the other order, they keep the
+    Pillow's decoders keep one byte of two: that of the file's byte order. Asked for the other
+        order, they keep the
     other byte.
     """
     greatest = _wide_ppm(picture)
@@ -168,7 +185,9 @@ def _swap(tile: Any) -> Any:
 
 
 def show_fourth_band(picture: Any) -> None:
-    """Have Pillow give the fourth band of a TIFF that is no transparency, which it hides, as that of RGBA."""
+    """Have Pillow give the fourth band of a TIFF that is no transparency, which it hides, as that
+    of RGBA.
+    """
     if picture.mode == "RGB" and all(raw.startswith("RGBX") for raw in _raw_modes(picture)):
         tiles = []
         for tile in picture.tile:
@@ -182,13 +201,17 @@ _PILLOW_BANDS = 6
 
 
 def too_many_bands(file: Any) -> str | None:
-    """Describe a TIFF file of more bands than Pillow takes, which it would complain of on stderr; None for others."""
+    """Describe a TIFF file of more bands than Pillow takes, which it would complain of on stderr;
+    None for others.
+    """
     bands = _tiff_header(file)
     return tiff_bands(file) if bands is not None and bands[0] > _PILLOW_BANDS else None
 
 
 def _tiff_header(file: Any) -> tuple[int, int] | None:
-    """Read how many bands of how many bits the first page of a TIFF file has; None where it is no such file."""
+    """Read how many bands of how many bits the first page of a TIFF file has; None where it is no
+    such file.
+    """
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     if not hasattr(file, "seek"):
@@ -212,7 +235,9 @@ def _tiff_header(file: Any) -> tuple[int, int] | None:
 
 
 def tiff_bands(file: Any) -> str | None:
-    """Describe a TIFF file that Pillow cannot open: "a TIFF with 12 bands of 16 bits"; None for other files."""
+    """Describe a TIFF file that Pillow cannot open: "a TIFF with 12 bands of 16 bits"; None for
+    other files.
+    """
     header = _tiff_header(file)
     if header is None:
         return None
@@ -220,10 +245,11 @@ def tiff_bands(file: Any) -> str | None:
 
 
 def lost_planes(picture: Any, channels: int) -> str | None:
-    """Describe a TIFF file of one plane per band of which Pillow would give a part, or noise; None for others.
+    """Describe a TIFF file of one plane per band of which Pillow would give a part, or noise; None
+    for others.
 
-    It takes the first of several grey planes for the picture, leaves out a fourth one, and reads those of 16 bits that
-    are not compressed as if they had 8.
+    It takes the first of several grey planes for the picture, leaves out a fourth one, and reads
+    those of 16 bits that are not compressed as if they had 8.
     """
     tags = getattr(picture, "tag_v2", {})
     if tags.get(284, 1) != 2:
@@ -236,7 +262,7 @@ def lost_planes(picture: Any, channels: int) -> str | None:
 
 def _undecodable(bands: int, bits: int, how: str = "") -> str:
     return (
-        f"a TIFF with {bands} band{'s' * (bands != 1)} of {bits} bits{how}, which cannot be decoded here: read it with "
-        "another reader (tifffile, rasterio) and pass arrays (n, h, w, c) of 1, 3 or 4 bands, or of any number "
-        "through ddpm_lib.data.tensor_dataset"
+        f"a TIFF with {bands} band{'s' * (bands != 1)} of {bits} bits{how}, which cannot be decoded"
+        " here: read it with another reader (tifffile, rasterio) and pass arrays (n, h, w, c) of"
+        " 1, 3 or 4 bands, or of any number through ddpm_lib.data.tensor_dataset"
     )

@@ -1,7 +1,7 @@
 """What this process may really use of the machine, and how loader workers behave.
 
-CPUs and memory are the least of what the affinity mask, the control group (walked to the root) and the batch system
-allow. The number of cores in the machine is never the answer on a shared node.
+CPUs and memory are the least of what the affinity mask, the control group (walked to the root) and
+the batch system allow. The number of cores in the machine is never the answer on a shared node.
 """
 
 from __future__ import annotations
@@ -21,15 +21,21 @@ from ddpm_lib.runtime.limits import available_cpus, local_world_size
 MAX_WORKERS = 8
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
 _JOB_SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    if hasattr(signal, name)
 ]
 
 
 def default_num_workers(local_ranks: int | None = None, in_memory: bool = False) -> int:
-    """Return a sensible number of loader workers: 0 for sets in RAM, else 0 … 8, the CPUs per rank but one."""
+    """Return a sensible number of loader workers: 0 for sets in RAM, else 0 … 8, the CPUs per rank
+    but one.
+    """
     if in_memory:
         return 0
-    share = available_cpus() // max(1, local_ranks if local_ranks is not None else local_world_size())
+    share = available_cpus() // max(
+        1, local_ranks if local_ranks is not None else local_world_size()
+    )
     return max(0, min(MAX_WORKERS, share - 1))
 
 
@@ -42,18 +48,22 @@ def check_num_workers(n: int | None) -> str | None:
     if n is None:
         return None
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ValueError(f"num_workers must be a whole number ≥ 0, or None for automatic; got {n!r}.")
+        raise ValueError(
+            f"num_workers must be a whole number ≥ 0, or None for automatic; got {n!r}."
+        )
     cpus = available_cpus()
     if n > cpus:
         return (
-            f"num_workers={n} is more than the {cpus} CPUs this process may use: the workers will only slow each "
-            f"other down. Use {default_num_workers()} or leave it out."
+            f"num_workers={n} is more than the {cpus} CPUs this process may use: the workers will"
+            f" only slow each other down. Use {default_num_workers()} or leave it out."
         )
     return None
 
 
 def ignore_signals() -> None:
-    """Ignore the signals that batch systems send to whole jobs: the trainer decides when workers end."""
+    """Ignore the signals that batch systems send to whole jobs: the trainer decides when workers
+    end.
+    """
     for number in _JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -62,7 +72,9 @@ def ignore_signals() -> None:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold those signals back while workers are forked, so that none can hit one that does not ignore them yet."""
+    """Hold those signals back while workers are forked, so that none can hit one that does not
+    ignore them yet.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -74,7 +86,9 @@ def signals_held() -> Iterator[None]:
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit of open files to what the system allows it: workers hand over tensors as open files."""
+    """Raise this process's limit of open files to what the system allows it: workers hand over
+    tensors as open files.
+    """
     try:
         import resource
     except ImportError:
@@ -85,18 +99,24 @@ def allow_open_files() -> None:
 
 
 def start_method() -> str | None:
-    """Return how to start workers: "fork" on Linux (no copy of the dataset, 0.2 s), else the system's default."""
+    """Return how to start workers: "fork" on Linux (no copy of the dataset, 0.2 s), else the
+    system's default.
+    """
     return "fork" if sys.platform == "linux" else None
 
 
 def worker_init(worker_id: int) -> None:
-    """Prepare a loader worker: one thread, and deaf to SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP."""
+    """Prepare a loader worker: one thread, and deaf to SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and
+    SIGHUP.
+    """
     ignore_signals()
     one_thread()
 
 
 def one_thread() -> None:
-    """Make this process compute in one thread: pools of threads of the parent do not survive a fork, and hang."""
+    """Make this process compute in one thread: pools of threads of the parent do not survive a
+    fork, and hang.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -130,10 +150,14 @@ def _end_without(parent: int) -> None:
 
 
 def introduce_worker(worker_id: int, count: int, dataset: Any) -> None:
-    """Let `torch.utils.data.get_worker_info()` answer in this process as in a worker of a DataLoader of `dataset`."""
+    """Let `torch.utils.data.get_worker_info()` answer in this process as in a worker of a
+    DataLoader of `dataset`.
+    """
     import torch
     from torch.utils.data._utils import worker
 
     seed = worker_id if worker._worker_info is None else worker._worker_info.seed
     torch.default_generator.manual_seed(seed)
-    worker._worker_info = worker.WorkerInfo(id=worker_id, num_workers=count, seed=seed, dataset=dataset)
+    worker._worker_info = worker.WorkerInfo(
+        id=worker_id, num_workers=count, seed=seed, dataset=dataset
+    )

@@ -39,7 +39,9 @@ class Entry:
 
     def __str__(self) -> str:
         error = self.score.get("standard_error")
-        text = format_score(self.score["value"]) + (f" ± {format_score(error)}" if error is not None else "")
+        text = format_score(self.score["value"]) + (
+            f" ± {format_score(error)}" if error is not None else ""
+        )
         if self.score.get("remark"):
             text += " !"
         return text if self.n is None else f"{text} (n={self.n:,})"
@@ -90,8 +92,8 @@ def evaluation_files(path: str | Path) -> list[Path]:
     if any((path / name).exists() for name in ("checkpoints", "status.json")):
         raise ConfigError(f"{path} holds no evaluations. Make one: ddpm evaluate {path}")
     raise ConfigError(
-        f"{path} holds no evaluations, and is no run. Give a run directory such as runs/shapes, or an "
-        "evaluations/eval-….json."
+        f"{path} holds no evaluations, and is no run. Give a run directory such as runs/shapes, or"
+        " an evaluations/eval-….json."
     )
 
 
@@ -107,8 +109,13 @@ def _read(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{file} is no evaluation: {error}.") from error
     scores = values.get("scores") if isinstance(values, dict) else None
-    if not isinstance(scores, list) or not all(isinstance(s, dict) and {"name", "value"} <= set(s) for s in scores):
-        raise ConfigError(f"{file} is no evaluation: it holds no scores. Give a run, or an evaluations/eval-….json.")
+    if not isinstance(scores, list) or not all(
+        isinstance(s, dict) and {"name", "value"} <= set(s) for s in scores
+    ):
+        raise ConfigError(
+            f"{file} is no evaluation: it holds no scores. Give a run, or an"
+            " evaluations/eval-….json."
+        )
     return {**values, "file": str(file)}
 
 
@@ -130,10 +137,12 @@ def column_of(path: str | Path) -> Column:
 
 
 def compare(paths: Sequence[str | Path]) -> str:
-    """Return a table of scores, one row per metric and one column per run, and what makes numbers incomparable.
+    """Return a table of scores, one row per metric and one column per run, and what makes numbers
+    incomparable.
 
     Args:
-        paths: Runs (the newest value of each metric of all their evaluations) or files of evaluations.
+        paths: Runs (the newest value of each metric of all their evaluations) or files of
+            evaluations.
     """
     columns = [column_of(path) for path in paths]
     return table_of(columns)
@@ -150,8 +159,14 @@ def table_of(columns: Sequence[Column]) -> str:
     lines.append(f"{'metric':<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
     for metric, row in zip(metrics, cells):
         unit = next((c.entries[metric].unit for c in columns if metric in c.entries), "")
-        lines.append(f"{metric:<{width}}" + "".join(f"{cell:>{wide}}" for cell in row) + f"  {unit}".rstrip())
-    notes = [*_older(columns, heads), *_differences(columns, heads, metrics), *_remarks(columns, heads)]
+        lines.append(
+            f"{metric:<{width}}" + "".join(f"{cell:>{wide}}" for cell in row) + f"  {unit}".rstrip()
+        )
+    notes = [
+        *_older(columns, heads),
+        *_differences(columns, heads, metrics),
+        *_remarks(columns, heads),
+    ]
     return "\n".join([*lines, *(f"Note: {line}" for line in notes)])
 
 
@@ -179,9 +194,14 @@ def _older(columns: Sequence[Column], heads: Sequence[str]) -> list[str]:
         every = [entry.about for entry in column.entries.values()]
         newest: dict[str, Any] = max(every, key=lambda about: about["file"], default={})
         for metric, entry in column.entries.items():
-            if entry.about.get("weights_sha256") != newest.get("weights_sha256") and "/" not in metric:
+            if (
+                entry.about.get("weights_sha256") != newest.get("weights_sha256")
+                and "/" not in metric
+            ):
                 about = entry.about
-                steps.setdefault(f"step {about.get('step', '?')} ({about.get('weights', '?')})", []).append(metric)
+                steps.setdefault(
+                    f"step {about.get('step', '?')} ({about.get('weights', '?')})", []
+                ).append(metric)
         lines += [f"{head}: of {step}: {', '.join(found)}." for step, found in steps.items()]
     return lines
 
@@ -211,14 +231,20 @@ def _asked(metric: str, entry: Entry) -> dict[str, Any]:
         drawn["number of samples"] = entry.n
     against = {"copies": "train", "copying": "train", "is": None}.get(kind, "reference")
     if against is not None:
-        drawn[f"{'training' if against == 'train' else 'reference'} images"] = about.get(against, {}).get("fingerprint")
+        drawn[f"{'training' if against == 'train' else 'reference'} images"] = about.get(
+            against, {}
+        ).get("fingerprint")
     features = about.get("features", {})
     drawn |= {f"weights of {name}": features[name] for name in features if f"_{name}" in metric}
     return drawn
 
 
-def _differences(columns: Sequence[Column], heads: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    """Say in what values of one row differ that changes what they mean, once for all rows that differ alike."""
+def _differences(
+    columns: Sequence[Column], heads: Sequence[str], metrics: Sequence[str]
+) -> list[str]:
+    """Say in what values of one row differ that changes what they mean, once for all rows that
+    differ alike.
+    """
     rows: dict[str, list[str]] = {}
     for metric in metrics:
         if "/" in metric and metric.split("/")[0] in metrics:
@@ -247,6 +273,8 @@ def curve(results: Sequence[Evaluation]) -> str:
     width = max(16, *map(len, names)) if names else 16
     lines = [f"{'step':<{width}}" + "".join(f"{result.about['step']:>12}" for result in results)]
     for name in names:
-        values = [next((s.value for s in result.scores if s.name == name), None) for result in results]
+        values = [
+            next((s.value for s in result.scores if s.name == name), None) for result in results
+        ]
         lines.append(f"{name:<{width}}" + "".join(f"{format_score(value):>12}" for value in values))
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""What `metrics="auto"` measures: numbers that mean something for this run and need no weights from elsewhere."""
+"""What `metrics="auto"` measures: numbers that mean something for this run and need no weights from
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,9 @@ class ChosenOptions:
 def trains_likelihood(diffusion: GaussianDiffusion) -> bool:
     """Say whether training cares for nearly clean images, where most of the bits are.
 
-    Bits/dim weigh the error of ε nearly evenly. A weighting that falls off against that by more than
-    a factor of ten from SNR 1 to the cleanest level (min_snr, flat, p2) leaves the bits of the cleanest
-    levels to chance.
+    Bits/dim weigh the error of ε nearly evenly. A weighting that falls off against that by more
+    than a factor of ten from SNR 1 to the cleanest level (min_snr, flat, p2) leaves the bits of the
+    cleanest levels to chance.
     """
     if diffusion.loss == "vlb":
         return True
@@ -58,7 +60,9 @@ def is_pictures(diffusion: GaussianDiffusion) -> bool:
     return len(diffusion.image_size) == 2 and diffusion.channels in (1, 3, 4)
 
 
-def choose_metrics(options: EvaluationOptions, own: RunImages | None, dataset: Any) -> ChosenOptions:
+def choose_metrics(
+    options: EvaluationOptions, own: RunImages | None, dataset: Any
+) -> ChosenOptions:
     """Fill in metrics="auto", and what depends on it.
 
     Args:
@@ -78,11 +82,15 @@ def choose_metrics(options: EvaluationOptions, own: RunImages | None, dataset: A
 def _with_features(options: EvaluationOptions, metrics: Sequence[str]) -> EvaluationOptions:
     """Name the features, where a metric looks at any."""
     looks = any(isinstance(METRICS[name], SampleMetric) for name in metrics)
-    return dataclasses.replace(options, features=",".join(options.feature_names)) if looks else options
+    return (
+        dataclasses.replace(options, features=",".join(options.feature_names)) if looks else options
+    )
 
 
 def _without_unused(choice: ChosenOptions) -> ChosenOptions:
-    """Put back options that nothing uses, so that what is written can be repeated, and say which metrics use them."""
+    """Put back options that nothing uses, so that what is written can be repeated, and say which
+    metrics use them.
+    """
     options, notes = choice.options, list(choice.notes)
     names = unused_options(options, options.metric_names)
     said = " ".join(notes).split()
@@ -90,10 +98,13 @@ def _without_unused(choice: ChosenOptions) -> ChosenOptions:
         if name not in said:  # of some it was said why their metric was not chosen
             users = USED_BY[name]
             notes.append(
-                f"{name} had no effect: it is for {', '.join(users)} (metrics={users[0]!r}, --metrics {users[0]})."
+                f"{name} had no effect: it is for {', '.join(users)} (metrics={users[0]!r},"
+                f" --metrics {users[0]})."
             )
     defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(options)}
-    return ChosenOptions(dataclasses.replace(options, **{name: defaults[name] for name in names}), notes)
+    return ChosenOptions(
+        dataclasses.replace(options, **{name: defaults[name] for name in names}), notes
+    )
 
 
 def _for_images(options: EvaluationOptions, dataset: Any) -> ChosenOptions:
@@ -109,7 +120,9 @@ def _for_images(options: EvaluationOptions, dataset: Any) -> ChosenOptions:
             features = known.get(layer or "", "inception2048")
     if options.held_out is not None:
         names.append("memorisation")
-    return ChosenOptions(dataclasses.replace(options, metrics=",".join(names), features=features), [])
+    return ChosenOptions(
+        dataclasses.replace(options, metrics=",".join(names), features=features), []
+    )
 
 
 def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> ChosenOptions:
@@ -130,8 +143,8 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
     elif train is not None:
         there = "no images" if held_out is None else "1 image"
         notes.append(
-            f"this run held {there} out, so over-fitting (loss_gap) was not measured. Train with more "
-            "images, val_fraction > 0 and val_every > 0, or with val_data."
+            f"this run held {there} out, so over-fitting (loss_gap) was not measured. Train with"
+            " more images, val_fraction > 0 and val_every > 0, or with val_data."
         )
     changes: dict[str, Any] = {}
     likelihood = trains_likelihood(diffusion)
@@ -141,21 +154,28 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
     else:
         given = [name for name in ("num_levels", "num_steps") if getattr(options, name) is not None]
         if given:
-            why = "there are no held-out images" if likelihood else "this run was not trained for likelihood"
+            why = (
+                "there are no held-out images"
+                if likelihood
+                else "this run was not trained for likelihood"
+            )
             notes.append(
                 f"{' and '.join(given)} had no effect: bits/dim were not measured, as {why} "
                 "(metrics='nll', --metrics nll, measures them all the same)."
             )
     if not names:
         raise ConfigError(
-            "Nothing can be measured by default: this run does not draw pictures and held nothing out. "
-            "Name metrics and data, such as metrics='nll', data='train' (--metrics nll --data train)."
+            "Nothing can be measured by default: this run does not draw pictures and held nothing"
+            " out. Name metrics and data, such as metrics='nll', data='train' (--metrics nll --data"
+            " train)."
         )
     if options.num is None:
         known = train if train is not None else dataset
         n = len(known) if known is not None else MOST
         changes["num"] = min(MOST, max(FEWEST, n))
-    changed = dataclasses.replace(_with_features(options, names), metrics=",".join(names), **changes)
+    changed = dataclasses.replace(
+        _with_features(options, names), metrics=",".join(names), **changes
+    )
     return ChosenOptions(changed, notes)
 
 
@@ -168,4 +188,7 @@ def too_few(name: str, store: FeatureStore | None) -> str:
     there = [store.n] + ([store.sets[against].n] if against in store.sets else [])
     if min(there) >= least:
         return ""
-    return f"{name} was left out: it needs at least {least} images on each side; got {' and '.join(map(str, there))}."
+    return (
+        f"{name} was left out: it needs at least {least} images on each side; got"
+        f" {' and '.join(map(str, there))}."
+    )

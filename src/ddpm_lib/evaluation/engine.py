@@ -1,4 +1,6 @@
-"""From images to features: every image once, shared over the ranks, resumable, extracted once for all metrics."""
+"""From images to features: every image once, shared over the ranks, resumable, extracted once for
+all metrics.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ logger = logging.getLogger("ddpm_lib")
 
 FLUSH_IMAGES = 512
 FLUSH_SECONDS = 30.0
-"""After so many images, or so long, features go to disk, so that an interrupted evaluation continues there."""
+"""After so many images, or so long, features go to disk, so that an interrupted evaluation
+continues there.
+"""
 
 
 class Engine:
@@ -68,13 +72,16 @@ class Engine:
         return self._extractors[key]
 
     def digest(self, name: str) -> str:
-        """Return the digest of an extractor's weights; the first call is for all ranks, and the main one fetches, if need be.
+        """Return the digest of an extractor's weights; the first call is for all ranks, and the
+        main one fetches, if need be.
 
         Raises:
             MissingWeightsError: If they cannot be had.
         """
         if name not in self._digests:
-            with self.state.main_process_first():  # nothing may be raised here: the others would wait for ever
+            with (
+                self.state.main_process_first()
+            ):  # nothing may be raised here: the others would wait for ever
                 try:
                     self._digests[name] = weights_digest(name, self.weights)
                 except (OSError, ValueError) as error:
@@ -100,18 +107,28 @@ class Engine:
         """
         made = {name: self.extractor(name, layers) for name, layers in wanted.items() if layers}
         size = self.batch_size
-        about = [images.fingerprint, images.n, size, sorted((k, self.digest(k), list(wanted[k])) for k in made)]
+        about = [
+            images.fingerprint,
+            images.n,
+            size,
+            sorted((k, self.digest(k), list(wanted[k])) for k in made),
+        ]
 
         def extract(rows: range) -> dict[str, Tensor]:
             pixels = to_rgb(images.read(rows).to(self.state.device))
-            return {f"{k}/{layer}": v.float().cpu() for k, e in made.items() for layer, v in e(pixels).items()}
+            return {
+                f"{k}/{layer}": v.float().cpu()
+                for k, e in made.items()
+                for layer, v in e(pixels).items()
+            }
 
         return self.collect(f"features of {images.name}", about, images.n, size, extract)
 
     def collect(
         self, what: str, about: Any, n: int, group: int, make: Callable[[range], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Make numbers of rows 0 … n-1 in groups, shared over the ranks, and return those of all rows, in order, on every rank.
+        """Make numbers of rows 0 … n-1 in groups, shared over the ranks, and return those of all
+        rows, in order, on every rank.
 
         What was made before an interruption is read and not made again.
 
@@ -122,7 +139,9 @@ class Engine:
             group: Rows per call; groups begin at multiples of it.
             make: From rows to floats (len(rows), d) on the CPU, by name.
         """
-        folder = self.folder / hashlib.blake2b(json.dumps(about).encode(), digest_size=12).hexdigest()
+        folder = (
+            self.folder / hashlib.blake2b(json.dumps(about).encode(), digest_size=12).hexdigest()
+        )
         self._unfinished.append(folder)
         done = self._from_main(_parts(folder))
         had = {g for start, stop in done for g in range(start // group, -(-stop // group))}
@@ -162,13 +181,17 @@ class Engine:
         for group in groups:
             rows = range(group * size, min(n, (group + 1) * size))
             got = make(rows)
-            # Consecutive groups make one part; the next one of another run of groups begins a new part.
+            # Consecutive groups make one part; the next one of another run of groups begins a new
+            # part.
             if waiting and waiting[-1][0] + _length(waiting[-1][1]) != rows.start:
                 found.append(_write_part(folder, waiting))
                 waiting, since = [], time.monotonic()
             waiting.append((rows.start, got))
             shown.update(len(rows))
-            if rows.stop - waiting[0][0] >= FLUSH_IMAGES or time.monotonic() - since > FLUSH_SECONDS:
+            if (
+                rows.stop - waiting[0][0] >= FLUSH_IMAGES
+                or time.monotonic() - since > FLUSH_SECONDS
+            ):
                 found.append(_write_part(folder, waiting))
                 waiting, since = [], time.monotonic()
         if waiting:
@@ -186,7 +209,11 @@ class Engine:
         names = sorted({k for _, part in found for k in part})
         if self.state.num_processes > 1:
             ranks = Processes.of(self.state)
-            described = {k: (v.shape[1], v.dtype == torch.float64) for k, v in found[0][1].items()} if found else {}
+            described = (
+                {k: (v.shape[1], v.dtype == torch.float64) for k, v in found[0][1].items()}
+                if found
+                else {}
+            )
             sizes = next(d for d in ranks.all_objects(described) if d)
             names = ranks.from_main(sorted(sizes))
             most = int(ranks.gather(torch.tensor([len(own)], device=self.state.device)).max())
@@ -201,7 +228,9 @@ class Engine:
                 order, everything = own, mine
             else:
                 width, double = sizes[name]
-                dtype = torch.float64 if double and self.state.device.type != "mps" else torch.float32
+                dtype = (
+                    torch.float64 if double and self.state.device.type != "mps" else torch.float32
+                )
                 padded = torch.zeros(most, width, dtype=dtype, device=self.state.device)
                 if mine is not None:
                     padded[: len(own)] = mine.to(padded)
@@ -234,7 +263,9 @@ def _part_name(start: int, stop: int) -> str:
     return f"rows-{start:09d}-{stop:09d}.safetensors"
 
 
-def _write_part(folder: Path, pieces: list[tuple[int, dict[str, Tensor]]]) -> tuple[int, dict[str, Tensor]]:
+def _write_part(
+    folder: Path, pieces: list[tuple[int, dict[str, Tensor]]]
+) -> tuple[int, dict[str, Tensor]]:
     start = pieces[0][0]
     joined = {k: torch.cat([part[k] for _, part in pieces]).contiguous() for k in pieces[0][1]}
     path = folder / _part_name(start, start + _length(joined))
@@ -242,5 +273,7 @@ def _write_part(folder: Path, pieces: list[tuple[int, dict[str, Tensor]]]) -> tu
         folder.mkdir(parents=True, exist_ok=True)
         write_aside(path, lambda aside: save_tensors(aside, joined))
     except OSError as error:
-        logger.warning("%s cannot be written (%s): this evaluation could not be resumed.", path, error)
+        logger.warning(
+            "%s cannot be written (%s): this evaluation could not be resumed.", path, error
+        )
     return start, joined

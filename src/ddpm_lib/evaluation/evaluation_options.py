@@ -1,4 +1,6 @@
-"""The options of an evaluation: one validated list for `evaluate(...)` and the flags of `ddpm evaluate`."""
+"""The options of an evaluation: one validated list for `evaluate(...)` and the flags of `ddpm
+evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ddpm_lib.samplers import make_sampler
 
 AUTO = "auto"
 READING = ("background", "value_range", "frames", "max_pixels")
-"""Options of `open_dataset` for sets that are compared without a run; a run's own are those of its training."""
+"""Options of `open_dataset` for sets that are compared without a run; a run's own are those of its
+training.
+"""
 DRAWING = ("sampler", "sample_steps", "spacing", "eta", "guidance_scale")
 """Options of the samples that a run draws."""
 _SAMPLES = tuple(SAMPLE_METRICS)
@@ -32,7 +36,9 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "reference": tuple(name for name in _SAMPLES if name != "is"),
     **dict.fromkeys(("features", "feature_weights", *DRAWING), _SAMPLES),
 }
-"""Options that some of our metrics use, and which; the others serve all, or are checked with the data."""
+"""Options that some of our metrics use, and which; the others serve all, or are checked with the
+data.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,35 +50,54 @@ class EvaluationOptions:
     """
 
     metrics: str = AUTO
-    """auto: what suits the target and needs no weights (kid, pr, memorisation, loss_gap; nll where the training was for
-    likelihood). Else names separated by commas: fid, sfid, kid, is, pr (precision, recall), dc (density, coverage) and
-    memorisation look at samples; nll (bits/dim by the variational bound), flow_nll (by the probability flow), loss_gap and gap
-    (held-out minus training: the loss; and bits/dim too) score the model itself."""
+    """auto: what suits the target and needs no weights (kid, pr, memorisation, loss_gap; nll where
+    the training was for likelihood). Else names separated by commas: fid, sfid, kid, is, pr
+    (precision, recall), dc (density, coverage) and memorisation look at samples; nll (bits/dim by
+    the variational bound), flow_nll (by the probability flow), loss_gap and gap (held-out minus
+    training: the loss; and bits/dim too) score the model itself.
+    """
     data: str = "held-out"
-    """Images for nll and flow_nll. held-out: what the run held out; train: what it was trained on; else a folder, file or
-    dataset, which is then the reference too."""
+    """Images for nll and flow_nll. held-out: what the run held out; train: what it was trained on;
+    else a folder, file or dataset, which is then the reference too.
+    """
     reference: str | None = None
-    """What samples are compared with: train (the default), held-out, a folder, file or dataset, or a file of statistics."""
+    """What samples are compared with: train (the default), held-out, a folder, file or dataset, or
+    a file of statistics.
+    """
     held_out: str | None = None
     """memorisation: images that were not trained on; default: those that the run held out."""
     features: str = AUTO
-    """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2, random64 and pixels (both need no
-    weights and are for trials). auto: random64 where metrics is auto, else inception2048."""
+    """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2, random64
+    and pixels (both need no weights and are for trials). auto: random64 where metrics is auto, else
+    inception2048.
+    """
     feature_weights: str | None = None
-    """File of Inception weights; default: $DDPM_LIB_INCEPTION_WEIGHTS, the libraries' caches, a checked download."""
+    """File of Inception weights; default: $DDPM_LIB_INCEPTION_WEIGHTS, the libraries' caches, a
+    checked download.
+    """
     image_size: int | None = None
-    """Size at which sets of pictures of different sizes are compared; default: as they are stored. With a run, its own."""
+    """Size at which sets of pictures of different sizes are compared; default: as they are stored.
+    With a run, its own.
+    """
     reader: Literal["training", "torch-fidelity"] = "training"
-    """How folders are read: as training reads them, or as torch-fidelity and pytorch-fid do (not the sub-folders, transparency
-    dropped, not turned by EXIF, never resized), for numbers to put beside theirs."""
+    """How folders are read: as training reads them, or as torch-fidelity and pytorch-fid do (not
+    the sub-folders, transparency dropped, not turned by EXIF, never resized), for numbers to put
+    beside theirs.
+    """
     on_bad_image: Literal["error", "skip"] | None = None
-    """Pictures that cannot be used: error names them all, skip leaves them out; default: as the run was trained, else error."""
+    """Pictures that cannot be used: error names them all, skip leaves them out; default: as the run
+    was trained, else error.
+    """
     background: str | None = None
     """Colour under transparent pixels of sets that are compared without a run; default: white."""
     value_range: tuple[float, float] | None = None
-    """What is black and what is white in such sets where they have more than 8 bits, as 0 4095; default: 0 65535 for 16 bits."""
+    """What is black and what is white in such sets where they have more than 8 bits, as 0 4095;
+    default: 0 65535 for 16 bits.
+    """
     frames: Literal["first", "all"] | None = None
-    """Of files with several pages or frames in such sets: the first (the default), or all, each an image."""
+    """Of files with several pages or frames in such sets: the first (the default), or all, each an
+    image.
+    """
     max_pixels: int | None = None
     """Pictures of such sets with more pixels are refused; default: 64,000,000."""
     save_stats: str | None = None
@@ -80,8 +105,10 @@ class EvaluationOptions:
     split: str | None = None
     """Split of `data`, where it is a dataset that has several."""
     num: int | None = None
-    """Number of samples (default: 10,000; with metrics auto as many as training images, at most 1,000), and of images spread
-    evenly over the data (default: all). More than there are is clamped, with a note."""
+    """Number of samples (default: 10,000; with metrics auto as many as training images, at most
+    1,000), and of images spread evenly over the data (default: all). More than there are is
+    clamped, with a note.
+    """
     checkpoint: str = "latest"
     """latest, a step (1200), a name (step-000001200), or all: a curve over the checkpoints."""
     weights: Literal["ema", "model"] = "ema"
@@ -89,13 +116,17 @@ class EvaluationOptions:
     ema_decay: float | None = None
     """Which average, where several were kept; default: the first."""
     num_levels: int | None = None
-    """nll: estimate the sum over the steps, without bias, from so many of them per image; default: all, which takes long."""
+    """nll: estimate the sum over the steps, without bias, from so many of them per image; default:
+    all, which takes long.
+    """
     num_steps: int | None = None
     """nll: steps of the chain, for the bound of sampling with so few; default: all T."""
     tolerance: float = 1e-5
     """flow_nll: relative and absolute tolerance of the solver."""
     flow_group: int = 16
-    """flow_nll: images integrated together. They share the solver's steps, so another group agrees up to the tolerance only."""
+    """flow_nll: images integrated together. They share the solver's steps, so another group agrees
+    up to the tolerance only.
+    """
     sampler: str = "ddim"
     """Sampler that draws the samples."""
     sample_steps: int | None = None
@@ -111,9 +142,13 @@ class EvaluationOptions:
     seed: int = 0
     """Names the noise and the samples: those of image i are a function of seed and i."""
     device: str = "auto"
-    """Where to evaluate: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number. The network runs in float32."""
+    """Where to evaluate: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number. The
+    network runs in float32.
+    """
     compile: bool = False
-    """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch takes long."""
+    """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch
+    takes long.
+    """
     progress: bool = True
     """Show a progress bar."""
 
@@ -133,8 +168,8 @@ class EvaluationOptions:
         given = [name for name in ("image_size", *READING) if getattr(self, name) is not None]
         if self.reader != "training" and given:
             raise ConfigError(
-                f"reader={self.reader!r} neither resizes nor knows a background or a range. Leave {', '.join(given)} out, or "
-                "the reader."
+                f"reader={self.reader!r} neither resizes nor knows a background or a range. Leave"
+                f" {', '.join(given)} out, or the reader."
             )
         make_sampler(self.sampler, eta=self.eta)
         at_least = {
@@ -154,11 +189,13 @@ class EvaluationOptions:
                 raise ConfigError(f"{name} must be at least {least}; got {value}.")
         if self.save_stats and (len(self.feature_names) != 1 or "fid" not in self.metric_names):
             raise ConfigError(
-                "save_stats writes the statistics of one kind of features: ask for fid, and for one in features."
+                "save_stats writes the statistics of one kind of features: ask for fid, and for one"
+                " in features."
             )
         if not 0 < self.tolerance < 1:
             raise ConfigError(
-                f"tolerance must lie between 0 and 1; got {self.tolerance}. Use 1e-5, or 1e-3 for a quick look."
+                f"tolerance must lie between 0 and 1; got {self.tolerance}. Use 1e-5, or 1e-3 for a"
+                " quick look."
             )
 
     @property
@@ -181,7 +218,9 @@ def non_default(options: EvaluationOptions, names: Collection[str]) -> list[str]
 
 
 def unused_options(options: EvaluationOptions, metrics: Collection[str]) -> list[str]:
-    """Return the options that were given and that none of these metrics uses; a metric of others may use all."""
+    """Return the options that were given and that none of these metrics uses; a metric of others
+    may use all.
+    """
     if not _BUILT_IN.issuperset(metrics):
         return []
     return [name for name in non_default(options, USED_BY) if not set(USED_BY[name]) & set(metrics)]

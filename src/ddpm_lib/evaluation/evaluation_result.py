@@ -1,4 +1,6 @@
-"""What an evaluation found, as values, as a table for people and as a file that says how to repeat it."""
+"""What an evaluation found, as values, as a table for people and as a file that says how to repeat
+it.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,13 @@ class Evaluation:
 
     def _heading(self) -> list[str]:
         about = self.about
-        parts = [f"{about['checkpoint']} ({about['weights']})" if about.get("checkpoint") else str(about["target"])]
+        parts = [
+            (
+                f"{about['checkpoint']} ({about['weights']})"
+                if about.get("checkpoint")
+                else str(about["target"])
+            )
+        ]
         if "data" in about:
             data = about["data"]
             parts.append(f"{data['images']:,} of {data['of']:,} images ({data['name']})")
@@ -68,7 +76,8 @@ class Evaluation:
         return [", ".join(parts)]
 
     def save(self, folder: str | Path | None = None) -> Path:
-        """Write eval-0001.json, or the next free number, and return its path; to be called on one process.
+        """Write eval-0001.json, or the next free number, and return its path; to be called on one
+        process.
 
         Args:
             folder: Where to write instead of `self.folder`.
@@ -111,7 +120,9 @@ def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
 
 
 def format_score(value: float | None) -> str:
-    """Word a number with five digits behind the point; with fewer where it is large, by its power where it is tiny."""
+    """Word a number with five digits behind the point; with fewer where it is large, by its power
+    where it is tiny.
+    """
     if value is None:
         return ""
     if 0 < abs(value) < 1e-4:

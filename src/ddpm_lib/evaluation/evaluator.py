@@ -45,18 +45,21 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 TRIAL = (
-    "random64 needs no weights and is for a first look: it compares evaluations of one data set. For numbers to publish use "
-    "metrics='fid,kid', features='inception2048' (--metrics fid,kid; the weights: ddpm weights list)."
+    "random64 needs no weights and is for a first look: it compares evaluations of one data set."
+    " For numbers to publish use metrics='fid,kid', features='inception2048' (--metrics fid,kid;"
+    " the weights: ddpm weights list)."
 )
 
 
 def evaluate(run: Any, dataset: Any = None, **options: Any) -> Evaluation:
-    """Score a trained run, or a set of images; under torchrun all processes call it and get the same result.
+    """Score a trained run, or a set of images; under torchrun all processes call it and get the
+    same result.
 
     Args:
-        run: A run directory or one of its checkpoints; or images: anything that `open_dataset` takes, such as a folder, .npz,
-            an `ImageDataset`, a torch or 🤗 dataset, a uint8 array.
-        dataset: Images to score and to compare samples with, instead of what the option `data` names; of the same kinds.
+        run: A run directory or one of its checkpoints; or images: anything that `open_dataset`
+            takes, such as a folder, .npz, an `ImageDataset`, a torch or 🤗 dataset, a uint8 array.
+        dataset: Images to score and to compare samples with, instead of what the option `data`
+            names; of the same kinds.
         **options: The fields of `EvaluationOptions`.
 
     Raises:
@@ -65,7 +68,7 @@ def evaluate(run: Any, dataset: Any = None, **options: Any) -> Evaluation:
         MissingWeightsError: If no metric can run for want of weights.
 
     Example:
-        >>> evaluate("runs/mine", metrics="nll", num=100, num_levels=20)["nll"]       # doctest: +SKIP
+        >>> evaluate("runs/mine", metrics="nll", num=100, num_levels=20)["nll"]  # doctest: +SKIP
         3.91
     """
     chosen = _options(dataset, options)
@@ -79,15 +82,21 @@ def evaluate_checkpoints(
     dataset: Any = None,
     **options: Any,
 ) -> Iterator[Evaluation]:
-    """Score all checkpoints of a run, oldest first, one after the other; arguments and errors are those of `evaluate`."""
+    """Score all checkpoints of a run, oldest first, one after the other; arguments and errors are
+    those of `evaluate`.
+    """
     chosen = _options(dataset, options)
     if not is_run(run):
         raise ConfigError(f"{run} is no run with checkpoints. Leave checkpoint='all' out.")
     return (_evaluate(checkpoint, chosen, dataset) for checkpoint in find_checkpoints(run, "all"))
 
 
-def evaluate_verified(checkpoints: Sequence[VerifiedCheckpoint], **options: Any) -> Iterator[Evaluation]:
-    """Score checkpoints that were found and verified before, one after the other; see `evaluate`."""
+def evaluate_verified(
+    checkpoints: Sequence[VerifiedCheckpoint], **options: Any
+) -> Iterator[Evaluation]:
+    """Score checkpoints that were found and verified before, one after the other; see
+    `evaluate`.
+    """
     chosen = _options(None, options)
     return (_evaluate(checkpoint, chosen, None) for checkpoint in checkpoints)
 
@@ -193,7 +202,9 @@ class Evaluator:
         images = {} if scored is None else scored.about
         return {**describe_target(target, loaded, self.options, self.state), **images, **sets}
 
-    def _save_statistics(self, samples: SampleTask | None, needs: dict[str, list[Need]]) -> list[str]:
+    def _save_statistics(
+        self, samples: SampleTask | None, needs: dict[str, list[Need]]
+    ) -> list[str]:
         """Write the reference's statistics where `save_stats` says; a note where there are none."""
         path = self.options.save_stats
         if not path:
@@ -229,7 +240,9 @@ class Evaluator:
         needs: list[Need],
         engine: Engine,
     ) -> tuple[SampleTask, list[str]]:
-        """Open what metrics of samples need, and extract the features; with notes on the samples."""
+        """Open what metrics of samples need, and extract the features; with notes on the
+        samples.
+        """
         options, own = self.options, self.own
         samples, notes = open_samples(target, options, own, self.dataset, self.state.device)
         store = open_feature_store(samples, needs, engine, options, own, self.dataset)

@@ -56,7 +56,8 @@ def plan_features(
             needs[name] = wanted
     if skipped and len(skipped) + len(without) == len(options.metric_names):
         raise MissingWeightsError(
-            f"{next(iter(skipped.values()))}\n  without weights features='random64' (--features random64), for a first look"
+            f"{next(iter(skipped.values()))}\n  without weights features='random64' (--features"
+            " random64), for a first look"
         )
     return needs, skipped
 
@@ -97,9 +98,12 @@ def open_feature_store(
             sets["held_out"] = open_pictures(options.held_out, "heldout", options, like=own)
         elif own is not None and (held_out := own.sets()[1]) is not None:
             sets["held_out"] = dataset_images(held_out, "heldout")
-    if options.reader != "training" and all(images.reader == "training" for images in sets.values()):
+    if options.reader != "training" and all(
+        images.reader == "training" for images in sets.values()
+    ):
         raise ConfigError(
-            f"reader={options.reader!r} reads folders of pictures, and none is evaluated. Leave it (--reader) out."
+            f"reader={options.reader!r} reads folders of pictures, and none is evaluated. Leave it"
+            " (--reader) out."
         )
     return FeatureStore(engine, sets, given)
 
@@ -115,7 +119,10 @@ def _reference(
     if name is None:
         name = "train" if own is not None and options.data in own_names else options.data
     if own is None and name in own_names:
-        raise ConfigError("Images are compared with a reference. Name it with reference= (--reference PATH), or data=.")
+        raise ConfigError(
+            "Images are compared with a reference. Name it with reference= (--reference PATH), or"
+            " data=."
+        )
     if own is not None and name in own_names:
         return dataset_images(own.get(name), name), None
     path = Path(name)
@@ -138,7 +145,8 @@ def _read_reference_stats(
     layers: dict[str, Statistics] = {}
     if "statistics" in held:
         statistics, about = read_statistics(path)
-        # A published file does not say of which features it is; the first ones asked for must have its dimension.
+        # A published file does not say of which features it is; the first ones asked for must have
+        # its dimension.
         layers[about.get("features", layer_of(options.feature_names[0]))] = statistics
     if "spatial" in held:
         layers["inception/spatial"] = read_statistics(path, spatial=True)[0]

@@ -1,4 +1,6 @@
-"""The features that the metrics of one evaluation share, and the statistics of reference sets, remembered between evaluations."""
+"""The features that the metrics of one evaluation share, and the statistics of reference sets,
+remembered between evaluations.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ class FeatureStore:
         return which in self.sets and (self.sets[which].fingerprint, layer) in self._features
 
     def prepare(self, needs: Iterable[Need]) -> None:
-        """Extract what the metrics need: each set once, all layers of all extractors in one pass."""
+        """Extract what the metrics need: each set once, all layers of all extractors in one
+        pass.
+        """
         wanted: dict[str, dict[str, dict[str, None]]] = {}
         for need in needs:
             self._check(need)
@@ -125,7 +129,9 @@ class FeatureStore:
             if need.features == "pixels/pixels":
                 self._check_size(need.which)
             key = images.fingerprint, need.features
-            if key in self._features or (need.only_statistics and self._remembered(images, need.features)):
+            if key in self._features or (
+                need.only_statistics and self._remembered(images, need.features)
+            ):
                 continue
             loaded = self._load(images, need.features)
             if loaded is not None:
@@ -142,7 +148,11 @@ class FeatureStore:
                 self._save(images, name, features)
 
     def _given(self, need: Need) -> bool:
-        return need.which == "reference" and self.given is not None and need.features in self.given.layers
+        return (
+            need.which == "reference"
+            and self.given is not None
+            and need.features in self.given.layers
+        )
 
     def _check(self, need: Need) -> None:
         if need.which in self.sets or need.optional or (need.only_statistics and self._given(need)):
@@ -150,21 +160,28 @@ class FeatureStore:
         if need.which == "reference" and self.given is not None:
             if need.only_statistics:
                 held = ", ".join(self.given.layers)
-                raise ConfigError(f"{self.given.name} holds statistics of {held}, not of {need.features}.")
+                raise ConfigError(
+                    f"{self.given.name} holds statistics of {held}, not of {need.features}."
+                )
             raise ConfigError(
-                f"{self.given.name} is a file of statistics, enough for fid and sfid only; kid, pr, dc and memorisation compare "
-                "single images. Name the images with reference= (--reference PATH)."
+                f"{self.given.name} is a file of statistics, enough for fid and sfid only; kid, pr,"
+                " dc and memorisation compare single images. Name the images with reference="
+                " (--reference PATH)."
             )
-        raise ConfigError(f"There are no {need.which} images. Name them with reference= (--reference PATH).")
+        raise ConfigError(
+            f"There are no {need.which} images. Name them with reference= (--reference PATH)."
+        )
 
     def _check_size(self, which: str) -> None:
         """Refuse to compare pixels of images of different sizes."""
         sizes = {name: self.sets[name].shape for name in (which, "samples")}
         if None not in sizes.values() and len(set(sizes.values())) > 1:
-            words = " and ".join(f"{name} of {'×'.join(map(str, shape or ()))}" for name, shape in sizes.items())
+            words = " and ".join(
+                f"{name} of {'×'.join(map(str, shape or ()))}" for name, shape in sizes.items()
+            )
             raise ConfigError(
-                f"Pixels of images of one size can be compared; got {words}. Say at which size: image_size= (--image-size "
-                "64), or leave memorisation and features='pixels' out."
+                f"Pixels of images of one size can be compared; got {words}. Say at which size:"
+                " image_size= (--image-size 64), or leave memorisation and features='pixels' out."
             )
 
     def features(self, which: str, layer: str) -> Tensor:
@@ -185,7 +202,8 @@ class FeatureStore:
 
     def _merged(self, features: Tensor) -> Statistics:
         ranks = self.state.num_processes
-        # Statistics do not depend on the number of processes beyond the last digits: float64, merged in the order of the rows.
+        # Statistics do not depend on the number of processes beyond the last digits: float64,
+        # merged in the order of the rows.
         own = own_share(len(features), self.state.process_index, ranks)
         moments = Moments(features.shape[1]).update(features[own.start : own.stop])
         if ranks == 1:
@@ -206,7 +224,11 @@ class FeatureStore:
     def _path(self, images: ImageSet, layer: str, suffix: str) -> Path:
         extractor = layer.split("/")[0]
         text = json.dumps([images.fingerprint, images.n, layer, self.engine.digest(extractor)])
-        return cache_folder() / "references" / (hashlib.blake2b(text.encode(), digest_size=12).hexdigest() + suffix)
+        return (
+            cache_folder()
+            / "references"
+            / (hashlib.blake2b(text.encode(), digest_size=12).hexdigest() + suffix)
+        )
 
     def _remembered(self, images: ImageSet, layer: str) -> bool:
         key = images.fingerprint, layer
@@ -246,7 +268,9 @@ def _quietly(path: Path, write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as error:
-        logger.warning("%s cannot be written (%s); it will be computed again next time.", path, error)
+        logger.warning(
+            "%s cannot be written (%s); it will be computed again next time.", path, error
+        )
 
 
 def _save_features(path: Path, features: Tensor) -> None:

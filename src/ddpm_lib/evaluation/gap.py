@@ -25,9 +25,11 @@ LEVELS_OF_GAP = 10
 
 
 def gap(task: ModelTask) -> list[Score]:
-    """Held-out minus training images: the training loss, and bits/dim by the bound, with the same noise for both.
+    """Held-out minus training images: the training loss, and bits/dim by the bound, with the same
+    noise for both.
 
-    Positive is over-fitting. The k-th images of both sets share their noise and their levels, and each set is spread evenly.
+    Positive is over-fitting. The k-th images of both sets share their noise and their levels, and
+    each set is spread evenly.
     """
     return [*loss_gap(task), *_gap(task, "nll", "bits/dim", _bits)]
 
@@ -93,12 +95,17 @@ def _loss(task: ModelTask, images: ImageDataset) -> Callable[[range], Tensor]:
         pixels, cond = task.batch(rows, images)
         t = spread_levels(np.arange(rows.start, rows.stop), diffusion.timesteps)
         noise = torch.stack(
-            [torch.randn(shape, generator=keys.generator("cpu", i, task.options.seed, "gap")) for i in rows]
+            [
+                torch.randn(shape, generator=keys.generator("cpu", i, task.options.seed, "gap"))
+                for i in rows
+            ]
         )
         device = task.state.device
         here = {name: value.to(device) for name, value in cond.items()} if cond else None
         with torch.inference_mode():
-            losses = diffusion(pixels.to(device), here, t=t, noise=noise.to(device), reduction="none")
+            losses = diffusion(
+                pixels.to(device), here, t=t, noise=noise.to(device), reduction="none"
+            )
         return losses.cpu().double()[:, None]
 
     return score
@@ -111,9 +118,14 @@ def _bits(task: ModelTask, images: ImageDataset) -> Callable[[range], Tensor]:
     def score(rows: range) -> Tensor:
         pixels, cond = task.batch(rows, images)
         bits = diffusion.bits_per_dim(
-            pixels, num_levels=levels, num_steps=options.num_steps, seed=options.seed, first_index=rows.start, cond=cond,
+            pixels,
+            num_levels=levels,
+            num_steps=options.num_steps,
+            seed=options.seed,
+            first_index=rows.start,
+            cond=cond,
             batch_size=options.batch_size,
-        )  # fmt: skip
+        )
         return bits.total[:, None]
 
     return score

@@ -31,11 +31,13 @@ class ImageSet:
         n: Number of images.
         read: From rows to uint8 (len(rows), c, h, w), on any device; the same for the same rows.
         fingerprint: Says whether two sets are the same.
-        cached: Whether features are kept for other evaluations (a dataset) or only until this one is done (samples).
+        cached: Whether features are kept for other evaluations (a dataset) or only until this one
+            is done (samples).
         notes: What people are told of them.
         reader: "training", or the tool as which the files are read.
         shape: (height, width) of the images, where it is known.
-        jpeg: Share of JPEG among files whose format is known from their names; None where there are none.
+        jpeg: Share of JPEG among files whose format is known from their names; None where there are
+            none.
     """
 
     name: str
@@ -58,11 +60,14 @@ def clamp(num: int | None, there: int, word: str) -> tuple[int, list[str]]:
     """Return how many images to take, and a note where more were asked for than there are."""
     if num is None or num <= there:
         return (there if num is None else num), []
-    return there, [f"{word}: num={num:,} is more than the {there:,} images there are; all were taken."]
+    return there, [
+        f"{word}: num={num:,} is more than the {there:,} images there are; all were taken."
+    ]
 
 
 def as_pictures(images: Tensor) -> Tensor:
-    """Turn images into uint8 pictures without transparency, laid on white as the data reader lays them.
+    """Turn images into uint8 pictures without transparency, laid on white as the data reader lays
+    them.
 
     Args:
         images: (n, c, *spatial), uint8 or float in [0, 1].
@@ -75,14 +80,17 @@ def as_pictures(images: Tensor) -> Tensor:
 
 
 def content_of(dataset: ImageDataset, block: int = 1024) -> str:
-    """Return a fingerprint of the pixels where they lie in RAM; else the dataset's own, of names and lengths.
+    """Return a fingerprint of the pixels where they lie in RAM; else the dataset's own, of names
+    and lengths.
 
     The same pictures then have the same one, however they were opened, and others never do.
     """
     if not dataset.in_memory:
         return dataset.fingerprint
     n = len(dataset)
-    digest = hashlib.blake2b(repr((n, dataset.channels, dataset.image_size)).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        repr((n, dataset.channels, dataset.image_size)).encode(), digest_size=16
+    )
     for start in range(0, n, block):
         image = dataset.batch(np.arange(start, min(n, start + block)))["image"]
         digest.update(image.contiguous().numpy().tobytes())
@@ -90,7 +98,9 @@ def content_of(dataset: ImageDataset, block: int = 1024) -> str:
 
 
 def jpeg_share(names: Sequence[str]) -> float | None:
-    """Return the share of JPEG among names of JPEG and lossless files, of a thousand spread evenly; None if none is."""
+    """Return the share of JPEG among names of JPEG and lossless files, of a thousand spread evenly;
+    None if none is.
+    """
     rows = evenly(min(len(names), _LOOKED_AT), len(names)).tolist() if len(names) else []
     ends = ["." + names[row].rpartition(".")[2].lower().partition("#")[0] for row in rows]
     lossy = sum(end in JPEG for end in ends)
@@ -108,5 +118,11 @@ def dataset_images(dataset: ImageDataset, name: str, num: int | None = None) -> 
 
     shape = tuple(chosen.image_size)
     return ImageSet(
-        safe_word(name), len(chosen), read, content_of(chosen), cached=True, shape=shape, jpeg=jpeg_share(chosen.names)
+        safe_word(name),
+        len(chosen),
+        read,
+        content_of(chosen),
+        cached=True,
+        shape=shape,
+        jpeg=jpeg_share(chosen.names),
     )

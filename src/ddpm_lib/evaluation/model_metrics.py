@@ -10,16 +10,25 @@ from ddpm_lib.evaluation.tasks import ModelTask
 
 
 def nll(task: ModelTask) -> list[Score]:
-    """Bits/dim by the variational bound: the whole, the prior, the steps between, and the decoder (Ho et al. 2020, eq. 5)."""
+    """Bits/dim by the variational bound: the whole, the prior, the steps between, and the decoder
+    (Ho et al. 2020, eq. 5).
+    """
     options, diffusion = task.options, task.model()
 
     def score(rows: range) -> Tensor:
         images, cond = task.batch(rows)
         bits = diffusion.bits_per_dim(
-            images, num_levels=options.num_levels, num_steps=options.num_steps, seed=options.seed, first_index=rows.start,
-            cond=cond, batch_size=options.batch_size,
-        )  # fmt: skip
-        return torch.stack([bits.total, bits.prior, bits.total - bits.prior - bits.decoder, bits.decoder], 1)
+            images,
+            num_levels=options.num_levels,
+            num_steps=options.num_steps,
+            seed=options.seed,
+            first_index=rows.start,
+            cond=cond,
+            batch_size=options.batch_size,
+        )
+        return torch.stack(
+            [bits.total, bits.prior, bits.total - bits.prior - bits.decoder, bits.decoder], 1
+        )
 
     values = task.per_image("nll", 4, options.batch_size, score, resume=True)
     names = ("nll", "nll/prior", "nll/vlb", "nll/decoder")

@@ -1,4 +1,6 @@
-"""Folders that `ddpm sample`, `ddpm edit` and training write: which of their files are single samples."""
+"""Folders that `ddpm sample`, `ddpm edit` and training write: which of their files are single
+samples.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def drawn_samples(folder: Path, word: str) -> tuple[Any, list[str]]:
         word: Its word in notes.
 
     Returns:
-        What to open: the folder as it is, its source without overviews, or the samples.npz in it; and
+        What to open: the folder as it is, its source without overviews, or the samples.npz in it;
+            and
         notes that say what was left out.
 
     Raises:
@@ -57,13 +60,16 @@ def drawn_samples(folder: Path, word: str) -> tuple[Any, list[str]]:
     if singles and source is not None:
         if not shown:
             return folder, []
-        names = ", ".join(dict.fromkeys(path.name for path in shown[:3])) + ("; …" if len(shown) > 3 else "")
+        names = ", ".join(dict.fromkeys(path.name for path in shown[:3])) + (
+            "; …" if len(shown) > 3 else ""
+        )
         return ChosenSource(source, singles), [
             f"{word}: {len(shown):,} overviews of many samples ({names}) were left out."
         ]
     if len(archives) == 1:
         return archives[0], []
     raise ConfigError(
-        f"{folder} holds overviews of many samples ({shown[0].name if shown else archives[0].name}), not "
-        "single ones. Draw them as single pictures: ddpm sample RUN --format png --output-dir NEW_FOLDER"
+        f"{folder} holds overviews of many samples"
+        f" ({shown[0].name if shown else archives[0].name}), not single ones. Draw them as single"
+        " pictures: ddpm sample RUN --format png --output-dir NEW_FOLDER"
     )

@@ -1,4 +1,6 @@
-"""Pictures that are not a run's own, read as training reads them; or as other tools do, on request."""
+"""Pictures that are not a run's own, read as training reads them; or as other tools do, on
+request.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _NOT_APPLIED = "{}: value_range was not applied, as no image has more than 8 bits."
-LEAVE_OUT = 'Repair or remove them, or leave them out with on_bad_image="skip" (--on-bad-image skip).'
+LEAVE_OUT = (
+    'Repair or remove them, or leave them out with on_bad_image="skip" (--on-bad-image skip).'
+)
 
 
 def open_pictures(
@@ -41,11 +45,12 @@ def open_pictures(
     """Open pictures that are not a run's own.
 
     Args:
-        data: What `ddpm_lib.data.open_dataset` takes, a dataset of ours, or float images (n, c, h, w)
-            in [0, 1].
+        data: What `ddpm_lib.data.open_dataset` takes, a dataset of ours, or float images (n, c, h,
+            w) in [0, 1].
         name: Its word in names of scores; default: from the path.
         options: Give image_size, split, reader, on_bad_image and those of `READING`.
-        num: Number of images, spread evenly; default: all. More than there are is clamped, with a note.
+        num: Number of images, spread evenly; default: all. More than there are is clamped, with a
+            note.
         like: A run whose size, channels and data options count instead.
 
     Raises:
@@ -89,7 +94,9 @@ def _opened(
 def _open(
     data: Any, where: str, word: str, options: EvaluationOptions, like: RunImages | None
 ) -> tuple[ImageDataset, list[str]]:
-    """Open as training does, at the run's size, the one asked for, or that at which all are stored."""
+    """Open as training does, at the run's size, the one asked for, or that at which all are
+    stored.
+    """
     from ddpm_lib.data import BadImagesError, open_dataset
     from ddpm_lib.data.arrays import ArraySource
     from ddpm_lib.data.decode_spec import DecodeSpec
@@ -98,7 +105,10 @@ def _open(
     size: int | tuple[int, int] | None = options.image_size
     if isinstance(data, str) and data == "shapes":
         if like is None and size is None:
-            raise ConfigError("The built-in shapes are drawn at any size. Say at which: image_size= (--image-size 32).")
+            raise ConfigError(
+                "The built-in shapes are drawn at any size. Say at which: image_size= (--image-size"
+                " 32)."
+            )
         drawn = (
             like.pictures(data, options.split, options.on_bad_image)
             if like
@@ -127,7 +137,9 @@ def _open(
     given = data if isinstance(source, ArraySource) else source  # arrays are fitted as a whole
     told: list[str] = []
     if like is None and size is None:
-        size = _stored_size(source, where, spec)  # where there is none, opening the set says why of each image
+        size = _stored_size(
+            source, where, spec
+        )  # where there is none, opening the set says why of each image
     try:
         if like is not None:
             opened = like.pictures(given, options.split, options.on_bad_image)
@@ -136,20 +148,32 @@ def _open(
     except BadImagesError as error:
         raise BadImagesError(error.bad, error.total, error.hint or LEAVE_OUT) from None
     if like is None and size is None:  # what could not be read a moment ago can be read now
-        raise ConfigError(f"The images of {where} change while they are read. Evaluate them when they are written.")
-    # Beside what the source says, one note tells where the images are kept; more tell of the images themselves.
+        raise ConfigError(
+            f"The images of {where} change while they are read. Evaluate them when they are"
+            " written."
+        )
+    # Beside what the source says, one note tells where the images are kept; more tell of the images
+    # themselves.
     if len(opened.notes) > len(source.notes) + 1 or source.notes:
         told.append(f"{word}: {'; '.join(opened.notes)}")
     return opened, [*notes, *told]
 
 
 def _without_run(
-    given: Any, size: int | tuple[int, int], options: EvaluationOptions, word: str, split: str | None
+    given: Any,
+    size: int | tuple[int, int],
+    options: EvaluationOptions,
+    word: str,
+    split: str | None,
 ) -> tuple[ImageDataset, list[str]]:
-    """Open a set with the options for sets without a run; of two sets a range may belong to one alone."""
+    """Open a set with the options for sets without a run; of two sets a range may belong to one
+    alone.
+    """
     from ddpm_lib.data import BadImagesError, open_dataset
 
-    chosen = {name: getattr(options, name) for name in READING if getattr(options, name) is not None}
+    chosen = {
+        name: getattr(options, name) for name in READING if getattr(options, name) is not None
+    }
     chosen.pop("frames", None)  # the source of a folder was opened with them
     chosen |= {"split": split, "on_bad_image": options.on_bad_image or "error"}
     try:
@@ -206,8 +230,9 @@ class FidelityFiles:
         there = sorted(p for p in inside if p.suffix.lower() in FIDELITY and p.is_file())
         if not there:
             raise ConfigError(
-                f"{folder} itself holds no pictures ({', '.join(sorted(FIDELITY))}), and "
-                "reader='torch-fidelity' does not look into sub-folders. Name the folder they lie in."
+                f"{folder} itself holds no pictures ({', '.join(sorted(FIDELITY))}), and"
+                " reader='torch-fidelity' does not look into sub-folders. Name the folder they"
+                " lie in."
             )
         sizes: dict[tuple[int, int], Path] = {}
         bad: list[tuple[str, str]] = []
@@ -225,9 +250,9 @@ class FidelityFiles:
         if len(sizes) > 1:
             (a, first), (b, second) = list(sizes.items())[:2]
             raise ConfigError(
-                f"The pictures in {folder} differ in size: {first.name} is {a[0]}×{a[1]}, {second.name} "
-                f"{b[0]}×{b[1]}, and reader='torch-fidelity' does not resize. Leave it out, and say at "
-                "which size to evaluate with image_size= (--image-size 64)."
+                f"The pictures in {folder} differ in size: {first.name} is {a[0]}×{a[1]},"
+                f" {second.name} {b[0]}×{b[1]}, and reader='torch-fidelity' does not resize. Leave"
+                " it out, and say at which size to evaluate with image_size= (--image-size 64)."
             )
         ((width, height),) = sizes
         self.shape = height, width
@@ -251,7 +276,10 @@ def _as_fidelity(files: FidelityFiles, word: str, num: int | None) -> ImageSet:
     n, notes = clamp(num, len(files.files), word)
     rows = evenly(n, len(files.files))
     if files.left_out:
-        notes.append(f"{word}: {files.left_out:,} of {files.there:,} pictures cannot be used and were left out.")
+        notes.append(
+            f"{word}: {files.left_out:,} of {files.there:,} pictures cannot be used and were left"
+            " out."
+        )
     return ImageSet(
         word,
         n,

@@ -1,4 +1,6 @@
-"""Checks before the work: options without effect, metrics that cannot run, places that cannot be written to."""
+"""Checks before the work: options without effect, metrics that cannot run, places that cannot be
+written to.
+"""
 
 from __future__ import annotations
 
@@ -46,19 +48,22 @@ def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
         found = non_default(options, ("weights", "ema_decay", *DRAWING))
         if found:
             raise ConfigError(
-                f"Images are scored here, and {flag(found[0])} is for a run, which draws them. Leave it out, or give a run."
+                f"Images are scored here, and {flag(found[0])} is for a run, which draws them."
+                " Leave it out, or give a run."
             )
         return
     size = loaded.diffusion.image_size
     if options.image_size is not None and set(size) != {options.image_size}:
         raise ConfigError(
-            f"Images are compared at the run's own size, {'×'.join(map(str, size))}: leave image_size (--image-size) out. "
-            "It is for sets of pictures without a run."
+            f"Images are compared at the run's own size, {'×'.join(map(str, size))}: leave"
+            " image_size (--image-size) out. It is for sets of pictures without a run."
         )
     found = non_default(options, READING)
     if found:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in found)
-        raise ConfigError(f"Images are opened as the run opened its own: leave {', '.join(found)} ({flags}) out.")
+        raise ConfigError(
+            f"Images are opened as the run opened its own: leave {', '.join(found)} ({flags}) out."
+        )
 
 
 def without_held_out(
@@ -83,7 +88,8 @@ def without_held_out(
     found = dict.fromkeys(looking, f"{nothing} Use data='train' (--data train), or name images.")
     found |= dict.fromkeys(
         compared,
-        f"{nothing} It compares held-out with training images: train with val_every and val_fraction above 0, or with val_data.",
+        f"{nothing} It compares held-out with training images: train with val_every and"
+        " val_fraction above 0, or with val_data.",
     )
     if len(found) == len(options.metric_names):
         raise ConfigError("; ".join(f"{name}: {why}" for name, why in found.items()))
@@ -102,4 +108,7 @@ def clamped_gap(
     n = min(len(images) for images in own.sets() if images is not None)
     if asked.num <= n:
         return []
-    return [f"{', '.join(names)}: num={asked.num:,} is more than can be compared; {n:,} images of each set were taken."]
+    return [
+        f"{', '.join(names)}: num={asked.num:,} is more than can be compared; {n:,} images of each"
+        " set were taken."
+    ]

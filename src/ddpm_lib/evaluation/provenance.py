@@ -26,7 +26,9 @@ def describe_target(
     target: Any, loaded: LoadedRun | None, options: EvaluationOptions, state: PartialState
 ) -> dict[str, Any]:
     """Describe what is scored, how, and with which versions."""
-    about: dict[str, Any] = {"target": str(target) if isinstance(target, (str, Path)) else "given images"}
+    about: dict[str, Any] = {
+        "target": str(target) if isinstance(target, (str, Path)) else "given images"
+    }
     if loaded is not None:
         about = {
             "run": str(loaded.run),
@@ -46,11 +48,16 @@ def describe_target(
 
 
 def describe_sets(
-    store: FeatureStore, loaded: LoadedRun | None, options: EvaluationOptions, needs: Collection[str]
+    store: FeatureStore,
+    loaded: LoadedRun | None,
+    options: EvaluationOptions,
+    needs: Collection[str],
 ) -> dict[str, Any]:
     """Describe samples and reference, with notes on them."""
     notes = [note for which in store.sets for note in store.sets[which].notes]
-    about: dict[str, Any] = {"samples": {"n": store.n, "fingerprint": store.sets["samples"].fingerprint}}
+    about: dict[str, Any] = {
+        "samples": {"n": store.n, "fingerprint": store.sets["samples"].fingerprint}
+    }
     if loaded is not None:
         about["samples"] |= {
             "sampler": options.sampler,
@@ -63,13 +70,18 @@ def describe_sets(
             about[which] = {"name": images.name, "n": images.n, "fingerprint": images.fingerprint}
     if store.given is not None:
         n = next(iter(store.given.layers.values())).n
-        about["statistics"] = {"name": store.given.name, "n": n, "file": options.reference or options.data}
+        about["statistics"] = {
+            "name": store.given.name,
+            "n": n,
+            "file": options.reference or options.data,
+        }
         about.setdefault("reference", about["statistics"])
     about["features"] = store.engine.digests()
     if store.n < FEW and any(name in needs for name in ("fid", "sfid")):
         notes.append(
-            f"{store.n:,} samples are few: Fréchet distances of fewer than {FEW:,} are biased upwards, and only comparable at "
-            "the same number. 'infinity' is an estimate without that bias (Chong & Forsyth 2020); so is kid."
+            f"{store.n:,} samples are few: Fréchet distances of fewer than {FEW:,} are biased"
+            " upwards, and only comparable at the same number. 'infinity' is an estimate without"
+            " that bias (Chong & Forsyth 2020); so is kid."
         )
     return {**about, "notes": list(dict.fromkeys(notes))}
 

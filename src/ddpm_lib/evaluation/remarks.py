@@ -27,7 +27,8 @@ WEIGHT_FREE = ("random64", "pixels")
 NOISE_IMAGES = 200
 FEW_HELD_OUT = 20
 MIXED = 0.5
-"""From this difference in the share of JPEG files on, two sets are said to be stored differently."""
+"""From this difference in the share of JPEG files on, two sets are said to be stored differently.
+"""
 _EMPTY = {
     "precision": "no sample lies among the reference images",
     "recall": "the samples cover none of the reference images",
@@ -50,11 +51,13 @@ def judge_scores(
     feature_names: Sequence[str],
     diffusion: GaussianDiffusion | None,
 ) -> Judged:
-    """Put beside each score what trivial images score, where that costs next to nothing, and what is wrong with it.
+    """Put beside each score what trivial images score, where that costs next to nothing, and what
+    is wrong with it.
 
     Args:
         scores: Of all metrics.
-        store: Features of the samples and what they are compared with; None without a metric of samples.
+        store: Features of the samples and what they are compared with; None without a metric of
+            samples.
         feature_names: Names of `FEATURES` that the metrics look at.
         diffusion: The process that is scored; None where sets of images are compared.
     """
@@ -71,7 +74,9 @@ def judge_scores(
 
 
 def _stored_differently(store: FeatureStore) -> list[str]:
-    """Say that one set went through JPEG and the other did not: with the same pictures FID is then not 0."""
+    """Say that one set went through JPEG and the other did not: with the same pictures FID is then
+    not 0.
+    """
     if not {"samples", "reference"} <= set(store.sets):
         return []
     shares = {which: store.sets[which].jpeg for which in ("samples", "reference")}
@@ -81,8 +86,9 @@ def _stored_differently(store: FeatureStore) -> list[str]:
     if (shares[lossy] or 0.0) - (shares[other] or 0.0) < MIXED:
         return []
     return [
-        f"{store.word(lossy)} are JPEG files and {store.word(other)} are not: the artefacts of JPEG alone shift FID, KID and "
-        "the like. Store both sets alike before reading small differences."
+        f"{store.word(lossy)} are JPEG files and {store.word(other)} are not: the artefacts of JPEG"
+        " alone shift FID, KID and the like. Store both sets alike before reading small"
+        " differences."
     ]
 
 
@@ -106,20 +112,23 @@ def _remarked(score: Score, noise: Score | None, alike: Sequence[str]) -> Score:
 
 def _beyond_noise(score: Score) -> bool:
     whole = score.unit == "bits/dim" and "/" not in score.name
-    return whole and "gap" not in score.name and " - " not in score.name and score.value > UNIFORM_BITS
+    return (
+        whole and "gap" not in score.name and " - " not in score.name and score.value > UNIFORM_BITS
+    )
 
 
 def _why_bits(diffusion: GaussianDiffusion) -> str:
     if trains_likelihood(diffusion):
         return (
-            "bits/dim above 8 are worse than taking every value for equally probable: train longer, or look for values "
-            "outside [0, 1] in the data."
+            "bits/dim above 8 are worse than taking every value for equally probable: train longer,"
+            " or look for values outside [0, 1] in the data."
         )
     weighting = type(diffusion.weighting).__name__
     return (
-        f"bits/dim above 8 are worse than taking every value for equally probable. The weighting of this run ({weighting}) "
-        "does not train likelihood: judge it by its samples (--metrics kid,pr,memorisation). For likelihood train with "
-        "--diffusion.weighting simple and --diffusion.variance learned_range, or --diffusion.loss vlb."
+        "bits/dim above 8 are worse than taking every value for equally probable. The weighting of"
+        f" this run ({weighting}) does not train likelihood: judge it by its samples (--metrics"
+        " kid,pr,memorisation). For likelihood train with --diffusion.weighting simple and"
+        " --diffusion.variance learned_range, or --diffusion.loss vlb."
     )
 
 
@@ -136,14 +145,17 @@ def _alike(store: FeatureStore, names: Sequence[str]) -> tuple[list[str], list[s
             if float((features - features[0]).abs().max()) <= 1e-6 * float(features.abs().max()):
                 found.append(name)
                 notes.append(
-                    f"all {store.sets[which].n:,} images of {store.word(which)} are the same to {name}: blank, or copies of one "
-                    "picture. Look at them before reading any number."
+                    f"all {store.sets[which].n:,} images of {store.word(which)} are the same to"
+                    f" {name}: blank, or copies of one picture. Look at them before reading any"
+                    " number."
                 )
     return found, list(dict.fromkeys(notes))
 
 
 def _baselines(score: Score, store: FeatureStore) -> list[Score]:
-    """Return what held-out images and noise score instead of the samples, for features without weights."""
+    """Return what held-out images and noise score instead of the samples, for features without
+    weights.
+    """
     kind = score.name.split("_")[0]
     if "/" in score.name or kind not in ("fd", "kd", "precision", "recall", "density", "coverage"):
         return []
@@ -155,7 +167,10 @@ def _baselines(score: Score, store: FeatureStore) -> list[Score]:
     for word, other in _others(store, layer):
         value = _measure(kind, score, store, layer, other)
         if value is not None:
-            unit = f"{score.unit}, of {len(other):,} {'held-out images' if word == 'held-out' else 'images of noise'}"
+            unit = (
+                f"{score.unit}, of {len(other):,}"
+                f" {'held-out images' if word == 'held-out' else 'images of noise'}"
+            )
             found.append(Score(f"{score.name}/{word}", value, None, unit))
     return found
 
@@ -178,7 +193,10 @@ def _noise(store: FeatureStore, layer: str) -> Tensor:
     shape = store.sets["reference"].read(range(1)).shape[1:]
     n = min(NOISE_IMAGES, store.n)
     images = torch.stack(
-        [torch.randint(256, shape, generator=keys.generator("cpu", i, 0, "noise images")) for i in range(n)]
+        [
+            torch.randint(256, shape, generator=keys.generator("cpu", i, 0, "noise images"))
+            for i in range(n)
+        ]
     ).to(torch.uint8)
     extractor, wanted = layer.split("/")
     pixels = to_rgb(images).to(store.state.device)

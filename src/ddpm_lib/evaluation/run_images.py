@@ -1,4 +1,6 @@
-"""The images of a run: its own, checked against what it was trained on, or others opened as it opens its own."""
+"""The images of a run: its own, checked against what it was trained on, or others opened as it
+opens its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class RunImages:
 
     Args:
         loaded: The run.
-        given: Images that may be those it was trained on, whole, as they were given to its training.
+        given: Images that may be those it was trained on, whole, as they were given to its
+            training.
     """
 
     def __init__(self, loaded: LoadedRun, given: Any = None) -> None:
@@ -49,17 +52,22 @@ class RunImages:
         if which == "train":
             return train
         if held_out is None:
-            raise ConfigError(f"{self.why_nothing_is_held_out()} Use data='train' (--data train), or name images.")
+            raise ConfigError(
+                f"{self.why_nothing_is_held_out()} Use data='train' (--data train), or name images."
+            )
         return held_out
 
     def why_nothing_is_held_out(self) -> str:
         """Say why there are no held-out images."""
         if is_described(self.config.val_data):
             return (
-                f"the held-out images of this run were an object of Python, {self.config.val_data}, which cannot be opened "
-                "again. Pass them: evaluate(run, dataset)."
+                f"the held-out images of this run were an object of Python, {self.config.val_data},"
+                " which cannot be opened again. Pass them: evaluate(run, dataset)."
             )
-        return "this run held nothing out (val_every or val_fraction was 0, or it had fewer than 10 images)."
+        return (
+            "this run held nothing out (val_every or val_fraction was 0, or it had fewer than 10"
+            " images)."
+        )
 
     def sets(self) -> tuple[ImageDataset, ImageDataset | None]:
         """Return the training set and, where there is one, the held-out set; neither is augmented.
@@ -80,8 +88,8 @@ class RunImages:
         if source.isidentifier() and source[0].isupper() and not Path(source).exists():
             # The name of a class, not a path: somebody's object, which no hub has either.
             raise ConfigError(
-                f"This run was trained on an object of Python ({source}), which cannot be opened again. Pass it: "
-                "evaluate(run, dataset); or name images with data= (--data PATH)."
+                f"This run was trained on an object of Python ({source}), which cannot be opened"
+                " again. Pass it: evaluate(run, dataset); or name images with data= (--data PATH)."
             )
         config = self.config
         if is_described(config.val_data):
@@ -92,8 +100,9 @@ class RunImages:
             train, held_out = open_training_data(source, config, diffusion, _quiet, fraction)
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"The data of this run, {described.source!r}, cannot be opened from here: {error} "
-                "Name images with data= (--data PATH), or pass them in Python: evaluate(run, dataset)."
+                f"The data of this run, {described.source!r}, cannot be opened from here: {error}"
+                " Name images with data= (--data PATH), or pass them in Python: evaluate(run,"
+                " dataset)."
             ) from error
         if not is_same(train, described):
             raise ConfigError(
@@ -104,7 +113,8 @@ class RunImages:
         return train, held_out
 
     def opened(self, dataset: Any, split: str | None, on_bad_image: OnBadImage) -> ImageDataset:
-        """Return a dataset given as an object: opened as the run opens its own, if it is not one of ours.
+        """Return a dataset given as an object: opened as the run opens its own, if it is not one of
+        ours.
 
         Raises:
             ConfigError: If it does not fit the run.
@@ -119,12 +129,16 @@ class RunImages:
         self,
         described: DataDescription,
     ) -> tuple[ImageDataset, ImageDataset | None] | None:
-        """Cut the images given as training did, and return the two sets if they are those of the run."""
+        """Cut the images given as training did, and return the two sets if they are those of the
+        run.
+        """
         if self.given is None:
             return None
         try:
             fraction = fraction_held_out(self.loaded.run_state)
-            found = open_training_data(self.given, self.config, self.loaded.diffusion, _quiet, fraction)
+            found = open_training_data(
+                self.given, self.config, self.loaded.diffusion, _quiet, fraction
+            )
         except (OSError, TypeError, ValueError):
             return None  # other images, of other sizes or classes
         return found if is_same(found[0], described) else None
@@ -141,22 +155,39 @@ class RunImages:
             ConfigError: If they do not fit the run.
         """
         alone = dataclasses.replace(
-            self.config, val_data=None, val_fraction=0.0, split=split, batch_size=1, accumulation_steps=1,
-            shards=None, on_bad_image=on_bad_image or self.config.on_bad_image,
-        )  # fmt: skip
-        return check_matches_run(open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded)
+            self.config,
+            val_data=None,
+            val_fraction=0.0,
+            split=split,
+            batch_size=1,
+            accumulation_steps=1,
+            shards=None,
+            on_bad_image=on_bad_image or self.config.on_bad_image,
+        )
+        return check_matches_run(
+            open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded
+        )
 
     def image_column(self, data: Any) -> str | None:
         """Return the run's column of images for data that may have columns."""
-        return self.config.image_column if isinstance(data, (str, Path)) and may_have_columns(data) else None
+        return (
+            self.config.image_column
+            if isinstance(data, (str, Path)) and may_have_columns(data)
+            else None
+        )
 
     def pictures(self, data: Any, split: str | None, on_bad_image: OnBadImage) -> ImageDataset:
-        """Open images to compare samples with as the run opens its own: size, channels, fit; no labels.
+        """Open images to compare samples with as the run opens its own: size, channels, fit; no
+        labels.
 
         Of folders a source comes here, which knows its frames.
         """
         bare = dataclasses.replace(
-            self.config, labels="none", label_column=None, image_column=self.image_column(data), frames="first"
+            self.config,
+            labels="none",
+            label_column=None,
+            image_column=self.image_column(data),
+            frames="first",
         )
         if on_bad_image is not None:
             bare = dataclasses.replace(bare, on_bad_image=on_bad_image)
@@ -169,13 +200,14 @@ def check_matches_run(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:
     wanted, got = loaded.diffusion.image_shape, (dataset.channels, *dataset.image_size)
     if wanted != got:
         raise ConfigError(
-            f"The run needs entries of shape {wanted}; the dataset has {got}. Open it with that image_size."
+            f"The run needs entries of shape {wanted}; the dataset has {got}. Open it with that"
+            " image_size."
         )
     names = loaded.diffusion.conditioners or {}
     if "class_label" in names and dataset.class_names != loaded.class_names:
         raise ConfigError(
-            f"The run was trained on the classes {', '.join(loaded.class_names or ['none'])}; the data has "
-            f"{', '.join(dataset.class_names or ['none'])}. They must be the same."
+            f"The run was trained on the classes {', '.join(loaded.class_names or ['none'])}; the"
+            f" data has {', '.join(dataset.class_names or ['none'])}. They must be the same."
         )
     return dataset
 

@@ -31,7 +31,9 @@ from ddpm_lib.metrics.memorisation import ALARM
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 
 FEW = 10_000
-"""Below so many samples the bias of Fréchet distances is large: the value comes with a warning and an estimate without it."""
+"""Below so many samples the bias of Fréchet distances is large: the value comes with a warning and
+an estimate without it.
+"""
 NEIGHBOURS = 3
 NEIGHBOURS_DC = 5
 
@@ -63,7 +65,9 @@ def count_word(n: int) -> str:
 
 
 def _features(task: SampleTask, which: str, layer: str) -> Tensor:
-    """Return features where comparing all pairs is fastest: on a GPU that has float64, else on the CPU."""
+    """Return features where comparing all pairs is fastest: on a GPU that has float64, else on the
+    CPU.
+    """
     found = task.bank.features(which, layer)
     return found.to(task.state.device) if task.state.device.type == "cuda" else found
 
@@ -76,10 +80,16 @@ def influenced(
     unit: str,
     share: bool = False,
 ) -> Score:
-    """Return a score with its standard error and interval: Wilson's for a share, else what resampling gives."""
+    """Return a score with its standard error and interval: Wilson's for a share, else what
+    resampling gives.
+    """
     n, influence = len(influence), influence.cpu()
     error = float(influence.std()) / math.sqrt(n) if n > 1 else None
-    interval = share_interval(influence) if share else bootstrap_interval(value, influence, seed=task.options.seed)
+    interval = (
+        share_interval(influence)
+        if share
+        else bootstrap_interval(value, influence, seed=task.options.seed)
+    )
     if not error:  # no spread was seen, which does not mean that there is none
         return Score(name, value, None, unit, interval=interval if share else None)
     return Score(name, value, error, unit, interval=interval)
@@ -117,7 +127,11 @@ def _frechet(task: SampleTask, name: str, layer: str) -> list[Score]:
     if store.n < FEW:
         corrected = frechet_infinity(features, reference, task.options.seed)
         if corrected is not None:
-            found.append(Score(f"{name}/infinity", corrected, None, "extrapolated to infinitely many samples"))
+            found.append(
+                Score(
+                    f"{name}/infinity", corrected, None, "extrapolated to infinitely many samples"
+                )
+            )
     return found
 
 
@@ -141,7 +155,8 @@ def _layers(options: MetricOptions, table: dict[str, str], metric: str) -> dict[
     found = {name: f"{name}/{table[name]}" for name in names if name in table}
     if not found:
         raise ConfigError(
-            f"{metric} is defined for features of {', '.join(table)}; got features={options.features!r}. Add one of them."
+            f"{metric} is defined for features of {', '.join(table)}; got"
+            f" features={options.features!r}. Add one of them."
         )
     return found
 
@@ -151,7 +166,11 @@ def sfid(task: SampleTask) -> list[Score]:
     store = task.bank
     ends = f"{store.word('reference')}_{count_word(store.n)}"
     layers = _layers(task.options, SPATIAL, "sfid")
-    return [score for name, layer in layers.items() for score in _frechet(task, f"sfid_{name}_{ends}", layer)]
+    return [
+        score
+        for name, layer in layers.items()
+        for score in _frechet(task, f"sfid_{name}_{ends}", layer)
+    ]
 
 
 def inception(task: SampleTask) -> list[Score]:
@@ -177,7 +196,8 @@ def kid(task: SampleTask) -> list[Score]:
     store, found = task.bank, []
     for features, layer in _extractor_pairs(task.options):
         x, y = _features(task, "samples", layer), _features(task, "reference", layer)
-        name = f"{_distance_word('kid', features)}_{features}_{store.word('reference')}_{count_word(store.n)}"
+        kind, sets = _distance_word("kid", features), store.word("reference")
+        name = f"{kind}_{features}_{sets}_{count_word(store.n)}"
         found.append(influenced(task, name, kernel_distance(x, y), kernel_influence(x, y), "MMD²"))
     return found
 
@@ -218,7 +238,9 @@ def _neighbours(task: SampleTask, k: int, names: tuple[str, str]) -> list[Score]
 
 
 def memorisation(task: SampleTask) -> list[Score]:
-    """Copies of training images among the samples, and C_T against held-out images, in pixels and in features."""
+    """Copies of training images among the samples, and C_T against held-out images, in pixels and
+    in features.
+    """
     store, found = task.bank, []
     ends = f"{store.word('train')}_{count_word(store.n)}"
     for name, layer in {"pixels": "pixels/pixels", **dict(_extractor_pairs(task.options))}.items():
@@ -261,13 +283,21 @@ def _copying(
     held_out: Tensor,
 ) -> list[Score]:
     test = measure_copying(samples, held_out, train, seed=task.options.seed)
-    score = influenced(task, name, test.statistic, test.influence, f"z-score; lowest possible {test.least:.1f}")
+    score = influenced(
+        task, name, test.statistic, test.influence, f"z-score; lowest possible {test.least:.1f}"
+    )
     remark = ""
     if not test.can_ring:
         images = "image" if len(held_out) == 1 else "images"
-        remark = f"cannot tell with {len(held_out)} held-out {images}: no p-value below {test.lowest:.2g} is possible"
+        remark = (
+            f"cannot tell with {len(held_out)} held-out {images}: no p-value below"
+            f" {test.lowest:.2g} is possible"
+        )
     elif test.p_value <= ALARM:
-        remark = "nearer to training images than held-out ones are: copies, or blurred and uniform samples"
+        remark = (
+            "nearer to training images than held-out ones are: copies, or blurred and uniform"
+            " samples"
+        )
     unit = f"p-value; alarm at {ALARM:g} (Mann-Whitney, held-out images: {len(held_out):,})"
     return [score, Score(f"{name}/p", test.p_value, None, unit, remark=remark)]
 
@@ -291,7 +321,9 @@ SAMPLE_METRICS = {
         ],
         sfid,
     ),
-    "is": SampleMetric(lambda o: [Need("samples", layer) for layer in _layers(o, LOGITS, "is").values()], inception),
+    "is": SampleMetric(
+        lambda o: [Need("samples", layer) for layer in _layers(o, LOGITS, "is").values()], inception
+    ),
     "kid": SampleMetric(_both, kid),
     "pr": SampleMetric(_both, precision_recall),
     "dc": SampleMetric(_both, density_coverage),

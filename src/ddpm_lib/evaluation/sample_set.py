@@ -45,8 +45,8 @@ def sample_images(
         about: JSON-able: which weights these are.
         device: Where to sample.
         network: A network instead of the process's own.
-        given: Images whose small versions a network that enlarges gets, with their labels; from the start again when all are
-            used.
+        given: Images whose small versions a network that enlarges gets, with their labels; from the
+            start again when all are used.
     """
     cond = default_condition(diffusion, n)
     asked, timesteps = options.sample_steps, diffusion.timesteps
@@ -55,12 +55,23 @@ def sample_images(
     def read(rows: range) -> Tensor:
         here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None
         if given is not None:
-            here = conditions_of(diffusion, given.batch(np.arange(rows.start, rows.stop) % len(given)))
+            here = conditions_of(
+                diffusion, given.batch(np.arange(rows.start, rows.stop) % len(given))
+            )
         images = diffusion.sample(
-            len(rows), sampler=options.sampler, num_steps=steps, spacing=options.spacing, eta=options.eta, seed=options.seed,
-            first_index=rows.start, cond=here, guidance_scale=options.guidance_scale, device=device, model=network,
+            len(rows),
+            sampler=options.sampler,
+            num_steps=steps,
+            spacing=options.spacing,
+            eta=options.eta,
+            seed=options.seed,
+            first_index=rows.start,
+            cond=here,
+            guidance_scale=options.guidance_scale,
+            device=device,
+            model=network,
             progress=False,
-        )  # fmt: skip
+        )
         return as_pictures(images)
 
     about = [about, given.fingerprint if given is not None else None]

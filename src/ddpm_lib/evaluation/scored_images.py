@@ -1,4 +1,6 @@
-"""The images that metrics of the model look at: what the option `data` names, or images given as an object."""
+"""The images that metrics of the model look at: what the option `data` names, or images given as an
+object.
+"""
 
 from __future__ import annotations
 
@@ -82,12 +84,15 @@ def _named_set(options: EvaluationOptions, own: RunImages) -> ImageDataset:
     """Open the images that `options.data` names.
 
     Raises:
-        ConfigError: If the run's own data cannot be opened, has changed, or holds nothing out; or classes do not fit.
+        ConfigError: If the run's own data cannot be opened, has changed, or holds nothing out; or
+            classes do not fit.
     """
     if options.data not in ("held-out", "train"):
         folder = Path(options.data)
         data = drawn_samples(folder, "data")[0] if folder.is_dir() else options.data
         return own.other(data, options.split, options.on_bad_image)
     if options.split is not None:
-        raise ConfigError(f"split goes with a dataset of yours in data; data={options.data!r} is the run's own.")
+        raise ConfigError(
+            f"split goes with a dataset of yours in data; data={options.data!r} is the run's own."
+        )
     return own.get(options.data)

@@ -20,9 +20,11 @@ class Score:
         value: Mean over the images.
         standard_error: From the choice of images and the noise; None where a metric has none.
         unit: Such as "bits/dim".
-        per_image: The numbers it is the mean of, float64 (n,), where there are some; not written to files.
+        per_image: The numbers it is the mean of, float64 (n,), where there are some; not written to
+            files.
         interval: 95 % bootstrap interval for the choice of images; it says nothing of bias.
-        remark: What a reader must know beside the number: that it is worse than trivial, or rests on too little.
+        remark: What a reader must know beside the number: that it is worse than trivial, or rests
+            on too little.
     """
 
     name: str
@@ -35,7 +37,9 @@ class Score:
 
 
 def mean_score(name: str, values: Tensor, unit: str) -> Score:
-    """Return the mean of float64 (n,) with its standard error s/√n and its bootstrap interval, None for one image."""
+    """Return the mean of float64 (n,) with its standard error s/√n and its bootstrap interval, None
+    for one image.
+    """
     value = float(values.mean())
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     return Score(name, value, error, unit, values, bootstrap_interval(value, values))

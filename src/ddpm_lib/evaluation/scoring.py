@@ -71,7 +71,9 @@ def run_metrics(
 
 
 def _likelihood_difference(scores: Sequence[Score]) -> list[Score]:
-    """Compare the two likelihoods image by image: most of the spread between images is common to both."""
+    """Compare the two likelihoods image by image: most of the spread between images is common to
+    both.
+    """
     found = {s.name: s.per_image for s in scores}
     bound, flow = found.get("nll"), found.get("flow_nll")
     if bound is None or flow is None:

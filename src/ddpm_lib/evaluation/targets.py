@@ -1,4 +1,6 @@
-"""What is evaluated: a run or one of its checkpoints, or images; told apart by what a folder holds."""
+"""What is evaluated: a run or one of its checkpoints, or images; told apart by what a folder
+holds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".safetensors")
 def is_run(target: Any) -> bool:
     """Say whether a target is a run or a checkpoint, ours or foreign, rather than images.
 
-    What does not exist, or is empty, counts as a run: looking for its checkpoints says what is wrong.
+    What does not exist, or is empty, counts as a run: looking for its checkpoints says what is
+        wrong.
     """
     if not isinstance(target, (str, Path)):
         return False
@@ -43,8 +46,8 @@ def refuse_checkpoints_folder(target: Any) -> None:
     inside = sorted(Path(target).glob(f"*/{MANIFEST}")) if isinstance(target, (str, Path)) else []
     if inside and not is_run(target):
         raise ConfigError(
-            f"{target} holds checkpoints of a run. Give the run, {Path(target).resolve().parent}, or one of them, such as "
-            f"{inside[-1].parent}."
+            f"{target} holds checkpoints of a run. Give the run, {Path(target).resolve().parent},"
+            f" or one of them, such as {inside[-1].parent}."
         )
 
 

@@ -1,7 +1,7 @@
 """What a metric works on; the work is shared over the ranks by image.
 
-Means are taken over the numbers of all images in their order, so that a result depends neither on the number of processes nor
-on the batch size (up to float32 rounding).
+Means are taken over the numbers of all images in their order, so that a result depends neither on
+the number of processes nor on the batch size (up to float32 rounding).
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class ModelTask(Task):
         images: The images to score, in order; the same set on every rank.
         run_images: The run's own sets.
         engine: Shares work over the ranks and keeps what is done.
-        key: JSON-able: the weights and options that numbers depend on, part of the key under which work is kept.
+        key: JSON-able: the weights and options that numbers depend on, part of the key under which
+            work is kept.
     """
 
     run: LoadedRun
@@ -94,7 +95,9 @@ class ModelTask(Task):
         rows: range,
         images: ImageDataset | None = None,
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Return images of these rows, as they are stored, and the conditions that the network knows."""
+        """Return images of these rows, as they are stored, and the conditions that the network
+        knows.
+        """
         chosen = self.images if images is None else images
         batch = chosen.batch(np.arange(rows.start, rows.stop))
         return batch["image"], conditions_of(self.model(), batch)
@@ -114,8 +117,8 @@ class ModelTask(Task):
             columns: Numbers per image, k.
             group: Images per call. Groups begin at multiples of it, whatever the number of ranks.
             score: From rows to float64 (len(rows), k) on the CPU.
-            resume: Whether an interrupted evaluation continues from what was kept, which is right if the numbers depend on
-                nothing but the weights, the options and the images.
+            resume: Whether an interrupted evaluation continues from what was kept, which is right
+                if the numbers depend on nothing but the weights, the options and the images.
 
         Returns:
             float64 (n, k) on the CPU.
@@ -145,7 +148,8 @@ class ModelTask(Task):
         own = torch.cat([none, *(score(range(k * group, min(n, (k + 1) * group))) for k in shown)])
         if ranks == 1:
             return own
-        # Ranks have equal shares of the groups but for the last ones: padded, all but the end of the whole is filled.
+        # Ranks have equal shares of the groups but for the last ones: padded, all but the end of
+        # the whole is filled.
         size = math.ceil(math.ceil(n / group) / ranks) * group
         dtype = torch.float32 if self.state.device.type == "mps" else torch.float64
         padded = torch.zeros(size, columns, dtype=dtype, device=self.state.device)

@@ -21,27 +21,41 @@ from ddpm_lib.runtime.devices import joined_state
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 _ALLOWED = (
-    "metrics", "num", "features", "feature_weights", "reference", "sampler", "sample_steps", "spacing", "eta",
-    "guidance_scale", "batch_size", "seed",
-)  # fmt: skip
+    "metrics",
+    "num",
+    "features",
+    "feature_weights",
+    "reference",
+    "sampler",
+    "sample_steps",
+    "spacing",
+    "eta",
+    "guidance_scale",
+    "batch_size",
+    "seed",
+)
 
 
 class Evaluate(Callback):
-    """Judge samples of the averaged weights every `every` steps and after the last one, shared over the ranks.
+    """Judge samples of the averaged weights every `every` steps and after the last one, shared over
+    the ranks.
 
-    The scores go into metrics.jsonl and the trackers under their names. The same seeds are drawn every time, so that a curve
-    shows the model and not the noise; features of the training images are taken once.
+    The scores go into metrics.jsonl and the trackers under their names. The same seeds are drawn
+    every time, so that a curve shows the model and not the noise; features of the training images
+    are taken once.
 
     Args:
         every: Steps between evaluations.
-        **options: Of `EvaluationOptions`: metrics (of samples; default fid), num (default 1,000), features, feature_weights,
-            reference (train or held-out), sampler, sample_steps, spacing, eta, guidance_scale, batch_size, seed.
+        **options: Of `EvaluationOptions`: metrics (of samples; default fid), num (default 1,000),
+            features, feature_weights, reference (train or held-out), sampler, sample_steps,
+            spacing, eta, guidance_scale, batch_size, seed.
 
     Raises:
         ConfigError: For other options, or metrics that are not of samples.
 
     Example:
-        >>> Trainer(diffusion, data, callbacks=[Evaluate(5000, metrics="fid,memorisation", num=2000)])  # doctest: +SKIP
+        >>> judge = Evaluate(5000, metrics="fid,memorisation", num=2000)        # doctest: +SKIP
+        >>> Trainer(diffusion, data, callbacks=[judge])                         # doctest: +SKIP
     """
 
     def __init__(self, every: int, **options: Any) -> None:
@@ -49,13 +63,20 @@ class Evaluate(Callback):
         if every < 1:
             raise ConfigError(f"every must be at least 1; got {every}. It counts steps.")
         self.every = every
-        self.options = EvaluationOptions(**{"metrics": "fid", "num": 1000, "progress": False, **options})
+        self.options = EvaluationOptions(
+            **{"metrics": "fid", "num": 1000, "progress": False, **options}
+        )
         if self.options.num is None:
             raise ConfigError("num must say how many samples to draw. Use num=1000.")
         if self.options.reference not in (None, "train", "held-out"):
-            raise ConfigError(f"reference must be train or held-out during training; got {self.options.reference!r}.")
+            raise ConfigError(
+                "reference must be train or held-out during training; got"
+                f" {self.options.reference!r}."
+            )
         if self.options.metrics == AUTO:
-            raise ConfigError("metrics must be named during training. Use metrics='kid,pr' or metrics='fid'.")
+            raise ConfigError(
+                "metrics must be named during training. Use metrics='kid,pr' or metrics='fid'."
+            )
         self._metrics = [_sample_metric(name) for name in self.options.metric_names]
         self._store: FeatureStore | None = None
         self.scores: tuple[Score, ...] = ()
@@ -64,7 +85,8 @@ class Evaluate(Callback):
         """Find weights and images now rather than at the first evaluation.
 
         Raises:
-            ConfigError: If held-out images are the reference and the run holds nothing out, or a metric lacks its weights.
+            ConfigError: If held-out images are the reference and the run holds nothing out, or a
+                metric lacks its weights.
         """
         sets = {"train": dataset_images(trainer.dataset, "train")}
         if trainer.held_out is not None:
@@ -94,7 +116,9 @@ class Evaluate(Callback):
         about, network = [str(trainer.output_dir), trainer.step], trainer.averaged_network()
         enlarges = low_res_conditioner(trainer.diffusion) is not None
         given = (trainer.held_out or trainer.dataset) if enlarges else None
-        samples = sample_images(trainer.diffusion, options, options.num, about, trainer.device, network, given)
+        samples = sample_images(
+            trainer.diffusion, options, options.num, about, trainer.device, network, given
+        )
         needs, _ = plan_features(options, engine)
         store = self._store.with_samples(samples)
         store.prepare(need for wanted in needs.values() for need in wanted)
@@ -107,5 +131,7 @@ class Evaluate(Callback):
 def _sample_metric(name: str) -> SampleMetric:
     metric = METRICS[name]
     if not isinstance(metric, SampleMetric):
-        raise ConfigError(f"{name} scores the model itself: validation shows its loss, `ddpm evaluate` the rest.")
+        raise ConfigError(
+            f"{name} scores the model itself: validation shows its loss, `ddpm evaluate` the rest."
+        )
     return metric

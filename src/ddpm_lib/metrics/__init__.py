@@ -1,17 +1,38 @@
-"""How good and how new samples are: distances between sets of images, nearest neighbours, memorisation, with honest intervals.
+"""How good and how new samples are: distances between sets of images, nearest neighbours,
+memorisation, with honest intervals.
 
-The functions work on features (n, d); `make_extractor` makes them from images. torch-fidelity and pytorch-fid are imported only
-when their networks are asked for. `ddpm_lib.evaluation` puts it all together.
+The functions work on features (n, d); `make_extractor` makes them from images. torch-fidelity and
+pytorch-fid are imported only when their networks are asked for. `ddpm_lib.evaluation` puts it all
+together.
 """
 
 from ddpm_lib.metrics.bootstrap import bootstrap_interval, share_interval
 from ddpm_lib.metrics.extractors import EXTRACTORS, FEATURES, Extractor, make_extractor, to_rgb
 from ddpm_lib.metrics.frechet import frechet_distance, frechet_infinity, frechet_of_features
 from ddpm_lib.metrics.kernel import inception_score, kernel_distance, mmd2
-from ddpm_lib.metrics.memorisation import CopyingTest, CopyTest, copies, copy_test, copying_test, measure_copying
-from ddpm_lib.metrics.moments import Moments, Statistics, read_statistics, save_statistics, statistics_of
+from ddpm_lib.metrics.memorisation import (
+    CopyingTest,
+    CopyTest,
+    copies,
+    copy_test,
+    copying_test,
+    measure_copying,
+)
+from ddpm_lib.metrics.moments import (
+    Moments,
+    Statistics,
+    read_statistics,
+    save_statistics,
+    statistics_of,
+)
 from ddpm_lib.metrics.neighbours import manifolds, nearest_distances
-from ddpm_lib.metrics.weights import WEIGHTS, MissingWeightsError, fetch_weights, find_weights, get_weights
+from ddpm_lib.metrics.weights import (
+    WEIGHTS,
+    MissingWeightsError,
+    fetch_weights,
+    find_weights,
+    get_weights,
+)
 
 __all__ = [
     "EXTRACTORS",

@@ -11,13 +11,15 @@ from ddpm_lib.core import keys
 def bootstrap_interval(
     value: float, influence: Tensor, *, seed: int = 0, replicates: int = 1000, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Return the interval that resampling the images with replacement gives a metric, to first order.
+    """Return the interval that resampling the images with replacement gives a metric, to first
+    order.
 
-    A metric of a weighted set of images changes by mean_i w_i L_i, where L is its influence function (Efron & Tibshirani 1993,
-    §22). Resampling the L_i costs next to nothing where recomputing the metric (an eigenvalue problem of 2,048 dimensions)
-    a thousand times would take hours, and it does not see the same image twice, from which distances between sets and
-    nearest neighbours would only learn of the repetition. For a mean it is the ordinary percentile bootstrap. It says how much
-    the choice of images matters, nothing of bias.
+    A metric of a weighted set of images changes by mean_i w_i L_i, where L is its influence
+    function (Efron & Tibshirani 1993, §22). Resampling the L_i costs next to nothing where
+    recomputing the metric (an eigenvalue problem of 2,048 dimensions) a thousand times would take
+    hours, and it does not see the same image twice, from which distances between sets and nearest
+    neighbours would only learn of the repetition. For a mean it is the ordinary percentile
+    bootstrap. It says how much the choice of images matters, nothing of bias.
 
     Args:
         value: The metric.
@@ -41,7 +43,8 @@ def bootstrap_interval(
 
 
 def share_interval(values: Tensor, z: float = 1.96) -> tuple[float, float] | None:
-    """Return Wilson's interval for a share (Wilson 1927), from float (n,) of 0 and 1; None for fewer than two.
+    """Return Wilson's interval for a share (Wilson 1927), from float (n,) of 0 and 1; None for
+    fewer than two.
 
     Resampling cannot say anything where all images agree: 0 of 100 is no proof of 0 %.
     """

@@ -1,4 +1,6 @@
-"""From images to features, by name: published networks through the libraries that carry them, and small ones without weights."""
+"""From images to features, by name: published networks through the libraries that carry them, and
+small ones without weights.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +16,60 @@ from torch.nn import functional as F
 
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.metrics.foreign import read_tensors
-from ddpm_lib.metrics.weights import WEIGHTS, MissingWeightsError, get_weights, hub_folder, missing_weights, sha256_of
+from ddpm_lib.metrics.weights import (
+    WEIGHTS,
+    MissingWeightsError,
+    get_weights,
+    hub_folder,
+    missing_weights,
+    sha256_of,
+)
 
 
 class Extractor(ABC):
     """Features of several layers at once.
 
-    The call takes uint8 RGB images (n, 3, h, w) on the extractor's device; no image's features depend on the others.
+    The call takes uint8 RGB images (n, 3, h, w) on the extractor's device; no image's features
+    depend on the others.
     """
 
     @abstractmethod
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return float32 (n, d) by layer, for uint8 RGB images (n, 3, h, w) on the extractor's device."""
+        """Return float32 (n, d) by layer, for uint8 RGB images (n, 3, h, w) on the extractor's
+        device.
+        """
 
 
 def to_rgb(images: Tensor) -> Tensor:
-    """Bring uint8 images (n, c, h, w) to three channels as PIL's convert("RGB") does: grey is repeated, alpha is dropped.
+    """Bring uint8 images (n, c, h, w) to three channels as PIL's convert("RGB") does: grey is
+    repeated, alpha is dropped.
 
     Raises:
         ValueError: For data that is no picture.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         raise ValueError(
-            f"Features are taken of uint8 pictures (n, 1 | 3 | 4, h, w); got {images.dtype} {tuple(images.shape)}. "
-            "Metrics of pictures do not apply to other data."
+            f"Features are taken of uint8 pictures (n, 1 | 3 | 4, h, w); got {images.dtype}"
+            f" {tuple(images.shape)}. Metrics of pictures do not apply to other data."
         )
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
 
 
 class RandomProjection(Extractor):
-    """Fixed random projections of the image averaged to 8×8: features in microseconds, without weights, for tests and trials.
+    """Fixed random projections of the image averaged to 8×8: features in microseconds, without
+    weights, for tests and trials.
 
-    Not a measure of what people see; useful to try a pipeline, and blind to nothing that 8×8 pixels show.
+    Not a measure of what people see; useful to try a pipeline, and blind to nothing that 8×8 pixels
+    show.
     """
 
     def __init__(self, layers: Sequence[str], device: torch.device) -> None:
         generator = torch.Generator().manual_seed(20150512)
         sizes = {"64": 64, "spatial": 49, "logits": 10}
-        self._maps = {k: (torch.randn(192, n, generator=generator) / 192**0.5).to(device) for k, n in sizes.items()}
+        self._maps = {
+            k: (torch.randn(192, n, generator=generator) / 192**0.5).to(device)
+            for k, n in sizes.items()
+        }
         self._layers = tuple(layers)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -62,7 +80,9 @@ class RandomProjection(Extractor):
 
 
 class Pixels(Extractor):
-    """The image itself, averaged to at most 32×32, in [0, 1]: the pixel space of the memorisation metric."""
+    """The image itself, averaged to at most 32×32, in [0, 1]: the pixel space of the memorisation
+    metric.
+    """
 
     def __init__(self, layers: Sequence[str], device: torch.device) -> None:
         self._layers = tuple(layers)
@@ -78,18 +98,23 @@ class Pixels(Extractor):
 class Inception(Extractor):
     """Inception-v3 of the FID paper through torch-fidelity, with TensorFlow's resizing.
 
-    Layers: 64, 192, 768, 2048, logits (without bias, as the inception score uses them) and spatial (the first 7 channels of
-    mixed_6/conv, 17×17, of Nash et al. 2021's sFID). The network runs in channels_last, the faster layout.
+    Layers: 64, 192, 768, 2048, logits (without bias, as the inception score uses them) and spatial
+        (the first 7 channels of
+    mixed_6/conv, 17×17, of Nash et al. 2021's sFID). The network runs in channels_last, the faster
+    layout.
     """
 
-    def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[str], device: torch.device, path: str | Path | None = None
+    ) -> None:
         file = get_weights("inception", path)
         check_tensors(file, "inception")
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self._layers = tuple(layers)
         wanted = ["logits_unbiased" if k == "logits" else k for k in layers if k != "spatial"]
-        # The order in which the network reaches them; with nothing but spatial asked for, the 768 that follow it cost least.
+        # The order in which the network reaches them; with nothing but spatial asked for, the 768
+        # that follow it cost least.
         order = ("64", "192", "768", "2048", "logits_unbiased")
         self._wanted = [k for k in order if k in wanted] or ["768"]
         network = FeatureExtractorInceptionV3(
@@ -117,9 +142,13 @@ class Inception(Extractor):
 
 
 class PytorchFid(Extractor):
-    """The same network as pytorch-fid runs it, with PyTorch's bilinear resizing: a cross-check, apart by a percent."""
+    """The same network as pytorch-fid runs it, with PyTorch's bilinear resizing: a cross-check,
+    apart by a percent.
+    """
 
-    def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[str], device: torch.device, path: str | Path | None = None
+    ) -> None:
         file = get_weights("inception", path)
         check_tensors(file, "inception")
         import pytorch_fid.inception as peer
@@ -127,7 +156,9 @@ class PytorchFid(Extractor):
         state = read_tensors(file)
         self._layers = tuple(sorted(layers, key=int))
         with _replaced(peer, "load_state_dict_from_url", lambda *_, **__: state):
-            network = peer.InceptionV3([peer.InceptionV3.BLOCK_INDEX_BY_DIM[int(k)] for k in self._layers])
+            network = peer.InceptionV3(
+                [peer.InceptionV3.BLOCK_INDEX_BY_DIM[int(k)] for k in self._layers]
+            )
         self._network = network.to(device, memory_format=torch.channels_last)
         self._network.eval()
 
@@ -135,7 +166,9 @@ class PytorchFid(Extractor):
         """Return float32 (n, d) by layer."""
         with torch.inference_mode():
             maps = self._network(images.float() / 255.0)
-        return {k: F.adaptive_avg_pool2d(x, 1).flatten(1).clone() for k, x in zip(self._layers, maps)}
+        return {
+            k: F.adaptive_avg_pool2d(x, 1).flatten(1).clone() for k, x in zip(self._layers, maps)
+        }
 
 
 class DinoV2(Extractor):
@@ -144,7 +177,9 @@ class DinoV2(Extractor):
     The network's code is its authors', which lies in torch.hub's cache.
     """
 
-    def __init__(self, layers: Sequence[str], device: torch.device, path: str | Path | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[str], device: torch.device, path: str | Path | None = None
+    ) -> None:
         code, file = dinov2_code(), get_weights("dinov2", path)
         check_tensors(file, "dinov2")
         import torch_fidelity.feature_extractor_dinov2 as peer
@@ -152,7 +187,9 @@ class DinoV2(Extractor):
         model = torch.hub.load(str(code), "dinov2_vitl14", source="local", pretrained=False)
         model.load_state_dict(read_tensors(file))
         self._layers = tuple(layers)
-        with _replaced(torch.hub, "load", lambda *_, **__: model):  # torch-fidelity would fetch both anew
+        with _replaced(
+            torch.hub, "load", lambda *_, **__: model
+        ):  # torch-fidelity would fetch both anew
             self._network = peer.FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
         self._network.to(device)
         self._network.eval()
@@ -171,11 +208,19 @@ def dinov2_code() -> Path:
         MissingWeightsError: If it is not there, saying what to bring.
     """
     folder = hub_folder().parent
-    found = next((p for p in sorted(folder.glob("facebookresearch_dinov2_*")) if (p / "hubconf.py").is_file()), None)
+    found = next(
+        (
+            p
+            for p in sorted(folder.glob("facebookresearch_dinov2_*"))
+            if (p / "hubconf.py").is_file()
+        ),
+        None,
+    )
     if found is None:
         raise MissingWeightsError(
-            "The code of DINOv2 is not here. Unpack https://github.com/facebookresearch/dinov2/archive/main.zip as "
-            f"{folder}/facebookresearch_dinov2_main.\n{missing_weights(WEIGHTS['dinov2'])}"
+            "The code of DINOv2 is not here. Unpack"
+            " https://github.com/facebookresearch/dinov2/archive/main.zip as"
+            f" {folder}/facebookresearch_dinov2_main.\n{missing_weights(WEIGHTS['dinov2'])}"
         )
     return found
 
@@ -183,7 +228,8 @@ def dinov2_code() -> Path:
 def check_tensors(file: Path, name: str) -> None:
     """Refuse a file of weights that is neither the published one nor holds tensors only.
 
-    The libraries unpickle without restraint: what the safe unpickler takes cannot run code there either.
+    The libraries unpickle without restraint: what the safe unpickler takes cannot run code there
+        either.
     """
     if sha256_of(file) != WEIGHTS[name].sha256:
         read_tensors(file)
@@ -202,7 +248,13 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 Build = Callable[..., Extractor]
 EXTRACTORS: Registry[Build] = Registry(
     "extractor",
-    {"inception": Inception, "pytorchfid": PytorchFid, "dinov2": DinoV2, "random": RandomProjection, "pixels": Pixels},
+    {
+        "inception": Inception,
+        "pytorchfid": PytorchFid,
+        "dinov2": DinoV2,
+        "random": RandomProjection,
+        "pixels": Pixels,
+    },
 )
 
 FEATURES: Registry[tuple[str, str]] = Registry(
@@ -242,7 +294,8 @@ def make_extractor(
 
 
 def weights_digest(name: str, path: str | Path | None = None) -> str:
-    """Return what tells an extractor's features from those of another: the digest of its weights, or its name.
+    """Return what tells an extractor's features from those of another: the digest of its weights,
+    or its name.
 
     Raises:
         MissingWeightsError: If its weights cannot be had.

@@ -1,4 +1,6 @@
-"""Files of other tools that hold tensors in a pickle: read with the unpickler that builds nothing but tensors and arrays."""
+"""Files of other tools that hold tensors in a pickle: read with the unpickler that builds nothing
+but tensors and arrays.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,24 @@ def read_tensors(path: str | Path) -> Any:
     """
     allowed: list[Any] = [np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
     # What a pickled NumPy array calls, which NumPy keeps in a private module.
-    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")):
+    for module, name in (
+        ("multiarray", "_reconstruct"),
+        ("multiarray", "scalar"),
+        ("numeric", "_frombuffer"),
+    ):
         part = getattr(importlib.import_module(f"numpy._core.{module}"), name, None)
         allowed += [] if part is None else [part]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except (RuntimeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or no file of tensors: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"{path} is damaged or no file of tensors: {str(error).splitlines()[0]}"
+        ) from None
     except Exception as error:
         if type(error).__name__ != "UnpicklingError":
             raise
         raise ValueError(
-            f"{path} is damaged, or holds Python objects, which are never loaded (they can run code). It must hold tensors only."
+            f"{path} is damaged, or holds Python objects, which are never loaded (they can run"
+            " code). It must hold tensors only."
         ) from None

@@ -18,7 +18,9 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mmd2(x: Tensor, y: Tensor) -> float:
-    """Return the unbiased estimate of MMD² with the polynomial kernel, from features (n, d) and (m, d), n, m ≥ 2."""
+    """Return the unbiased estimate of MMD² with the polynomial kernel, from features (n, d) and (m,
+    d), n, m ≥ 2.
+    """
     n, m = len(x), len(y)
     xx, yy = polynomial_kernel(x, x), polynomial_kernel(y, y)
     within = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
@@ -26,7 +28,11 @@ def mmd2(x: Tensor, y: Tensor) -> float:
 
 
 def kernel_distance(
-    samples: Tensor, reference: Tensor, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE, seed: int = 2020
+    samples: Tensor,
+    reference: Tensor,
+    subsets: int = KID_SUBSETS,
+    size: int = KID_SUBSET_SIZE,
+    seed: int = 2020,
 ) -> float:
     """Return KID: MMD² averaged over random subsets, with the subsets that torch-fidelity draws.
 
@@ -42,23 +48,33 @@ def kernel_distance(
     """
     size = min(size, len(samples), len(reference))
     if size < 2:
-        raise TooFewImagesError(f"KID needs at least 2 images on each side; got {len(samples)} and {len(reference)}.")
+        raise TooFewImagesError(
+            f"KID needs at least 2 images on each side; got {len(samples)} and {len(reference)}."
+        )
     draw = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):
-        x = samples[torch.from_numpy(draw.choice(len(samples), size, replace=False)).to(samples.device)]
-        y = reference[torch.from_numpy(draw.choice(len(reference), size, replace=False)).to(reference.device)]
+        x = samples[
+            torch.from_numpy(draw.choice(len(samples), size, replace=False)).to(samples.device)
+        ]
+        y = reference[
+            torch.from_numpy(draw.choice(len(reference), size, replace=False)).to(reference.device)
+        ]
         found.append(mmd2(x, y))
     return float(np.mean(found))
 
 
 def kernel_influence(samples: Tensor, reference: Tensor, limit: int = 5000) -> Tensor:
-    """Return the influence of each sample on MMD²: 2·(mean_j k(x_i, x_j) − mean_j k(x_i, y_j)), float64 (n,).
+    """Return the influence of each sample on MMD²: 2·(mean_j k(x_i, x_j) − mean_j k(x_i, y_j)),
+    float64 (n,).
 
     Means are taken over at most `limit` images spread over each set.
     """
     mine, other = _spread(samples, limit), _spread(reference, limit)
-    parts = [polynomial_kernel(x, mine).mean(1) - polynomial_kernel(x, other).mean(1) for x in samples.split(1024)]
+    parts = [
+        polynomial_kernel(x, mine).mean(1) - polynomial_kernel(x, other).mean(1)
+        for x in samples.split(1024)
+    ]
     return 2.0 * torch.cat(parts)
 
 
@@ -67,8 +83,11 @@ def _spread(features: Tensor, limit: int) -> Tensor:
     return features[torch.arange(n, device=features.device) * len(features) // n]
 
 
-def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
-    """Return exp(mean KL(p(y|x) ‖ p(y))) over splits: mean and population standard deviation (Salimans et al. 2016).
+def inception_score(
+    logits: Tensor, splits: int = 10, seed: int | None = 2020
+) -> tuple[float, float]:
+    """Return exp(mean KL(p(y|x) ‖ p(y))) over splits: mean and population standard deviation
+    (Salimans et al. 2016).
 
     Args:
         logits: (n, classes); the published score uses those without the bias.
@@ -94,7 +113,8 @@ def _kl(logits: Tensor) -> Tensor:
 def inception_influence(logits: Tensor) -> Tensor:
     """Return the influence of each image on the inception score of the whole set, float64 (n,).
 
-    With s_i = KL(p_i ‖ p̄), log IS = mean s_i, and a change of p̄ enters at second order only: L_i = IS·(s_i − mean s).
+    With s_i = KL(p_i ‖ p̄), log IS = mean s_i, and a change of p̄ enters at second order only: L_i
+    = IS·(s_i − mean s).
     """
     kl = _kl(logits.double())
     return kl.mean().exp() * (kl - kl.mean())

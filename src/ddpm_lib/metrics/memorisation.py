@@ -1,4 +1,6 @@
-"""Does a model copy its training images? Distances of samples to them, compared with those of held-out images."""
+"""Does a model copy its training images? Distances of samples to them, compared with those of
+held-out images.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ddpm_lib.metrics.neighbours import distances, nearest_distances
 
 COPY_RATIO = 1.0 / 3.0
 ALARM = 0.002
-"""Level of one test of memorisation. An evaluation makes a few, so that fewer than one in twenty rings falsely."""
+"""Level of one test of memorisation. An evaluation makes a few, so that fewer than one in twenty
+rings falsely.
+"""
 CONTROLS = 2000
 """Training images, spread over the set, that show how often images look like copies by nature."""
 EXACT = 50
@@ -22,10 +26,12 @@ EXACT = 50
 
 
 def copies(samples: Tensor, train: Tensor) -> Tensor:
-    """Mark copies: samples whose nearest training image is at most a third as far as the second nearest.
+    """Mark copies: samples whose nearest training image is at most a third as far as the second
+    nearest.
 
-    The rule of Yoon et al. 2023 (§3). It needs no threshold in the units of the features; an exact copy of a training image
-    that occurs twice counts too, a slightly changed copy of such an image does not.
+    The rule of Yoon et al. 2023 (§3). It needs no threshold in the units of the features; an exact
+    copy of a training image that occurs twice counts too, a slightly changed copy of such an image
+    does not.
 
     Args:
         samples: Features (n, d).
@@ -42,14 +48,16 @@ def copies(samples: Tensor, train: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CopyTest:
-    """How many samples are copies of training images, against how many images that cannot be copies look like ones.
+    """How many samples are copies of training images, against how many images that cannot be copies
+    look like ones.
 
     Attributes:
         copies: float64 (n,) of 0 and 1, by sample.
-        controls: The same for images that are no copies: training images, each against the others, and
-            held-out images.
+        controls: The same for images that are no copies: training images, each against the others,
+            and held-out images.
         p_value: Fisher's one-sided exact test that samples are copies more often than controls are.
-        lowest: The smallest p-value that sets of these sizes can have, where every sample is a copy.
+        lowest: The smallest p-value that sets of these sizes can have, where every sample is a
+            copy.
     """
 
     copies: Tensor
@@ -69,11 +77,14 @@ class CopyTest:
 
 
 def copy_test(samples: Tensor, train: Tensor, held_out: Tensor | None = None) -> CopyTest:
-    """Test whether more samples are copies (`copies`) than chance explains; it works with few images.
+    """Test whether more samples are copies (`copies`) than chance explains; it works with few
+    images.
 
-    Some data has images that look like copies of others: series of one scene, few degrees of freedom.
-    How often that happens is seen on each training image against all others, and on held-out images, and
-    compared with the samples by Fisher's exact test. Blurred samples are near to everything, but to no
+    Some data has images that look like copies of others: series of one scene, few degrees of
+        freedom.
+    How often that happens is seen on each training image against all others, and on held-out
+    images, and compared with the samples by Fisher's exact test. Blurred samples are near to
+    everything, but to no
     image three times nearer than to the next: unlike C_T, this test does not take them for copies.
 
     Args:
@@ -94,7 +105,9 @@ def copy_test(samples: Tensor, train: Tensor, held_out: Tensor | None = None) ->
 
 
 def _copies_among(train: Tensor) -> Tensor:
-    """Mark which of at most `CONTROLS` training images look like copies of another one, float64 (c,)."""
+    """Mark which of at most `CONTROLS` training images look like copies of another one, float64
+    (c,).
+    """
     c = min(len(train), CONTROLS)
     rows = torch.arange(c, device=train.device) * len(train) // c
     two = nearest_distances(train[rows], train, 3)[:, 1:]  # the nearest is the image itself
@@ -109,7 +122,8 @@ class CopyingTest:
     Attributes:
         statistic: C_T, a weighted mean of z-scores.
         influence: Of each sample on it, float64 (n,).
-        p_value: One-sided: how probable so low a statistic is where samples are as held-out images are.
+        p_value: One-sided: how probable so low a statistic is where samples are as held-out images
+            are.
         lowest: The smallest p-value that so many samples and held-out images can have.
         least: The lowest value that C_T can have.
     """
@@ -137,30 +151,39 @@ def copying_test(
 def measure_copying(
     samples: Tensor, held_out: Tensor, train: Tensor, *, seed: int = 0, cells: int | None = None
 ) -> CopyingTest:
-    """Compute C_T, the data-copying statistic of Meehan, Chaudhuri & Dasgupta 2020 (eq. 3), and its p-value.
+    """Compute C_T, the data-copying statistic of Meehan, Chaudhuri & Dasgupta 2020 (eq. 3), and its
+    p-value.
 
-    C_T is the mean over cells of the space, weighted by held-out images, of z-scores of a Mann–Whitney test between the
-    distances of samples and of held-out images to their nearest training image. About 0: samples are as far from training
-    images as new images are. Below −3: they are copies. Above 3: they are farther away (underfitting).
+    C_T is the mean over cells of the space, weighted by held-out images, of z-scores of a
+    Mann–Whitney test between the
+    distances of samples and of held-out images to their nearest training image. About 0: samples
+        are as far from training
+    images as new images are. Below −3: they are copies. Above 3: they are farther away
+    (underfitting).
 
-    A z-score of ranks is bounded: with 3 held-out images C_T never reaches −3, whatever is copied. The
-    p-value is right at any size: in one cell it is that of the exact distribution of ranks, where either
-    set has at most 50 images there; a tie between a sample and a held-out image counts against copying, so that it is
-    never too small. For larger sets, and for several cells, it is that of the normal distribution.
+    A z-score of ranks is bounded: with 3 held-out images C_T never reaches −3, whatever is copied.
+        The
+    p-value is right at any size: in one cell it is that of the exact distribution of ranks, where
+        either
+    set has at most 50 images there; a tie between a sample and a held-out image counts against
+    copying, so that it is never too small. For larger sets, and for several cells, it is that of
+    the normal distribution.
 
     Args:
         samples: Features (n, d).
         held_out: Features (h, d) of images that were not trained on.
         train: Features (m, d).
         seed: Names the starting points of k-means.
-        cells: Number of cells; default: one per 200 training images, 1 … 10. Cells with fewer than 10 samples or 10
-            held-out images are left out; if all are, the whole space is one cell.
+        cells: Number of cells; default: one per 200 training images, 1 … 10. Cells with fewer than
+            10 samples or 10 held-out images are left out; if all are, the whole space is one cell.
     """
     count = min(10, max(1, len(train) // 200)) if cells is None else cells
     centres = k_means(train, count, seed)
     near_q, near_p = (nearest_distances(x, train, 1)[:, 0] for x in (samples, held_out))
     cell_q, cell_p = (distances(x, centres).argmin(1) for x in (samples, held_out))
-    used = [c for c in range(count) if int((cell_q == c).sum()) >= 10 and int((cell_p == c).sum()) >= 10]
+    used = [
+        c for c in range(count) if int((cell_q == c).sum()) >= 10 and int((cell_p == c).sum()) >= 10
+    ]
     if not used:
         cell_q, cell_p, used = torch.zeros_like(cell_q), torch.zeros_like(cell_p), [0]
     weight = {c: float((cell_p == c).sum()) for c in used}
@@ -199,9 +222,9 @@ def rank_p_value(q: Tensor, p: Tensor) -> tuple[float, float]:
         p: Numbers (m,).
 
     Returns:
-        The p-value, and the smallest one that n and m numbers can have. Exact where n or m is at most
-        `EXACT`, with ties between q and p counted as if q were larger; else normal, with the correction
-        for continuity.
+        The p-value, and the smallest one that n and m numbers can have. Exact where n or m is at
+        most `EXACT`, with ties between q and p counted as if q were larger; else normal, with the
+        correction for continuity.
     """
     n, m = len(q), len(p)
     at_most = torch.searchsorted(p.sort().values, q, right=True)  # #{p ≤ q}: ties against smaller q
@@ -215,10 +238,12 @@ def rank_p_value(q: Tensor, p: Tensor) -> tuple[float, float]:
 
 
 def rank_distribution(n: int, m: int) -> np.ndarray:
-    """Return the probability of each value 0 … n·m of Mann & Whitney's U where both sets are of one kind, float64.
+    """Return the probability of each value 0 … n·m of Mann & Whitney's U where both sets are of one
+    kind, float64.
 
-    The counts are the coefficients of the Gaussian binomial ∏_i (1 − x^{n+i})/(1 − x^i), i = 1 … m; each
-    factor is taken by one subtraction and one running sum, of probabilities rather than counts.
+    The counts are the coefficients of the Gaussian binomial ∏_i (1 − x^{n+i})/(1 − x^i), i = 1 … m;
+    each factor is taken by one subtraction and one running sum, of probabilities rather than
+    counts.
     """
     large, small = max(n, m), min(n, m)
     found = np.zeros(large * small + 1)
@@ -234,7 +259,9 @@ def rank_distribution(n: int, m: int) -> np.ndarray:
 
 
 def _mann_whitney(q: Tensor, p: Tensor) -> tuple[float, Tensor]:
-    """Return the z-score of #{(q, p): d_q > d_p}, ties counted half, and what each q contributes to it."""
+    """Return the z-score of #{(q, p): d_q > d_p}, ties counted half, and what each q contributes to
+    it.
+    """
     sorted_p = p.sort().values
     below = torch.searchsorted(sorted_p, q, right=False)
     upto = torch.searchsorted(sorted_p, q, right=True)

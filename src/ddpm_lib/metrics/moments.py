@@ -1,4 +1,6 @@
-"""Mean and covariance of features, streamed in float64, merged over parts and processes, and read from published files."""
+"""Mean and covariance of features, streamed in float64, merged over parts and processes, and read
+from published files.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,11 @@ class Statistics:
 
 
 class Moments:
-    """Count, mean and scatter matrix, updated block by block and merged exactly (Chan, Golub & LeVeque 1979).
+    """Count, mean and scatter matrix, updated block by block and merged exactly (Chan, Golub &
+    LeVeque 1979).
 
-    The means of blocks are subtracted before anything is squared, so that large means do not cancel.
+    The means of blocks are subtracted before anything is squared, so that large means do not
+    cancel.
 
     Args:
         dim: Number of features.
@@ -79,7 +83,9 @@ class Moments:
             TooFewImagesError: For fewer than two images, which have no covariance.
         """
         if self.n < 2:
-            raise TooFewImagesError(f"A covariance needs at least 2 images; got {self.n}. Use more images.")
+            raise TooFewImagesError(
+                f"A covariance needs at least 2 images; got {self.n}. Use more images."
+            )
         return Statistics(self.mean.cpu(), (self.scatter / (self.n - 1)).cpu(), self.n)
 
 
@@ -89,7 +95,9 @@ def statistics_of(features: Tensor) -> Statistics:
 
 
 def save_statistics(path: str | Path, statistics: Statistics, **about: str) -> Path:
-    """Write `mu`, `sigma` (what pytorch-fid reads) and `n` as .npz, with lines of text on where they come from."""
+    """Write `mu`, `sigma` (what pytorch-fid reads) and `n` as .npz, with lines of text on where
+    they come from.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"mu": statistics.mean.numpy(), "sigma": statistics.cov.numpy()}
@@ -108,7 +116,8 @@ def read_statistics(path: str | Path, spatial: bool = False) -> tuple[Statistics
     """Read mean and covariance from a file, and the lines on where they come from.
 
     Args:
-        path: .npz with mu/sigma, m1/s1 (TTUR, EDM), m/s or mean/cov; or torch-fidelity's cache (….pt).
+        path: .npz with mu/sigma, m1/s1 (TTUR, EDM), m/s or mean/cov; or torch-fidelity's cache
+            (….pt).
         spatial: Read mu_s/sigma_s instead, the spatial features of ADM's reference batches.
 
     Raises:
@@ -124,12 +133,15 @@ def read_statistics(path: str | Path, spatial: bool = False) -> tuple[Statistics
     pair = next((p for p in names if p[0] in found and p[1] in found), None)
     if pair is None:
         raise ValueError(
-            f"{path} holds no statistics: expected one of {', '.join('/'.join(p) for p in names)}; got {', '.join(found)}."
+            f"{path} holds no statistics: expected one of {', '.join('/'.join(p) for p in names)};"
+            f" got {', '.join(found)}."
         )
     mean = torch.from_numpy(np.atleast_1d(found[pair[0]]).astype(np.float64))
     cov = torch.from_numpy(np.atleast_2d(found[pair[1]]).astype(np.float64))
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(f"{path}: a mean of shape {tuple(mean.shape)} with a covariance of {tuple(cov.shape)}.")
+        raise ValueError(
+            f"{path}: a mean of shape {tuple(mean.shape)} with a covariance of {tuple(cov.shape)}."
+        )
     if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
         raise ValueError(f"{path} holds NaN or infinite values. Compute the statistics again.")
     n = int(found["n"]) if "n" in found else None
@@ -144,16 +156,25 @@ def contents(path: Path) -> set[str]:
         return set()
     with np.load(path, allow_pickle=False) as archive:
         there = set(archive.files)
-    kinds = {"statistics": any(a in there and b in there for a, b in _NAMES), "spatial": set(_SPATIAL) <= there}
+    kinds = {
+        "statistics": any(a in there and b in there for a, b in _NAMES),
+        "spatial": set(_SPATIAL) <= there,
+    }
     return {kind for kind, present in {**kinds, "images": "arr_0" in there}.items() if present}
 
 
 def _read_cache(path: Path) -> dict[str, np.ndarray]:
-    """Read a torch-fidelity cache: statistics as a dict of two NumPy arrays, or features (n, d), whose statistics are taken."""
+    """Read a torch-fidelity cache: statistics as a dict of two NumPy arrays, or features (n, d),
+    whose statistics are taken.
+    """
     found = read_tensors(path)
     if isinstance(found, Tensor) and found.ndim == 2:
         own = statistics_of(found)
         return {"mu": own.mean.numpy(), "sigma": own.cov.numpy(), "n": np.array(own.n)}
-    if not isinstance(found, dict) or not all(isinstance(v, (np.ndarray, Tensor)) for v in found.values()):
-        raise ValueError(f"{path} must hold mu and sigma, or features (n, d); got {type(found).__name__}.")
+    if not isinstance(found, dict) or not all(
+        isinstance(v, (np.ndarray, Tensor)) for v in found.values()
+    ):
+        raise ValueError(
+            f"{path} must hold mu and sigma, or features (n, d); got {type(found).__name__}."
+        )
     return {k: np.asarray(v) for k, v in found.items()}

@@ -16,7 +16,9 @@ class TooFewImagesError(ValueError):
 
 
 def distances(x: Tensor, y: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Return Euclidean distances float64 (n, m) of features (n, d) and (m, d), moved by `centre` against cancellation."""
+    """Return Euclidean distances float64 (n, m) of features (n, d) and (m, d), moved by `centre`
+    against cancellation.
+    """
     x, y = x.double(), y.double()
     if centre is not None:
         x, y = x - centre, y - centre
@@ -25,13 +27,16 @@ def distances(x: Tensor, y: Tensor, centre: Tensor | None = None) -> Tensor:
 
 
 def nearest_distances(x: Tensor, y: Tensor, k: int, same: bool = False) -> Tensor:
-    """Return the distances of each x to its k nearest y, float64 (n, k), ascending; with `same`, x is y and itself excluded.
+    """Return the distances of each x to its k nearest y, float64 (n, k), ascending; with `same`, x
+    is y and itself excluded.
 
     Raises:
         ValueError: If there are not k neighbours.
     """
     if len(y) - same < k:
-        raise TooFewImagesError(f"{k} nearest neighbours need {k + same} images; got {len(y)}. Use more images.")
+        raise TooFewImagesError(
+            f"{k} nearest neighbours need {k + same} images; got {len(y)}. Use more images."
+        )
     found = []
     centre = y.double().mean(0)
     step = max(1, _BLOCK // len(y))
@@ -64,7 +69,8 @@ class Manifolds:
 def manifolds(samples: Tensor, reference: Tensor, k: int = 3) -> Manifolds:
     """Compare two sets through balls that reach to the k-th nearest neighbour within the own set.
 
-    Improved precision and recall (Kynkäänniemi et al. 2019, eqs. 1–2), density and coverage (Naeem et al. 2020, eqs. 1, 3).
+    Improved precision and recall (Kynkäänniemi et al. 2019, eqs. 1–2), density and coverage (Naeem
+    et al. 2020, eqs. 1, 3).
 
     Args:
         samples: Features (n, d), n > k.

@@ -1,4 +1,6 @@
-"""Weights of published feature extractors: where they are looked for, how they are checked, how they are fetched."""
+"""Weights of published feature extractors: where they are looked for, how they are checked, how
+they are fetched.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ def hub_folder() -> Path:
 
 
 def candidates(entry: Weights, path: str | Path | None = None) -> list[tuple[Path, str]]:
-    """Return where a file may lie, first choice first, with how one got there; a place that the user named comes alone."""
+    """Return where a file may lie, first choice first, with how one got there; a place that the
+    user named comes alone.
+    """
     if path is not None:
         return [(Path(path).expanduser(), "the path given")]
     named = os.environ.get(entry.variable)
@@ -104,12 +108,14 @@ def find_weights(name: str, path: str | Path | None = None) -> Path | None:
         if file.is_file():
             if not explicit and sha256_of(file) != entry.sha256:
                 raise ValueError(
-                    f"{file} is not the published file: SHA-256 {sha256_of(file)}, expected {entry.sha256}. Delete it, then "
-                    f"fetch it again: ddpm weights fetch {name}"
+                    f"{file} is not the published file: SHA-256 {sha256_of(file)}, expected"
+                    f" {entry.sha256}. Delete it, then fetch it again: ddpm weights fetch {name}"
                 )
             return file
         if explicit:
-            raise MissingWeightsError(f"{file} ({how}) does not exist. Name the file of the {name} weights.")
+            raise MissingWeightsError(
+                f"{file} ({how}) does not exist. Name the file of the {name} weights."
+            )
     return None
 
 
@@ -117,17 +123,17 @@ def missing_weights(entry: Weights, why: str = "") -> str:
     """Word what to bring, from where, and how to check it: one short block."""
     file = entry.filenames[0]
     return (
-        f"The weights {file} ({entry.size / 1e6:,.0f} MB), which {entry.name} features need, are not here{why}.\n"
-        f"  with internet   ddpm weights fetch {entry.name} --output {file}\n"
-        f"                  from {entry.urls[0]}\n"
-        f"                  SHA-256 {entry.sha256}\n"
-        f"  bring it to     {hub_folder()}, or set {entry.variable} to its path\n"
-        f"  check it        ddpm weights verify {entry.name}"
+        f"The weights {file} ({entry.size / 1e6:,.0f} MB), which {entry.name} features need, are"
+        f" not here{why}.\n  with internet   ddpm weights fetch {entry.name} --output {file}\n     "
+        f"             from {entry.urls[0]}\n                  SHA-256 {entry.sha256}\n  bring it"
+        f" to     {hub_folder()}, or set {entry.variable} to its path\n  check it        ddpm"
+        f" weights verify {entry.name}"
     )
 
 
 def get_weights(name: str, path: str | Path | None = None, download: bool = True) -> Path:
-    """Return the file of weights: an explicit path, the environment variable, the libraries' caches, a checked download.
+    """Return the file of weights: an explicit path, the environment variable, the libraries'
+    caches, a checked download.
 
     Args:
         name: Of `WEIGHTS`.
@@ -143,17 +149,28 @@ def get_weights(name: str, path: str | Path | None = None, download: bool = True
     if found is not None:
         return found
     forbidden = next(
-        (v for v in ("DDPM_LIB_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(v) not in (None, "", "0")), None
+        (
+            v
+            for v in ("DDPM_LIB_OFFLINE", "HF_HUB_OFFLINE")
+            if os.environ.get(v) not in (None, "", "0")
+        ),
+        None,
     )
     if not download or forbidden:
-        raise MissingWeightsError(missing_weights(entry, f" ({forbidden} is set)" if forbidden else ""))
+        raise MissingWeightsError(
+            missing_weights(entry, f" ({forbidden} is set)" if forbidden else "")
+        )
     try:
         return fetch_weights(name, hub_folder() / entry.filenames[0])
     except OSError as error:
-        raise MissingWeightsError(missing_weights(entry, f", and cannot be downloaded ({error})")) from error
+        raise MissingWeightsError(
+            missing_weights(entry, f", and cannot be downloaded ({error})")
+        ) from error
 
 
-def fetch_weights(name: str, to: str | Path, progress: Callable[[int, int], None] | None = None) -> Path:
+def fetch_weights(
+    name: str, to: str | Path, progress: Callable[[int, int], None] | None = None
+) -> Path:
     """Download a file under a temporary name, check length and SHA-256, and rename it.
 
     Args:
@@ -216,7 +233,9 @@ def _sha256(path: str, size: int, mtime: int) -> str:
 
 
 def verify_weights(name: str, path: str | Path | None = None) -> tuple[Path | None, bool, str]:
-    """Say where weights are found, whether they are the published file, and what is wrong if not."""
+    """Say where weights are found, whether they are the published file, and what is wrong if
+    not.
+    """
     entry = WEIGHTS[name]
     for file, _ in candidates(entry, path):
         if file.is_file():

@@ -59,7 +59,8 @@ def check_probability(name: str, value: float, one_allowed: bool) -> None:
 def resolve_groups(groups: int | None, widths: Sequence[int]) -> int:
     """Return the number of GroupNorm groups for all widths.
 
-    By default, the largest number up to 32 that divides every width and leaves two channels in a group: with one
+    By default, the largest number up to 32 that divides every width and leaves two channels in a
+        group: with one
     channel per group the normalisation would remove an additive time embedding again.
     """
     common = math.gcd(*widths)
@@ -69,8 +70,9 @@ def resolve_groups(groups: int | None, widths: Sequence[int]) -> int:
     check_int("groups", groups)
     if common % groups:
         raise ValueError(
-            f"groups={groups} does not divide every width {sorted(set(widths))}. The nearest values that fit: "
-            f"groups={around(groups, all_divisors(common))}; or choose dim as a multiple of {groups}."
+            f"groups={groups} does not divide every width {sorted(set(widths))}. The nearest values"
+            f" that fit: groups={around(groups, all_divisors(common))}; or choose dim as a multiple"
+            f" of {groups}."
         )
     return groups
 
@@ -78,7 +80,8 @@ def resolve_groups(groups: int | None, widths: Sequence[int]) -> int:
 def _does_not_divide(name: str, value: int, width: int) -> str:
     fits = around(value, all_divisors(width))
     return (
-        f"{name}={value} does not divide the width {width} of a level with attention. Nearest values that fit: {fits}."
+        f"{name}={value} does not divide the width {width} of a level with attention. Nearest"
+        f" values that fit: {fits}."
     )
 
 
@@ -88,7 +91,8 @@ def resolve_heads(width: int, heads: int, head_dim: int | None, name: str = "hea
         if width % head_dim:
             fits = around(head_dim, all_divisors(width))
             raise ValueError(
-                f"head_dim={head_dim} does not divide the width {width}. The nearest values that fit: {fits}."
+                f"head_dim={head_dim} does not divide the width {width}. The nearest values that"
+                f" fit: {fits}."
             )
         return width // head_dim
     if width % heads:
@@ -96,16 +100,21 @@ def resolve_heads(width: int, heads: int, head_dim: int | None, name: str = "hea
     return heads
 
 
-def resolve_attention_levels(attention_levels: Sequence[int] | None, levels: int) -> tuple[int, ...]:
+def resolve_attention_levels(
+    attention_levels: Sequence[int] | None, levels: int
+) -> tuple[int, ...]:
     """Return the levels with attention; by default the two deepest ones, but never the first."""
     if attention_levels is None:
         return tuple(level for level in range(levels) if level > 0 and level >= levels - 2)
-    wrong = [level for level in attention_levels if isinstance(level, bool) or level not in range(levels)]
+    wrong = [
+        level for level in attention_levels if isinstance(level, bool) or level not in range(levels)
+    ]
     if wrong:
         raise ValueError(
-            f"attention_levels={tuple(attention_levels)} must be indices of levels; with {levels} entries in dim_mults "
-            f"they go from 0 (full resolution) to {levels - 1}, so {wrong[0]} is out of range. "
-            f"The nearest value that fits: {min(max(int(wrong[0]), 0), levels - 1)}."
+            f"attention_levels={tuple(attention_levels)} must be indices of levels; with {levels}"
+            f" entries in dim_mults they go from 0 (full resolution) to {levels - 1}, so {wrong[0]}"
+            " is out of range. The nearest value that fits:"
+            f" {min(max(int(wrong[0]), 0), levels - 1)}."
         )
     return tuple(attention_levels)
 
@@ -114,17 +123,20 @@ def check_spatial(size: Sequence[int], factor: int) -> None:
     """Raise when a spatial size cannot be halved as often as the network does."""
     if any(s < 1 or s % factor for s in size):
         raise ValueError(
-            f"The image size {'×'.join(map(str, size))} must be divisible by {factor} in every direction, which is "
-            f"how much smaller this network's deepest level is. The nearest sizes that fit: "
-            f"{nearest_multiples(size, factor)}."
+            f"The image size {'×'.join(map(str, size))} must be divisible by {factor} in every"
+            " direction, which is how much smaller this network's deepest level is. The nearest"
+            f" sizes that fit: {nearest_multiples(size, factor)}."
         )
 
 
 def warn_if_time_is_lost(settings: BlockSettings, widths: Sequence[int]) -> None:
-    """Warn when some blocks cannot see the time: published networks of this kind exist, so it is no error."""
+    """Warn when some blocks cannot see the time: published networks of this kind exist, so it is no
+    error.
+    """
     if settings.time_conditioning == "add" and settings.groups in widths:
         warnings.warn(
-            f"With groups={settings.groups} a level of {settings.groups} channels normalises each channel alone, which "
-            "removes the added time embedding. Use fewer groups or time_conditioning='scale_shift'.",
+            f"With groups={settings.groups} a level of {settings.groups} channels normalises each"
+            " channel alone, which removes the added time embedding. Use fewer groups or"
+            " time_conditioning='scale_shift'.",
             stacklevel=3,
         )

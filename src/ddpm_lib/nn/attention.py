@@ -9,14 +9,17 @@ from torch.nn import functional as F
 from ddpm_lib.nn.kernels import norm_act
 
 _FEW = 256
-"""Positions up to which matrix products are the faster attention on a CPU in bf16: measured with 1 to 4 heads of 8 to 256."""
+"""Positions up to which matrix products are the faster attention on a CPU in bf16: measured with 1
+to 4 heads of 8 to 256.
+"""
 
 
 class Attention(nn.Module):
     """Residual multi-head self-attention, x + W·attend(norm(x)) (Vaswani et al. 2017, eq. 1).
 
-    The projections are linear layers on (b, positions, channels), which in channels_last memory is a view of the
-    feature map. The output projection starts at zero, so that a new block is the identity.
+    The projections are linear layers on (b, positions, channels), which in channels_last memory is
+    a view of the feature map. The output projection starts at zero, so that a new block is the
+    identity.
 
     Args:
         width: Number of channels.
@@ -38,7 +41,12 @@ class Attention(nn.Module):
         b = x.shape[0]
         h = x if self.norm is None else norm_act(x, self.norm, act=False)
         h = h.flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(h).view(b, -1, 3, self.heads, self.width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(h)
+            .view(b, -1, 3, self.heads, self.width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         h = attend(q, k, v)
         h = self.proj(h.transpose(1, 2).reshape(b, -1, self.width))
         return x + h.transpose(1, 2).reshape(x.shape)
@@ -47,7 +55,8 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute softmax(q·kᵀ/√d)·v for q, k and v (b, heads, positions, d); returns the same shape.
 
-    For few positions in bf16 a CPU does it in two matrix products: two to five times as fast with the gradient as torch's
+    For few positions in bf16 a CPU does it in two matrix products: two to five times as fast with
+        the gradient as torch's
     fused attention there, which pays off where the matrix of positions is large.
     """
     n, d = q.shape[-2:]

@@ -16,7 +16,11 @@ TimeConditioning = Literal["add", "scale_shift"]
 Resample = Literal["conv", "pool", "resblock"]
 DownPadding = Literal["symmetric", "asymmetric"]
 
-_CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
 _POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -40,7 +44,9 @@ class BlockSettings:
     dropout: float
     time_conditioning: TimeConditioning
 
-    def conv(self, width_in: int, width_out: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Module:
+    def conv(
+        self, width_in: int, width_out: int, kernel: int = 3, stride: int = 1, padding: int = 1
+    ) -> nn.Module:
         """Make a convolution of the right number of dimensions."""
         return _CONVS[self.dims](width_in, width_out, kernel, stride=stride, padding=padding)
 
@@ -66,9 +72,10 @@ def resize(x: Tensor, direction: Direction) -> Tensor:
 class ResBlock(nn.Module):
     """Pre-activation residual block, conditioned on a vector (Ho et al. 2020, appendix B).
 
-    "add": conv2(silu(norm(conv1(silu(norm(x))) + W·e))); "scale_shift": norm(·)·(1 + s) + b with (s, b) = W·e
-    (Nichol & Dhariwal 2021, §3). With `direction`, both branches change resolution in front of the first
-    convolution (Dhariwal & Nichol 2021, §3). The last convolution starts at zero.
+    "add": conv2(silu(norm(conv1(silu(norm(x))) + W·e))); "scale_shift": norm(·)·(1 + s) + b with
+    (s, b) = W·e (Nichol & Dhariwal 2021, §3). With `direction`, both branches change resolution in
+    front of the first convolution (Dhariwal & Nichol 2021, §3). The last convolution starts at
+    zero.
 
     Args:
         width_in: Channels of the input.
@@ -78,7 +85,11 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self, width_in: int, width_out: int, settings: BlockSettings, direction: Direction | None = None
+        self,
+        width_in: int,
+        width_out: int,
+        settings: BlockSettings,
+        direction: Direction | None = None,
     ) -> None:
         super().__init__()
         self.direction = direction
@@ -89,10 +100,16 @@ class ResBlock(nn.Module):
         self.norm2 = settings.norm(width_out)
         self.dropout = nn.Dropout(settings.dropout)
         self.conv2 = zeroed(settings.conv(width_out, width_out))
-        self.skip = settings.conv(width_in, width_out, 1, padding=0) if width_in != width_out else nn.Identity()
+        self.skip = (
+            settings.conv(width_in, width_out, 1, padding=0)
+            if width_in != width_out
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map x (b, width_in, *spatial) and the activated vector emb (b, emb_dim) to (b, width_out, *spatial)."""
+        """Map x (b, width_in, *spatial) and the activated vector emb (b, emb_dim) to (b, width_out,
+        *spatial).
+        """
         h = norm_act(x, self.norm1)
         if self.direction is not None:
             h, x = resize(h, self.direction), resize(x, self.direction)
@@ -112,14 +129,20 @@ class Resampler(nn.Module):
     Args:
         width: Number of channels.
         direction: "up" or "down".
-        kind: "conv": stride-2 convolution down, repetition + convolution up; "pool": averaging and repetition
-            alone; "resblock": a residual block that resamples.
-        padding: Zeros around the stride-2 convolution: 1 on all sides, or 1 after the last position only.
+        kind: "conv": stride-2 convolution down, repetition + convolution up; "pool": averaging and
+            repetition alone; "resblock": a residual block that resamples.
+        padding: Zeros around the stride-2 convolution: 1 on all sides, or 1 after the last position
+            only.
         settings: What all blocks share.
     """
 
     def __init__(
-        self, width: int, direction: Direction, kind: Resample, padding: DownPadding, settings: BlockSettings
+        self,
+        width: int,
+        direction: Direction,
+        kind: Resample,
+        padding: DownPadding,
+        settings: BlockSettings,
     ) -> None:
         super().__init__()
         self.direction = direction
@@ -128,7 +151,9 @@ class Resampler(nn.Module):
         self.pad_after = direction == "down" and padding == "asymmetric"
         if kind == "conv":
             stride = 2 if direction == "down" else 1
-            self.conv = settings.conv(width, width, stride=stride, padding=0 if self.pad_after else 1)
+            self.conv = settings.conv(
+                width, width, stride=stride, padding=0 if self.pad_after else 1
+            )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Resample x (b, width, *spatial)."""
@@ -153,10 +178,14 @@ class Layer(nn.Module):
         settings: What all blocks share.
     """
 
-    def __init__(self, width_in: int, width_out: int, heads: int | None, settings: BlockSettings) -> None:
+    def __init__(
+        self, width_in: int, width_out: int, heads: int | None, settings: BlockSettings
+    ) -> None:
         super().__init__()
         self.res = ResBlock(width_in, width_out, settings)
-        self.attn = Attention(width_out, heads, settings.norm(width_out)) if heads is not None else None
+        self.attn = (
+            Attention(width_out, heads, settings.norm(width_out)) if heads is not None else None
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map x (b, width_in, *spatial) to (b, width_out, *spatial)."""

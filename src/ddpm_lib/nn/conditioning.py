@@ -1,4 +1,6 @@
-"""Conditions: named fields of a batch that reach the network as a vector and/or as extra input channels."""
+"""Conditions: named fields of a batch that reach the network as a vector and/or as extra input
+channels.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,30 @@ Stream = Callable[[int], torch.Generator]
 class Conditioner(nn.Module):
     """One named condition with a "null" that stands for its absence.
 
-    Subclasses say how a value becomes an embedding (`embed`), extra input channels (`channels_of` and the attribute
-    `extra_channels`), or both; what "absent" is (`null_like`, `null_for`); and what a valid value is (`validate`).
+    Subclasses say how a value becomes an embedding (`embed`), extra input channels (`channels_of`
+    and the attribute `extra_channels`), or both; what "absent" is (`null_like`, `null_for`); and
+    what a valid value is (`validate`).
 
     Args:
         name: The field of the batch.
-        drop_prob: Probability in [0, 1] of replacing a sample's value by the null in training, which makes
-            classifier-free guidance possible (Ho & Salimans 2022).
+        drop_prob: Probability in [0, 1] of replacing a sample's value by the null in training,
+            which makes classifier-free guidance possible (Ho & Salimans 2022).
     """
 
     extra_channels: int = 0
     """Number of channels that `channels_of` adds to the input of the network."""
 
     guided: bool = True
-    """Whether classifier-free guidance contrasts the condition with its null; False keeps it in both halves."""
+    """Whether classifier-free guidance contrasts the condition with its null; False keeps it in
+    both halves.
+    """
 
     def __init__(self, name: str, drop_prob: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= drop_prob <= 1.0:
-            raise ValueError(f"drop_prob of the condition {name!r} must be in [0, 1], got {drop_prob}.")
+            raise ValueError(
+                f"drop_prob of the condition {name!r} must be in [0, 1], got {drop_prob}."
+            )
         self.name, self.drop_prob = name, float(drop_prob)
 
     @property
@@ -42,18 +49,21 @@ class Conditioner(nn.Module):
         return self.drop_prob > 0
 
     def derive(self, x0: Tensor) -> Tensor | None:
-        """Return the value that training makes of clean images (b, c, *spatial) in [-1, 1], as a caller would give it.
+        """Return the value that training makes of clean images (b, c, *spatial) in [-1, 1], as a
+        caller would give it.
 
         None: the value comes with the batch.
         """
         return None
 
     def prepare(self, cond: dict[str, Tensor], stream: Stream | None = None) -> dict[str, Tensor]:
-        """Return the conditions of a batch as the network takes them, of what a caller gave; values of others stay.
+        """Return the conditions of a batch as the network takes them, of what a caller gave; values
+        of others stay.
 
         Args:
             cond: All conditions that were given or derived, by name.
-            stream: Returns the random numbers of sample i; None in training, which draws from torch's global generators.
+            stream: Returns the random numbers of sample i; None in training, which draws from
+                torch's global generators.
         """
         return cond
 
@@ -65,7 +75,9 @@ class Conditioner(nn.Module):
         return None
 
     def channels_of(self, value: Tensor, x: Tensor) -> Tensor | None:
-        """Return extra input channels (b, extra_channels, *spatial of x), or None when this condition has none."""
+        """Return extra input channels (b, extra_channels, *spatial of x), or None when this
+        condition has none.
+        """
         return None
 
     def null_like(self, value: Tensor) -> Tensor:
@@ -73,17 +85,23 @@ class Conditioner(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define null_like().")
 
     def null_for(self, x: Tensor) -> Tensor:
-        """Return the null for a batch of network inputs x (b, c, *spatial), for when no value was given."""
+        """Return the null for a batch of network inputs x (b, c, *spatial), for when no value was
+        given.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define null_for().")
 
     def validate(self, value: Tensor, batch: int) -> None:
-        """Raise ValueError or TypeError when the value does not fit a batch of that many samples."""
+        """Raise ValueError or TypeError when the value does not fit a batch of that many
+        samples.
+        """
         if not isinstance(value, Tensor):
-            raise TypeError(f"The condition {self.name!r} must be a tensor, got {type(value).__name__}.")
+            raise TypeError(
+                f"The condition {self.name!r} must be a tensor, got {type(value).__name__}."
+            )
         if value.ndim == 0 or value.shape[0] != batch:
             raise ValueError(
-                f"The condition {self.name!r} must have one entry per sample: expected a first dimension of {batch}, "
-                f"got shape {tuple(value.shape)}."
+                f"The condition {self.name!r} must have one entry per sample: expected a first"
+                f" dimension of {batch}, got shape {tuple(value.shape)}."
             )
 
 
@@ -97,10 +115,13 @@ class ClassLabel(Conditioner):
         name: The field of the batch.
     """
 
-    def __init__(self, num_classes: int, dim: int, drop_prob: float = 0.0, name: str = "class_label") -> None:
+    def __init__(
+        self, num_classes: int, dim: int, drop_prob: float = 0.0, name: str = "class_label"
+    ) -> None:
         super().__init__(name, drop_prob)
         self.num_classes = num_classes
-        # The last row is the null class, so that the first num_classes rows are what published weights hold.
+        # The last row is the null class, so that the first num_classes rows are what published
+        # weights hold.
         self.embedding = nn.Embedding(num_classes + 1, dim)
 
     def embed(self, value: Tensor) -> Tensor:
@@ -118,33 +139,36 @@ class ClassLabel(Conditioner):
     def validate(self, value: Tensor, batch: int) -> None:
         """Check dtype and shape, and on the CPU the range.
 
-        Elsewhere reading the range would make every step wait for the device; the lookup itself fails there.
+        Elsewhere reading the range would make every step wait for the device; the lookup itself
+        fails there.
         """
         super().validate(value, batch)
         if value.dtype not in (torch.int64, torch.int32):
             raise TypeError(
-                f"The condition {self.name!r} must hold integer labels (int64 or int32), got {value.dtype}. "
-                "Use labels.long() if they are class indices."
+                f"The condition {self.name!r} must hold integer labels (int64 or int32), got"
+                f" {value.dtype}. Use labels.long() if they are class indices."
             )
         if value.ndim != 1:
             raise ValueError(
-                f"The condition {self.name!r} must have shape ({batch},), got {tuple(value.shape)}. "
-                "Use one class index per sample, not a one-hot vector."
+                f"The condition {self.name!r} must have shape ({batch},), got {tuple(value.shape)}."
+                " Use one class index per sample, not a one-hot vector."
             )
         if value.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
             low, high = (int(bound) for bound in value.aminmax())
             if low < -1 or high >= self.num_classes:
                 wrong = low if low < -1 else high
                 raise ValueError(
-                    f"The condition {self.name!r} has a label {wrong}; labels go from 0 to {self.num_classes - 1}, "
-                    "and -1 means no class."
+                    f"The condition {self.name!r} has a label {wrong}; labels go from 0 to"
+                    f" {self.num_classes - 1}, and -1 means no class."
                 )
 
 
 class SelfCondition(Conditioner):
-    """The network's own last estimate of the clean image, as further input channels; 0 where there is none (Chen et al. 2023).
+    """The network's own last estimate of the clean image, as further input channels; 0 where there
+    is none (Chen et al. 2023).
 
-    The diffusion makes it, in training for half of the images and in sampling from the evaluation before.
+    The diffusion makes it, in training for half of the images and in sampling from the evaluation
+    before.
 
     Args:
         channels: Channels of the images.
@@ -171,7 +195,8 @@ class SelfCondition(Conditioner):
 
 
 class Augmentation(Conditioner):
-    """What was done to an image, (b, augment_dim) numbers that are 0 for nothing, as a vector (Karras et al. 2022, app. F.2).
+    """What was done to an image, (b, augment_dim) numbers that are 0 for nothing, as a vector
+    (Karras et al. 2022, app. F.2).
 
     Args:
         augment_dim: How many numbers.

@@ -16,7 +16,8 @@ TimeOrder = Literal["cos_sin", "sin_cos", "interleaved"]
 def sinusoids(t: Tensor, dim: int, order: TimeOrder = "cos_sin", freq_shift: int = 0) -> Tensor:
     """Embed times as sinusoids of geometrically spaced frequencies.
 
-    ω_i = 10000^(−i/(dim/2 − shift)), i = 0 … dim/2 − 1 (Vaswani et al. 2017, §3.5; Ho et al. 2020 use shift 1).
+    ω_i = 10000^(−i/(dim/2 − shift)), i = 0 … dim/2 − 1 (Vaswani et al. 2017, §3.5; Ho et al. 2020
+    use shift 1).
 
     Args:
         t: Times, floating point, shape (b,). The computation is done in its dtype.
@@ -51,7 +52,12 @@ class TimeEmbedding(nn.Module):
     """
 
     def __init__(
-        self, dim: int, emb_dim: int, order: TimeOrder = "cos_sin", freq_shift: int = 0, scale: float = 1.0
+        self,
+        dim: int,
+        emb_dim: int,
+        order: TimeOrder = "cos_sin",
+        freq_shift: int = 0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.dim, self.order, self.freq_shift, self.scale = dim, order, freq_shift, scale

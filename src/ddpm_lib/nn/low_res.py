@@ -17,12 +17,14 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class LowRes(Conditioner):
-    """A smaller image, enlarged linearly to the size of x and given to the network as channels behind those of x.
+    """A smaller image, enlarged linearly to the size of x and given to the network as channels
+    behind those of x.
 
-    Saharia et al. 2021 (SR3); Nichol & Dhariwal 2021, whose super-resolution network this is without noise. With noise, the
-    network sees √(1 − s²)·image + s·ε and is told s ∈ [0, max_noise], uniform in training (Ho et al. 2022, "conditioning
-    augmentation"): it then forgives a small image that is not quite like those of the training, such as another network's.
-    The noise is put on the small image; on the enlarged one, neighbours would average it away.
+    Saharia et al. 2021 (SR3); Nichol & Dhariwal 2021, whose super-resolution network this is
+    without noise. With noise, the network sees √(1 − s²)·image + s·ε and is told s ∈ [0,
+    max_noise], uniform in training (Ho et al. 2022, "conditioning augmentation"): it then forgives
+    a small image that is not quite like those of the training, such as another network's. The noise
+    is put on the small image; on the enlarged one, neighbours would average it away.
 
     Callers give uint8, or float in [0, 1]; `prepare` turns that into [-1, 1] and adds the noise.
 
@@ -31,7 +33,8 @@ class LowRes(Conditioner):
         factor: How many times smaller the image is, in every direction; at least 2.
         dims: Number of spatial dimensions, 1 … 3.
         max_noise: Largest s in training, in [0, 1]; 0 for no noise and no condition that says it.
-        drop_prob: Probability of hiding the image in training; above 0, guidance contrasts it with its absence.
+        drop_prob: Probability of hiding the image in training; above 0, guidance contrasts it with
+            its absence.
         name: The field of the batch; s is the field `<name>_noise`.
 
     Raises:
@@ -55,7 +58,9 @@ class LowRes(Conditioner):
         self.noise_name = f"{name}_noise"
 
     def derive(self, x0: Tensor) -> Tensor:
-        """Return the clean images at 1/factor of their size (antialiased bicubic, see `shrink`), in [0, 1]."""
+        """Return the clean images at 1/factor of their size (antialiased bicubic, see `shrink`), in
+        [0, 1].
+        """
         return to_unit_range(shrink(x0, self.factor))
 
     def prepare(self, cond: dict[str, Tensor], stream: Stream | None = None) -> dict[str, Tensor]:
@@ -70,9 +75,14 @@ class LowRes(Conditioner):
         image, level = cond.get(self.name), cond.get(self.noise_name)
         if image is None:
             if level is not None:
-                raise ValueError(f"{self.noise_name!r} says how noisy {self.name!r} is, which is missing. Give both.")
+                raise ValueError(
+                    f"{self.noise_name!r} says how noisy {self.name!r} is, which is missing. Give"
+                    " both."
+                )
             return cond
-        if image.device.type == "cpu":  # Elsewhere, reading the range would make every step wait for the device.
+        if (
+            image.device.type == "cpu"
+        ):  # Elsewhere, reading the range would make every step wait for the device.
             check_unit_range(image)
         image = to_model_range(image)
         if self.max_noise == 0:
@@ -91,7 +101,8 @@ class LowRes(Conditioner):
             noise = torch.randn_like(image)
         else:
             drawn = [
-                torch.randn(image.shape[1:], generator=(g := stream(i)), device=g.device) for i in range(len(image))
+                torch.randn(image.shape[1:], generator=(g := stream(i)), device=g.device)
+                for i in range(len(image))
             ]
             noise = torch.stack(drawn).to(image)
         sigma = level.view(-1, *[1] * (image.ndim - 1))
@@ -102,11 +113,14 @@ class LowRes(Conditioner):
         got, wanted = tuple(value.shape[2:]), tuple(s // self.factor for s in x.shape[2:])
         if got != wanted or any(s % self.factor for s in x.shape[2:]):
             raise ValueError(
-                f"The condition {self.name!r} must be {'×'.join(map(str, wanted))}, 1/{self.factor} of the image size "
-                f"{'×'.join(map(str, x.shape[2:]))}; got {'×'.join(map(str, got))}. Resize it, or use a network that was "
-                "built for another low_res_factor."
+                f"The condition {self.name!r} must be {'×'.join(map(str, wanted))}, 1/{self.factor}"
+                f" of the image size {'×'.join(map(str, x.shape[2:]))}; got"
+                f" {'×'.join(map(str, got))}. Resize it, or use a network that was built for"
+                " another low_res_factor."
             )
-        return F.interpolate(value.to(x.dtype), size=x.shape[2:], mode=_MODES[self.dims], align_corners=False)
+        return F.interpolate(
+            value.to(x.dtype), size=x.shape[2:], mode=_MODES[self.dims], align_corners=False
+        )
 
     def null_like(self, value: Tensor) -> Tensor:
         """Return grey images."""
@@ -114,7 +128,9 @@ class LowRes(Conditioner):
 
     def null_for(self, x: Tensor) -> Tensor:
         """Return grey images at 1/factor of the size of x."""
-        return x.new_zeros(x.shape[0], self.extra_channels, *(s // self.factor for s in x.shape[2:]))
+        return x.new_zeros(
+            x.shape[0], self.extra_channels, *(s // self.factor for s in x.shape[2:])
+        )
 
     def check_size(self, size: Sequence[int]) -> None:
         """Raise ValueError when images of this size have no smaller copy."""
@@ -124,12 +140,14 @@ class LowRes(Conditioner):
         """Check dtype and shape, but for the size: that depends on x."""
         super().validate(value, batch)
         if not value.is_floating_point():
-            raise TypeError(f"The network takes {self.name!r} as float in [-1, 1], got {value.dtype}.")
+            raise TypeError(
+                f"The network takes {self.name!r} as float in [-1, 1], got {value.dtype}."
+            )
         if value.ndim != 2 + self.dims or value.shape[1] != self.extra_channels:
             sizes = ", ".join("hwd"[: self.dims] if self.dims > 1 else "l")
             raise ValueError(
-                f"The condition {self.name!r} must hold one small image per sample, shape ({batch}, "
-                f"{self.extra_channels}, {sizes}); got {tuple(value.shape)}."
+                f"The condition {self.name!r} must hold one small image per sample, shape ({batch},"
+                f" {self.extra_channels}, {sizes}); got {tuple(value.shape)}."
             )
 
 
@@ -145,7 +163,9 @@ class LowResNoise(Conditioner):
         name: The field of the batch.
     """
 
-    def __init__(self, emb_dim: int, max_noise: float, drop_prob: float = 0.0, name: str = "low_res_noise") -> None:
+    def __init__(
+        self, emb_dim: int, max_noise: float, drop_prob: float = 0.0, name: str = "low_res_noise"
+    ) -> None:
         super().__init__(name, drop_prob)
         self.max_noise, self.guided = max_noise, drop_prob > 0
         self.embedding = TimeEmbedding(64, emb_dim, scale=1000.0)
@@ -173,16 +193,17 @@ class LowResNoise(Conditioner):
         super().validate(value, batch)
         if value.ndim != 1 or not value.is_floating_point():
             raise ValueError(
-                f"The condition {self.name!r} must be one float per sample, shape ({batch},); got {value.dtype} of shape "
-                f"{tuple(value.shape)}."
+                f"The condition {self.name!r} must be one float per sample, shape ({batch},); got"
+                f" {value.dtype} of shape {tuple(value.shape)}."
             )
         if value.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
             known = (value >= 0) & (value <= self.max_noise + 1e-6)
             known |= (value == 1) & (self.drop_prob > 0)
             if not bool(known.all()):
                 raise ValueError(
-                    f"The condition {self.name!r} must lie in [0, {self.max_noise:g}], the levels this network was trained "
-                    f"on; got {float(value[~known][0]):g}. Ask for less, or train with a larger low_res_max_noise."
+                    f"The condition {self.name!r} must lie in [0, {self.max_noise:g}], the levels"
+                    f" this network was trained on; got {float(value[~known][0]):g}. Ask for less,"
+                    " or train with a larger low_res_max_noise."
                 )
 
 
@@ -200,4 +221,8 @@ def low_res_conditioners(
         drop_prob: Probability of hiding the image in training.
     """
     image = LowRes(channels, factor, dims, max_noise, drop_prob)
-    return [image, LowResNoise(emb_dim, image.max_noise, drop_prob, image.noise_name)] if max_noise else [image]
+    return (
+        [image, LowResNoise(emb_dim, image.max_noise, drop_prob, image.noise_name)]
+        if max_noise
+        else [image]
+    )

@@ -7,13 +7,23 @@ import copy
 import torch
 from torch import nn
 
-_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CAST = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 
 def lower_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Store the weights of convolutions and linear layers in `dtype`, in place, for use under autocast with that dtype.
+    """Store the weights of convolutions and linear layers in `dtype`, in place, for use under
+    autocast with that dtype.
 
-    The outputs stay the same bit by bit; what is saved is casting all weights at every step of sampling, and half of their
+    The outputs stay the same bit by bit; what is saved is casting all weights at every step of
+    sampling, and half of their
     memory. Such a network cannot be trained: keep the float32 one.
 
     Args:

@@ -1,4 +1,6 @@
-"""A small residual network for points: data without space, such as the toys in the plane or rows of a table."""
+"""A small residual network for points: data without space, such as the toys in the plane or rows of
+a table.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from ddpm_lib.nn.embeddings import TimeEmbedding
 
 
 class MLPBlock(nn.Module):
-    """LayerNorm, scaled and shifted by the condition; linear, SiLU, dropout, linear; added to the input.
+    """LayerNorm, scaled and shifted by the condition; linear, SiLU, dropout, linear; added to the
+    input.
 
     Args:
         width: Length of the vectors.
@@ -49,13 +52,15 @@ class MLP(nn.Module):
         channels: Coordinates of a point.
         width: Length of the hidden vectors; even.
         depth: Number of residual blocks.
-        out_channels: Coordinates of the output; default: `channels`. A learned variance needs twice as many.
-        frequencies: Also show the network sin and cos of 2^k·π/2 times each coordinate, k = 0 … frequencies − 1, which fine
-            structure is easier to learn from; 0: the coordinates only.
+        out_channels: Coordinates of the output; default: `channels`. A learned variance needs twice
+            as many.
+        frequencies: Also show the network sin and cos of 2^k·π/2 times each coordinate, k = 0 …
+            frequencies − 1, which fine structure is easier to learn from; 0: the coordinates only.
         dropout: Dropout probability in the blocks.
         time_dim: Length of the embedding; default: half of `width`.
         num_classes: Number of classes for a condition "class_label"; None for none.
-        class_drop_prob: Probability of hiding the class label in training, for classifier-free guidance.
+        class_drop_prob: Probability of hiding the class label in training, for classifier-free
+            guidance.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -83,7 +88,9 @@ class MLP(nn.Module):
         num_classes: int | None = None,
         class_drop_prob: float = 0.1,
     ) -> None:
-        self_config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self_config = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         super().__init__()
         self.config = self_config
         for name, minimum in (("channels", 1), ("width", 4), ("depth", 1), ("frequencies", 0)):
@@ -92,7 +99,9 @@ class MLP(nn.Module):
             if self_config[name] is not None:
                 checks.check_int(name, self_config[name])
         if width % 2:
-            raise ValueError(f"width must be even (sine and cosine), got {width}. Use width={width + 1}.")
+            raise ValueError(
+                f"width must be even (sine and cosine), got {width}. Use width={width + 1}."
+            )
         checks.check_probability("dropout", dropout, one_allowed=False)
         checks.check_probability("class_drop_prob", class_drop_prob, one_allowed=True)
         self.channels, self.frequencies = channels, frequencies
@@ -112,9 +121,15 @@ class MLP(nn.Module):
             emb_dim: Length of the vectors that `Conditioner.embed` must return.
         """
         num_classes = self.config["num_classes"]
-        return [] if num_classes is None else [ClassLabel(num_classes, emb_dim, self.config["class_drop_prob"])]
+        return (
+            []
+            if num_classes is None
+            else [ClassLabel(num_classes, emb_dim, self.config["class_drop_prob"])]
+        )
 
-    def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None] | None = None
+    ) -> Tensor:
         """Run the network.
 
         Args:
@@ -128,7 +143,9 @@ class MLP(nn.Module):
         if x.ndim != 3 or tuple(x.shape[1:]) != (self.channels, 1):
             raise ValueError(f"x must have shape (b, {self.channels}, 1), got {tuple(x.shape)}.")
         if t.ndim != 1 or t.shape[0] != x.shape[0]:
-            raise ValueError(f"t must have one time per sample, shape ({x.shape[0]},), got {tuple(t.shape)}.")
+            raise ValueError(
+                f"t must have one time per sample, shape ({x.shape[0]},), got {tuple(t.shape)}."
+            )
         emb = self._condition(x, t, cond or {})
         h = self.linear_in(self._features(x.flatten(1)))
         for block in self.blocks:
@@ -141,8 +158,13 @@ class MLP(nn.Module):
         Args:
             image_size: Must be (1,).
         """
-        if image_size != 1 and tuple(image_size if isinstance(image_size, Sequence) else [image_size]) != (1,):
-            raise ValueError(f"An MLP takes points, image_size=(1,); got {image_size}. Use a Unet for data with space.")
+        if image_size != 1 and tuple(
+            image_size if isinstance(image_size, Sequence) else [image_size]
+        ) != (1,):
+            raise ValueError(
+                f"An MLP takes points, image_size=(1,); got {image_size}. Use a Unet for data with"
+                " space."
+            )
 
     def _features(self, x: Tensor) -> Tensor:
         if not self.frequencies:
@@ -155,7 +177,9 @@ class MLP(nn.Module):
         for name in cond:
             if name not in self.conditioners:
                 if not self.conditioners:
-                    raise ValueError(f"This MLP has no conditions but got {name!r}; for labels set num_classes.")
+                    raise ValueError(
+                        f"This MLP has no conditions but got {name!r}; for labels set num_classes."
+                    )
                 raise ValueError(unknown_name("condition", name, self.conditioners))
         emb = self.time_embedding(t)
         for name, module in self.conditioners.items():

@@ -13,7 +13,9 @@ _PATTERNS = {
 
 
 def to_patches(x: Tensor, size: int) -> Tensor:
-    """Move the pixels of each patch into channels: (b, c, *spatial) to (b, c·sizeⁿ, *spatial/size)."""
+    """Move the pixels of each patch into channels: (b, c, *spatial) to (b, c·sizeⁿ,
+    *spatial/size).
+    """
     if size == 1:
         return x
     return rearrange(x, _PATTERNS[x.ndim - 2], **_sizes(x.ndim - 2, size))

@@ -32,12 +32,14 @@ class Summary:
 
     Args:
         parameters: Number of parameters.
-        macs: Multiply-accumulate operations per image, forward, in convolutions, linear layers and attention.
+        macs: Multiply-accumulate operations per image, forward, in convolutions, linear layers and
+            attention.
         image_size: Spatial size of one image.
         batch_size: Number of images that `activation_bytes` is for.
         state_bytes: Weights, gradients, two Adam moments and one EMA copy.
         activation_bytes: Tensors that the forward pass keeps for the backward pass.
-        precision: "float32", or "bf16" for activations under autocast; state is float32 in any case.
+        precision: "float32", or "bf16" for activations under autocast; state is float32 in any
+            case.
     """
 
     parameters: int
@@ -62,7 +64,10 @@ class Summary:
                 f"MACs per {size + ' image':<13} {self.macs:>15,}",
                 f"training memory ({self.precision} estimate)",
                 f"  weights, gradients, Adam, EMA {self.state_bytes / _MIB:>10,.1f} MiB",
-                f"  activations, batch size {self.batch_size:<5} {self.activation_bytes / _MIB:>11,.1f} MiB",
+                (
+                    f"  activations, batch size {self.batch_size:<5}"
+                    f" {self.activation_bytes / _MIB:>11,.1f} MiB"
+                ),
                 f"  together                      {self.training_bytes / _MIB:>10,.1f} MiB",
             )
         )
@@ -74,10 +79,12 @@ def summarize(
     batch_size: int = 1,
     precision: Literal["float32", "bf16"] = "float32",
 ) -> Summary:
-    """Count by running a copy of the network on the meta device: nothing is computed and no memory is used.
+    """Count by running a copy of the network on the meta device: nothing is computed and no memory
+    is used.
 
-    Multiplications are counted by hooks on convolutions, linear layers and attention (2·n²·width for n positions);
-    activations are the distinct tensors autograd saves, under bf16 autocast a little more than half of those of float32.
+    Multiplications are counted by hooks on convolutions, linear layers and attention (2·n²·width
+    for n positions); activations are the distinct tensors autograd saves, under bf16 autocast a
+    little more than half of those of float32.
 
     Args:
         model: The network.
@@ -141,16 +148,22 @@ def _count_macs(model: nn.Module, x: Tensor, t: Tensor) -> int:
 
 
 def saved_bytes(
-    forward: Callable[[], Tensor], network: nn.Module, ignored: Callable[[Tensor], bool] = lambda tensor: False
+    forward: Callable[[], Tensor],
+    network: nn.Module,
+    ignored: Callable[[Tensor], bool] = lambda tensor: False,
 ) -> int:
-    """Run a forward pass and add up the distinct storages that autograd keeps from it, the network's weights not counted."""
+    """Run a forward pass and add up the distinct storages that autograd keeps from it, the
+    network's weights not counted.
+    """
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights and not ignored(tensor):
-            saved[storage._cdata] = storage  # held, so that its address is not used again within this pass
+            saved[storage._cdata] = (
+                storage  # held, so that its address is not used again within this pass
+            )
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -164,7 +177,8 @@ def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
     """Add up what one forward pass keeps for the backward pass."""
 
     def of_the_formula(tensor: Tensor) -> bool:
-        # The meta device attends by the textbook formula and keeps n×n matrices, which no real device does in float32.
+        # The meta device attends by the textbook formula and keeps n×n matrices, which no real
+        # device does in float32.
         square = tensor.ndim in (3, 4) and tensor.shape[-2] == tensor.shape[-1] > max(x.shape[2:])
         return x.device.type == "meta" and square
 
@@ -172,7 +186,9 @@ def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
 
 
 def _count_saved_bytes_in_bf16(model: SizedNetwork, shape: Sequence[int]) -> int:
-    """Count under autocast, which the meta device knows nothing of and tensors that only look like the CPU's do."""
+    """Count under autocast, which the meta device knows nothing of and tensors that only look like
+    the CPU's do.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():

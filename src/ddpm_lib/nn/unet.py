@@ -63,10 +63,16 @@ class Middle(nn.Module):
         settings: What all blocks share.
     """
 
-    def __init__(self, width: int, heads: int | None, normed: bool, settings: BlockSettings) -> None:
+    def __init__(
+        self, width: int, heads: int | None, normed: bool, settings: BlockSettings
+    ) -> None:
         super().__init__()
         self.res1 = ResBlock(width, width, settings)
-        self.attn = None if heads is None else Attention(width, heads, settings.norm(width) if normed else None)
+        self.attn = (
+            None
+            if heads is None
+            else Attention(width, heads, settings.norm(width) if normed else None)
+        )
         self.res2 = ResBlock(width, width, settings)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -78,30 +84,39 @@ class Middle(nn.Module):
 
 
 class Unet(nn.Module):
-    """Predict from a noisy sample x (b, channels, *spatial) and times t (b,) a tensor (b, out_channels, *spatial).
+    """Predict from a noisy sample x (b, channels, *spatial) and times t (b,) a tensor (b,
+    out_channels, *spatial).
 
-    Residual blocks with group normalisation at resolutions halved from level to level, self-attention at some of
-    them, and skip connections from the way down to the way up (Ho et al. 2020, appendix B; Nichol & Dhariwal 2021;
-    Dhariwal & Nichol 2021). What the output means is not the network's business. At initialisation it is exactly 0.
+    Residual blocks with group normalisation at resolutions halved from level to level,
+    self-attention at some of them, and skip connections from the way down to the way up (Ho et al.
+    2020, appendix B; Nichol & Dhariwal 2021; Dhariwal & Nichol 2021). What the output means is not
+    the network's business. At initialisation it is exactly 0.
 
     Args:
         dim: Base number of channels, even; level i has dim * dim_mults[i].
-        dim_mults: Width of each level as a multiple of dim; the resolution halves from each level to the next.
+        dim_mults: Width of each level as a multiple of dim; the resolution halves from each level
+            to the next.
         channels: Channels of the input: 1 for grey, 3 for RGB images.
-        out_channels: Channels of the output; None for as many as the input. Learned variances need twice as many.
-        patch_size: Side of the patches of pixels that the network works on; 2 makes it about four times cheaper, at some
-            loss of fine detail (Hoogeboom et al. 2023, section 2.3).
+        out_channels: Channels of the output; None for as many as the input. Learned variances need
+            twice as many.
+        patch_size: Side of the patches of pixels that the network works on; 2 makes it about four
+            times cheaper, at some loss of fine detail (Hoogeboom et al. 2023, section 2.3).
         blocks_per_level: Residual blocks per level on the way down; one more on the way up.
-        attention_levels: Levels with self-attention, 0 being the full resolution; None for the two deepest.
+        attention_levels: Levels with self-attention, 0 being the full resolution; None for the two
+            deepest.
         heads: Attention heads.
         head_dim: Channels per attention head; replaces heads when given.
         heads_up: Attention heads on the way up; None for the same as heads.
-        mid_attention: Attention at the lowest resolution: "norm" with normalisation in front, "no_norm", or "none".
+        mid_attention: Attention at the lowest resolution: "norm" with normalisation in front,
+            "no_norm", or "none".
         dropout: Dropout probability in the residual blocks, in [0, 1).
-        time_conditioning: How time and conditions enter a block: "scale_shift" the normalisation, or "add".
+        time_conditioning: How time and conditions enter a block: "scale_shift" the normalisation,
+            or "add".
         resample: Change of resolution: "conv", "pool" (average and repeat), or "resblock" (as ADM).
-        down_padding: Padding of stride-2 convolutions: "symmetric", or "asymmetric" (as TensorFlow's SAME).
-        groups: Groups of GroupNorm; None for the largest number up to 32 that leaves two channels in a group.
+        down_padding: Padding of stride-2 convolutions: "symmetric", or "asymmetric" (as
+            TensorFlow's SAME).
+        groups: Groups of GroupNorm; None for the largest number up to 32 that leaves two channels
+            in a group.
         norm_eps: Epsilon of GroupNorm.
         scale_skips: Multiply skip connections by 1/√2.
         time_dim: Length of the vector made from time and conditions; None for 4 * dim.
@@ -109,16 +124,21 @@ class Unet(nn.Module):
         freq_shift: 0 or 1; 1 makes the lowest frequency of the time embedding exactly 1/10000.
         time_scale: Factor on t before the time embedding.
         num_classes: Number of classes for a condition "class_label"; None for none.
-        class_drop_prob: Probability of hiding the class label in training, for classifier-free guidance.
-        self_condition: Let the network see its own last estimate of the image (Chen et al. 2023), for a forward pass more
-            for half of the training images.
-        augment_dim: Numbers that say how an image was augmented, 9 for the training option `augment`; None for none.
-        low_res_factor: For super-resolution, how many times smaller the image of the condition "low_res" is, which training
-            makes of its images (docs/super_resolution.md); None for no such condition.
-        low_res_max_noise: Largest level, in [0, 1], of the noise that training puts on the small image; 0 for none.
+        class_drop_prob: Probability of hiding the class label in training, for classifier-free
+            guidance.
+        self_condition: Let the network see its own last estimate of the image (Chen et al. 2023),
+            for a forward pass more for half of the training images.
+        augment_dim: Numbers that say how an image was augmented, 9 for the training option
+            `augment`; None for none.
+        low_res_factor: For super-resolution, how many times smaller the image of the condition
+            "low_res" is, which training makes of its images (docs/super_resolution.md); None for no
+            such condition.
+        low_res_max_noise: Largest level, in [0, 1], of the noise that training puts on the small
+            image; 0 for none.
         low_res_drop_prob: Probability of hiding the small image in training, for guidance by it.
         dims: 1 for sequences, 2 for images, 3 for volumes.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a
+            third more time.
 
     Raises:
         ValueError: If the arguments do not fit each other.
@@ -168,7 +188,9 @@ class Unet(nn.Module):
         dims: int = 2,
         gradient_checkpointing: bool = False,
     ) -> None:
-        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        config = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         super().__init__()
         _check_arguments(config)
         # Lists, not tuples: the config then equals itself after a round trip through JSON.
@@ -190,8 +212,12 @@ class Unet(nn.Module):
             time_conditioning=time_conditioning,
         )
         checks.warn_if_time_is_lost(settings, widths)
-        self.time_embedding = TimeEmbedding(dim, settings.emb_dim, time_order, freq_shift, time_scale)
-        self.conditioners = nn.ModuleDict({c.name: c for c in self.build_conditioners(settings.emb_dim)})
+        self.time_embedding = TimeEmbedding(
+            dim, settings.emb_dim, time_order, freq_shift, time_scale
+        )
+        self.conditioners = nn.ModuleDict(
+            {c.name: c for c in self.build_conditioners(settings.emb_dim)}
+        )
         extra = sum(cast(Conditioner, c).extra_channels for c in self.conditioners.values())
         self.conv_in = settings.conv((channels + extra) * pixels, dim)
         self._build_paths(dim, widths, settings)
@@ -223,7 +249,11 @@ class Unet(nn.Module):
         heads_up = config["heads"] if config["heads_up"] is None else config["heads_up"]
 
         def heads(level: int, count: int, name: str) -> int | None:
-            return checks.resolve_heads(widths[level], count, config["head_dim"], name) if level in attention else None
+            return (
+                checks.resolve_heads(widths[level], count, config["head_dim"], name)
+                if level in attention
+                else None
+            )
 
         def resampler(width: int, direction: Direction) -> Resampler:
             return Resampler(width, direction, config["resample"], config["down_padding"], settings)
@@ -233,8 +263,13 @@ class Unet(nn.Module):
         width = dim
         for level, level_width in enumerate(widths):
             ins_and_outs = pairwise([width] + [level_width] * blocks)
-            layers = [Layer(i, o, heads(level, config["heads"], "heads"), settings) for i, o in ins_and_outs]
-            self.down.append(ResolutionLevel(layers, resampler(level_width, "down") if level < last else None))
+            layers = [
+                Layer(i, o, heads(level, config["heads"], "heads"), settings)
+                for i, o in ins_and_outs
+            ]
+            self.down.append(
+                ResolutionLevel(layers, resampler(level_width, "down") if level < last else None)
+            )
             width = level_width
             skips += [width] * (blocks + (level < last))
         mid_heads = None
@@ -244,11 +279,20 @@ class Unet(nn.Module):
         for level, level_width in reversed(list(enumerate(widths))):
             layers = []
             for _ in range(blocks + 1):
-                layers.append(Layer(width + skips.pop(), level_width, heads(level, heads_up, "heads_up"), settings))
+                layers.append(
+                    Layer(
+                        width + skips.pop(),
+                        level_width,
+                        heads(level, heads_up, "heads_up"),
+                        settings,
+                    )
+                )
                 width = level_width
             self.up.append(ResolutionLevel(layers, resampler(width, "up") if level > 0 else None))
 
-    def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None] | None = None
+    ) -> Tensor:
         """Run the network.
 
         Args:
@@ -274,17 +318,27 @@ class Unet(nn.Module):
         for level in self.up:
             for layer in cast(ResolutionLevel, level).layers:
                 skip = skips.pop()
-                h = self._run(layer, torch.cat((h, skip * self.skip_factor if self.skip_factor != 1 else skip), 1), emb)
+                h = self._run(
+                    layer,
+                    torch.cat((h, skip * self.skip_factor if self.skip_factor != 1 else skip), 1),
+                    emb,
+                )
             if level.resample is not None:
                 h = self._run(cast(nn.Module, level.resample), h, emb)
         return from_patches(self.conv_out(norm_act(h, self.norm_out)), self.patch_size)
 
-    def _condition(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
-        """Return the activated conditioning vector (b, emb_dim) and the input with its extra channels."""
+    def _condition(
+        self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the activated conditioning vector (b, emb_dim) and the input with its extra
+        channels.
+        """
         for name in cond:
             if name not in self.conditioners:
                 if not self.conditioners:
-                    raise ValueError(f"This Unet has no conditions but got {name!r}; for labels set num_classes.")
+                    raise ValueError(
+                        f"This Unet has no conditions but got {name!r}; for labels set num_classes."
+                    )
                 raise ValueError(unknown_name("condition", name, self.conditioners))
         emb = self.time_embedding(t)
         inputs = [x]
@@ -313,16 +367,19 @@ class Unet(nn.Module):
         """Raise when shapes do not fit; reads no values, so that no device is waited for."""
         if x.ndim != self.dims + 2:
             raise ValueError(
-                f"x must have {self.dims + 2} dimensions (batch, channels and {self.dims} spatial), got shape "
-                f"{tuple(x.shape)}."
+                f"x must have {self.dims + 2} dimensions (batch, channels and {self.dims} spatial),"
+                f" got shape {tuple(x.shape)}."
             )
         if x.shape[1] != self.channels:
             raise ValueError(
-                f"x must have {self.channels} channels in its second dimension, got shape {tuple(x.shape)}. "
-                f"Make the network with channels={x.shape[1]} if that is what the data have."
+                f"x must have {self.channels} channels in its second dimension, got shape"
+                f" {tuple(x.shape)}. Make the network with channels={x.shape[1]} if that is what"
+                " the data have."
             )
         if t.ndim != 1 or t.shape[0] != x.shape[0]:
-            raise ValueError(f"t must have one time per sample, shape ({x.shape[0]},), got {tuple(t.shape)}.")
+            raise ValueError(
+                f"t must have one time per sample, shape ({x.shape[0]},), got {tuple(t.shape)}."
+            )
         checks.check_spatial(x.shape[2:], self.downsample_factor)
 
     def regions(self) -> list[nn.Module]:
@@ -337,7 +394,9 @@ class Unet(nn.Module):
         """
         sizes = (image_size,) * self.dims if isinstance(image_size, int) else tuple(image_size)
         if len(sizes) != self.dims:
-            raise ValueError(f"image_size must have {self.dims} entries, one per direction, got {sizes}.")
+            raise ValueError(
+                f"image_size must have {self.dims} entries, one per direction, got {sizes}."
+            )
         checks.check_spatial(sizes, self.downsample_factor)
         for conditioner in self.conditioners.values():
             cast(Conditioner, conditioner).check_size(sizes)
@@ -356,7 +415,9 @@ class Unet(nn.Module):
         return cls(**preset_config(name, **overrides))
 
     def summary(self, image_size: int | Sequence[int] = 32, batch_size: int = 1) -> Summary:
-        """Count parameters, multiplications and training memory; see `ddpm_lib.nn.summary.summarize`."""
+        """Count parameters, multiplications and training memory; see
+        `ddpm_lib.nn.summary.summarize`.
+        """
         return summarize(self, image_size, batch_size)
 
 
@@ -378,14 +439,21 @@ def _check_arguments(config: dict[str, Any]) -> None:
             checks.check_int(name, config[name])
     if isinstance(config["dim_mults"], int) or not config["dim_mults"]:
         got = config["dim_mults"]
-        raise ValueError(f"dim_mults must list at least one multiple of dim, such as (1, 2, 2), got {got!r}.")
+        raise ValueError(
+            f"dim_mults must list at least one multiple of dim, such as (1, 2, 2), got {got!r}."
+        )
     for mult in config["dim_mults"]:
         checks.check_int("Every entry of dim_mults", mult)
     if config["dim"] % 2 or config["dim"] < 4:
         nearest = max(4, config["dim"] // 2 * 2)
-        raise ValueError(f"dim must be even and at least 4 (sine and cosine), got {config['dim']}. Use dim={nearest}.")
+        raise ValueError(
+            f"dim must be even and at least 4 (sine and cosine), got {config['dim']}. Use"
+            f" dim={nearest}."
+        )
     if config["dims"] not in (1, 2, 3):
-        raise ValueError(f"dims must be 1 (sequences), 2 (images) or 3 (volumes), got {config['dims']!r}.")
+        raise ValueError(
+            f"dims must be 1 (sequences), 2 (images) or 3 (volumes), got {config['dims']!r}."
+        )
     if config["freq_shift"] not in (0, 1):
         raise ValueError(f"freq_shift must be 0 or 1, got {config['freq_shift']!r}.")
     if not config["norm_eps"] > 0:

@@ -1,4 +1,6 @@
-"""Whether the parts of a process fit each other, and the weights that follow from them; asked once, at construction."""
+"""Whether the parts of a process fit each other, and the weights that follow from them; asked once,
+at construction.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,18 @@ def check_parts_fit(process: TrainableProcess) -> None:
     """
     if process.parametrization.needs_signal and float(process.schedule.alpha[-1]) == 0:
         raise ValueError(
-            "The schedule ends in pure noise (zero terminal SNR), where a predicted eps says nothing about the "
-            "image. Use parametrization='v' or 'x0', or a schedule that keeps some signal."
+            "The schedule ends in pure noise (zero terminal SNR), where a predicted eps says"
+            " nothing about the image. Use parametrization='v' or 'x0', or a schedule that keeps"
+            " some signal."
         )
-    outputs, wanted = getattr(process.model, "out_channels", None), process.channels * process.variance.outputs
+    outputs, wanted = (
+        getattr(process.model, "out_channels", None),
+        process.channels * process.variance.outputs,
+    )
     if isinstance(outputs, int) and outputs != wanted:
         raise ValueError(
-            f"The network returns {outputs} channels, but images of {process.channels} channels and this variance "
-            f"need {wanted}. Build the network with out_channels={wanted}."
+            f"The network returns {outputs} channels, but images of {process.channels} channels and"
+            f" this variance need {wanted}. Build the network with out_channels={wanted}."
         )
     _check_loss(process)
     _warn_of_a_floor(process.schedule)
@@ -50,11 +56,14 @@ def _warn_of_a_floor(schedule: Schedule) -> None:
     if schedule.name == "laplace":
         mu = float(schedule.options.get("mu", 0.0))
         b = (2 * math.log(100.0) - mu) / math.log((schedule.timesteps + 1) / 2)
-        remedy = f"schedule_options={{'b': {b:.2g}}} begins at 0.01; so do other schedules, such as cosine."
+        remedy = (
+            f"schedule_options={{'b': {b:.2g}}} begins at 0.01; so do other schedules, such as"
+            " cosine."
+        )
     warnings.warn(
-        f"The cleanest level of the schedule {schedule.name!r} has σ/α = {cleanest:.2g}: the last step of "
-        f"sampling goes from there to data, which leaves an error of that size (in [-1, 1]) whatever the "
-        f"number of steps. {remedy}",
+        f"The cleanest level of the schedule {schedule.name!r} has σ/α = {cleanest:.2g}: the last"
+        " step of sampling goes from there to data, which leaves an error of that size (in [-1,"
+        f" 1]) whatever the number of steps. {remedy}",
         UserWarning,
         stacklevel=4,
     )
@@ -63,11 +72,13 @@ def _warn_of_a_floor(schedule: Schedule) -> None:
 def _check_loss(process: TrainableProcess) -> None:
     learned = process.variance.outputs > 1
     if learned and process.loss == "simple":
-        raise ValueError("loss='simple' would never train a learned variance. Use loss='hybrid' or 'vlb'.")
+        raise ValueError(
+            "loss='simple' would never train a learned variance. Use loss='hybrid' or 'vlb'."
+        )
     if not learned and process.loss == "hybrid":
         raise ValueError(
-            "In loss='hybrid' the bound trains the variance only, and a fixed one has nothing to train. Use "
-            "variance='learned_range', or loss='simple' or 'vlb'."
+            "In loss='hybrid' the bound trains the variance only, and a fixed one has nothing to"
+            " train. Use variance='learned_range', or loss='simple' or 'vlb'."
         )
     if process.loss != "simple" and process.time_sampler.continuous:
         name = registered_name(TIME_SAMPLERS, process.time_sampler)
@@ -78,27 +89,35 @@ def _check_loss(process: TrainableProcess) -> None:
         )
     if process.loss == "vlb" and process.uncertainty is not None:
         raise ValueError(
-            "learn_uncertainty balances the noise levels, which loss='vlb' forbids: its levels have their weights. Use "
-            "loss='simple' or 'hybrid'."
+            "learn_uncertainty balances the noise levels, which loss='vlb' forbids: its levels have"
+            " their weights. Use loss='simple' or 'hybrid'."
         )
     if not process.vlb_weight > 0:
-        raise ValueError(f"vlb_weight must be > 0, got {process.vlb_weight}. Nichol & Dhariwal use 0.001.")
+        raise ValueError(
+            f"vlb_weight must be > 0, got {process.vlb_weight}. Nichol & Dhariwal use 0.001."
+        )
 
 
 def loss_weights(process: TrainableProcess) -> Tensor:
-    """Tabulate w(SNR_t)·c_out², the weight of the network's squared error; 0 at t = 0, which is never trained."""
+    """Tabulate w(SNR_t)·c_out², the weight of the network's squared error; 0 at t = 0, which is
+    never trained.
+    """
     alpha, sigma = process.schedule.alpha[1:], process.schedule.sigma[1:]
-    weights = process.weighting(process.schedule.snr[1:]) * process.parametrization.c_out(alpha, sigma).square()
+    weights = (
+        process.weighting(process.schedule.snr[1:])
+        * process.parametrization.c_out(alpha, sigma).square()
+    )
     if not torch.all(torch.isfinite(weights) & (weights >= 0)):
         raise ValueError(
-            f"{process.weighting} with {process.parametrization} and {process.schedule} gives weights that are negative or "
-            "not finite. Choose another weighting."
+            f"{process.weighting} with {process.parametrization} and {process.schedule} gives"
+            " weights that are negative or not finite. Choose another weighting."
         )
     if weights[-1] == 0:
         name = registered_name(WEIGHTINGS, process.weighting)
         warnings.warn(
-            f"The weighting {name!r} gives the noisiest level, where sampling starts, the "
-            "weight 0 on this schedule: it would never be trained. Use weighting='snr_plus_one' or 'flat'.",
+            f"The weighting {name!r} gives the noisiest level, where sampling starts, the weight 0"
+            " on this schedule: it would never be trained. Use weighting='snr_plus_one' or"
+            " 'flat'.",
             UserWarning,
             stacklevel=3,
         )

@@ -11,7 +11,8 @@ from ddpm_lib.core.registry import Registry
 
 
 def dynamic_threshold(x0: Tensor, ratio: float = 0.995, maximum: float = math.inf) -> Tensor:
-    """Clip each sample to its own quantile of |x̂_0| and scale it back to [-1, 1] (Saharia et al. 2022, §2.3).
+    """Clip each sample to its own quantile of |x̂_0| and scale it back to [-1, 1] (Saharia et al.
+    2022, §2.3).
 
     Args:
         x0: Predicted images (b, c, *spatial).

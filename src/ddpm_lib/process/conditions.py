@@ -1,4 +1,6 @@
-"""From what a caller says about conditions to what the network is given: names, nulls, dropping, broadcasting."""
+"""From what a caller says about conditions to what the network is given: names, nulls, dropping,
+broadcasting.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def guidable(conditioners: Conditioners | None) -> list[str]:
 
 
 def check_names(conditioners: Conditioners | None, cond: Mapping[str, Any]) -> None:
-    """Refuse conditions the network was not built for; a network without `conditioners` takes what it is given.
+    """Refuse conditions the network was not built for; a network without `conditioners` takes what
+    it is given.
 
     Raises:
         ValueError: If a name is unknown.
@@ -78,15 +81,22 @@ def check_names(conditioners: Conditioners | None, cond: Mapping[str, Any]) -> N
     for name in cond:
         if name not in conditioners:
             if not len(conditioners):
-                raise ValueError(f"This network takes no conditions; got {name!r}. Build it with one, or leave it out.")
+                raise ValueError(
+                    f"This network takes no conditions; got {name!r}. Build it with one, or leave"
+                    " it out."
+                )
             raise ValueError(unknown_name("condition", name, conditioners.keys()))
 
 
-def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], x0: Tensor) -> Cond | None:
-    """Return the conditions of a training batch on the device of its images x0 in [-1, 1], None if there are none.
+def for_training(
+    conditioners: Conditioners | None, cond: Mapping[str, Tensor], x0: Tensor
+) -> Cond | None:
+    """Return the conditions of a training batch on the device of its images x0 in [-1, 1], None if
+    there are none.
 
-    A network that was built for a condition and never sees it would train a part of itself on nothing, so a missing
-    one is an error, but for those that training makes itself, of the images or on the way.
+    A network that was built for a condition and never sees it would train a part of itself on
+    nothing, so a missing one is an error, but for those that training makes itself, of the images
+    or on the way.
 
     Raises:
         ValueError: If a name is unknown or a condition is missing.
@@ -102,27 +112,34 @@ def for_training(conditioners: Conditioners | None, cond: Mapping[str, Tensor], 
     for name, conditioner in (conditioners or {}).items():
         if name not in result and (conditioner.guided or not conditioner.optional):
             raise ValueError(
-                f"The network was built for the condition {name!r}, which this batch lacks. Give the dataset a field "
-                f"{name!r}, pass cond={{{name!r}: …}}, or build the network without it."
+                f"The network was built for the condition {name!r}, which this batch lacks. Give"
+                f" the dataset a field {name!r}, pass cond={{{name!r}: …}}, or build the network"
+                " without it."
             )
     return result or None
 
 
 def fresh_draws(conditioners: Conditioners, n: int) -> dict[str, Draws]:
-    """Draw n uniform numbers per condition from torch's global generator, the same for all that guidance contrasts."""
+    """Draw n uniform numbers per condition from torch's global generator, the same for all that
+    guidance contrasts.
+    """
     shared = torch.rand(n, dtype=torch.float64)
-    return {k: shared if c.guided else torch.rand(n, dtype=torch.float64) for k, c in conditioners.items()}
+    return {
+        k: shared if c.guided else torch.rand(n, dtype=torch.float64)
+        for k, c in conditioners.items()
+    }
 
 
 def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Draws]) -> Cond:
-    """Replace conditions by their nulls for some samples, so that the network also learns to do without.
+    """Replace conditions by their nulls for some samples, so that the network also learns to do
+    without.
 
     Args:
         conditioners: Of the network.
         cond: Values, first dimension b.
-        draws: Shape (b,): uniform numbers in [0, 1), where u < drop_prob drops, or booleans, where True drops. One
-            tensor is shared by all conditions, which then drop together as guidance needs it; a mapping gives each
-            condition its own.
+        draws: Shape (b,): uniform numbers in [0, 1), where u < drop_prob drops, or booleans, where
+            True drops. One tensor is shared by all conditions, which then drop together as guidance
+            needs it; a mapping gives each condition its own.
     """
     result = dict(cond)
     for name, value in cond.items():
@@ -134,8 +151,12 @@ def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Dra
     return result
 
 
-def hidden(conditioner: Droppable, name: str, draws: Draws | Mapping[str, Draws] | None, n: int) -> Tensor:
-    """Return for which of n samples a condition is hidden, booleans on the CPU; for none where there are no draws."""
+def hidden(
+    conditioner: Droppable, name: str, draws: Draws | Mapping[str, Draws] | None, n: int
+) -> Tensor:
+    """Return for which of n samples a condition is hidden, booleans on the CPU; for none where
+    there are no draws.
+    """
     given = draws.get(name) if isinstance(draws, Mapping) else draws
     if given is None:
         return torch.zeros(n, dtype=torch.bool)
@@ -152,7 +173,8 @@ def for_sampling(
     stream: Stream | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Cond:
-    """Return the conditions given for `n` samples as tensors (n, …); a number or a single entry counts for all samples.
+    """Return the conditions given for `n` samples as tensors (n, …); a number or a single entry
+    counts for all samples.
 
     Args:
         conditioners: Of the network.
@@ -163,7 +185,8 @@ def for_sampling(
 
     Raises:
         TypeError: If a value is no number, list of numbers, or tensor.
-        ValueError: If a name is unknown, a length does not fit, or a condition is missing that cannot be null.
+        ValueError: If a name is unknown, a length does not fit, or a condition is missing that
+            cannot be null.
     """
     given = dict(cond or {})
     check_names(conditioners, given)
@@ -173,7 +196,10 @@ def for_sampling(
         if tensor.ndim == 0 or len(tensor) == 1:
             tensor = tensor.expand(n, *tensor.shape[1:])
         if len(tensor) != n:
-            raise ValueError(f"The condition {name!r} has {len(tensor)} entries for {n} samples. Give one or {n}.")
+            raise ValueError(
+                f"The condition {name!r} has {len(tensor)} entries for {n} samples. Give one or"
+                f" {n}."
+            )
         result[name] = tensor
     for conditioner in (conditioners or {}).values():
         result = conditioner.prepare(result, stream or _of_seed_zero)
@@ -183,30 +209,35 @@ def for_sampling(
     for name, conditioner in (conditioners or {}).items():
         if name not in given and not conditioner.optional:
             raise ValueError(
-                f"The network needs the condition {name!r}: it was trained with drop_prob=0 and knows no null. "
-                f"Pass cond={{{name!r}: …}}, or train with drop_prob > 0 to sample without."
+                f"The network needs the condition {name!r}: it was trained with drop_prob=0 and"
+                f" knows no null. Pass cond={{{name!r}: …}}, or train with drop_prob > 0 to sample"
+                " without."
             )
     return result
 
 
-def _numbers(name: str, value: Any, conditioners: Conditioners | None, class_names: Sequence[str] | None) -> Any:
-    """Put the numbers of classes in the place of their names; refuse what no tensor can be made of."""
+def _numbers(
+    name: str, value: Any, conditioners: Conditioners | None, class_names: Sequence[str] | None
+) -> Any:
+    """Put the numbers of classes in the place of their names; refuse what no tensor can be made
+    of.
+    """
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not any(isinstance(word, str) for word in words):
         if isinstance(value, (Tensor, np.ndarray, list, tuple, int, float, np.generic)):
             return value
         raise TypeError(
-            f"The condition {name!r} must be a number, a list of numbers, an array or a tensor; got "
-            f"{type(value).__name__}."
+            f"The condition {name!r} must be a number, a list of numbers, an array or a tensor; got"
+            f" {type(value).__name__}."
         )
     if class_names is None:
         own = conditioners[name] if conditioners and name in conditioners else None
         classes = getattr(own, "num_classes", None)
         known = f"numbers 0 … {classes - 1}" if classes else "numbers"
         raise ValueError(
-            f"The condition {name!r} takes {known} here, because the names of the classes are not known; got "
-            f"{words[0]!r}. load_run and Trainer know the names; your own process takes them as "
-            "diffusion.class_names = (…)."
+            f"The condition {name!r} takes {known} here, because the names of the classes are not"
+            f" known; got {words[0]!r}. load_run and Trainer know the names; your own process takes"
+            " them as diffusion.class_names = (…)."
         )
     numbers = []
     for word in words:
@@ -220,21 +251,30 @@ def _of_seed_zero(i: int) -> torch.Generator:
     return keys.generator("cpu", i, 0, "condition")
 
 
-def with_derived(conditioners: Conditioners | None, cond: Mapping[str, Any] | None, images: Tensor) -> dict[str, Any]:
-    """Add the conditions that training would make of images, uint8 or in [0, 1], where they are not given."""
+def with_derived(
+    conditioners: Conditioners | None, cond: Mapping[str, Any] | None, images: Tensor
+) -> dict[str, Any]:
+    """Add the conditions that training would make of images, uint8 or in [0, 1], where they are not
+    given.
+    """
     x0 = to_model_range(images)
-    made = {name: c.derive(x0) for name, c in (conditioners or {}).items() if name not in (cond or {})}
+    made = {
+        name: c.derive(x0) for name, c in (conditioners or {}).items() if name not in (cond or {})
+    }
     return {**(cond or {}), **{name: value for name, value in made.items() if value is not None}}
 
 
 def fill_nulls(conditioners: Conditioners | None, cond: Cond, x: Tensor) -> Cond | None:
-    """Add the nulls of missing conditions for network inputs x (b, c, *spatial); None if there are no conditions."""
+    """Add the nulls of missing conditions for network inputs x (b, c, *spatial); None if there are
+    no conditions.
+    """
     missing = {name: c.null_for(x) for name, c in (conditioners or {}).items() if name not in cond}
     return {**cond, **missing} or None
 
 
 def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
-    """Return the conditions with every one that can be dropped replaced by its null: the other half of guidance.
+    """Return the conditions with every one that can be dropped replaced by its null: the other half
+    of guidance.
 
     Raises:
         ValueError: If there is none.

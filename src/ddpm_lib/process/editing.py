@@ -54,12 +54,13 @@ def edit(
 ) -> Tensor:
     """Redraw images from their noisy versions: image-to-image by SDEdit (Meng et al. 2022).
 
-    Takes x_0 to level fraction·T with fresh noise and samples down from there. A small fraction keeps nearly all of
-    the image, a large one its rough layout and colours. The noise of image i depends on (seed, first_index + i)
-    alone and is never that of `sample`.
+    Takes x_0 to level fraction·T with fresh noise and samples down from there. A small fraction
+    keeps nearly all of the image, a large one its rough layout and colours. The noise of image i
+    depends on (seed, first_index + i) alone and is never that of `sample`.
 
     Args:
-        images: Images (b, c, *spatial), uint8 or float in [0, 1]; strokes and collages work as well.
+        images: Images (b, c, *spatial), uint8 or float in [0, 1]; strokes and collages work as
+            well.
         fraction: The level to start from as a part of T, in (0, 1]; Meng et al. use 0.3 … 0.6.
         sampler: As for `sample`, like all that is not described here.
         sampler_options: As for `sample`.
@@ -145,19 +146,21 @@ def inpaint(
 ) -> Tensor:
     """Paint the masked part of images so that it fits the rest, by RePaint (Lugmayr et al. 2022).
 
-    The process need not have been trained for it. About num_steps·num_resamples steps are taken: see
-    `inpainting.py`. Known pixels are returned unchanged, bit for bit. The noise of image i depends on
-    (seed, first_index + i) alone.
+    The process need not have been trained for it. About num_steps·num_resamples steps are taken:
+    see `inpainting.py`. Known pixels are returned unchanged, bit for bit. The noise of image i
+    depends on (seed, first_index + i) alone.
 
     Args:
         images: Images (b, c, *spatial), uint8 or float in [0, 1]; what is masked has no influence.
-        mask: True or 1 where to paint, False or 0 where to keep: (*spatial), (c or 1, *spatial) or (b or 1, c or 1,
-            *spatial). (Lugmayr et al. have it the other way round.)
+        mask: True or 1 where to paint, False or 0 where to keep: (*spatial), (c or 1, *spatial) or
+            (b or 1, c or 1, *spatial). (Lugmayr et al. have it the other way round.)
         jump_length: How many steps to go back up at a time, ≥ 1.
         num_resamples: How often to walk down each stretch; 1 never goes back up.
-        sampler: A single-step one: ddpm, ddim, dpmpp_2s, heun or euler. Multistep solvers are refused.
+        sampler: A single-step one: ddpm, ddim, dpmpp_2s, heun or euler. Multistep solvers are
+            refused.
         sampler_options: As for `sample`, like all that is not described here.
-        num_steps: Steps of one walk down, 1 … T. Default: 250, that of Lugmayr et al., or T if that is less.
+        num_steps: Steps of one walk down, 1 … T. Default: 250, that of Lugmayr et al., or T if that
+            is less.
         spacing: As for `sample`.
         spacing_options: As for `sample`.
         eta: As for `sample`.
@@ -175,7 +178,8 @@ def inpaint(
         model: A network to use instead of `self.model`.
 
     Returns:
-        Images (b, c, *spatial), float32 in [0, 1]; the known pixels of uint8 images are their value / 255.
+        Images (b, c, *spatial), float32 in [0, 1]; the known pixels of uint8 images are their value
+        / 255.
     """
     plan = SamplingPlan.make(
         self.schedule,

@@ -37,7 +37,8 @@ def decode(
     seeds: Sequence[int] | None = None,
     first_index: int = 0,
 ) -> Tensor:
-    """Return the images (n, c, *spatial) that deterministic DDIM makes of x_T: the inverse of `encode`.
+    """Return the images (n, c, *spatial) that deterministic DDIM makes of x_T: the inverse of
+    `encode`.
 
     Args:
         x_T: Of `encode`, (n, c, *spatial).
@@ -90,8 +91,10 @@ def encode(
 ) -> Tensor:
     """Return the x_T from which deterministic DDIM makes the images (Song et al. 2021, §4.3).
 
-    The probability-flow ODE backwards with Euler steps; at level 0 the noise is known, ε̂ = 0. The error of a
-    round trip is of first order in 1/num_steps. Nothing is clipped: a clipped step cannot be undone.
+    The probability-flow ODE backwards with Euler steps; at level 0 the noise is known, ε̂ = 0. The
+    error of a
+    round trip is of first order in 1/num_steps. Nothing is clipped: a clipped step cannot be
+        undone.
 
     Args:
         images: Images (b, c, *spatial), uint8 or float in [0, 1].
@@ -145,10 +148,10 @@ def interpolate(
 ) -> Tensor:
     """Return images between pairs of images.
 
-    method="noise" takes both to level fraction·T with the same noise, mixes them linearly and denoises (Ho et
-    al. 2020, §4.4; with the same noise the mix has the right amount of it). The larger the fraction, the freer
-    the result. method="ddim" encodes both to x_T, mixes along the great circle and decodes; deterministic, and
-    the ends return the images.
+    method="noise" takes both to level fraction·T with the same noise, mixes them linearly and
+    denoises (Ho et al. 2020, §4.4; with the same noise the mix has the right amount of it). The
+    larger the fraction, the freer the result. method="ddim" encodes both to x_T, mixes along the
+    great circle and decodes; deterministic, and the ends return the images.
 
     Args:
         a: Images (b, c, *spatial), uint8 or float in [0, 1], at weight 0.
@@ -156,7 +159,8 @@ def interpolate(
         weights: Where to stop between them.
         method: "noise" or "ddim".
         fraction: The level to mix at, in (0, 1], as a part of T; for method="noise".
-        num_steps: Steps of a full trajectory from T, 1 … T; the "noise" method makes those below its level.
+        num_steps: Steps of a full trajectory from T, 1 … T; the "noise" method makes those below
+            its level.
         sampler: Default: "ddpm" for "noise", "ddim" for "ddim".
         spacing: As for `sample`.
         seed: Names the noise; that of pair i depends on (seed, first_index + i). None: a fresh one.
@@ -172,7 +176,10 @@ def interpolate(
     self.check_images(a)
     self.check_images(b)
     if a.shape != b.shape:
-        raise ValueError(f"Images are interpolated in pairs of one shape; got {tuple(a.shape)}, {tuple(b.shape)}.")
+        raise ValueError(
+            f"Images are interpolated in pairs of one shape; got {tuple(a.shape)},"
+            f" {tuple(b.shape)}."
+        )
     denoiser = self.denoiser.using(model)
     usual = _INTERPOLATIONS[method]
     streams = ImageStreams.make("interpolate", seed, seeds, first_index)
@@ -225,10 +232,18 @@ def _no_noise() -> Tensor:
 
 
 def _slerp(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
-    """Interpolate along the great circle, which keeps the length that a Gaussian draw has (Shoemake 1985)."""
+    """Interpolate along the great circle, which keeps the length that a Gaussian draw has (Shoemake
+    1985).
+    """
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
     cosine = nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1.0, 1.0)
     angle, w = torch.arccos(cosine)[:, None], w.flatten(1).double()
-    flat = (torch.sin((1.0 - w) * angle) * flat_a + torch.sin(w * angle) * flat_b) / torch.sin(angle)
+    flat = (torch.sin((1.0 - w) * angle) * flat_a + torch.sin(w * angle) * flat_b) / torch.sin(
+        angle
+    )
     # Parallel vectors span no circle.
-    return torch.where(torch.sin(angle) < 1e-6, torch.lerp(flat_a, flat_b, w), flat).to(a.dtype).view_as(a)
+    return (
+        torch.where(torch.sin(angle) < 1e-6, torch.lerp(flat_a, flat_b, w), flat)
+        .to(a.dtype)
+        .view_as(a)
+    )

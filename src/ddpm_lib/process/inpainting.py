@@ -1,8 +1,9 @@
-"""RePaint: painting the unknown part of an image with a process that was trained on whole images (Lugmayr et al. 2022).
+"""RePaint: painting the unknown part of an image with a process that was trained on whole images
+(Lugmayr et al. 2022).
 
-Each step draws the known pixels from q(x_s | x_0) and the others from the model. The model sees the known pixels' noise but
-not the pixels, so that one pass harmonises badly; jumping back up by the forward process and down again lets both parts
-agree. Every jump raises the number of network calls.
+Each step draws the known pixels from q(x_s | x_0) and the others from the model. The model sees the
+known pixels' noise but not the pixels, so that one pass harmonises badly; jumping back up by the
+forward process and down again lets both parts agree. Every jump raises the number of network calls.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from ddpm_lib.schedules.levels import Level, tau
 
 
 def jump_schedule(num_steps: int, jump_length: int, num_resamples: int) -> list[int]:
-    """Return the visited positions of a ladder of num_steps noisy levels, from num_steps down to 0 with jumps up.
+    """Return the visited positions of a ladder of num_steps noisy levels, from num_steps down to 0
+    with jumps up.
 
-    From the positions 1, 1 + j, 1 + 2j, … (j = jump_length) below num_steps − j, r − 1 times (r = num_resamples), the
-    walk goes back up by j single steps (Lugmayr et al. 2022, appendix, the schedule of their pseudo-code, whose t is
-    the position − 1).
+    From the positions 1, 1 + j, 1 + 2j, … (j = jump_length) below num_steps − j, r − 1 times (r =
+    num_resamples), the walk goes back up by j single steps (Lugmayr et al. 2022, appendix, the
+    schedule of their pseudo-code, whose t is the position − 1).
 
     Args:
         num_steps: Positions above clean data, ≥ 1.
@@ -40,13 +42,14 @@ def jump_schedule(num_steps: int, jump_length: int, num_resamples: int) -> list[
     """
     if jump_length < 1 or num_resamples < 1:
         raise ValueError(
-            f"jump_length and num_resamples must be at least 1, got {jump_length} and {num_resamples}. "
-            "num_resamples=1 never jumps."
+            f"jump_length and num_resamples must be at least 1, got {jump_length} and"
+            f" {num_resamples}. num_resamples=1 never jumps."
         )
     if num_resamples > 1 and jump_length >= num_steps:
         raise ValueError(
-            f"jump_length={jump_length} does not fit into {num_steps} steps, so that nothing would be resampled. Use "
-            f"{option('jump_length', max(1, num_steps // 4))}, more steps, or {option('num_resamples', 1)}."
+            f"jump_length={jump_length} does not fit into {num_steps} steps, so that nothing would"
+            f" be resampled. Use {option('jump_length', max(1, num_steps // 4))}, more steps, or"
+            f" {option('num_resamples', 1)}."
         )
     left = dict.fromkeys(range(1, num_steps - jump_length + 1, jump_length), num_resamples - 1)
     visited, position = [num_steps], num_steps
@@ -61,7 +64,8 @@ def jump_schedule(num_steps: int, jump_length: int, num_resamples: int) -> list[
 
 
 def diffuse(x: Tensor, s: Level, t: Level, z: Tensor) -> Tensor:
-    """Return a draw from the forward kernel q(x_t | x_s) = N((α_t/α_s)·x_s, σ_t²·τ) for any levels s < t.
+    """Return a draw from the forward kernel q(x_t | x_s) = N((α_t/α_s)·x_s, σ_t²·τ) for any levels
+    s < t.
 
     Ho et al. 2020, eq. 2 is the case of neighbours, where σ_t²·τ = β_t.
 
@@ -78,7 +82,8 @@ def to_mask(mask: Tensor, n: int, shape: tuple[int, ...], device: torch.device) 
     """Return a mask as booleans (n, c, *spatial) or smaller that broadcast, True where to paint.
 
     Args:
-        mask: Booleans or numbers 0 and 1: (*spatial), (c or 1, *spatial) or (n or 1, c or 1, *spatial).
+        mask: Booleans or numbers 0 and 1: (*spatial), (c or 1, *spatial) or (n or 1, c or 1,
+            *spatial).
         n: Number of images.
         shape: Of one image, (c, *spatial).
         device: Where it is needed.
@@ -87,15 +92,20 @@ def to_mask(mask: Tensor, n: int, shape: tuple[int, ...], device: torch.device) 
         ValueError: If it has another shape or other values.
     """
     full = (n, *shape)
-    fits = len(shape) - 1 <= mask.ndim <= len(full) and mask.shape[-len(shape) + 1 :] == torch.Size(shape[1:])
+    fits = len(shape) - 1 <= mask.ndim <= len(full) and mask.shape[-len(shape) + 1 :] == torch.Size(
+        shape[1:]
+    )
     if not fits or any(m not in (1, f) for m, f in zip(mask.shape[::-1], full[::-1])):
         raise ValueError(
-            f"The mask must have the shape of one plane {shape[1:]}, of one image {shape} or of all {full}, where the "
-            f"numbers of images and channels may be 1; got {tuple(mask.shape)}."
+            f"The mask must have the shape of one plane {shape[1:]}, of one image {shape} or of all"
+            f" {full}, where the numbers of images and channels may be 1; got {tuple(mask.shape)}."
         )
     painted = mask != 0
     if not torch.equal(painted.to(mask.dtype), mask):
-        raise ValueError("A mask holds True or 1 where to paint and False or 0 where to keep. Pass mask > 0.5, say.")
+        raise ValueError(
+            "A mask holds True or 1 where to paint and False or 0 where to keep. Pass mask > 0.5,"
+            " say."
+        )
     return painted.view(*[1] * (len(full) - mask.ndim), *mask.shape).to(device)
 
 
@@ -112,13 +122,15 @@ def repaint_loop(
     on_state: Callable[[int, Tensor], None] | None = None,
     progress: bool | None = False,
 ) -> Tensor:
-    """Take x down and up through the levels; the known pixels of every state are drawn afresh from q(x_t | x_0).
+    """Take x down and up through the levels; the known pixels of every state are drawn afresh from
+    q(x_t | x_0).
 
-    Given x_0, the noise of the known pixels is independent of everything else, so that fresh noise at each state is
-    their exact law.
+    Given x_0, the noise of the known pixels is independent of everything else, so that fresh noise
+    at each state is their exact law.
 
     Args:
-        sampler: Makes the steps down; single-step. A step has no memory, because the known pixels change under it.
+        sampler: Makes the steps down; single-step. A step has no memory, because the known pixels
+            change under it.
         x: The state at levels[0], (b, c, *spatial).
         levels: The levels to visit, each next one cleaner or noisier than the one before.
         predict: Evaluates the network.
@@ -162,6 +174,7 @@ def check_single_step(sampler: Sampler) -> None:
     """
     if sampler.multistep:
         raise ValueError(
-            f"{type(sampler).__name__} extrapolates from what the network said in earlier steps, which saw other noise in the "
-            "known pixels. Inpaint with a single-step sampler: ddpm, ddim, dpmpp_2s, euler or heun."
+            f"{type(sampler).__name__} extrapolates from what the network said in earlier steps,"
+            " which saw other noise in the known pixels. Inpaint with a single-step sampler: ddpm,"
+            " ddim, dpmpp_2s, euler or heun."
         )

@@ -1,4 +1,5 @@
-"""How likely images are under a model: the variational bound, and the density along the probability flow.
+"""How likely images are under a model: the variational bound, and the density along the probability
+flow.
 
 `GaussianDiffusion` binds `bits_per_dim` and `flow_bits_per_dim` as its methods. Both numbers are
 bits per dimension of 8-bit images, lower is better, and neither uses the other: the bound scores
@@ -41,8 +42,10 @@ class BitsPerDim:
     Args:
         total: Shape (n,).
         prior: The part of the end of the chain, KL(q(x_T | x_0) ‖ N(0, 1)), shape (n,).
-        terms: The parts of the steps, shape (n, k); an estimate of their sum may be made of a few of them only.
-        levels: The levels t at which the steps start, (n, k). The last step, from the cleanest level to data, is the decoder.
+        terms: The parts of the steps, shape (n, k); an estimate of their sum may be made of a few
+            of them only.
+        levels: The levels t at which the steps start, (n, k). The last step, from the cleanest
+            level to data, is the decoder.
     """
 
     total: Tensor
@@ -63,7 +66,11 @@ class BitsPerDim:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean: from the choice of images, and the noise."""
-        return float(self.total.std() / math.sqrt(len(self.total))) if len(self.total) > 1 else math.nan
+        return (
+            float(self.total.std() / math.sqrt(len(self.total)))
+            if len(self.total) > 1
+            else math.nan
+        )
 
 
 @answers_wrong_keywords
@@ -83,16 +90,19 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Return the variational bound on −log₂ P(image) per dimension (Ho et al. 2020, eq. 5).
 
-    The noise of image i at level t depends on (seed, first_index + i, t) alone, not on the batch or on the other levels.
+    The noise of image i at level t depends on (seed, first_index + i, t) alone, not on the batch or
+    on the other levels.
 
     Args:
         images: Images (n, c, *spatial), uint8 or float in [0, 1], which are rounded to 8 bits.
-        num_levels: Estimate the sum over the steps from that many of them per image, at least 2: the decoder, which is
-            most of it, and one at random from each of as many equal parts of the rest. Without bias. Default: all.
+        num_levels: Estimate the sum over the steps from that many of them per image, at least 2:
+            the decoder, which is most of it, and one at random from each of as many equal parts of
+            the rest. Without bias. Default: all.
         num_steps: Steps of the chain, 1 … T: the bound of sampling with so few. Default: T.
         spacing: Of these steps, as for `sample`.
         seed: Names the noise and the levels, also the noise on a small image (`low_res_noise`).
-        first_index: Number of the first image, so that several calls or processes can share one set of images.
+        first_index: Number of the first image, so that several calls or processes can share one set
+            of images.
         cond: Conditions as for `sample`.
         batch_size: Network evaluations at a time.
         clip: What is done to x̂_0, instead of what the process was built with.
@@ -145,20 +155,22 @@ def flow_bits_per_dim(
 ) -> BitsPerDim:
     """Return −log₂ P(image) per dimension along the probability-flow ODE (Song et al. 2021, §4.3).
 
-    With α = cos φ and σ = sin φ the flow is dx/dφ = v̂ = α·ε̂ − σ·x̂_0, and log p changes by its divergence, estimated as
-    eᵀ(∂v̂/∂x)e with one random e of ±1 per image (Hutchinson). Images are dequantised with uniform noise, which makes it
-    a bound on the discrete likelihood. Below level 1 the network is asked for level 1. `total` alone depends on all
-    dimensions; `terms` holds the density at σ_min and `prior` is the density at T.
+    With α = cos φ and σ = sin φ the flow is dx/dφ = v̂ = α·ε̂ − σ·x̂_0, and log p changes by its
+    divergence, estimated as eᵀ(∂v̂/∂x)e with one random e of ±1 per image (Hutchinson). Images are
+    dequantised with uniform noise, which makes it a bound on the discrete likelihood. Below level 1
+    the network is asked for level 1. `total` alone depends on all dimensions; `terms` holds the
+    density at σ_min and `prior` is the density at T.
 
     Args:
         images: Images (n, c, *spatial), uint8 or float in [0, 1], which are rounded to 8 bits.
         seed: Names the noise, also that on a small image (`low_res_noise`).
         first_index: Number of the first image.
         cond: Conditions as for `sample`.
-        batch_size: Images that are integrated together; they share the solver's steps, and so agree with another
-            batch size up to the tolerance.
+        batch_size: Images that are integrated together; they share the solver's steps, and so agree
+            with another batch size up to the tolerance.
         tolerance: Relative and absolute tolerance of the solver (Dormand & Prince 5(4)).
-        sigma_min: Where the integration starts; below the 2.3e-3 of the dequantisation it costs nothing.
+        sigma_min: Where the integration starts; below the 2.3e-3 of the dequantisation it costs
+            nothing.
         model: A network to use instead of `self.model`.
     """
     self.check_images(images)
@@ -167,7 +179,8 @@ def flow_bits_per_dim(
     last = self.schedule.level(self.timesteps)
     if not 0.0 < sigma_min < last.sigma:
         raise ValueError(
-            f"sigma_min must lie between 0 and {last.sigma:.4g}, the noise of level T; got {sigma_min}. Use 1e-3."
+            f"sigma_min must lie between 0 and {last.sigma:.4g}, the noise of level T; got"
+            f" {sigma_min}. Use 1e-3."
         )
     totals, priors = [], []
     device = denoiser.device
@@ -293,12 +306,17 @@ class _Flow:
 
 
 def _chosen_steps(rows: Tensor, steps: int, count: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the steps to evaluate for each image, (n, k) from step 1 on, and factors (k,) that make the sum unbiased."""
+    """Return the steps to evaluate for each image, (n, k) from step 1 on, and factors (k,) that
+    make the sum unbiased.
+    """
     if count is None or count >= steps:
-        return torch.arange(1, steps + 1).expand(len(rows), -1), torch.ones(steps, dtype=torch.float64)
+        return torch.arange(1, steps + 1).expand(len(rows), -1), torch.ones(
+            steps, dtype=torch.float64
+        )
     if count < 2:
         raise ValueError(
-            f"num_levels must be at least 2, the decoder and one other; got {count}. Leave it out for all."
+            f"num_levels must be at least 2, the decoder and one other; got {count}. Leave it out"
+            " for all."
         )
     draws = torch.stack([keys.uniform(rows, seed, "bound levels", j) for j in range(count - 1)], 1)
     parts = (torch.arange(count - 1) + draws) / (count - 1)
@@ -310,10 +328,15 @@ def _chosen_steps(rows: Tensor, steps: int, count: int | None, seed: int) -> tup
 
 def _noise(rows: list[int], levels: list[float], shape: tuple[int, ...], seed: int) -> Tensor:
     """Draw ε (b, *shape) on the CPU, the same numbers on every device."""
-    streams = [keys.generator("cpu", row, seed, "bound", str(t)) for row, t in zip(rows, levels, strict=True)]
+    streams = [
+        keys.generator("cpu", row, seed, "bound", str(t))
+        for row, t in zip(rows, levels, strict=True)
+    ]
     return torch.stack([torch.randn(shape, generator=g) for g in streams])
 
 
 def _eight_bits(images: Tensor) -> Tensor:
     """Map uint8 or float in [0, 1] to [-1, 1], on 8-bit values."""
-    return to_model_range(images if images.dtype == torch.uint8 else (images * 255.0).round() / 255.0)
+    return to_model_range(
+        images if images.dtype == torch.uint8 else (images * 255.0).round() / 255.0
+    )

@@ -44,7 +44,9 @@ class Losses:
 
 @dataclass
 class Noisy:
-    """Noisy images, each at its own level: x (b, c, *spatial), α and σ (b, 1, …), the network's time (b,)."""
+    """Noisy images, each at its own level: x (b, c, *spatial), α and σ (b, 1, …), the network's
+    time (b,).
+    """
 
     x: Tensor
     alpha: Tensor
@@ -116,22 +118,27 @@ def forward(
     reduction: Literal["mean", "none", "losses"] = "mean",
     model: nn.Module | None = None,
 ) -> Tensor | Losses:
-    """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its values.
+    """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its
+    values.
 
-    That is loss="simple"; the others add or are T·(bits/dim of the step t → t − 1), whose mean over t is the bound.
+    That is loss="simple"; the others add or are T·(bits/dim of the step t → t − 1), whose mean over
+    t is the bound.
 
-    What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy arrays: wrappers for
+    What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy
+        arrays: wrappers for
     several GPUs move tensors to the device, and reading them back would make every step wait.
 
     Args:
-        images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …, "class_label": …} of
-            which the fields that the network has conditioners for are used; or a pair (images, labels).
+        images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …,
+            "class_label": …} of which the fields that the network has conditioners for are used; or
+            a pair (images, labels).
         cond: Conditions by name, (b, …).
         t: Levels in 1 … T, (b,), integers or real. Default: drawn by the time sampler.
         noise: ε, the shape of the images.
         uniform: Numbers in [0, 1), (b,) on the CPU, from which the time sampler makes t.
-        drop: Numbers in [0, 1), (b,) on the CPU, or booleans, that decide whose condition is hidden; one tensor
-            or one per condition. Default: drawn in training mode, nothing hidden in eval mode.
+        drop: Numbers in [0, 1), (b,) on the CPU, or booleans, that decide whose condition is
+            hidden; one tensor or one per condition. Default: drawn in training mode, nothing hidden
+            in eval mode.
         reduction: "mean" for a scalar, "none" for one loss per image, "losses" for a `Losses`.
         model: A network to use instead of `self.model` (wrapped or compiled, say).
 
@@ -200,9 +207,11 @@ def losses(
 
 
 def effective_weights(self: TrainableProcess) -> Tensor:
-    """Return the weights of ‖x_0 − x̂_0‖² at levels 1 … T, float64: those of the weighting, divided by e^u where u is learned.
+    """Return the weights of ‖x_0 − x̂_0‖² at levels 1 … T, float64: those of the weighting, divided
+    by e^u where u is learned.
 
-    `plot_weightings(schedule.snr[1:], extra={"learned": diffusion.effective_weights()})` shows them beside the others.
+    `plot_weightings(schedule.snr[1:], extra={"learned": diffusion.effective_weights()})` shows them
+    beside the others.
     """
     weights = self.weighting(self.schedule.snr[1:])
     if self.uncertainty is None:
@@ -222,7 +231,8 @@ def q_sample(self: TrainableProcess, images: Tensor, t: Tensor, noise: Tensor) -
     """
     x0 = to_model_range(images)
     alpha, sigma = (
-        to_device(v.to(x0.dtype), x0.device).view(-1, *[1] * (x0.ndim - 1)) for v in self.schedule.gather(t.cpu())
+        to_device(v.to(x0.dtype), x0.device).view(-1, *[1] * (x0.ndim - 1))
+        for v in self.schedule.gather(t.cpu())
     )
     return alpha * x0 + sigma * noise
 
@@ -307,14 +317,16 @@ def _tensor(value: Any, what: str) -> Tensor:
         return torch.from_numpy(value)
     held = f" of {len(value)}" if hasattr(value, "__len__") else ""
     raise TypeError(
-        f"{what} must be a tensor or an array; got {type(value).__name__}{held}. Images are one tensor "
-        "(b, c, h, w), uint8 or float in [0, 1]; a batch may be {'image': …, 'class_label': …} or a pair "
-        "(images, labels)."
+        f"{what} must be a tensor or an array; got {type(value).__name__}{held}. Images are one"
+        " tensor (b, c, h, w), uint8 or float in [0, 1]; a batch may be {'image': …,"
+        " 'class_label': …} or a pair (images, labels)."
     )
 
 
 def _noise_like(x0: Tensor, noise: Tensor | None) -> Tensor:
     eps = torch.randn_like(x0) if noise is None else noise.to(x0)
     if eps.shape != x0.shape:
-        raise ValueError(f"noise must have the shape of the images {tuple(x0.shape)}, got {tuple(eps.shape)}.")
+        raise ValueError(
+            f"noise must have the shape of the images {tuple(x0.shape)}, got {tuple(eps.shape)}."
+        )
     return eps

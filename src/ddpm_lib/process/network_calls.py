@@ -35,11 +35,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def call_network(network: nn.Module | Any, x: Tensor, time: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
+def call_network(
+    network: nn.Module | Any, x: Tensor, time: Tensor, cond: Mapping[str, Tensor] | None
+) -> Tensor:
     """Return network(x, time, cond) as a tensor.
 
-    Images in float64 go into a float32 network in float32, and the other way round. What diffusers' networks
-    return, an object with the field `sample` or a tuple of one tensor, is opened.
+    Images in float64 go into a float32 network in float32, and the other way round. What diffusers'
+    networks return, an object with the field `sample` or a tuple of one tensor, is opened.
 
     Args:
         network: Called as network(x, t, cond).
@@ -48,7 +50,8 @@ def call_network(network: nn.Module | Any, x: Tensor, time: Tensor, cond: Mappin
         cond: Conditions by name, or None.
 
     Raises:
-        TypeError: If it takes other arguments or returns something else, with the wrapper that helps.
+        TypeError: If it takes other arguments or returns something else, with the wrapper that
+            helps.
     """
     kind = working_dtype(network, x.dtype)
     if kind != x.dtype:
@@ -60,14 +63,16 @@ def call_network(network: nn.Module | Any, x: Tensor, time: Tensor, cond: Mappin
         if _takes_three(network):
             raise
         raise TypeError(
-            f"A network is called as model(x, t, cond), which {type(network).__name__}.forward does not "
-            f"take: {error}. Wrap it:\n{_WRAPPER}"
+            f"A network is called as model(x, t, cond), which {type(network).__name__}.forward does"
+            f" not take: {error}. Wrap it:\n{_WRAPPER}"
         ) from error
     return unwrapped(output, network)
 
 
 def working_dtype(network: nn.Module | Any, dtype: torch.dtype) -> torch.dtype:
-    """Return the precision of a network's weights, float32 or float64; `dtype` where it has none of them."""
+    """Return the precision of a network's weights, float32 or float64; `dtype` where it has none of
+    them.
+    """
     if dtype not in _WIDE or not isinstance(network, nn.Module):
         return dtype
     return next((p.dtype for p in network.parameters() if p.dtype in _WIDE), dtype)
@@ -86,8 +91,8 @@ def unwrapped(output: Any, network: Any) -> Tensor:
     if isinstance(held, Tensor):
         return held
     raise TypeError(
-        f"{type(network).__name__} returned {type(output).__name__}; a network returns one tensor in the "
-        f"shape of x. Wrap it, and let `forward` return the tensor alone:\n{_WRAPPER}"
+        f"{type(network).__name__} returned {type(output).__name__}; a network returns one tensor"
+        f" in the shape of x. Wrap it, and let `forward` return the tensor alone:\n{_WRAPPER}"
     )
 
 

@@ -55,40 +55,45 @@ def sample(
 ) -> Any:
     """Draw images.
 
-    Image i depends on (seed, first_index + i) alone, not on the batch it is drawn in. The network is in eval
-    mode meanwhile.
+    Image i depends on (seed, first_index + i) alone, not on the batch it is drawn in. The network
+    is in eval mode meanwhile.
 
     Args:
         n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
-        sampler: ddim (deterministic, fast), ddpm (ancestral, all T steps), dpmpp_2m, dpmpp_2m_sde, dpmpp_3m,
-            dpmpp_2s, unipc, deis, heun or euler; or an object.
+        sampler: ddim (deterministic, fast), ddpm (ancestral, all T steps), dpmpp_2m, dpmpp_2m_sde,
+            dpmpp_3m, dpmpp_2s, unipc, deis, heun or euler; or an object.
         sampler_options: Options of that sampler, such as {"order": 3} for unipc.
-        num_steps: Number of steps, 1 … T. Default: all T for ddpm, 50 (or T, if that is less) for the others.
-        spacing: How the steps are spread: trailing, linspace, leading, quadratic, log_snr or karras; levels per
-            section ("10,15,20"), "ddim25"; or the levels themselves.
+        num_steps: Number of steps, 1 … T. Default: all T for ddpm, 50 (or T, if that is less) for
+            the others.
+        spacing: How the steps are spread: trailing, linspace, leading, quadratic, log_snr or
+            karras; levels per section ("10,15,20"), "ddim25"; or the levels themselves.
         spacing_options: Options of that spacing, such as {"rho": 5.0} for karras.
         eta: Noise of samplers that have this option, 0 … 1; short for sampler_options={"eta": …}.
         seed: Names the stream of random numbers; None: a fresh one.
         seeds: One seed per image instead: image i is what sample(1, seed=seeds[i]) draws.
-        first_index: Number of the first image in its stream, so that several calls or processes can share one.
-        cond: Conditions by name: one entry for all images, or one per image. A condition left out is null
-            if the network knows a null (drop_prob > 0), an error otherwise.
+        first_index: Number of the first image in its stream, so that several calls or processes can
+            share one.
+        cond: Conditions by name: one entry for all images, or one per image. A condition left out
+            is null if the network knows a null (drop_prob > 0), an error otherwise.
         guidance_scale: Strength of classifier-free guidance; 1 is none.
         guidance_interval: Guide where lo < t/T ≤ hi.
         guidance_rescale: Against over-exposure by guidance, 0 … 1.
-        classifier: log p(y|x_t) of any differentiable kind, called as classifier(x_t, t) with x_t in [-1, 1] units
-            and t as the network gets it, (b,); returns (b,). For logits: `ClassLogProb(classifier, label)`.
+        classifier: log p(y|x_t) of any differentiable kind, called as classifier(x_t, t) with x_t
+            in [-1, 1] units and t as the network gets it, (b,); returns (b,). For logits:
+            `ClassLogProb(classifier, label)`.
         classifier_scale: Strength of its guidance; 1 is Bayes' rule (Dhariwal & Nichol 2021).
         batch_size: How many images to draw at a time. Default: all. It needs n, or what says n.
-        return_trajectory: Also return the states: True for all of them, k for about k evenly spread ones.
+        return_trajectory: Also return the states: True for all of them, k for about k evenly spread
+            ones.
         progress: True: show progress; False: never; None: where it takes longer than a few seconds.
         model: A network to use instead of `self.model`.
-        x_T: The states to start from, (n, c, *spatial), instead of random ones. float64 samples in float64.
+        x_T: The states to start from, (n, c, *spatial), instead of random ones. float64 samples in
+            float64.
         device: Where to sample. Default: where the network is.
 
     Returns:
-        Images (n, c, *spatial), float32 in [0, 1]; with `return_trajectory` also (n, frames, c, *spatial), noise
-        first.
+        Images (n, c, *spatial), float32 in [0, 1]; with `return_trajectory` also (n, frames, c,
+        *spatial), noise first.
     """
     plan = SamplingPlan.make(
         self.schedule,

@@ -1,4 +1,6 @@
-"""Self-conditioning (Chen et al. 2023): the network sees its own last estimate of the clean image."""
+"""Self-conditioning (Chen et al. 2023): the network sees its own last estimate of the clean
+image.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,17 @@ def is_self_conditioned(conditioners: Conditioners | None) -> bool:
 
 
 class SelfConditioned:
-    """Evaluates the network while sampling, giving it the x̂_0 of the evaluation before; the first one sees the null.
+    """Evaluates the network while sampling, giving it the x̂_0 of the evaluation before; the first
+    one sees the null.
 
     Args:
         denoise: Called as denoise(x, level, cond).
         cond: The other conditions.
     """
 
-    def __init__(self, denoise: Callable[[Tensor, Level, Cond | None], Prediction], cond: Cond | None) -> None:
+    def __init__(
+        self, denoise: Callable[[Tensor, Level, Cond | None], Prediction], cond: Cond | None
+    ) -> None:
         self.denoise, self.cond = denoise, dict(cond or {})
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
@@ -40,11 +45,13 @@ class SelfConditioned:
 
 
 def training_estimate(x_t: Tensor, shown: Tensor, guess: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what the network is shown of itself in training, like x_t: an estimate for some rows, the null 0 for the others.
+    """Return what the network is shown of itself in training, like x_t: an estimate for some rows,
+    the null 0 for the others.
 
     Args:
         x_t: Noisy images (b, c, *spatial).
-        shown: Booleans (b,) on the CPU: for whom the network is asked first (half of them, in the paper).
+        shown: Booleans (b,) on the CPU: for whom the network is asked first (half of them, in the
+            paper).
         guess: From row numbers (k,) to x̂_0 (k, c, *spatial), the network not seeing itself.
     """
     value = torch.zeros_like(x_t)

@@ -1,4 +1,6 @@
-"""What drawing a batch of images takes: their number, their streams of noise, and the states that a trajectory keeps."""
+"""What drawing a batch of images takes: their number, their streams of noise, and the states that a
+trajectory keeps.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,18 @@ class Noise:
         dtype: float32, or float64 for computations in float64.
     """
 
-    def __init__(self, shape: tuple[int, ...], generators: Sequence[torch.Generator], dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], generators: Sequence[torch.Generator], dtype: torch.dtype
+    ) -> None:
         self.shape, self.generators, self.dtype = shape, generators, dtype
 
     def __call__(self) -> Tensor:
         """Draw the next noise (b, *shape)."""
         return torch.stack(
-            [torch.randn(self.shape, generator=g, device=g.device, dtype=self.dtype) for g in self.generators]
+            [
+                torch.randn(self.shape, generator=g, device=g.device, dtype=self.dtype)
+                for g in self.generators
+            ]
         )
 
 
@@ -41,9 +48,11 @@ def image_generator(
     i: int,
     purpose: str = "sample",
 ) -> torch.Generator:
-    """Return the random numbers of image i: of its own seed if there are seeds, else of (seed, first_index + i).
+    """Return the random numbers of image i: of its own seed if there are seeds, else of (seed,
+    first_index + i).
 
-    Each purpose has its own: an image that was sampled with a seed must not be edited with the noise it came from.
+    Each purpose has its own: an image that was sampled with a seed must not be edited with the
+        noise it came from.
     """
     if seeds is not None:
         return keys.generator(device, first_index, keys.check_seed(seeds[i]), purpose)
@@ -67,7 +76,9 @@ class ImageStreams:
     first_index: int = 0
 
     @classmethod
-    def make(cls, purpose: str, seed: int | None, seeds: Sequence[int] | None, first_index: int) -> ImageStreams:
+    def make(
+        cls, purpose: str, seed: int | None, seeds: Sequence[int] | None, first_index: int
+    ) -> ImageStreams:
         """Take the arguments of a method of `GaussianDiffusion`; seed=None draws a fresh seed."""
         return cls(purpose, keys.check_seed(seed), seeds, first_index)
 
@@ -88,7 +99,9 @@ class ImageStreams:
     def check_count(self, n: int, entries: str = "images", entry: str = "image") -> None:
         """Raise ValueError if there are seeds, but not one for each of n images."""
         if self.seeds is not None and len(self.seeds) != n:
-            raise ValueError(f"There are {len(self.seeds)} seeds for {n} {entries}. Give one per {entry}.")
+            raise ValueError(
+                f"There are {len(self.seeds)} seeds for {n} {entries}. Give one per {entry}."
+            )
 
     def _generator(self, device: torch.device | str, i: int, purpose: str) -> torch.Generator:
         return image_generator(device, self.seed, self.seeds, self.first_index, i, purpose)
@@ -98,7 +111,9 @@ def batches(n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
     """Return the (start, stop) of the batches of n images; None: all at once."""
     size = n if batch_size is None else batch_size
     if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}. Leave it out to draw all images at once.")
+        raise ValueError(
+            f"batch_size must be at least 1, got {size}. Leave it out to draw all images at once."
+        )
     return ((start, min(start + size, n)) for start in range(0, n, size))
 
 
@@ -110,37 +125,56 @@ def count_images(
     cond: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
 ) -> int:
-    """Agree on the number of images; conditions with one entry per image say it where nothing else does.
+    """Agree on the number of images; conditions with one entry per image say it where nothing else
+    does.
 
-    A condition with a single entry counts for all images, and says nothing of their number where another has more.
+    A condition with a single entry counts for all images, and says nothing of their number where
+    another has more.
 
     Raises:
-        ValueError: If they contradict each other, x_T is no batch of states, or a batch size is given
-            and nothing says how many images there are to be.
+        ValueError: If they contradict each other, x_T is no batch of states, or a batch size is
+            given and nothing says how many images there are to be.
         TypeError: If n is no whole number.
     """
     if n is not None:
         try:
             n = operator.index(n)
         except TypeError:
-            raise TypeError(f"n must be a whole number of images; got {type(n).__name__}.") from None
+            raise TypeError(
+                f"n must be a whole number of images; got {type(n).__name__}."
+            ) from None
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}.")
-    if x_T is not None and (tuple(x_T.shape[1:]) != shape or x_T.dtype not in (torch.float32, torch.float64)):
+    if x_T is not None and (
+        tuple(x_T.shape[1:]) != shape or x_T.dtype not in (torch.float32, torch.float64)
+    ):
         raise ValueError(
-            f"x_T must be float32 or float64 of shape (n, {', '.join(map(str, shape))}); got {tuple(x_T.shape)}."
+            f"x_T must be float32 or float64 of shape (n, {', '.join(map(str, shape))}); got"
+            f" {tuple(x_T.shape)}."
         )
-    said = {"n": n, "seeds": None if seeds is None else len(seeds), "x_T": None if x_T is None else len(x_T)}
+    said = {
+        "n": n,
+        "seeds": None if seeds is None else len(seeds),
+        "x_T": None if x_T is None else len(x_T),
+    }
     counts = {name: count for name, count in said.items() if count is not None}
     if not counts:
         entries = {f"cond[{k!r}]": len(v) for k, v in (cond or {}).items() if np.ndim(v)}
         counts = {name: count for name, count in entries.items() if count > 1} or entries
     if len(set(counts.values())) > 1:
-        raise ValueError(f"The number of images is not clear: {counts}. Make them agree, or leave n out.")
-    if batch_size is not None and max(counts.values(), default=1) == 1 and n is None and x_T is None and seeds is None:
         raise ValueError(
-            f"batch_size={batch_size} says how many images are drawn at a time, not how many there are "
-            f"to be. Say that with n: sample({batch_size}) draws {batch_size}."
+            f"The number of images is not clear: {counts}. Make them agree, or leave n out."
+        )
+    if (
+        batch_size is not None
+        and max(counts.values(), default=1) == 1
+        and n is None
+        and x_T is None
+        and seeds is None
+    ):
+        raise ValueError(
+            f"batch_size={batch_size} says how many images are drawn at a time, not how many there"
+            f" are to be. Say that with n: sample({batch_size}) draws {batch_size}."
         )
     return next(iter(counts.values()), 1)
 
@@ -150,7 +184,9 @@ def kept_frames(wanted: bool | int, states: int) -> set[int]:
     if wanted is True or wanted is False:
         return set(range(states)) if wanted else set()
     if wanted < 2:
-        raise ValueError(f"return_trajectory must be True, False or at least 2 (first and last), got {wanted}.")
+        raise ValueError(
+            f"return_trajectory must be True, False or at least 2 (first and last), got {wanted}."
+        )
     return {round(k * (states - 1) / (wanted - 1)) for k in range(wanted)}
 
 

@@ -1,4 +1,6 @@
-"""How hard each noise level is, learned beside the network, so that every level counts alike (Karras et al. 2024, §2.2)."""
+"""How hard each noise level is, learned beside the network, so that every level counts alike
+(Karras et al. 2024, §2.2).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _LIMIT = 30.0
 class Uncertainty(nn.Module):
     """u(λ), the logarithm of the loss to be expected at log-SNR λ; training minimises L·e^−u + u.
 
-    At the minimum u = ln E[L], so that all levels weigh as much: Kendall et al. 2018 with the noise levels as tasks. It is linear
+    At the minimum u = ln E[L], so that all levels weigh as much: Kendall et al. 2018 with the noise
+        levels as tasks. It is linear
     in random Fourier features of ½·λ/4 = ¼·ln(α/σ), and starts at 0. Only training needs it.
 
     Args:
@@ -26,10 +29,17 @@ class Uncertainty(nn.Module):
 
     def __init__(self, features: int = 128) -> None:
         super().__init__()
-        # Drawn apart from the global generator: adding the module must not change the weights of the network that is built next.
+        # Drawn apart from the global generator: adding the module must not change the weights of
+        # the network that is built next.
         generator = torch.Generator().manual_seed(0)
-        self.register_buffer("frequencies", 2 * math.pi * torch.randn(features, generator=generator), persistent=False)
-        self.register_buffer("phases", 2 * math.pi * torch.rand(features, generator=generator), persistent=False)
+        self.register_buffer(
+            "frequencies",
+            2 * math.pi * torch.randn(features, generator=generator),
+            persistent=False,
+        )
+        self.register_buffer(
+            "phases", 2 * math.pi * torch.rand(features, generator=generator), persistent=False
+        )
         self.weight = nn.Parameter(torch.zeros(features))
 
     def forward(self, log_snr: Tensor) -> Tensor:

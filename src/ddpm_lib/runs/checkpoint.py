@@ -1,11 +1,13 @@
-"""Checkpoint directories: written aside, flushed, renamed; verified when read; nothing in them needs pickle.
+"""Checkpoint directories: written aside, flushed, renamed; verified when read; nothing in them
+needs pickle.
 
     checkpoints/step-000001200/
-        model.safetensors  ema.safetensors  optimizer.safetensors   tensors
-        state.json                                                   step, settings, small state
-        manifest.json                                                format version; size and SHA-256 of every file
+        model.safetensors  ema.safetensors  optimizer.safetensors   tensors state.json
+        step, settings, small state manifest.json
+        format version; size and SHA-256 of every file
 
-The manifest is written last, so a directory that lacks it, or whose files differ from it, is not a checkpoint.
+The manifest is written last, so a directory that lacks it, or whose files differ from it, is not a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ class VerifiedCheckpoint:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoint directories in a folder from oldest to newest by the step in their names, verified or not."""
+    """Return the checkpoint directories in a folder from oldest to newest by the step in their
+    names, verified or not.
+    """
     if not folder.is_dir():
         return []
     named = [path for path in folder.iterdir() if step_in(path.name) is not None]
@@ -118,7 +122,8 @@ def save_checkpoint(
         state: JSON-able state.
 
     Raises:
-        OSError: If the disk refuses; older checkpoints are untouched and nothing half-written stays.
+        OSError: If the disk refuses; older checkpoints are untouched and nothing half-written
+            stays.
     """
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +155,9 @@ def save_checkpoint(
 
 
 def remove_half_written(folder: Path) -> None:
-    """Remove what saves and removals that were killed have left; to be called by the folder's only writer."""
+    """Remove what saves and removals that were killed have left; to be called by the folder's only
+    writer.
+    """
     for leftover in folder.glob(".tmp-*"):
         if not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -170,9 +177,11 @@ def prune(
     keep_every: int | None = None,
     keep: Collection[int] = (),
 ) -> list[Path]:
-    """Remove all but the newest `keep_last` checkpoints, those of multiples of `keep_every` and `keep`; return what went.
+    """Remove all but the newest `keep_last` checkpoints, those of multiples of `keep_every` and
+    `keep`; return what went.
 
-    Checkpoints after step `newest`, which was just written, are damaged ones that the run passed over: they do not count.
+    Checkpoints after step `newest`, which was just written, are damaged ones that the run passed
+        over: they do not count.
     """
     gone = []
     for path in [p for p in list_checkpoints(folder) if step_of(p) <= newest][:-keep_last]:
@@ -215,11 +224,13 @@ def _read_manifest(path: Path) -> dict[str, FileRecord]:
         raise CheckpointError(f"{path.name}: {MANIFEST} cannot be read ({why})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path.name}: format {short(version)}, this version reads {FORMAT_VERSION}; upgrade ddpm-lib to read it"
+            f"{path.name}: format {short(version)}, this version reads {FORMAT_VERSION}; upgrade"
+            " ddpm-lib to read it"
         )
     if step_in(path.name) not in (None, step):
         raise CheckpointError(
-            f"{path.name}: {MANIFEST} says step {short(step)}, so it is damaged or the directory was renamed"
+            f"{path.name}: {MANIFEST} says step {short(step)}, so it is damaged or the directory"
+            " was renamed"
         )
     return listed
 

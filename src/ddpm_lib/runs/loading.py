@@ -81,10 +81,15 @@ def refuse_foreign(path: Path) -> None:
     what = next((words for name, words in _FOREIGN.items() if (path / name).exists()), None)
     if path.is_file():
         pickles = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-        what = "a pickle, which can run code and is never loaded" if path.suffix in pickles else "a file"
+        what = (
+            "a pickle, which can run code and is never loaded"
+            if path.suffix in pickles
+            else "a file"
+        )
     if what:
         raise CheckpointError(
-            f"{path} is {what}. Give a run directory of ddpm_lib such as runs/shapes, or a checkpoint in it."
+            f"{path} is {what}. Give a run directory of ddpm_lib such as runs/shapes, or a"
+            " checkpoint in it."
         )
 
 
@@ -112,7 +117,8 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Veri
     if (path / files.MANIFEST).is_file():
         if which != "latest":
             raise CheckpointError(
-                f"{path} is one checkpoint; to choose with checkpoint={which!r}, give the run directory {path.parent.parent}."
+                f"{path} is one checkpoint; to choose with checkpoint={which!r}, give the run"
+                f" directory {path.parent.parent}."
             )
         return [files.verify(path)]
     there = files.list_checkpoints(path / "checkpoints")
@@ -126,7 +132,8 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Veri
         newest = _newest(path, verify)
         if newest.state.best_step is None:
             raise CheckpointError(
-                f"{path} was trained without keep_best, so no checkpoint is the best. There are: {names}."
+                f"{path} was trained without keep_best, so no checkpoint is the best. There are:"
+                f" {names}."
             )
         which = str(newest.state.best_step)
     wanted = checkpoint_name(int(which)) if which.isdigit() else which
@@ -171,7 +178,8 @@ def load_run(
         The process with the weights loaded, and what the checkpoint says of itself.
 
     Raises:
-        CheckpointError: If there is no complete checkpoint, or it is of a network that only Python code can build.
+        CheckpointError: If there is no complete checkpoint, or it is of a network that only Python
+            code can build.
         ConfigError: If the weights asked for were not kept.
     """
     if weights not in ("ema", "model"):
@@ -215,8 +223,8 @@ def load_checkpoint(
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise CheckpointError(
-            f"{found} holds NaN or infinite weights ({len(broken)} of {len(tensors)} tensors, the first is {broken[0]}). "
-            "Choose an older checkpoint."
+            f"{found} holds NaN or infinite weights ({len(broken)} of {len(tensors)} tensors, the"
+            f" first is {broken[0]}). Choose an older checkpoint."
         )
     load_weights(model, tensors, str(found))
     if diffusion.uncertainty is not None and (found / "uncertainty.safetensors").is_file():
@@ -269,7 +277,9 @@ def _choose(
     if weights == "model":
         return checkpoint.read_tensors("model"), "model"
     if not kept:
-        raise ConfigError(f"{path} was trained without an EMA. Ask for weights='model' (--weights model).")
+        raise ConfigError(
+            f"{path} was trained without an EMA. Ask for weights='model' (--weights model)."
+        )
     chosen = kept[0] if decay is None else decay
     if chosen not in kept:
         there = ", ".join(map(str, kept))

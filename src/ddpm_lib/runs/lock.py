@@ -19,7 +19,8 @@ from ddpm_lib.core.spelling import option
 class RunLock:
     """Keeps a second job out of a run directory while one trains in it.
 
-    The file names its owner, and is emptied when it lets go: a name without a lock is that of a run that was killed. Where
+    The file names its owner, and is emptied when it lets go: a name without a lock is that of a run
+        that was killed. Where
     the file system has no locks, the name is all there is.
 
     Args:
@@ -35,10 +36,12 @@ class RunLock:
         """Take the lock.
 
         Returns:
-            A line about the former owner, if it was killed (or may still run, where there are no locks), else None.
+            A line about the former owner, if it was killed (or may still run, where there are no
+            locks), else None.
 
         Raises:
-            ConfigError: If another process holds it, naming that process; or if the directory cannot be written to.
+            ConfigError: If another process holds it, naming that process; or if the directory
+                cannot be written to.
         """
         try:
             self._make_folders()
@@ -53,14 +56,24 @@ class RunLock:
             self._close()
             raise taken(self.path.parent, owner)
         job = os.environ.get("SLURM_JOB_ID")
-        name = f"process {os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else "")
+        name = f"process {os.getpid()} on {socket.gethostname()}" + (
+            f", SLURM job {job}" if job else ""
+        )
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(handle, 0)
             os.pwrite(handle, name.encode("utf-8", "replace"), 0)
         if trouble is not None:
             note = f"{self.path.parent} has no file locks ({trouble})"
-            return f"{note}; {owner} may still train in it." if owner else f"{note}: start only one job in it."
-        return f"The last run here ({owner}) ended without a word, as when it is killed." if owner else None
+            return (
+                f"{note}; {owner} may still train in it."
+                if owner
+                else f"{note}: start only one job in it."
+            )
+        return (
+            f"The last run here ({owner}) ended without a word, as when it is killed."
+            if owner
+            else None
+        )
 
     def _make_folders(self) -> None:
         missing = [p for p in (self.path.parent, *self.path.parent.parents) if not p.exists()]
@@ -89,7 +102,8 @@ class RunLock:
                     raise taken(self.path.parent, owner) from None
                 except OSError as error:
                     trouble = error.strerror or str(error)
-                # A start that failed removes its lock file: one that is not at its path any more keeps nobody out.
+                # A start that failed removes its lock file: one that is not at its path any more
+                # keeps nobody out.
                 if self.path.exists() and os.path.samestat(os.stat(self.path), os.fstat(handle)):
                     if not there:
                         self._made.append(self.path)
@@ -107,7 +121,9 @@ class RunLock:
         self._close()
 
     def abandon(self) -> None:
-        """Let go of the lock after a start that came to nothing, and remove what it made and nobody has used since."""
+        """Let go of the lock after a start that came to nothing, and remove what it made and nobody
+        has used since.
+        """
         if self.path in self._made:
             with contextlib.suppress(OSError):
                 self.path.unlink()
@@ -129,12 +145,14 @@ class RunLock:
 def taken(run: Path, owner: str) -> ConfigError:
     """Return the error that names who trains in a run directory."""
     return ConfigError(
-        f"{run} is being trained by {owner or 'another process'}. Wait for it, or choose {another(run)}."
+        f"{run} is being trained by {owner or 'another process'}. Wait for it, or choose"
+        f" {another(run)}."
     )
 
 
 def refuse_taken(run: Path) -> None:
-    """Refuse a run directory in which another process trains, before anything is opened; the lock itself comes later.
+    """Refuse a run directory in which another process trains, before anything is opened; the lock
+    itself comes later.
 
     Only for a process that is alone: among several the main one may hold it already.
 

@@ -57,7 +57,8 @@ class MetricsFile:
     def cut_back(self, step: int) -> str | None:
         """Drop the lines after `step`, so that a resumed run does not write them twice.
 
-        Lines that are no rows are left out, and so are all rows of a run that begins anew; the file as it was is kept aside.
+        Lines that are no rows are left out, and so are all rows of a run that begins anew; the file
+        as it was is kept aside.
 
         Returns:
             What else than the lines after `step` was dropped, and where it is, or None.
@@ -69,11 +70,15 @@ class MetricsFile:
             aside = keep_aside(self.jsonl, "damaged")
             lines = "line" if damaged == 1 else "lines"
             note = (
-                f"{damaged} damaged {lines} in {self.jsonl.name} left out; the file as it was is kept as {aside.name}."
+                f"{damaged} damaged {lines} in {self.jsonl.name} left out; the file as it was is"
+                f" kept as {aside.name}."
             )
         elif rows and not step and not kept:
             aside = keep_aside(self.jsonl, "before")
-            note = f"Training begins at step 0; {self.jsonl.name} of the training before is kept as {aside.name}."
+            note = (
+                f"Training begins at step 0; {self.jsonl.name} of the training before is kept as"
+                f" {aside.name}."
+            )
         write_atomically(self.jsonl, "".join(json.dumps(row) + "\n" for row in kept))
         self._rewrite_csv(kept)
         return note
@@ -82,7 +87,8 @@ class MetricsFile:
         """Add one line and flush it to the disk's cache.
 
         Raises:
-            OSError: If the disk refuses; no half line stays, and the next call writes this line too.
+            OSError: If the disk refuses; no half line stays, and the next call writes this line
+                too.
         """
         self._waiting.append({k: _plain(v) for k, v in row.items()})
         length = self.jsonl.stat().st_size if self.jsonl.exists() else 0
@@ -94,7 +100,10 @@ class MetricsFile:
                 os.truncate(self.jsonl, length)
             raise
         rows, self._waiting = self._waiting, []
-        known, self._columns = self._columns, []  # a table that could not be completed is written anew next time
+        known, self._columns = (
+            self._columns,
+            [],
+        )  # a table that could not be completed is written anew next time
         if {name for line in rows for name in line} - set(known):
             self._rewrite_csv(self.rows())
         else:
@@ -103,7 +112,9 @@ class MetricsFile:
             self._columns = known
 
     def flush(self) -> None:
-        """Bring metrics.jsonl to the disk itself; called before a checkpoint, which must not be ahead of its curve."""
+        """Bring metrics.jsonl to the disk itself; called before a checkpoint, which must not be
+        ahead of its curve.
+        """
         if self.jsonl.exists():
             with self.jsonl.open("rb") as file:
                 os.fsync(file.fileno())
@@ -125,7 +136,8 @@ _ROOM = 1024
 def write_status(run: Path, **status: Any) -> None:
     """Write status.json: running | finished | stopped | failed, the step and the reason.
 
-    Where no new file finds room, the old one is overwritten in its place, with a shorter reason if need be.
+    Where no new file finds room, the old one is overwritten in its place, with a shorter reason if
+    need be.
 
     Raises:
         OSError: If neither can be done.
@@ -154,10 +166,12 @@ _RECORDS = ("config.yaml", "metrics.jsonl", "metrics.csv", "status.json", "train
 
 
 def check_records(run: Path) -> None:
-    """Refuse a run directory in which something else lies where a record belongs, before anything is written.
+    """Refuse a run directory in which something else lies where a record belongs, before anything
+    is written.
 
     Raises:
-        NotAFileOfOursError: Naming it. A link in the place of what is written anew is no harm: it is replaced.
+        NotAFileOfOursError: Naming it. A link in the place of what is written anew is no harm: it
+            is replaced.
     """
     for name in (*_RECORDS, "STOP"):
         path = run / name
@@ -167,7 +181,9 @@ def check_records(run: Path) -> None:
 
 
 def sweep_records(run: Path) -> None:
-    """Remove what earlier processes of this run that were killed have left half-written; to be called under its lock."""
+    """Remove what earlier processes of this run that were killed have left half-written; to be
+    called under its lock.
+    """
     for folder in (run, run / "samples", run / "posthoc"):
         sweep(folder)
     remove_half_written(run / "checkpoints")

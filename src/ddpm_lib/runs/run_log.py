@@ -85,7 +85,9 @@ class RunLog:
 
     @property
     def is_open(self) -> bool:
-        """Whether this process has begun to write into the run directory; only the main one does."""
+        """Whether this process has begun to write into the run directory; only the main one
+        does.
+        """
         return self._is_open
 
     @property

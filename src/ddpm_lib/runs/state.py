@@ -15,7 +15,9 @@ from ddpm_lib.core.text import short
 
 STATE = "state.json"
 MOST_LEVELS = 10**6
-"""More noise levels than any process has; tables of 10¹⁰ would take all memory before anything is compared."""
+"""More noise levels than any process has; tables of 10¹⁰ would take all memory before anything is
+compared.
+"""
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,18 @@ def _whole(least: int, most: int) -> Callable[[Any], bool]:
 
 
 def _number(v: Any) -> bool:
-    return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and 0 <= v < 1e18
+    return (
+        isinstance(v, (int, float))
+        and not isinstance(v, bool)
+        and math.isfinite(v)
+        and 0 <= v < 1e18
+    )
 
 
 def _averages(v: Any) -> bool:
-    return isinstance(v, list) and len(v) < 1000 and all(isinstance(d, str) or _number(d) for d in v)
+    return (
+        isinstance(v, list) and len(v) < 1000 and all(isinstance(d, str) or _number(d) for d in v)
+    )
 
 
 def _states(v: Any) -> bool:
@@ -188,7 +197,11 @@ def _states(v: Any) -> bool:
 
 def _model(v: Any) -> bool:
     config = v.get("config") if isinstance(v, dict) else 0
-    return isinstance(v, dict) and isinstance(v.get("class"), str) and (config is None or isinstance(config, dict))
+    return (
+        isinstance(v, dict)
+        and isinstance(v.get("class"), str)
+        and (config is None or isinstance(config, dict))
+    )
 
 
 def _process(v: Any) -> bool:

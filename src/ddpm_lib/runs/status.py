@@ -50,9 +50,17 @@ class RunStatus:
     row: dict[str, Any] = field(default_factory=dict)
 
     def seconds_left(self) -> float | None:
-        """Return how long the steps to come take at the present speed, or None where that is not known."""
+        """Return how long the steps to come take at the present speed, or None where that is not
+        known.
+        """
         speed, images = number(self.row.get("images_per_second")), number(self.row.get("images"))
-        if self.step is None or self.max_steps is None or not speed or not images or not self.row.get("step"):
+        if (
+            self.step is None
+            or self.max_steps is None
+            or not speed
+            or not images
+            or not self.row.get("step")
+        ):
             return None
         return max(0.0, self.max_steps - self.step) * (images / self.row["step"]) / speed
 
@@ -64,11 +72,17 @@ def number(value: Any) -> float | None:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MANY else None
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MANY
+        else None
+    )
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """Return one line of metrics.jsonl, or None if it is no object with a whole number as its step."""
+    """Return one line of metrics.jsonl, or None if it is no object with a whole number as its
+    step.
+    """
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -133,9 +147,15 @@ def run_status(run: Path) -> RunStatus:
         step = at
     told = said.get("reason")
     return RunStatus(
-        word, step, _count(said.get("max_steps")), _count(said.get("save_every")),
-        reason or (told if isinstance(told, str) else ""), owner, checkpoint, row,
-    )  # fmt: skip
+        word,
+        step,
+        _count(said.get("max_steps")),
+        _count(said.get("save_every")),
+        reason or (told if isinstance(told, str) else ""),
+        owner,
+        checkpoint,
+        row,
+    )
 
 
 def written_word(run: Path) -> str:
@@ -183,22 +203,35 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def no_run(path: Path) -> str:
-    """Word the error for a path that is no run directory: the nearest one, and those that lie near."""
-    there = f"{printable(path)} is no run directory" if path.exists() else f"{printable(path)} does not exist"
+    """Word the error for a path that is no run directory: the nearest one, and those that lie
+    near.
+    """
+    there = (
+        f"{printable(path)} is no run directory"
+        if path.exists()
+        else f"{printable(path)} does not exist"
+    )
     near = runs_in(path.parent) + (runs_in(Path("runs")) if path.parent != Path("runs") else [])
     inside = runs_in(path) or runs_in(path / "runs")
     found = list({os.path.realpath(run): run for run in reversed([*inside, *near])}.values())[::-1]
     if not found:
-        return f"{there}. Give a run directory, which `ddpm train` names at its start: runs/shapes for the built-in images."
+        return (
+            f"{there}. Give a run directory, which `ddpm train` names at its start: runs/shapes for"
+            " the built-in images."
+        )
     hint = nearest(path.name, [run.name for run in found])
     close = next((run for run in found if run.name == hint and not path.exists()), None)
     meant = f" Did you mean {printable(close)}?" if close is not None else ""
-    listed = ", ".join(printable(run) for run in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    listed = ", ".join(printable(run) for run in found[:8]) + (
+        f" and {len(found) - 8} more" if len(found) > 8 else ""
+    )
     return f"{there}.{meant} Give a run directory; there are: {listed}."
 
 
 def nothing_saved(run: Path) -> str:
-    """Word the error for a run without a checkpoint: whether one will come, and when, or why none has."""
+    """Word the error for a run without a checkpoint: whether one will come, and when, or why none
+    has.
+    """
     if not is_run(run):
         return no_run(run)
     name = printable(run)
@@ -206,12 +239,22 @@ def nothing_saved(run: Path) -> str:
         now = run_status(run)
     except OSError as error:
         return str(error)
-    at = "" if now.step is None else f" (step {now.step:,}" + (f" of {now.max_steps:,})" if now.max_steps else ")")
+    at = (
+        ""
+        if now.step is None
+        else f" (step {now.step:,}" + (f" of {now.max_steps:,})" if now.max_steps else ")")
+    )
     if now.word == "running":
         first = ""
         if now.save_every:
-            first = f": the first comes at step {min(now.save_every, now.max_steps or now.save_every):,} (save_every)"
-        return f"{name} is being trained{at} and holds no checkpoints yet{first}. `ddpm status` tells how far it is."
+            first = (
+                ": the first comes at step"
+                f" {min(now.save_every, now.max_steps or now.save_every):,} (save_every)"
+            )
+        return (
+            f"{name} is being trained{at} and holds no checkpoints yet{first}. `ddpm status` tells"
+            " how far it is."
+        )
     ended = {
         "none": "nothing was trained there yet",
         "killed": "its process was killed before it saved one",
@@ -221,7 +264,8 @@ def nothing_saved(run: Path) -> str:
 
 
 def pictures_in(folder: Path, kinds: frozenset[str], most: int = 2000) -> str | None:
-    """Return the first file of some kinds in a folder, or below it but for runs, None if there is none.
+    """Return the first file of some kinds in a folder, or below it but for runs, None if there is
+    none.
 
     Args:
         folder: Where to look.

@@ -1,4 +1,6 @@
-"""From the snapshots of post-hoc averages to an average of any length, as a checkpoint that everything else reads."""
+"""From the snapshots of post-hoc averages to an average of any length, as a checkpoint that
+everything else reads.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class SynthesisedEma:
         sigma_rel: The length.
         step: The step at which the average ends.
         snapshots: How many stored averages were combined.
-        profile_error: ‖p − Σ c_i p_i‖ / ‖p‖: how far the combined weighting in time is from the wanted one.
+        profile_error: ‖p − Σ c_i p_i‖ / ‖p‖: how far the combined weighting in time is from the
+            wanted one.
     """
 
     path: Path
@@ -60,11 +63,14 @@ def available_snapshots(run: Path, verify: Verify = files.verify) -> list[Snapsh
     return sorted(found, key=lambda s: s.step)
 
 
-def posthoc_weights(snapshots: list[Snapshot], sigma_rel: float, step: int) -> tuple[dict[str, Tensor], float, int]:
+def posthoc_weights(
+    snapshots: list[Snapshot], sigma_rel: float, step: int
+) -> tuple[dict[str, Tensor], float, int]:
     """Combine stored averages up to a step into one of another length, summed in float64.
 
     Returns:
-        The weights by name, in float32 where they were; the profile's error; the number of averages combined.
+        The weights by name, in float32 where they were; the profile's error; the number of averages
+        combined.
     """
     from safetensors import safe_open
 
@@ -83,7 +89,10 @@ def posthoc_weights(snapshots: list[Snapshot], sigma_rel: float, step: int) -> t
                         term = last[name].double() * coefficient
                         sums[name] = sums[name].add_(term) if name in sums else term
     return (
-        {name: sums[name].to(tensor.dtype) if name in sums else tensor for name, tensor in last.items()},
+        {
+            name: sums[name].to(tensor.dtype) if name in sums else tensor
+            for name, tensor in last.items()
+        },
         error,
         len(parts),
     )
@@ -101,14 +110,15 @@ def _snapshots_to(run: Path, step: int | None, verify: Verify) -> tuple[list[Sna
         raise ConfigError(no_run(run))
     if not there:
         raise ConfigError(
-            f"{run} holds no post-hoc averages. They are kept from the first step on, with posthoc_ema (--posthoc-ema 0.05 0.1)."
+            f"{run} holds no post-hoc averages. They are kept from the first step on, with"
+            " posthoc_ema (--posthoc-ema 0.05 0.1)."
         )
     step = there[-1].step if step is None else step
     if step not in [s.step for s in there]:
         near = min(there, key=lambda s: abs(s.step - step)).step
         raise ConfigError(
-            f"{run} stored averages at {len(there)} steps from {there[0].step} to {there[-1].step}, not at {step}. "
-            f"The nearest is {near}."
+            f"{run} stored averages at {len(there)} steps from {there[0].step} to {there[-1].step},"
+            f" not at {step}. The nearest is {near}."
         )
     return there, step
 
@@ -116,14 +126,16 @@ def _snapshots_to(run: Path, step: int | None, verify: Verify) -> tuple[list[Sna
 def synthesise_ema(
     run: str | Path, sigma_rel: float, step: int | None = None, output_dir: str | Path | None = None
 ) -> SynthesisedEma:
-    """Make the weight average of any length from what a run with `posthoc_ema` has stored (Karras et al. 2024, §3).
+    """Make the weight average of any length from what a run with `posthoc_ema` has stored (Karras
+    et al. 2024, §3).
 
     Args:
         run: The run directory.
-        sigma_rel: Standard deviation of the average's weighting in time, relative to the step: 0.05 gives
-            weight to about the last sixth of the run, 0.1 to the last third; below 0.288.
+        sigma_rel: Standard deviation of the average's weighting in time, relative to the step: 0.05
+            gives weight to about the last sixth of the run, 0.1 to the last third; below 0.288.
         step: Step at which it ends, one of the stored ones; default: the newest.
-        output_dir: Where to write the checkpoint; default: ema/ in the run, named by length and step.
+        output_dir: Where to write the checkpoint; default: ema/ in the run, named by length and
+            step.
 
     Raises:
         ConfigError: If the length or the step cannot be made, or the directory exists.

@@ -1,1 +1,3 @@
-"""The machine: devices, processes, memory, limits. The only room that imports accelerate or torch.distributed."""
+"""The machine: devices, processes, memory, limits. The only room that imports accelerate or
+torch.distributed.
+"""

@@ -1,4 +1,6 @@
-"""accelerate keeps its state once per process; each trainer has its own, and gives back the one that it found."""
+"""accelerate keeps its state once per process; each trainer has its own, and gives back the one
+that it found.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ R = TypeVar("R")
 class OwnState:
     """One state of accelerate: device and processes, precision, accumulation.
 
-    accelerate's three classes hold theirs in a dict that all their instances share, so a second `Accelerator` of another
-    precision or device is refused ("restart your runtime"). While a trainer works its own dicts are in their place; objects
-    made meanwhile keep them. Processes that have met are a fact of the whole process, and stay known.
+    accelerate's three classes hold theirs in a dict that all their instances share, so a second
+    `Accelerator` of another precision or device is refused ("restart your runtime"). While a
+    trainer works its own dicts are in their place; objects made meanwhile keep them. Processes that
+    have met are a fact of the whole process, and stay known.
     """
 
     def __init__(self) -> None:
@@ -48,7 +51,8 @@ class OwnState:
 
 
 def give_back_network(accelerator: Accelerator, module: nn.Module, forward: Any) -> None:
-    """Undo what `prepare_model` did: accelerate puts its autocast into the module itself, which is the user's.
+    """Undo what `prepare_model` did: accelerate puts its autocast into the module itself, which is
+    the user's.
 
     Args:
         accelerator: What prepared it.

@@ -14,9 +14,11 @@ _USERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_"
 def keep_freed_memory() -> bool:
     """Let glibc keep what a step frees for the next one, for the rest of this process.
 
-    As it comes, it returns large blocks to the system at once and asks for them anew in the next step, page by page: tens of
-    thousands of page faults, 3 to 10 % of a training step. The peak stays what it is. Whoever has set glibc's own variables
-    (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`, …) is left alone; other C libraries are too.
+    As it comes, it returns large blocks to the system at once and asks for them anew in the next
+        step, page by page: tens of
+    thousands of page faults, 3 to 10 % of a training step. The peak stays what it is. Whoever has
+    set glibc's own variables (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`, …) is left alone; other C
+    libraries are too.
 
     Returns:
         Whether it was done.
@@ -32,6 +34,8 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Return to the system what is kept free, for whoever else runs on this machine; nothing with other C libraries."""
+    """Return to the system what is kept free, for whoever else runs on this machine; nothing with
+    other C libraries.
+    """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,6 @@
-"""torch.compile of the parts of a network that repeat, so that compiling takes seconds to a minute and not many."""
+"""torch.compile of the parts of a network that repeat, so that compiling takes seconds to a minute
+and not many.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.errors import ConfigError
 
 _LIMIT = 256
-"""Shapes of one region that are compiled: every width and resolution of a U-Net is one, in training and in evaluation."""
+"""Shapes of one region that are compiled: every width and resolution of a U-Net is one, in training
+and in evaluation.
+"""
 
 
 def wants_compile(wanted: bool | Literal["auto"], device: str) -> bool:
@@ -24,11 +28,14 @@ def wants_compile(wanted: bool | Literal["auto"], device: str) -> bool:
     return wanted
 
 
-def compile_regions(model: nn.Module, wanted: bool | Literal["auto"], log: Callable[[str], None]) -> None:
-    """Compile a network in place, region by region if it declares `regions()`, else as a whole; for training or for sampling.
+def compile_regions(
+    model: nn.Module, wanted: bool | Literal["auto"], log: Callable[[str], None]
+) -> None:
+    """Compile a network in place, region by region if it declares `regions()`, else as a whole; for
+    training or for sampling.
 
-    Regions of one class and shape share what is compiled, and Inductor keeps it on disk for the next run. The names of the
-    weights do not change.
+    Regions of one class and shape share what is compiled, and Inductor keeps it on disk for the
+    next run. The names of the weights do not change.
 
     Args:
         model: The network, on its device.
@@ -49,9 +56,14 @@ def compile_regions(model: nn.Module, wanted: bool | Literal["auto"], log: Calla
             region.compile(dynamic=False)
     except RuntimeError as error:
         if wanted != "auto":
-            raise ConfigError(f"torch.compile does not work here: {error} Use compile=False.") from error
+            raise ConfigError(
+                f"torch.compile does not work here: {error} Use compile=False."
+            ) from error
         log(f"Not compiled: {error}")
         return
     if wanted == "auto":
         settings.suppress_errors = True  # for the whole process: there is no narrower switch
-    log(f"Compiling {len(regions)} regions of the network as they are first used (kept in the cache for the next run).")
+    log(
+        f"Compiling {len(regions)} regions of the network as they are first used (kept in the cache"
+        " for the next run)."
+    )

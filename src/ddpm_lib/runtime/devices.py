@@ -1,4 +1,6 @@
-"""Choices that depend on the hardware: device, precision, memory layout, and the accelerate object that carries them."""
+"""Choices that depend on the hardware: device, precision, memory layout, and the accelerate object
+that carries them.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ def resolve_device(wanted: str | torch.device) -> torch.device:
     if not present[kind]:
         built = f"torch {torch.__version__}"
         there = ", ".join(name for name, ok in present.items() if ok)
-        raise ConfigError(f"device={name!r} is not available here ({built}); available: {there}. Use --device auto.")
+        raise ConfigError(
+            f"device={name!r} is not available here ({built}); available: {there}. Use --device"
+            " auto."
+        )
     if index:
         count = torch.get_device_module(kind).device_count()
         if int(index) >= count:
@@ -65,8 +70,8 @@ def resolve_device(wanted: str | torch.device) -> torch.device:
             hidden = os.environ.get("CUDA_VISIBLE_DEVICES") if kind == "cuda" else None
             also = f" (CUDA_VISIBLE_DEVICES={hidden} hides others)" if hidden else ""
             raise ConfigError(
-                f"device={name!r} does not exist: there {'is' if count == 1 else 'are'} {count} of that kind, "
-                f"{only}{also}."
+                f"device={name!r} does not exist: there {'is' if count == 1 else 'are'} {count} of"
+                f" that kind, {only}{also}."
             )
     return torch.device(name)
 
@@ -93,7 +98,9 @@ def pick_precision(wanted: str, device: str) -> str:
     if wanted == "auto":
         return "bf16" if has_bf16 else "no"
     if wanted == "bf16" and device == "cuda" and not has_bf16:
-        raise ConfigError("mixed_precision='bf16' needs a GPU of compute capability 8.0 or newer. Use fp16 or no.")
+        raise ConfigError(
+            "mixed_precision='bf16' needs a GPU of compute capability 8.0 or newer. Use fp16 or no."
+        )
     if wanted == "fp16" and device in ("cpu", "mps"):
         raise ConfigError(f"mixed_precision='fp16' does not train on {device}. Use bf16 or no.")
     return wanted
@@ -105,15 +112,17 @@ def _cuda_has_bf16(device: str) -> bool:
 
 
 def process_state(device: str = "auto", timeout_minutes: float = 10.0) -> PartialState:
-    """Join the other processes that a launcher started, if any; `main_process_first()` of the result orders file work.
+    """Join the other processes that a launcher started, if any; `main_process_first()` of the
+    result orders file work.
 
     Args:
-        device: As for `pick_device`, or one GPU such as "cuda:1". With "cpu", or where there is no accelerator, the
-            processes meet over gloo.
+        device: As for `pick_device`, or one GPU such as "cuda:1". With "cpu", or where there is no
+            accelerator, the processes meet over gloo.
         timeout_minutes: How long they wait for each other; the first call decides.
 
     Raises:
-        ConfigError: If the device is not there, or the environment speaks of processes that cannot be found.
+        ConfigError: If the device is not there, or the environment speaks of processes that cannot
+            be found.
         LostProcessError: If the others do not come.
     """
     with OwnState().installed():
@@ -141,8 +150,9 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
     processes = launched_processes(cpu=place.type == "cpu")
     if processes > 1 and place.index is not None:
         raise ConfigError(
-            f"device={device!r} names one GPU, but there are {processes} processes, each of which takes its own. "
-            f"Use device={place.type!r}; CUDA_VISIBLE_DEVICES=0,1 chooses the GPUs that they share out."
+            f"device={device!r} names one GPU, but there are {processes} processes, each of which"
+            f" takes its own. Use device={place.type!r}; CUDA_VISIBLE_DEVICES=0,1 chooses the GPUs"
+            " that they share out."
         )
     if processes == 1:
         with hidden_from_accelerate():
@@ -153,9 +163,12 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
     rendezvous.before_rendezvous()
     try:
         with explain_rendezvous_errors():
-            state = PartialState(cpu=place.type == "cpu", **rendezvous.group_options(timeout_minutes))
+            state = PartialState(
+                cpu=place.type == "cpu", **rendezvous.group_options(timeout_minutes)
+            )
     except BaseException:
-        PartialState._reset_state()  # half made: the next call would take it for one whose processes have met
+        # half made: the next call would take it for one whose processes have met
+        PartialState._reset_state()
         raise
     rendezvous.after_rendezvous()
     return state
@@ -169,7 +182,8 @@ def make_accelerator(
     trackers: Sequence[str] = (),
     timeout_minutes: float = 10.0,
 ) -> Accelerator:
-    """Build accelerate's Accelerator for a training run; data order, files and random state stay ours.
+    """Build accelerate's Accelerator for a training run; data order, files and random state stay
+    ours.
 
     Args:
         run: The run directory.
@@ -179,20 +193,28 @@ def make_accelerator(
         timeout_minutes: How long processes wait for each other.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+        ProjectConfiguration,
+    )
 
     precision = pick_precision(mixed_precision, str(resolve_device(device)))
     for tracker in trackers:
         check_tracker(tracker)
-    # Before accelerate does it: InitProcessGroupKwargs drops ten minutes as its default, where gloo waits thirty.
+    # Before accelerate does it: InitProcessGroupKwargs drops ten minutes as its default, where gloo
+    # waits thirty.
     state = join_processes(device, timeout_minutes)
     return Accelerator(
         mixed_precision=precision,
         cpu=state.device.type == "cpu",
-        # Ours are counted in the loop; without this, a launcher's setting would divide the loss once more.
+        # Ours are counted in the loop; without this, a launcher's setting would divide the loss
+        # once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=list(trackers) or None,
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "trackers")),
+        project_config=ProjectConfiguration(
+            project_dir=str(run), logging_dir=str(run / "trackers")
+        ),
         # No second copy of the gradients.
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
@@ -213,13 +235,23 @@ def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[Non
     )
     torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # read when cuBLAS is first used
         torch.use_deterministic_algorithms(True)
-    indices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    indices = (
+        [torch.cuda.current_device() if device.index is None else device.index]
+        if device.type == "cuda"
+        else []
+    )
     named = device.type == "cuda" and device.index is not None
     try:
-        # What names no device, such as pinned memory and the cache of freed memory, belongs to the same GPU.
-        with torch.cuda.device(device) if named else contextlib.nullcontext(), torch.random.fork_rng(indices):
+        # What names no device, such as pinned memory and the cache of freed memory, belongs to the
+        # same GPU.
+        with (
+            torch.cuda.device(device) if named else contextlib.nullcontext(),
+            torch.random.fork_rng(indices),
+        ):
             yield
     finally:
         if deterministic:

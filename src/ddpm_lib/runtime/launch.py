@@ -1,4 +1,6 @@
-"""Who started this process: what launchers and SLURM leave in the environment, and whether it can be true."""
+"""Who started this process: what launchers and SLURM leave in the environment, and whether it can
+be true.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +29,34 @@ _RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
 def under_torchrun() -> bool:
-    """Say whether an elastic launcher (torchrun, accelerate launch --multi_gpu) runs this process."""
+    """Say whether an elastic launcher (torchrun, accelerate launch --multi_gpu) runs this
+    process.
+    """
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def adopt_slurm_ranks() -> None:
-    """Take the ranks from SLURM where `srun` started several tasks and no other launcher set them (accelerate does not look).
+    """Take the ranks from SLURM where `srun` started several tasks and no other launcher set them
+    (accelerate does not look).
 
     The first node of the step is where the processes meet, at a port made from the job's number.
     """
     env = os.environ
-    tasks = env.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun only: a batch script itself is one process
+    tasks = env.get(
+        "SLURM_STEP_NUM_TASKS", "1"
+    )  # set by srun only: a batch script itself is one process
     if "RANK" in env or not tasks.isdigit() or int(tasks) < 2:
         return
-    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+    names = {
+        "RANK": "SLURM_PROCID",
+        "LOCAL_RANK": "SLURM_LOCALID",
+        "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",
+    }
     if any(not env.get(source, "").isdigit() for source in names.values()):
         return
     job, step = (
-        int(env.get(name, "0")) if env.get(name, "0").isdigit() else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
+        int(env.get(name, "0")) if env.get(name, "0").isdigit() else 0
+        for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
     )
     env.update({name: env[source] for name, source in names.items()})
     env.setdefault("MASTER_ADDR", first_host(env.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1")
@@ -68,7 +80,8 @@ def launched_processes(cpu: bool) -> int:
         cpu: Whether they compute on the CPU, where the variables of MPI count too.
 
     Raises:
-        ConfigError: If the variables contradict each other or lack what a meeting needs: then nobody can be coming.
+        ConfigError: If the variables contradict each other or lack what a meeting needs: then
+            nobody can be coming.
     """
     size = _number("WORLD_SIZE") or 1
     if cpu:
@@ -83,13 +96,15 @@ def launched_processes(cpu: bool) -> int:
     missing += ["LOCAL_RANK"] if _number("LOCAL_RANK") is None and not cpu else []
     if missing:
         raise ConfigError(
-            f"The environment says that this is one of {size} processes ({_said()}), but not {' and '.join(missing)}: "
-            f"the others cannot be found. {how_to_be_one()} For {size} processes let a launcher start them and set all "
-            f"of it: torchrun --nproc_per_node {size} …"
+            f"The environment says that this is one of {size} processes ({_said()}), but not"
+            f" {' and '.join(missing)}: the others cannot be found. {how_to_be_one()} For {size}"
+            " processes let a launcher start them and set all of it: torchrun --nproc_per_node"
+            f" {size} …"
         )
     if rank is not None and rank >= size:
         raise ConfigError(
-            f"The environment contradicts itself ({_said()}): ranks go from 0 to WORLD_SIZE − 1. {how_to_be_one()}"
+            f"The environment contradicts itself ({_said()}): ranks go from 0 to WORLD_SIZE − 1."
+            f" {how_to_be_one()}"
         )
     return size
 
@@ -100,7 +115,10 @@ def _number(name: str) -> int | None:
     if not text or text == "-1":
         return None
     if not text.isdigit():
-        raise ConfigError(f"The environment variable {name} must be a whole number; got {text!r}. {how_to_be_one()}")
+        raise ConfigError(
+            f"The environment variable {name} must be a whole number; got {text!r}."
+            f" {how_to_be_one()}"
+        )
     return int(text)
 
 
@@ -113,15 +131,24 @@ def how_to_be_one() -> str:
     """Say how this becomes a single process."""
     env = os.environ
     tasks = env.get("SLURM_STEP_NUM_TASKS", "")
-    if tasks.isdigit() and int(tasks) > 1 and env.get("RANK", env.get("SLURM_PROCID")) == env.get("SLURM_PROCID"):
-        return f"SLURM started {tasks} tasks; for one process: srun --ntasks 1 …, or unset SLURM_STEP_NUM_TASKS."
+    if (
+        tasks.isdigit()
+        and int(tasks) > 1
+        and env.get("RANK", env.get("SLURM_PROCID")) == env.get("SLURM_PROCID")
+    ):
+        return (
+            f"SLURM started {tasks} tasks; for one process: srun --ntasks 1 …, or unset"
+            " SLURM_STEP_NUM_TASKS."
+        )
     names = [*_RANKS, *(name for name in (*_MPI, *_MPI.values()) if name in env)]
     return f"If they are left over and this is to be one process: `unset {' '.join(names)}`."
 
 
 @contextlib.contextmanager
 def hidden_from_accelerate() -> Iterator[None]:
-    """Hide the ranks of a single process, which needs no meeting: left over, or those of `torchrun --nproc_per_node 1`."""
+    """Hide the ranks of a single process, which needs no meeting: left over, or those of `torchrun
+    --nproc_per_node 1`.
+    """
     names = [name for name in (*_RANKS, *_MPI) if name in os.environ]
     kept = {name: os.environ.pop(name) for name in names}
     try:
@@ -132,7 +159,8 @@ def hidden_from_accelerate() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_rendezvous_errors() -> Iterator[None]:
-    """Say what is waited for while processes meet, and turn a failure into an error that says what to set.
+    """Say what is waited for while processes meet, and turn a failure into an error that says what
+    to set.
 
     Raises:
         ConfigError: If the port is taken.
@@ -152,16 +180,16 @@ def explain_rendezvous_errors() -> Iterator[None]:
         text = " ".join(str(error).split())
         if "address already in use" in text.lower() or "EADDRINUSE" in text:
             raise ConfigError(
-                f"The processes were to meet at {place}, but that port is in use. Set MASTER_PORT to a free one "
-                "(torchrun --standalone, or --master_port, finds or takes another)."
+                f"The processes were to meet at {place}, but that port is in use. Set MASTER_PORT"
+                " to a free one (torchrun --standalone, or --master_port, finds or takes another)."
             ) from error
         if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
             from ddpm_lib.core.errors import LostProcessError
 
             raise LostProcessError(
-                f"The processes could not meet at {place}. If none died, check MASTER_ADDR and MASTER_PORT; on nodes with "
-                f"several networks name the right one: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME. {how_to_be_one()} "
-                f"[{text[:300]}]"
+                f"The processes could not meet at {place}. If none died, check MASTER_ADDR and"
+                " MASTER_PORT; on nodes with several networks name the right one:"
+                f" GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME. {how_to_be_one()} [{text[:300]}]"
             ) from error
         raise
     finally:

@@ -1,7 +1,7 @@
 """What this process may really use of the machine.
 
-CPUs and memory are the least of what the affinity mask, the control group (walked to the root) and the batch system
-allow. The number of cores in the machine is never the answer on a shared node.
+CPUs and memory are the least of what the affinity mask, the control group (walked to the root) and
+the batch system allow. The number of cores in the machine is never the answer on a shared node.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _PROC = Path("/proc")
 def available_cpus() -> int:
     """Return how many CPUs this process may use, at least 1.
 
-    The least of the affinity mask, the CPU quota of every control group above this process (v1 and v2) and what the
-    batch system granted (SLURM_CPUS_PER_TASK, PBS_NUM_PPN, NSLOTS).
+    The least of the affinity mask, the CPU quota of every control group above this process (v1 and
+    v2) and what the batch system granted (SLURM_CPUS_PER_TASK, PBS_NUM_PPN, NSLOTS).
     """
     affinity = getattr(os, "sched_getaffinity", None)
     limits = [float(len(affinity(0)) if affinity else _machine_cpus())]
@@ -41,7 +41,9 @@ def _machine_cpus() -> int:
 
 
 def local_world_size() -> int:
-    """Return how many ranks of this job share the machine (torchrun, Open MPI or an srun step say it), or 1."""
+    """Return how many ranks of this job share the machine (torchrun, Open MPI or an srun step say
+    it), or 1.
+    """
     for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         found = re.match(r"\d+", os.environ.get(name, ""))
         if found and int(found.group()) > 0:
@@ -52,8 +54,8 @@ def local_world_size() -> int:
 def available_memory() -> int:
     """Return how many bytes this process can still allocate.
 
-    The least of the machine's free memory, what is left in every control group above this process and what SLURM
-    granted.
+    The least of the machine's free memory, what is left in every control group above this process
+    and what SLURM granted.
     """
     limits = [*_machine_memory(), *_cgroup_memory(), *_slurm_memory()]
     return max(0, min(limits)) if limits else 1 << 30
@@ -69,7 +71,9 @@ def _memberships() -> Iterator[tuple[str, str]]:
 
 
 def _groups(controller: str) -> Iterator[tuple[Path, int]]:
-    """Yield (folder, version) from this process's group up to the root, for v2 and for the v1 `controller`."""
+    """Yield (folder, version) from this process's group up to the root, for v2 and for the v1
+    `controller`.
+    """
     for controllers, path in _memberships():
         names = controllers.split(",")
         if not controllers:
@@ -107,11 +111,17 @@ def _cgroup_cpus() -> list[float]:
 def _cgroup_memory() -> list[int]:
     limits = []
     for folder, version in _groups("memory"):
-        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        names = (
+            ("memory.max", "memory.current")
+            if version == 2
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
         limit, used = ((_read(folder / name) or "").strip() for name in names)
         if not limit.isdigit() or int(limit) >= 1 << 60:
             continue
-        found = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat") or "", re.MULTILINE)
+        found = re.search(
+            r"^(?:total_)?inactive_file (\d+)$", _read(folder / "memory.stat") or "", re.MULTILINE
+        )
         reclaimable = int(found.group(1)) if found else 0
         limits.append(int(limit) - (int(used) if used.isdigit() else 0) + reclaimable)
     return limits
@@ -123,8 +133,13 @@ def _machine_memory() -> list[int]:
 
 
 def _slurm_memory() -> list[int]:
-    """What SLURM granted on this node, in bytes; it does not say how much is used, so half counts as free."""
-    per_node, per_cpu = os.environ.get("SLURM_MEM_PER_NODE", ""), os.environ.get("SLURM_MEM_PER_CPU", "")
+    """What SLURM granted on this node, in bytes; it does not say how much is used, so half counts
+    as free.
+    """
+    per_node, per_cpu = (
+        os.environ.get("SLURM_MEM_PER_NODE", ""),
+        os.environ.get("SLURM_MEM_PER_CPU", ""),
+    )
     cpus = re.match(r"\d+", os.environ.get("SLURM_CPUS_ON_NODE", ""))
     granted = []
     if per_node.isdigit() and int(per_node) > 0:

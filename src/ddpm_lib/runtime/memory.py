@@ -16,17 +16,25 @@ if TYPE_CHECKING:
 
 
 def device_module(device: torch.device) -> Any:
-    """Return torch.cuda or torch.xpu, which count the memory of their devices under the same names."""
+    """Return torch.cuda or torch.xpu, which count the memory of their devices under the same
+    names.
+    """
     return torch.get_device_module(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much this process can still allocate on a device; ranks of one machine share its RAM."""
+    """Return how much this process can still allocate on a device; ranks of one machine share its
+    RAM.
+    """
     from ddpm_lib.runtime.limits import available_memory, local_world_size
 
     if device.type in ("cuda", "xpu"):
         memory = device_module(device)
-        return int(memory.mem_get_info(device)[0] + memory.memory_reserved(device) - memory.memory_allocated(device))
+        return int(
+            memory.mem_get_info(device)[0]
+            + memory.memory_reserved(device)
+            - memory.memory_allocated(device)
+        )
     return available_memory() // local_world_size()
 
 
@@ -43,10 +51,13 @@ def memory_numbers(device: torch.device) -> str:
     gib = 2.0**30
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        held, most = torch.cuda.memory_reserved(device) / gib, torch.cuda.max_memory_allocated(device) / gib
+        held, most = (
+            torch.cuda.memory_reserved(device) / gib,
+            torch.cuda.max_memory_allocated(device) / gib,
+        )
         return (
-            f"{free / gib:.2f} of {total / gib:.2f} GiB free on {device}; this process holds {held:.2f} GiB "
-            f"and used {most:.2f} at most"
+            f"{free / gib:.2f} of {total / gib:.2f} GiB free on {device}; this process holds"
+            f" {held:.2f} GiB and used {most:.2f} at most"
         )
     from ddpm_lib.runtime.limits import available_memory
 

@@ -1,13 +1,17 @@
 """How processes find each other, also when torchrun has started them before, and how they part.
 
-torchrun keeps one store for all its restarts, and torch writes under the same names each time: a process that comes first reads
-the address that its peer had in the attempt before. Then the meeting fails, or, where both take themselves for the one that is
-called, hangs. So under torchrun the processes first agree on a name that no attempt before has used, and keep to it.
+torchrun keeps one store for all its restarts, and torch writes under the same names each time: a
+    process that comes first reads
+the address that its peer had in the attempt before. Then the meeting fails, or, where both take
+themselves for the one that is called, hangs. So under torchrun the processes first agree on a name
+that no attempt before has used, and keep to it.
 `TORCHELASTIC_RESTART_COUNT` is no such name: each node counts by itself.
 
-gloo's threads drop the tensors of a finished collective a moment after those who waited for it have gone on. A Python interpreter
-that ends in this moment takes the process down with SIGABRT (pytorch#190489), and a finished training becomes a failure for its
-launcher. So before the interpreter ends the group must be gone, not only its name: its destructor waits for the threads.
+gloo's threads drop the tensors of a finished collective a moment after those who waited for it have
+gone on. A Python interpreter that ends in this moment takes the process down with SIGABRT
+(pytorch#190489), and a finished training becomes a failure for its
+launcher. So before the interpreter ends the group must be gone, not only its name: its destructor
+    waits for the threads.
 """
 
 from __future__ import annotations
@@ -57,16 +61,19 @@ def _meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, i
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    for store, rank, processes in rendezvous(url.replace(_SCHEME, "env", 1), timeout=timeout, **options):
+    for store, rank, processes in rendezvous(
+        url.replace(_SCHEME, "env", 1), timeout=timeout, **options
+    ):
         name = agree_on_name(store, rank, processes, timeout.total_seconds())
         yield PrefixStore(f"{_KEY}/{name}", store), rank, processes
 
 
 def agree_on_name(store: Any, rank: int, processes: int, seconds: float) -> str:
-    """Return the same name on every process, one that no earlier attempt has used; whatever those left is harmless.
+    """Return the same name on every process, one that no earlier attempt has used; whatever those
+    left is harmless.
 
-    Every process asks under a name of its own, so that an answer cannot be an old one; process 0 answers, also those who died
-    long ago, until all of now have confirmed.
+    Every process asks under a name of its own, so that an answer cannot be an old one; process 0
+    answers, also those who died long ago, until all of now have confirmed.
 
     Args:
         store: A torch `Store` that all of them reach.
@@ -106,18 +113,23 @@ def _pause(deadline: float, seconds: float, missing: list[int]) -> None:
 
 
 def before_rendezvous() -> None:
-    """Import what would keep the group for good if it were imported later: its functions have the group as a default."""
+    """Import what would keep the group for good if it were imported later: its functions have the
+    group as a default.
+    """
     import torch.distributed.nn.functional  # noqa: F401
 
 
 def after_rendezvous() -> None:
-    """See to it that a process that ends well, without `destroy_group`, leaves its group before the interpreter ends."""
+    """See to it that a process that ends well, without `destroy_group`, leaves its group before the
+    interpreter ends.
+    """
     atexit.unregister(_leave_at_exit)  # once is enough
     atexit.register(_leave_at_exit)
 
 
 def destroy_group(state: PartialState | Accelerator) -> None:
-    """Wait for the others, leave the process group and see its threads end; nothing for a single process.
+    """Wait for the others, leave the process group and see its threads end; nothing for a single
+    process.
 
     Args:
         state: accelerate's state or its `Accelerator`.
@@ -128,7 +140,9 @@ def destroy_group(state: PartialState | Accelerator) -> None:
 
 
 def abandon_group() -> None:
-    """Leave no group at the end of this process: it failed, and a collective that the others never join would hold it."""
+    """Leave no group at the end of this process: it failed, and a collective that the others never
+    join would hold it.
+    """
     atexit.unregister(_leave_at_exit)
 
 

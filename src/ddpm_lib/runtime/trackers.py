@@ -16,11 +16,22 @@ logger = logging.getLogger("ddpm_lib")
 
 _PACKAGES = {"comet_ml": "comet-ml"}
 _REMEDIES = {
-    "wandb": "Log in with `wandb login` (or set WANDB_API_KEY), or record without a network: WANDB_MODE=offline.",
-    "comet_ml": "Log in with `comet login` (or set COMET_API_KEY), or record without a network: COMET_START_ONLINE=0.",
-    "clearml": "Set it up with `clearml-init`, or record without a network: CLEARML_OFFLINE_MODE=1.",
+    "wandb": (
+        "Log in with `wandb login` (or set WANDB_API_KEY), or record without a network:"
+        " WANDB_MODE=offline."
+    ),
+    "comet_ml": (
+        "Log in with `comet login` (or set COMET_API_KEY), or record without a network:"
+        " COMET_START_ONLINE=0."
+    ),
+    "clearml": (
+        "Set it up with `clearml-init`, or record without a network: CLEARML_OFFLINE_MODE=1."
+    ),
     "mlflow": "Check MLFLOW_TRACKING_URI; without it mlflow writes into a local folder.",
-    "swanlab": "Log in with `swanlab login` (or set SWANLAB_API_KEY), or record without a network: SWANLAB_MODE=offline.",
+    "swanlab": (
+        "Log in with `swanlab login` (or set SWANLAB_API_KEY), or record without a network:"
+        " SWANLAB_MODE=offline."
+    ),
     "trackio": "Unset TRACKIO_SPACE_ID to record on this machine only.",
 }
 
@@ -41,7 +52,9 @@ def check_tracker(name: str) -> None:
         raise ConfigError(unknown_name("tracker", name, known))
     if importlib.util.find_spec(name) is None:
         package = _PACKAGES.get(name, name)
-        raise ConfigError(f"The tracker {name!r} needs its package. Install it with: pip install {package}")
+        raise ConfigError(
+            f"The tracker {name!r} needs its package. Install it with: pip install {package}"
+        )
     if name not in LOGGER_TYPE_TO_CLASS:
         raise ConfigError(f"The tracker {name!r} is not usable with this version of accelerate.")
 
@@ -50,7 +63,8 @@ def start_trackers(accelerator: Accelerator, project: str, options: dict[str, An
     """Start the trackers one by one, so that the one that fails can be named.
 
     Raises:
-        ConfigError: With the tracker's own reason and what to do; those started before it are finished.
+        ConfigError: With the tracker's own reason and what to do; those started before it are
+            finished.
     """
     wanted: list[Any] = list(accelerator.log_with)
     started: list[Any] = []
@@ -67,8 +81,8 @@ def start_trackers(accelerator: Accelerator, project: str, options: dict[str, An
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 remedy = _REMEDIES.get(name, "Check that it can write and reach what it needs.")
                 raise ConfigError(
-                    f"The tracker {name!r} did not start: {reason} [{type(error).__name__}] {remedy} "
-                    f"Or leave {name} out of trackers (--trackers)."
+                    f"The tracker {name!r} did not start: {reason} [{type(error).__name__}]"
+                    f" {remedy} Or leave {name} out of trackers (--trackers)."
                 ) from error
             started += accelerator.trackers
     finally:
@@ -83,7 +97,9 @@ def finishers(accelerator: Accelerator) -> list[Callable[[], object]]:
 
 
 def log_to_trackers(accelerator: Accelerator, values: dict[str, Any], step: int) -> None:
-    """Give a row to every tracker; those of a run whose server is away get nothing more, and the run goes on."""
+    """Give a row to every tracker; those of a run whose server is away get nothing more, and the
+    run goes on.
+    """
     try:
         accelerator.log(values, step=step)
     except Exception as error:  # whatever a tracker's own client raises

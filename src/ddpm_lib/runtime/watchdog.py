@@ -1,8 +1,9 @@
 """Says where a run hangs and which process the others wait for; it only watches and ends nothing.
 
-A collective waits silently for a process that is stuck or gone, until `process_timeout_minutes` ends it. Long before, a thread of
-every process notices that nothing moves. The processes tell each other through the store they met at how far they are, so
-that the one who is missing can be named; nobody's clock is compared with another's.
+A collective waits silently for a process that is stuck or gone, until `process_timeout_minutes`
+ends it. Long before, a thread of every process notices that nothing moves. The processes tell each
+other through the store they met at how far they are, so that the one who is missing can be named;
+nobody's clock is compared with another's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Watchdog:
         store: Where the processes met (a torch `Store`), or None for one process.
     """
 
-    def __init__(self, seconds: float, run: Path, rank: int = 0, processes: int = 1, store: Any = None) -> None:
+    def __init__(
+        self, seconds: float, run: Path, rank: int = 0, processes: int = 1, store: Any = None
+    ) -> None:
         self.seconds, self.run, self.rank, self.processes = seconds, run, rank, processes
         self._store = store
         self._place = (0, "starting")
@@ -81,7 +84,9 @@ class Watchdog:
         try:
             self._store.set(f"{_KEY}{self.rank}", f"{beat}|{step}|{what}")
         except RuntimeError as error:
-            logger.warning("The store of process 0 does not answer any more (%s).", _first_line(error))
+            logger.warning(
+                "The store of process 0 does not answer any more (%s).", _first_line(error)
+            )
             self._store = None
 
     def _speak(self, seconds: float) -> None:
@@ -91,15 +96,25 @@ class Watchdog:
         if self.rank == 0 or not self.processes > 1 or "process 0" in others or self._store is None:
             logger.warning(
                 "Nothing has moved for %.0f s after step %d: process %d of %d is in %s (%s).%s %s",
-                seconds, step, self.rank, self.processes, what, self._where(), f" {others}" if others else "", file,
-            )  # fmt: skip
+                seconds,
+                step,
+                self.rank,
+                self.processes,
+                what,
+                self._where(),
+                f" {others}" if others else "",
+                file,
+            )
 
     def _where(self) -> str:
         """Innermost line of this package in the main thread."""
         frame: FrameType | None = sys._current_frames().get(self._main)
         while frame is not None:
             if "ddpm_lib" in frame.f_code.co_filename:
-                return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, {frame.f_code.co_name}"
+                return (
+                    f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno},"
+                    f" {frame.f_code.co_name}"
+                )
             frame = frame.f_back
         return "outside ddpm_lib"
 
@@ -122,7 +137,9 @@ class Watchdog:
         self._done.wait(2.5 * self.interval)
         self._publish(-1)
         second = self._read()
-        silent = [r for r in second if r != self.rank and (second[r] is None or second[r] == first.get(r))]
+        silent = [
+            r for r in second if r != self.rank and (second[r] is None or second[r] == first.get(r))
+        ]
         if silent:
             said = [f"process {r}{_last_heard(second[r])}" for r in silent]
             return f"Silent, so stopped, killed or cut off: {', '.join(said)}."
@@ -138,7 +155,9 @@ class Watchdog:
                 there = self._store is not None and self._store.check([key])
                 found[rank] = self._store.get(key).decode().split("|") if there else None
             except RuntimeError as error:
-                logger.warning("Process 0, which keeps the store, does not answer (%s).", _first_line(error))
+                logger.warning(
+                    "Process 0, which keeps the store, does not answer (%s).", _first_line(error)
+                )
                 self._store = None
                 found[rank] = None
         return found
@@ -153,7 +172,9 @@ def _first_line(error: Exception) -> str:
 
 
 def rendezvous_store(processes: int) -> Any:
-    """Return a connection of its own to the store where the processes met, or None for one process."""
+    """Return a connection of its own to the store where the processes met, or None for one
+    process.
+    """
     if processes == 1:
         return None
     from torch.distributed import distributed_c10d

@@ -7,7 +7,16 @@ from typing import Any
 
 from ddpm_lib.core.options import build, option_names
 from ddpm_lib.core.registry import Registry
-from ddpm_lib.samplers.base import History, LevelAt, Noise, Past, Predict, Prediction, Sampler, sample_loop
+from ddpm_lib.samplers.base import (
+    History,
+    LevelAt,
+    Noise,
+    Past,
+    Predict,
+    Prediction,
+    Sampler,
+    sample_loop,
+)
 from ddpm_lib.samplers.ddim import DDIM
 from ddpm_lib.samplers.ddpm import DDPM, posterior_mean
 from ddpm_lib.samplers.deis import DEIS
@@ -33,7 +42,10 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
 
 
 def make_sampler(
-    sampler: str | Sampler, sampler_options: Mapping[str, Any] | None = None, *, eta: float | None = None
+    sampler: str | Sampler,
+    sampler_options: Mapping[str, Any] | None = None,
+    *,
+    eta: float | None = None,
 ) -> Sampler:
     """Return a sampler from its name and options, or the sampler itself.
 
@@ -49,15 +61,17 @@ def make_sampler(
     if isinstance(sampler, Sampler):
         if given:
             raise ValueError(
-                f"{', '.join(given)} cannot be added to a finished sampler. Write it into the sampler: "
-                f"{type(sampler).__name__}({', '.join(f'{k}={v!r}' for k, v in given.items())})."
+                f"{', '.join(given)} cannot be added to a finished sampler. Write it into the"
+                " sampler:"
+                f" {type(sampler).__name__}({', '.join(f'{k}={v!r}' for k, v in given.items())})."
             )
         return sampler
     for name in given:
         able = [other for other, cls in SAMPLERS.items() if name in option_names(cls)]
         if able and sampler in SAMPLERS and sampler not in able:
             raise ValueError(
-                f"The sampler {sampler!r} has no option {name!r}. Leave it out, or use {' or '.join(map(repr, able))}."
+                f"The sampler {sampler!r} has no option {name!r}. Leave it out, or use"
+                f" {' or '.join(map(repr, able))}."
             )
     made: Sampler = build(SAMPLERS, sampler, given)
     return made

@@ -16,7 +16,9 @@ from ddpm_lib.schedules.levels import Level
 
 
 class Prediction(NamedTuple):
-    """What the network says about x_t: the clean image, the noise, and the variance of a step to another level."""
+    """What the network says about x_t: the clean image, the noise, and the variance of a step to
+    another level.
+    """
 
     x0: Tensor
     eps: Tensor
@@ -27,7 +29,9 @@ _SHORT = 3.0
 """Seconds of sampling without a word."""
 
 Predict = Callable[[Tensor, Level], Prediction]
-"""Evaluates the network at (x, level); a solver may call it more than once per step, at levels of its own."""
+"""Evaluates the network at (x, level); a solver may call it more than once per step, at levels of
+its own.
+"""
 
 Noise = Callable[[], Tensor]
 """Draws fresh standard Gaussian noise in the shape of x; a deterministic sampler never calls it."""
@@ -52,7 +56,8 @@ class History:
         steps: How many steps the trajectory has.
         remaining: How many of them come after the present one.
         level_at: Finds levels in between, for solvers that evaluate the network there.
-        past: A multistep solver's memory, oldest first: empty at the start, kept by the solver itself.
+        past: A multistep solver's memory, oldest first: empty at the start, kept by the solver
+            itself.
     """
 
     steps: int = 1
@@ -63,7 +68,10 @@ class History:
     def between(self, log_snr: float) -> Level:
         """Return the level with a given log-SNR."""
         if self.level_at is None:
-            raise ValueError("This sampler visits levels in between. Pass level_at=schedule.level_at to sample_loop.")
+            raise ValueError(
+                "This sampler visits levels in between. Pass level_at=schedule.level_at to"
+                " sample_loop."
+            )
         return self.level_at(log_snr)
 
     def remember(self, level: Level, x: Tensor, x0: Tensor, keep: int) -> None:
@@ -80,7 +88,9 @@ class Sampler(ABC):
     """True if a step uses what the network said in earlier steps (`History.past`)."""
 
     @abstractmethod
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History) -> Tensor:
+    def step(
+        self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History
+    ) -> Tensor:
         """Return x_s from x = x_t, shape (b, c, *spatial)."""
 
 
@@ -97,12 +107,14 @@ def sample_loop(
 ) -> Tensor:
     """Take x through the levels, one step between each two neighbours.
 
-    Levels are Python floats and nothing reads a value back, so that on a GPU the host runs ahead of the device.
+    Levels are Python floats and nothing reads a value back, so that on a GPU the host runs ahead of
+    the device.
 
     Args:
         sampler: Makes the steps.
         x: The state at levels[0], shape (b, c, *spatial).
-        levels: The levels to visit. They decrease for sampling; a deterministic sampler may also go up (encoding).
+        levels: The levels to visit. They decrease for sampling; a deterministic sampler may also go
+            up (encoding).
         predict: Evaluates the network.
         noise: Draws noise like x.
         level_at: Finds levels in between (`Schedule.level_at`), for samplers that need them.
@@ -128,9 +140,13 @@ def sample_loop(
 def with_progress(
     pairs: list[tuple[int, tuple[Level, Level]]], progress: bool | None
 ) -> Iterable[tuple[int, tuple[Level, Level]]]:
-    """Return the numbered steps, behind a bar if there is to be one: for None only where it takes long."""
+    """Return the numbered steps, behind a bar if there is to be one: for None only where it takes
+    long.
+    """
     if progress is False:
         return pairs
     delay = 0.0 if progress else _SHORT
-    shown: Iterable[tuple[int, tuple[Level, Level]]] = progress_bar(pairs, desc="sampling", unit="step", delay=delay)
+    shown: Iterable[tuple[int, tuple[Level, Level]]] = progress_bar(
+        pairs, desc="sampling", unit="step", delay=delay
+    )
     return shown

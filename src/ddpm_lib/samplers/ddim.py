@@ -16,8 +16,8 @@ class DDIM(Sampler):
     """x_s = α_s x̂_0 + σ_s √(1 − η²τ) ε̂ + σ_s η √τ z (Song et al. 2021, eq. 12).
 
     Args:
-        eta: η in [0, 1]. 0 is deterministic, Euler's method for the probability-flow ODE, and can go to noisier
-            levels as well; 1 is ancestral sampling with the variance fixed_small.
+        eta: η in [0, 1]. 0 is deterministic, Euler's method for the probability-flow ODE, and can
+            go to noisier levels as well; 1 is ancestral sampling with the variance fixed_small.
 
     Raises:
         ValueError: If eta is outside [0, 1].
@@ -27,9 +27,14 @@ class DDIM(Sampler):
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta must be in [0, 1], got {self.eta}. 0 is deterministic DDIM, 1 ancestral sampling.")
+            raise ValueError(
+                f"eta must be in [0, 1], got {self.eta}. 0 is deterministic DDIM, 1 ancestral"
+                " sampling."
+            )
 
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History) -> Tensor:
+    def step(
+        self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History
+    ) -> Tensor:
         """Return x_s."""
         p = predict(x, t)
         if self.eta == 0 or s.sigma == 0:

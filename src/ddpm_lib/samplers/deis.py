@@ -15,11 +15,13 @@ from ddpm_lib.schedules.levels import Level
 
 @dataclass(frozen=True)
 class DEIS(Sampler):
-    """DEIS: x_s = (α_s/α_t)·x − σ_s·∫_0^1 h·e^{h(1−u)}·ε̂(u) du, ε̂ the polynomial in λ through the last ones (Zhang & Chen 2022).
+    """DEIS: x_s = (α_s/α_t)·x − σ_s·∫_0^1 h·e^{h(1−u)}·ε̂(u) du, ε̂ the polynomial in λ through the
+    last ones (Zhang & Chen 2022).
 
-    Their ρAB-DEIS in log ρ, ρ = σ/α = e^−λ; DPM-Solver (Lu et al. 2022a) is of the same family. DPM-Solver++ integrates
-    x̂_0 instead of ε̂, which bears guidance and few steps better: this one is for comparing with published results. One
-    network call per step. Steps from pure noise and to clean data are of first order, that is DDIM's.
+    Their ρAB-DEIS in log ρ, ρ = σ/α = e^−λ; DPM-Solver (Lu et al. 2022a) is of the same family.
+    DPM-Solver++ integrates x̂_0 instead of ε̂, which bears guidance and few steps better: this one
+    is for comparing with published results. One network call per step. Steps from pure noise and to
+    clean data are of first order, that is DDIM's.
 
     Args:
         order: How many ε̂ the polynomial goes through, 1 … 4. 1 is DDIM.
@@ -38,7 +40,9 @@ class DEIS(Sampler):
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order must be 1, 2, 3 or 4, got {self.order!r}. 3 is the usual one.")
 
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History) -> Tensor:
+    def step(
+        self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History
+    ) -> Tensor:
         """Return x_s."""
         p, h = predict(x, t), half_log_snr_step(t, s)
         order = min(self.order, history.remaining + 1) if self.lower_order_final else self.order

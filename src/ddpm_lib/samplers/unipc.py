@@ -15,17 +15,20 @@ from ddpm_lib.schedules.levels import Level
 
 @dataclass(frozen=True)
 class UniPC(Sampler):
-    """UniPC: a multistep predictor, its step then redone with the x̂_0 found at its end (Zhao et al. 2023, alg. 5, 6).
+    """UniPC: a multistep predictor, its step then redone with the x̂_0 found at its end (Zhao et
+    al. 2023, alg. 5, 6).
 
-    The predictor integrates the polynomial through the last `order` x̂_0 (see `exponential.py`), the corrector that
-    through the new one as well; it is needed for the next step anyway, so that a step costs one network call. The
-    corrector raises the order by one. For the fewest steps, 5 to 10, without strong guidance. Steps from pure noise
-    and to clean data are of first order and are not corrected.
+    The predictor integrates the polynomial through the last `order` x̂_0 (see `exponential.py`),
+    the corrector that through the new one as well; it is needed for the next step anyway, so that a
+    step costs one network call. The corrector raises the order by one. For the fewest steps, 5 to
+    10, without strong guidance. Steps from pure noise and to clean data are of first order and are
+    not corrected.
 
     Args:
-        order: Levels of the predictor, 1 … 4. Published code recommends 2 with guidance and 3 without.
-        variant: B(h) of the paper, "bh1" (h) or "bh2" (1 − e^−h). It only matters where the paper fixes a weight at ½:
-            in the predictor of order 2 and the corrector of order 1.
+        order: Levels of the predictor, 1 … 4. Published code recommends 2 with guidance and 3
+            without.
+        variant: B(h) of the paper, "bh1" (h) or "bh2" (1 − e^−h). It only matters where the paper
+            fixes a weight at ½: in the predictor of order 2 and the corrector of order 1.
         corrector: False leaves the corrector out; order 2 is then DPM-Solver++ 2M.
         lower_order_final: Lower the order towards the end, to 1 in the last step.
 
@@ -42,11 +45,18 @@ class UniPC(Sampler):
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"order must be 1, 2, 3 or 4, got {self.order!r}. 2 is the usual one, 3 without guidance.")
+            raise ValueError(
+                f"order must be 1, 2, 3 or 4, got {self.order!r}. 2 is the usual one, 3 without"
+                " guidance."
+            )
         if self.variant not in ("bh1", "bh2"):
-            raise ValueError(f"variant must be 'bh1' or 'bh2', got {self.variant!r}. 'bh2' is the usual one.")
+            raise ValueError(
+                f"variant must be 'bh1' or 'bh2', got {self.variant!r}. 'bh2' is the usual one."
+            )
 
-    def step(self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History) -> Tensor:
+    def step(
+        self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History
+    ) -> Tensor:
         """Return the predictor's x_s, from the corrected x_t."""
         x0, past = predict(x, t).x0, history.past
         if self.corrector and past and math.isfinite(half_log_snr_step(past[-1].level, t)):

@@ -1,7 +1,8 @@
-"""Noise levels between those of a table, for many real-valued t at once: the vectorised twin of `Schedule.level`.
+"""Noise levels between those of a table, for many real-valued t at once: the vectorised twin of
+`Schedule.level`.
 
-Between two levels the log-SNR is linear in t. At an end where it is infinite (clean data, pure noise) the ratio that is 0 there,
-σ/α or α/σ, is linear instead.
+Between two levels the log-SNR is linear in t. At an end where it is infinite (clean data, pure
+noise) the ratio that is 0 there, σ/α or α/σ, is linear instead.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def times_of(table: Tensor, log_snr: Tensor) -> Tensor:
     """
     below = torch.searchsorted(-table, -log_snr, right=True).sub_(1).clamp_(0, len(table) - 2)
     low, high = table[below], table[below + 1]
-    part = torch.where(torch.isfinite(low) & torch.isfinite(high), (low - log_snr) / (low - high), 0.0)
+    part = torch.where(
+        torch.isfinite(low) & torch.isfinite(high), (low - log_snr) / (low - high), 0.0
+    )
     part = torch.where(torch.isinf(low), torch.exp((high - log_snr) / 2.0), part)
     part = torch.where(torch.isinf(high), -torch.expm1((log_snr - low) / 2.0), part)
     return below + part.clamp(0.0, 1.0)

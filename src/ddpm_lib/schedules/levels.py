@@ -1,4 +1,6 @@
-"""One noise level, and the one quantity of a pair of levels that every reverse step is written in."""
+"""One noise level, and the one quantity of a pair of levels that every reverse step is written
+in.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import NamedTuple
 class Level(NamedTuple):
     """A noise level: x_t = α·x_0 + σ·ε with α² + σ² = 1.
 
-    `t` counts from 0 (clean data) to T. It is an integer on the levels of a schedule and may be fractional in between.
+    `t` counts from 0 (clean data) to T. It is an integer on the levels of a schedule and may be
+    fractional in between.
     """
 
     t: float
@@ -18,7 +21,9 @@ class Level(NamedTuple):
 
     @classmethod
     def of_log_snr(cls, t: float, log_snr: float) -> Level:
-        """Return the level with a given finite log-SNR: α² = 1/(1 + e^−λ), σ² = 1/(1 + e^λ), without cancellation."""
+        """Return the level with a given finite log-SNR: α² = 1/(1 + e^−λ), σ² = 1/(1 + e^λ),
+        without cancellation.
+        """
         # e^(−|λ|) cannot overflow.
         small = math.exp(-abs(log_snr))
         large, little = math.sqrt(1.0 / (1.0 + small)), math.sqrt(small / (1.0 + small))
@@ -38,9 +43,11 @@ class Level(NamedTuple):
 
 
 def tau(t: Level, s: Level) -> float:
-    """Return τ = 1 − (α_t σ_s / (α_s σ_t))² = 1 − SNR_t/SNR_s, the share of new noise in a step from t to a cleaner s.
+    """Return τ = 1 − (α_t σ_s / (α_s σ_t))² = 1 − SNR_t/SNR_s, the share of new noise in a step
+    from t to a cleaner s.
 
-    Every reverse kernel is written in it: the posterior variance is σ_s² τ, and σ_t² τ is β_t for neighbouring levels
+    Every reverse kernel is written in it: the posterior variance is σ_s² τ, and σ_t² τ is β_t for
+        neighbouring levels
     (Ho et al. 2020, eq. 7). It is 1 when s is clean and when t is pure noise.
 
     >>> tau(Level(2, 0.0, 1.0), Level(1, 0.6, 0.8)), tau(Level(1, 0.6, 0.8), Level(0, 1.0, 0.0))

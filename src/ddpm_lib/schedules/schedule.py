@@ -29,7 +29,8 @@ class Schedule:
         sigma: Noise scales σ_0 … σ_T, float64 on the CPU; σ_0 = 0.
 
     Raises:
-        ValueError: If there are fewer than two levels, or the SNR does not strictly decrease from ∞.
+        ValueError: If there are fewer than two levels, or the SNR does not strictly decrease from
+            ∞.
 
     >>> Schedule.make("cosine", 1000)
     Schedule.make('cosine', 1000)
@@ -44,40 +45,55 @@ class Schedule:
         alpha, sigma = self.alpha, self.sigma
         if alpha.shape != sigma.shape or alpha.ndim != 1 or len(alpha) < 3:
             raise ValueError(
-                f"A schedule needs timesteps ≥ 2; got tables of shapes {tuple(alpha.shape)} and {tuple(sigma.shape)}."
+                f"A schedule needs timesteps ≥ 2; got tables of shapes {tuple(alpha.shape)} and"
+                f" {tuple(sigma.shape)}."
             )
         if alpha.dtype != torch.float64 or sigma.dtype != torch.float64:
-            raise TypeError(f"Schedule tables must be float64; got {alpha.dtype} and {sigma.dtype}.")
-        if alpha[0] != 1 or sigma[0] != 0 or not torch.all(torch.isfinite(alpha) & torch.isfinite(sigma)):
-            raise ValueError("A schedule starts with clean data, (α, σ) = (1, 0), and all its levels are finite.")
+            raise TypeError(
+                f"Schedule tables must be float64; got {alpha.dtype} and {sigma.dtype}."
+            )
+        if (
+            alpha[0] != 1
+            or sigma[0] != 0
+            or not torch.all(torch.isfinite(alpha) & torch.isfinite(sigma))
+        ):
+            raise ValueError(
+                "A schedule starts with clean data, (α, σ) = (1, 0), and all its levels are finite."
+            )
         if not torch.all(self.snr[1:] < self.snr[:-1]):
             raise ValueError(
-                f"The signal-to-noise ratio of a schedule must strictly decrease; {self.name!r} with "
-                f"options {dict(self.options)} does not. Choose less extreme options."
+                f"The signal-to-noise ratio of a schedule must strictly decrease; {self.name!r}"
+                f" with options {dict(self.options)} does not. Choose less extreme options."
             )
 
     @classmethod
-    def make(cls, name: str, timesteps: int = 1000, options: Mapping[str, Any] | None = None) -> Schedule:
+    def make(
+        cls, name: str, timesteps: int = 1000, options: Mapping[str, Any] | None = None
+    ) -> Schedule:
         """Build a named schedule.
 
         Args:
             name: An entry of `SCHEDULES`.
             timesteps: Number of noise levels T ≥ 2.
-            options: Options of that entry; for each of them also `zero_terminal_snr` (bool): shift and scale α so that
-                α_T = 0 exactly and α_1 stays (Lin et al. 2024, algorithm 1).
+            options: Options of that entry; for each of them also `zero_terminal_snr` (bool): shift
+                and scale α so that α_T = 0 exactly and α_1 stays (Lin et al. 2024, algorithm 1).
 
         Raises:
             ValueError: If the name or an option is unknown or out of range.
         """
         if not isinstance(timesteps, int) or timesteps < 2:
-            raise ValueError(f"timesteps must be an integer ≥ 2, got {timesteps!r}. Usual values are 100 … 4000.")
+            raise ValueError(
+                f"timesteps must be an integer ≥ 2, got {timesteps!r}. Usual values are 100 … 4000."
+            )
         given = dict(options or {})
         known = [*option_names(SCHEDULES[name]), "zero_terminal_snr"]
         for key in given:
             if key not in known:
                 raise ValueError(unknown_name(f"option of the schedule {name!r}", key, known))
         build_options = {k: v for k, v in given.items() if k != "zero_terminal_snr"}
-        alpha, sigma = _tables(build(SCHEDULES, name, build_options, timesteps), bool(given.get("zero_terminal_snr")))
+        alpha, sigma = _tables(
+            build(SCHEDULES, name, build_options, timesteps), bool(given.get("zero_terminal_snr"))
+        )
         return cls(name, given, alpha, sigma)
 
     @classmethod
@@ -117,15 +133,22 @@ class Schedule:
         return 2.0 * (self.alpha.log() - self.sigma.log())
 
     def level(self, t: float) -> Level:
-        """Return level t in 0 … T as Python floats; between two levels the log-SNR is linear (see `interpolation`)."""
+        """Return level t in 0 … T as Python floats; between two levels the log-SNR is linear (see
+        `interpolation`).
+        """
         if not 0 <= t <= self.timesteps:
-            raise ValueError(f"Level {t} does not exist; the levels of this schedule are 0 … {self.timesteps}.")
+            raise ValueError(
+                f"Level {t} does not exist; the levels of this schedule are 0 … {self.timesteps}."
+            )
         if t == int(t):
             return Level(int(t), float(self.alpha[int(t)]), float(self.sigma[int(t)]))
-        return Level.of_log_snr(t, float(log_snr_between(self.log_snr, torch.tensor(t, dtype=torch.float64))[0]))
+        return Level.of_log_snr(
+            t, float(log_snr_between(self.log_snr, torch.tensor(t, dtype=torch.float64))[0])
+        )
 
     def level_at(self, log_snr: float) -> Level:
-        """Return the level, fractional in general, with a given log-SNR: the inverse of `level(t).log_snr`.
+        """Return the level, fractional in general, with a given log-SNR: the inverse of
+        `level(t).log_snr`.
 
         A log-SNR below that of level T gives level T: a network knows nothing noisier.
         """
@@ -137,14 +160,18 @@ class Schedule:
         return self.level(t) if t == int(t) else Level.of_log_snr(t, log_snr)
 
     def gather(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (α_t, σ_t), float64 on the CPU, for levels t on the CPU: int64, or float64 in (0, T] between levels."""
+        """Return (α_t, σ_t), float64 on the CPU, for levels t on the CPU: int64, or float64 in (0,
+        T] between levels.
+        """
         if not t.is_floating_point():
             return self.alpha[t], self.sigma[t]
         log_snr, _ = log_snr_between(self.log_snr, t)
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
     def snr_between(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the SNR at real t in (0, T], and how fast it falls, −dSNR/d(t/T): what weights in continuous time need."""
+        """Return the SNR at real t in (0, T], and how fast it falls, −dSNR/d(t/T): what weights in
+        continuous time need.
+        """
         log_snr, fall = log_snr_between(self.log_snr, t)
         snr = log_snr.exp()
         # Towards pure noise the SNR vanishes faster than its logarithm falls.
@@ -168,7 +195,9 @@ def _tables(log_alpha_bar: Tensor, zero_terminal_snr: bool) -> tuple[Tensor, Ten
     alpha, sigma = torch.exp(log_alpha_bar / 2), torch.sqrt(-torch.expm1(log_alpha_bar))
     if zero_terminal_snr and float(alpha[-1]) > 0:
         first, last = alpha[0], alpha[-1]
-        away = -torch.expm1(log_alpha_bar / 2)  # 1 − α, which the rescaling below needs to full relative precision
+        away = -torch.expm1(
+            log_alpha_bar / 2
+        )  # 1 − α, which the rescaling below needs to full relative precision
         away = (first * away - last * away[0]) / (first - last)
         alpha = (alpha - last) * first / (first - last)
         sigma = torch.sqrt(away * (2 - away))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ddpm_lib.core.errors import CheckpointError, ConfigError, DivergedError, LostProcessError, OutOfMemoryError
+from ddpm_lib.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    LostProcessError,
+    OutOfMemoryError,
+)
 from ddpm_lib.runs.loading import LoadedRun, load_run
 from ddpm_lib.runs.synthesis import SynthesisedEma, synthesise_ema
 from ddpm_lib.runtime.devices import process_state

@@ -1,4 +1,6 @@
-"""What must be so before a run begins: all processes were started alike, and nothing is written among the images."""
+"""What must be so before a run begins: all processes were started alike, and nothing is written
+among the images.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def check_process(diffusion: Any) -> None:
     raise ConfigError(f"diffusion must be a GaussianDiffusion; got {shown(diffusion)}. {fix}")
 
 
-def check_ranks_agree(config: TrainingConfig, diffusion: GaussianDiffusion, processes: Processes) -> None:
+def check_ranks_agree(
+    config: TrainingConfig, diffusion: GaussianDiffusion, processes: Processes
+) -> None:
     """Compare options, process and versions of all ranks; to be called on every rank.
 
     Args:
@@ -61,12 +65,14 @@ def check_ranks_agree(config: TrainingConfig, diffusion: GaussianDiffusion, proc
         if found:
             told = "\n  ".join(d.worded("on process 0", f"on process {rank}") for d in found[:5])
             raise ConfigError(
-                f"The processes of this run were not started alike:\n  {told}\nStart all with the same command."
+                f"The processes of this run were not started alike:\n  {told}\nStart all with the"
+                " same command."
             )
 
 
 def check_output_dir(output_dir: Path, data: Any) -> None:
-    """Refuse to write into the folder of the images, or among other images: whoever trains on those would train on samples.
+    """Refuse to write into the folder of the images, or among other images: whoever trains on those
+    would train on samples.
 
     Raises:
         ConfigError: Naming both.
@@ -77,8 +83,8 @@ def check_output_dir(output_dir: Path, data: Any) -> None:
     images, run = Path(data).resolve(), output_dir.resolve()
     if run == images or images in run.parents:
         raise ConfigError(
-            f"The run directory {output_dir} lies in the folder of the images, {data}: its pictures would be taken for training "
-            "data. Choose an output_dir outside."
+            f"The run directory {output_dir} lies in the folder of the images, {data}: its pictures"
+            " would be taken for training data. Choose an output_dir outside."
         )
 
 
@@ -92,9 +98,11 @@ def refuse_pictures(output_dir: Path) -> None:
         return
     from ddpm_lib.data.suffixes import PICTURES
 
-    found = pictures_in(output_dir, frozenset(e.decode() for e in PICTURES) | {".npz", ".npy", ".parquet", ".arrow"})
+    found = pictures_in(
+        output_dir, frozenset(e.decode() for e in PICTURES) | {".npz", ".npy", ".parquet", ".arrow"}
+    )
     if found is not None:
         raise ConfigError(
-            f"{output_dir} is no run and holds data ({printable(found)}): a run in it would put its samples among them. Choose "
-            f"{another(output_dir)}."
+            f"{output_dir} is no run and holds data ({printable(found)}): a run in it would put its"
+            f" samples among them. Choose {another(output_dir)}."
         )

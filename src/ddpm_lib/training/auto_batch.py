@@ -1,7 +1,10 @@
-"""batch_size="auto": the largest batch that fits, chosen once and kept in the checkpoints of the run.
+"""batch_size="auto": the largest batch that fits, chosen once and kept in the checkpoints of the
+run.
 
-A GPU is asked: forward and backward passes of growing batches, in the run's precision and layout, with room set aside for what
-training allocates later. A CPU has no such limit that could be met without harm to the machine; there the memory is computed.
+A GPU is asked: forward and backward passes of growing batches, in the run's precision and layout,
+    with room set aside for what
+training allocates later. A CPU has no such limit that could be met without harm to the machine;
+there the memory is computed.
 """
 
 from __future__ import annotations
@@ -32,11 +35,17 @@ if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
 
 CPU_LIMIT = 64
-"""Images per forward pass on a CPU, which takes as long per image from there on: more would only mean fewer steps."""
+"""Images per forward pass on a CPU, which takes as long per image from there on: more would only
+mean fewer steps.
+"""
 GPU_LIMIT = 4096
-"""Images per forward pass on a GPU: the largest batch that published networks of this kind were trained with (EDM)."""
+"""Images per forward pass on a GPU: the largest batch that published networks of this kind were
+trained with (EDM).
+"""
 GPU_SHARE = 0.9
-"""Share of the memory of a GPU that the trial may use; the rest is for fragmentation, validation and sample grids."""
+"""Share of the memory of a GPU that the trial may use; the rest is for fragmentation, validation
+and sample grids.
+"""
 CPU_SHARE = 0.8
 _GIB = 2.0**30
 
@@ -106,7 +115,8 @@ def find_batch_size(trial: Trial) -> BatchSize:
     images, why = min(processes.all_objects((choice.images, choice.why)))
     if not images:
         raise OutOfMemoryError(
-            f"batch_size auto: {why} Use a smaller network, patches (patch_size=2), gradient_checkpointing or bf16."
+            f"batch_size auto: {why} Use a smaller network, patches (patch_size=2),"
+            " gradient_checkpointing or bf16."
         )
     images = _shared_evenly(images, passes, config.shards)
     shares = [f"{processes.count} processes"] * (processes.count > 1)
@@ -115,17 +125,21 @@ def find_batch_size(trial: Trial) -> BatchSize:
     made = f" = {' × '.join([*shares, str(images)])}" if shares else ""
     return BatchSize(
         images * passes,
-        f"batch_size auto: {images * passes} images per step{made}, because {why} The run keeps this number.",
+        f"batch_size auto: {images * passes} images per step{made}, because {why} The run keeps"
+        " this number.",
     )
 
 
 def has_own_memory(device: torch.device) -> bool:
-    """Say whether the device has memory of its own, which can be filled without harm to the rest of the machine."""
+    """Say whether the device has memory of its own, which can be filled without harm to the rest of
+    the machine.
+    """
     return device.type in ("cuda", "xpu")
 
 
 def largest_that_fits(fits: Callable[[int], bool], limit: int) -> tuple[int, int | None]:
-    """Find the largest of the sizes 1, 2, 4, 8, 10, 12, 14, 16, 20, … ≤ limit that fits: by doubling, then between.
+    """Find the largest of the sizes 1, 2, 4, 8, 10, 12, 14, 16, 20, … ≤ limit that fits: by
+    doubling, then between.
 
     Args:
         fits: Says whether a batch fits; a larger one is only asked for after a smaller one did.
@@ -169,7 +183,10 @@ def _limit(trial: Trial, passes: int) -> tuple[int, str]:
     if has_own_memory(trial.device):
         most, reason = GPU_LIMIT, f"{GPU_LIMIT} per forward pass is the most that auto takes."
     else:
-        most, reason = CPU_LIMIT, f"more than {CPU_LIMIT} per forward pass make no {trial.device.type} faster."
+        most, reason = (
+            CPU_LIMIT,
+            f"more than {CPU_LIMIT} per forward pass make no {trial.device.type} faster.",
+        )
     there = max(1, len(trial.dataset) // passes)
     if there > most:
         return most, reason
@@ -177,22 +194,31 @@ def _limit(trial: Trial, passes: int) -> tuple[int, str]:
 
 
 def _shared_evenly(images: int, passes: int, shards: int | None) -> int:
-    """Return the most images per forward pass, at most `images`, with which `shards` divides the batch."""
+    """Return the most images per forward pass, at most `images`, with which `shards` divides the
+    batch.
+    """
     unit = 1 if shards is None else shards // math.gcd(shards, passes)
     if images < unit:
-        raise ConfigError(f"batch_size auto: {images * passes} images fit, which is less than shards {shards}.")
+        raise ConfigError(
+            f"batch_size auto: {images * passes} images fit, which is less than shards {shards}."
+        )
     return images // unit * unit
 
 
 def _estimate(trial: Trial, limit: int, reason: str) -> Choice:
-    """Compute how many images fit beside what else is there; every rank of the machine gets its share."""
+    """Compute how many images fit beside what else is there; every rank of the machine gets its
+    share.
+    """
     free = int(free_bytes(trial.device) * CPU_SHARE)
     one, two = (_activations(trial, n) for n in (1, 2))
     each = max(1, two - one)
     # What does not grow with the batch: under bf16 there are copies of the weights.
     room = free - _bytes_to_come(trial) - max(0, one - each)
     need = working_bytes(trial.diffusion.model, each)
-    numbers = f"an image takes about {need / 2**20:.1f} MiB in training and {free / _GIB:.2f} GiB may be used"
+    numbers = (
+        f"an image takes about {need / 2**20:.1f} MiB in training and {free / _GIB:.2f} GiB may be"
+        " used"
+    )
     fitting = max(0, room // need)
     if fitting >= limit:
         return Choice(limit, f"{reason} ({numbers[0].upper()}{numbers[1:]}.)")
@@ -201,7 +227,9 @@ def _estimate(trial: Trial, limit: int, reason: str) -> Choice:
 
 
 def _activations(trial: Trial, images: int) -> int:
-    """Return what a forward pass keeps for the backward pass: counted for a `Unet`, else by doing it."""
+    """Return what a forward pass keeps for the backward pass: counted for a `Unet`, else by doing
+    it.
+    """
     diffusion = trial.diffusion
     counted = activation_bytes(diffusion.model, diffusion.image_size, images, trial.precision)
     if counted is not None:
@@ -239,7 +267,8 @@ def _search(trial: Trial, limit: int, reason: str) -> Choice:
             return bool(enough and used <= room)
 
         try:
-            # Moments of the optimizer, and gradient buckets of several processes, come with the first step.
+            # Moments of the optimizer, and gradient buckets of several processes, come with the
+            # first step.
             later = _bytes_to_come(trial) - _gradient_bytes(trial.diffusion)
             ballast = torch.empty(max(0, later), dtype=torch.uint8, device=trial.device)
             images, too_many = largest_that_fits(fits, limit)
@@ -253,7 +282,9 @@ def _search(trial: Trial, limit: int, reason: str) -> Choice:
         return Choice(0, f"Not even one image per forward pass fits in {share}.")
     if too_many is None:
         return Choice(images, f"{reason} (They fit in {share}.)")
-    return Choice(rounded(images), f"{images} per forward pass fit in {share} and {too_many} do not.")
+    return Choice(
+        rounded(images), f"{images} per forward pass fit in {share} and {too_many} do not."
+    )
 
 
 def _bytes_to_come(trial: Trial) -> int:
@@ -268,7 +299,9 @@ def _gradient_bytes(network: nn.Module) -> int:
 
 @contextlib.contextmanager
 def _passes(trial: Trial) -> Iterator[Callable[[int, bool], Tensor]]:
-    """Give a function that does the forward pass of n images and, if told to, the backward pass; then put everything back."""
+    """Give a function that does the forward pass of n images and, if told to, the backward pass;
+    then put everything back.
+    """
     diffusion, dataset = trial.diffusion, trial.dataset
     modes = {module: module.training for module in diffusion.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in diffusion.buffers()]
@@ -277,7 +310,9 @@ def _passes(trial: Trial) -> Iterator[Callable[[int, bool], Tensor]]:
 
     def run(n: int, backward: bool) -> Tensor:
         config, randomness = trial.config, StepRandomness(trial.config.seed, n, 1)
-        forward = ForwardPass(diffusion, randomness, trial.device, config.horizontal_flip, config.augment)
+        forward = ForwardPass(
+            diffusion, randomness, trial.device, config.horizontal_flip, config.augment
+        )
         rows = torch.arange(n) % len(images["image"])
         batch = {name: value[rows] for name, value in images.items()}
         with trial.autocast():
@@ -289,7 +324,9 @@ def _passes(trial: Trial) -> Iterator[Callable[[int, bool], Tensor]]:
     try:
         with (
             devices.global_state_kept(trial.device, trial.config.deterministic),
-            torch.compiler.set_stance("force_eager"),  # compiling every size that is tried would take minutes
+            torch.compiler.set_stance(
+                "force_eager"
+            ),  # compiling every size that is tried would take minutes
         ):
             diffusion.train()
             yield run

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the global batch of B images is shared: process r takes rows r·B/W …, in `accumulation` micro-batches.
+    """How the global batch of B images is shared: process r takes rows r·B/W …, in `accumulation`
+    micro-batches.
 
     Args:
         batch_size: Images per optimizer step over all processes (B).
@@ -40,8 +41,9 @@ class BatchPlan:
     def __post_init__(self) -> None:
         if self.batch_size % (self.processes * self.accumulation):
             raise ConfigError(
-                f"batch_size {self.batch_size} cannot be shared by {self.processes} processes × {self.accumulation} accumulation "
-                f"steps. Products that fit: {divisors(self.batch_size)}."
+                f"batch_size {self.batch_size} cannot be shared by {self.processes} processes ×"
+                f" {self.accumulation} accumulation steps. Products that fit:"
+                f" {divisors(self.batch_size)}."
             )
 
     @property
@@ -55,13 +57,19 @@ class BatchPlan:
         return self.per_process // self.accumulation
 
     def rows(self) -> list[range]:
-        """Return the rows of the global batch that this process works on, one range per micro-batch."""
+        """Return the rows of the global batch that this process works on, one range per
+        micro-batch.
+        """
         first = self.rank * self.per_process
-        return [range(first + i * self.micro, first + (i + 1) * self.micro) for i in range(self.accumulation)]
+        return [
+            range(first + i * self.micro, first + (i + 1) * self.micro)
+            for i in range(self.accumulation)
+        ]
 
 
 class TrainingBatches:
-    """The stream of this process's micro-batches from a given slot on: dicts of CPU tensors, in a fixed order.
+    """The stream of this process's micro-batches from a given slot on: dicts of CPU tensors, in a
+    fixed order.
 
     Args:
         dataset: The training images.
@@ -99,9 +107,12 @@ class TrainingBatches:
         while True:
             for rows in self._plan.rows():
                 slots = np.arange(slot + rows.start, slot + rows.stop, dtype=np.int64)
-                # What random transforms of a user's Dataset draw is named by seed and slot, as everything else.
+                # What random transforms of a user's Dataset draw is named by seed and slot, as
+                # everything else.
                 draws = (hashes(slots, self._seed, "item") >> np.uint64(1)).astype(np.int64)
-                yield Drawn(self._order.indices(slot + rows.start, slot + rows.stop).tolist(), draws)
+                yield Drawn(
+                    self._order.indices(slot + rows.start, slot + rows.stop).tolist(), draws
+                )
             slot += self._plan.batch_size
 
     def __next__(self) -> dict[str, Any]:
@@ -118,6 +129,8 @@ def batch_to_device(batch: dict[str, Any], device: torch.device) -> dict[str, An
 
 
 def flip_rows(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror those images of (b, c, …, w) whose entry of `flip` (b,) is true along the last axis."""
+    """Mirror those images of (b, c, …, w) whose entry of `flip` (b,) is true along the last
+    axis.
+    """
     mask = to_device(flip, images.device).view(-1, *[1] * (images.ndim - 1))
     return torch.where(mask, images.flip(-1), images)

@@ -1,4 +1,6 @@
-"""The order of a start: the lock, then the checkpoint, then the data; and what a start that fails leaves behind: nothing."""
+"""The order of a start: the lock, then the checkpoint, then the data; and what a start that fails
+leaves behind: nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ from ddpm_lib.training.recovery import is_lost_process_error
 
 @contextlib.contextmanager
 def claimed(log: RunLog) -> Iterator[None]:
-    """Hold the run directory: nobody else trains in it, and what stands in it does not change under us.
+    """Hold the run directory: nobody else trains in it, and what stands in it does not change under
+    us.
 
-    A start that fails before training begins, when the log is not open yet, removes what it made; in a
-    directory with a run in it, it leaves the reason, unless that run is finished. To be used on every rank.
+    A start that fails before training begins, when the log is not open yet, removes what it made;
+    in a directory with a run in it, it leaves the reason, unless that run is finished. To be used
+    on every rank.
 
     Args:
         log: Of the run; it is closed here, and again at the end.
@@ -58,12 +62,15 @@ def claimed(log: RunLog) -> Iterator[None]:
 
 
 def _clear(log: RunLog) -> None:
-    """Take away what belongs to the past: half-written files, a STOP that nobody was there to see."""
+    """Take away what belongs to the past: half-written files, a STOP that nobody was there to
+    see.
+    """
     run = log.output_dir
     sweep_records(run)
     stop = run / "STOP"
     if stop.is_file() or stop.is_symlink():
         stop.unlink()
         log.info(
-            "The file STOP was there before this start and is removed; one that is made from now on stops the run."
+            "The file STOP was there before this start and is removed; one that is made from now on"
+            " stops the run."
         )

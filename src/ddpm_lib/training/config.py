@@ -1,4 +1,6 @@
-"""The options of a training run: one validated list for `Trainer(...)`, `--config run.yaml` and command-line flags."""
+"""The options of a training run: one validated list for `Trainer(...)`, `--config run.yaml` and
+command-line flags.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,14 @@ from ddpm_lib.core.validation import check_device_name, check_type, is_path, sho
 from ddpm_lib.training.option_help import with_options
 
 _BUILT_HERE = {
-    "optimizer": "The Trainer builds its optimizer itself: 'adamw' or 'adam', with learning_rate, weight_decay, adam_betas.",
-    "lr_schedule": "The Trainer computes its schedule itself: 'constant', 'cosine' or 'linear', with warmup_steps.",
+    "optimizer": (
+        "The Trainer builds its optimizer itself: 'adamw' or 'adam', with learning_rate,"
+        " weight_decay, adam_betas."
+    ),
+    "lr_schedule": (
+        "The Trainer computes its schedule itself: 'constant', 'cosine' or 'linear', with"
+        " warmup_steps."
+    ),
 }
 """Options for which other libraries take an object."""
 
@@ -36,23 +44,33 @@ class TrainingConfig:
     output_dir: str | None = None
     """Run directory: checkpoints, metrics, samples. Default: runs/ and the name of the data."""
     resume: str = "auto"
-    """auto: continue from the newest complete checkpoint in the run directory, if any; never: refuse such a directory; a step
-    or a checkpoint of the run: go back to it, once, and set the newer ones aside."""
+    """auto: continue from the newest complete checkpoint in the run directory, if any; never:
+    refuse such a directory; a step
+    or a checkpoint of the run: go back to it, once, and set the newer ones aside.
+    """
     override: bool = False
-    """Continue although batch size, seed or data differ from the checkpoint's (the differences are listed either way)."""
+    """Continue although batch size, seed or data differ from the checkpoint's (the differences are
+    listed either way).
+    """
     seed: int = 0
-    """Names every random number of the run: initial weights, order, noise, levels, flips, dropout."""
+    """Names every random number of the run: initial weights, order, noise, levels, flips, dropout.
+    """
 
     max_steps: int = 75_000
     """Optimizer steps after which training ends."""
     max_hours: float | None = None
-    """Wall-clock limit of this call in hours; a checkpoint is saved and the same command continues."""
+    """Wall-clock limit of this call in hours; a checkpoint is saved and the same command continues.
+    """
     batch_size: int | Literal["auto"] = 32
-    """Images per optimizer step over all processes and accumulation steps; auto: the largest batch that fits in memory."""
+    """Images per optimizer step over all processes and accumulation steps; auto: the largest batch
+    that fits in memory.
+    """
     accumulation_steps: int = 1
     """Micro-batches per optimizer step and process: less memory, the same batch."""
     shards: int | None = None
-    """Blocks of the global batch with noise keys of their own, fixed at the first start; default: one per forward pass."""
+    """Blocks of the global batch with noise keys of their own, fixed at the first start; default:
+    one per forward pass.
+    """
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     """Optimizer (fused kernels where the device has them)."""
@@ -73,18 +91,29 @@ class TrainingConfig:
     max_grad_norm: float | None = 1.0
     """Clip the gradient's norm to this; none: only measure it."""
     ema_decay: tuple[float, ...] = (0.9999,)
-    """One or several decays of weight averages; the first is used for sampling. Empty: no average."""
+    """One or several decays of weight averages; the first is used for sampling. Empty: no average.
+    """
     ema_power: float = 0.75
-    """Warm-up of the average: the decay at step n is at most 1 - n^-ema_power, which suits short runs."""
+    """Warm-up of the average: the decay at step n is at most 1 - n^-ema_power, which suits short
+    runs.
+    """
     posthoc_ema: tuple[float, ...] = ()
-    """Relative lengths of power-function averages to store, from which `ddpm ema` makes any length later, such as 0.05 0.1."""
+    """Relative lengths of power-function averages to store, from which `ddpm ema` makes any length
+    later, such as 0.05 0.1.
+    """
     posthoc_every: int = 1000
-    """Steps between their snapshots, which are kept for good; each holds one copy of the weights per length."""
+    """Steps between their snapshots, which are kept for good; each holds one copy of the weights
+    per length.
+    """
 
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """How images get the training size: keep the aspect and crop the centre, keep it and pad, or stretch."""
+    """How images get the training size: keep the aspect and crop the centre, keep it and pad, or
+    stretch.
+    """
     labels: Literal["auto", "folder", "prefix", "none"] = "auto"
-    """Class labels: from sub-folders or columns where there are some, from label_name.jpg prefixes, or none."""
+    """Class labels: from sub-folders or columns where there are some, from label_name.jpg prefixes,
+    or none.
+    """
     image_column: str | None = None
     """Column of the images in a table; default: found."""
     label_column: str | None = None
@@ -92,33 +121,44 @@ class TrainingConfig:
     split: str | None = None
     """Split of a dataset that has several (then it must be named)."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A file that cannot be decoded: list all of them and stop, or leave them out and count them."""
+    """A file that cannot be decoded: list all of them and stop, or leave them out and count them.
+    """
     background: str = "white"
     """Colour under transparent pixels and around padded images: a name, or #rrggbb."""
     max_pixels: int = 64_000_000
     """Images with more pixels are refused before they are decompressed."""
     value_range: tuple[float, float] | None = None
-    """What is black and what is white in images of more than 8 bits, such as 0 4095; default: 0 65535 for 16 bits."""
+    """What is black and what is white in images of more than 8 bits, such as 0 4095; default: 0
+    65535 for 16 bits.
+    """
     frames: Literal["first", "all"] = "first"
-    """Of files with several pages or frames (TIFF stacks, GIF): the first, or all, each an image."""
+    """Of files with several pages or frames (TIFF stacks, GIF): the first, or all, each an image.
+    """
     cache: Literal["auto", "ram", "none"] = "auto"
     """Decode once into RAM (auto: where it fits in cache_limit_mb), or stream through workers."""
     cache_limit_mb: float | None = None
     """Limit of the RAM cache in MiB; default: a share of the memory this process may use."""
     num_workers: int | None = None
-    """Processes that decode images; default: from the CPUs this process may use, 0 where the set is in RAM."""
+    """Processes that decode images; default: from the CPUs this process may use, 0 where the set is
+    in RAM.
+    """
     horizontal_flip: bool = False
     """Mirror half of the images, on the device."""
     augment: float = 0.0
-    """Probability of each of six transformations that the network is told of, so that samples do not show them; 0.12 suits
-    small sets; 0: none."""
+    """Probability of each of six transformations that the network is told of, so that samples do
+    not show them; 0.12 suits small sets; 0: none.
+    """
 
     val_data: str | None = None
-    """Held-out images: any source that training data can come from; in Python also an object, such as a Subset."""
+    """Held-out images: any source that training data can come from; in Python also an object, such
+    as a Subset.
+    """
     val_labels: Literal["auto", "folder", "prefix", "none"] = "auto"
     """Class labels of val_data, as for labels; its classes must be those of the training data."""
     val_fraction: float = 0.05
-    """Share of the training data held out by hash of the name, where val_data is not given; 0: none."""
+    """Share of the training data held out by hash of the name, where val_data is not given; 0:
+    none.
+    """
     val_every: int = 500
     """Steps between validations; 0: never."""
     val_max_images: int = 512
@@ -133,7 +173,9 @@ class TrainingConfig:
     keep_every: int | None = None
     """Also keep the checkpoints of multiples of this step for good."""
     keep_best: str | None = None
-    """Also save and keep the checkpoint with the lowest value of this logged metric (val_loss); max:NAME for the highest."""
+    """Also save and keep the checkpoint with the lowest value of this logged metric (val_loss);
+    max:NAME for the highest.
+    """
     save_async: bool = False
     """Write checkpoints in a thread: training waits only for a copy in RAM."""
     sample_every: int = 1000
@@ -154,21 +196,28 @@ class TrainingConfig:
     """Show a progress bar."""
 
     device: str = "auto"
-    """Where to train: auto (an accelerator if there is one, else the CPU), cpu, cuda, mps, xpu, or cuda:1 for one GPU."""
+    """Where to train: auto (an accelerator if there is one, else the CPU), cpu, cuda, mps, xpu, or
+    cuda:1 for one GPU.
+    """
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's forward pass; auto: bf16 where the hardware computes it fast."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory layout of images and convolutions; auto: what is faster on the device."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the network's blocks with torch.compile (slow at the first start, kept for the next); auto: on CUDA GPUs."""
+    """Compile the network's blocks with torch.compile (slow at the first start, kept for the next);
+    auto: on CUDA GPUs.
+    """
     deterministic: bool = False
     """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
-    """A loss or gradient that is NaN or infinite: stop, leave out that update, or go back to a checkpoint with other images."""
+    """A loss or gradient that is NaN or infinite: stop, leave out that update, or go back to a
+    checkpoint with other images.
+    """
     max_nonfinite: int = 3
     """Updates to leave out, or times to roll back, before the run stops after all."""
     stall_minutes: float = 5.0
-    """Say where the run hangs, and which process is missing, when nothing has moved for this long."""
+    """Say where the run hangs, and which process is missing, when nothing has moved for this long.
+    """
     process_timeout_minutes: float = 10.0
     """With several processes: how long to wait for a lost one before giving up."""
 
@@ -181,7 +230,9 @@ class TrainingConfig:
             if field.name == "device" and type(value) is int:
                 value = str(value)  # earns the sentence on GPUs by number
             if field.name in _BUILT_HERE and not isinstance(value, str):
-                raise ConfigError(f"{field.name} must be a name; got {shown(value)}. {_BUILT_HERE[field.name]}")
+                raise ConfigError(
+                    f"{field.name} must be a name; got {shown(value)}. {_BUILT_HERE[field.name]}"
+                )
             object.__setattr__(self, field.name, check_type(field.name, value, hints[field.name]))
         object.__setattr__(self, "device", check_device_name("device", self.device))
         self._check_ranges()
@@ -189,10 +240,22 @@ class TrainingConfig:
 
     def _check_ranges(self) -> None:
         at_least = {
-            "max_steps": 1, "accumulation_steps": 1, "warmup_steps": 0, "val_every": 0, "val_max_images": 1,
-            "log_every": 1, "save_every": 1, "keep_last": 2, "sample_every": 0, "sample_count": 1, "sample_steps": 1, "seed": 0,
-            "max_nonfinite": 1, "posthoc_every": 1, "max_pixels": 1,
-        }  # fmt: skip
+            "max_steps": 1,
+            "accumulation_steps": 1,
+            "warmup_steps": 0,
+            "val_every": 0,
+            "val_max_images": 1,
+            "log_every": 1,
+            "save_every": 1,
+            "keep_last": 2,
+            "sample_every": 0,
+            "sample_count": 1,
+            "sample_steps": 1,
+            "seed": 0,
+            "max_nonfinite": 1,
+            "posthoc_every": 1,
+            "max_pixels": 1,
+        }
         if self.batch_size != "auto":
             at_least["batch_size"] = 1
         for name, least in at_least.items():
@@ -217,13 +280,21 @@ class TrainingConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1 or none; got {value}.")
         if self.num_workers is not None and self.num_workers < 0:
-            raise ConfigError(f"num_workers must be 0 or more; got {self.num_workers}. 0 decodes in the main process.")
+            raise ConfigError(
+                f"num_workers must be 0 or more; got {self.num_workers}. 0 decodes in the main"
+                " process."
+            )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction must lie in [0, 1); got {self.val_fraction}.")
         if not 0 <= self.augment <= 1:
-            raise ConfigError(f"augment must lie in [0, 1]; got {self.augment}. Karras et al. use 0.12 … 0.15.")
+            raise ConfigError(
+                f"augment must lie in [0, 1]; got {self.augment}. Karras et al. use 0.12 … 0.15."
+            )
         if not 0 <= self.final_learning_rate_ratio <= 1:
-            raise ConfigError(f"final_learning_rate_ratio must lie in [0, 1]; got {self.final_learning_rate_ratio}.")
+            raise ConfigError(
+                "final_learning_rate_ratio must lie in [0, 1]; got"
+                f" {self.final_learning_rate_ratio}."
+            )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay must be 0 or more; got {self.weight_decay}.")
         for name in ("ema_decay", "adam_betas"):
@@ -232,31 +303,37 @@ class TrainingConfig:
                     raise ConfigError(f"{name} must lie in [0, 1); got {value}.")
 
     def _check_together(self) -> None:
-        if not all(0 < s < 0.288 for s in self.posthoc_ema) or len(set(self.posthoc_ema)) < len(self.posthoc_ema):
+        if not all(0 < s < 0.288 for s in self.posthoc_ema) or len(set(self.posthoc_ema)) < len(
+            self.posthoc_ema
+        ):
             raise ConfigError(
-                f"posthoc_ema must be different numbers between 0 and 0.288; got {list(self.posthoc_ema)}."
+                "posthoc_ema must be different numbers between 0 and 0.288; got"
+                f" {list(self.posthoc_ema)}."
             )
         if len(set(self.ema_decay)) != len(self.ema_decay):
             raise ConfigError(f"ema_decay names the same decay twice: {self.ema_decay}.")
         size = self.batch_size
         if size != "auto" and size % self.accumulation_steps:
             raise ConfigError(
-                f"batch_size {size} is not divisible by accumulation_steps {self.accumulation_steps}. "
-                f"Accumulation steps that fit: {divisors(size)}."
+                f"batch_size {size} is not divisible by accumulation_steps"
+                f" {self.accumulation_steps}. Accumulation steps that fit: {divisors(size)}."
             )
         if size != "auto" and self.shards and size % self.shards:
             raise ConfigError(
-                f"batch_size {size} is not divisible by shards {self.shards}. Shards that fit: {divisors(size)}."
+                f"batch_size {size} is not divisible by shards {self.shards}. Shards that fit:"
+                f" {divisors(size)}."
             )
         if self.keep_every and self.keep_every % self.save_every:
             raise ConfigError(
-                f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every}, so those steps are not saved. "
-                f"Set keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
+                f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every},"
+                " so those steps are not saved. Set"
+                f" keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
             )
         wanted_kind(self.resume)
         if self.val_data is not None and self.val_every == 0:
             raise ConfigError(
-                "val_data is given but val_every is 0, so it would never be used. Set val_every or drop val_data."
+                "val_data is given but val_every is 0, so it would never be used. Set val_every or"
+                " drop val_data."
             )
 
     @property
@@ -267,7 +344,9 @@ class TrainingConfig:
             ConfigError: Where that has not happened yet.
         """
         if self.batch_size == "auto":
-            raise ConfigError("batch_size='auto' becomes a number when the Trainer prepares; here it needs one.")
+            raise ConfigError(
+                "batch_size='auto' becomes a number when the Trainer prepares; here it needs one."
+            )
         return self.batch_size
 
     @classmethod
@@ -292,7 +371,8 @@ TrainingConfig.__doc__ = with_options(TrainingConfig.__doc__, TrainingConfig)
 
 
 def describe_object(data: Any) -> str:
-    """Word a data source that only Python can name, in angle brackets, which no path or hub name has.
+    """Word a data source that only Python can name, in angle brackets, which no path or hub name
+    has.
 
     >>> describe_object([1, 2, 3])
     '<list of 3, given in Python>'
@@ -324,7 +404,8 @@ def wanted_kind(resume: str) -> str:
     hint = nearest(resume, ["auto", "never"])
     also = f" Did you mean {hint!r}?" if hint else ""
     raise ConfigError(
-        f"resume must be auto, never, a step such as 1200, or a checkpoint such as step-000001200; got {short(resume)}.{also}"
+        "resume must be auto, never, a step such as 1200, or a checkpoint such as step-000001200;"
+        f" got {short(resume)}.{also}"
     )
 
 

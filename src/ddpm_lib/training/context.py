@@ -225,7 +225,9 @@ class RunContext:
         return conditions_of(self.diffusion, batch)
 
     def log(self, values: dict[str, Any]) -> None:
-        """Add values to this step's row of metrics and to the trackers; to be called on every rank."""
+        """Add values to this step's row of metrics and to the trackers; to be called on every
+        rank.
+        """
         self.run_log.log(values)
 
     def logged(self, name: str) -> Any:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 
 class WeightAverages:
-    """Several EMAs of one network; the decay of each warms up as 1 - (1 + n)^-power, capped at its own value.
+    """Several EMAs of one network; the decay of each warms up as 1 - (1 + n)^-power, capped at its
+    own value.
 
-    Every update happens at every step (ema-pytorch's default of each tenth step makes the decay mean something else), in
-    float32, and the counters live on the CPU so that reading them never waits for the device. The averages are functions of
+    Every update happens at every step (ema-pytorch's default of each tenth step makes the decay
+    mean something else), in float32, and the counters live on the CPU so that reading them never
+    waits for the device. The averages are functions of
     the step: resuming sets `set_step`.
 
     Args:
@@ -30,8 +32,9 @@ class WeightAverages:
             copies = [copy.deepcopy(model).requires_grad_(False) for _ in decays]
         except Exception as error:
             raise TypeError(
-                f"The model cannot be deep-copied, which the EMA needs ({type(error).__name__}: {error}). "
-                "Remove lazy layers, hooks or open handles from it, or pass ema_decay=()."
+                f"The model cannot be deep-copied, which the EMA needs ({type(error).__name__}:"
+                f" {error}). Remove lazy layers, hooks or open handles from it, or pass"
+                " ema_decay=()."
             ) from error
         self.decays = tuple(decays)
         averages = [
@@ -69,7 +72,9 @@ class WeightAverages:
         if decay is None:
             return self.averages[0].ema_model
         if decay not in self.decays:
-            raise ValueError(f"No EMA with decay {decay}. This run keeps: {', '.join(map(str, self.decays))}.")
+            raise ValueError(
+                f"No EMA with decay {decay}. This run keeps: {', '.join(map(str, self.decays))}."
+            )
         return self.averages[self.decays.index(decay)].ema_model
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,7 +86,9 @@ class WeightAverages:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Load what `tensors` returned; a decay that was not kept before starts from the online weights."""
+        """Load what `tensors` returned; a decay that was not kept before starts from the online
+        weights.
+        """
         for decay, average in zip(self.decays, self.averages):
             prefix = f"{decay}/"
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

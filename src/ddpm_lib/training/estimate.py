@@ -1,4 +1,6 @@
-"""What a run will cost, before it starts: numbers of the network, memory, disk, and the speed of a few steps on random images."""
+"""What a run will cost, before it starts: numbers of the network, memory, disk, and the speed of a
+few steps on random images.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ class Estimate:
         activation_bytes_float32: What the forward pass keeps for the backward pass, in float32.
         activation_bytes_bf16: The same under bf16.
         state_bytes: Weights, gradients, moments of the optimizer, and averages.
-        memory_bytes: All memory of training at its peak; measured on a GPU where steps were done, else computed.
+        memory_bytes: All memory of training at its peak; measured on a GPU where steps were done,
+            else computed.
         memory_measured: Whether it was measured.
         available_bytes: What the process may use of the device.
         fits: Whether the one is less than the other.
@@ -96,22 +99,42 @@ class Estimate:
     def __str__(self) -> str:
         """Write one line per quantity."""
         size = "×".join(map(str, self.image_size))
-        shares = f", {self.images_per_pass} per forward pass" if self.images_per_pass < self.batch_size else ""
+        shares = (
+            f", {self.images_per_pass} per forward pass"
+            if self.images_per_pass < self.batch_size
+            else ""
+        )
         ranks = f", {self.processes} processes" if self.processes > 1 else ""
         measured = "measured" if self.memory_measured else "computed"
-        verdict = "fits" if self.fits else "does NOT fit: use more accumulation steps, or model.gradient_checkpointing"
+        verdict = (
+            "fits"
+            if self.fits
+            else "does NOT fit: use more accumulation steps, or model.gradient_checkpointing"
+        )
         lines = [
             ("parameters", f"{self.parameters:,}"),
             (f"MACs per {size} image", f"{self.macs:,}"),
             ("device", f"{self.device}, {self.precision}{ranks}"),
             ("batch", f"{self.batch_size} images{shares}"),
-            ("activations", f"float32 {_mib(self.activation_bytes_float32)}, bf16 {_mib(self.activation_bytes_bf16)}"),
+            (
+                "activations",
+                (
+                    f"float32 {_mib(self.activation_bytes_float32)}, bf16"
+                    f" {_mib(self.activation_bytes_bf16)}"
+                ),
+            ),
             ("weights, gradients, moments, averages", _mib(self.state_bytes)),
             (
                 "memory of training",
-                f"{_mib(self.memory_bytes)} ({measured}) of {self.available_bytes / _GIB:,.2f} GiB: {verdict}",
+                (
+                    f"{_mib(self.memory_bytes)} ({measured}) of {self.available_bytes / _GIB:,.2f}"
+                    f" GiB: {verdict}"
+                ),
             ),
-            ("checkpoint", f"{_mib(self.checkpoint_bytes)} on disk, {self.checkpoints} of them at most"),
+            (
+                "checkpoint",
+                f"{_mib(self.checkpoint_bytes)} on disk, {self.checkpoints} of them at most",
+            ),
             ("speed", self._speed()),
         ]
         if self.hours is not None:
@@ -123,19 +146,26 @@ class Estimate:
 
     def _speed(self) -> str:
         if self.seconds_per_step is None:
-            return "not measured: " + ("no steps were asked for (probe_steps 0)" if self.fits else "out of memory")
+            return "not measured: " + (
+                "no steps were asked for (probe_steps 0)" if self.fits else "out of memory"
+            )
         return (
-            f"{self.images_per_second:,.4g} images/s, {self.seconds_per_step:.4g} s per step (mean of {self.probe_steps} after "
-            f"{WARM_UP} of warm-up)"
+            f"{self.images_per_second:,.4g} images/s, {self.seconds_per_step:.4g} s per step (mean"
+            f" of {self.probe_steps} after {WARM_UP} of warm-up)"
         )
 
 
 def estimate(
-    diffusion: GaussianDiffusion, config: TrainingConfig, probe_steps: int = 5, images: int | None = None
+    diffusion: GaussianDiffusion,
+    config: TrainingConfig,
+    probe_steps: int = 5,
+    images: int | None = None,
 ) -> Estimate | None:
-    """Build the run on random images, count, and time a few of its steps; nothing is written that stays.
+    """Build the run on random images, count, and time a few of its steps; nothing is written that
+    stays.
 
-    Under a launcher every process is to call it; the numbers are returned by the main one, the others return None.
+    Under a launcher every process is to call it; the numbers are returned by the main one, the
+    others return None.
 
     Args:
         diffusion: The process with a `Unet`; the steps train it.
@@ -150,13 +180,17 @@ def estimate(
     if probe_steps < 0:
         raise ConfigError(f"probe_steps must be 0 or more; got {probe_steps}.")
     with TemporaryDirectory(prefix="ddpm-estimate-") as folder:
-        trainer = Rehearsal(diffusion, random_images(diffusion, images or _MANY), config, Path(folder))
+        trainer = Rehearsal(
+            diffusion, random_images(diffusion, images or _MANY), config, Path(folder)
+        )
         try:
             trainer.prepare()
         except RuntimeError as error:
             if isinstance(error, OutOfMemoryError) or not is_out_of_memory_error(error):
                 raise
-            raise OutOfMemoryError(f"The weights and their averages do not fit on the device: {error}") from error
+            raise OutOfMemoryError(
+                f"The weights and their averages do not fit on the device: {error}"
+            ) from error
         there = trainer.state_bytes() - trainer.state_bytes(to_come=True)
         available = there + free_bytes(trainer.device)
         seconds, peak = trainer.probe(probe_steps) if probe_steps else (None, None)
@@ -182,12 +216,21 @@ class Rehearsal(Trainer):
         folder: Where files may lie for the time being.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion, data: ImageDataset, config: TrainingConfig, folder: Path) -> None:
+    def __init__(
+        self, diffusion: GaussianDiffusion, data: ImageDataset, config: TrainingConfig, folder: Path
+    ) -> None:
         data.opened_with = data_options(config, config.split)  # they cost nothing in a step
         changes: dict[str, Any] = {
-            "val_data": None, "val_every": 0, "sample_every": 0, "keep_best": None, "trackers": (), "progress": False,
-            "num_workers": 0, "resume": "auto", "output_dir": None,
-        }  # fmt: skip
+            "val_data": None,
+            "val_every": 0,
+            "sample_every": 0,
+            "keep_best": None,
+            "trackers": (),
+            "progress": False,
+            "num_workers": 0,
+            "resume": "auto",
+            "output_dir": None,
+        }
         super().__init__(diffusion, data, config=dataclasses.replace(config, **changes))
         # Not as an option, which must be the same on all ranks.
         self.run_log = QuietLog(
@@ -201,7 +244,9 @@ class Rehearsal(Trainer):
         """Return what `training.memory.state_bytes` says of this run."""
         return state_bytes(self.diffusion, self.config, self.processes, to_come)
 
-    def result(self, steps: int, seconds: float | None, peak: int | None, available: int) -> Estimate:
+    def result(
+        self, steps: int, seconds: float | None, peak: int | None, available: int
+    ) -> Estimate:
         """Collect the numbers of the run.
 
         Args:
@@ -213,7 +258,11 @@ class Rehearsal(Trainer):
         Raises:
             ConfigError: If the network is no `Unet`.
         """
-        config, model, size = self.config, cast("Unet", self.diffusion.model), self.diffusion.image_size
+        config, model, size = (
+            self.config,
+            cast("Unet", self.diffusion.model),
+            self.diffusion.image_size,
+        )
         micro = self.plan.micro
         kept = {p: activation_bytes(model, size, micro, p) for p in ("no", "bf16")}
         if kept["no"] is None or kept["bf16"] is None:
@@ -255,7 +304,8 @@ class Rehearsal(Trainer):
         """Do some steps and time them.
 
         Returns:
-            Seconds per step, None if memory ran out; and the peak of the device's memory, where the device tells it.
+            Seconds per step, None if memory ran out; and the peak of the device's memory, where the
+            device tells it.
         """
         own_forward = self.diffusion.__dict__.get("forward")
         self._watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir)
@@ -287,7 +337,9 @@ class Rehearsal(Trainer):
 
 
 def random_images(diffusion: GaussianDiffusion, count: int) -> ImageDataset:
-    """Return images of noise in RAM that fit the process, with labels where the network reads some."""
+    """Return images of noise in RAM that fit the process, with labels where the network reads
+    some.
+    """
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.dataset import MemoryStore
 
@@ -295,7 +347,9 @@ def random_images(diffusion: GaussianDiffusion, count: int) -> ImageDataset:
     pool = draw.integers(0, 256, (64, diffusion.channels, *diffusion.image_size), dtype=np.uint8)
     classes = class_count(diffusion.conditioners)
     labels = None if classes is None else draw.integers(0, classes, count)
-    return ImageDataset(MemoryStore(torch.from_numpy(pool)), labels=labels, rows=np.arange(count) % len(pool))
+    return ImageDataset(
+        MemoryStore(torch.from_numpy(pool)), labels=labels, rows=np.arange(count) % len(pool)
+    )
 
 
 def _mib(size: int) -> str:

@@ -1,4 +1,6 @@
-"""Fixed images of a run, for the samples of networks whose conditions are made of images, such as super-resolution."""
+"""Fixed images of a run, for the samples of networks whose conditions are made of images, such as
+super-resolution.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def example_images(dataset: ImageDataset, n: int) -> dict[str, Tensor]:
     return dataset.batch(evenly(n, len(dataset)).tolist())
 
 
-def example_conditions(diffusion: GaussianDiffusion, dataset: ImageDataset, n: int) -> dict[str, Tensor] | None:
+def example_conditions(
+    diffusion: GaussianDiffusion, dataset: ImageDataset, n: int
+) -> dict[str, Tensor] | None:
     """Return the conditions made of n fixed images, None for a network that needs no image.
 
     Args:
@@ -47,7 +51,8 @@ def example_conditions(diffusion: GaussianDiffusion, dataset: ImageDataset, n: i
 def tiles_beside_examples(
     diffusion: GaussianDiffusion, dataset: ImageDataset, samples: Tensor
 ) -> tuple[Tensor, int | None]:
-    """Put each sample between its small image, enlarged without smoothing, and the image that was made of.
+    """Put each sample between its small image, enlarged without smoothing, and the image that was
+    made of.
 
     Args:
         diffusion: The process.
@@ -55,7 +60,8 @@ def tiles_beside_examples(
         samples: Images (n, c, h, w) drawn under `example_conditions(diffusion, dataset, n)`.
 
     Returns:
-        Tiles (3n, c, h, w), uint8, and how many stand in a row; for networks that need no image the samples and None.
+        Tiles (3n, c, h, w), uint8, and how many stand in a row; for networks that need no image the
+        samples and None.
     """
     low_res = low_res_of(diffusion)
     if low_res is None:

@@ -1,4 +1,6 @@
-"""`resume` by name: back to an older checkpoint, once; what came after it is set aside, never deleted."""
+"""`resume` by name: back to an older checkpoint, once; what came after it is set aside, never
+deleted.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,12 @@ def wanted_step(resume: str, run: Path) -> int | None:
         return int(resume)
     path = Path(resume)
     step = step_of(path)
-    if len(path.parts) > 1 and os.path.realpath(path.parent) != os.path.realpath(run / "checkpoints"):
+    if len(path.parts) > 1 and os.path.realpath(path.parent) != os.path.realpath(
+        run / "checkpoints"
+    ):
         raise ConfigError(
-            f"resume={resume!r} is no checkpoint of the run directory {run}. Name its own run as the output_dir "
-            f"(--output-dir {path.parent.parent}) to go back to it there."
+            f"resume={resume!r} is no checkpoint of the run directory {run}. Name its own run as"
+            f" the output_dir (--output-dir {path.parent.parent}) to go back to it there."
         )
     return step
 
@@ -46,7 +50,8 @@ def back_to(
     verify: Verify,
     say: Callable[[str], None],
 ) -> VerifiedCheckpoint | None:
-    """Return the checkpoint to go back to, or None where the run went back there before and has come further since.
+    """Return the checkpoint to go back to, or None where the run went back there before and has
+    come further since.
 
     The second case is that of the same command, started again after an interruption.
 
@@ -70,9 +75,9 @@ def back_to(
             continue
         if again:
             say(
-                f"Going back to step {step:,} was done before, and {path.name} comes after it: training goes on from there. "
-                f"To go back once more, move what is newer than {checkpoint_name(step)} out of "
-                f"{folder}."
+                f"Going back to step {step:,} was done before, and {path.name} comes after it:"
+                " training goes on from there. To go back once more, move what is newer than"
+                f" {checkpoint_name(step)} out of {folder}."
             )
             return None
     wanted = folder / checkpoint_name(step)

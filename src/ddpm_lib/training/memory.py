@@ -17,15 +17,24 @@ _OVERHEAD, _OVERHEAD_RECOMPUTED = 1.5, 4.0
 def working_bytes(model: nn.Module, activations: int) -> int:
     """Return the peak memory of forward and backward passes whose saved activations are known.
 
-    Gradients of activations and buffers of kernels come on top of what is saved; with gradient checkpointing also the part
-    that is being recomputed. The factors are measured: growth of the process over saved activations was 1.4 to 1.45 (and
-    3.2 to 3.6 with gradient checkpointing) for the preset small at 32×32 on a CPU, in float32 and bf16.
+    Gradients of activations and buffers of kernels come on top of what is saved; with gradient
+    checkpointing also the part
+    that is being recomputed. The factors are measured: growth of the process over saved activations
+        was 1.4 to 1.45 (and
+    3.2 to 3.6 with gradient checkpointing) for the preset small at 32×32 on a CPU, in float32 and
+    bf16.
     """
-    return int(activations * (_OVERHEAD_RECOMPUTED if getattr(model, "gradient_checkpointing", False) else _OVERHEAD))
+    return int(
+        activations
+        * (_OVERHEAD_RECOMPUTED if getattr(model, "gradient_checkpointing", False) else _OVERHEAD)
+    )
 
 
-def activation_bytes(model: nn.Module, image_size: Sequence[int], batch_size: int, precision: str) -> int | None:
-    """Return what the forward pass of a `Unet` keeps for the backward pass, computing nothing; None for other networks.
+def activation_bytes(
+    model: nn.Module, image_size: Sequence[int], batch_size: int, precision: str
+) -> int | None:
+    """Return what the forward pass of a `Unet` keeps for the backward pass, computing nothing; None
+    for other networks.
 
     Args:
         model: The network.
@@ -38,11 +47,16 @@ def activation_bytes(model: nn.Module, image_size: Sequence[int], batch_size: in
 
     if type(model) is not Unet:
         return None
-    return summarize(model, image_size, batch_size, "float32" if precision == "no" else "bf16").activation_bytes
+    return summarize(
+        model, image_size, batch_size, "float32" if precision == "no" else "bf16"
+    ).activation_bytes
 
 
-def state_bytes(diffusion: GaussianDiffusion, config: TrainingConfig, processes: int, to_come: bool = False) -> int:
-    """Return the memory that training takes whatever the batch: weights, gradients, two moments, averages, DDP's buckets.
+def state_bytes(
+    diffusion: GaussianDiffusion, config: TrainingConfig, processes: int, to_come: bool = False
+) -> int:
+    """Return the memory that training takes whatever the batch: weights, gradients, two moments,
+    averages, DDP's buckets.
 
     Args:
         diffusion: The process.

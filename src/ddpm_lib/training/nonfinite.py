@@ -1,8 +1,9 @@
 """Losses and gradients that are not finite: kept out of the weights, and explained.
 
-They are caught on the device, without waiting for it: the optimizer leaves the weights as they were,
-and a counter is read where metrics are read anyway. Every random number is a function of the step, so
-the failed step can then be done again to find out which images and parameters were at fault.
+They are caught on the device, without waiting for it: the optimizer leaves the weights as they
+    were,
+and a counter is read where metrics are read anyway. Every random number is a function of the step,
+so the failed step can then be done again to find out which images and parameters were at fault.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ class NonFiniteGuard:
     """Keeps steps whose loss or gradient is not finite out of the weights, and says which.
 
     `stop` and `rollback` let no update through after such a step, so that the weights are still
-    those before it when it is noticed. `skip` leaves out that update only. With fp16 the loss scaler
-    skips steps; there the losses and the scale are watched.
+    those before it when it is noticed. `skip` leaves out that update only. With fp16 the loss
+    scaler skips steps; there the losses and the scale are watched.
 
     Args:
         policy: "stop", "skip" or "rollback".

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Return the learning rate of optimizer step `step` (0-based): linear warm-up, then the schedule down to max_steps.
+    """Return the learning rate of optimizer step `step` (0-based): linear warm-up, then the
+    schedule down to max_steps.
 
     >>> from ddpm_lib.training.config import TrainingConfig
     >>> c = TrainingConfig(learning_rate=1.0, warmup_steps=4, max_steps=10, lr_schedule="linear")
@@ -25,22 +26,31 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     span = max(1, config.max_steps - config.warmup_steps)
     done = min(1.0, (step - config.warmup_steps) / span)
     floor = config.final_learning_rate_ratio
-    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[
-        config.lr_schedule
-    ]
+    shape = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[config.lr_schedule]
     if config.lr_schedule == "constant":
         return config.learning_rate
     return config.learning_rate * (floor + (1.0 - floor) * shape)
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Build Adam or AdamW over the trainable parameters; vectors (norms, biases, embeddings' rows) are not decayed."""
+def make_optimizer(
+    model: nn.Module, config: TrainingConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Build Adam or AdamW over the trainable parameters; vectors (norms, biases, embeddings' rows)
+    are not decayed.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("The model has no trainable parameters. Check requires_grad.")
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     fused = device.type in ("cpu", "cuda")
     return cls(

@@ -13,7 +13,9 @@ from typing import Any
 
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the texts below the fields of a dataclass, in order; none where its source is not at hand."""
+    """Return the texts below the fields of a dataclass, in order; none where its source is not at
+    hand.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):
@@ -33,7 +35,9 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def option_lines(cls: Any, indent: int) -> str:
-    """Return an entry of a Google-style `Args:` section for each field of a dataclass, with its default."""
+    """Return an entry of a Google-style `Args:` section for each field of a dataclass, with its
+    default.
+    """
     docs = field_docs(cls)
     lines = []
     for field in dataclasses.fields(cls):
@@ -67,7 +71,8 @@ def with_options(doc: str | None, cls: Any) -> str | None:
 
 
 def show_options(cls: Any, options: Any) -> None:
-    """Let `help()` and completion show the fields of a dataclass where a constructor takes them as `**options`.
+    """Let `help()` and completion show the fields of a dataclass where a constructor takes them as
+    `**options`.
 
     Args:
         cls: The class with the constructor.
@@ -76,7 +81,9 @@ def show_options(cls: Any, options: Any) -> None:
     known = inspect.signature(cls.__init__).parameters.values()
     own = [p for p in known if p.kind is not inspect.Parameter.VAR_KEYWORD]
     more = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
         for f in dataclasses.fields(options)
     ]
     cls.__init__.__signature__ = inspect.Signature([*own, *more])

@@ -1,12 +1,14 @@
-"""Post-hoc EMA: power-function averages, from whose snapshots any other length is synthesised after training.
+"""Post-hoc EMA: power-function averages, from whose snapshots any other length is synthesised after
+training.
 
-Karras et al. 2024 ("EDM2"), section 3 and appendix C. The power-function average at time t weights the weights of time τ by
-p(τ) = (γ+1) τ^γ / t^{γ+1}: its width grows with t, so that it forgets the beginning without a warm-up. Its length is named by
-σ_rel, the standard deviation of p over t. A few such averages, stored every now and then, span nearly every other one:
-`combine` finds the linear combination of snapshots whose profile is closest.
+Karras et al. 2024 ("EDM2"), section 3 and appendix C. The power-function average at time t weights
+the weights of time τ by p(τ) = (γ+1) τ^γ / t^{γ+1}: its width grows with t, so that it forgets the
+beginning without a warm-up. Its length is named by σ_rel, the standard deviation of p over t. A few
+such averages, stored every now and then, span nearly every other one: `combine` finds the linear
+combination of snapshots whose profile is closest.
 
-Time counts optimizer steps, θ_k being the weights after step k. The update below makes the weight of θ_k exactly the
-integral of p from k − 1 to k.
+Time counts optimizer steps, θ_k being the weights after step k. The update below makes the weight
+of θ_k exactly the integral of p from k − 1 to k.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class PostHocAverages:
         self.model, self.sigma_rels = model, tuple(sigma_rels)
         self._gammas = [gamma_of(s) for s in sigma_rels]
         self._averages: list[dict[str, Tensor]] = [
-            {name: _exact(tensor).detach().clone() for name, tensor in model.state_dict().items()} for _ in sigma_rels
+            {name: _exact(tensor).detach().clone() for name, tensor in model.state_dict().items()}
+            for _ in sigma_rels
         ]
 
     @torch.no_grad()
@@ -55,13 +58,18 @@ class PostHocAverages:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all averages under `<sigma_rel>/<name>`."""
-        return {f"{s}/{k}": v for s, average in zip(self.sigma_rels, self._averages) for k, v in average.items()}
+        return {
+            f"{s}/{k}": v
+            for s, average in zip(self.sigma_rels, self._averages)
+            for k, v in average.items()
+        }
 
     def restore(self, checkpoint: VerifiedCheckpoint) -> None:
         """Load the averages of a checkpoint.
 
         Raises:
-            ConfigError: If it lacks one: an average that begins in the middle of a run has another profile.
+            ConfigError: If it lacks one: an average that begins in the middle of a run has another
+                profile.
         """
         path, state = checkpoint.path, checkpoint.state
         kept = state.training.get("posthoc_ema", [])
@@ -69,9 +77,9 @@ class PostHocAverages:
         if lacking and state.step:
             kept_words = ", ".join(map(str, kept)) or "none"
             raise ConfigError(
-                f"{path} has no post-hoc average of sigma_rel {', '.join(map(str, lacking))}, and one cannot begin in the middle "
-                f"of a run. Set {option('posthoc_ema')} to what this run keeps ({kept_words}), or use "
-                f"{another(checkpoint.run)}."
+                f"{path} has no post-hoc average of sigma_rel {', '.join(map(str, lacking))}, and"
+                f" one cannot begin in the middle of a run. Set {option('posthoc_ema')} to what"
+                f" this run keeps ({kept_words}), or use {another(checkpoint.run)}."
             )
         saved = checkpoint.read_tensors(FOLDER) if self.sigma_rels and not lacking else {}
         for sigma_rel, average in zip(self.sigma_rels, self._averages):
@@ -81,5 +89,7 @@ class PostHocAverages:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """Return a floating-point tensor in at least float32: in half precision small steps would be rounded away."""
+    """Return a floating-point tensor in at least float32: in half precision small steps would be
+    rounded away.
+    """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -87,12 +87,16 @@ class PreparedRun(RunContext):
 
     @in_own_state
     def prepare(self) -> None:
-        """Open the data, place the network, and restore the newest checkpoint; `train` calls it, calling it first is allowed."""
+        """Open the data, place the network, and restore the newest checkpoint; `train` calls it,
+        calling it first is allowed.
+        """
         if self._prepared:
             return
         self._meet()
         config = self.config
-        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, self.config.resume, self.say))
+        checkpoint = self.on_main(
+            lambda: find_checkpoint(self.output_dir, self.config.resume, self.say)
+        )
         self.source_name = absolute_source(self.source_name)
         saved = None if checkpoint is None else checkpoint.state
         before = None if saved is None else fraction_held_out(saved)

@@ -1,4 +1,6 @@
-"""Every random decision of training as a function of (seed, step, row): nothing has to be saved to continue exactly."""
+"""Every random decision of training as a function of (seed, step, row): nothing has to be saved to
+continue exactly.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ from ddpm_lib.core import keys
 
 
 class DataOrder:
-    """The endless order of the training images: slot s holds position s mod n of epoch s // n, shuffled per epoch.
+    """The endless order of the training images: slot s holds position s mod n of epoch s // n,
+    shuffled per epoch.
 
-    Step k of global batch B takes slots k·B … (k+1)·B - 1, so that no batch is partial, nothing is padded or repeated within
-    an epoch, and resuming at any slot costs nothing.
+    Step k of global batch B takes slots k·B … (k+1)·B - 1, so that no batch is partial, nothing is
+    padded or repeated within an epoch, and resuming at any slot costs nothing.
 
     Args:
         n: Number of images.
@@ -49,8 +52,9 @@ class DataOrder:
 class StepRandomness:
     """Noise and uniform numbers of any rows of any step's global batch, whoever computes them.
 
-    The global batch is cut in `shards` equal blocks, each with a noise generator of its own. A process asks for the rows it
-    works on; the blocks it needs are drawn and sliced, so that the numbers do not depend on the number of processes.
+    The global batch is cut in `shards` equal blocks, each with a noise generator of its own. A
+    process asks for the rows it works on; the blocks it needs are drawn and sliced, so that the
+    numbers do not depend on the number of processes.
     """
 
     seed: int
@@ -59,9 +63,13 @@ class StepRandomness:
 
     def uniform(self, what: str, first_slot: int, rows: range) -> Tensor:
         """Draw one number in [0, 1) per row for purpose `what`: float64 (len(rows),) on the CPU."""
-        return keys.uniform(np.arange(first_slot + rows.start, first_slot + rows.stop), self.seed, what)
+        return keys.uniform(
+            np.arange(first_slot + rows.start, first_slot + rows.stop), self.seed, what
+        )
 
-    def noise(self, step: int, rows: range, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    def noise(
+        self, step: int, rows: range, shape: tuple[int, ...], device: torch.device | str
+    ) -> Tensor:
         """Draw ε for the rows of a step: float32 (len(rows), *shape) on `device`."""
         size = self.batch_size // self.shards
         first, last = rows.start // size, (rows.stop - 1) // size

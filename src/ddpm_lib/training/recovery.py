@@ -48,7 +48,9 @@ Recovery = RollBack | Shrink
 """How training goes on after a failure; the same on every rank after the same step."""
 
 
-def handle_out_of_memory(error: BaseException, plan: BatchPlan, step: int, device: torch.device) -> Shrink:
+def handle_out_of_memory(
+    error: BaseException, plan: BatchPlan, step: int, device: torch.device
+) -> Shrink:
     """Return smaller forward passes where one process can make them by itself.
 
     Args:
@@ -72,7 +74,8 @@ def handle_out_of_memory(error: BaseException, plan: BatchPlan, step: int, devic
         remedy = f"Start again with {flag}: the batch stays the same, and the run continues."
     else:
         remedy = (
-            "One image per forward pass is the least: use a smaller network, patches, gradient checkpointing or bf16."
+            "One image per forward pass is the least: use a smaller network, patches, gradient"
+            " checkpointing or bf16."
         )
     first = " ".join(str(error).split())[:300]
     raise OutOfMemoryError(f"{message} {remedy} [{type(error).__name__}: {first}]") from None

@@ -34,7 +34,8 @@ class TrainingResult:
         output_dir: The run directory.
         checkpoint: The last checkpoint.
         signal: Name of the signal that stopped it, None if none did.
-        exit_code: 0 finished, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a launcher may requeue).
+        exit_code: 0 finished, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a
+            launcher may requeue).
     """
 
     status: str
@@ -46,7 +47,9 @@ class TrainingResult:
 
     @property
     def exit_code(self) -> int:
-        """Return the process exit code that fits; under torchrun always 0, because it would restart the job otherwise."""
+        """Return the process exit code that fits; under torchrun always 0, because it would restart
+        the job otherwise.
+        """
         if self.status == "finished" or under_torchrun():
             return 0
         return 130 if self.signal == "SIGINT" else 143
@@ -54,7 +57,8 @@ class TrainingResult:
 
 @dataclass
 class StepResult:
-    """What one optimizer step leaves behind for the callbacks: tensors on the device, read by nobody unless needed.
+    """What one optimizer step leaves behind for the callbacks: tensors on the device, read by
+    nobody unless needed.
 
     Attributes:
         losses: Loss of each image of this process (b,).

@@ -58,13 +58,18 @@ def describe_run(run: RunContext) -> str:
     plan, config, held_out = run.plan, run.config, run.held_out
     precision = "float32" if run.precision == "no" else run.precision
     parameters = sum(p.numel() for p in run.diffusion.model.parameters())
-    ranks = f"{run.processes} processes, {plan.per_process} each" if run.processes > 1 else "one process"
+    ranks = (
+        f"{run.processes} processes, {plan.per_process} each"
+        if run.processes > 1
+        else "one process"
+    )
     kept = f", {len(held_out):,} held out" if held_out is not None else ""
     layout = " in channels_last" if run.channels_last else ""
     micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
     return (
-        f"Training {parameters / 1e6:.2f} M parameters on {len(run.dataset):,} images{kept}; batch {config.images_per_step} "
-        f"({ranks}{micro}), {precision}{layout} on {run.device}; run directory {run.output_dir}."
+        f"Training {parameters / 1e6:.2f} M parameters on {len(run.dataset):,} images{kept}; batch"
+        f" {config.images_per_step} ({ranks}{micro}), {precision}{layout} on {run.device}; run"
+        f" directory {run.output_dir}."
     )
 
 
@@ -105,7 +110,8 @@ def find_checkpoint(
     resume: str,
     say: Callable[[str], None],
 ) -> VerifiedCheckpoint | None:
-    """Return the checkpoint to go on from, None in a new run: the newest that is whole, or the one that `resume` names.
+    """Return the checkpoint to go on from, None in a new run: the newest that is whole, or the one
+    that `resume` names.
 
     Args:
         run: The run directory.
@@ -114,7 +120,8 @@ def find_checkpoint(
 
     Raises:
         ConfigError: If there is one and resume="never", or none of the step asked for.
-        CheckpointError: If there are checkpoints but none is complete: starting again would overwrite what is left of them.
+        CheckpointError: If there are checkpoints but none is complete: starting again would
+            overwrite what is left of them.
     """
     folder, verify = run / "checkpoints", cache(files.verify)
     there = files.list_checkpoints(folder)
@@ -126,8 +133,9 @@ def find_checkpoint(
     step = wanted_step(resume, run)
     if there and step is None and files.is_of_newer_version(there[-1]):
         raise CheckpointError(
-            f"{there[-1]} was written by a newer ddpm-lib, which this version cannot read. Upgrade ddpm-lib, or go back to an "
-            "older checkpoint (--resume STEP), which sets the newer ones aside."
+            f"{there[-1]} was written by a newer ddpm-lib, which this version cannot read. Upgrade"
+            " ddpm-lib, or go back to an older checkpoint (--resume STEP), which sets the newer"
+            " ones aside."
         )
     back = back_to(run, step, verify, say) if step is not None else None
     if back is not None:
@@ -168,7 +176,9 @@ def shards_of_run(
 
 
 def completed(diffusion: GaussianDiffusion, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved options of a process with the defaults of those that it was saved too early to know."""
+    """Return the saved options of a process with the defaults of those that it was saved too early
+    to know.
+    """
     try:
         return type(diffusion)(diffusion.model, **saved).config
     except (TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError):
@@ -176,7 +186,9 @@ def completed(diffusion: GaussianDiffusion, saved: dict[str, Any]) -> dict[str, 
 
 
 def completed_model(model: nn.Module, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved description of a network with the defaults of the arguments that it was saved too early to know."""
+    """Return the saved description of a network with the defaults of the arguments that it was
+    saved too early to know.
+    """
     if saved.get("class") != type(model).__name__ or not isinstance(saved.get("config"), dict):
         return saved
     known = inspect.signature(type(model).__init__).parameters.values()
@@ -257,7 +269,10 @@ def _restore_averages(run: RunContext, checkpoint: VerifiedCheckpoint) -> None:
     kept, wanted = checkpoint.state.ema_decay, run.config.ema_decay
     lost = [d for d in kept if d not in wanted]
     if lost:
-        run.say(f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not name it.")
+        run.say(
+            f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not"
+            " name it."
+        )
     if run.ema is None:
         return
     new = [d for d in wanted if d not in kept]
@@ -285,7 +300,8 @@ def _say_versions(run: RunContext, saved: dict[str, Any]) -> None:
         run.say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
     if run.device.type == "cpu" and threads != torch.get_num_threads():
         run.say(
-            f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up to rounding, not bitwise."
+            f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up"
+            " to rounding, not bitwise."
         )
 
 
@@ -307,5 +323,5 @@ def _restore_parts(run: RunContext, state: RunState, path: Path) -> None:
         raise CheckpointError(
             f"{path / STATE}: the state of {name} cannot be used "
             f"({type(error).__name__}: {printable(error)[:200]}). "
-            f"Go back to an older checkpoint: --resume STEP."
+            "Go back to an older checkpoint: --resume STEP."
         ) from error

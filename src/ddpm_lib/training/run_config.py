@@ -1,4 +1,6 @@
-"""config.yaml of a run: all its settings, and what they mean when the file is read where it lies."""
+"""config.yaml of a run: all its settings, and what they mean when the file is read where it
+lies.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,19 @@ if TYPE_CHECKING:
 
 
 def absolute_source(data: str) -> str:
-    """Return a path of data so that it means the same from every folder; other names ("shapes", the hub's) stay.
+    """Return a path of data so that it means the same from every folder; other names ("shapes", the
+    hub's) stay.
 
-    What exists here under a name is that: a folder `pictures` must not become the hub's dataset of that name elsewhere.
+    What exists here under a name is that: a folder `pictures` must not become the hub's dataset of
+        that name elsewhere.
     """
     if data == "shapes" or data.startswith("toy:"):
         return data
     path = os.path.expanduser(data)
     try:
-        there = os.path.lexists(path) or (glob.has_magic(path) and bool(glob.glob(path, recursive=True)))
+        there = os.path.lexists(path) or (
+            glob.has_magic(path) and bool(glob.glob(path, recursive=True))
+        )
     except (OSError, ValueError):  # a name too long, or with a zero byte: no path
         return data
     return os.path.abspath(path) if there else data
@@ -80,7 +86,8 @@ def write_run_config(
 
 
 def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Let the config file of a run mean the run directory that it lies in, wherever that was moved or copied to.
+    """Let the config file of a run mean the run directory that it lies in, wherever that was moved
+    or copied to.
 
     Args:
         path: The file.
@@ -90,10 +97,17 @@ def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any]
         The values, and a line for the user where the file itself names another directory.
     """
     file = Path(path)
-    if file.name != "config.yaml" or not isinstance(values.get("output_dir"), str) or not is_run(file.parent):
+    if (
+        file.name != "config.yaml"
+        or not isinstance(values.get("output_dir"), str)
+        or not is_run(file.parent)
+    ):
         return values, None
     run, said = file.parent, str(values["output_dir"])
     if os.path.realpath(run) == os.path.realpath(said):
         return values, None
-    line = f"{path} lies in the run directory {run}, so that is meant, and not {said}. --output-dir begins another run."
+    line = (
+        f"{path} lies in the run directory {run}, so that is meant, and not {said}. --output-dir"
+        " begins another run."
+    )
     return {**values, "output_dir": str(run)}, line

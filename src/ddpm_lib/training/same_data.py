@@ -39,7 +39,9 @@ def describe_dataset(
 
 
 def fraction_held_out(state: RunState) -> float:
-    """Return the val_fraction that a checkpoint's run holds images out by; 0 if it holds none out."""
+    """Return the val_fraction that a checkpoint's run holds images out by; 0 if it holds none
+    out.
+    """
     if state.trained_on.held_fraction is not None:
         return float(state.trained_on.held_fraction)
     training = state.training
@@ -48,7 +50,9 @@ def fraction_held_out(state: RunState) -> float:
 
 
 def is_same(data: ImageDataset, described: DataDescription) -> bool:
-    """Whether training images are those that a checkpoint describes, by what was compared when it was saved."""
+    """Whether training images are those that a checkpoint describes, by what was compared when it
+    was saved.
+    """
     earlier = described.fingerprint_version < FINGERPRINT_VERSION
     return described.fingerprint == (data.earlier_fingerprint if earlier else data.fingerprint)
 
@@ -60,8 +64,8 @@ def contents_unknown(data: ImageDataset, described: DataDescription) -> str | No
     if data.earlier_fingerprint == data.fingerprint:
         return None
     return (
-        "The checkpoint is of an earlier version, which knew names, sizes and labels of the images: whether their contents "
-        "are the same was not compared."
+        "The checkpoint is of an earlier version, which knew names, sizes and labels of the images:"
+        " whether their contents are the same was not compared."
     )
 
 
@@ -72,7 +76,8 @@ def data_changes(
     held_before: float,
     index: Origin | None,
 ) -> list[str]:
-    """Say in lines what differs between training images and those that a checkpoint describes; none if they are the same.
+    """Say in lines what differs between training images and those that a checkpoint describes; none
+    if they are the same.
 
     Args:
         data: The training images.
@@ -101,8 +106,13 @@ def data_changes(
         before = f"classes {_words(described.class_names)} in the checkpoint"
         lines.append(f"data: {before}, {_words(names)} now")
     if not lines:
-        more = "" if data.origin is None else ", or fitted in another way (image_size, channels, fit)"
-        lines.append(f"data: as many images, but others, in another order{more}; which ones, the run did not note")
+        more = (
+            "" if data.origin is None else ", or fitted in another way (image_size, channels, fit)"
+        )
+        lines.append(
+            f"data: as many images, but others, in another order{more}; which ones, the run did not"
+            " note"
+        )
     return lines
 
 
@@ -113,7 +123,9 @@ def _words(names: list[str] | None) -> str:
 
 
 def write_data_index(run: Path, data: ImageDataset) -> None:
-    """Note what the data is made of in the run directory, for a later start to say what has changed."""
+    """Note what the data is made of in the run directory, for a later start to say what has
+    changed.
+    """
     from ddpm_lib.data.contents import write_index
 
     write_index(run, data.origin)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def default_condition(diffusion: GaussianDiffusion, n: int) -> dict[str, Tensor] | None:
-    """Return labels that go through the classes in turn for a class-conditional network, else None."""
+    """Return labels that go through the classes in turn for a class-conditional network, else
+    None.
+    """
     classes = class_count(diffusion.conditioners)
     return None if classes is None else {"class_label": torch.arange(n) % classes}
 
@@ -32,7 +34,8 @@ def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
     """Refuse at the start what would end a run at its first grid of samples.
 
     Raises:
-        ConfigError: If there is no such sampler, or guidance is asked of a network that never trains without its condition.
+        ConfigError: If there is no such sampler, or guidance is asked of a network that never
+            trains without its condition.
     """
     from ddpm_lib.samplers import SAMPLERS
 
@@ -40,8 +43,9 @@ def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
         raise ConfigError(unknown_name("sampler", config.sample_sampler, SAMPLERS))
     if config.sample_guidance_scale != 1.0 and not guidable(diffusion.conditioners):
         raise ConfigError(
-            f"sample_guidance_scale={config.sample_guidance_scale:g} needs a condition that is sometimes hidden in training. "
-            "Train with classes (class_drop_prob > 0), or leave it at 1."
+            f"sample_guidance_scale={config.sample_guidance_scale:g} needs a condition that is"
+            " sometimes hidden in training. Train with classes (class_drop_prob > 0), or leave it"
+            " at 1."
         )
 
 
@@ -81,12 +85,16 @@ def sample_shared(
     if processes.rank:
         options["progress"] = False  # one bar is enough
     if processes.count > 1 and options.get("return_trajectory"):
-        raise ValueError("return_trajectory works with one process only. Use diffusion.sample on one of them.")
+        raise ValueError(
+            "return_trajectory works with one process only. Use diffusion.sample on one of them."
+        )
     for name in ("seeds", "x_T"):
         given = options.get(name)
         if given is not None:
             if len(given) != n:
-                raise ValueError(f"{name} has {len(given)} entries for {n} images. Make them agree.")
+                raise ValueError(
+                    f"{name} has {len(given)} entries for {n} images. Make them agree."
+                )
             options[name] = given[own.start : own.stop]
     if options.get("seeds") is None:  # a seed of its own already names the image
         first_index += own.start

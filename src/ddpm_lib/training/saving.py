@@ -79,7 +79,8 @@ class Saver:
 
 
 class RunCheckpoints:
-    """The checkpoints of a run, saved by its main process; every method but `close` is a collective.
+    """The checkpoints of a run, saved by its main process; every method but `close` is a
+    collective.
 
     Args:
         log: Of the run; knows its processes, and is told how each save went.

@@ -1,4 +1,6 @@
-"""The two datasets of a run, training and held-out, checked against the process that is to learn them."""
+"""The two datasets of a run, training and held-out, checked against the process that is to learn
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 def data_name(data: Any) -> str:
     """Return a short name of a data source, safe as a directory name.
 
-    Names that half of all data sets have, such as train or images, get the folders above them in front.
+    Names that half of all data sets have, such as train or images, get the folders above them in
+    front.
     """
     if not isinstance(data, (str, Path)):
         return _safe(type(data).__name__)
@@ -35,10 +38,41 @@ def data_name(data: Any) -> str:
 
 
 _USUAL = frozenset(
-    ("data", "dataset", "datasets", "train", "training", "trainset", "train_data", "training_data", "train_images",
-     "training_set", "train_set", "val", "valid", "validation", "test", "all", "full", "raw", "processed", "images",
-     "image", "imgs", "img", "pictures", "photos", "pics", "png", "jpg", "jpeg", "faces", "samples", "x_train")
-)  # fmt: skip
+    (
+        "data",
+        "dataset",
+        "datasets",
+        "train",
+        "training",
+        "trainset",
+        "train_data",
+        "training_data",
+        "train_images",
+        "training_set",
+        "train_set",
+        "val",
+        "valid",
+        "validation",
+        "test",
+        "all",
+        "full",
+        "raw",
+        "processed",
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "pictures",
+        "photos",
+        "pics",
+        "png",
+        "jpg",
+        "jpeg",
+        "faces",
+        "samples",
+        "x_train",
+    )
+)
 """Names of folders and files that say nothing of what is in them."""
 
 
@@ -61,8 +95,9 @@ def open_training_data(
         config: The options.
         diffusion: The process that is to learn it.
         log: Gets lines for the user.
-        held_before: For a run that goes on, the val_fraction that it holds images out by (0: none), else None. What was held
-            out stays out of the training, and what was trained on stays in it, whatever becomes of the validation.
+        held_before: For a run that goes on, the val_fraction that it holds images out by (0: none),
+            else None. What was held out stays out of the training, and what was trained on stays in
+            it, whatever becomes of the validation.
 
     Returns:
         The training images and the held-out ones, or None where there are none.
@@ -71,23 +106,32 @@ def open_training_data(
     fraction = held_fraction(config, held_before)
     held_out: ImageDataset | None = None
     if fraction and len(train) < 10:
-        log(f"{len(train)} images are too few to hold some out: there is no validation. val_data can name others.")
+        log(
+            f"{len(train)} images are too few to hold some out: there is no validation. val_data"
+            " can name others."
+        )
     elif fraction:
-        # 1,000 held-out images estimate the loss well; a share of a million would only be lost to training.
+        # 1,000 held-out images estimate the loss well; a share of a million would only be lost to
+        # training.
         count = min(1000, max(1, math.floor(len(train) * fraction)))
         train, held_out = train.split(count, config.seed)
         if held_before and not held_fraction(config, None):
-            log(f"The {len(held_out):,} images that this run held out so far stay out of the training.")
+            log(
+                f"The {len(held_out):,} images that this run held out so far stay out of the"
+                " training."
+            )
     elif held_before == 0 and held_fraction(config, None):
         log(
-            "This run trains on all its images, so that none can be held out: there is no validation. val_data can name others."
+            "This run trains on all its images, so that none can be held out: there is no"
+            " validation. val_data can name others."
         )
     if config.val_data is not None:
         held_out = _open(config.val_data, _for_held_out(config), diffusion, None, log)
         check_same_classes(train, held_out, diffusion)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
-            f"The batch of {config.batch_size} is larger than the {len(train)} training images: each batch repeats some of them."
+            f"The batch of {config.batch_size} is larger than the {len(train)} training images:"
+            " each batch repeats some of them."
         )
     check_classes(train, diffusion)
     if train.num_classes and not reads_labels(diffusion):
@@ -98,8 +142,8 @@ def open_training_data(
 def unused_classes(count: int) -> str:
     """Word that classes were found and are not learned."""
     return (
-        f"The data have {count:,} classes, which this run does not learn. --class-conditional would, in Python "
-        f"Unet(num_classes={count})."
+        f"The data have {count:,} classes, which this run does not learn. --class-conditional"
+        f" would, in Python Unet(num_classes={count})."
     )
 
 
@@ -130,7 +174,11 @@ def _for_held_out(config: TrainingConfig) -> TrainingConfig:
 
 
 def _open(
-    data: Any, config: TrainingConfig, diffusion: GaussianDiffusion, split: str | None, log: Callable[[str], None]
+    data: Any,
+    config: TrainingConfig,
+    diffusion: GaussianDiffusion,
+    split: str | None,
+    log: Callable[[str], None],
 ) -> ImageDataset:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.fits import check_fits
@@ -138,21 +186,27 @@ def _open(
 
     if is_described(data):
         raise ConfigError(
-            f"{data} was an object of Python, which a file cannot hold. Pass it again, or name a path instead."
+            f"{data} was an object of Python, which a file cannot hold. Pass it again, or name a"
+            " path instead."
         )
     if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
         data = collect(data, reads_labels(diffusion))
     if isinstance(data, ImageDataset):
-        check_fits("an ImageDataset that is open already", data_options(config, split), data.opened_with)
+        check_fits(
+            "an ImageDataset that is open already", data_options(config, split), data.opened_with
+        )
         wanted = (diffusion.channels, *diffusion.image_size)
         got = (data.channels, *data.image_size)
         if wanted != got:
             raise ConfigError(
-                f"The dataset's entries are {got} (channels, then sizes) but the diffusion is built for {wanted}."
+                f"The dataset's entries are {got} (channels, then sizes) but the diffusion is built"
+                f" for {wanted}."
             )
         return data.steady()
     needed = reads_labels(diffusion)
-    return open_images(data, config, diffusion.image_size, diffusion.channels, split, log, needed).steady()
+    return open_images(
+        data, config, diffusion.image_size, diffusion.channels, split, log, needed
+    ).steady()
 
 
 def reads_labels(diffusion: GaussianDiffusion) -> bool:
@@ -233,7 +287,9 @@ def check_classes(dataset: ImageDataset, diffusion: GaussianDiffusion) -> None:
         )
 
 
-def check_same_classes(train: ImageDataset, held_out: ImageDataset, diffusion: GaussianDiffusion) -> None:
+def check_same_classes(
+    train: ImageDataset, held_out: ImageDataset, diffusion: GaussianDiffusion
+) -> None:
     """Check that label i means the same class in both sets, where the network reads labels.
 
     Raises:
@@ -242,8 +298,9 @@ def check_same_classes(train: ImageDataset, held_out: ImageDataset, diffusion: G
     if reads_labels(diffusion) and train.class_names != held_out.class_names:
         found = ", ".join(held_out.class_names or ["none"])
         raise ConfigError(
-            f"val_data has the classes {found}, the training data {', '.join(train.class_names or ['none'])}. "
-            "They must be the same; val_labels says where the labels of val_data are (folder, prefix)."
+            f"val_data has the classes {found}, the training data"
+            f" {', '.join(train.class_names or ['none'])}. They must be the same; val_labels says"
+            " where the labels of val_data are (folder, prefix)."
         )
 
 
@@ -256,18 +313,22 @@ def check_augmentation(diffusion: GaussianDiffusion, config: TrainingConfig) -> 
     told: Any = dict(diffusion.conditioners or {}).get("augment")
     if told is None and config.augment:
         raise ConfigError(
-            f"augment={config.augment:g} needs a network that is told of it, else samples would be turned and shifted too. "
-            f"Build the Unet with augment_dim={AUGMENT_DIM}; horizontal_flip works with any network."
+            f"augment={config.augment:g} needs a network that is told of it, else samples would be"
+            f" turned and shifted too. Build the Unet with augment_dim={AUGMENT_DIM};"
+            " horizontal_flip works with any network."
         )
     if told is not None and not config.augment:
         raise ConfigError(
-            "The network has augment_dim, but nothing is augmented. Set augment=0.12, or build it without."
+            "The network has augment_dim, but nothing is augmented. Set augment=0.12, or build it"
+            " without."
         )
     if config.augment and len(diffusion.image_size) != 2:
         raise ConfigError(
-            f"augment turns and shifts images; this data has {len(diffusion.image_size)} spatial dimensions."
+            f"augment turns and shifts images; this data has {len(diffusion.image_size)} spatial"
+            " dimensions."
         )
     if told is not None and told.augment_dim != AUGMENT_DIM:
         raise ConfigError(
-            f"The augmentation is described by {AUGMENT_DIM} numbers; got augment_dim={told.augment_dim}."
+            f"The augmentation is described by {AUGMENT_DIM} numbers; got"
+            f" augment_dim={told.augment_dim}."
         )

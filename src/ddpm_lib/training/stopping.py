@@ -1,4 +1,6 @@
-"""Reasons to stop that come from outside: signals, time limits, a STOP file. Handlers only set a flag."""
+"""Reasons to stop that come from outside: signals, time limits, a STOP file. Handlers only set a
+flag.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from typing import Any
 
 from ddpm_lib.training.results import StopReason
 
-_SIGNALS = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
+_SIGNALS = [
+    name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class StopSignals:
@@ -49,7 +53,9 @@ class StopSignals:
 
 
 def slurm_end_time() -> float | None:
-    """Return the end of the surrounding SLURM job in seconds since the epoch, or None outside SLURM or where unknown."""
+    """Return the end of the surrounding SLURM job in seconds since the epoch, or None outside SLURM
+    or where unknown.
+    """
     job = os.environ.get("SLURM_JOB_ID", "")
     if not re.fullmatch(r"\d+(_\d+)?", job):
         return None
@@ -58,7 +64,9 @@ def slurm_end_time() -> float | None:
         return float(known)
     command = ["squeue", "--noheader", "--jobs", job, "--format=%e"]
     try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        out = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
         return time.mktime(time.strptime(out.splitlines()[0], "%Y-%m-%dT%H:%M:%S"))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
@@ -75,16 +83,24 @@ class TimeLimit:
     def __init__(self, max_hours: float | None, began: float) -> None:
         self.limits: list[tuple[float, float, str]] = []
         if max_hours is not None:
-            self.limits.append((began + 3600.0 * max_hours, 0.0, f"max_hours={max_hours:g} reached"))
+            self.limits.append(
+                (began + 3600.0 * max_hours, 0.0, f"max_hours={max_hours:g} reached")
+            )
         end = slurm_end_time()
         if end is not None:
-            self.limits.append((time.monotonic() + end - time.time(), 60.0, "the SLURM job's time limit is near"))
+            self.limits.append(
+                (time.monotonic() + end - time.time(), 60.0, "the SLURM job's time limit is near")
+            )
 
     def reached(self, slowest_step: float, save_seconds: float) -> str | None:
-        """Return the reason to stop now, or None; margins cover one step and one save (twice each before a hard limit)."""
+        """Return the reason to stop now, or None; margins cover one step and one save (twice each
+        before a hard limit).
+        """
         now = time.monotonic()
         for end, least, reason in self.limits:
-            margin = max(least, 2 * save_seconds + 2 * slowest_step + 30.0) if least else slowest_step
+            margin = (
+                max(least, 2 * save_seconds + 2 * slowest_step + 30.0) if least else slowest_step
+            )
             if now >= end - margin:
                 return reason
         return None
@@ -96,7 +112,11 @@ def stop_file_present(run: Path) -> bool:
 
 
 def reason_to_stop(
-    signals: StopSignals, limit: TimeLimit, slowest_step: float, save_seconds: float, run: Path | None
+    signals: StopSignals,
+    limit: TimeLimit,
+    slowest_step: float,
+    save_seconds: float,
+    run: Path | None,
 ) -> StopReason | None:
     """Return what comes from outside and means to stop now, or None.
 

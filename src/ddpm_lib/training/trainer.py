@@ -55,10 +55,11 @@ class Trainer(PreparedRun):
 
     Args:
         diffusion: The process with its network.
-        data: A folder of images, a 🤗 dataset (path, hub name or object), a .npz or .parquet file, an `ImageDataset`, any torch
-            Dataset, or "shapes" for the built-in images.
+        data: A folder of images, a 🤗 dataset (path, hub name or object), a .npz or .parquet file,
+            an `ImageDataset`, any torch Dataset, or "shapes" for the built-in images.
         config: The options as one object, instead of keywords.
-        callbacks: One or several, added after the default ones (progress, metrics, validation, sample grids, checkpoints).
+        callbacks: One or several, added after the default ones (progress, metrics, validation,
+            sample grids, checkpoints).
         **options: The fields of `TrainingConfig`.
 
     Raises:
@@ -66,9 +67,10 @@ class Trainer(PreparedRun):
         ValueError: For data that cannot be used.
 
     Example:
-        >>> from ddpm_lib import GaussianDiffusion, Trainer, Unet                                  # doctest: +SKIP
-        >>> diffusion = GaussianDiffusion(Unet(dim=64), image_size=64)                             # doctest: +SKIP
-        >>> Trainer(diffusion, "path/to/images", output_dir="runs/mine", max_steps=5000).train()   # doctest: +SKIP
+        >>> from ddpm_lib import GaussianDiffusion, Trainer, Unet              # doctest: +SKIP
+        >>> diffusion = GaussianDiffusion(Unet(dim=64), image_size=64)         # doctest: +SKIP
+        >>> trainer = Trainer(diffusion, "path/to/images", max_steps=5000)     # doctest: +SKIP
+        >>> trainer.train()                                                    # doctest: +SKIP
     """
 
     def __init__(
@@ -97,7 +99,8 @@ class Trainer(PreparedRun):
 
     @in_own_state
     def train(self) -> TrainingResult:
-        """Train until `max_steps`, a time limit or a signal; resume from the newest checkpoint in the run directory.
+        """Train until `max_steps`, a time limit or a signal; resume from the newest checkpoint in
+        the run directory.
 
         Returns:
             How it ended; call `train()` again to continue after an interruption.
@@ -185,7 +188,9 @@ class Trainer(PreparedRun):
             self.diffusion.train()
             if self.config.trackers and self.step < self.config.max_steps:
                 options = flat_scalars(self.config.to_dict())
-                self.on_main(lambda: start_trackers(self.accelerator, self.output_dir.name, options))
+                self.on_main(
+                    lambda: start_trackers(self.accelerator, self.output_dir.name, options)
+                )
             self.run_log.status("running", "")
             self.progress.start_clock()
             self.guard.reset(self.device)
@@ -220,7 +225,13 @@ class Trainer(PreparedRun):
         if workers is None:
             workers = default_num_workers(in_memory=self.dataset.in_memory)
         return TrainingBatches(
-            self.dataset, self.plan, self.config.seed, self.images_seen, workers, self.device.type == "cuda", self.say
+            self.dataset,
+            self.plan,
+            self.config.seed,
+            self.images_seen,
+            workers,
+            self.device.type == "cuda",
+            self.say,
         )
 
     def _each_callback(self, hook: str) -> None:
@@ -234,9 +245,13 @@ class Trainer(PreparedRun):
             log_to_trackers(self.accelerator, values, self.step)
 
     def _agree_to_stop(self, signals: StopSignals, limit: TimeLimit) -> bool:
-        """Say on every rank alike whether to stop; on a GPU the ranks ask each other every tenth step only."""
+        """Say on every rank alike whether to stop; on a GPU the ranks ask each other every tenth
+        step only.
+        """
         run = self.output_dir if self.is_main else None
-        reason = self._stop_reason or reason_to_stop(signals, limit, self._slowest_step, self.checkpoints.seconds, run)
+        reason = self._stop_reason or reason_to_stop(
+            signals, limit, self._slowest_step, self.checkpoints.seconds, run
+        )
         if self.processes > 1:
             if self.device.type != "cpu" and self.step % 10:
                 return False
@@ -330,24 +345,35 @@ class Trainer(PreparedRun):
         self._wait_for_save()
         if self.last_checkpoint is None or self.last_checkpoint.name != name:
             raise CheckpointError(
-                f"The last checkpoint (step {self.step}) could not be written. Free space in {self.output_dir} and run again."
+                f"The last checkpoint (step {self.step}) could not be written. Free space in"
+                f" {self.output_dir} and run again."
             )
         return None
 
     def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
         status = "finished" if finished else "stopped"
-        stopped = StopReason(f"reached max_steps {self.config.max_steps}") if finished else self._stop_reason
+        stopped = (
+            StopReason(f"reached max_steps {self.config.max_steps}")
+            if finished
+            else self._stop_reason
+        )
         assert stopped is not None
         reason = stopped.text
         self.run_log.status(status, reason)
         if finished and first == self.step:
             self.say(
-                f"Training was finished before, at step {self.step:,}: nothing to do. A larger max_steps continues it."
+                f"Training was finished before, at step {self.step:,}: nothing to do. A larger"
+                " max_steps continues it."
             )
         else:
-            self.say(f"Training {status} at step {self.step:,}: {reason}. Checkpoint: {self.last_checkpoint}.")
-        return TrainingResult(status, self.step, reason, self.output_dir, self.last_checkpoint, stopped.signal)
+            self.say(
+                f"Training {status} at step {self.step:,}: {reason}. Checkpoint:"
+                f" {self.last_checkpoint}."
+            )
+        return TrainingResult(
+            status, self.step, reason, self.output_dir, self.last_checkpoint, stopped.signal
+        )
 
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""
@@ -358,22 +384,30 @@ class Trainer(PreparedRun):
         self._stop_reason = StopReason(reason)
 
     def close(self) -> None:
-        """Leave the process group, where there is one; a script with several processes calls it at its end."""
+        """Leave the process group, where there is one; a script with several processes calls it at
+        its end.
+        """
         if self._prepared:
             destroy_group(self.accelerator)
 
     @in_own_state
     def sample(
-        self, n: int = 16, *, cond: dict[str, Tensor] | None = None, weights: str = "ema", **options: Any
+        self,
+        n: int = 16,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        weights: str = "ema",
+        **options: Any,
     ) -> Tensor:
         """Draw images, shared over the ranks; to be called on every rank.
 
         Args:
             n: Number of images over all ranks.
-            cond: Conditions of all n images, for example {"class_label": labels}; default: the classes in turn, and for
-                super-resolution small copies of held-out images.
+            cond: Conditions of all n images, for example {"class_label": labels}; default: the
+                classes in turn, and for super-resolution small copies of held-out images.
             weights: "ema" (the average) or "model" (the trained weights).
-            **options: Further arguments of `GaussianDiffusion.sample`: sampler, num_steps, seed, guidance_scale, …
+            **options: Further arguments of `GaussianDiffusion.sample`: sampler, num_steps, seed,
+                guidance_scale, …
 
         Returns:
             float32 (n, c, h, w) in [0, 1], on every rank.
@@ -390,7 +424,13 @@ class Trainer(PreparedRun):
             ) or default_condition(self.diffusion, n)
         with self.accelerator.autocast():
             return sample_shared(
-                self.diffusion, n, self.accelerator, cond=cond, model=network, device=self.device, **options
+                self.diffusion,
+                n,
+                self.accelerator,
+                cond=cond,
+                model=network,
+                device=self.device,
+                **options,
             )
 
 

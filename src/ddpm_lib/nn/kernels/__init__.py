@@ -1,4 +1,6 @@
-"""Kernels of the library's own, each with an eager formula that gives the same numbers without it."""
+"""Kernels of the library's own, each with an eager formula that gives the same numbers without
+it.
+"""
 
 from ddpm_lib.nn.kernels.build import library as library
 from ddpm_lib.nn.kernels.group_norm import norm_act as norm_act

@@ -1,4 +1,6 @@
-"""Compiling the library's C++ once per machine, with the eager formula of torch wherever that cannot be done."""
+"""Compiling the library's C++ once per machine, with the eager formula of torch wherever that
+cannot be done.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,17 @@ logger = logging.getLogger("ddpm_lib")
 SOURCE = Path(__file__).with_name("group_norm.cpp")
 # No -ffast-math: NaN must stay NaN, and linking with it would flush denormals in the whole process.
 FLAGS = (
-    "-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
-    "-fassociative-math", "-fno-signed-zeros", "-ffp-contract=fast",
-)  # fmt: skip
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fassociative-math",
+    "-fno-signed-zeros",
+    "-ffp-contract=fast",
+)
 
 
 def compiler() -> str | None:
@@ -36,22 +46,27 @@ def compiler() -> str | None:
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Load the compiled kernels, building them on first use; None where they cannot be had, with the reason logged.
+    """Load the compiled kernels, building them on first use; None where they cannot be had, with
+    the reason logged.
 
-    `DDPM_LIB_KERNELS=0` turns them off. Nodes of a cluster with different processors get a file each.
+    `DDPM_LIB_KERNELS=0` turns them off. Nodes of a cluster with different processors get a file
+    each.
     """
     if os.environ.get("DDPM_LIB_KERNELS", "1") == "0" or sys.platform != "linux":
         return None
     found = compiler()
     if found is None:
-        logger.info("No C++ compiler (g++) here: normalisation runs in torch's own, slower operations.")
+        logger.info(
+            "No C++ compiler (g++) here: normalisation runs in torch's own, slower operations."
+        )
         return None
     try:
         return _declare(ctypes.CDLL(str(_built(found))))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         logger.warning(
-            "The fast normalisation could not be compiled with %s; torch's own operations are used. [%s]",
+            "The fast normalisation could not be compiled with %s; torch's own operations are used."
+            " [%s]",
             found,
             said[-300:],
         )
@@ -59,16 +74,37 @@ def library() -> ctypes.CDLL | None:
 
 
 def _built(found: str) -> Path:
-    """Return the shared library for this source, compiler and processor, compiled if it is not in the cache."""
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version, platform.machine(), _processor())
+    """Return the shared library for this source, compiler and processor, compiled if it is not in
+    the cache.
+    """
+    version = subprocess.run(
+        [found, "--version"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    parts = (
+        SOURCE.read_text(encoding="utf-8"),
+        " ".join(FLAGS),
+        version,
+        platform.machine(),
+        _processor(),
+    )
     name = f"group_norm-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
-    for folder in (cache_folder() / "kernels", Path(tempfile.gettempdir()) / f"ddpm_lib-kernels-{os.getuid()}"):
+    for folder in (
+        cache_folder() / "kernels",
+        Path(tempfile.gettempdir()) / f"ddpm_lib-kernels-{os.getuid()}",
+    ):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             about = folder.lstat()
-            if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o022:
-                logger.info("Kernels are not kept in %s: others may write there, and code is loaded from it.", folder)
+            if (
+                about.st_uid != os.getuid()
+                or not stat.S_ISDIR(about.st_mode)
+                or about.st_mode & 0o022
+            ):
+                logger.info(
+                    "Kernels are not kept in %s: others may write there, and code is loaded"
+                    " from it.",
+                    folder,
+                )
                 continue
             target = folder / name
             if not target.exists():
@@ -81,7 +117,9 @@ def _built(found: str) -> Path:
 
 
 def _compile(found: str, target: Path) -> None:
-    """Compile in place; processes that do so at once each rename a complete file over the other's."""
+    """Compile in place; processes that do so at once each rename a complete file over the
+    other's.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         object_file, linked = str(Path(work) / "group_norm.o"), str(Path(work) / "group_norm.so")
         for command in (

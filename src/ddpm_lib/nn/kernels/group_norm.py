@@ -1,4 +1,6 @@
-"""Group normalisation with what surrounds it in a residual block, in one pass over memory where there is a kernel for it."""
+"""Group normalisation with what surrounds it in a residual block, in one pass over memory where
+there is a kernel for it.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ def norm_act(
 ) -> Tensor:
     """Compute silu(norm(x + add) · (1 + scale) + shift).
 
-    On a CPU, in channels_last memory, a C++ kernel does it in float32 sums whatever the dtype of x; everywhere else torch's
-    own operations do, which `torch.compile` fuses.
+    On a CPU, in channels_last memory, a C++ kernel does it in float32 sums whatever the dtype of x;
+    everywhere else torch's own operations do, which `torch.compile` fuses.
 
     Args:
         x: Feature map (b, c, *spatial).
@@ -52,7 +54,12 @@ def norm_act(
 
 
 def _eager(
-    x: Tensor, norm: nn.GroupNorm, add: Tensor | None, scale: Tensor | None, shift: Tensor | None, act: bool
+    x: Tensor,
+    norm: nn.GroupNorm,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: bool,
 ) -> Tensor:
     def spread(e: Tensor) -> Tensor:
         return e.unflatten(1, (-1, *(1,) * (x.ndim - 2)))
@@ -65,9 +72,19 @@ def _eager(
 
 def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
     """Say whether the kernel does this one; a cheap no first, because every layer asks."""
-    if x.device.type != "cpu" or x.ndim != 4 or torch.compiler.is_compiling() or x.dtype not in _DTYPES:
+    if (
+        x.device.type != "cpu"
+        or x.ndim != 4
+        or torch.compiler.is_compiling()
+        or x.dtype not in _DTYPES
+    ):
         return False
-    if not _plain(x) or norm.weight is None or x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
+    if (
+        not _plain(x)
+        or norm.weight is None
+        or x.numel() == 0
+        or not x.is_contiguous(memory_format=torch.channels_last)
+    ):
         return False
     if x.dtype != torch.float64 and norm.weight.dtype == torch.float64:
         return False
@@ -75,7 +92,9 @@ def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
 
 
 def _plain(x: Tensor) -> bool:
-    """Say whether x is memory with numbers in it, not a stand-in of torch.func, torch.export or a tracer."""
+    """Say whether x is memory with numbers in it, not a stand-in of torch.func, torch.export or a
+    tracer.
+    """
     if torch.autograd.forward_ad._current_level >= 0 or torch.jit.is_tracing():
         return False
     return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
@@ -95,9 +114,12 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int, int, int, int]:
 def _chunks(channels: int, groups: int) -> int:
     """Return into how many tasks a sample is cut: of whole groups and 64 channels or more.
 
-    A function of the shape alone, not of the threads or the batch, so that these do not change the last digit.
+    A function of the shape alone, not of the threads or the batch, so that these do not change the
+    last digit.
     """
-    return max(k for k in range(1, groups + 1) if groups % k == 0 and (k == 1 or channels // k >= 64))
+    return max(
+        k for k in range(1, groups + 1) if groups % k == 0 and (k == 1 or channels // k >= 64)
+    )
 
 
 class _NormAct(torch.autograd.Function):
@@ -105,7 +127,14 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, add: Tensor | None, gamma: Tensor, beta: Tensor, groups: int, eps: float, act: bool
+        ctx: Any,
+        x: Tensor,
+        add: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        groups: int,
+        eps: float,
+        act: bool,
     ) -> Tensor:
         add = None if add is None else add.contiguous()
         gamma, beta = gamma.contiguous(), beta.contiguous()
@@ -115,9 +144,18 @@ class _NormAct(torch.autograd.Function):
         lib = library()
         assert lib is not None
         lib.norm_act_forward(
-            *_sizes(x, groups), _pointer(x), _pointer(add), _pointer(gamma), _pointer(beta), stride, eps, int(act),
-            _pointer(y), _pointer(stats[0]), _pointer(stats[1]),
-        )  # fmt: skip
+            *_sizes(x, groups),
+            _pointer(x),
+            _pointer(add),
+            _pointer(gamma),
+            _pointer(beta),
+            stride,
+            eps,
+            int(act),
+            _pointer(y),
+            _pointer(stats[0]),
+            _pointer(stats[1]),
+        )
         ctx.save_for_backward(x, add, gamma, beta, stats)
         ctx.groups, ctx.stride, ctx.eps, ctx.act = groups, stride, eps, act
         return y
@@ -134,17 +172,35 @@ class _NormAct(torch.autograd.Function):
         lib = library()
         assert lib is not None
         lib.norm_act_backward(
-            *_sizes(x, ctx.groups), _pointer(grad), _pointer(x), _pointer(add), _pointer(gamma), _pointer(beta),
-            ctx.stride, int(ctx.act), _pointer(stats[0]), _pointer(stats[1]), _pointer(dx),
-            None if add is None else _pointer(d_add), _pointer(d_gamma), _pointer(d_beta),
-        )  # fmt: skip
+            *_sizes(x, ctx.groups),
+            _pointer(grad),
+            _pointer(x),
+            _pointer(add),
+            _pointer(gamma),
+            _pointer(beta),
+            ctx.stride,
+            int(ctx.act),
+            _pointer(stats[0]),
+            _pointer(stats[1]),
+            _pointer(dx),
+            None if add is None else _pointer(d_add),
+            _pointer(d_gamma),
+            _pointer(d_beta),
+        )
         if gamma.ndim == 1:
             d_gamma, d_beta = d_gamma.sum(0), d_beta.sum(0)
         return dx, None if add is None else d_add, d_gamma, d_beta, None, None, None
 
 
 def _differentiable_backward(
-    grad: Tensor, x: Tensor, add: Tensor | None, gamma: Tensor, beta: Tensor, groups: int, eps: float, act: bool
+    grad: Tensor,
+    x: Tensor,
+    add: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    eps: float,
+    act: bool,
 ) -> tuple[Tensor | None, ...]:
     """Return what `_NormAct.backward` does, by operations that autograd can differentiate again."""
     inputs = [x, add, gamma, beta]
@@ -153,4 +209,9 @@ def _differentiable_backward(
     z = h * gamma[..., None, None] + beta[..., None, None]
     y = (F.silu(z) if act else z).to(x.dtype)
     found = iter(torch.autograd.grad(y, needed, grad.to(y.dtype), create_graph=True))
-    return (*(next(found) if v is not None and v.requires_grad else None for v in inputs), None, None, None)
+    return (
+        *(next(found) if v is not None and v.requires_grad else None for v in inputs),
+        None,
+        None,
+        None,
+    )

@@ -14,7 +14,9 @@ __all__ = ["Callback", "default_callbacks"]
 
 
 def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> list[Callback]:
-    """Return the callbacks that the options, and a time sampler that learns, ask for, in the order in which they run."""
+    """Return the callbacks that the options, and a time sampler that learns, ask for, in the order
+    in which they run.
+    """
     chosen: list[Callback] = [MetricLogger(config.log_every)]
     if learns_times:
         chosen.append(LossAwareTimes())

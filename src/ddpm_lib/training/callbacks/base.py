@@ -1,8 +1,8 @@
 """What happens around the training loop: progress, metrics, validation, sample grids, checkpoints.
 
 A callback has three hooks, which run on every rank at every step. It keeps its own cadence; what it
-may touch of the trainer is in `TrainingView`. Because every rank runs it, it may use collectives, but
-never inside `if is_main`.
+may touch of the trainer is in `TrainingView`. Because every rank runs it, it may use collectives,
+but never inside `if is_main`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 class TrainingView(Protocol):
-    """What a callback may touch of the `Trainer`: all of it is read, and changed by methods only."""
+    """What a callback may touch of the `Trainer`: all of it is read, and changed by methods
+    only.
+    """
 
     @property
     def config(self) -> TrainingConfig:
@@ -158,16 +160,22 @@ class Callback:
         return type(self).__name__
 
     def on_train_start(self, trainer: TrainingView) -> None:
-        """Run before the first step of a call of `train`, and again after a roll-back (then `close` has run between)."""
+        """Run before the first step of a call of `train`, and again after a roll-back (then `close`
+        has run between).
+        """
 
     def on_step_end(self, trainer: TrainingView) -> None:
-        """Run after every optimizer step; `trainer.step` counts the steps done, `trainer.last` holds the step's tensors."""
+        """Run after every optimizer step; `trainer.step` counts the steps done, `trainer.last`
+        holds the step's tensors.
+        """
 
     def on_train_end(self, trainer: TrainingView) -> None:
         """Run after the last step, when the final checkpoint is written."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return JSON-able state to save with checkpoints; runs on every rank, the main process's answer is kept."""
+        """Return JSON-able state to save with checkpoints; runs on every rank, the main process's
+        answer is kept.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,8 +213,8 @@ def check_callbacks(given: Callback | Iterable[Callback] | None) -> list[Callbac
         else:
             kind = callback.__name__ if isinstance(callback, type) else type(callback).__name__
             way = (
-                f"{kind}: derive it from ddpm_lib.training.Callback, which has every hook, and override "
-                "on_train_start(trainer), on_step_end(trainer) or on_train_end(trainer)"
+                f"{kind}: derive it from ddpm_lib.training.Callback, which has every hook, and"
+                " override on_train_start(trainer), on_step_end(trainer) or on_train_end(trainer)"
             )
         raise TypeError(f"A callback must be an instance of a Callback; got {way}.")
     return found
@@ -215,12 +223,15 @@ def check_callbacks(given: Callback | Iterable[Callback] | None) -> list[Callbac
 def _check_hooks(callback: Callback) -> None:
     kind, hooks = type(callback), [name for name in dir(Callback) if name.startswith("on_")]
     unknown = [
-        name for name in dir(kind) if name.startswith("on_") and name not in hooks and callable(getattr(kind, name))
+        name
+        for name in dir(kind)
+        if name.startswith("on_") and name not in hooks and callable(getattr(kind, name))
     ]
     if unknown:
         raise TypeError(
-            f"{kind.__name__} has {', '.join(unknown)}, which nothing would call: the hooks of a Callback are "
-            f"{', '.join(hooks)}. Use one of them, or another name for a method of your own."
+            f"{kind.__name__} has {', '.join(unknown)}, which nothing would call: the hooks of a"
+            f" Callback are {', '.join(hooks)}. Use one of them, or another name for a method of"
+            " your own."
         )
 
 

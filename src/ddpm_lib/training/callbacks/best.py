@@ -15,7 +15,8 @@ class KeepBest(Callback):
     """Save when a metric is better than ever, and keep that checkpoint until a better one is there.
 
     Args:
-        metric: Name of a logged quantity, the lowest of which is best; "max:name" takes the highest.
+        metric: Name of a logged quantity, the lowest of which is best; "max:name" takes the
+            highest.
     """
 
     def __init__(self, metric: str) -> None:
@@ -41,8 +42,9 @@ class KeepBest(Callback):
             return
         hint = nearest(self.metric, list(trainer.metrics))
         trainer.say(
-            f"keep_best: no {self.metric!r} was logged{f' (did you mean {hint!r}?)' if hint else ''}. "
-            f"There were: {', '.join(trainer.metrics)}."
+            f"keep_best: no {self.metric!r} was"
+            f" logged{f' (did you mean {hint!r}?)' if hint else ''}. There were:"
+            f" {', '.join(trainer.metrics)}."
         )
 
     def keeps(self) -> set[int]:
@@ -69,5 +71,6 @@ def check_metric(config: TrainingConfig) -> None:
     validated = config.val_every and (config.val_data is not None or config.val_fraction)
     if name in ("val_loss", "train_fixed_loss", "val_gap") and not validated:
         raise ConfigError(
-            f"keep_best={name!r} needs validation. Set val_every and val_fraction or val_data, or leave it out."
+            f"keep_best={name!r} needs validation. Set val_every and val_fraction or val_data, or"
+            " leave it out."
         )

@@ -14,9 +14,11 @@ from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 
 class MetricLogger(Callback):
-    """Average the loss, also by quarter of t, and the gradient norm, and log them every `every` steps.
+    """Average the loss, also by quarter of t, and the gradient norm, and log them every `every`
+    steps.
 
-    Sums stay on the device in float64 where it has that, so that nothing waits for the device between two lines. The window
+    Sums stay on the device in float64 where it has that, so that nothing waits for the device
+    between two lines. The window
     is part of the checkpoint: a resumed run writes the same lines.
     """
 
@@ -28,7 +30,9 @@ class MetricLogger(Callback):
         self._ranks = Processes()
 
     def on_train_start(self, trainer: TrainingView) -> None:
-        """Start the window, from the checkpoint's sums where there are some; a second call of `train` continues it."""
+        """Start the window, from the checkpoint's sums where there are some; a second call of
+        `train` continues it.
+        """
         self._ranks = trainer.ranks
         if self._sums is None:
             start = self._restored if self._restored and trainer.is_main else [0.0] * 10
@@ -56,7 +60,10 @@ class MetricLogger(Callback):
         assert trainer.last is not None
         sums = trainer.sum_over_ranks(self._sums).tolist()
         self._sums.zero_()
-        quarters = {f"loss_q{i + 1}": sums[i] / sums[4 + i] if sums[4 + i] else float("nan") for i in range(4)}
+        quarters = {
+            f"loss_q{i + 1}": sums[i] / sums[4 + i] if sums[4 + i] else float("nan")
+            for i in range(4)
+        }
         now = time.monotonic()
         since, images = self._clock
         self._clock = (now, trainer.images_seen)
@@ -81,6 +88,8 @@ class MetricLogger(Callback):
             ValueError: If it is none.
         """
         sums = state.get("sums")
-        if sums is not None and (len(sums) != 10 or not all(isinstance(v, (int, float)) for v in sums)):
+        if sums is not None and (
+            len(sums) != 10 or not all(isinstance(v, (int, float)) for v in sums)
+        ):
             raise ValueError("sums must be 10 numbers")
         self._sums, self._restored = None, sums

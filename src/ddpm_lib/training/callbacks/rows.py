@@ -9,7 +9,15 @@ from typing import Any
 from ddpm_lib.core.progress import bar, bar_style, duration
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
-COLUMNS = {"step": 9, "epoch": 7, "loss": 8, "val ± error": 17, "gap ± error": 18, "img/s": 7, "left": 6}
+COLUMNS = {
+    "step": 9,
+    "epoch": 7,
+    "loss": 8,
+    "val ± error": 17,
+    "gap ± error": 18,
+    "img/s": 7,
+    "left": 6,
+}
 """Columns of a row with their widths; a note follows."""
 
 HEADER_EVERY = 40
@@ -20,10 +28,12 @@ ROWS_WITHOUT_VALIDATION = 100
 
 
 class TrainingRows(Callback):
-    """Say a row of numbers at each validation, on the console and in train.log; the last of all callbacks.
+    """Say a row of numbers at each validation, on the console and in train.log; the last of all
+    callbacks.
 
-    Without validation a row comes every so many logged lines that a run has about a hundred. Before the first of these rows there
-    is one after 1, 2, 4, 8, … logged lines, so that a slow run is heard of early.
+    Without validation a row comes every so many logged lines that a run has about a hundred. Before
+    the first of these rows there is one after 1, 2, 4, 8, … logged lines, so that a slow run is
+    heard of early.
     """
 
     def __init__(self) -> None:
@@ -52,7 +62,9 @@ class TrainingRows(Callback):
         lines = trainer.step // trainer.config.log_every
         if trainer.held_out is not None and trainer.config.val_every:
             return trainer.step < trainer.config.val_every and lines & (lines - 1) == 0
-        every = math.ceil(trainer.config.max_steps / trainer.config.log_every / ROWS_WITHOUT_VALIDATION)
+        every = math.ceil(
+            trainer.config.max_steps / trainer.config.log_every / ROWS_WITHOUT_VALIDATION
+        )
         return lines % every == 0 or (lines < every and lines & (lines - 1) == 0)
 
     def _row(self, trainer: TrainingView) -> str:
@@ -105,7 +117,9 @@ def with_error(value: float | None, error: float | None, sign: str = "-") -> str
     """Write a value with its standard error, as `0.0479 ± 0.0072`; nothing for None."""
     if value is None:
         return ""
-    return f"{number(value, sign)} ± " + (number(error) if error is not None and math.isfinite(error) else "?")
+    return f"{number(value, sign)} ± " + (
+        number(error) if error is not None and math.isfinite(error) else "?"
+    )
 
 
 def three_digits(rate: float) -> str:
@@ -136,11 +150,15 @@ class ProgressBar(Callback):
                 leave=True,
                 dynamic_ncols=True,
                 smoothing=0.05,
-                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+                bar_format=(
+                    "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+                ),
             )
 
     def on_step_end(self, trainer: TrainingView) -> None:
-        """Advance; read the loss where that costs nothing (CPU) or where it is read anyway (each logged line)."""
+        """Advance; read the loss where that costs nothing (CPU) or where it is read anyway (each
+        logged line).
+        """
         if self._bar is None:
             return
         assert trainer.last is not None
@@ -153,8 +171,12 @@ class ProgressBar(Callback):
         now = time.monotonic()
         if self._smooth is not None and now - self._shown > 0.25:
             rate = (trainer.images_seen - self._start[1]) / max(now - self._start[0], 1e-9)
-            val = f", val {trainer.metrics['val_loss']:.4f}" if "val_loss" in trainer.metrics else ""
-            self._bar.set_postfix_str(f"loss {self._smooth:.4f}{val}, {rate:,.0f} images/s", refresh=False)
+            val = (
+                f", val {trainer.metrics['val_loss']:.4f}" if "val_loss" in trainer.metrics else ""
+            )
+            self._bar.set_postfix_str(
+                f"loss {self._smooth:.4f}{val}, {rate:,.0f} images/s", refresh=False
+            )
             self._shown = now
 
     def close(self) -> None:

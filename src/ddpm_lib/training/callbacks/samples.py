@@ -11,7 +11,8 @@ from ddpm_lib.training.examples import tiles_beside_examples
 
 
 class SampleGrid(Callback):
-    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the ranks.
+    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the
+    ranks.
 
     Of a super-resolution network it shows held-out images: small copy, sample, truth.
     """

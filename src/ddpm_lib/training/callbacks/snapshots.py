@@ -13,7 +13,9 @@ class PostHocSnapshots(Callback):
         self.every = every
 
     def on_train_start(self, trainer: TrainingView) -> None:
-        """Remove the snapshots after the step that the run goes on from: it will write them again."""
+        """Remove the snapshots after the step that the run goes on from: it will write them
+        again.
+        """
         if trainer.is_main:
             for step, path in snapshot_paths(trainer.output_dir):
                 if step > trainer.step:
@@ -24,4 +26,6 @@ class PostHocSnapshots(Callback):
         if trainer.is_main and trainer.step % self.every == 0:
             with trainer.tolerate_write_errors(f"The post-hoc snapshot of step {trainer.step}"):
                 posthoc = trainer.posthoc
-                write_snapshot(trainer.output_dir, trainer.step, posthoc.sigma_rels, posthoc.tensors())
+                write_snapshot(
+                    trainer.output_dir, trainer.step, posthoc.sigma_rels, posthoc.tensors()
+                )

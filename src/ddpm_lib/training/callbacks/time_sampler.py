@@ -12,7 +12,8 @@ from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 
 class LossAwareTimes(Callback):
-    """Tell a time sampler that learns the losses of all ranks in the order of the global batch, and keep its state.
+    """Tell a time sampler that learns the losses of all ranks in the order of the global batch, and
+    keep its state.
 
     Reading the losses makes every step wait for the device.
     """
@@ -32,7 +33,9 @@ class LossAwareTimes(Callback):
         """Tell the losses of this step."""
         assert trainer.last is not None
         losses = trainer.last.losses
-        seen = torch.stack([to_device(trainer.last.levels.to(losses.dtype), losses.device), losses], 1)
+        seen = torch.stack(
+            [to_device(trainer.last.levels.to(losses.dtype), losses.device), losses], 1
+        )
         seen = trainer.ranks.gather(seen).cpu()
         trainer.diffusion.time_sampler.update(seen[:, 0].long(), seen[:, 1].double())
 

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 class Validation(Callback):
-    """Loss of the averaged weights on held-out images and on as many training images, with the same noise every time.
+    """Loss of the averaged weights on held-out images and on as many training images, with the same
+    noise every time.
 
-    Levels are spread evenly over the images, noise and levels are functions of the image's index, so the curves are smooth and
-    the gap between them is over-fitting, nothing else. Each rank takes its share.
+    Levels are spread evenly over the images, noise and levels are functions of the image's index,
+    so the curves are smooth and the gap between them is over-fitting, nothing else. Each rank takes
+    its share.
     """
 
     def __init__(self, every: int, max_images: int, seed: int) -> None:
@@ -33,7 +35,9 @@ class Validation(Callback):
 
     def on_step_end(self, trainer: TrainingView) -> None:
         """Validate when it is time."""
-        if trainer.held_out is None or (trainer.step % self.every and trainer.step != trainer.config.max_steps):
+        if trainer.held_out is None or (
+            trainer.step % self.every and trainer.step != trainer.config.max_steps
+        ):
             return
         n = min(self.max_images, len(trainer.held_out))
         held_out = self.losses(trainer, trainer.held_out, n)
@@ -68,7 +72,12 @@ class Validation(Callback):
         return trainer.sum_over_ranks(found).cpu()
 
     def _losses(
-        self, trainer: TrainingView, network: nn.Module, dataset: ImageDataset, indices: np.ndarray, rows: np.ndarray
+        self,
+        trainer: TrainingView,
+        network: nn.Module,
+        dataset: ImageDataset,
+        indices: np.ndarray,
+        rows: np.ndarray,
     ) -> Tensor:
         diffusion = trainer.diffusion
         batch = batch_to_device(dataset.batch(indices.tolist()), trainer.device)
@@ -76,19 +85,35 @@ class Validation(Callback):
         t = spread_levels(rows, diffusion.timesteps)
         shape = tuple(images.shape[1:])
         noise = torch.stack(
-            [torch.randn(shape, generator=keys.generator("cpu", int(row), self.seed, "validation")) for row in rows]
+            [
+                torch.randn(
+                    shape, generator=keys.generator("cpu", int(row), self.seed, "validation")
+                )
+                for row in rows
+            ]
         )
         cond = trainer.conditions(batch)
         with torch.inference_mode(), trainer.accelerator.autocast():
-            return diffusion(images, cond, t=t, noise=to_device(noise, trainer.device), reduction="none", model=network)
+            return diffusion(
+                images,
+                cond,
+                t=t,
+                noise=to_device(noise, trainer.device),
+                reduction="none",
+                model=network,
+            )
 
 
 def standard_errors(held_out: Tensor, train: Tensor, timesteps: int) -> tuple[float, float]:
-    """Return the standard errors of the mean held-out loss and of its difference to the training images' mean.
+    """Return the standard errors of the mean held-out loss and of its difference to the training
+    images' mean.
 
-    Row i of both sets has the same level and the same noise. The levels are spread evenly, so how the loss depends on them is no
-    error: what counts is how rows of neighbouring levels differ, Σ(l_{i+1} − l_i)² / (2(n−1)), the estimate for systematic
-    samples (Wolter 2007, §8.2). In the difference of pairs what the noise does to both sides cancels as well.
+    Row i of both sets has the same level and the same noise. The levels are spread evenly, so how
+    the loss depends on them is no
+    error: what counts is how rows of neighbouring levels differ, Σ(l_{i+1} − l_i)² / (2(n−1)), the
+        estimate for systematic
+    samples (Wolter 2007, §8.2). In the difference of pairs what the noise does to both sides
+    cancels as well.
 
     Args:
         held_out: Losses (n,).
