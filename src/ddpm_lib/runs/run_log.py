@@ -108,7 +108,7 @@ class RunLog:
         """Show a line to the user and keep it in train.log."""
         if not self.processes.is_main:
             return
-        lines.info("%s", line)
+        lines.info("%s", sayable(line, None))
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         self._pending.append(f"{now} step {self.progress.step}: {sayable(line, None)}\n")
         self._write_pending()
