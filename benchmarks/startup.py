@@ -48,7 +48,8 @@ class First(Callback):
             print("first step", time.time(), flush=True)
 diffusion = GaussianDiffusion(Unet(dim={width}, dim_mults=(1, 2)), image_size={size})
 Trainer(diffusion, {data!r}, output_dir={run!r}, max_steps=1, batch_size=16,
-        callbacks=[First()], progress=False, val_every=0, sample_every=0, labels="none", device={device!r}).train()
+        callbacks=[First()], progress=False, val_every=0, sample_every=0,
+        labels="none", device={device!r}).train()
 """
 LUCIDRAINS = """
 import time

@@ -828,7 +828,7 @@ def test_what_other_libraries_save_is_recognised_by_name(
             {"model": {"dim": 8}},
             (
                 r"(?s)other settings:\n  model\.config\.dim: 4 in the checkpoint, 8"
-                r" now.*--output-dir .*run-2\)"
+                r" now.*output_dir, such as .*run-2"
             ),
         ),
         (
@@ -842,7 +842,7 @@ def test_what_other_libraries_save_is_recognised_by_name(
             {"resume": "never"},
             (
                 r"holds step-000000001 already. Choose another output_dir, such as .*run-2, or"
-                r" resume='auto'"
+                r" resume=\"auto\""
             ),
         ),
     ],

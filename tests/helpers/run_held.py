@@ -23,11 +23,11 @@ def wait(run: Path, mark: str, sign: str) -> None:
 
 if __name__ == "__main__":
     from ddpm_lib.runs import checkpoint
-    from ddpm_lib.training import trainer
+    from ddpm_lib.training import prepared_run
     from training_helpers import tiny_trainer
 
     run, steps = Path(sys.argv[1]), int(sys.argv[2])
-    really_open, really_save = trainer.open_training_data, checkpoint.save_checkpoint
+    really_open, really_save = prepared_run.open_training_data, checkpoint.save_checkpoint
 
     def open_held(*args):
         wait(run, "opening", "open")
@@ -38,5 +38,5 @@ if __name__ == "__main__":
             wait(run, "saving", "save")
         return really_save(folder, step, *args)
 
-    trainer.open_training_data, checkpoint.save_checkpoint = open_held, save_held
+    prepared_run.open_training_data, checkpoint.save_checkpoint = open_held, save_held
     sys.exit(tiny_trainer(run, max_steps=steps, save_every=2).train().exit_code)

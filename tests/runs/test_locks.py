@@ -20,7 +20,7 @@ from ddpm_lib.cli import main
 from ddpm_lib.core import file_locks as locks
 from ddpm_lib.runs import lock as run_locks
 from ddpm_lib.runs.lock import RunLock
-from ddpm_lib.runs.status import run_status
+from ddpm_lib.runs.run_status import run_status
 from ddpm_lib.training import ConfigError
 from locations import HELPERS
 from training_helpers import (

@@ -25,10 +25,10 @@ from ddpm_lib.core import files
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs.checkpoint import list_checkpoints
 from ddpm_lib.runs.metrics_file import MetricsFile, write_status
-from ddpm_lib.runs.status import run_status
+from ddpm_lib.runs.run_status import run_status
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training import CheckpointError, ConfigError
-from ddpm_lib.training import trainer as training
+from ddpm_lib.training import prepared_run as training
 from training_helpers import (
     At,
     StopAt,

@@ -278,7 +278,7 @@ def test_a_signal_before_training_begins_leaves_a_word(
     """
     from ddpm_lib import cli
     from ddpm_lib.cli import train
-    from ddpm_lib.training import trainer
+    from ddpm_lib.training import prepared_run
 
     run = tmp_path / "new" / "run"
     if before != "none":
@@ -297,7 +297,7 @@ def test_a_signal_before_training_begins_leaves_a_word(
     place, name = {
         "loading": (cli.importlib, "import_module"),
         "building": (train, "build"),
-        "opening": (trainer, "open_training_data"),
+        "opening": (prepared_run, "open_training_data"),
     }[where]
     monkeypatch.setattr(place, name, ended)
     handler = signal.getsignal(signal.SIGTERM)

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ddpm_lib.core.file_locks import holder
 from ddpm_lib.core.files import write_atomically
-from ddpm_lib.runs.status import is_run, run_status
+from ddpm_lib.runs.run_status import is_run, run_status
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ddpm_lib.core.text import printable, sayable
-from ddpm_lib.runs.status import RunStatus, is_run, no_run, number, run_status, runs_in
+from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_status, runs_in
 
 DESCRIPTION = """How a run stands; without RUN, how all in ./runs stand. The first word is one of
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.evaluation_result import Evaluation, format_score
-from ddpm_lib.runs.status import no_run
+from ddpm_lib.runs.run_status import no_run
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
 BIASED = ("fid", "fd", "sfid", "is", "precision", "recall", "density", "coverage", "copying")

@@ -16,9 +16,9 @@ from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
+from ddpm_lib.runs.network_state import check_weights, load_weights
+from ddpm_lib.runs.run_status import no_run, nothing_saved
 from ddpm_lib.runs.state import STATE, RunState
-from ddpm_lib.runs.status import no_run, nothing_saved
-from ddpm_lib.runs.weights import check_weights, load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

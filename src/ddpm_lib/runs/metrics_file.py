@@ -20,7 +20,7 @@ from ddpm_lib.core.files import (
     write_in_place,
 )
 from ddpm_lib.runs.checkpoint import remove_half_written
-from ddpm_lib.runs.status import parse_row
+from ddpm_lib.runs.run_status import parse_row
 
 
 def _plain(value: Any) -> Any:

@@ -18,8 +18,8 @@ from ddpm_lib.core.paths import another
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import Verify
 from ddpm_lib.runs.names import checkpoint_name, step_of
+from ddpm_lib.runs.run_status import is_run, no_run
 from ddpm_lib.runs.snapshots import FOLDER, Snapshot, combine, gamma_of, list_snapshots
-from ddpm_lib.runs.status import is_run, no_run
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from ddpm_lib.core.paths import another
 from ddpm_lib.core.text import printable
 from ddpm_lib.core.validation import shown
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.runs.run_status import is_run, pictures_in
 from ddpm_lib.runs.state import differences
-from ddpm_lib.runs.status import is_run, pictures_in
 from ddpm_lib.runs.versions import describe_versions
 
 if TYPE_CHECKING:

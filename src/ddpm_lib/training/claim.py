@@ -11,7 +11,7 @@ from ddpm_lib.core.errors import LostProcessError
 from ddpm_lib.runs.lock import RunLock
 from ddpm_lib.runs.metrics_file import check_records, sweep_records
 from ddpm_lib.runs.run_log import RunLog
-from ddpm_lib.runs.status import written_word
+from ddpm_lib.runs.run_status import written_word
 from ddpm_lib.training.recovery import is_lost_process_error
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.nn.memory_format import use_channels_last
-from ddpm_lib.runs.weights import optimizer_tensors
+from ddpm_lib.runs.network_state import optimizer_tensors
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages

@@ -18,9 +18,9 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
+from ddpm_lib.runs.network_state import load_optimizer_tensors, load_weights
 from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
-from ddpm_lib.runs.weights import load_optimizer_tensors, load_weights
 from ddpm_lib.training.callbacks.base import state_of
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.run_config import portable_options

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.files import write_atomically
-from ddpm_lib.runs.status import is_run
+from ddpm_lib.runs.run_status import is_run
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
