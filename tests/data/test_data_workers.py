@@ -18,8 +18,8 @@ from ddpm_lib.data import (
     default_num_workers,
     make_loader,
     open_dataset,
-    workers,
 )
+from ddpm_lib.runtime import limits
 
 BATCHES = [[k, (7 * k) % 40, 39 - k] for k in range(40)]
 
@@ -38,8 +38,8 @@ def machine(tmp_path, monkeypatch):
     for name in ("SLURM_MEM_PER_CPU", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setattr(workers, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(workers, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(limits, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "_PROC", tmp_path / "proc")
 
     def write(path: str, text: str) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,8 @@ from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
-from ddpm_lib.cli.sample import (
-    check_guidance,
-    check_output,
-    label_of,
-    new_folder,
-    refuse_used,
-    steps,
-)
+from ddpm_lib.cli.class_labels import label_of
+from ddpm_lib.cli.sample import check_guidance, check_output, new_folder, refuse_used, steps
 from ddpm_lib.core.text import so_many
 from ddpm_lib.data.decode import Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec

@@ -16,11 +16,12 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cascade import Cascade, stage_seed
 from ddpm_lib.cli import low_res, options
+from ddpm_lib.cli.class_labels import condition
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.core.files import try_writing
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
-from ddpm_lib.process.conditions import class_count, guidable
+from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
 from ddpm_lib.runs.placing import place_network
@@ -314,52 +315,6 @@ def count(command: SampleCommand, small: SmallImages | None) -> int:
     if command.num is not None:
         return command.num
     return len(small.images) if small is not None else 16
-
-
-def condition(loaded: LoadedRun, command: SampleCommand, num: int) -> dict[str, Tensor]:
-    """Return the labels of the images for a class-conditional network.
-
-    Raises:
-        ConfigError: For a class that does not exist, or a class asked of an unconditional network
-            (in a cascade, the other one may know it).
-    """
-    conditioners = loaded.diffusion.conditioners or {}
-    classes = class_count(conditioners)
-    if classes is None and command.base is not None:
-        return {}
-    label = label_of(loaded, command.class_label)
-    if classes is None:
-        return {}
-    if label is None and command.low_res is not None:
-        if conditioners["class_label"].optional:
-            return {}  # of what class the pictures are, only the user knows
-        raise ConfigError(
-            "This network must be told the class of the pictures. Name it with --class-label."
-        )
-    if label is None:
-        return {"class_label": (torch.arange(num) + command.first_index) % classes}
-    return {"class_label": torch.full((num,), label)}
-
-
-def label_of(loaded: LoadedRun, text: str | None) -> int | None:
-    """Return the number of a class given by name or number, None for none.
-
-    Raises:
-        ConfigError: For a class that does not exist, or a class asked of an unconditional network.
-    """
-    if text is None:
-        return None
-    classes = class_count(loaded.diffusion.conditioners)
-    if classes is None:
-        raise ConfigError("--class-label was given, but this network was trained without classes.")
-    names = list(loaded.class_names or [str(i) for i in range(classes)])
-    if text in names:
-        return names.index(text)
-    if text.isdigit() and int(text) < classes:
-        return int(text)
-    from ddpm_lib.core.registry import unknown_name
-
-    raise ConfigError(unknown_name("class", text, names))
 
 
 def new_folder(output_dir: str | None, run: Path, word: str = "draw") -> Path:

@@ -97,8 +97,9 @@ def open_dataset(
         data: "shapes" or None (the built-in `Shapes`); a folder of pictures (recursive; JPEG, PNG,
             WEBP, BMP, TIFF, GIF, PPM); a 🤗 dataset as a local path (`save_to_disk`, parquet), a
             hub name or an object; `.npz`/`.npy` of uint8 images; any torch Dataset of dicts,
-            (image, label) tuples or images (uint8 or PIL; other numbers with `value_range`); a uint8 array
-            (n, h, w, c) or (n, c, h, w), a pair (images, labels) or a dict of arrays; a list of
+            (image, label) tuples or images (uint8 or PIL; other numbers with `value_range`); a
+            uint8 array (n, h, w, c) or (n, c, h, w), a pair (images, labels) or a dict of arrays;
+            a list of
             paths, of pictures or of pairs of those and labels; a pandas table with a column of
             paths or pictures.
         image_size: Side in pixels, or (height, width).

@@ -153,44 +153,7 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         check_fits("parquet files", options)
         return from_parquet(_split_files(_parquet_in(path), split, path), labels, *columns, insist)
     if path.is_file():
-        suffix = path.suffix.lower()
-        if suffix in (".npz", ".npy"):
-            check_fits(f"a {suffix} file", options)
-            return open_npz(path, spec, labels, *columns, insist)
-        if suffix == ".parquet":
-            check_fits("one parquet file", options)
-            return from_parquet([path], labels, *columns, insist)
-        if suffix in TABLES:
-            check_fits("a table of pictures", options)
-            named = whole_paths(path, *columns)
-            if named is not None:
-                check_fits("a table of whole paths", options)
-                files, label, values = named
-                source = PathSource(files, values, Columns(labels, *columns, insist))
-                if source.labels is not None:
-                    source.notes.append(f"labels: column {label!r} of {path.name}")
-                return source
-            try:
-                return _needed(
-                    FolderSource(path.parent, labels, options["frames"], Table(*columns, path)),
-                    insist,
-                )
-            except NoPicturesError:
-                raise ValueError(
-                    f"{written!r} is a table, but no pictures lie below its folder"
-                    f" ({str(path.parent.absolute())!r}), which paths in it start from."
-                ) from None
-        if suffix.encode() in PICTURES:
-            raise ValueError(
-                f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r})."
-            )
-        if suffix == ".json" and path.name == "dataset.json":
-            raise ValueError(
-                f"{written!r} holds labels. Pass the folder that holds it ({str(path.parent)!r})."
-            )
-        raise ValueError(
-            f"{written!r} is no dataset. {way(path) or ''} Pass {LISTED}.".replace("  ", " ")
-        )
+        return _from_file(path, written, spec, options)
     found = (
         sorted(Path(file) for file in glob.glob(str(path), recursive=True))
         if glob.has_magic(written)
@@ -212,6 +175,51 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         check_fits("a 🤗 dataset", options)
         return _from_hf_object(load_by_name(written, path, _nearest(path)), options)
     raise FileNotFoundError(_missing(path, written))
+
+
+def _from_file(path: Path, written: str, spec: DecodeSpec, options: Options) -> Source:
+    from ddpm_lib.data.tables import from_parquet
+
+    labels, insist = options["labels"], options["insist"]
+    columns = options["image_column"], options["label_column"]
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy"):
+        check_fits(f"a {suffix} file", options)
+        return open_npz(path, spec, labels, *columns, insist)
+    if suffix == ".parquet":
+        check_fits("one parquet file", options)
+        return from_parquet([path], labels, *columns, insist)
+    if suffix in TABLES:
+        check_fits("a table of pictures", options)
+        named = whole_paths(path, *columns)
+        if named is not None:
+            check_fits("a table of whole paths", options)
+            files, label, values = named
+            source = PathSource(files, values, Columns(labels, *columns, insist))
+            if source.labels is not None:
+                source.notes.append(f"labels: column {label!r} of {path.name}")
+            return source
+        try:
+            return _needed(
+                FolderSource(path.parent, labels, options["frames"], Table(*columns, path)),
+                insist,
+            )
+        except NoPicturesError:
+            raise ValueError(
+                f"{written!r} is a table, but no pictures lie below its folder"
+                f" ({str(path.parent.absolute())!r}), which paths in it start from."
+            ) from None
+    if suffix.encode() in PICTURES:
+        raise ValueError(
+            f"{written!r} is one picture. Pass the folder that holds it ({str(path.parent)!r})."
+        )
+    if suffix == ".json" and path.name == "dataset.json":
+        raise ValueError(
+            f"{written!r} holds labels. Pass the folder that holds it ({str(path.parent)!r})."
+        )
+    raise ValueError(
+        f"{written!r} is no dataset. {way(path) or ''} Pass {LISTED}.".replace("  ", " ")
+    )
 
 
 def _may_be_hub_name(written: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -191,3 +192,47 @@ class Layer(nn.Module):
         """Map x (b, width_in, *spatial) to (b, width_out, *spatial)."""
         x = self.res(x, emb)
         return x if self.attn is None else self.attn(x)
+
+
+class ResolutionLevel(nn.Module):
+    """The layers of one resolution, and the change to the next resolution.
+
+    Args:
+        layers: Layers at this resolution.
+        resample: The change of resolution behind them; None at the end of a path.
+    """
+
+    def __init__(self, layers: Iterable[Layer], resample: Resampler | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.resample = resample
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution.
+
+    Args:
+        width: Number of channels.
+        heads: Number of attention heads; None for no attention.
+        normed: Whether attention has a normalisation in front.
+        settings: What all blocks share.
+    """
+
+    def __init__(
+        self, width: int, heads: int | None, normed: bool, settings: BlockSettings
+    ) -> None:
+        super().__init__()
+        self.res1 = ResBlock(width, width, settings)
+        self.attn = (
+            None
+            if heads is None
+            else Attention(width, heads, settings.norm(width) if normed else None)
+        )
+        self.res2 = ResBlock(width, width, settings)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map x (b, width, *spatial) to the same shape."""
+        x = self.res1(x, emb)
+        if self.attn is not None:
+            x = self.attn(x)
+        return self.res2(x, emb)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -16,15 +16,15 @@ from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.options import takes_plain
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.nn import _checks as checks
-from ddpm_lib.nn.attention import Attention
 from ddpm_lib.nn.blocks import (
     BlockSettings,
     Direction,
     DownPadding,
     Layer,
+    Middle,
     Resample,
     Resampler,
-    ResBlock,
+    ResolutionLevel,
     TimeConditioning,
     zeroed,
 )
@@ -37,50 +37,6 @@ from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.summary import Summary, summarize
 
 MidAttention = Literal["norm", "no_norm", "none"]
-
-
-class ResolutionLevel(nn.Module):
-    """The layers of one resolution, and the change to the next resolution.
-
-    Args:
-        layers: Layers at this resolution.
-        resample: The change of resolution behind them; None at the end of a path.
-    """
-
-    def __init__(self, layers: Iterable[Layer], resample: Resampler | None) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.resample = resample
-
-
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution.
-
-    Args:
-        width: Number of channels.
-        heads: Number of attention heads; None for no attention.
-        normed: Whether attention has a normalisation in front.
-        settings: What all blocks share.
-    """
-
-    def __init__(
-        self, width: int, heads: int | None, normed: bool, settings: BlockSettings
-    ) -> None:
-        super().__init__()
-        self.res1 = ResBlock(width, width, settings)
-        self.attn = (
-            None
-            if heads is None
-            else Attention(width, heads, settings.norm(width) if normed else None)
-        )
-        self.res2 = ResBlock(width, width, settings)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map x (b, width, *spatial) to the same shape."""
-        x = self.res1(x, emb)
-        if self.attn is not None:
-            x = self.attn(x)
-        return self.res2(x, emb)
 
 
 class Unet(nn.Module):

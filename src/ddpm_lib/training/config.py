@@ -30,6 +30,35 @@ _BUILT_HERE = {
 """Options for which other libraries take an object."""
 
 
+_AT_LEAST = {
+    "max_steps": 1,
+    "accumulation_steps": 1,
+    "warmup_steps": 0,
+    "val_every": 0,
+    "val_max_images": 1,
+    "log_every": 1,
+    "save_every": 1,
+    "keep_last": 2,
+    "sample_every": 0,
+    "sample_count": 1,
+    "sample_steps": 1,
+    "seed": 0,
+    "max_nonfinite": 1,
+    "posthoc_every": 1,
+    "max_pixels": 1,
+}
+_POSITIVE = (
+    "learning_rate",
+    "adam_eps",
+    "max_grad_norm",
+    "max_hours",
+    "ema_power",
+    "cache_limit_mb",
+    "process_timeout_minutes",
+    "stall_minutes",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Options of `Trainer`; every one is also a flag of `ddpm train` and a key of its config file.
@@ -239,39 +268,13 @@ class TrainingConfig:
         self._check_together()
 
     def _check_ranges(self) -> None:
-        at_least = {
-            "max_steps": 1,
-            "accumulation_steps": 1,
-            "warmup_steps": 0,
-            "val_every": 0,
-            "val_max_images": 1,
-            "log_every": 1,
-            "save_every": 1,
-            "keep_last": 2,
-            "sample_every": 0,
-            "sample_count": 1,
-            "sample_steps": 1,
-            "seed": 0,
-            "max_nonfinite": 1,
-            "posthoc_every": 1,
-            "max_pixels": 1,
-        }
+        at_least = dict(_AT_LEAST)
         if self.batch_size != "auto":
             at_least["batch_size"] = 1
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}.")
-        positive = (
-            "learning_rate",
-            "adam_eps",
-            "max_grad_norm",
-            "max_hours",
-            "ema_power",
-            "cache_limit_mb",
-            "process_timeout_minutes",
-            "stall_minutes",
-        )
-        for name in positive:
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} must be a positive finite number; got {value}.")
