@@ -157,7 +157,7 @@ def test_interrupting_the_kernel_saves_and_returns_and_training_continues(
     )
     (saved,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert saved.name == f"step-{int(kernel.value('trainer.step')):09d}"
-    assert 3 <= verify(saved)["step"] < 100
+    assert 3 <= verify(saved).state.step < 100
 
     assert (
         kernel.finish(kernel.start("Slow.seconds = 0\nresult = trainer.train()"))["status"] == "ok"

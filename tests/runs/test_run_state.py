@@ -16,6 +16,7 @@ from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import list_checkpoints, verify
 from ddpm_lib.runs.loading import find_checkpoints, load_run
 from ddpm_lib.runs.state import DataDescription, Difference, RunState, differences
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import CheckpointError, ConfigError
 from ddpm_lib.training.agreement import check_ranks_agree
 from ddpm_lib.training.results import TrainingResult
@@ -129,7 +130,7 @@ def test_values_that_read_like_our_words_are_shown_as_they_are(
     monkeypatch.setattr("accelerate.utils.gather_object", gathered)
     words = r"options\.output_dir: 'now' on process 0, 'in the checkpoint now' on process 1\n"
     with pytest.raises(ConfigError, match=words):
-        check_ranks_agree(trainer.config, trainer.diffusion, 2)
+        check_ranks_agree(trainer.config, trainer.diffusion, Processes(0, 2))
 
 
 def test_the_exit_code_does_not_hang_on_words() -> None:
