@@ -292,6 +292,7 @@ def test_a_compiler_that_fails_is_named(fresh, monkeypatch, tmp_path, caplog):
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @needs_kernel
 def test_processes_that_compile_at_once_share_one_file(tmp_path: Path):
     code = "from ddpm_lib.nn.kernels import library; assert library() is not None"

@@ -73,6 +73,7 @@ def never_closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_the_largest_batch(never_closed: Path) -> None:
     """Both take what the second can."""
     a, b = reports(never_closed)
@@ -203,6 +204,7 @@ def test_two_ranks_draw_a_cascade(two_ranks: Path, tmp_path: Path) -> None:
     )  # rounding of the first stage, seen by the second
 
 
+@pytest.mark.slow
 def test_notebook_launcher(tmp_path: Path) -> None:
     command = [sys.executable, str(HELPERS / "run_notebook_launcher.py"), str(tmp_path)]
     subprocess.run(

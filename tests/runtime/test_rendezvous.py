@@ -90,6 +90,7 @@ accelerator.state.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_a_restart_meets_at_the_first_attempt(tmp_path: Path) -> None:
     (tmp_path / "meet.py").write_text(PROGRAM)
     command = [

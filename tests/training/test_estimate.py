@@ -189,6 +189,7 @@ def test_command(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_processes_are_measured_together() -> None:
     flags = ["shapes", *TINY, "--batch-size", "auto", "--probe-steps", "2", "--json"]
     done = torchrun("-m", "ddpm_lib.cli", "estimate", *flags)
