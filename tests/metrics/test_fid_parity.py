@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,10 @@ def test_without_internet_the_error_says_what_to_bring(
 def test_downloads_are_checked_before_they_are_kept(
     places: dict[str, Path], content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with monkeypatch.context() as before, pytest.raises(OSError):
+        before.setenv("http_proxy", "http://127.0.0.1:9")
+        urllib.request.urlopen("http://example.invalid", timeout=5)  # keeps this proxy for ever
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)

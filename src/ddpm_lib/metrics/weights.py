@@ -206,7 +206,8 @@ def fetch_weights(
 
 
 def _download(url: str, part: Path, size: int, progress: Callable[[int, int], None] | None) -> None:
-    with urllib.request.urlopen(url, timeout=20) as answer, part.open("wb") as file:
+    opener = urllib.request.build_opener()  # urlopen keeps the proxies of its first call for ever
+    with opener.open(url, timeout=20) as answer, part.open("wb") as file:
         done = 0
         while block := answer.read(1 << 20):
             file.write(block)
