@@ -24,10 +24,10 @@ import tyro
 from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion, Trainer
+from ddpm_lib.core.plots import need_matplotlib, plot_points
 from ddpm_lib.data import Toy, toy_points, values_to_points
 from ddpm_lib.metrics.distances import energy_distance, histogram_kl, sliced_wasserstein
 from ddpm_lib.nn import MLP
-from ddpm_lib.plots import need_matplotlib, plot_points
 from ddpm_lib.samplers import make_sampler, sample_loop
 from ddpm_lib.spacing import sampling_levels
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from command_line import DRAW, TINY, ddpm, error_of
 from ddpm_lib import load_run
-from ddpm_lib.cascade import Stage, sample_cascade
 from ddpm_lib.images import to_uint8
+from ddpm_lib.process.cascade import Stage, sample_cascade
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion
+from ddpm_lib.core.plots import plot_points
 from ddpm_lib.data import TOYS, Toy, points_to_values, toy_points, values_to_points
 from ddpm_lib.data.toys import Curves, Mixture
 from ddpm_lib.metrics.distances import energy_distance
 from ddpm_lib.nn import MLP, NETWORKS
-from ddpm_lib.plots import plot_points
 from training_helpers import tiny_trainer
 
 SMOOTH = [name for name, toy in TOYS.items() if isinstance(toy, Mixture | Curves)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm_lib import GaussianDiffusion, Unet
-from ddpm_lib.cascade import Cascade, Stage, sample_cascade, stage_seed
+from ddpm_lib.process.cascade import Cascade, Stage, sample_cascade, stage_seed
 from ddpm_lib.training.sampling import sample_shared
 
 SMALL = {"dim": 8, "dim_mults": (1, 2), "blocks_per_level": 1}

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import ddpm_lib
 from ddpm_lib import GaussianDiffusion, Unet
-from ddpm_lib.cascade import Stage
 from ddpm_lib.guidance import ClassLogProb
 from ddpm_lib.nn import LowRes
 from ddpm_lib.process import editing, encoding, likelihood, loss, sampling
+from ddpm_lib.process.cascade import Stage
 from ddpm_lib.process.conditions import class_count, find_conditioner, guidable
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.plan import (

@@ -18,9 +18,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion, Unet
-from ddpm_lib.cascade import Cascade
 from ddpm_lib.core import keys
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.process.cascade import Cascade
 from ddpm_lib.process.likelihood import dequantise
 from ddpm_lib.process.network_calls import call_network
 from ddpm_lib.process.noising import assignment

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddpm_lib.core.files import write_atomically
-from ddpm_lib.plots import need_matplotlib
+from ddpm_lib.core.plots import need_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

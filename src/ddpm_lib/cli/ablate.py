@@ -12,7 +12,7 @@ import yaml
 from ddpm_lib.ablation import ablate
 from ddpm_lib.cli import arguments, options
 from ddpm_lib.cli.train import missing_data
-from ddpm_lib.plots import need_matplotlib
+from ddpm_lib.core.plots import need_matplotlib
 from ddpm_lib.training import ConfigError
 
 DESCRIPTION = (

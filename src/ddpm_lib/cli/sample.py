@@ -14,13 +14,13 @@ import tyro
 from torch import Tensor
 
 from ddpm_lib import images as pictures
-from ddpm_lib.cascade import Cascade, stage_seed
 from ddpm_lib.cli import low_res, options
 from ddpm_lib.cli.class_labels import condition
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.core.files import try_writing
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.process.cascade import Cascade, stage_seed
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run

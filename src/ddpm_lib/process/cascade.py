@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core import keys
-from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import LowRes
 from ddpm_lib.process.conditions import check_names, find_conditioner
+from ddpm_lib.process.interface import Process
 from ddpm_lib.process.plan import SamplingPlan
 from ddpm_lib.process.sampling import draw
 from ddpm_lib.samplers import Sampler, make_sampler
@@ -35,7 +35,7 @@ class Stage:
             network's low_res_max_noise. It hides where they differ from real ones; None for none.
     """
 
-    diffusion: GaussianDiffusion
+    diffusion: Process
     sampler: str | Sampler = "ddim"
     num_steps: int | None = None
     spacing: str | Sequence[float] = "trailing"
@@ -104,7 +104,7 @@ class Cascade:
         >>> Cascade([Stage(base, "ddim", 50), enlarge]).sample(16)              # doctest: +SKIP
     """
 
-    def __init__(self, stages: Sequence[GaussianDiffusion | Stage]) -> None:
+    def __init__(self, stages: Sequence[Process | Stage]) -> None:
         self.stages = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
         if not self.stages:
             raise ValueError("A cascade needs at least one process; got none.")
@@ -126,12 +126,12 @@ class Cascade:
     @property
     def channels(self) -> int:
         """Channels of the images."""
-        return self.stages[-1].diffusion.channels
+        return self.stages[-1].size[0]
 
     @property
     def image_size(self) -> tuple[int, ...]:
         """Size of the images that the last stage makes."""
-        return self.stages[-1].diffusion.image_size
+        return self.stages[-1].size[1:]
 
     def sample(
         self,
@@ -234,7 +234,7 @@ def stage_seed(seed: int, number: int) -> int:
 
 
 def sample_cascade(
-    stages: Sequence[GaussianDiffusion | Stage],
+    stages: Sequence[Process | Stage],
     n: int | None = None,
     *,
     cond: Mapping[str, Any] | None = None,

@@ -1,0 +1,1 @@
+"""Folders that hold a model as the Hugging Face hub does, and the hub itself."""
