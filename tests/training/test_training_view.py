@@ -19,9 +19,6 @@ from training_helpers import tiny_trainer
 WHOLE_RUN = {"Trainer", "PreparedRun", "RunContext", "Rehearsal"}
 """Types that hold everything."""
 
-TAKE_IT_STILL = {"training/resume.py"}
-"""Rooms whose functions are still to be given values; to be emptied, never to grow."""
-
 SOURCE = Path(ddpm_lib.__file__).parent
 CALLBACKS = [
     *(SOURCE / "training" / "callbacks").glob("*.py"),
@@ -71,7 +68,7 @@ def test_no_function_takes_the_trainer_but_callbacks() -> None:
                 whole = types & WHOLE_RUN or (arg.arg == "trainer" and path not in CALLBACKS)
                 if whole:
                     found.add(name)
-    assert found == TAKE_IT_STILL
+    assert found == set()
 
 
 def test_nobody_writes_a_private_attribute_of_another() -> None:

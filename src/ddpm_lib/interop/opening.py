@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import pickle  # noqa: TID251 - for its exception alone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.foreign import read_tensors
 from ddpm_lib.core.tensor_files import load_tensors
 from ddpm_lib.core.text import printable
 from ddpm_lib.interop.imported import Opened
-
-_ZIP = b"PK\x03\x04"
 
 
 def open_foreign(path: str | Path) -> Opened:
@@ -69,13 +65,6 @@ def _read_file(path: Path) -> Any:
     if not head:
         raise CheckpointError(f"{path} is empty.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=head[:4] == _ZIP)  # noqa: TID251
-    except (pickle.UnpicklingError, EOFError) as error:
-        why = printable(error).splitlines()[0][:200]
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain values, or is damaged; nothing of it was"
-            f" executed ({why})."
-        ) from error
-    except (RuntimeError, ValueError, OSError) as error:
-        why = printable(error).splitlines()[0][:200]
-        raise CheckpointError(f"{path} cannot be read as weights ({why}).") from error
+        return read_tensors(path)
+    except ValueError as error:
+        raise CheckpointError(printable(error)) from error

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lib.core.foreign import read_tensors
 from ddpm_lib.core.registry import Registry
-from ddpm_lib.metrics.foreign import read_tensors
 from ddpm_lib.metrics.weights import (
     WEIGHTS,
     MissingWeightsError,

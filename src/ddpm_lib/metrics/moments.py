@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.files import open_own, write_aside
-from ddpm_lib.metrics.foreign import read_tensors
+from ddpm_lib.core.foreign import read_tensors
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 
 _NAMES = (("mu", "sigma"), ("m1", "s1"), ("m", "s"), ("mean", "cov"))

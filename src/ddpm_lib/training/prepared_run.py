@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.names import step_of
-from ddpm_lib.runs.state import RunState
+from ddpm_lib.runs.state import DataDescription, RunState
+from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import OwnState, in_own_state
 from ddpm_lib.runtime.processes import Processes
@@ -18,7 +19,7 @@ from ddpm_lib.training.agreement import check_output_dir, check_process, check_r
 from ddpm_lib.training.auto_batch import Trial, find_batch_size, kept_batch_size
 from ddpm_lib.training.batches import BatchPlan
 from ddpm_lib.training.callbacks import default_callbacks
-from ddpm_lib.training.callbacks.base import Callback, check_callbacks
+from ddpm_lib.training.callbacks.base import Callback, check_callbacks, state_of
 from ddpm_lib.training.callbacks.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks.rows import TrainingRows
 from ddpm_lib.training.config import TrainingConfig
@@ -26,9 +27,19 @@ from ddpm_lib.training.context import RunContext, TrainingData
 from ddpm_lib.training.going_back import set_aside, wanted_step
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.randomness import StepRandomness
-from ddpm_lib.training.resume import describe_run, find_checkpoint, restore, shards_of_run
-from ddpm_lib.training.run_config import absolute_source, write_run_config
-from ddpm_lib.training.same_data import fraction_held_out, write_data_index
+from ddpm_lib.training.resume import (
+    check_same_network,
+    check_same_order,
+    describe_model,
+    find_checkpoint,
+    named,
+    restore_learner,
+    restore_small_states,
+    say_versions,
+    shards_of_run,
+)
+from ddpm_lib.training.run_config import absolute_source, portable_options, write_run_config
+from ddpm_lib.training.same_data import describe_dataset, fraction_held_out, write_data_index
 from ddpm_lib.training.sampling import check_grids
 from ddpm_lib.training.saving import check_space
 from ddpm_lib.training.sources import (
@@ -115,7 +126,7 @@ class PreparedRun(RunContext):
         if checkpoint is not None:
             self._restore(checkpoint)
             self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
-        self.say(describe_run(self))
+        self.say(self._described())
         self._prepared = True
 
     def _with_batch_size(self, saved: RunState | None) -> TrainingConfig:
@@ -145,9 +156,57 @@ class PreparedRun(RunContext):
         check_ranks_agree(config, self.diffusion, self.ranks)
         self._met = True
 
+    def _data_description(self) -> DataDescription:
+        """Return what identifies the training data."""
+        validation = self.held_out if self.config.val_data is not None else None
+        return describe_dataset(self.dataset, self.source_name, self.held_fraction, validation)
+
+    def _run_state(self) -> RunState:
+        """Collect everything but the tensors; on every rank, as callbacks may need all of them."""
+        scaler, config = self.accelerator.scaler, self.config
+        return RunState(
+            **self.progress.state_dict(),
+            seed=config.seed,
+            batch_size=config.images_per_step,
+            shards=self.randomness.shards,
+            model=describe_model(self.diffusion.model),
+            diffusion=self.diffusion.config,
+            data=self._data_description().to_json(),
+            ema_decay=list(config.ema_decay),
+            training=portable_options(config),
+            callbacks={name: state_of(c, self) for name, c in named(self.callbacks).items()},
+            guard=self.guard.state_dict(),
+            scaler=scaler.state_dict() if scaler is not None else None,
+            versions=describe_versions(),
+        )
+
+    def _described(self) -> str:
+        """Say in one line what is trained, on what, how and where."""
+        plan, held_out = self.plan, self.held_out
+        precision = "float32" if self.precision == "no" else self.precision
+        parameters = sum(p.numel() for p in self.diffusion.model.parameters())
+        shared = f"{self.processes} processes, {plan.per_process} each"
+        ranks = shared if self.processes > 1 else "one process"
+        kept = f", {len(held_out):,} held out" if held_out is not None else ""
+        layout = " in channels_last" if self.channels_last else ""
+        micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
+        return (
+            f"Training {parameters / 1e6:.2f} M parameters on {len(self.dataset):,} images{kept};"
+            f" batch {self.config.images_per_step} ({ranks}{micro}), {precision}{layout} on"
+            f" {self.device}; run directory {self.output_dir}."
+        )
+
     def _restore(self, checkpoint: VerifiedCheckpoint) -> None:
-        restore(self, checkpoint)
-        self.last_checkpoint = checkpoint.path
+        """Load a verified checkpoint into the run."""
+        state, path = checkpoint.state, checkpoint.path
+        data = TrainingData(self.dataset, self.held_out, self.held_fraction)
+        check_same_network(self.diffusion, state, path)
+        check_same_order(self.config, data, self._data_description(), checkpoint, self.say)
+        self.progress.load_state_dict(state.to_json())
+        restore_learner(self.learner, checkpoint, self.say)
+        restore_small_states(state, path, self.accelerator.scaler, self.guard, self.callbacks)
+        say_versions(state.versions, self.device, self.say)
+        self.last_checkpoint = path
 
     def _load_newer_checkpoint(self) -> None:
         """Go on from what another process has trained since this one last looked, if anything."""

@@ -1,4 +1,4 @@
-"""What a run is made of, how that is saved, and whether a checkpoint belongs to it."""
+"""Which checkpoint a run goes on from, whether it belongs to the run, and how its parts take it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.network_state import load_optimizer_tensors, load_weights
 from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
-from ddpm_lib.training.callbacks.base import state_of
 from ddpm_lib.training.going_back import back_to, wanted_step
-from ddpm_lib.training.run_config import portable_options
 from ddpm_lib.training.same_data import (
     contents_unknown,
     data_changes,
-    describe_dataset,
     fraction_held_out,
     read_data_index,
 )
@@ -36,7 +33,10 @@ if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.callbacks.base import Callback
     from ddpm_lib.training.config import TrainingConfig
-    from ddpm_lib.training.context import RunContext
+    from ddpm_lib.training.context import TrainingData
+    from ddpm_lib.training.ema import WeightAverages
+    from ddpm_lib.training.learner import Learner
+    from ddpm_lib.training.nonfinite import NonFiniteGuard
 
 _NO_OTHER_NETWORK = {"model.config.gradient_checkpointing"}
 """Settings that may change: recomputing activations changes the memory, not the network."""
@@ -45,52 +45,6 @@ _NO_OTHER_NETWORK = {"model.config.gradient_checkpointing"}
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Return the class and the arguments of a network, for rebuilding and comparing."""
     return {"class": type(model).__name__, "config": getattr(model, "config", None)}
-
-
-def describe_data(run: RunContext) -> DataDescription:
-    """Return what identifies the training data."""
-    validation = run.held_out if run.config.val_data is not None else None
-    return describe_dataset(run.dataset, run.source_name, run.held_fraction, validation)
-
-
-def describe_run(run: RunContext) -> str:
-    """Say in one line what is trained, on what, how and where."""
-    plan, config, held_out = run.plan, run.config, run.held_out
-    precision = "float32" if run.precision == "no" else run.precision
-    parameters = sum(p.numel() for p in run.diffusion.model.parameters())
-    ranks = (
-        f"{run.processes} processes, {plan.per_process} each"
-        if run.processes > 1
-        else "one process"
-    )
-    kept = f", {len(held_out):,} held out" if held_out is not None else ""
-    layout = " in channels_last" if run.channels_last else ""
-    micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
-    return (
-        f"Training {parameters / 1e6:.2f} M parameters on {len(run.dataset):,} images{kept}; batch"
-        f" {config.images_per_step} ({ranks}{micro}), {precision}{layout} on {run.device}; run"
-        f" directory {run.output_dir}."
-    )
-
-
-def run_state(run: RunContext) -> RunState:
-    """Collect everything but the tensors; on every rank, as callbacks may need all of them."""
-    scaler = run.accelerator.scaler
-    return RunState(
-        **run.progress.state_dict(),
-        seed=run.config.seed,
-        batch_size=run.config.images_per_step,
-        shards=run.randomness.shards,
-        model=describe_model(run.diffusion.model),
-        diffusion=run.diffusion.config,
-        data=describe_data(run).to_json(),
-        ema_decay=list(run.config.ema_decay),
-        training=portable_options(run.config),
-        callbacks={name: state_of(c, run) for name, c in named(run.callbacks).items()},
-        guard=run.guard.state_dict(),
-        scaler=scaler.state_dict() if scaler is not None else None,
-        versions=describe_versions(),
-    )
 
 
 def named(callbacks: list[Callback]) -> dict[str, Callback]:
@@ -218,20 +172,34 @@ def check_same_network(diffusion: GaussianDiffusion, state: RunState, path: Path
         )
 
 
-def check_same_order(run: RunContext, state: RunState, path: Path) -> None:
+def check_same_order(
+    config: TrainingConfig,
+    data: TrainingData,
+    described: DataDescription,
+    checkpoint: VerifiedCheckpoint,
+    say: Callable[[str], None],
+) -> None:
     """Refuse a checkpoint of other data, batch size or seed, unless that is overridden.
+
+    Args:
+        config: The options, with a number for batch_size.
+        data: The images of the run.
+        described: What identifies them.
+        checkpoint: The checkpoint.
+        say: Gets a line for each difference that is overridden.
 
     Raises:
         ConfigError: Listing what differs.
     """
-    config, described, held = run.config, state.trained_on, fraction_held_out(state)
-    index = read_data_index(run.output_dir)
-    lines = data_changes(run.dataset, run.held_fraction, described, held, index)
-    validated, validates = described.val_fingerprint, describe_data(run).val_fingerprint
+    state, path = checkpoint.state, checkpoint.path
+    trained_on, held = state.trained_on, fraction_held_out(state)
+    index = read_data_index(checkpoint.run)
+    lines = data_changes(data.dataset, data.held_fraction, trained_on, held, index)
+    validated, validates = trained_on.val_fingerprint, described.val_fingerprint
     if validated and validates and validated != validates:
         other = "val_data: other images than those that this run was validated on"
         lines.append(f"{other}, so that its curve would break")
-    unknown = contents_unknown(run.dataset, described) if not lines else None
+    unknown = contents_unknown(data.dataset, trained_on) if not lines else None
     changes = state.differences(batch_size=config.images_per_step, seed=config.seed)
     lines += [change.worded() for change in changes]
     if lines and not config.override:
@@ -239,85 +207,103 @@ def check_same_order(run: RunContext, state: RunState, path: Path) -> None:
             f"{path} was trained on other data or with another order:\n  "
             + "\n  ".join(lines)
             + f"\nSet {option('override', True)} to go on all the same, or use "
-            + f"{another(run.output_dir)}."
+            + f"{another(checkpoint.run)}."
         )
     for line in lines:
-        run.say(f"Continuing although {line}.")
+        say(f"Continuing although {line}.")
     if unknown:
-        run.say(unknown)
+        say(unknown)
 
 
-def restore(run: RunContext, checkpoint: VerifiedCheckpoint) -> None:
-    """Load a verified checkpoint into the run."""
-    state, path = checkpoint.state, checkpoint.path
-    check_same_network(run.diffusion, state, path)
-    check_same_order(run, state, path)
-    diffusion, read = run.diffusion, checkpoint.read_tensors
+def restore_learner(
+    learner: Learner, checkpoint: VerifiedCheckpoint, say: Callable[[str], None]
+) -> None:
+    """Load weights, moments and averages; averages that the checkpoint lacks start from the
+    weights.
+    """
+    path, read, diffusion = checkpoint.path, checkpoint.read_tensors, learner.diffusion
     load_weights(diffusion.model, read("model"), str(path))
     if diffusion.uncertainty is not None:
         load_weights(diffusion.uncertainty, read("uncertainty"), str(path))
-    load_optimizer_tensors(run.optimizer, diffusion, read("optimizer"))
-    run.progress.load_state_dict(state.to_json())
-    _restore_averages(run, checkpoint)
-    run.posthoc.restore(checkpoint)
-    _restore_parts(run, state, path)
-    _say_versions(run, state.versions)
+    load_optimizer_tensors(learner.optimizer, diffusion, read("optimizer"))
+    _restore_averages(learner.ema, checkpoint, say)
+    learner.posthoc.restore(checkpoint)
 
 
-def _restore_averages(run: RunContext, checkpoint: VerifiedCheckpoint) -> None:
-    """Load the averages that are still kept; new ones start from the weights."""
-    kept, wanted = checkpoint.state.ema_decay, run.config.ema_decay
+def _restore_averages(
+    ema: WeightAverages | None, checkpoint: VerifiedCheckpoint, say: Callable[[str], None]
+) -> None:
+    kept = checkpoint.state.ema_decay
+    wanted = [] if ema is None else list(ema.decays)
     lost = [d for d in kept if d not in wanted]
     if lost:
-        run.say(
+        say(
             f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not"
             " name it."
         )
-    if run.ema is None:
+    if ema is None:
         return
     new = [d for d in wanted if d not in kept]
     if new:
         names = ", ".join(map(str, new))
-        lacking = f"The checkpoint has no EMA of decay {names}"
-        run.say(f"{lacking}: it starts from the current weights.")
+        say(f"The checkpoint has no EMA of decay {names}: it starts from the current weights.")
     averages = checkpoint.read_tensors("ema") if kept else {}
     floats = {name: tensor for name, tensor in averages.items() if tensor.is_floating_point()}
     broken = next((name for name, v in floats.items() if not bool(v.isfinite().all())), None)
     if broken is not None:
-        run.say(
+        say(
             f"The average {broken} in {checkpoint.path.name} holds NaN or infinite values and will "
             "not recover: samples need --weights model. To go back to an older checkpoint: "
             "--resume STEP."
         )
-    run.ema.load_tensors(averages)
-    run.ema.set_step(run.step)
+    ema.load_tensors(averages)
+    ema.set_step(checkpoint.state.step)
 
 
-def _say_versions(run: RunContext, saved: dict[str, Any]) -> None:
-    """Say what of the surroundings is not as it was."""
+def say_versions(saved: dict[str, Any], device: torch.device, say: Callable[[str], None]) -> None:
+    """Say what of the surroundings is not as it was.
+
+    Args:
+        saved: The versions that a checkpoint notes.
+        device: Where the run trains now.
+        say: Gets a line for each difference.
+    """
     threads, version = saved.get("threads"), saved.get("ddpm-lib")
     if version != (own := describe_versions()["ddpm-lib"]):
-        run.say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
-    if run.device.type == "cpu" and threads != torch.get_num_threads():
-        run.say(
+        say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
+    if device.type == "cpu" and threads != torch.get_num_threads():
+        say(
             f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up"
             " to rounding, not bitwise."
         )
 
 
-def _restore_parts(run: RunContext, state: RunState, path: Path) -> None:
+def restore_small_states(
+    state: RunState,
+    path: Path,
+    scaler: Any,
+    guard: NonFiniteGuard,
+    callbacks: list[Callback],
+) -> None:
     """Hand the small states over to their parts.
+
+    Args:
+        state: Of the checkpoint.
+        path: The checkpoint.
+        scaler: The gradient scaler, None without one.
+        guard: The guard against NaN.
+        callbacks: All of the run.
 
     Raises:
         CheckpointError: Naming the part that cannot use its state.
     """
     name = "scaler"
     try:
-        if state.scaler is not None and run.accelerator.scaler is not None:
-            run.accelerator.scaler.load_state_dict(state.scaler)
+        if state.scaler is not None and scaler is not None:
+            scaler.load_state_dict(state.scaler)
         name = "guard"
-        run.guard.load_state_dict(state.guard or {})
-        for name, callback in named(run.callbacks).items():
+        guard.load_state_dict(state.guard or {})
+        for name, callback in named(callbacks).items():
             callback.load_state_dict(state.callbacks.get(name, {}))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -40,7 +40,6 @@ from ddpm_lib.training.recovery import (
     translate_lost_process_errors,
 )
 from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
-from ddpm_lib.training.resume import run_state
 from ddpm_lib.training.sampling import default_condition, sample_shared
 from ddpm_lib.training.saving import RunCheckpoints
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, reason_to_stop
@@ -324,7 +323,7 @@ class Trainer(PreparedRun):
         self.watchdog.mark(self.step, "saving")
         self.progress.read_clock()
         self._wait_for_save()
-        state = run_state(self).to_json()  # callbacks may need all ranks for their state
+        state = self._run_state().to_json()  # callbacks may need all ranks for their state
         self.checkpoints.save(self.step, self.learner, state)
         if not self.config.save_async:
             self._wait_for_save()

@@ -5,6 +5,7 @@ but tensors and arrays.
 from __future__ import annotations
 
 import importlib
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,18 @@ def read_tensors(path: str | Path) -> Any:
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    except (RuntimeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is damaged or no file of tensors: {str(error).splitlines()[0]}"
-        ) from None
+    except (
+        RuntimeError,
+        EOFError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is damaged or no file of tensors: {why}") from None
     except Exception as error:
         if type(error).__name__ != "UnpicklingError":
             raise
