@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ddpm_lib.nn import Unet
 from ddpm_lib.nn.embeddings import sinusoids
+from published_networks import PublishedNetwork
 from unet_weights import convert
 
 HO = {"time_conditioning": "add", "heads": 1, "blocks_per_level": 1}
@@ -113,23 +111,6 @@ CASES = {
 PEER = {"guided_diffusion_pool_legacyattn": "improved_diffusion"}
 
 
-class Fixture:
-    def __init__(self, folder, name: str) -> None:
-        tensors = load_file(folder / f"{name}.safetensors")
-        self.values = json.loads((folder / f"{name}.json").read_text())["values"]
-        scale = self.values["weight_scale"]
-        self.tensors = {k: v for k, v in tensors.items() if not k.startswith("weights")}
-        self.state = {
-            k.removeprefix("weights_q/"): v.double() * scale[k.removeprefix("weights_q/")]
-            for k, v in tensors.items()
-            if k.startswith("weights_q/")
-        } | {
-            k.removeprefix("weights/"): v.double()
-            for k, v in tensors.items()
-            if k.startswith("weights/")
-        }
-
-
 class Table(torch.nn.Module):
     """pytorch-ddpm keeps its sinusoids as a float32 table in the checkpoint."""
 
@@ -143,7 +124,7 @@ class Table(torch.nn.Module):
 
 
 def restore(shared, name: str):
-    fixture = Fixture(shared / "fixtures" / "D_unets", name)
+    fixture = PublishedNetwork(shared / "fixtures" / "D_unets", name)
     peer = PEER.get(name) or next(
         p
         for p in ("improved_diffusion", "guided_diffusion", "tqch", "pytorch_ddpm", "diffusers")

@@ -13,17 +13,24 @@ TimeOrder = Literal["cos_sin", "sin_cos", "interleaved"]
 """Order of the sinusoids: all cosines first, all sines first, or sine and cosine by turns."""
 
 
-def sinusoids(t: Tensor, dim: int, order: TimeOrder = "cos_sin", freq_shift: int = 0) -> Tensor:
+def sinusoids(
+    t: Tensor,
+    dim: int,
+    order: TimeOrder = "cos_sin",
+    freq_shift: int = 0,
+    base: float = 10_000.0,
+) -> Tensor:
     """Embed times as sinusoids of geometrically spaced frequencies.
 
-    ω_i = 10000^(−i/(dim/2 − shift)), i = 0 … dim/2 − 1 (Vaswani et al. 2017, §3.5; Ho et al. 2020
+    ω_i = base^(−i/(dim/2 − shift)), i = 0 … dim/2 − 1 (Vaswani et al. 2017, §3.5; Ho et al. 2020
     use shift 1).
 
     Args:
         t: Times, floating point, shape (b,). The computation is done in its dtype.
         dim: Number of sinusoids, even.
         order: "cos_sin", "sin_cos" or "interleaved" (sin, cos, sin, cos, …).
-        freq_shift: 0 or 1; 1 makes the last frequency exactly 1/10000.
+        freq_shift: 0 or 1; 1 makes the last frequency exactly 1/base.
+        base: What the frequencies fall to the inverse of.
 
     Returns:
         Tensor of shape (b, dim) in the dtype of `t`.
@@ -33,7 +40,7 @@ def sinusoids(t: Tensor, dim: int, order: TimeOrder = "cos_sin", freq_shift: int
     """
     half = dim // 2
     exponents = torch.arange(half, device=t.device, dtype=t.dtype) / (half - freq_shift)
-    angles = t[:, None] * torch.exp(-math.log(10_000.0) * exponents)[None, :]
+    angles = t[:, None] * torch.exp(-math.log(base) * exponents)[None, :]
     sin, cos = angles.sin(), angles.cos()
     if order == "interleaved":
         return torch.stack((sin, cos), dim=-1).flatten(1)
