@@ -23,3 +23,7 @@ class LostProcessError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, incomplete, damaged or does not fit."""
+
+
+class HubError(OSError):
+    """A hub that cannot be reached, or says no: the message names the repository and the remedy."""

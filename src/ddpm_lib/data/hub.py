@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core.hub.reach import can_reach
 from ddpm_lib.core.progress import foreign_bars_hidden
-
-_PATIENCE = 1.5
 
 
 def load_by_name(name: str, path: Path, like: str | None = None) -> Any:
@@ -57,31 +52,6 @@ def load_by_name(name: str, path: Path, like: str | None = None) -> Any:
             f"{start}; no dataset of that name is in the cache ({why}). Check the path, or download"
             " the dataset where there is internet."
         ) from None
-
-
-def can_reach(address: str) -> bool:
-    """Whether a connection to the host of a web address, or to the proxy for it, is made within a
-    moment.
-    """
-    parts = urllib.parse.urlsplit(address)
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and parts.hostname and not urllib.request.proxy_bypass(parts.hostname):
-        parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"http://{proxy}")
-    host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-    reached: list[bool] = []
-
-    def connect() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host or "", port), timeout=_PATIENCE).close()
-            reached.append(True)
-
-    thread = threading.Thread(
-        target=connect, daemon=True
-    )  # looking up a name has no time limit of its own
-    thread.start()
-    thread.join(_PATIENCE)
-    return bool(reached)
 
 
 @contextlib.contextmanager
