@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ddpm_lib.evaluation import Evaluate as Evaluate
     from ddpm_lib.evaluation import evaluate as evaluate
     from ddpm_lib.nn import Unet as Unet
+    from ddpm_lib.nn import register_network as register_network
     from ddpm_lib.schedules import Schedule as Schedule
     from ddpm_lib.training import Callback as Callback
     from ddpm_lib.training import Trainer as Trainer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Unet": "nn",
+    "register_network": "nn",
     "GaussianDiffusion": "diffusion",
     "Schedule": "schedules",
     "ImageDataset": "data",
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "open_dataset",
+    "register_network",
 ]
 
 

@@ -11,13 +11,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.core.binding import class_function
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.options import registered_name, takes_plain
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range
 from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
-from ddpm_lib.process import editing, encoding, likelihood, loss, sampling
+from ddpm_lib.process import editing, encoding, likelihood, loss, pretrained, sampling
 from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.checks import check_parts_fit, loss_weights
 from ddpm_lib.process.clipping import CLIPS
@@ -262,6 +263,9 @@ class GaussianDiffusion(nn.Module):
 
     bits_per_dim = likelihood.bits_per_dim
     flow_bits_per_dim = likelihood.flow_bits_per_dim
+
+    save_pretrained = pretrained.save_pretrained
+    from_pretrained = class_function(pretrained.from_pretrained)
 
     def denoise(
         self,

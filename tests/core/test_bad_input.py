@@ -786,7 +786,7 @@ def header_bomb(run: Path) -> None:
         ),
         pytest.param(
             lambda r: edit_state(r, model={"class": "Net", "config": None}),
-            r"weights of a Net, which only your own code",
+            r"weights of a Net, which is not registered here",
             id="own net",
         ),
         pytest.param(header_bomb, r"(?i)header", id="header bomb"),

@@ -122,7 +122,7 @@ def test_a_state_that_names_other_classes(run: Path, name: str) -> None:
     state["model"]["class"] = name
     file.write_text(json.dumps(state))
     rehash(newest(run))
-    with pytest.raises(CheckpointError, match="which only your own code can build"):
+    with pytest.raises(CheckpointError, match="which is not registered here"):
         load_run(run)
 
 

@@ -20,10 +20,11 @@ from accelerate import PartialState
 from ddpm_lib import Shapes
 from ddpm_lib.ablation import ablate
 from ddpm_lib.core import progress
+from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.errors import LostProcessError
 from ddpm_lib.evaluation import evaluate
 from ddpm_lib.runtime import launch
-from ddpm_lib.runtime.devices import join_processes, resolve_device
+from ddpm_lib.runtime.devices import join_processes
 from ddpm_lib.runtime.launch import launched_processes
 from ddpm_lib.time_sampling import spread_levels
 from ddpm_lib.training import ConfigError, process_state

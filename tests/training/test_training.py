@@ -509,9 +509,7 @@ def test_trainer_takes_a_plain_module_and_torch_dataset(tmp_path: Path) -> None:
     )
     assert trainer.train().step == 6
     assert trainer.sample(3, num_steps=2).shape == (3, 1, 8, 8)
-    with pytest.raises(
-        CheckpointError, match="weights of a Net, which only your own code can build"
-    ):
+    with pytest.raises(CheckpointError, match="weights of a Net, which is not registered here"):
         load_run(tmp_path)
 
 

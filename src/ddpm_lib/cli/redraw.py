@@ -16,6 +16,7 @@ from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
 from ddpm_lib.cli.class_labels import label_of
 from ddpm_lib.cli.sample import check_guidance, check_output, new_folder, refuse_used, steps
+from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.text import so_many
 from ddpm_lib.data.decode import Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
@@ -23,7 +24,7 @@ from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.runs.loading import find_checkpoints, load_checkpoint
 from ddpm_lib.runs.placing import place_network
-from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
+from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError

@@ -17,6 +17,7 @@ from ddpm_lib import images as pictures
 from ddpm_lib.cli import low_res, options
 from ddpm_lib.cli.class_labels import condition
 from ddpm_lib.cli.low_res import SmallImages
+from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.files import try_writing
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
@@ -25,7 +26,7 @@ from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
 from ddpm_lib.runs.placing import place_network
-from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision, resolve_device
+from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
 from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS

@@ -86,13 +86,18 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = dict(entries or {})
 
-    def add(self, name: str, entry: T) -> T:
+    def add(self, name: str, entry: T, *, again: bool = False) -> T:
         """Add one entry; a name can be taken once.
+
+        Args:
+            name: Its name.
+            entry: The entry.
+            again: Replace the entry that has the name.
 
         Raises:
             ValueError: If the name is taken.
         """
-        if name in self._entries:
+        if name in self._entries and not again:
             raise ValueError(
                 f"The {self.kind} {name!r} is already registered. Choose another name."
             )

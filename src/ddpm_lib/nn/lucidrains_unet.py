@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.core.binding import class_function
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.options import takes_plain
 from ddpm_lib.core.registry import unknown_name
@@ -28,6 +29,8 @@ from ddpm_lib.nn.lucidrains_blocks import (
     TimeMLP,
     Up,
 )
+from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
+from ddpm_lib.nn.registration import register_network
 from ddpm_lib.nn.summary import Summary, summarize
 
 
@@ -50,6 +53,7 @@ class ClassVector(ClassLabel):
         return self.mlp(super().embed(value))
 
 
+@register_network
 class LucidrainsUnet(nn.Module):
     """Predict from a noisy image x (b, channels, h, w) and times t (b,) a tensor (b, out_channels,
     h, w), with the network of lucidrains' denoising-diffusion-pytorch 2.x.
@@ -291,6 +295,9 @@ class LucidrainsUnet(nn.Module):
         if len(sizes) != 2:
             raise ValueError(f"image_size must have 2 entries, one per direction, got {sizes}.")
         checks.check_spatial(sizes, self.downsample_factor)
+
+    save_pretrained = save_pretrained
+    from_pretrained = class_function(from_pretrained)
 
     def summary(self, image_size: int | Sequence[int] = 32, batch_size: int = 1) -> Summary:
         """Count parameters, multiplications (of convolutions and linear layers) and training

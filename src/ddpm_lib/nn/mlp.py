@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddpm_lib.core.binding import class_function
 from ddpm_lib.core.options import takes_plain
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.nn import _checks as checks
 from ddpm_lib.nn.blocks import zeroed
 from ddpm_lib.nn.conditioning import ClassLabel, Conditioner
 from ddpm_lib.nn.embeddings import TimeEmbedding
+from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
+from ddpm_lib.nn.registration import register_network
 
 
 class MLPBlock(nn.Module):
@@ -45,6 +48,7 @@ class MLPBlock(nn.Module):
         return h + self.linear2(self.dropout(F.silu(self.linear1(inner))))
 
 
+@register_network
 class MLP(nn.Module):
     """A residual multi-layer perceptron for points (b, channels, 1): sequences of length one.
 
@@ -165,6 +169,9 @@ class MLP(nn.Module):
                 f"An MLP takes points, image_size=(1,); got {image_size}. Use a Unet for data with"
                 " space."
             )
+
+    save_pretrained = save_pretrained
+    from_pretrained = class_function(from_pretrained)
 
     def _features(self, x: Tensor) -> Tensor:
         if not self.frequencies:

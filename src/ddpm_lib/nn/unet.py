@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ddpm_lib.core.binding import class_function
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.options import takes_plain
 from ddpm_lib.core.registry import unknown_name
@@ -34,11 +35,14 @@ from ddpm_lib.nn.kernels import norm_act
 from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
+from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
+from ddpm_lib.nn.registration import register_network
 from ddpm_lib.nn.summary import Summary, summarize
 
 MidAttention = Literal["norm", "no_norm", "none"]
 
 
+@register_network
 class Unet(nn.Module):
     """Predict from a noisy sample x (b, channels, *spatial) and times t (b,) a tensor (b,
     out_channels, *spatial).
@@ -369,6 +373,9 @@ class Unet(nn.Module):
             ValueError: If the preset or an argument is unknown; names the nearest one.
         """
         return cls(**preset_config(name, **overrides))
+
+    save_pretrained = save_pretrained
+    from_pretrained = class_function(from_pretrained)
 
     def summary(self, image_size: int | Sequence[int] = 32, batch_size: int = 1) -> Summary:
         """Count parameters, multiplications and training memory; see

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,10 @@ class TrainableProcess(Process, Protocol):
     loss: str
     vlb_weight: float
     loss_weights: Tensor
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments besides the network, JSON-able."""
 
     @property
     def device(self) -> torch.device:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable, short
+from ddpm_lib.nn.networks import NETWORKS, build_network
+from ddpm_lib.nn.strict import check_finite, check_weights, load_weights
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
-from ddpm_lib.runs.network_state import check_weights, load_weights
 from ddpm_lib.runs.run_status import no_run, nothing_saved
 from ddpm_lib.runs.state import STATE, RunState
 
@@ -220,12 +221,7 @@ def load_checkpoint(
             f"{found / STATE} describes nothing that this version can build "
             f"({type(error).__name__}: {printable(error)[:300]})."
         ) from error
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise CheckpointError(
-            f"{found} holds NaN or infinite weights ({len(broken)} of {len(tensors)} tensors, the"
-            f" first is {broken[0]}). Choose an older checkpoint."
-        )
+    check_finite(tensors, str(found), "Choose an older checkpoint.")
     load_weights(model, tensors, str(found))
     if diffusion.uncertainty is not None and (found / "uncertainty.safetensors").is_file():
         uncertainty = checkpoint.read_tensors("uncertainty")
@@ -257,16 +253,14 @@ def _build(path: Path, state: RunState) -> tuple[nn.Module, GaussianDiffusion]:
 
 
 def _network(path: Path, state: RunState) -> nn.Module:
-    from ddpm_lib.nn import NETWORKS
-
     kind, config = state.model["class"], state.model["config"]
     if kind not in NETWORKS or config is None:
         raise CheckpointError(
-            f"{path} holds the weights of a {kind}, which only your own code can build. "
-            "Build it, make a Trainer with the same output_dir, and call trainer.sample()."
+            f"{path} holds the weights of a {printable(kind)}, which is not registered here. Import"
+            " the module with its class first, with @register_network (from ddpm_lib) above it; or"
+            " build it, make a Trainer with the same output_dir, and call trainer.sample()."
         )
-    network: nn.Module = NETWORKS[kind](**config)
-    return network
+    return build_network(state.model, str(path / STATE))
 
 
 def _choose(

@@ -1,51 +1,9 @@
-"""From the tensors of a checkpoint to a network and an optimizer, and back."""
+"""From the tensors of a checkpoint to an optimizer, and back."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-
-from ddpm_lib.core.errors import CheckpointError
-
-
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Load weights strictly, listing the first differences where they do not fit.
-
-    Raises:
-        CheckpointError: If names or shapes differ.
-    """
-    check_weights(model, tensors, where)
-    model.load_state_dict(tensors)
-
-
-def check_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Compare the names and shapes of a network's weights with those of a file.
-
-    Args:
-        model: The network, which may lie on the meta device.
-        tensors: The weights of the file by name.
-        where: The file or the checkpoint, for the message.
-
-    Raises:
-        CheckpointError: Listing the first differences.
-    """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = [k for k in own if k not in tensors]
-    extra = [k for k in tensors if k not in own]
-    shapes = [
-        f"{k}: {tuple(tensors[k].shape)} in the file, {own[k]} in the model"
-        for k in own
-        if k in tensors and own[k] != tuple(tensors[k].shape)
-    ]
-    if missing or extra or shapes:
-        lines = [
-            *(f"missing in the file: {k}" for k in missing),
-            *(f"not in the model: {k}" for k in extra),
-            *shapes,
-        ]
-        more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""
-        told = "\n  ".join(lines[:5])
-        raise CheckpointError(f"The weights in {where} are of another network:\n  {told}{more}")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -16,9 +16,11 @@ from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.paths import another
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
+from ddpm_lib.nn.networks import describe_network, registered_as
+from ddpm_lib.nn.strict import load_weights
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
-from ddpm_lib.runs.network_state import load_optimizer_tensors, load_weights
+from ddpm_lib.runs.network_state import load_optimizer_tensors
 from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.training.going_back import back_to, wanted_step
@@ -44,6 +46,8 @@ _NO_OTHER_NETWORK = {"model.config.gradient_checkpointing"}
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Return the class and the arguments of a network, for rebuilding and comparing."""
+    if registered_as(type(model)) is not None:
+        return describe_network(model)
     return {"class": type(model).__name__, "config": getattr(model, "config", None)}
 
 
@@ -143,7 +147,9 @@ def completed_model(model: nn.Module, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the saved description of a network with the defaults of the arguments that it was
     saved too early to know.
     """
-    if saved.get("class") != type(model).__name__ or not isinstance(saved.get("config"), dict):
+    if saved.get("class") != describe_model(model)["class"] or not isinstance(
+        saved.get("config"), dict
+    ):
         return saved
     known = inspect.signature(type(model).__init__).parameters.values()
     defaults = {p.name: p.default for p in known if p.default is not inspect.Parameter.empty}

@@ -1,0 +1,92 @@
+"""The networks that folders and checkpoints can name: their names, arguments and rebuilding."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+from torch import nn
+
+from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.registry import Registry
+from ddpm_lib.core.text import short
+from ddpm_lib.core.validation import shown
+
+NETWORKS: Registry[type[nn.Module]] = Registry("network")
+"""The networks that a checkpoint can name: each is rebuilt as `NETWORKS[name](**config)`."""
+
+RECORDED = "_constructor_arguments"
+"""The attribute of a network that holds what its constructor was given."""
+
+
+def registered_as(cls: type) -> str | None:
+    """Return the name that a class is registered under, None if it is not."""
+    return next((name for name, entry in NETWORKS.items() if entry is cls), None)
+
+
+def describe_network(model: nn.Module) -> dict[str, Any]:
+    """Return {"class": name, "config": arguments} of a network, from which it can be built again.
+
+    Raises:
+        ConfigError: If its class is not registered, or an argument is nothing that JSON can hold.
+    """
+    name = registered_as(type(model))
+    if name is None:
+        raise ConfigError(
+            f"{type(model).__name__} is no registered network, so that nothing could load it again."
+            " Put @register_network (from ddpm_lib) above its class."
+        )
+    config = getattr(model, RECORDED, None) or getattr(model, "config", None) or {}
+    for argument, value in config.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{name} was made with {argument}={shown(value)}, which no file can hold. Let it"
+                " take a number, a text or a list instead, such as a name."
+            ) from error
+    return {"class": name, "config": json.loads(json.dumps(config))}
+
+
+def build_network(description: dict[str, Any], where: str) -> nn.Module:
+    """Build the network that `describe_network` described, by its registered name.
+
+    Args:
+        description: What it returned, read from a file.
+        where: The folder, for messages.
+
+    Raises:
+        CheckpointError: If the name is not registered, or the arguments do not fit.
+    """
+    name, config = description["class"], description["config"]
+    if name not in NETWORKS:
+        raise CheckpointError(
+            f"{where} holds the weights of a {short(name, 100)}, which is not registered here."
+            " Import the module with the class first, with @register_network (from ddpm_lib) above"
+            f" it. Registered: {', '.join(NETWORKS)}."
+        )
+    cls = NETWORKS[name]
+    try:
+        return cls(**_tuples_again(cls, config))
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{where} describes nothing that this version can build ({type(error).__name__}:"
+            f" {str(error)[:300]})."
+        ) from error
+
+
+def _tuples_again(cls: type, config: dict[str, Any]) -> dict[str, Any]:
+    """Turn lists into tuples where the constructor says tuple: JSON knows lists only."""
+    parameters = inspect.signature(cls).parameters
+
+    def wanted(name: str) -> bool:
+        parameter = parameters.get(name)
+        return parameter is not None and (
+            isinstance(parameter.default, tuple) or str(parameter.annotation).startswith("tuple")
+        )
+
+    return {
+        name: tuple(value) if isinstance(value, list) and wanted(name) else value
+        for name, value in config.items()
+    }

@@ -1,0 +1,132 @@
+"""Whole processes in pretrained folders: a network, and what makes images of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ddpm_lib.core.device_choice import resolve_device
+from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.hub.folder import (
+    MAX_SHARD_SIZE,
+    UNCERTAINTY,
+    FolderConfig,
+    PretrainedFolder,
+    arranged,
+    open_folder,
+    save_folder,
+)
+from ddpm_lib.core.text import printable
+from ddpm_lib.nn.networks import describe_network
+from ddpm_lib.nn.pretrained import Averages, load_network, named_weights
+from ddpm_lib.nn.strict import check_finite, load_weights, take_precision
+from ddpm_lib.process.interface import TrainableProcess
+
+P = TypeVar("P", bound=nn.Module)
+
+
+def save_pretrained(
+    self: TrainableProcess,
+    folder: str | os.PathLike[str],
+    *,
+    averages: Averages | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> Path:
+    """Write the process and its network into a folder, from which `from_pretrained` loads them.
+
+    In a program of several processes, call it on one.
+
+    Args:
+        folder: Where; an older pretrained folder there is replaced, anything else refused.
+        averages: Averaged weights of the network, which loading then prefers: {"ema": network}, or
+            several, {"ema:0.999": network, "ema:0.99": network}, the first of which is preferred.
+        max_shard_size: Bytes of a file of weights, or a text such as "5GB"; what is larger is cut.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If the class of the network is not registered, or something else lies there.
+        OSError: If the disk refuses; what was there stays.
+    """
+    weights, groups = arranged(named_weights(self.model, averages))
+    if self.uncertainty is not None:
+        groups[UNCERTAINTY] = self.uncertainty.state_dict()
+    config = FolderConfig(
+        model=describe_network(self.model),
+        diffusion=self.config,
+        class_names=self.class_names,
+        weights=weights,
+    )
+    return save_folder(Path(folder), config, groups, max_shard_size)
+
+
+def load_process(
+    cls: type[P], folder: PretrainedFolder, weights: str | None = None
+) -> tuple[P, str]:
+    """Build the process that a folder describes, with its network.
+
+    Args:
+        cls: The class of the process.
+        folder: The opened folder.
+        weights: "model", "ema", "ema:0.999"; None for those that the folder gives first.
+
+    Returns:
+        The process in evaluation mode on the CPU, and what the weights are called.
+
+    Raises:
+        ConfigError: If there are no such weights.
+        CheckpointError: If a file is damaged, or does not fit the others.
+    """
+    config, source = folder.config, folder.source
+    if config.diffusion is None:
+        name = config.model["class"]
+        raise CheckpointError(
+            f"{source} holds a network without a process: load it with {name}.from_pretrained, and"
+            f" build GaussianDiffusion(network, image_size=…) as it was trained."
+        )
+    model, label = load_network(folder, weights)
+    try:
+        process: Any = cls(model, **config.diffusion)
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source} describes a process that this version cannot build"
+            f" ({type(error).__name__}: {printable(error)[:300]})."
+        ) from error
+    if process.uncertainty is not None:
+        tensors = folder.tensors(UNCERTAINTY)
+        check_finite(tensors, f"{source}: the uncertainty", "Choose another revision.")
+        take_precision(process.uncertainty, tensors)
+        load_weights(process.uncertainty, tensors, f"{source}: the uncertainty")
+    process.class_names = config.class_names
+    return process.eval(), label
+
+
+def from_pretrained(
+    cls: type[P],
+    source: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    device: str | torch.device | None = None,
+) -> P:
+    """Load a process with its network from a folder.
+
+    Args:
+        source: The folder.
+        weights: "model" (as trained), "ema" (averaged) or "ema:0.999"; default: the averaged ones
+            where there are any.
+        device: Where to put it: "auto", "cuda", "cuda:1", …; default: the CPU.
+
+    Returns:
+        The process, in evaluation mode.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged or of a newer format.
+        ConfigError: If there are no such weights.
+    """
+    process, _ = load_process(cls, open_folder(os.fspath(source)), weights)
+    return process if device is None else process.to(resolve_device(device))
