@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ddpm_lib.interop.renaming import NAMINGS, rename_unet
 from ddpm_lib.nn import Unet
 from ddpm_lib.nn.embeddings import sinusoids
 from published_networks import PublishedNetwork
-from unet_weights import convert
 
 HO = {"time_conditioning": "add", "heads": 1, "blocks_per_level": 1}
 TQCH = HO | {
@@ -108,7 +108,14 @@ CASES = {
     ),
 }
 # Legacy guided-diffusion orders the channels of attention as improved-diffusion does.
-PEER = {"guided_diffusion_pool_legacyattn": "improved_diffusion"}
+PEER = {"guided_diffusion_pool_legacyattn": "improved-diffusion"}
+PEERS = {
+    "improved_diffusion": "improved-diffusion",
+    "guided_diffusion": "guided-diffusion",
+    "tqch": "ddpm-torch",
+    "pytorch_ddpm": "pytorch-ddpm",
+    "diffusers": "diffusers",
+}
 
 
 class Table(torch.nn.Module):
@@ -125,15 +132,11 @@ class Table(torch.nn.Module):
 
 def restore(shared, name: str):
     fixture = PublishedNetwork(shared / "fixtures" / "D_unets", name)
-    peer = PEER.get(name) or next(
-        p
-        for p in ("improved_diffusion", "guided_diffusion", "tqch", "pytorch_ddpm", "diffusers")
-        if name.startswith(p)
-    )
+    peer = PEER.get(name) or next(naming for p, naming in PEERS.items() if name.startswith(p))
     model = Unet(**CASES[name]).eval()
     table = fixture.state.pop("time_embedding.timembedding.0.weight", None)
-    state, same = convert(model, fixture.state, peer)
-    model.load_state_dict(state, strict=True)
+    renamed = rename_unet(model, fixture.state, NAMINGS[peer])
+    model.load_state_dict(renamed.weights, strict=True)
     if table is not None:
         # Frequencies rounded to float32 times t ≤ 99: an absolute error of some 1e-5.
         ours = sinusoids(torch.arange(len(table)).double(), table.shape[1], "interleaved")
@@ -144,7 +147,7 @@ def restore(shared, name: str):
         for theirs, ours in (("in/y", "class_label"), ("in/low_res", "low_res"))
         if theirs in fixture.tensors
     }
-    return fixture, model, same, cond
+    return fixture, model, renamed.same, cond
 
 
 @pytest.mark.filterwarnings("ignore:With groups=32")

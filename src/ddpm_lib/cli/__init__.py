@@ -23,6 +23,7 @@ COMMANDS = {
     "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",
+    "convert": "make a run of another library's checkpoint",
     "compare": "put evaluations of several runs side by side",
     "weights": "list, fetch and verify the weights of published feature extractors",
     "prepare": "make a training set from a published dataset (sysu)",

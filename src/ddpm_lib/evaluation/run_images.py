@@ -84,6 +84,11 @@ class RunImages:
         known = self._from_given(described)
         if known is not None:
             return known
+        if not described.is_known:
+            raise ConfigError(
+                "The images that these weights were trained on are not known here: the run was made"
+                " from another program's file. Name images with data= (--data PATH)."
+            )
         source = str(described.source)
         if source.isidentifier() and source[0].isupper() and not Path(source).exists():
             # The name of a class, not a path: somebody's object, which no hub has either.

@@ -1,1 +1,44 @@
 """What other libraries save, in our terms: a file per format, recognised by its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_lib.core.registry import Registry
+from ddpm_lib.interop import openai
+from ddpm_lib.interop.imported import Imported, Opened, Reader
+from ddpm_lib.interop.reading import read_with
+
+READERS: Registry[Reader] = Registry(
+    "format",
+    {reader.name: reader for reader in (openai.READER,)},
+)
+"""The formats of other libraries that can be read, by the name that `ddpm convert --from` takes."""
+
+
+def read_foreign(
+    path: str | Path, given: Mapping[str, Any] | None = None, format: str = "auto"
+) -> Imported:
+    """Read a checkpoint of another library; nothing in it is executed.
+
+    Args:
+        path: A file or a folder.
+        given: What the file does not say, by our names of options (`interop.given.GivenOptions`):
+            image_size, timesteps, heads, …
+        format: One of `READERS`, or "auto" to recognise it by its keys and shapes.
+
+    Returns:
+        Its content in our terms.
+
+    Raises:
+        CheckpointError: If it cannot be opened, no reader or several recognise it, or weights are
+            left over, missing or of other shapes.
+        ConfigError: If something is missing that nobody can assume, or an option is given that this
+            format does not take.
+    """
+    return read_with(READERS, path, given, format)
+
+
+__all__ = ["READERS", "Imported", "Opened", "Reader", "read_foreign"]

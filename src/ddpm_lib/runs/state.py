@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,6 +73,19 @@ class DataDescription:
     class_names: list[str] | None
     val_fingerprint: str | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it says anything: a run made of other programs' weights was trained on images
+        that nobody has described.
+        """
+        return self.images > 0
+
+    @classmethod
+    def unknown(cls, class_names: Sequence[str] | None) -> DataDescription:
+        """Describe data of which nothing is known but, perhaps, the classes."""
+        names = list(class_names) if class_names else None
+        return cls(source="", images=0, fingerprint="", fingerprint_version=2, class_names=names)
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DataDescription:
         """Read what `to_json` returned, also by an earlier version.
@@ -113,6 +126,8 @@ class RunState:
         guard: State of the guard against NaN.
         scaler: State of the gradient scaler, None without one.
         versions: Of Python and libraries, and the number of threads.
+        origin: What the weights came from, where that was no training of ours: see
+            `new_run.write_new_run`.
         extra: Entries that this version does not know.
     """
 
@@ -131,6 +146,7 @@ class RunState:
     guard: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
     versions: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -149,7 +165,10 @@ class RunState:
     def to_json(self) -> dict[str, Any]:
         """Return the content of state.json."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "extra"]
-        return {name: getattr(self, name) for name in names} | self.extra
+        values = {name: getattr(self, name) for name in names}
+        if self.origin is None:
+            del values["origin"]
+        return values | self.extra
 
     def differences(self, **now: Any) -> list[Difference]:
         """List where entries, given by name, differ from what they are now."""

@@ -79,6 +79,7 @@ class RunContext:
         self.ranks = Processes()  # until the processes have met
         steps = {"max_steps": config.max_steps, "save_every": config.save_every}
         self.run_log = RunLog(output_dir, self.progress, **steps)
+        self.origin: dict[str, Any] | None = None
         self.last: StepResult | None = None
         self.last_checkpoint: Path | None = None
         self._accelerator: Accelerator | None = None

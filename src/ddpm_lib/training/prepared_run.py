@@ -28,6 +28,7 @@ from ddpm_lib.training.going_back import set_aside, wanted_step
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.resume import (
+    began_here,
     check_same_network,
     check_same_order,
     describe_model,
@@ -110,12 +111,13 @@ class PreparedRun(RunContext):
         )
         self.source_name = absolute_source(self.source_name)
         saved = None if checkpoint is None else checkpoint.state
-        before = None if saved is None else fraction_held_out(saved)
+        began = None if saved is None or not began_here(saved) else saved
+        before = None if began is None else fraction_held_out(began)
         images = open_training_data(self.data_source, config, self.diffusion, self.say, before)
         self._data = TrainingData(*images, held_fraction(config, before))
         self._learner = Learner.place(self.diffusion, config, self.accelerator, self.say)
         if config.batch_size == "auto":
-            config = self.config = self._with_batch_size(saved)
+            config = self.config = self._with_batch_size(began)
         count, steps = config.images_per_step, config.accumulation_steps
         self._plan = BatchPlan(count, self.processes, self.rank, steps)
         shards = shards_of_run(config, self.processes, saved, self.say)
@@ -178,6 +180,7 @@ class PreparedRun(RunContext):
             guard=self.guard.state_dict(),
             scaler=scaler.state_dict() if scaler is not None else None,
             versions=describe_versions(),
+            origin=self.origin,
         )
 
     def _described(self) -> str:
@@ -203,6 +206,7 @@ class PreparedRun(RunContext):
         check_same_network(self.diffusion, state, path)
         check_same_order(self.config, data, self._data_description(), checkpoint, self.say)
         self.progress.load_state_dict(state.to_json())
+        self.origin = state.origin
         restore_learner(self.learner, checkpoint, self.say)
         restore_small_states(state, path, self.accelerator.scaler, self.guard, self.callbacks)
         say_versions(state.versions, self.device, self.say)

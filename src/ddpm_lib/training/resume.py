@@ -109,6 +109,11 @@ def find_checkpoint(
     return found
 
 
+def began_here(saved: RunState) -> bool:
+    """Say whether a checkpoint is of a training of ours, which has an order to keep."""
+    return saved.trained_on.is_known
+
+
 def shards_of_run(
     config: TrainingConfig,
     processes: int,
@@ -125,7 +130,7 @@ def shards_of_run(
         saved: State of the checkpoint to go on from, None in a new run.
         say: Gets a line where another number was asked for.
     """
-    if saved is None or saved.batch_size != config.images_per_step:
+    if saved is None or not began_here(saved) or saved.batch_size != config.images_per_step:
         return config.shards or processes * config.accumulation_steps
     if config.shards not in (None, saved.shards):
         began = f"shards stays {saved.shards}, which this run began with"
@@ -198,6 +203,8 @@ def check_same_order(
         ConfigError: Listing what differs.
     """
     state, path = checkpoint.state, checkpoint.path
+    if not began_here(state):
+        return  # it was not trained here, so there is no order to keep
     trained_on, held = state.trained_on, fraction_held_out(state)
     index = read_data_index(checkpoint.run)
     lines = data_changes(data.dataset, data.held_fraction, trained_on, held, index)

@@ -1,0 +1,102 @@
+"""What a user may say of a foreign file that the file does not say itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
+from ddpm_lib.core.validation import check_type, unknown_options
+
+AttentionOrder = Literal["legacy", "new"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions:
+    """The options of all importers by our names; None leaves it to the file or to an assumption.
+
+    Each reader takes those that `Reader.options` lists.
+    """
+
+    image_size: tuple[int, ...] | None = None
+    """Size of the images: one number for squares, or height and width."""
+    timesteps: int | None = None
+    """Number of noise levels."""
+    time_scale: float | None = None
+    """Factor on the time that the network is shown."""
+    schedule: str | None = None
+    """Noise schedule by its name in ddpm_lib."""
+    schedule_options: dict[str, float] | None = None
+    """Options of the schedule."""
+    parametrization: str | None = None
+    """What the network predicts: eps, x0, v or edm."""
+    variance: str | None = None
+    """Variance of ancestral sampling: fixed_small, fixed_large or learned_range."""
+    loss: str | None = None
+    """simple, hybrid or vlb."""
+    heads: int | None = None
+    """Attention heads."""
+    heads_up: int | None = None
+    """Attention heads on the way up."""
+    head_dim: int | None = None
+    """Channels per attention head, instead of heads."""
+    attention_order: AttentionOrder | None = None
+    """Order of the channels of attention in files of OpenAI: legacy, or new
+    (use_new_attention_order).
+    """
+    dropout: float | None = None
+    """Dropout probability, for training on."""
+    class_drop_prob: float | None = None
+    """Probability of hiding the class label, for training on."""
+    low_res_factor: int | None = None
+    """How many times smaller the image is that a super-resolution network enlarges."""
+
+
+def checked(given: Mapping[str, Any], known: tuple[str, ...], reader: str) -> dict[str, Any]:
+    """Return the values that were given, of the types that they should have, image_size as height
+    and width; None counts as not given.
+
+    Args:
+        given: By our names of options.
+        known: Those that the reader takes.
+        reader: Its name, for the message.
+
+    Raises:
+        ConfigError: For an option that this reader does not take, listing those it does, or a wrong
+            type.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    if not known and values:
+        raise ConfigError(f"The format {reader} says all of itself and takes no options.")
+    unknown_options(values, list(known), f"the format {reader}")
+    hints = typing.get_type_hints(GivenOptions)
+    found = {name: check_type(name, value, hints[name]) for name, value in values.items()}
+    if len(found.get("image_size", (0, 0))) == 1:
+        found["image_size"] *= 2
+    return found
+
+
+def needed(given: Mapping[str, Any], name: str, why: str) -> Any:
+    """Return a value that no file of this format says and nobody can assume.
+
+    Args:
+        given: What was given.
+        name: The option.
+        why: What the file says instead, for the message.
+
+    Raises:
+        ConfigError: If it was not given.
+    """
+    if name not in given:
+        example = 64 if name == "image_size" else None
+        raise ConfigError(f"{why}. Give {option(name, example)}.")
+    return given[name]
+
+
+def option_names() -> tuple[str, ...]:
+    """Return the names of all options that importers take."""
+    return tuple(field.name for field in dataclasses.fields(GivenOptions))

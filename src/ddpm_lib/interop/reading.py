@@ -1,0 +1,53 @@
+"""Finding the reader of a foreign file, and reading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.registry import Registry, unknown_name
+from ddpm_lib.core.spelling import option
+from ddpm_lib.interop.given import checked
+from ddpm_lib.interop.imported import Imported, Opened, Reader
+from ddpm_lib.interop.opening import open_foreign
+
+
+def read_with(
+    readers: Registry[Reader],
+    path: str | Path,
+    given: Mapping[str, Any] | None = None,
+    format: str = "auto",
+) -> Imported:
+    """Read a file or folder with the one of several readers that recognises it; see
+    `interop.read_foreign`.
+    """
+    if format != "auto" and format not in readers:
+        raise ConfigError(unknown_name("format", format, ["auto", *readers]))
+    opened = open_foreign(path)
+    reader = recognised(readers, opened) if format == "auto" else readers[format]
+    if format != "auto" and not reader.recognises(opened):
+        raise CheckpointError(
+            f"{opened.path} is not of the format {reader.name} ({reader.reads}). Leave out"
+            f" {option('format')}, or choose another: {', '.join(readers)}."
+        )
+    return reader.read(opened, checked(given or {}, reader.options, reader.name))
+
+
+def recognised(readers: Registry[Reader], opened: Opened) -> Reader:
+    """Return the reader that recognises an opened file by its keys and shapes.
+
+    Raises:
+        CheckpointError: If none does or several do, listing the formats that there are.
+    """
+    found = [reader for reader in readers.values() if reader.recognises(opened)]
+    if len(found) == 1:
+        return found[0]
+    listed = "; ".join(f"{reader.name} ({reader.reads})" for reader in readers.values())
+    if found:
+        names = " and ".join(reader.name for reader in found)
+        raise CheckpointError(
+            f"{opened.path} could be of the formats {names}. Say which with {option('format')}."
+        )
+    raise CheckpointError(f"{opened.path} is of none of the formats that can be read: {listed}.")
