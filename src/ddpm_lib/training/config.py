@@ -359,7 +359,8 @@ class TrainingConfig:
         Raises:
             ConfigError: For unknown names (naming the nearest right one), wrong types and values.
         """
-        unknown_options(options, [f.name for f in fields(cls)], where)
+        also = _OF_TRAINER if where == "Trainer" else ()
+        unknown_options(options, [*(f.name for f in fields(cls)), *also], where)
         return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -369,6 +370,9 @@ class TrainingConfig:
             options["val_data"] = describe_object(self.val_data)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
+
+_OF_TRAINER = ("diffusion", "data", "callbacks")
+"""Arguments of Trainer that are no options, for what a wrong name may have meant."""
 
 TrainingConfig.__doc__ = with_options(TrainingConfig.__doc__, TrainingConfig)
 
