@@ -17,6 +17,7 @@ from ddpm_lib.core.options import registered_name, takes_plain
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range
+from ddpm_lib.nn.outside import outside_conditioners
 from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
 from ddpm_lib.process import editing, encoding, likelihood, loss, pretrained, sampling
 from ddpm_lib.process.bound import Chain
@@ -55,7 +56,8 @@ class GaussianDiffusion(nn.Module):
     Args:
         model: The network, called as model(x, t, cond) with x (b, c, *spatial), t (b,) float32
             counting from 0, and cond a dict of tensors or None; returns the shape of x, with twice
-            the channels for a learned variance.
+            the channels for a learned variance. Networks of other libraries are called as they want
+            (docs/extending.md).
         image_size: Height and width of the images, or one number for both. One or three numbers for
             signals and volumes.
         channels: Image channels. Default: `model.channels`.
@@ -147,6 +149,7 @@ class GaussianDiffusion(nn.Module):
             )
         refuse_wrapped(model)
         self.model = model
+        self._outside = outside_conditioners(model)
         self.channels = channels_of(model, channels)
         self.image_size = spatial_size(image_size)
         self.schedule = make_schedule(schedule, schedule_options, timesteps)
@@ -221,7 +224,8 @@ class GaussianDiffusion(nn.Module):
     @property
     def conditioners(self) -> Conditioners | None:
         """The conditioners of the network by name, None for a network that does not declare any."""
-        return cast("Conditioners | None", getattr(self.model, "conditioners", None))
+        own = getattr(self.model, "conditioners", None)
+        return cast("Conditioners | None", self._outside if own is None else own)
 
     @property
     def device(self) -> torch.device:

@@ -463,11 +463,11 @@ def test_other_answers_show_the_wrapper(wrap: Callable[[Tensor], object]) -> Non
             call()
 
 
-def test_a_network_of_two_arguments_shows_the_wrapper() -> None:
-    class Two(nn.Module):
+def test_a_network_that_wants_more_arguments_shows_the_wrapper() -> None:
+    class Four(nn.Module):
         channels = 3
 
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        def forward(self, x: Tensor, t: Tensor, context: Tensor, mask: Tensor) -> Tensor:
             return x
 
     class Broken(nn.Module):
@@ -476,8 +476,8 @@ def test_a_network_of_two_arguments_shows_the_wrapper() -> None:
         def forward(self, x: Tensor, t: Tensor, cond: None) -> Tensor:
             return x + "1"  # type: ignore[operator,no-any-return]
 
-    with pytest.raises(TypeError, match=r"model\(x, t, cond\), which Two.forward does not take"):
-        GaussianDiffusion(Two(), image_size=4).sample(1, num_steps=1)
+    with pytest.raises(TypeError, match=r"model\(x, t, cond\), which Four.forward does not take"):
+        GaussianDiffusion(Four(), image_size=4).sample(1, num_steps=1)
     with pytest.raises(TypeError, match=r"unsupported operand|must be|can only"):
         GaussianDiffusion(Broken(), image_size=4).sample(1, num_steps=1)
 

@@ -143,24 +143,45 @@ class ClassLabel(Conditioner):
         fails there.
         """
         super().validate(value, batch)
-        if value.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"The condition {self.name!r} must hold integer labels (int64 or int32), got"
-                f" {value.dtype}. Use labels.long() if they are class indices."
-            )
-        if value.ndim != 1:
+        check_labels(self.name, value, batch, self.num_classes)
+
+
+def check_labels(
+    name: str, value: Tensor, batch: int, num_classes: int, *, null: bool = True
+) -> None:
+    """Refuse class labels that do not fit; on the CPU also those out of range.
+
+    Args:
+        name: Of the condition.
+        value: The labels.
+        batch: How many there must be.
+        num_classes: They go from 0 to one below.
+        null: Whether −1 means no class.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If they have another shape or are out of range.
+    """
+    if value.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"The condition {name!r} must hold integer labels (int64 or int32), got"
+            f" {value.dtype}. Use labels.long() if they are class indices."
+        )
+    if value.ndim != 1:
+        raise ValueError(
+            f"The condition {name!r} must have shape ({batch},), got {tuple(value.shape)}."
+            " Use one class index per sample, not a one-hot vector."
+        )
+    if value.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in value.aminmax())
+        least = -1 if null else 0
+        if low < least or high >= num_classes:
+            wrong = low if low < least else high
+            absent = ", and -1 means no class" if null else ""
             raise ValueError(
-                f"The condition {self.name!r} must have shape ({batch},), got {tuple(value.shape)}."
-                " Use one class index per sample, not a one-hot vector."
+                f"The condition {name!r} has a label {wrong}; labels go from 0 to"
+                f" {num_classes - 1}{absent}."
             )
-        if value.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in value.aminmax())
-            if low < -1 or high >= self.num_classes:
-                wrong = low if low < -1 else high
-                raise ValueError(
-                    f"The condition {self.name!r} has a label {wrong}; labels go from 0 to"
-                    f" {self.num_classes - 1}, and -1 means no class."
-                )
 
 
 class SelfCondition(Conditioner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -12,8 +13,9 @@ from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.core.text import short
 from ddpm_lib.core.validation import shown
+from ddpm_lib.nn.outside import OUTSIDE, diffusers_config, diffusers_name
 
-NETWORKS: Registry[type[nn.Module]] = Registry("network")
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network", OUTSIDE)
 """The networks that a checkpoint can name: each is rebuilt as `NETWORKS[name](**config)`."""
 
 RECORDED = "_constructor_arguments"
@@ -22,7 +24,8 @@ RECORDED = "_constructor_arguments"
 
 def registered_as(cls: type) -> str | None:
     """Return the name that a class is registered under, None if it is not."""
-    return next((name for name, entry in NETWORKS.items() if entry is cls), None)
+    own = next((name for name, entry in NETWORKS.items() if entry is cls), None)
+    return diffusers_name(cls) if own is None else own
 
 
 def describe_network(model: nn.Module) -> dict[str, Any]:
@@ -38,6 +41,8 @@ def describe_network(model: nn.Module) -> dict[str, Any]:
             " Put @register_network (from ddpm_lib) above its class."
         )
     config = getattr(model, RECORDED, None) or getattr(model, "config", None) or {}
+    if diffusers_name(type(model)) is not None:
+        config = diffusers_config(model)
     for argument, value in config.items():
         try:
             json.dumps(value)
@@ -69,6 +74,8 @@ def build_network(description: dict[str, Any], where: str) -> nn.Module:
     cls = NETWORKS[name]
     try:
         return cls(**_tuples_again(cls, config))
+    except CheckpointError:
+        raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"{where} describes nothing that this version can build ({type(error).__name__}:"
@@ -76,7 +83,7 @@ def build_network(description: dict[str, Any], where: str) -> nn.Module:
         ) from error
 
 
-def _tuples_again(cls: type, config: dict[str, Any]) -> dict[str, Any]:
+def _tuples_again(cls: Callable[..., nn.Module], config: dict[str, Any]) -> dict[str, Any]:
     """Turn lists into tuples where the constructor says tuple: JSON knows lists only."""
     parameters = inspect.signature(cls).parameters
 

@@ -81,7 +81,7 @@ def _register(cls: Any, name: Any) -> Any:
     return cls
 
 
-def _place(cls: type) -> tuple[str, str]:
+def _place(cls: Callable[..., nn.Module]) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.options import registered_name
+from ddpm_lib.nn.outside import refuse_noise_levels, said
 from ddpm_lib.process.interface import TrainableProcess
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS
@@ -23,6 +24,7 @@ def check_parts_fit(process: TrainableProcess) -> None:
     Raises:
         ValueError: Saying which parts contradict each other, and what to use.
     """
+    refuse_noise_levels(process.model)
     if process.parametrization.needs_signal and float(process.schedule.alpha[-1]) == 0:
         raise ValueError(
             "The schedule ends in pure noise (zero terminal SNR), where a predicted eps says"
@@ -30,7 +32,7 @@ def check_parts_fit(process: TrainableProcess) -> None:
             " some signal."
         )
     outputs, wanted = (
-        getattr(process.model, "out_channels", None),
+        said(process.model, "out_channels"),
         process.channels * process.variance.outputs,
     )
     if isinstance(outputs, int) and outputs != wanted:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.nn.outside import Calling, calling_of
+
 _WIDE = (torch.float32, torch.float64)
 
 _WRAPPER = """\
@@ -44,7 +46,9 @@ def call_network(
     networks return, an object with the field `sample` or a tuple of one tensor, is opened.
 
     Args:
-        network: Called as network(x, t, cond).
+        network: Called as network(x, t, cond); as network(x, t, class_labels=…) or under another
+            keyword of `nn.outside.LABEL_KEYWORDS` if it has such a parameter; as network(x, t) if
+            it has no third one.
         x: Inputs (b, c, *spatial).
         time: The network's time, (b,) float32.
         cond: Conditions by name, or None.
@@ -57,16 +61,31 @@ def call_network(
     if kind != x.dtype:
         x = x.to(kind)
         cond = cond and {k: v.to(kind) if v.dtype in _WIDE else v for k, v in cond.items()}
+    calling = calling_of(network)
+    given, named = _conditions(calling, cond)
     try:
-        output = network(x, time, cond)
+        output = network(x, time, *given, **named)
     except TypeError as error:
-        if _takes_three(network):
+        if _takes(network, 2 + len(given), named):
             raise
         raise TypeError(
             f"A network is called as model(x, t, cond), which {type(network).__name__}.forward does"
             f" not take: {error}. Wrap it:\n{_WRAPPER}"
         ) from error
     return unwrapped(output, network)
+
+
+def _conditions(
+    calling: Calling, cond: Mapping[str, Tensor] | None
+) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    """Return what follows x and t in a call: arguments, and keywords."""
+    if calling.kind == "conditions":
+        return (cond,), {}
+    label = (cond or {}).get("class_label")
+    if cond and (calling.kind == "nothing" or set(cond) != {"class_label"}):
+        able = "no conditions" if calling.kind == "nothing" else "the condition 'class_label' alone"
+        raise ValueError(f"This network takes {able}; got {', '.join(map(repr, cond))}.")
+    return (), {} if label is None else {calling.keyword: label}
 
 
 def working_dtype(network: nn.Module | Any, dtype: torch.dtype) -> torch.dtype:
@@ -96,10 +115,10 @@ def unwrapped(output: Any, network: Any) -> Tensor:
     )
 
 
-def _takes_three(network: Any) -> bool:
+def _takes(network: Any, positional: int, named: Mapping[str, Any]) -> bool:
     target = network.forward if isinstance(network, nn.Module) else network
     try:
-        inspect.signature(target).bind(None, None, None)
+        inspect.signature(target).bind(*[None] * positional, **named)
     except (TypeError, ValueError):
         return False
     return True

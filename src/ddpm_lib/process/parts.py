@@ -9,16 +9,18 @@ from torch import nn
 
 from ddpm_lib.core.options import build, option_names, registered_name
 from ddpm_lib.core.registry import Registry
+from ddpm_lib.nn.outside import said
 from ddpm_lib.schedules import Schedule
 
 
 def channels_of(model: nn.Module, channels: int | None) -> int:
     """Return the number of image channels, the network's where none is given."""
     found = channels if channels is not None else getattr(model, "channels", None)
+    found = said(model, "in_channels") if found is None else found
     if not isinstance(found, int) or found < 1:
         raise ValueError(
-            f"channels must be a positive integer; got {found!r}, and the network has no .channels."
-            " Pass it."
+            f"channels must be a positive integer; got {found!r}, and the network has no .channels"
+            " or .in_channels. Pass it."
         )
     return found
 

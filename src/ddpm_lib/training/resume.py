@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -48,7 +49,16 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """Return the class and the arguments of a network, for rebuilding and comparing."""
     if registered_as(type(model)) is not None:
         return describe_network(model)
-    return {"class": type(model).__name__, "config": getattr(model, "config", None)}
+    config = getattr(model, "config", None)
+    return {"class": type(model).__name__, "config": config if _is_plain(config) else None}
+
+
+def _is_plain(config: Any) -> bool:
+    """Say whether JSON can hold what a network of another library calls its config."""
+    try:
+        return isinstance(config, dict) and bool(json.dumps(config))
+    except (TypeError, ValueError):
+        return False
 
 
 def named(callbacks: list[Callback]) -> dict[str, Callback]:

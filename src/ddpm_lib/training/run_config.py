@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.runs.run_status import is_run
+from ddpm_lib.training.resume import describe_model
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -65,7 +66,7 @@ def write_run_config(
 
     process = dict(diffusion.config)
     size, channels = process.pop("image_size"), process.pop("channels")
-    model = dict(getattr(diffusion.model, "config", None) or {})
+    model = dict(describe_model(diffusion.model)["config"] or {})
     for name in ("channels", "dims"):
         model.pop(name, None)
     options = portable_options(config)
