@@ -28,8 +28,8 @@ from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.cli import main as ddpm
 from ddpm_lib.images import save_image
 
-CLOCKS = {"seconds", "images_per_second", "elapsed_seconds", "versions", "created"}
-"""Fields whose values differ from run to run."""
+CLOCKS = {"seconds", "images_per_second", "elapsed_seconds", "versions", "hardware", "created"}
+"""Fields whose values differ from run to run, or from machine to machine."""
 COMMANDS = [
     "train",
     "estimate",

@@ -128,6 +128,7 @@ class RunState:
         versions: Of Python and libraries, and the number of threads.
         origin: What the weights came from, where that was no training of ours: see
             `new_run.write_new_run`.
+        hardware: What it was trained on last: see `runtime.devices.describe_hardware`.
         extra: Entries that this version does not know.
     """
 
@@ -147,6 +148,7 @@ class RunState:
     scaler: dict[str, Any] | None = None
     versions: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -5,10 +5,12 @@ that carries them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,6 +40,33 @@ def pick_device(wanted: str) -> str:
         ConfigError: If the wanted device is not there.
     """
     return resolve_device(wanted).type
+
+
+def describe_hardware(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
+    """Describe what a run computes on, JSON-able, for people who read its records.
+
+    Args:
+        device: Of this process.
+        processes: How many train together, each on such a device.
+        precision: "no", "bf16" or "fp16".
+
+    Returns:
+        device ("cuda"), name ("NVIDIA H100 80GB HBM3"), processes, and precision ("float32" for
+        "no").
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    precision = "float32" if precision == "no" else precision
+    return {"device": device.type, "name": name, "processes": processes, "precision": precision}
+
+
+@functools.cache
+def _processor_name() -> str:
+    """Return the processor's name as Linux has it, else what Python knows."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def cpu_has_bf16() -> bool:

@@ -181,6 +181,7 @@ class PreparedRun(RunContext):
             scaler=scaler.state_dict() if scaler is not None else None,
             versions=describe_versions(),
             origin=self.origin,
+            hardware=devices.describe_hardware(self.device, self.processes, self.precision),
         )
 
     def _described(self) -> str:
