@@ -31,6 +31,11 @@ class Errand:
     writes: bool = False
     after: str = ""
 
+    def failed(self, text: str) -> HubError:
+        """Return the error for it, with what went wrong in words."""
+        after = f" {self.after}" if self.after else ""
+        return HubError(f"Could not {self.doing} {printable(self.repo_id)}: {text}{after}")
+
 
 @contextlib.contextmanager
 def one_line(errand: Errand) -> Iterator[None]:
@@ -52,18 +57,11 @@ def one_line(errand: Errand) -> Iterator[None]:
 
 def explain(error: BaseException, errand: Errand) -> HubError | None:
     """Word an exception of huggingface_hub, or of the library under it; None for another one."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    for cause in (error.__cause__, error.__context__):
-        known = kinds & {"HTTPError", "OfflineModeIsEnabled", "HFValidationError"}
-        if cause is not None and not known and "RepositoryNotFoundError" not in kinds:
-            inner = explain(cause, errand)
-            if inner is not None:
-                return inner
-    text = _problem(error, kinds, errand)
-    if text is None:
-        return None
-    after = f" {errand.after}" if errand.after else ""
-    return HubError(f"Could not {errand.doing} {printable(errand.repo_id)}: {text}{after}")
+    text = _problem(error, {kind.__name__ for kind in type(error).__mro__}, errand)
+    if text is not None:
+        return errand.failed(text)
+    causes = [cause for cause in (error.__cause__, error.__context__) if cause is not None]
+    return next((told for told in (explain(c, errand) for c in causes) if told is not None), None)
 
 
 def offline_text() -> str:
