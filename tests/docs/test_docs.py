@@ -15,6 +15,7 @@ import dataclasses
 import io
 import re
 import shlex
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from ddpm_lib import parametrization, schedules, spacing, time_sampling, varianc
 from ddpm_lib.cli import options
 from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.compare import CompareCommand
+from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.estimate import EstimateCommand
@@ -48,6 +50,7 @@ COMMANDS = {
     "edit": EditCommand,
     "inpaint": InpaintCommand,
     "evaluate": EvaluateCommand,
+    "convert": ConvertCommand,
     "compare": CompareCommand,
     "weights": WeightsCommand,
     "ema": EmaCommand,
@@ -197,7 +200,10 @@ def test_pages_train_in_directories_of_their_own() -> None:
 
 def flags_of(cls: type, prefix: str = "") -> set[str]:
     found = set()
+    hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
+        for extra in getattr(hints[field.name], "__metadata__", ()):
+            found |= set(getattr(extra, "aliases", None) or ())
         name = prefix + field.name.replace("_", "-")
         inner = field.default_factory
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):

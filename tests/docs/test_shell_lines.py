@@ -27,6 +27,7 @@ from ddpm_lib.data import prepare_sysu
 from inception_weights import write_inception
 from less_work import STEPS, less_work
 from locations import ROOT
+from openai_checkpoints import write_openai
 from sysu_clone import clone
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,6 +111,7 @@ def make_files(n: int) -> None:
     np.savez("samples.npz", arr_0=arrays)
     np.savez("VIRTUAL_imagenet64_labeled.npz", arr_0=arrays[::-1])
     clone(Path("path/to/sysu-shape-dataset"))
+    write_openai(Path("model500000.pt"), dim=32, dim_mults=(1, 2), attention_levels=())
     make_tables()
 
 

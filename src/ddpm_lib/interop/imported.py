@@ -26,8 +26,8 @@ class Imported:
         weights: The trained weights by the names of our network; None where the file holds averages
             alone.
         averages: Averaged weights by their decay, or by a label where the decay is not known.
-        optimizer: Adam's state as `<parameter>|<entry>` with the entries step, exp_avg and
-            exp_avg_sq, like `runs.network_state.optimizer_tensors`; empty where there is none.
+        optimizer: Adam's state as `<parameter>|<entry>`, by our network's names of parameters, with
+            the entries step, exp_avg and exp_avg_sq; empty where there is none.
         step: Optimizer steps done; 0 where the file does not say.
         training: Options of `TrainingConfig` that the file says, such as learning_rate.
         class_names: Names of the classes, where the file has them.

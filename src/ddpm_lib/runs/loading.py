@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,9 @@ _FOREIGN = {
     ".metadata": "a distributed checkpoint of torch",
 }
 
+_CONVERTED = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", "model_index.json")
+"""Endings of what importers may read."""
+
 
 def refuse_foreign(path: Path) -> None:
     """Recognise what other libraries save, by names alone: nothing is read.
@@ -79,7 +83,10 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         CheckpointError: Saying what it is and what is needed instead.
     """
-    what = next((words for name, words in _FOREIGN.items() if (path / name).exists()), None)
+    found = next(
+        ((name, words) for name, words in _FOREIGN.items() if (path / name).exists()), None
+    )
+    name, what = found or (path.name, None)
     if path.is_file():
         pickles = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
         what = (
@@ -88,10 +95,13 @@ def refuse_foreign(path: Path) -> None:
             else "a file"
         )
     if what:
-        raise CheckpointError(
-            f"{path} is {what}. Give a run directory of ddpm_lib such as runs/shapes, or a"
-            " checkpoint in it."
-        )
+        advice = "Give a run directory of ddpm_lib such as runs/shapes, or a checkpoint in it."
+        if name.endswith(_CONVERTED):
+            words = shlex.join(
+                ["ddpm", "convert", printable(path), f"runs/{path.stem or 'theirs'}"]
+            )
+            advice += f" To make a run of another library's checkpoint: {words}"
+        raise CheckpointError(f"{path} is {what}. {advice}")
 
 
 def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[VerifiedCheckpoint]:

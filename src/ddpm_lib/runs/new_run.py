@@ -47,8 +47,8 @@ def write_new_run(
         diffusion: The arguments of the process.
         weights: The trained weights; None takes the first average for them.
         averages: Averaged weights by their decay, or by a label.
-        optimizer: Its state as `<parameter>|<entry>`, see `network_state.optimizer_tensors`; empty
-            for a fresh one.
+        optimizer: Its state as `<parameter>|<entry>` by the network's names of parameters, with
+            the entries step, exp_avg and exp_avg_sq; empty for a fresh one.
         step: Optimizer steps done.
         training: Options of training that are known, such as learning_rate.
         class_names: Names of the classes.
@@ -72,7 +72,9 @@ def write_new_run(
     if weights is None and not averages:
         raise CheckpointError("There are neither weights nor averages to make a run of.")
     trained = weights if weights is not None else next(iter(averages.values()))
-    tensors = {"model": dict(trained), "optimizer": dict(optimizer or {})}
+    # The optimizer of a run is one of the process, of which the network is the part `model`.
+    moments = {f"model.{name}": tensor for name, tensor in (optimizer or {}).items()}
+    tensors = {"model": dict(trained), "optimizer": moments}
     if averages:
         tensors["ema"] = {
             f"{decay}/{name}": tensor
