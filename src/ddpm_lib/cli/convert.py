@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.text import printable
 from ddpm_lib.interop.given import GivenOptions, option_names
@@ -62,13 +62,23 @@ def main(args: list[str]) -> int:
 
 
 def write(imported: Imported, out: Path) -> None:
-    """Write what was read as a run directory."""
+    """Write what was read as a run directory.
+
+    Raises:
+        CheckpointError: If it is a network alone, of no process.
+    """
     from ddpm_lib.runs.new_run import write_new_run
 
+    if imported.process is None:
+        why = "; ".join(imported.notes)
+        raise CheckpointError(
+            f"{imported.source} holds a network alone, of which no run can be made ({why}). In"
+            " Python, interop.read_foreign reads it."
+        )
     write_new_run(
         out,
         model={"class": imported.network, "config": imported.network_config},
-        diffusion=imported.process or {},
+        diffusion=imported.process,
         weights=imported.weights,
         averages=imported.averages,
         optimizer=imported.optimizer,

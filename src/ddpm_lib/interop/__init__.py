@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.registry import Registry
-from ddpm_lib.interop import openai
+from ddpm_lib.interop import ddpm_torch, openai, pytorch_ddpm, simple_ddpm
 from ddpm_lib.interop.imported import Imported, Opened, Reader
 from ddpm_lib.interop.reading import read_with
 
 READERS: Registry[Reader] = Registry(
     "format",
-    {reader.name: reader for reader in (openai.READER,)},
+    {
+        reader.name: reader
+        for reader in (
+            openai.READER,
+            pytorch_ddpm.READER,
+            ddpm_torch.READER,
+            simple_ddpm.READER,
+        )
+    },
 )
 """The formats of other libraries that can be read, by the name that `ddpm convert --from` takes."""
 

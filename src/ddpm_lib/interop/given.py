@@ -52,6 +52,8 @@ class GivenOptions:
     """Dropout probability, for training on."""
     class_drop_prob: float | None = None
     """Probability of hiding the class label, for training on."""
+    ema_decay: float | None = None
+    """Decay of the averages, where the file does not say it."""
     low_res_factor: int | None = None
     """How many times smaller the image is that a super-resolution network enlarges."""
 

@@ -7,6 +7,7 @@ from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.nn.networks import NETWORKS
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.registration import register_network
+from ddpm_lib.nn.time_blind import TimeBlindUnet
 from ddpm_lib.nn.unet import Unet, preset_config
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LowResNoise",
     "LucidrainsUnet",
     "SelfCondition",
+    "TimeBlindUnet",
     "Unet",
     "preset_config",
     "register_network",
