@@ -176,6 +176,7 @@ def test_wrong_options(small, tmp_path):
         prepare_sysu(small, tmp_path / "out", val_fraction=1.0)
 
 
+@pytest.mark.slow
 def test_real_dataset(shared, tmp_path):
     root = shared / "data" / "sysu-shape-dataset"
     if not root.is_dir():

@@ -134,7 +134,9 @@ def right(batch, rows) -> bool:
     return np.array_equal(batch["image"].numpy(), TRUTH[rows].transpose(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
 def test_files_opened_at_the_first_item_are_not_shared(stored, kind):
     _opened.clear()
     items = kind(stored)
@@ -464,6 +466,7 @@ def test_torch_operations_in_items_do_not_hang_after_a_fork(tmp_path):
     assert "300 images" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_readers_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "threaded.py").write_text(THREADED)

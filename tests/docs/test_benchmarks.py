@@ -90,11 +90,13 @@ def test_the_networks_are_equal(script):
     assert parameters == pytest.approx(ours[0], rel=0.25)
 
 
+@pytest.mark.slow
 def test_train_step(script, tmp_path):
     found = run(script, tmp_path, "train_step", "--no-peers")
     assert next(iter(found["variants"])) == "ours, fp32"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_sample(script, tmp_path):
     found = run(script, tmp_path, "sample", "--no-peers")

@@ -137,6 +137,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     kernel.close()
 
 
+@pytest.mark.slow
 def test_interrupting_the_kernel_saves_and_returns_and_training_continues(
     kernel: Kernel, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_numbers_do_not_depend_on_the_batch(run: Path, n: int) -> None:
     assert_close(found[0], found[2], 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(run: Path) -> None:
     flags = (
         f"{run} --metrics {EVERY},gap -n 23 --features random64 --sample-steps 2 --batch-size 4"

@@ -98,6 +98,7 @@ def test_weights_checkpoints_and_chains_are_those_asked_for(run: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_numbers_depend_neither_on_the_processes_nor_on_the_batch_size(
     run: Path, tmp_path: Path
 ) -> None:

@@ -79,7 +79,7 @@ def test_only_the_denoiser_calls_a_network() -> None:
     files = [path for path in ROOT.rglob("*.py") if "nn" not in path.relative_to(ROOT).parts]
     assert [p.name for p in files if "call_network" in calls_in(p)] == ["denoiser.py"]
     mathematics = [*(ROOT / "process").glob("*.py"), *(ROOT / "samplers").glob("*.py")]
-    mathematics += [ROOT / f"{name}.py" for name in ("diffusion", "cascade", "guidance")]
+    mathematics += [ROOT / f"{name}.py" for name in ("diffusion", "guidance")]
     assert len(mathematics) > 25
     direct = {p.name for p in mathematics if calls_in(p) & {"network", "model", "net"}}
     assert direct == {"network_calls.py"}

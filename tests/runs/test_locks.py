@@ -184,6 +184,7 @@ def waited_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_two_jobs_at_the_worst_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One opens its data, or saves its last checkpoint, when the other starts: no step is lost,
     both ways round.

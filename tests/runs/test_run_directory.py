@@ -517,6 +517,7 @@ def test_a_run_that_was_moved_or_copied_is_the_directory_its_config_lies_in(
     assert run_status(tmp_path / "other").step == 3
 
 
+@pytest.mark.slow
 def test_the_data_of_a_run_mean_the_same_from_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -740,7 +741,16 @@ def test_a_stop_file_from_before_is_said_and_one_from_the_start_is_obeyed(
     assert (result.status, result.step, result.reason) == ("stopped", 4, "found the file STOP")
 
 
-@pytest.mark.parametrize("how", ["2", "step-000000002", "path", "absolute"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "2",
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in ("step-000000002", "path", "absolute")
+        ),
+    ],
+)
 def test_back_to_an_older_checkpoint_once(
     run: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

@@ -37,6 +37,7 @@ print(after - before, held - resident())
 """
 
 
+@pytest.mark.slow
 @glibc
 def test_what_a_step_frees_is_kept_for_the_next_and_given_back_at_the_end():
     variables = {

@@ -73,6 +73,7 @@ def captured_only(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_sampling_takes_a_compiled_network(captured_only: None):
     diffusion = tiny_diffusion(num_classes=3, class_drop_prob=0.1)
     options = {

@@ -80,6 +80,7 @@ def test_two_processes_agree_on_the_largest_batch(never_closed: Path) -> None:
     assert a == b == {"batch_size": 2 * 12, "per_process": 12, "step": 2}
 
 
+@pytest.mark.slow
 def test_a_script_that_never_closes_its_trainer_leaves_the_group_at_its_end(
     never_closed: Path,
 ) -> None:
@@ -152,6 +153,7 @@ def test_loss_aware_levels_of_one_process_are_those_of_two(two_ranks: Path, sing
     assert one["probabilities"] == pytest.approx(two["probabilities"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_the_sampling_command_make_one_set(two_ranks: Path, tmp_path: Path) -> None:
     import numpy as np
 

@@ -192,7 +192,9 @@ def check_sampling(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -
         ),
         (lambda d, x: d.encode(x, num_steps=4), 1),
         (lambda d, x: d.interpolate(x[:1], x[1:2], num_steps=4), 5),
-        (lambda d, x: d.flow_bits_per_dim(x, tolerance=0.9), None),
+        pytest.param(
+            lambda d, x: d.flow_bits_per_dim(x, tolerance=0.9), None, marks=pytest.mark.slow
+        ),
     ],
     ids=["bits_per_dim", "edit", "inpaint", "encode", "interpolate", "flow_bits_per_dim"],
 )
@@ -357,12 +359,14 @@ def test_a_loss_that_is_not_finite_is_named_and_kept_out(tmp_path: Path, gpu: Pr
     assert all(torch.equal(weights.seen[1], later) for later in weights.seen[2:])
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found_and_kept(tmp_path: Path, gpu: PretendedGpu) -> None:
     trainer = run(tmp_path, "cuda", **FAST | {"batch_size": "auto", "val_fraction": 0.0})
     trainer.train()
     assert trainer.config.batch_size == 24  # all there are
 
 
+@pytest.mark.slow
 def test_every_metric_is_the_cpu_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPM_LIB_KERNELS", "0")
     np.save(

@@ -145,6 +145,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     return made
 
 
+@pytest.mark.slow
 def test_a_card_is_filled_but_for_a_margin(card: Card, tmp_path: Path) -> None:
     trainer = auto(tmp_path / "run")
     trainer.prepare()
@@ -174,6 +175,7 @@ def test_errors_that_are_not_about_memory_stay(
         auto(tmp_path / "run").prepare()
 
 
+@pytest.mark.slow
 def test_a_card_and_few_images(card: Card, tmp_path: Path) -> None:
     trainer = auto(tmp_path / "run", images=50)
     trainer.prepare()
@@ -229,7 +231,7 @@ def test_other_networks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 7 <= trainer.config.images_per_step <= 10
 
 
-@pytest.mark.parametrize("searched", [False, True])
+@pytest.mark.parametrize("searched", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_is_the_one_of_the_number(
     tmp_path: Path, searched: bool, request: pytest.FixtureRequest
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_run_is_the_one_of_the_number(
     assert curve(tmp_path / "auto") == curve(tmp_path / "given")
 
 
+@pytest.mark.slow
 def test_statistics_of_other_networks_and_modes_are_put_back(card: Card, tmp_path: Path) -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
@@ -272,6 +275,7 @@ def test_statistics_of_other_networks_and_modes_are_put_back(card: Card, tmp_pat
     assert (model.training, model.norm.training, model.conv.training) == (True, False, True)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = auto(tmp_path / "whole", max_steps=6, save_every=3)
     whole.train()

@@ -92,6 +92,7 @@ def test_streaming_equals_ram(tmp_path: Path, workers: int) -> None:
     assert_same_tensors(final_tensors(tmp_path / "ram"), final_tensors(tmp_path / "stream"))
 
 
+@pytest.mark.slow
 def test_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     """SIGKILL in the middle; the same trainer continues; the end is bitwise the uninterrupted
     one.
@@ -342,6 +343,7 @@ def test_uncopyable_model_is_named() -> None:
         WeightAverages(Uncopyable(1, 1), (0.9,))
 
 
+@pytest.mark.slow
 def test_validation_is_smooth_and_shows_overfitting(tmp_path: Path) -> None:
     """With the weights fixed the validation loss is the same number every time; memorising opens
     the gap.
