@@ -12,7 +12,8 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.fits import may_have_columns
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.state import DataDescription
-from ddpm_lib.training.config import TrainingConfig, is_described
+from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.option_values import is_described
 from ddpm_lib.training.same_data import fraction_held_out, is_same
 from ddpm_lib.training.sources import open_images, open_training_data
 

@@ -210,7 +210,7 @@ def load_checkpoint(
     # An average that was synthesised is named by its length, not by a decay.
     decays = [d if isinstance(d, str) else float(d) for d in checkpoint.state.ema_decay]
     state = dataclasses.replace(checkpoint.state, ema_decay=decays)
-    tensors, label = _choose(checkpoint, decays, weights, ema_decay)
+    tensors, label = choose_weights(checkpoint, decays, weights, ema_decay)
     try:
         _check_size(found, state, tensors)
         model, diffusion = _build(found, state)
@@ -273,10 +273,26 @@ def _network(path: Path, state: RunState) -> nn.Module:
     return build_network(state.model, str(path / STATE))
 
 
-def _choose(
-    checkpoint: VerifiedCheckpoint, kept: list[float | str], weights: str, decay: float | None
+def choose_weights(
+    checkpoint: VerifiedCheckpoint,
+    kept: list[float | str],
+    weights: str,
+    decay: float | str | None,
 ) -> tuple[dict[str, Tensor], str]:
-    """Return the weights asked for, and what they are called."""
+    """Read some weights of a checkpoint.
+
+    Args:
+        checkpoint: It.
+        kept: The averages that it keeps.
+        weights: "ema" or "model".
+        decay: Which average; None for the first.
+
+    Returns:
+        The weights by name, and what they are called.
+
+    Raises:
+        ConfigError: If they were not kept.
+    """
     path = checkpoint.path
     if weights == "model":
         return checkpoint.read_tensors("model"), "model"

@@ -129,6 +129,7 @@ class RunState:
         origin: What the weights came from, where that was no training of ours: see
             `new_run.write_new_run`.
         hardware: What it was trained on last: see `runtime.devices.describe_hardware`.
+        started_from: See `runs.started_from.StartedFrom`; None for random weights.
         extra: Entries that this version does not know.
     """
 
@@ -149,6 +150,7 @@ class RunState:
     versions: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
     hardware: dict[str, Any] = field(default_factory=dict)
+    started_from: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

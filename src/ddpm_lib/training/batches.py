@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.keys import hashes
-from ddpm_lib.training.config import divisors
+from ddpm_lib.training.option_values import divisors
 from ddpm_lib.training.randomness import DataOrder
 
 if TYPE_CHECKING:

@@ -5,17 +5,15 @@ command-line flags.
 from __future__ import annotations
 
 import math
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.registry import nearest
-from ddpm_lib.core.text import short
 from ddpm_lib.core.validation import check_device_name, check_type, is_path, shown, unknown_options
 from ddpm_lib.training.option_help import with_options
+from ddpm_lib.training.option_values import describe_object, divisors, wanted_kind
 
 _BUILT_HERE = {
     "optimizer": (
@@ -80,6 +78,22 @@ class TrainingConfig:
     override: bool = False
     """Continue although batch size, seed or data differ from the checkpoint's (the differences are
     listed either way).
+    """
+    init_from: str | None = None
+    """Trained weights to begin with: a run, a checkpoint, a folder of save_pretrained, a
+    repository, or another library's file; not read again by a run that continues.
+    """
+    init_weights: Literal["auto", "ema", "model"] = "auto"
+    """Which of them: ema for the average, model for the trained weights, auto for the average where
+    there is one.
+    """
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that stay as they begin: names such as time_embedding or down.0, or
+    levels by number, 0 being the full resolution.
+    """
+    pull_to_start: float = 0.0
+    """Pull the weights back to those that training began with: λ/2·‖θ − θ₀‖² is added to what is
+    minimised (L2-SP, Li et al. 2018); every checkpoint then holds θ₀.
     """
     seed: int = 0
     """Names every random number of the run: initial weights, order, noise, levels, flips, dropout.
@@ -298,8 +312,10 @@ class TrainingConfig:
                 "final_learning_rate_ratio must lie in [0, 1]; got"
                 f" {self.final_learning_rate_ratio}."
             )
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"weight_decay must be 0 or more; got {self.weight_decay}.")
+        for name in ("weight_decay", "pull_to_start"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} must be 0 or more; got {value}.")
         for name in ("ema_decay", "adam_betas"):
             for value in getattr(self, name):
                 if not 0 <= value < 1:
@@ -333,6 +349,11 @@ class TrainingConfig:
                 f" keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
             )
         wanted_kind(self.resume)
+        if self.init_weights != "auto" and self.init_from is None:
+            raise ConfigError(
+                f"init_weights={self.init_weights!r} chooses among the weights of init_from, which"
+                " is not given. Give both or neither."
+            )
         if self.val_data is not None and self.val_every == 0:
             raise ConfigError(
                 "val_data is given but val_every is 0, so it would never be used. Set val_every or"
@@ -375,47 +396,3 @@ _OF_TRAINER = ("diffusion", "data", "callbacks")
 """Arguments of Trainer that are no options, for what a wrong name may have meant."""
 
 TrainingConfig.__doc__ = with_options(TrainingConfig.__doc__, TrainingConfig)
-
-
-def describe_object(data: Any) -> str:
-    """Word a data source that only Python can name, in angle brackets, which no path or hub name
-    has.
-
-    >>> describe_object([1, 2, 3])
-    '<list of 3, given in Python>'
-    """
-    try:
-        count = f" of {len(data):,}"
-    except TypeError:
-        count = ""
-    return f"<{type(data).__name__}{count}, given in Python>"
-
-
-def is_described(data: Any) -> bool:
-    """Say whether a text is what `describe_object` wrote."""
-    return isinstance(data, str) and data.startswith("<") and data.endswith(", given in Python>")
-
-
-def wanted_kind(resume: str) -> str:
-    """Return what `resume` is: "auto", "never", "step" or "checkpoint".
-
-    Raises:
-        ConfigError: If it is none of them.
-    """
-    if resume in ("auto", "never"):
-        return resume
-    if re.fullmatch(r"[0-9]{1,18}", resume):
-        return "step"
-    if re.fullmatch(r"(.*/)?step-[0-9]{9,18}/*", resume, re.DOTALL):
-        return "checkpoint"
-    hint = nearest(resume, ["auto", "never"])
-    also = f" Did you mean {hint!r}?" if hint else ""
-    raise ConfigError(
-        "resume must be auto, never, a step such as 1200, or a checkpoint such as step-000001200;"
-        f" got {short(resume)}.{also}"
-    )
-
-
-def divisors(n: int) -> str:
-    """List the divisors of n for a message."""
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

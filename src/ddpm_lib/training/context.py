@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpm_lib.runs.counters import Progress
 from ddpm_lib.runs.run_log import RunLog, tolerate_write_errors
+from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training.batches import BatchPlan
@@ -80,6 +81,7 @@ class RunContext:
         steps = {"max_steps": config.max_steps, "save_every": config.save_every}
         self.run_log = RunLog(output_dir, self.progress, **steps)
         self.origin: dict[str, Any] | None = None
+        self.started_from: StartedFrom | None = None
         self.last: StepResult | None = None
         self.last_checkpoint: Path | None = None
         self._accelerator: Accelerator | None = None

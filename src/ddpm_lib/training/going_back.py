@@ -12,7 +12,7 @@ from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify, check_resumable, list_checkpoints
 from ddpm_lib.runs.names import checkpoint_name, step_of
 from ddpm_lib.runs.snapshots import snapshot_paths
-from ddpm_lib.training.config import wanted_kind
+from ddpm_lib.training.option_values import wanted_kind
 
 FOLDER = "set-aside"
 

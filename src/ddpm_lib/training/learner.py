@@ -14,6 +14,8 @@ from ddpm_lib.runs.network_state import optimizer_tensors
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.fine_tuning.freezing import freeze
+from ddpm_lib.training.fine_tuning.pull_to_start import PullToStart
 from ddpm_lib.training.optim import make_optimizer
 from ddpm_lib.training.posthoc import PostHocAverages
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ddpm_lib.diffusion import GaussianDiffusion
+
+START = "start"
+"""File stem of the weights at the first step."""
 
 Tensors = dict[str, dict[str, Tensor]]
 """The tensors of a checkpoint by file stem and name."""
@@ -36,6 +41,7 @@ class Learner:
         ema: Averages of the weights, None where none is kept.
         posthoc: Power-function averages.
         channels_last: Whether the weights lie in that memory format.
+        pull: The pull to the weights at the first step, None where there is none.
     """
 
     diffusion: GaussianDiffusion
@@ -43,6 +49,7 @@ class Learner:
     ema: WeightAverages | None
     posthoc: PostHocAverages
     channels_last: bool
+    pull: PullToStart | None = None
 
     @classmethod
     def place(
@@ -67,13 +74,15 @@ class Learner:
         diffusion.to(device)
         if channels_last:
             model.to(memory_format=torch.channels_last)
+        freeze(model, config.freeze)
+        pull = PullToStart(model, config.pull_to_start) if config.pull_to_start else None
         decays = config.ema_decay
         ema = WeightAverages(model, decays, config.ema_power) if decays else None
         posthoc = PostHocAverages(model, config.posthoc_ema)
         optimizer = accelerator.prepare_optimizer(make_optimizer(diffusion, config, device))
         if wants_compile(config.compile, device.type):
             compile_regions(model, config.compile, log)
-        return cls(diffusion, optimizer, ema, posthoc, channels_last)
+        return cls(diffusion, optimizer, ema, posthoc, channels_last, pull)
 
     def averaged(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""
@@ -98,6 +107,8 @@ class Learner:
             groups["ema"] = self.ema.tensors()
         if self.posthoc.sigma_rels:
             groups["posthoc"] = self.posthoc.tensors()
+        if self.pull is not None:
+            groups[START] = self.pull.tensors()
         if diffusion.uncertainty is not None:
             groups["uncertainty"] = diffusion.uncertainty.state_dict()
         if not copy:

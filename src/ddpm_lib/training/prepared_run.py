@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.names import step_of
+from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.runs.state import DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.runtime import devices
@@ -24,6 +26,9 @@ from ddpm_lib.training.callbacks.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks.rows import TrainingRows
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext, TrainingData
+from ddpm_lib.training.fine_tuning.freezing import frozen_parameters
+from ddpm_lib.training.fine_tuning.starting_weights import StartingWeights, on_every_rank
+from ddpm_lib.training.fine_tuning.weight_sources import find_starting_weights
 from ddpm_lib.training.going_back import set_aside, wanted_step
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.randomness import StepRandomness
@@ -36,6 +41,7 @@ from ddpm_lib.training.resume import (
     named,
     restore_learner,
     restore_small_states,
+    say_start,
     say_versions,
     shards_of_run,
 )
@@ -94,6 +100,7 @@ class PreparedRun(RunContext):
         if check_size is not None:
             check_size(diffusion.image_size)
         check_augmentation(diffusion, config)
+        frozen_parameters(diffusion.model, config.freeze)
         if config.sample_every:
             check_grids(diffusion, config)
 
@@ -113,8 +120,11 @@ class PreparedRun(RunContext):
         saved = None if checkpoint is None else checkpoint.state
         began = None if saved is None or not began_here(saved) else saved
         before = None if began is None else fraction_held_out(began)
+        starting = self._starting_weights() if saved is None else None
         images = open_training_data(self.data_source, config, self.diffusion, self.say, before)
         self._data = TrainingData(*images, held_fraction(config, before))
+        if starting is not None:
+            self._begin_with(starting)
         self._learner = Learner.place(self.diffusion, config, self.accelerator, self.say)
         if config.batch_size == "auto":
             config = self.config = self._with_batch_size(began)
@@ -130,6 +140,27 @@ class PreparedRun(RunContext):
             self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
         self.say(self._described())
         self._prepared = True
+
+    def _starting_weights(self) -> StartingWeights | None:
+        """Find the weights to begin with, and refuse those that do not fit, before the data are
+        opened.
+        """
+        source, which = self.config.init_from, self.config.init_weights
+        if source is None:
+            return None
+        size = self.diffusion.image_size
+        starting = on_every_rank(lambda: find_starting_weights(source, which, size), self.ranks)
+        starting.check(self.diffusion)
+        return starting
+
+    def _begin_with(self, starting: StartingWeights) -> None:
+        names = self.dataset.class_names
+        self.started_from = starting.load_into(self.diffusion, tuple(names) if names else None)
+        if len(set(self.ranks.all_objects(self.started_from.sha256))) > 1:
+            raise ConfigError(f"The processes read different weights from {starting.origin}.")
+        self.say(f"Beginning with {self.started_from}.")
+        for note in self.started_from.notes:
+            self.say(f"  {note}")
 
     def _with_batch_size(self, saved: RunState | None) -> TrainingConfig:
         """Return the options with a number for batch_size; a run that continues keeps its own."""
@@ -182,6 +213,7 @@ class PreparedRun(RunContext):
             versions=describe_versions(),
             origin=self.origin,
             hardware=devices.describe_hardware(self.device, self.processes, self.precision),
+            started_from=None if self.started_from is None else self.started_from.to_json(),
         )
 
     def _described(self) -> str:
@@ -208,6 +240,8 @@ class PreparedRun(RunContext):
         check_same_order(self.config, data, self._data_description(), checkpoint, self.say)
         self.progress.load_state_dict(state.to_json())
         self.origin = state.origin
+        self.started_from = StartedFrom.from_json(state.started_from)
+        say_start(self.started_from, self.config.init_from, self.say)
         restore_learner(self.learner, checkpoint, self.say)
         restore_small_states(state, path, self.accelerator.scaler, self.guard, self.callbacks)
         say_versions(state.versions, self.device, self.say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -22,9 +23,11 @@ from ddpm_lib.nn.strict import load_weights
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.network_state import load_optimizer_tensors
+from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.training.going_back import back_to, wanted_step
+from ddpm_lib.training.learner import START
 from ddpm_lib.training.same_data import (
     contents_unknown,
     data_changes,
@@ -251,6 +254,7 @@ def restore_learner(
     load_optimizer_tensors(learner.optimizer, diffusion, read("optimizer"))
     _restore_averages(learner.ema, checkpoint, say)
     learner.posthoc.restore(checkpoint)
+    _restore_pull(learner, checkpoint, say)
 
 
 def _restore_averages(
@@ -281,6 +285,45 @@ def _restore_averages(
         )
     ema.load_tensors(averages)
     ema.set_step(checkpoint.state.step)
+
+
+def say_start(began: StartedFrom | None, asked: str | None, say: Callable[[str], None]) -> None:
+    """Say that a run which goes on does not begin with other weights.
+
+    Args:
+        began: What it began with, None for random weights.
+        asked: The option `init_from`.
+        say: Gets a line where the two differ.
+    """
+    if asked is None or (began is not None and began.source in (asked, os.path.abspath(asked))):
+        return
+    first = "random weights" if began is None else str(began)
+    say(f"This run began with {first} and goes on from there; {asked} is not read.")
+
+
+def _restore_pull(
+    learner: Learner, checkpoint: VerifiedCheckpoint, say: Callable[[str], None]
+) -> None:
+    """Load the weights of the first step, or take those of a run that others have trained.
+
+    Raises:
+        ConfigError: If the checkpoint lacks them.
+    """
+    kept = f"{START}.safetensors" in checkpoint.files
+    if learner.pull is None:
+        if kept:
+            say("The weights are not pulled to the start any more: pull_to_start is 0.")
+        return
+    if not began_here(checkpoint.state):
+        learner.pull.begin()
+    elif not kept:
+        raise ConfigError(
+            f"{checkpoint.path} holds no weights of its run's first step, as pull_to_start was 0."
+            f" Set {option('pull_to_start', 0.0)}, or begin"
+            f" {another(checkpoint.run)}."
+        )
+    else:
+        learner.pull.load_tensors(checkpoint.read_tensors(START), str(checkpoint.path))
 
 
 def say_versions(saved: dict[str, Any], device: torch.device, say: Callable[[str], None]) -> None:

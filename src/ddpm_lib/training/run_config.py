@@ -40,8 +40,9 @@ def absolute_source(data: str) -> str:
 def portable_options(config: TrainingConfig) -> dict[str, Any]:
     """Return the options of training as values for JSON and YAML, paths made absolute."""
     options = config.to_dict()
-    if isinstance(options["val_data"], str):
-        options["val_data"] = absolute_source(options["val_data"])
+    for name in ("val_data", "init_from"):
+        if isinstance(options[name], str):
+            options[name] = absolute_source(options[name])
     return options
 
 

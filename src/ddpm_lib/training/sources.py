@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.augmentation import AUGMENT_DIM
-from ddpm_lib.training.config import TrainingConfig, is_described
+from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.option_values import is_described
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset

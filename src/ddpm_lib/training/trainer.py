@@ -164,17 +164,20 @@ class Trainer(PreparedRun):
             with contextlib.nullcontext() if last else accelerator.no_sync(network):
                 batch = next(batches)
                 per_image, t = forward(network, batch, rows, self.step, self.images_seen)
-                accelerator.backward(per_image.mean() / len(rows_of))
+                loss = per_image.mean() / len(rows_of)
+                if last and self.learner.pull is not None:
+                    loss = loss + self.learner.pull.penalty()
+                accelerator.backward(loss)
             losses.append(per_image.detach())
             levels.append(t)
         most = config.max_grad_norm or float("inf")
         norm = accelerator.clip_grad_norm_(self.diffusion.parameters(), most)
-        loss = torch.cat(losses)
-        self.guard.update(optimizer, accelerator.scaler, loss, norm, self.step + 1)
+        every = torch.cat(losses)
+        self.guard.update(optimizer, accelerator.scaler, every, norm, self.step + 1)
         optimizer.zero_grad(set_to_none=True)
         self.learner.update_averages(self.step + 1)
         self.progress.advance(config.images_per_step)
-        self.last = StepResult(loss, torch.cat(levels), norm, rate)
+        self.last = StepResult(every, torch.cat(levels), norm, rate)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:

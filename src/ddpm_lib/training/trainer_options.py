@@ -11,6 +11,10 @@ class TrainerOptions(TypedDict, total=False):
     output_dir: str | None
     resume: str
     override: bool
+    init_from: str | None
+    init_weights: Literal["auto", "ema", "model"]
+    freeze: tuple[str, ...]
+    pull_to_start: float
     seed: int
     max_steps: int
     max_hours: float | None
