@@ -27,6 +27,7 @@ from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.estimate import EstimateCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
+from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
@@ -43,6 +44,7 @@ CLASSES = {
     "edit": EditCommand,
     "inpaint": InpaintCommand,
     "evaluate": EvaluateCommand,
+    "export": ExportCommand,
     "compare": CompareCommand,
     "ema": EmaCommand,
     "weights": WeightsCommand,
@@ -108,6 +110,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     ),
     "evaluate": (["runs/mine"], [["--metrics", "fid,kid"], ["--num", "20"], ["--compile"]]),
     "compare": (["runs/a", "runs/b"], []),
+    "export": (["runs/mine", "out"], [["--to", "onnx"], ["--weights", "model"]]),
     "ema": (["runs/mine"], [["--sigma-rel", "0.05", "0.1"], ["--step", "100"]]),
     "weights": (["fetch", "dinov2"], [["--output", "x"]]),
     "prepare": (

@@ -32,6 +32,7 @@ from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.estimate import EstimateCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
+from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.sample import SampleCommand
@@ -51,6 +52,7 @@ COMMANDS = {
     "inpaint": InpaintCommand,
     "evaluate": EvaluateCommand,
     "convert": ConvertCommand,
+    "export": ExportCommand,
     "compare": CompareCommand,
     "weights": WeightsCommand,
     "ema": EmaCommand,
@@ -233,16 +235,17 @@ def flags_of_examples() -> set[str]:
     return {f"--{name.replace('_', '-')}" for name in fields}
 
 
-def flags_of_benchmarks() -> set[str]:
-    """The options that the scripts in benchmarks/ give to argparse."""
-    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")]
+def flags_of_scripts() -> set[str]:
+    """The options that the scripts in benchmarks/ and examples/ give to argparse."""
+    paths = [path for folder in ("benchmarks", "examples") for path in (ROOT / folder).glob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in paths]
     return {flag for text in texts for flag in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', text)}
 
 
 KNOWN = (
     set().union(*map(flags_of, COMMANDS.values()))
     | flags_of_examples()
-    | flags_of_benchmarks()
+    | flags_of_scripts()
     | FOREIGN
 )
 

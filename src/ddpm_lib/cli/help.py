@@ -52,6 +52,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "ddpm ema": (("ddpm ema runs/mine --sigma-rel 0.05,0.1", "two averages"),),
     "ddpm evaluate": (("ddpm evaluate runs/mine", "score a run"),),
+    "ddpm export": (
+        ("ddpm export runs/mine mine-onnx --to onnx", "for onnxruntime, without torch"),
+        ("ddpm export runs/mine mine --to safetensors", "a folder for from_pretrained"),
+    ),
     "ddpm compare": (("ddpm compare runs/a runs/b", "the newest evaluations of two runs"),),
     "ddpm weights": (("ddpm weights list", "which there are, and which are here"),),
     "ddpm prepare": (

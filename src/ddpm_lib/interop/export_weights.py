@@ -1,0 +1,82 @@
+"""The weights alone: as NumPy arrays, or as a pretrained folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub.folder import UNCERTAINTY, arranged, save_folder
+from ddpm_lib.core.hub.folder_config import FolderConfig
+from ddpm_lib.core.new_folders import new_folder, refuse_taken
+from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.interop.exporting import describe, write_description
+from ddpm_lib.nn.networks import describe_network
+
+
+def export_npz(
+    diffusion: GaussianDiffusion, folder: str | Path, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `model.npz`, the weights as NumPy arrays by their names, and `model.json`.
+
+    Args:
+        diffusion: The process.
+        folder: Where; must not exist, or be empty.
+        about: What else `model.json` is to say of the weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If something lies there, or a weight is of a kind that NumPy has not.
+        OSError: If the disk refuses; nothing half-written stays.
+    """
+    import numpy as np
+
+    arrays: dict[str, Any] = {}
+    for name, tensor in diffusion.model.state_dict().items():
+        try:
+            arrays[name] = tensor.detach().cpu().contiguous().numpy()
+        except TypeError as error:
+            raise ConfigError(
+                f"The weight {name} is of {tensor.dtype}, which NumPy does not have. Export a"
+                " network in float32: diffusion.float()."
+            ) from error
+    with new_folder(folder) as aside:
+        with (aside / "model.npz").open("xb") as file:
+            np.savez(file, **arrays)
+        write_description(aside, describe(diffusion, "model.npz", None, about))
+    return Path(folder)
+
+
+def export_safetensors(
+    diffusion: GaussianDiffusion, folder: str | Path, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a pretrained folder, for `GaussianDiffusion.from_pretrained`.
+
+    Args:
+        diffusion: The process.
+        folder: Where; must not exist, or be empty.
+        about: What is known of the weights; {"weights": "ema 0.999"} calls them "ema".
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If something lies there, or the class of the network is not registered.
+        OSError: If the disk refuses; nothing half-written stays.
+    """
+    refuse_taken(folder)
+    averaged = str((about or {}).get("weights", "")).startswith("ema")
+    name = "ema" if averaged else "model"
+    weights, groups = arranged({name: diffusion.model.state_dict()})
+    if diffusion.uncertainty is not None:
+        groups[UNCERTAINTY] = diffusion.uncertainty.state_dict()
+    config = FolderConfig(
+        model=describe_network(diffusion.model),
+        diffusion=diffusion.config,
+        class_names=diffusion.class_names,
+        weights=weights,
+    )
+    return save_folder(folder, config, groups)
