@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.registry import Registry
-from ddpm_lib.interop import ddpm_torch, openai, pytorch_ddpm, simple_ddpm
+from ddpm_lib.interop import ddpm_torch, lucidrains, openai, pytorch_ddpm, simple_ddpm
 from ddpm_lib.interop.imported import Imported, Opened, Reader
 from ddpm_lib.interop.reading import read_with
 
@@ -17,6 +17,7 @@ READERS: Registry[Reader] = Registry(
         reader.name: reader
         for reader in (
             openai.READER,
+            lucidrains.READER,
             pytorch_ddpm.READER,
             ddpm_torch.READER,
             simple_ddpm.READER,

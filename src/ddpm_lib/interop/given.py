@@ -13,6 +13,7 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import check_type, unknown_options
 
 AttentionOrder = Literal["legacy", "new"]
+Frequencies = Literal["learned", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class GivenOptions:
 
     image_size: tuple[int, ...] | None = None
     """Size of the images: one number for squares, or height and width."""
+    channels: int | None = None
+    """Channels of the images, where the network's input could be that of others as well."""
     timesteps: int | None = None
     """Number of noise levels."""
     time_scale: float | None = None
@@ -53,9 +56,13 @@ class GivenOptions:
     class_drop_prob: float | None = None
     """Probability of hiding the class label, for training on."""
     ema_decay: float | None = None
-    """Decay of the averages, where the file does not say it."""
+    """Decay per step of the averages, where the file does not say it."""
     low_res_factor: int | None = None
     """How many times smaller the image is that a super-resolution network enlarges."""
+    time_features: Frequencies | None = None
+    """Whether frequencies of the time that the file holds were learned or random."""
+    time_base: float | None = None
+    """The lowest frequency of the time embedding is one over this."""
 
 
 def checked(given: Mapping[str, Any], known: tuple[str, ...], reader: str) -> dict[str, Any]:
