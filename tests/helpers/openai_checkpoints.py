@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddpm_lib.interop.renaming import CLASS_EMBEDDING, NAMINGS, RES_CHILDREN
-from ddpm_lib.nn import Unet
+from ddpm_lib.interop.openai_classifier import classifier_naming
+from ddpm_lib.interop.renaming import CLASS_EMBEDDING, NAMINGS, RES_CHILDREN, Naming
+from ddpm_lib.nn import NoisyClassifier, Unet
 from ddpm_lib.nn.attention import Attention
 from ddpm_lib.nn.blocks import ResBlock
 
@@ -27,9 +28,15 @@ def openai_state(
     model: Unet, weights: Mapping[str, Tensor] | None = None, order: str = "improved-diffusion"
 ) -> dict[str, Tensor]:
     """The state dict of the same network under their names, in the order of their parameters."""
-    ours, naming = dict(weights or model.state_dict()), NAMINGS[order]
+    ours = dict(weights or model.state_dict())
     if CLASS_EMBEDDING in ours:
         ours[CLASS_EMBEDDING] = ours[CLASS_EMBEDDING][:-1]
+    return _renamed_back(model, ours, NAMINGS[order])
+
+
+def _renamed_back(
+    model: nn.Module, ours: Mapping[str, Tensor], naming: Naming
+) -> dict[str, Tensor]:
     theirs: dict[str, Tensor] = {}
 
     def copy(our_path: str, their_path: str) -> None:
@@ -64,3 +71,21 @@ def write_openai(path: Path, **config) -> Unet:
     model = randomised(**config)
     torch.save(openai_state(model), path)
     return model
+
+
+def randomised_classifier(**config) -> NoisyClassifier:
+    """A classifier whose output depends on all of its weights."""
+    model = NoisyClassifier(**config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def classifier_state(model: NoisyClassifier) -> dict[str, Tensor]:
+    """The state dict of the same classifier under their names."""
+    own, naming = model.state_dict(), classifier_naming("legacy", model.pooling)
+    theirs = _renamed_back(model, own, naming)
+    if "pool.position" in own:
+        theirs["out.2.positional_embedding"] = own["pool.position"].clone()
+    return theirs

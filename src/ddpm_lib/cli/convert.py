@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.text import printable
 from ddpm_lib.interop.given import GivenOptions, option_names
@@ -62,19 +62,12 @@ def main(args: list[str]) -> int:
 
 
 def write(imported: Imported, out: Path) -> None:
-    """Write what was read as a run directory.
-
-    Raises:
-        CheckpointError: If it is a network alone, of no process.
-    """
+    """Write a run; of a network that belongs to no process, a pretrained folder."""
+    if imported.process is None:
+        write_network(imported, out)
+        return
     from ddpm_lib.runs.new_run import write_new_run
 
-    if imported.process is None:
-        why = "; ".join(imported.notes)
-        raise CheckpointError(
-            f"{imported.source} holds a network alone, of which no run can be made ({why}). In"
-            " Python, interop.read_foreign reads it."
-        )
     write_new_run(
         out,
         model={"class": imported.network, "config": imported.network_config},
@@ -90,6 +83,17 @@ def write(imported: Imported, out: Path) -> None:
     )
 
 
+def write_network(imported: Imported, out: Path) -> None:
+    """Write a network alone as a pretrained folder."""
+    from ddpm_lib.nn import NETWORKS
+    from ddpm_lib.nn.pretrained import save_pretrained
+
+    network = NETWORKS[imported.network](**imported.network_config)
+    averages = {f"ema:{decay}": average for decay, average in imported.averages.items()}
+    network.load_state_dict(imported.weights or next(iter(imported.averages.values())))
+    save_pretrained(network, out, averages=averages)
+
+
 def report(imported: Imported, out: Path) -> list[str]:
     """Say in lines what was read, what was assumed and what to do next."""
     averages = ", ".join(map(str, imported.averages))
@@ -100,21 +104,42 @@ def report(imported: Imported, out: Path) -> list[str]:
     ]
     any_weights = imported.weights or next(iter(imported.averages.values()))
     count = sum(tensor.numel() for tensor in any_weights.values())
-    process = imported.process or {}
-    size = "×".join(map(str, process.get("image_size", [])))
     lines = [
         f"recognised: {imported.format}",
         f"network: {imported.network}, {count / 1e6:,.2f} M parameters",
-        f"process: {process.get('timesteps', 1000)} levels, schedule"
-        f" {process.get('schedule')}, predicts {process.get('parametrization')}, variance"
-        f" {process.get('variance')}, images {size}",
+        *process_lines(imported),
         f"carried over: {'; '.join(part for part in carried if part)}",
     ]
     lines += [f"note: {note}" for note in imported.notes]
+    return [*lines, "", "Next:", *next_lines(imported, out)]
+
+
+def process_lines(imported: Imported) -> list[str]:
+    """Describe the process in a line, if there is one."""
+    process = imported.process
+    if process is None:
+        return []
+    size = "×".join(map(str, process["image_size"]))
+    return [
+        f"process: {process.get('timesteps', 1000)} levels, schedule {process.get('schedule')},"
+        f" predicts {process.get('parametrization')}, variance {process.get('variance')}, images"
+        f" {size}"
+    ]
+
+
+def next_lines(imported: Imported, out: Path) -> list[str]:
+    """Return what to do with what was written."""
+    place = shlex.quote(str(out))
+    if imported.process is None:
+        return [
+            f"  in Python: from ddpm_lib.nn import {imported.network}",
+            f"             network = {imported.network}.from_pretrained({str(out)!r})",
+        ]
     weights = "" if imported.averages else " --weights model"
-    run = shlex.quote(str(out))
-    lines += ["", "Next:", f"  ddpm sample {run}{weights}"]
+    lines = [f"  ddpm sample {place}{weights}"]
     if imported.network == "Unet":
-        steps = f" --max-steps {imported.step + 10_000}"
-        lines.append(f"  ddpm train path/to/images --config {run}/config.yaml{steps}")
+        steps = imported.step + 10_000
+        lines.append(
+            f"  ddpm train path/to/images --config {place}/config.yaml --max-steps {steps}"
+        )
     return lines

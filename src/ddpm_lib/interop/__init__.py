@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.registry import Registry
-from ddpm_lib.interop import ddpm_torch, lucidrains, openai, pytorch_ddpm, simple_ddpm
+from ddpm_lib.interop import (
+    ddpm_torch,
+    lucidrains,
+    openai,
+    openai_classifier,
+    pytorch_ddpm,
+    simple_ddpm,
+)
 from ddpm_lib.interop.imported import Imported, Opened, Reader
 from ddpm_lib.interop.reading import read_with
 
-READERS: Registry[Reader] = Registry(
-    "format",
-    {
-        reader.name: reader
-        for reader in (
-            openai.READER,
-            lucidrains.READER,
-            pytorch_ddpm.READER,
-            ddpm_torch.READER,
-            simple_ddpm.READER,
-        )
-    },
+_ALL = (
+    openai.READER,
+    openai_classifier.READER,
+    lucidrains.READER,
+    pytorch_ddpm.READER,
+    ddpm_torch.READER,
+    simple_ddpm.READER,
 )
+READERS: Registry[Reader] = Registry("format", {reader.name: reader for reader in _ALL})
 """The formats of other libraries that can be read, by the name that `ddpm convert --from` takes."""
 
 

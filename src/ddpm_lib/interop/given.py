@@ -41,6 +41,8 @@ class GivenOptions:
     """Variance of ancestral sampling: fixed_small, fixed_large or learned_range."""
     loss: str | None = None
     """simple, hybrid or vlb."""
+    blocks_per_level: int | None = None
+    """Residual blocks per level, where the shapes allow several numbers."""
     heads: int | None = None
     """Attention heads."""
     heads_up: int | None = None

@@ -6,7 +6,7 @@ modelNNNNNN.pt and ema_RATE_NNNNNN.pt are state dicts, optNNNNNN.pt is AdamW's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ddpm_lib.core.text import printable
 from ddpm_lib.interop.imported import Opened, Weights
 from ddpm_lib.interop.opening import open_foreign
 
+IsNetwork = Callable[[Any], bool]
 _NAME = re.compile(r"(?:.*/)?(?:model|opt|ema_([0-9.]+)_)([0-9]{6,})")
 
 
@@ -54,6 +55,13 @@ def is_unet(value: Any) -> bool:
     )
 
 
+def is_classifier(value: Any) -> bool:
+    """Say whether a value is a state dict of their noisy classifier."""
+    if not _has(value, "time_embed.0.weight", "input_blocks.0.0.weight", "out.0.weight"):
+        return False
+    return not any(str(name).startswith("output_blocks.") for name in value)
+
+
 def is_optimizer(value: Any) -> bool:
     """Say whether a value is the state dict of an optimizer of torch."""
     return isinstance(value, Mapping) and value.keys() == {"state", "param_groups"}
@@ -70,8 +78,12 @@ def parts_of(opened: Opened) -> dict[str, Any]:
     return {opened.path.name.removesuffix(opened.path.suffix): opened.content}
 
 
-def collect(opened: Opened) -> Files:
+def collect(opened: Opened, is_network: IsNetwork = is_unet) -> Files:
     """Gather the files of one step: those of a folder's newest, or of the one that was given.
+
+    Args:
+        opened: The file or folder.
+        is_network: Says whether a value is a state dict of the kind of network that is wanted.
 
     Raises:
         CheckpointError: If a file beside it is damaged.
@@ -89,18 +101,18 @@ def collect(opened: Opened) -> Files:
         steps = [int(label[2])]
     else:
         steps = sorted(
-            {int(m[2]) for n, v in parts.items() if (m := _NAME.fullmatch(n)) and is_unet(v)}
+            {int(m[2]) for n, v in parts.items() if (m := _NAME.fullmatch(n)) and is_network(v)}
         )
         if not steps:
-            return _unnamed(opened, parts)
+            return _unnamed(opened, parts, is_network)
         if len(steps) > 1:
             notes.append(f"Of {len(steps)} steps in the folder, the newest was taken: {steps[-1]}.")
-    return _of_step(str(opened.path), parts, steps[-1], notes)
+    return _of_step(str(opened.path), parts, steps[-1], notes, is_network)
 
 
-def _unnamed(opened: Opened, parts: dict[str, Any]) -> Files:
+def _unnamed(opened: Opened, parts: dict[str, Any], is_network: IsNetwork) -> Files:
     """Take the one state dict of a folder whose file names say nothing."""
-    networks = {name: value for name, value in parts.items() if is_unet(value)}
+    networks = {name: value for name, value in parts.items() if is_network(value)}
     if len(networks) > 1:
         raise CheckpointError(
             f"{opened.path} holds {len(networks)} networks, {', '.join(sorted(networks))}, and"
@@ -115,7 +127,9 @@ def _unnamed(opened: Opened, parts: dict[str, Any]) -> Files:
     )
 
 
-def _of_step(where: str, parts: dict[str, Any], step: int, notes: list[str]) -> Files:
+def _of_step(
+    where: str, parts: dict[str, Any], step: int, notes: list[str], is_network: IsNetwork
+) -> Files:
     weights, averages, optimizer = None, dict[float | str, Weights](), None
     for name, value in parts.items():
         label = _NAME.fullmatch(name)
@@ -123,9 +137,9 @@ def _of_step(where: str, parts: dict[str, Any], step: int, notes: list[str]) -> 
             continue
         if is_optimizer(value):
             optimizer = dict(value)
-        elif is_unet(value) and label[1] is not None:
+        elif is_network(value) and label[1] is not None:
             averages[float(label[1])] = tensors_of(value, name)
-        elif is_unet(value):
+        elif is_network(value):
             weights = tensors_of(value, name)
     return Files(
         where=where,

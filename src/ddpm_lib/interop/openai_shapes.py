@@ -41,7 +41,7 @@ class Shapes:
     num_classes: int | None
 
 
-class _State:
+class State:
     """Shapes by name; a missing one is an error for the user."""
 
     def __init__(self, state: Mapping[str, Tensor], where: str) -> None:
@@ -75,7 +75,7 @@ def read_shapes(weights: Mapping[str, Tensor], where: str) -> Shapes:
     Raises:
         CheckpointError: If no network of theirs, or none of ours, has these shapes.
     """
-    state = _State(weights, where)
+    state = State(weights, where)
     dim = state.size("time_embed.0.weight", 1)
     first = state.size("input_blocks.0.0.weight", 0)
     if first != dim:
@@ -118,7 +118,7 @@ def read_shapes(weights: Mapping[str, Tensor], where: str) -> Shapes:
     )
 
 
-def _levels(state: _State) -> tuple[int, Resample | None]:
+def _levels(state: State) -> tuple[int, Resample | None]:
     """Return the number of levels and how the resolution changes between them.
 
     Strided convolutions show on the way down; averages as numbers without weights; residual blocks
@@ -139,7 +139,7 @@ def _levels(state: _State) -> tuple[int, Resample | None]:
     return (1 + found[kinds[0]], kinds[0]) if kinds else (1, None)
 
 
-def _channels(state: _State) -> tuple[int, bool]:
+def _channels(state: State) -> tuple[int, bool]:
     """Return the channels of the images, and whether a small image enters beside the noisy one."""
     entering = state.size("input_blocks.0.0.weight", 1)
     leaving = state.size("out.2.weight", 0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.registry import Registry
@@ -38,7 +39,7 @@ class Naming:
         proj: The projection behind attention.
     """
 
-    paths: Callable[[Unet], Paths]
+    paths: Callable[[Any], Paths]
     block: tuple[str, str, str, str, str, str]
     norm: str
     qkv: tuple[str, ...]
@@ -60,7 +61,7 @@ class Renamed:
 
 
 def rename_unet(
-    model: Unet, state: Mapping[str, Tensor], naming: Naming, where: str = "the file"
+    model: nn.Module, state: Mapping[str, Tensor], naming: Naming, where: str = "the file"
 ) -> Renamed:
     """Bring a published state dict under the names of `model`.
 
@@ -68,7 +69,7 @@ def rename_unet(
     which published networks do not have, gets a row of zeros.
 
     Args:
-        model: The network that the file is of; it may lie on the meta device.
+        model: The network that the file is of, made of our blocks; it may lie on the meta device.
         state: Tensors by their names.
         naming: How they are named.
         where: The file, for the message.
@@ -179,8 +180,12 @@ def resample_path(stage: ResolutionLevel, ours: str, plain: str, block: str) -> 
     return {f"{ours}.conv": plain} if stage.resample.conv is not None else {f"{ours}.block": block}
 
 
-def openai_paths(model: Unet) -> Paths:
-    """Name the modules as improved-diffusion and guided-diffusion do."""
+def openai_trunk_paths(down: Iterable[nn.Module]) -> Paths:
+    """Name the way down and the middle as improved-diffusion and guided-diffusion do.
+
+    Args:
+        down: The levels.
+    """
     paths = {
         "time_embedding.linear1": "time_embed.0",
         "time_embedding.linear2": "time_embed.2",
@@ -188,12 +193,9 @@ def openai_paths(model: Unet) -> Paths:
         "middle.res1": "middle_block.0",
         "middle.attn": "middle_block.1",
         "middle.res2": "middle_block.2",
-        "norm_out": "out.0",
-        "conv_out": "out.2",
-        "conditioners.class_label.embedding": "label_emb",
     }
     index = 1
-    for s, stage in enumerate(_levels(model.down)):
+    for s, stage in enumerate(_levels(down)):
         for i in range(len(stage.layers)):
             paths |= {f"down.{s}.layers.{i}.res": f"input_blocks.{index}.0"}
             paths |= {f"down.{s}.layers.{i}.attn": f"input_blocks.{index}.1"}
@@ -202,6 +204,16 @@ def openai_paths(model: Unet) -> Paths:
             stage, f"down.{s}.resample", f"input_blocks.{index}.0.op", f"input_blocks.{index}.0"
         )
         index += 1
+    return paths
+
+
+def openai_paths(model: Unet) -> Paths:
+    """Name the modules as improved-diffusion and guided-diffusion do."""
+    paths = openai_trunk_paths(model.down) | {
+        "norm_out": "out.0",
+        "conv_out": "out.2",
+        "conditioners.class_label.embedding": "label_emb",
+    }
     index = 0
     for s, stage in enumerate(_levels(model.up)):
         for i in range(len(stage.layers)):
@@ -285,7 +297,7 @@ def diffusers_paths(model: Unet) -> Paths:
     return paths
 
 
-def _levels(parts: Iterable[torch.nn.Module]) -> list[ResolutionLevel]:
+def _levels(parts: Iterable[nn.Module]) -> list[ResolutionLevel]:
     return [part for part in parts if isinstance(part, ResolutionLevel)]
 
 

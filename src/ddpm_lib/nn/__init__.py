@@ -5,6 +5,7 @@ from ddpm_lib.nn.low_res import LowRes, LowResNoise
 from ddpm_lib.nn.lucidrains_unet import LucidrainsUnet
 from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.nn.networks import NETWORKS
+from ddpm_lib.nn.noisy_classifier import NoisyClassifier
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.registration import register_network
 from ddpm_lib.nn.time_blind import TimeBlindUnet
@@ -20,6 +21,7 @@ __all__ = [
     "LowRes",
     "LowResNoise",
     "LucidrainsUnet",
+    "NoisyClassifier",
     "SelfCondition",
     "TimeBlindUnet",
     "Unet",
