@@ -9,6 +9,7 @@ from typing import Any
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.interop import (
     ddpm_torch,
+    diffusers,
     lucidrains,
     openai,
     openai_classifier,
@@ -25,6 +26,7 @@ _ALL = (
     pytorch_ddpm.READER,
     ddpm_torch.READER,
     simple_ddpm.READER,
+    diffusers.READER,
 )
 READERS: Registry[Reader] = Registry("format", {reader.name: reader for reader in _ALL})
 """The formats of other libraries that can be read, by the name that `ddpm convert --from` takes."""

@@ -5,6 +5,7 @@ from ddpm_lib.nn.low_res import LowRes, LowResNoise
 from ddpm_lib.nn.lucidrains_unet import LucidrainsUnet
 from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.nn.networks import NETWORKS
+from ddpm_lib.nn.noise_level_unet import NoiseLevelUnet
 from ddpm_lib.nn.noisy_classifier import NoisyClassifier
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.registration import register_network
@@ -21,6 +22,7 @@ __all__ = [
     "LowRes",
     "LowResNoise",
     "LucidrainsUnet",
+    "NoiseLevelUnet",
     "NoisyClassifier",
     "SelfCondition",
     "TimeBlindUnet",
