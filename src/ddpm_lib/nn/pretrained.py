@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub.client import HubOptions, open_pretrained
 from ddpm_lib.core.hub.folder import (
     MAX_SHARD_SIZE,
     FolderConfig,
     PretrainedFolder,
     arranged,
-    open_folder,
     save_folder,
 )
 from ddpm_lib.core.validation import shown
@@ -120,23 +120,36 @@ def from_pretrained(
     *,
     weights: str | None = None,
     device: str | torch.device | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> M:
-    """Load a network from a folder, also out of that of a whole process.
+    """Load a network from a folder or the hub, also out of the folder of a whole process.
 
     Args:
-        source: The folder.
+        source: A folder, or the name of a repository on the hub, "owner/name"; a folder of that
+            name wins.
         weights: "model" (as trained), "ema" (averaged) or "ema:0.999"; default: the averaged ones
             where there are any.
         device: Where to put it: "auto", "cuda", "cuda:1", …; default: the CPU.
+        revision: A branch, a tag or a commit of a repository; default: its default branch.
+        cache_dir: Where downloads are kept; default: the hub's own cache, $HF_HUB_CACHE.
+        token: To log in with; default: that of `hf auth login` or $HF_TOKEN; False for none.
+        local_files_only: Take what the cache has and ask nobody, as with $HF_HUB_OFFLINE=1.
 
     Returns:
         The network, in evaluation mode.
 
     Raises:
+        HubError: If the hub cannot be reached, or says no.
         CheckpointError: If there is none, it is damaged, of a newer format or of another class.
         ConfigError: If there are no such weights.
     """
-    opened = open_folder(os.fspath(source))
+    options = HubOptions(
+        revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )
+    opened = open_pretrained(source, weights, options)
     model, _ = load_network(opened, weights)
     if not isinstance(model, cls):
         name = registered_as(type(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ddpm_lib.core.errors import CheckpointError
@@ -31,6 +32,13 @@ def is_ours(folder: Path) -> bool:
         return read_json(folder / CONFIG).get("library_name") == LIBRARY
     except CheckpointError:
         return False
+
+
+def named_like(names: Collection[str]) -> str | None:
+    """Say by the names of its files what a repository of another library is; None if nothing is
+    recognised.
+    """
+    return next((words for name, words in _BY_NAME.items() if name in names), None)
 
 
 def what_else(path: Path) -> str | None:
