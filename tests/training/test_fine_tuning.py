@@ -154,7 +154,10 @@ def test_weights_that_do_not_fit_are_refused_before_the_data_are_opened(
 
 
 def test_a_source_without_weights_is_an_error_of_one_line(tmp_path: Path) -> None:
-    for place, says in (("nowhere/at-all", "does not exist"), (tmp_path, "holds neither weights")):
+    for place, says in (
+        ("./nowhere/at-all", "does not exist"),
+        (tmp_path, "holds neither weights"),
+    ):
         trainer = tiny_trainer(tmp_path / "run", init_from=str(place))
         with pytest.raises(CheckpointError, match=says):
             trainer.train()

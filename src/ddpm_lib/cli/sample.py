@@ -147,10 +147,10 @@ def main(args: list[str]) -> int:
         images, frames = draw(loaded, command, state, precision, small)
         if state.is_main_process:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
-            prefix = f"{loaded.checkpoint.name}-" if len(chosen) > 1 else ""
+            prefix = f"{loaded.name}-" if len(chosen) > 1 else ""
             written = write(images, frames, folder, prefix, command, small)
             drawn = f"{so_many(len(images), 'image')} -> {', '.join(written)}"
-            sys.stdout.write(f"{loaded.checkpoint.name} ({loaded.weights}): {drawn}\n")
+            sys.stdout.write(f"{loaded.name} ({loaded.weights}): {drawn}\n")
             if checkpoint is chosen[-1]:
                 sys.stdout.write(
                     "".join(

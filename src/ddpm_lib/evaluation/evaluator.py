@@ -26,7 +26,6 @@ from ddpm_lib.evaluation.preflight import (
 from ddpm_lib.evaluation.provenance import (
     describe_sets,
     describe_target,
-    weights_sha256,
     write_statistics,
 )
 from ddpm_lib.evaluation.remarks import judge_scores
@@ -36,8 +35,7 @@ from ddpm_lib.evaluation.scored_images import ScoredImages, open_scored_images
 from ddpm_lib.evaluation.scoring import bind_metrics, run_metrics
 from ddpm_lib.evaluation.targets import is_run, load_target
 from ddpm_lib.evaluation.tasks import ModelTask, SampleTask
-from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
-from ddpm_lib.runs.loading import find_checkpoints
+from ddpm_lib.runs.loading import Found, find_checkpoints
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import process_state
 
@@ -91,9 +89,7 @@ def evaluate_checkpoints(
     return (_evaluate(checkpoint, chosen, dataset) for checkpoint in find_checkpoints(run, "all"))
 
 
-def evaluate_verified(
-    checkpoints: Sequence[VerifiedCheckpoint], **options: Any
-) -> Iterator[Evaluation]:
+def evaluate_verified(checkpoints: Sequence[Found], **options: Any) -> Iterator[Evaluation]:
     """Score checkpoints that were found and verified before, one after the other; see
     `evaluate`.
     """
@@ -229,7 +225,7 @@ class Evaluator:
         options, loaded = self.options, self.own.loaded
         chosen = dataclasses.asdict(options)
         key = [
-            f"{weights_sha256(loaded)} {loaded.weights}",
+            f"{loaded.weights_sha256} {loaded.weights}",
             {k: v for k, v in chosen.items() if k not in ("progress", "metrics")},
         ]
         return ModelTask(options, self.state, loaded, scored.images, self.own, engine, key)

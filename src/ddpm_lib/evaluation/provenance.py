@@ -14,7 +14,6 @@ from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.sample_metrics import FEW
 from ddpm_lib.metrics import save_statistics
 from ddpm_lib.process.plan import resolve_num_steps
-from ddpm_lib.runs.checkpoint import recorded_sha256
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.versions import describe_versions
 
@@ -32,11 +31,14 @@ def describe_target(
     if loaded is not None:
         about = {
             "run": str(loaded.run),
-            "checkpoint": loaded.checkpoint.name,
+            "checkpoint": loaded.name,
             "step": loaded.step,
             "weights": loaded.weights,
-            "weights_sha256": weights_sha256(loaded),
+            "weights_sha256": loaded.weights_sha256,
         }
+        if loaded.pretrained is not None:
+            about["run"] = loaded.pretrained.folder.source
+            del about["step"]
     return {
         **about,
         "options": dataclasses.asdict(options),
@@ -98,11 +100,6 @@ def write_statistics(store: FeatureStore, features: str, path: str) -> None:
     if store.state.is_main_process:
         about = {"features": layer, "images": store.word("reference")}
         save_statistics(path, statistics, **about)
-
-
-def weights_sha256(loaded: LoadedRun) -> str:
-    """Return the SHA-256 of the file of the weights that were loaded."""
-    return recorded_sha256(loaded.checkpoint, "model" if loaded.weights == "model" else "ema")
 
 
 def _libraries() -> dict[str, str]:

@@ -39,7 +39,9 @@ class RunImages:
 
     @property
     def config(self) -> TrainingConfig:
-        """The options of the run's training."""
+        """The options of the run's training; of a pretrained folder, the defaults."""
+        if self.loaded.pretrained is not None:
+            return TrainingConfig()
         options = dict(self.loaded.run_state.training)
         return TrainingConfig.from_options(options, str(self.loaded.checkpoint))
 
@@ -81,7 +83,7 @@ class RunImages:
         return self._sets
 
     def _open(self) -> tuple[ImageDataset, ImageDataset | None]:
-        described = self.loaded.run_state.trained_on
+        described = self.loaded.run_state.trained_on  # an error for a pretrained folder
         known = self._from_given(described)
         if known is not None:
             return known
@@ -138,7 +140,7 @@ class RunImages:
         """Cut the images given as training did, and return the two sets if they are those of the
         run.
         """
-        if self.given is None:
+        if self.given is None or self.loaded.pretrained is not None:
             return None
         try:
             fraction = fraction_held_out(self.loaded.run_state)

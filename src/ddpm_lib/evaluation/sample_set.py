@@ -14,7 +14,6 @@ from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
 from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
 from ddpm_lib.evaluation.pictures import open_pictures
-from ddpm_lib.evaluation.provenance import weights_sha256
 from ddpm_lib.evaluation.scored_images import whole_set
 from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.training.sampling import default_condition
@@ -130,6 +129,6 @@ def _samples_of_run(
         else:
             given = whole_set(options, own, dataset)[1]
     n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
-    about = [str(loaded.checkpoint.resolve()), weights_sha256(loaded), loaded.weights]
+    about = [str(loaded.checkpoint.resolve()), loaded.weights_sha256, loaded.weights]
     samples = sample_images(loaded.diffusion, options, n, about, device, given=given)
     return samples, notes

@@ -64,7 +64,7 @@ def open_scored_images(
         "of": len(whole),
         "chosen": "row i·of//images",
         "fingerprint": images.fingerprint,
-        "source": own.loaded.run_state.trained_on.source,
+        "source": None if own.loaded.pretrained else own.loaded.run_state.trained_on.source,
     }
     return ScoredImages(images, {"data": about}, notes)
 

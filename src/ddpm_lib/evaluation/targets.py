@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.hub.folder import is_pretrained
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.runs.checkpoint import MANIFEST, VerifiedCheckpoint
 from ddpm_lib.runs.loading import LoadedRun, load_checkpoint, load_run, refuse_foreign
+from ddpm_lib.runs.pretrained_model import PretrainedModel
 
 _MARKS = (MANIFEST, "checkpoints", "status.json", "metrics.jsonl", ".lock")
 """What only runs and checkpoints hold."""
@@ -18,7 +20,7 @@ _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".safetensors")
 
 
 def is_run(target: Any) -> bool:
-    """Say whether a target is a run or a checkpoint, ours or foreign, rather than images.
+    """Say whether a target is a run, a checkpoint or a pretrained folder, rather than images.
 
     What does not exist, or is empty, counts as a run: looking for its checkpoints says what is
         wrong.
@@ -28,7 +30,9 @@ def is_run(target: Any) -> bool:
     path = Path(target)
     if not path.is_dir():
         return not path.exists() or path.suffix.lower() in _WEIGHTS
-    if any((path / name).exists() for name in _MARKS) or not any(path.iterdir()):
+    if any((path / name).exists() for name in _MARKS) or is_pretrained(path):
+        return True
+    if not any(path.iterdir()):
         return True
     try:
         refuse_foreign(path)
@@ -58,7 +62,7 @@ def load_target(target: Any, options: EvaluationOptions) -> LoadedRun | None:
         ConfigError: If it is the folder that holds a run's checkpoints.
         CheckpointError: If there is no complete checkpoint.
     """
-    if isinstance(target, VerifiedCheckpoint):
+    if isinstance(target, VerifiedCheckpoint | PretrainedModel):
         return load_checkpoint(target, options.weights, options.ema_decay)
     refuse_checkpoints_folder(target)
     if not is_run(target):

@@ -149,7 +149,7 @@ def from_pretrained(
     options = HubOptions(
         revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
-    opened = open_pretrained(source, weights, options)
+    opened = open_pretrained(source, options)
     model, _ = load_network(opened, weights)
     if not isinstance(model, cls):
         name = registered_as(type(model))

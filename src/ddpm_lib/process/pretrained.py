@@ -141,5 +141,5 @@ def from_pretrained(
     options = HubOptions(
         revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
-    process, _ = load_process(cls, open_pretrained(source, weights, options), weights)
+    process, _ = load_process(cls, open_pretrained(source, options), weights)
     return process if device is None else process.to(resolve_device(device))

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.hub.others import what_else
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.nn.networks import NETWORKS, build_network
 from ddpm_lib.nn.strict import check_finite, check_weights, load_weights
+from ddpm_lib.process.pretrained import load_process
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
+from ddpm_lib.runs.pretrained_model import PretrainedModel, find_pretrained
 from ddpm_lib.runs.run_status import no_run, nothing_saved
 from ddpm_lib.runs.state import STATE, RunState
 
@@ -36,11 +38,12 @@ class LoadedRun:
 
     Attributes:
         diffusion: The process with the chosen weights loaded, in evaluation mode, on the CPU.
-        checkpoint: The directory read.
-        step: Its step.
+        checkpoint: The directory read: a checkpoint, or a pretrained folder.
+        step: Its step; 0 for a pretrained folder, which does not say.
         weights: Which weights were loaded: "model" or "ema <decay>".
         class_names: Names of the classes, where the data had labels.
-        state: All of the checkpoint's state.json.
+        state: All of the checkpoint's state.json; empty for a pretrained folder.
+        pretrained: The pretrained folder that it is from; None for a run.
     """
 
     diffusion: GaussianDiffusion
@@ -49,78 +52,88 @@ class LoadedRun:
     weights: str
     class_names: tuple[str, ...] | None
     state: dict[str, Any]
+    pretrained: PretrainedModel | None = None
 
     def __repr__(self) -> str:
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
-        return f"LoadedRun({self.checkpoint}, step {self.step:,}, weights {self.weights}{classes})"
+        where = f"{self.checkpoint}, step {self.step:,}"
+        if self.pretrained is not None:
+            where = self.pretrained.name
+        return f"LoadedRun({where}, weights {self.weights}{classes})"
 
     @cached_property
     def run_state(self) -> RunState:
-        """The same state by attributes."""
+        """The same state by attributes.
+
+        Raises:
+            ConfigError: For a pretrained folder, which has none.
+        """
+        if self.pretrained is not None:
+            raise ConfigError(
+                f"{self.pretrained.folder.source} is a pretrained folder, which does not say what"
+                " it was trained on. Name images with data= (--data PATH)."
+            )
         return RunState.from_json(self.state, self.checkpoint)
 
     @property
     def run(self) -> Path:
-        """The run directory."""
-        return self.checkpoint.parent.parent
+        """The run directory; of a pretrained folder, where what is made of it is written."""
+        return self.checkpoint.parent.parent if self.pretrained is None else self.pretrained.run
+
+    @property
+    def name(self) -> str:
+        """What a line calls it: the checkpoint's name, or the pretrained folder's."""
+        return self.checkpoint.name if self.pretrained is None else self.pretrained.name
+
+    @property
+    def weights_sha256(self) -> str:
+        """The SHA-256 of the file of the weights that were loaded."""
+        if self.pretrained is not None:
+            return self.pretrained.sha256(self.weights)
+        stem = "model" if self.weights == "model" else "ema"
+        return files.recorded_sha256(self.checkpoint, stem)
 
 
-_FOREIGN = {
-    "model_index.json": "a pipeline of diffusers",
-    "random_states_0.pkl": "a state saved by accelerate",
-    "pytorch_model.bin": "a model of transformers or diffusers",
-    "diffusion_pytorch_model.safetensors": "a model of diffusers",
-    ".metadata": "a distributed checkpoint of torch",
-}
-
-_CONVERTED = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", "model_index.json")
-"""Endings of what importers may read."""
+Found = VerifiedCheckpoint | PretrainedModel
+"""What can be loaded to sample or to evaluate it."""
 
 
 def refuse_foreign(path: Path) -> None:
-    """Recognise what other libraries save, by names alone: nothing is read.
+    """Recognise what other libraries save, by names and marks; nothing is executed.
 
     Raises:
         CheckpointError: Saying what it is and what is needed instead.
     """
-    found = next(
-        ((name, words) for name, words in _FOREIGN.items() if (path / name).exists()), None
-    )
-    name, what = found or (path.name, None)
-    if path.is_file():
-        pickles = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-        what = (
-            "a pickle, which can run code and is never loaded"
-            if path.suffix in pickles
-            else "a file"
+    what = what_else(path)
+    if what is not None:
+        raise CheckpointError(
+            f"{printable(path)} is {what.words}. Give a run directory of ddpm_lib such as"
+            f" runs/shapes, a checkpoint in it, or a pretrained folder.{what.advice(path)}"
         )
-    if what:
-        advice = "Give a run directory of ddpm_lib such as runs/shapes, or a checkpoint in it."
-        if name.endswith(_CONVERTED):
-            words = shlex.join(
-                ["ddpm", "convert", printable(path), f"runs/{path.stem or 'theirs'}"]
-            )
-            advice += f" To make a run of another library's checkpoint: {words}"
-        raise CheckpointError(f"{path} is {what}. {advice}")
 
 
-def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[VerifiedCheckpoint]:
-    """Find checkpoints of a run directory, or take the path itself if it is one.
+def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Found]:
+    """Find checkpoints of a run directory, or take the path itself if it is one, or a pretrained
+    folder.
 
-    Each is hashed once.
+    Each checkpoint is hashed once.
 
     Args:
-        path: A run directory or a checkpoint directory.
+        path: A run directory, a checkpoint directory, a pretrained folder, or the name of a
+            repository on the hub, "owner/name"; what lies here wins.
         which: "latest", "best" (by keep_best), "all", a step (1200) or a directory name
             ("step-000001200").
 
     Raises:
         CheckpointError: If there is none, naming what is there.
+        HubError: If the hub cannot be reached, or has none of that name.
     """
-    path = Path(path)
     if isinstance(which, bool) or not isinstance(which, (str, int)):
         raise ConfigError(f"checkpoint must be a step or a name ('latest'); got {short(which)}.")
-    which = str(which)
+    pretrained = find_pretrained(path, which)
+    if pretrained is not None:
+        return [pretrained]
+    path, which = Path(path), str(which)
     if not path.exists():
         raise CheckpointError(no_run(path))
     if not path.is_dir() or not (path / files.MANIFEST).is_file():
@@ -177,12 +190,13 @@ def load_run(
     weights: str = "ema",
     ema_decay: float | None = None,
 ) -> LoadedRun:
-    """Rebuild a trained process from its run directory.
+    """Rebuild a trained process from its run directory, or from a pretrained folder.
 
     Args:
-        path: A run directory or a checkpoint directory.
+        path: A run directory, a checkpoint directory, a pretrained folder, or the name of a
+            repository on the hub, "owner/name"; what lies here wins.
         checkpoint: "latest", "best" (by keep_best), a step, or a directory name.
-        weights: "ema" or "model".
+        weights: "ema" or "model"; of a pretrained folder without averages, "ema" means what it has.
         ema_decay: Which average, where several were kept; default: the first.
 
     Returns:
@@ -192,6 +206,7 @@ def load_run(
         CheckpointError: If there is no complete checkpoint, or it is of a network that only Python
             code can build.
         ConfigError: If the weights asked for were not kept.
+        HubError: If the hub cannot be reached, or has none of that name.
     """
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
@@ -199,13 +214,15 @@ def load_run(
 
 
 def load_checkpoint(
-    checkpoint: VerifiedCheckpoint,
+    checkpoint: Found,
     weights: str = "ema",
     ema_decay: float | None = None,
 ) -> LoadedRun:
-    """Rebuild a trained process from a checkpoint that was verified; see `load_run`."""
+    """Rebuild a trained process from what `find_checkpoints` found; see `load_run`."""
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
+    if isinstance(checkpoint, PretrainedModel):
+        return _load_pretrained(checkpoint, weights, ema_decay)
     found = checkpoint.path
     # An average that was synthesised is named by its length, not by a decay.
     decays = [d if isinstance(d, str) else float(d) for d in checkpoint.state.ema_decay]
@@ -239,6 +256,14 @@ def load_checkpoint(
     diffusion.eval()
     values = {**checkpoint.state_values, "ema_decay": decays}
     return LoadedRun(diffusion, found, state.step, label, diffusion.class_names, values)
+
+
+def _load_pretrained(model: PretrainedModel, weights: str, decay: float | None) -> LoadedRun:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+    name = model.weights_name(weights, decay)
+    diffusion, label = load_process(GaussianDiffusion, model.folder, name)
+    return LoadedRun(diffusion, model.path, 0, label, diffusion.class_names, {}, model)
 
 
 def _check_size(path: Path, state: RunState, tensors: dict[str, Tensor]) -> None:

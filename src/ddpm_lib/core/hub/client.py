@@ -13,7 +13,7 @@ from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError, HubError
 from ddpm_lib.core.hub.failures import Errand, explain, offline_text, one_line, unreachable_text
-from ddpm_lib.core.hub.folder import UNCERTAINTY, PretrainedFolder, open_folder
+from ddpm_lib.core.hub.folder import PretrainedFolder, open_folder
 from ddpm_lib.core.hub.folder_config import CONFIG
 from ddpm_lib.core.hub.others import named_like
 from ddpm_lib.core.hub.reach import can_reach
@@ -54,18 +54,19 @@ def is_repo_id(source: object) -> bool:
 
 
 def open_pretrained(
-    source: str | os.PathLike[str], weights: str | None = None, options: HubOptions | None = None
+    source: str | os.PathLike[str], options: HubOptions | None = None
 ) -> PretrainedFolder:
-    """Open a pretrained folder, or download one; what lies here wins over what the hub has.
+    """Open a pretrained folder, here or on the hub; what lies here wins.
+
+    Of a repository, config.json is downloaded now, and weights when they are read.
 
     Args:
         source: A folder, or the name of a repository, "owner/name".
-        weights: Which weights will be read: those are downloaded.
         options: How a repository is asked for.
 
     Raises:
         CheckpointError: If there is none, or it is damaged or of another library.
-        ConfigError: If there are no such weights, or a revision of a folder is asked for.
+        ConfigError: If a revision of a folder is asked for.
         HubError: If the hub cannot be reached, or says no.
     """
     options = options or HubOptions()
@@ -83,7 +84,7 @@ def open_pretrained(
             f"{printable(name)} does not exist. Give a pretrained folder, or a repository of the"
             " hub as owner/name."
         )
-    return _download(name, weights, options)
+    return _of_repository(name, options)
 
 
 @dataclass(frozen=True)
@@ -108,42 +109,48 @@ class _Repository:
 
     def not_cached(self, what: str) -> HubError:
         """Return the error for what the cache does not have."""
-        return HubError(f"Could not load {self.errand.repo_id}: {what}. {self.why}")
+        return self.errand.failed(f"{what}. {self.why}")
 
 
-def _download(repo_id: str, weights: str | None, options: HubOptions) -> PretrainedFolder:
+def _of_repository(repo_id: str, options: HubOptions) -> PretrainedFolder:
     repo = _asked(Errand("load", repo_id, options.revision), options)
     if repo.names is not None and CONFIG not in repo.names:
         raise CheckpointError(_no_model(repo_id, repo.names))
     folder = _config_folder(repo)
     opened = open_folder(folder, repo_id)
-    _, stem = opened.config.choose(weights, repo_id)
-    shards = f"{stem}-[0-9]*-of-[0-9]*.safetensors"
-    wanted = [single(stem), index_of(stem), shards]
+    return replace(opened, fetch=lambda stem: _bring(repo, opened, stem))
+
+
+def _bring(repo: _Repository, opened: PretrainedFolder, stem: str) -> None:
+    """Bring the weights of a stem into the cache, of the commit that config.json is of.
+
+    Raises:
+        HubError: If the hub does not give them, or must not be asked and the cache has none.
+        CheckpointError: If the repository has none.
+    """
     if repo.names is None:
         if opened.find(single(stem)) is None and opened.find(index_of(stem)) is None:
             raise repo.not_cached(f"the cache holds its {CONFIG}, but not {single(stem)}")
-        return opened
-    if not repo.has(wanted):
+        return
+    wanted = [single(stem), index_of(stem), f"{stem}-[0-9]*-of-[0-9]*.safetensors"]
+    names = repo.has(wanted)
+    if not names:
         raise CheckpointError(
-            f"{repo_id} is half uploaded: {CONFIG} is there, {single(stem)} is not. Whoever owns it"
-            " has to push it again."
+            f"{opened.source} is half uploaded: {CONFIG} is there, {single(stem)} is not. Whoever"
+            " owns it has to push it again."
         )
-    if opened.config.diffusion is not None:
-        wanted += [single(UNCERTAINTY), index_of(UNCERTAINTY)]
-    if any(opened.find(name) is None for name in repo.has(wanted)):
-        _fetch(repo, wanted, folder.name)  # the commit that config.json is of
-    return opened
+    if any(opened.find(name) is None for name in names):
+        _fetch(repo, wanted, opened.path.name)
 
 
 def _no_model(repo_id: str, names: Collection[str]) -> str:
     what = named_like(names)
-    if what is not None:
-        return (
-            f"{repo_id} is {what}. Download it (`hf download {repo_id} --local-dir DIR`), then"
-            " `ddpm convert DIR OUT`."
-        )
-    return f"{repo_id} is no model of ddpm_lib: it has no {CONFIG}."
+    if what is None:
+        return f"{repo_id} is no model of ddpm_lib: it has no {CONFIG}."
+    name = repo_id.split("/")[1]
+    advice = what.advice(Path(name))
+    download = f" Download it: hf download {repo_id} --local-dir {name}." if advice else ""
+    return f"{repo_id} is {what.words}.{download}{advice}"
 
 
 def _asked(errand: Errand, options: HubOptions) -> _Repository:

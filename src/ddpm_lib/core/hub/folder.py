@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,14 @@ from ddpm_lib.core.hub.folder_config import (
     stem_of,
 )
 from ddpm_lib.core.hub.others import is_ours, what_else
-from ddpm_lib.core.hub.shards import parse_size, read_shards, write_shards
+from ddpm_lib.core.hub.shards import (
+    files_of,
+    index_of,
+    parse_size,
+    read_shards,
+    single,
+    write_shards,
+)
 from ddpm_lib.core.text import printable, short
 
 UNCERTAINTY = "uncertainty"
@@ -150,8 +157,8 @@ def refuse_unlike(folder: Path) -> None:
     if other is not None:
         what = what_else(folder)
         raise ConfigError(
-            f"{printable(folder)} is {what or 'no pretrained folder'} and holds {printable(other)};"
-            " nothing of it is replaced. Give a name that is free."
+            f"{printable(folder)} is {what.words if what else 'no pretrained folder'} and holds"
+            f" {printable(other)}; nothing of it is replaced. Give a name that is free."
         )
 
 
@@ -205,11 +212,20 @@ class PretrainedFolder:
         path: The folder.
         config: What its config.json says.
         source: How messages call it: the folder, or the repository that it was downloaded from.
+        stamp: Of config.json, which tells a folder that is being replaced.
+        fetch: Brings the files of a stem, where they are still to be downloaded.
     """
 
     path: Path
     config: FolderConfig
     source: str
+    stamp: tuple[int, int]
+    fetch: Callable[[str], None] | None = None
+
+    @property
+    def downloaded(self) -> bool:
+        """Whether it is a copy of a repository on the hub, in the cache."""
+        return self.fetch is not None
 
     def find(self, name: str) -> Path | None:
         """Return where a file of the folder is, None if it has none of that name."""
@@ -246,8 +262,29 @@ class PretrainedFolder:
 
         Raises:
             CheckpointError: If a file is missing or damaged.
+            HubError: If it is to be downloaded, and cannot be.
         """
-        return read_shards(self.find, stem, self.source)
+        if self.fetch is not None:
+            self.fetch(stem)
+        try:
+            tensors = read_shards(self.find, stem, self.source)
+        except CheckpointError:
+            self._refuse_replaced()
+            raise
+        self._refuse_replaced()
+        return tensors
+
+    def _refuse_replaced(self) -> None:
+        path = self.path / _SAVED / CONFIG
+        if _stamp(path if path.is_file() else self.path / CONFIG) != self.stamp:
+            raise CheckpointError(f"{self.source} was replaced while it was read. Load it again.")
+
+    def files(self, stem: str) -> list[Path]:
+        """Return the files that the tensors of a stem are in, in their order."""
+        whole, index = self.find(single(stem)), self.find(index_of(stem))
+        if whole is not None or index is None:
+            return [whole] if whole is not None else []
+        return [path for name in files_of(index) if (path := self.find(name)) is not None]
 
 
 def open_folder(folder: str | Path, source: str | None = None) -> PretrainedFolder:
@@ -267,30 +304,36 @@ def open_folder(folder: str | Path, source: str | None = None) -> PretrainedFold
         what = what_else(folder)
         if what is None:
             raise CheckpointError(f"{where} does not exist.")
-        raise CheckpointError(
-            f"{where} is {what}, no pretrained folder. `ddpm convert {where} OUT` reads checkpoints"
-            " of other libraries."
-        )
+        raise CheckpointError(f"{where} is {what.words}, no folder.{what.advice(folder)}")
     pending = (folder / _SAVED / CONFIG).is_file()
     file = folder / _SAVED / CONFIG if pending else folder / CONFIG
     if not file.is_file():
         raise CheckpointError(_no_config(folder, where))
-    values = read_json(file)
+    stamp, values = _stamp(file), read_json(file)
     if values.get("library_name") != LIBRARY:
         what = what_else(folder)
         if what is not None:
-            raise CheckpointError(f"{where} is {what}. {_convert(where)}")
+            raise CheckpointError(f"{where} is {what.words}.{what.advice(folder)}")
         raise CheckpointError(
             f"{where} is no pretrained folder of ddpm_lib: its {CONFIG} has library_name"
             f" {short(values.get('library_name'), 60)}."
         )
-    return PretrainedFolder(folder, parse_config(values, f"{where}: {CONFIG}"), where)
+    return PretrainedFolder(folder, parse_config(values, f"{where}: {CONFIG}"), where, stamp)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return what a file that is written anew has of its own."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
 
 
 def _no_config(folder: Path, where: str) -> str:
     what = what_else(folder)
     if what is not None:
-        return f"{where} is {what}. {_convert(where)}"
+        return f"{where} is {what.words}.{what.advice(folder)}"
     weights = sorted(p.name for p in folder.iterdir() if _WEIGHTS.fullmatch(p.name))
     if weights:
         return (
@@ -303,10 +346,6 @@ def _no_config(folder: Path, where: str) -> str:
             f" ddpm_lib.load_run({short(where)}).diffusion loads it."
         )
     return f"{where} is no pretrained folder: it has no {CONFIG}."
-
-
-def _convert(where: str) -> str:
-    return f"`ddpm convert {where} OUT` reads models of diffusers."
 
 
 def is_pretrained(folder: str | Path) -> bool:

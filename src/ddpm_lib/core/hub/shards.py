@@ -107,7 +107,7 @@ def read_shards(find: Find, stem: str, where: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{where} has no {single(stem)}, so it is incomplete. Copy or save it again."
         )
-    files = _files_of(index)
+    files = files_of(index)
     found = {name: find(name) for name in files}
     absent = [name for name, path in found.items() if path is None]
     if absent:
@@ -145,7 +145,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{printable(path)} is damaged ({size}{why}).") from error
 
 
-def _files_of(index: Path) -> dict[str, set[str]]:
+def files_of(index: Path) -> dict[str, set[str]]:
     """Return the names of the weights by the file that an index puts them in."""
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:

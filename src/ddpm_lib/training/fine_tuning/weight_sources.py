@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.hub.folder import PretrainedFolder, open_folder
-from ddpm_lib.core.hub.others import is_ours
+from ddpm_lib.core.hub.folder import PretrainedFolder, is_pretrained
 from ddpm_lib.core.spelling import option
 from ddpm_lib.interop import READERS
 from ddpm_lib.interop.opening import open_foreign
@@ -20,6 +19,7 @@ from ddpm_lib.interop.reading import recognised
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import choose_weights, find_checkpoints
+from ddpm_lib.runs.pretrained_model import PretrainedModel
 from ddpm_lib.runs.run_status import is_run
 from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.training.fine_tuning.network_changes import Described
@@ -48,14 +48,16 @@ def find_starting_weights(
         ConfigError: If the weights asked for were not kept.
     """
     path = Path(os.path.expanduser(source))
-    if (path / files.MANIFEST).is_file() or is_run(path):
-        found = of_checkpoint(find_checkpoints(path)[-1], which)
-    elif is_ours(path):
-        found = of_folder(open_folder(path), which)
-    elif path.exists():
+    ours = (path / files.MANIFEST).is_file() or is_run(path) or is_pretrained(path)
+    if path.exists() and not ours:
         return of_foreign(path, which, image_size)
+    chosen = find_checkpoints(path if path.exists() else source)[-1]
+    if not isinstance(chosen, PretrainedModel):
+        found = of_checkpoint(chosen, which)
+    elif chosen.folder.downloaded:
+        return of_folder(chosen.folder, which)
     else:
-        found = of_checkpoint(find_checkpoints(path)[-1], which)  # says what is near
+        found = of_folder(chosen.folder, which)
     return replace(found, origin=replace(found.origin, source=os.path.abspath(path)))
 
 
@@ -95,7 +97,6 @@ def of_folder(folder: PretrainedFolder, which: WhichWeights = "auto") -> Startin
     averages = [name for name in config.weights if name != "model"]
     _refuse_none(folder.source, which == "ema" and not averages)
     name = averages[0] if averages and which != "model" else "model"
-    downloaded = folder.path.parent.name == "snapshots"
     return StartingWeights(
         described=Described(
             network=config.model["class"], config=config.model["config"], process=config.diffusion
@@ -104,7 +105,7 @@ def of_folder(folder: PretrainedFolder, which: WhichWeights = "auto") -> Startin
         origin=StartedFrom(
             source=folder.source,
             kind="pretrained",
-            revision=folder.path.name if downloaded else None,
+            revision=folder.path.name if folder.downloaded else None,
             weights=name.replace(":", " "),
             sha256="",
         ),
