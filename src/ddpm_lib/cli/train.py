@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tyro
 
-from ddpm_lib.cli import arguments, help, options
+from ddpm_lib.cli import arguments, help, init_from, options
 from ddpm_lib.cli.next_steps import Finished, after_training
 from ddpm_lib.cli.streams import reader_left
 from ddpm_lib.core.registry import unknown_name
@@ -26,6 +26,8 @@ from ddpm_lib.training.run_config import in_its_run
 from ddpm_lib.training.sources import unused_classes
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ddpm_lib.data import ImageDataset
 
 UnetOptions = options.options_class("UnetOptions", Unet, leave_out=("channels", "dims"))
@@ -159,12 +161,15 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
     asked = given.get(("preset",), file.get("preset"))
     if asked is not None:
         with_preset(base, str(asked))  # what is wrong in any case is said first
-    named = over(base).data
+    named = over(base)
     if ("data",) not in given and "data" not in file and given.keys() - TRAINS_NOTHING:
         raise missing_data(args, prog, "shapes", given.get(("output_dir",)))
-    if named == "shapes":
+    if named.data == "shapes":
         base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
-    base = with_preset(base, str(base.preset if asked is None else asked))
+    if named.init_from is not None:
+        base = with_start(base, named, {**given, **arguments.flatten(file)})
+    if named.init_from is None or asked is not None:
+        base = with_preset(base, str(base.preset if asked is None else asked))
     command = over(base)
     if not command.class_conditional and options.to_plain(command.model)["num_classes"] is None:
         # The guidance that suits the shapes needs their classes; one that was asked for stays, and
@@ -212,6 +217,28 @@ def with_preset(config: C, name: str) -> C:
     )
 
 
+def with_start(config: C, named: RunConfig, given: dict[tuple[str, ...], Any]) -> C:
+    """Set the options of network and process to those of the weights to begin with.
+
+    Args:
+        config: The defaults so far.
+        named: The command as far as it is known: data, run directory, weights.
+        given: The options that were given, by their path.
+    """
+    start = start_of(named, given.get(("image_size",)))
+    init_from.refuse_other_network(start, given)
+    usual = dataclasses.replace(config, model=UnetOptions(), diffusion=DiffusionOptions())
+    values = init_from.defaults_of(start, given)
+    return cast(C, options.from_mapping(type(config), values, usual, str(named.init_from)))
+
+
+def start_of(config: RunConfig, image_size: Sequence[int] | None) -> init_from.Start:
+    """Find the weights that a run begins with."""
+    run = Path(config.output_dir or f"runs/{default_name(config.data)}")
+    size = None if image_size is None else tuple(image_size)
+    return init_from.find_start(str(config.init_from), config.init_weights, run, size)
+
+
 def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
     """Build the process and its network from the seed, and open the data where the network depends
     on it.
@@ -220,27 +247,42 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
 
     data: str | ImageDataset = config.data
     model_options = options.to_plain(config.model)
+    start = None if config.init_from is None else start_of(config, config.image_size)
     if config.class_conditional and model_options["num_classes"] is None:
+        if start is not None and start.weights is not None:  # before the data are opened
+            with torch.device("meta"):
+                model = network_of(config, {**model_options, "num_classes": 1}, start)
+            start.weights.check(process_of(config, model))
         data = open_data(config)
         if not data.num_classes:
+            other = "" if start is None else ", or do without classes: --no-class-conditional"
             raise ConfigError(
                 f"class_conditional needs labels, but {config.data} has none. Sort the images into"
-                " one sub-folder per class."
+                f" one sub-folder per class{other}."
             )
         model_options["num_classes"] = data.num_classes
+    torch.manual_seed(config.seed)
+    return process_of(config, network_of(config, model_options, start)), data
+
+
+def network_of(
+    config: RunConfig, model_options: dict[str, Any], start: init_from.Start | None
+) -> nn.Module:
+    """Build the network, completing options that follow from others."""
+    if start is not None and start.described.network != "Unet":
+        return init_from.build_network(start)
     if config.augment and model_options["augment_dim"] is None:
         model_options["augment_dim"] = AUGMENT_DIM
-    torch.manual_seed(config.seed)
-    diffusion_options = options.to_plain(config.diffusion)
-    if diffusion_options["variance"] == "learned_range" and model_options["out_channels"] is None:
+    learned = options.to_plain(config.diffusion)["variance"] == "learned_range"
+    if learned and model_options["out_channels"] is None:
         model_options["out_channels"] = 2 * config.channels  # the second half says the variance
-    model = Unet(channels=config.channels, **model_options)
-    return (
-        GaussianDiffusion(
-            model, image_size=config.size, channels=config.channels, **diffusion_options
-        ),
-        data,
-    )
+    return Unet(channels=config.channels, **model_options)
+
+
+def process_of(config: RunConfig, model: nn.Module) -> GaussianDiffusion:
+    """Build the process around a network."""
+    process = options.to_plain(config.diffusion)
+    return GaussianDiffusion(model, image_size=config.size, channels=config.channels, **process)
 
 
 def open_data(config: RunConfig) -> ImageDataset:
@@ -268,6 +310,7 @@ def main(args: list[str]) -> int:
     output_dir = settings.output_dir or f"runs/{default_name(settings.data)}"
     if not command.dry_run:
         refuse_taken(Path(output_dir))  # before the data are opened, which building may need
+    init_from.check_options(settings, Path(output_dir))
     diffusion, data = build(settings)
     if command.dry_run:
         return dry_run(settings, diffusion, data)
