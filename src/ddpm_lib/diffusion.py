@@ -19,7 +19,15 @@ from ddpm_lib.guidance import Guidance
 from ddpm_lib.images import check_unit_range
 from ddpm_lib.nn.outside import outside_conditioners
 from ddpm_lib.parametrization import PARAMETRIZATIONS, Parametrization
-from ddpm_lib.process import editing, encoding, likelihood, loss, pretrained, sampling
+from ddpm_lib.process import (
+    editing,
+    encoding,
+    likelihood,
+    loss,
+    presets,
+    pretrained,
+    sampling,
+)
 from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.checks import check_parts_fit, loss_weights
 from ddpm_lib.process.clipping import CLIPS
@@ -270,6 +278,7 @@ class GaussianDiffusion(nn.Module):
 
     save_pretrained = pretrained.save_pretrained
     from_pretrained = class_function(pretrained.from_pretrained)
+    preset = class_function(presets.preset)
 
     def denoise(
         self,

@@ -24,6 +24,7 @@ KNOWN = {
     "names": "names of images, and names of checkpoints",
     "opening": "of data, and of other libraries' files",
     "options": "options of the commands, and options of registered parts",
+    "presets": "networks by name, and whole processes by name",
     "pretrained": "networks in pretrained folders, and whole processes in them",
     "sampling": "sampling as mathematics, and the samples of a training",
     "snapshots": CALLBACK,

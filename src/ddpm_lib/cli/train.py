@@ -17,8 +17,10 @@ from ddpm_lib.cli import arguments, help, init_from, options
 from ddpm_lib.cli.next_steps import Finished, after_training
 from ddpm_lib.cli.streams import reader_left
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.text import short
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
+from ddpm_lib.process.presets import PROCESS_PRESETS
 from ddpm_lib.runs.lock import refuse_taken
 from ddpm_lib.training import ConfigError, Trainer, TrainingConfig, TrainingResult
 from ddpm_lib.training.augmentation import AUGMENT_DIM
@@ -82,7 +84,9 @@ class RunConfig(TrainingConfig):
     channels: int = 3
     """1 grey, 3 RGB, 4 RGB with alpha."""
     preset: str = "small"
-    """Network to start from: tiny, small, cifar10, imagenet64; --model.* flags change it."""
+    """Network to start from: tiny, small, cifar10, imagenet64, or network, process and image size
+    of a published run (docs/unet.md); other flags change it.
+    """
     class_conditional: bool = False
     """Learn the classes of the data (sets model.num_classes from its labels, where that is not
     given).
@@ -209,11 +213,24 @@ def settings_of(command: RunConfig) -> RunConfig:
 
 
 def with_preset(config: C, name: str) -> C:
-    """Set the network's options to a preset's."""
+    """Set the network's options to a preset's; of a published run, process, image size and the use
+    of labels as well.
+    """
     if name not in PRESETS:
         raise ConfigError(unknown_name("preset", name, PRESETS))
+    if name not in PROCESS_PRESETS:
+        return dataclasses.replace(
+            config, preset=name, model=dataclasses.replace(config.model, **PRESETS[name])
+        )
+    network, process = PRESETS[name], dict(PROCESS_PRESETS[name])
+    size = process.pop("image_size")
     return dataclasses.replace(
-        config, preset=name, model=dataclasses.replace(config.model, **PRESETS[name])
+        config,
+        preset=name,
+        image_size=(size,),
+        class_conditional="num_classes" in network,
+        model=UnetOptions(**{**network, "out_channels": None}),  # which follow from the variance
+        diffusion=DiffusionOptions(**process),
     )
 
 
@@ -237,6 +254,22 @@ def start_of(config: RunConfig, image_size: Sequence[int] | None) -> init_from.S
     run = Path(config.output_dir or f"runs/{default_name(config.data)}")
     size = None if image_size is None else tuple(image_size)
     return init_from.find_start(str(config.init_from), config.init_weights, run, size)
+
+
+def changes_of_preset(command: RunConfig) -> list[str]:
+    """Say in lines what a run has otherwise than the published run that its preset names."""
+    if command.preset not in PROCESS_PRESETS:
+        return []
+    published = with_preset(RunConfig(), command.preset)
+    pairs = [("image_size", command.image_size, published.image_size)]
+    for group in ("model", "diffusion"):
+        own, theirs = (options.to_plain(getattr(c, group)) for c in (command, published))
+        pairs += [(f"{group}.{name}", own[name], theirs[name]) for name in own]
+    return [
+        f"preset {command.preset}: {name} is {short(own)}, published {short(theirs)}"
+        for name, own, theirs in pairs
+        if own != theirs
+    ]
 
 
 def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
@@ -307,6 +340,8 @@ def main(args: list[str]) -> int:
     if command.print_config:
         print(options.dump(settings), end="")
         return 0
+    for line in changes_of_preset(settings):
+        print(line, file=sys.stderr)
     output_dir = settings.output_dir or f"runs/{default_name(settings.data)}"
     if not command.dry_run:
         refuse_taken(Path(output_dir))  # before the data are opened, which building may need

@@ -363,7 +363,8 @@ class Unet(nn.Module):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Unet:
-        """Make a named network: "tiny", "small", "cifar10" or "imagenet64".
+        """Make a named network: "tiny", "small", "cifar10", "imagenet64", or one of a published
+        run (docs/unet.md).
 
         Args:
             name: Name of the preset.
