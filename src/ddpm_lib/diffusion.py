@@ -27,6 +27,7 @@ from ddpm_lib.process import (
     presets,
     pretrained,
     sampling,
+    sharing,
 )
 from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.checks import check_parts_fit, loss_weights
@@ -279,6 +280,7 @@ class GaussianDiffusion(nn.Module):
     save_pretrained = pretrained.save_pretrained
     from_pretrained = class_function(pretrained.from_pretrained)
     preset = class_function(presets.preset)
+    push_to_hub = sharing.push_to_hub
 
     def denoise(
         self,

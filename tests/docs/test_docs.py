@@ -35,6 +35,7 @@ from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
+from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
@@ -59,6 +60,7 @@ COMMANDS = {
     "ema": EmaCommand,
     "ablate": AblateCommand,
     "prepare": PrepareCommand,
+    "push": PushCommand,
 }
 REGISTRIES = [
     schedules.SCHEDULES,

@@ -43,6 +43,7 @@ COMMANDS = [
     "compare",
     "weights",
     "prepare",
+    "push",
 ]
 SAMPLERS = [
     "ddpm",

@@ -177,6 +177,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
         "--data",
         str(pictures(tmp)),
     ],
+    "push": lambda run, tmp: ["push", str(run), "me/mine", "--dry-run", str(tmp / "pushed")],
     "ema": lambda run, tmp: [
         "ema",
         str(run),

@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "write a run as ONNX, a program of torch.export, safetensors or NumPy arrays",
     "compare": "put evaluations of several runs side by side",
     "weights": "list, fetch and verify the weights of published feature extractors",
+    "push": "upload a run to the Hugging Face hub, with a card that says what it is",
     "prepare": "make a training set from a published dataset (sysu)",
 }
 

@@ -58,6 +58,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "ddpm compare": (("ddpm compare runs/a runs/b", "the newest evaluations of two runs"),),
     "ddpm weights": (("ddpm weights list", "which there are, and which are here"),),
+    "ddpm push": (
+        ("ddpm push runs/mine me/mine --license mit", "averaged weights and a card"),
+        ("ddpm push runs/mine me/mine --dry-run look", "write the folder, upload nothing"),
+    ),
     "ddpm prepare": (
         ("ddpm prepare sysu sysu-shape-dataset sysu-64 --size 64", "object cut-outs of 64×64"),
     ),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub.upload import Uploaded
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.names import step_of
+from ddpm_lib.runs.publishing.pushing import Publication, push_run
 from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.runs.state import DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
@@ -161,6 +163,60 @@ class PreparedRun(RunContext):
         self.say(f"Beginning with {self.started_from}.")
         for note in self.started_from.notes:
             self.say(f"  {note}")
+
+    @in_own_state
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        license: str | None = None,
+        weights: str | Sequence[str] = (),
+        checkpoint: str | int = "latest",
+        message: str | None = None,
+    ) -> Uploaded:
+        """Upload the newest complete checkpoint to the hub, with a card; to be called on every
+        rank, also before or while training.
+
+        The main process uploads, and the others wait for it, up to `process_timeout_minutes`.
+
+        Args:
+            repo_id: The repository, "owner/name", or "name" for one of your own; made if there is
+                none.
+            private: Nobody else may see it.
+            revision: A branch to upload to, made if there is none; default: the main one.
+            license: The hub's name of a licence, such as "mit"; default: none, and the card says
+                so.
+            weights: Which weights, those first that `from_pretrained` gives: "ema", "ema:0.999",
+                "model"; default: the first average, else the trained ones.
+            checkpoint: "latest", "best", a step or a directory name.
+            message: Of the commit; default: the step.
+
+        Returns:
+            What was uploaded, and where it is.
+
+        Raises:
+            CheckpointError: If nothing was saved yet.
+            ConfigError: For weights that were not kept, or if private was asked for and the
+                repository is public.
+            HubError: If the hub refuses or cannot be reached; nothing half-uploaded is visible
+                there, and the run directory is only read.
+        """
+        self._meet()
+        what = Publication(
+            repo_id=repo_id,
+            private=private,
+            revision=revision,
+            license=license,
+            weights=(weights,) if isinstance(weights, str) else tuple(weights),
+            checkpoint=checkpoint,
+            message=message,
+        )
+        after = "Nothing was changed here; then call push_to_hub again."
+        done = self.on_main(lambda: push_run(self.output_dir, what, after)[0])
+        self.say(f"Pushed {self.output_dir} to {done.url}.")
+        return done
 
     def _with_batch_size(self, saved: RunState | None) -> TrainingConfig:
         """Return the options with a number for batch_size; a run that continues keeps its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +57,16 @@ def files_in(folder: Path) -> tuple[tuple[str, int], ...]:
     return tuple((path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
 
 
-def check_ready(errand: Errand) -> None:
+def check_ready(errand: Errand) -> Errand:
     """Refuse to begin where it cannot end well: names, offline, no token, nobody answers.
 
+    Returns:
+        The errand, its repository with an owner: whom the token is of, where none was named.
+
     Raises:
-        HubError: Within two seconds, saying what helps.
+        HubError: Saying what helps; within two seconds where nobody answers.
     """
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.utils import validate_repo_id
 
     with one_line(errand):
@@ -73,6 +77,11 @@ def check_ready(errand: Errand) -> None:
             raise errand.failed(no_token_text())
         if not can_reach(constants.ENDPOINT):
             raise errand.failed(unreachable_text())
+        if "/" in errand.repo_id:
+            return errand
+        with _patience():
+            owner = HfApi().whoami()["name"]
+        return dataclasses.replace(errand, repo_id=f"{owner}/{errand.repo_id}")
 
 
 def upload_folder(
@@ -96,7 +105,7 @@ def upload_folder(
     """
     if not message.strip():
         raise ConfigError("message must say what the commit brings; got an empty text.")
-    check_ready(errand)
+    errand = check_ready(errand)
     from huggingface_hub import HfApi
 
     api = HfApi(library_name=LIBRARY, library_version=library_version())
