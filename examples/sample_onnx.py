@@ -27,6 +27,7 @@ def ddim(folder, x, steps=50, cond=None, guidance_scale=1.0):
     null = {
         name: np.full((n, *c["shape"]), c["null"], c["dtype"])
         for name, c in about["conditions"].items()
+        if c["null"] is not None
     }
     given = null | (cond or {})
     other = {k: null[k] if about["conditions"][k]["guided"] else v for k, v in given.items()}

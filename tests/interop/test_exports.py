@@ -30,6 +30,9 @@ from ddpm_lib.interop.export_torch import export_torch
 from ddpm_lib.interop.exporters import EXPORTERS
 from ddpm_lib.interop.exporting import inputs_of
 from ddpm_lib.nn import MLP, Conditioner
+from ddpm_lib.nn.lucidrains_unet import LucidrainsUnet
+from ddpm_lib.nn.time_blind import TimeBlindUnet
+from ddpm_lib.process.network_calls import call_network
 from locations import ROOT
 from training_helpers import tiny_trainer
 
@@ -90,21 +93,20 @@ def batch(diffusion: GaussianDiffusion, n: int, scale: int = 1) -> dict[str, Ten
     x = torch.randn(n, diffusion.channels, *size, generator=g)
     found = {"x": x, "t": torch.arange(n).float() * 3}
     for name, conditioner in (diffusion.conditioners or {}).items():
-        null = conditioner.null_for(x)
         if name == "class_label":
-            found[name] = torch.arange(n) % 4 - 1
+            found[name] = torch.arange(n) % 4 - int(conditioner.optional)
         elif name == "low_res_noise":
             found[name] = torch.rand(n, generator=g) / 2
         else:
-            found[name] = torch.randn(null.shape, generator=g)
+            found[name] = torch.randn(conditioner.null_for(x).shape, generator=g)
     return found
 
 
 def expected(diffusion: GaussianDiffusion, given: dict[str, Tensor]) -> np.ndarray:
     x, t, *rest = given.values()
-    names = list(given)[2:]
     with torch.no_grad():
-        return diffusion.model.eval()(x, t, dict(zip(names, rest))).numpy()
+        cond = dict(zip(list(given)[2:], rest)) or None
+        return call_network(diffusion.model.eval(), x, t, cond).numpy()
 
 
 def batches(diffusion: GaussianDiffusion) -> Iterator[dict[str, Tensor]]:
@@ -163,6 +165,43 @@ def test_every_network_is_exported(name: str, tmp_path: Path) -> None:
     assert inputs_of(diffusion).unit is not None
     check_torch(diffusion, export_torch(diffusion, tmp_path / "torch"))
     check_onnx(diffusion, export_onnx(diffusion, tmp_path / "onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: LucidrainsUnet(dim=8, dim_mults=(1, 2), num_classes=3, self_condition=True),
+        lambda: LucidrainsUnet(dim=8, dim_mults=(1, 2), time_features="learned"),
+        lambda: TimeBlindUnet(widths=(8, 16)),
+    ],
+    ids=["lucidrains", "lucidrains fourier", "time-blind"],
+)
+def test_every_other_network_is_exported(network: Any, tmp_path: Path) -> None:
+    diffusion = GaussianDiffusion(randomised(network()), image_size=8, timesteps=20)
+    check_torch(diffusion, export_torch(diffusion, tmp_path / "torch"))
+    check_onnx(diffusion, export_onnx(diffusion, tmp_path / "onnx"))
+
+
+@pytest.mark.slow
+def test_a_network_of_diffusers_is_exported(tmp_path: Path) -> None:
+    """Its classes have no null, and its batches are fewer than 64: it then takes another way."""
+    network = pytest.importorskip("diffusers").UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        num_class_embeds=4,
+    )
+    diffusion = GaussianDiffusion(randomised(network), image_size=8, channels=3, timesteps=20)
+    check_torch(diffusion, export_torch(diffusion, tmp_path / "torch"))
+    check_onnx(diffusion, export_onnx(diffusion, tmp_path / "onnx"))
+    about = json.loads((tmp_path / "onnx" / "model.json").read_text())
+    assert about["largest_batch"] == 63
+    label = {"dtype": "int64", "shape": [], "null": None, "may_be_null": False, "guided": False}
+    assert about["conditions"]["class_label"] == label
 
 
 def test_a_network_for_points_is_exported(tmp_path: Path) -> None:

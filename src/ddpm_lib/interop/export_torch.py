@@ -32,7 +32,8 @@ def export_torch(
     """Write `model.pt2` for `torch.export.load`, and `model.json`, which says how to sample.
 
     `torch.export.load("model.pt2").module()` is called as network(x, t, cond), cond with every
-    condition of the network, on batches of any size.
+    condition of the network, on batches of any size; up to `largest_batch` of `model.json` for
+    networks of diffusers, which take another way from there on.
 
     Args:
         diffusion: The process.
@@ -62,15 +63,14 @@ def traced(diffusion: GaussianDiffusion) -> tuple[ExportedProgram, Inputs]:
     Raises:
         ConfigError: If the network cannot be traced: it reads values, or runs code of its own.
     """
-    network, inputs = plain_network(diffusion), inputs_of(diffusion)
-    tries = [inputs] if inputs.unit is None else [inputs, inputs.fixed()]
-    for i, wanted in enumerate(tries):
+    network, tries = plain_network(diffusion), list(inputs_of(diffusion).narrower())
+    for wanted in tries:
         try:
             return _trace(network, wanted), wanted
         except Exception as error:  # of whatever the network runs into
-            if i + 1 < len(tries):
+            if wanted is not tries[-1]:
                 continue
-            why = next(iter(printable(error).split("\\n")), "")[:300]
+            why = printable(str(error).strip().partition("\n")[0])[:300]
             raise ConfigError(
                 f"model={type(diffusion.model).__name__} cannot be exported: torch.export does not"
                 f" trace its forward ({type(error).__name__}: {why})."
@@ -79,7 +79,7 @@ def traced(diffusion: GaussianDiffusion) -> tuple[ExportedProgram, Inputs]:
 
 
 def _trace(network: nn.Module, inputs: Inputs) -> ExportedProgram:
-    batch = Dim("batch", min=1)
+    batch = Dim("batch", min=1, max=inputs.largest)
     x = inputs.values[0].example
     units = {d: Dim(_DIRECTIONS[d - 2], min=2) for d in range(2, x.ndim)}
     shapes = {

@@ -7,8 +7,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.text import printable
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn.networks import describe_network, registered_as
-from ddpm_lib.process.conditions import guidable
+from ddpm_lib.process.conditions import class_count, guidable
 from ddpm_lib.process.network_calls import call_network
 
 FORMAT = 1
@@ -39,11 +39,13 @@ class Input:
         example: A value of the right shape and dtype.
         steps: Per dimension how much it grows with the image, in the units of `Inputs`; 0 for a
             dimension that stays.
+        null: Whether the example stands for the absence of the condition.
     """
 
     name: str
     example: Tensor
     steps: tuple[int, ...]
+    null: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class Inputs:
     Attributes:
         values: x (b, c, *spatial), t (b,), and the conditions.
         unit: What every spatial size of x is a multiple of; None where its size is fixed.
+        largest: The largest batch; None for any.
     """
 
     values: tuple[Input, ...]
     unit: int | None
+    largest: int | None = None
 
     @property
     def conditions(self) -> tuple[Input, ...]:
@@ -78,9 +82,15 @@ class Inputs:
                 shape[d] = named[d - 2] if step == 1 else f"{step}*{named[d - 2]}"
         return shape
 
-    def fixed(self) -> Inputs:
-        """Return the same for images of one size."""
-        return Inputs(self.values, None)
+    def narrower(self) -> Iterator[Inputs]:
+        """Yield what may be asked of a network that asks back: all; images of one size; batches
+        below 64, from where on diffusers' networks take another way.
+        """
+        if self.unit is not None:
+            yield self
+        fixed = replace(self, unit=None)
+        yield fixed
+        yield replace(fixed, largest=63)
 
 
 class PlainNetwork(nn.Module):
@@ -102,7 +112,7 @@ class PlainNetwork(nn.Module):
 def plain_network(diffusion: GaussianDiffusion) -> PlainNetwork:
     """Return a float32 copy of the network on the CPU, in eval mode, in contiguous memory."""
     copied = copy.deepcopy(diffusion.model).requires_grad_(False)
-    copied = copied.to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
+    copied = copied.cpu().float().to(memory_format=torch.contiguous_format)
     return PlainNetwork(copied).eval()
 
 
@@ -135,22 +145,26 @@ def inputs_of(diffusion: GaussianDiffusion) -> Inputs:
     values = _examples(diffusion, size)
     if not grows:
         return Inputs(values, None)
-    return Inputs(tuple(Input(v.name, v.example, by) for v, by in zip(values, steps)), unit)
+    return Inputs(tuple(replace(v, steps=by) for v, by in zip(values, steps)), unit)
 
 
 def _examples(diffusion: GaussianDiffusion, size: tuple[int, ...]) -> tuple[Input, ...]:
     """Return two rows of every input for images of a size: two, as one would be taken for fixed."""
     x = torch.zeros(2, diffusion.channels, *size)
-    found = {"x": x, "t": torch.zeros(2)}
+    t = torch.zeros(2)
+    found = [Input("x", x, (0,) * x.ndim), Input("t", t, (0,))]
     for name, conditioner in (diffusion.conditioners or {}).items():
         try:
-            found[name] = conditioner.null_for(x)
-        except RuntimeError as error:  # what a conditioner without a null raises
-            raise ConfigError(
-                f"The condition {name!r} cannot be exported: it does not say what stands for its"
-                f" absence ({printable(error)[:200]}). Define null_for in its conditioner."
-            ) from error
-    return tuple(Input(name, v.detach().cpu(), (0,) * v.ndim) for name, v in found.items())
+            value, null = conditioner.null_for(x).detach().cpu(), True
+        except (RuntimeError, ValueError) as error:  # what a conditioner without a null raises
+            if class_count({name: conditioner}) is None:
+                raise ConfigError(
+                    f"The condition {name!r} cannot be exported: it does not say what stands for"
+                    f" its absence ({printable(error)[:200]}). Define null_for in its conditioner."
+                ) from error
+            value, null = torch.zeros(2, dtype=torch.long), False
+        found.append(Input(name, value, (0,) * value.ndim, null))
+    return tuple(found)
 
 
 def describe(
@@ -210,6 +224,7 @@ def _signature(diffusion: GaussianDiffusion, inputs: Inputs) -> dict[str, Any]:
     known = diffusion.conditioners or {}
     x = inputs.values[0]
     return {
+        "largest_batch": inputs.largest,
         "inputs": {
             value.name: {
                 "dtype": _name(value.example.dtype),
@@ -229,7 +244,7 @@ def _signature(diffusion: GaussianDiffusion, inputs: Inputs) -> dict[str, Any]:
             c.name: {
                 "dtype": _name(c.example.dtype),
                 "shape": list(c.example.shape[1:]),
-                "null": _same_or_all(c.example[0]),
+                "null": _same_or_all(c.example[0]) if c.null else None,
                 "may_be_null": known[c.name].optional,
                 "guided": c.name in guidable(known),
             }
