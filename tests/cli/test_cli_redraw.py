@@ -107,6 +107,17 @@ def test_key_values() -> None:
         options.key_values(["a=[1"], "--x")
 
 
+@pytest.mark.parametrize("command", [["edit"], ["inpaint", "--mask", "mask.png"]])
+def test_guidance_by_no_class_names_the_flag(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """Their pictures have no class unless one is named: they would come out unguided."""
+    name, *flags = command
+    told = error_of(capsys, name, run, folder / "in", *flags, "--guidance-scale", "3", *FAST)
+    assert "--guidance-scale strengthens a condition that is given, and none is" in told
+    assert "--class-label, or leave --guidance-scale out" in told
+
+
 def test_edit(run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     flags = [

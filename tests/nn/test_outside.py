@@ -91,7 +91,7 @@ def test_labels_reach_a_network_under_its_own_keyword(keyword: str) -> None:
         d.sample(2, num_steps=1)
     with pytest.raises(ValueError, match=r"label 3; labels go from 0 to 2\.$"):
         d.sample(1, num_steps=1, cond={"class_label": 3})
-    with pytest.raises(ValueError, match="Guidance strengthens"):
+    with pytest.raises(ValueError, match="guidance_scale strengthens"):
         d.sample(1, num_steps=1, cond={"class_label": 1}, guidance_scale=2.0)
 
 

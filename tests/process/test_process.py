@@ -5,17 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ddpm_lib.core import spelling
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.nn import Conditioner
 from ddpm_lib.parametrization import PARAMETRIZATIONS, X0
+from ddpm_lib.process.cascade import Cascade, Stage
 from ddpm_lib.process.clipping import dynamic_threshold
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS, Stratified, Uniform
+from ddpm_lib.training.sampling import sample_shared
 from ddpm_lib.variance import FixedLarge
 from ddpm_lib.weighting import P2, WEIGHTINGS, MinSNR, Weighting
 from process_tools import TinyNet
@@ -466,6 +470,41 @@ def test_sampling_with_conditions() -> None:
         d.sample(2, num_steps=1, cond={"class_label": 3}, guidance_scale=2.0)
     with pytest.raises(ValueError, match="guidance_scale at 1"):
         tiny().sample(2, num_steps=1, guidance_scale=2.0)
+
+
+GUIDED = {
+    "sample": lambda d, cond: d.sample(2, num_steps=1, cond=cond, guidance_scale=3.0),
+    "no guidance at all": lambda d, cond: d.sample(num_steps=1, cond=cond, guidance_scale=0.0),
+    "between levels": lambda d, cond: d.sample(
+        num_steps=1, cond=cond, guidance_scale=3.0, guidance_interval=(0.1, 0.2)
+    ),
+    "edit": lambda d, cond: d.edit(torch.zeros(1, 3, 4, 4), cond=cond, guidance_scale=3.0),
+    "inpaint": lambda d, cond: d.inpaint(
+        torch.zeros(1, 3, 4, 4),
+        torch.ones(4, 4),
+        num_steps=2,
+        jump_length=1,
+        cond=cond,
+        guidance_scale=3.0,
+    ),
+    "cascade": lambda d, cond: Cascade([Stage(d, num_steps=1, guidance_scale=3.0)]).sample(
+        cond=cond
+    ),
+    "trainer's": lambda d, cond: sample_shared(
+        d, 1, PartialState(cpu=True), cond=cond, num_steps=1, guidance_scale=3.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_guidance_by_nothing_is_refused_where_it_would_be_silent(name: str) -> None:
+    d = GaussianDiffusion(LabelNet(0.1), image_size=4, timesteps=20)
+    with pytest.raises(ValueError, match=r"none is\. Give cond=\{'class_label': …\}, or leave"):
+        GUIDED[name](d, None)
+    assert d.model.calls == []
+    GUIDED[name](d, {"class_label": 1})
+    with spelling.flags(), pytest.raises(ValueError, match=r"^--guidance-scale.*--class-label, or"):
+        GUIDED[name](d, {})
 
 
 @settings(max_examples=15, deadline=None)

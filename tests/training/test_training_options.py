@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_lib import Shapes
+from ddpm_lib import GaussianDiffusion, Shapes, TrainingConfig, Unet
+from ddpm_lib.core import spelling
+from ddpm_lib.nn import Augmentation, Conditioner
 from ddpm_lib.training import Callback, ConfigError, DivergedError
-from ddpm_lib.training.sampling import sample_shared
+from ddpm_lib.training.sampling import check_grids, sample_shared
 from training_helpers import (
     At,
     StopAt,
@@ -154,6 +156,25 @@ def test_two_callbacks_of_one_class_keep_their_own_state(tmp_path: Path) -> None
     again = [Remember(), Remember()]
     tiny_trainer(tmp_path, callbacks=again).train()
     assert [r.value for r in again] == [1, 2]
+
+
+def test_guidance_of_the_grids_needs_a_condition_that_they_are_given() -> None:
+    class Mood(Augmentation):
+        guided = True
+
+    class Moody(Unet):
+        def build_conditioners(self, emb_dim: int) -> list[Conditioner]:
+            mood = Mood(2, emb_dim)
+            mood.name, mood.drop_prob = "mood", 0.1
+            return [mood]
+
+    diffusion = GaussianDiffusion(Moody(dim=8, dim_mults=(1,)), image_size=8, timesteps=20)
+    config = TrainingConfig(sample_guidance_scale=1.5)
+    with pytest.raises(ConfigError, match=r"^sample_guidance_scale=1.5 strengthens 'mood', which"):
+        check_grids(diffusion, config)
+    with spelling.flags(), pytest.raises(ConfigError, match=r"^--sample-guidance-scale 1.5 stren"):
+        check_grids(diffusion, config)
+    check_grids(diffusion, TrainingConfig())
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
     loaded = load_run(command.run, command.checkpoint, command.weights, command.ema_decay)
     about = {"step": loaded.step, "weights": loaded.weights}
     folder = exporter.export(loaded.diffusion, command.out, about)
-    print(f"{loaded.checkpoint.name} ({loaded.weights}) -> {printable(folder)}")
+    print(f"{loaded.name} ({loaded.weights}) -> {printable(folder)}")
     print("\n".join(contents(folder)))
     print(f"\nNext:\n  {exporter.opens.format(folder=printable(folder))}")
     return 0

@@ -22,6 +22,7 @@ from ddpm_lib.data.decode import Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.process.conditions import check_guided
 from ddpm_lib.runs.loading import find_checkpoints, load_checkpoint
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
@@ -177,7 +178,9 @@ def redraw(
         )
     found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
     label = label_of(loaded, command.class_label)
+    cond = {} if label is None else {"class_label": torch.tensor(label)}
     check_guidance(loaded, command.guidance_scale)
+    check_guided(diffusion.conditioners, cond, command.guidance_scale)
     device = resolve_device(command.device)
     precision = pick_precision(command.mixed_precision, str(device))
     place_network(diffusion, device, precision)
@@ -186,7 +189,7 @@ def redraw(
     originals = torch.stack([picture.pixels for picture in found])
     how: dict[str, Any] = steps(command, diffusion.timesteps)
     how |= {"seed": command.seed, "batch_size": command.batch_size, "progress": command.progress}
-    how |= {"cond": None if label is None else {"class_label": label}}
+    how |= {"cond": cond}
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         results = method(originals.repeat_interleave(command.variants, 0), **how).cpu()
     return write(command, new_folder(command.output_dir, chosen.run, word), found, shown, results)

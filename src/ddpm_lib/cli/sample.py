@@ -161,7 +161,7 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def check_guidance(loaded: LoadedRun, scale: float) -> None:
+def check_guidance(loaded: LoadedRun, scale: float, flag: str = "--guidance-scale") -> None:
     """Refuse guidance for a network that learned no classes.
 
     Raises:
@@ -169,7 +169,7 @@ def check_guidance(loaded: LoadedRun, scale: float) -> None:
     """
     if scale != 1 and not guidable(loaded.diffusion.conditioners):
         raise ConfigError(
-            f"--guidance-scale {scale:g} strengthens a class, and this run was trained without"
+            f"{flag} {scale:g} strengthens a class, and this run was trained without"
             " classes that it could also do without. Leave it out, or train another run with"
             " --class-conditional."
         )
@@ -245,6 +245,7 @@ def small_images(
             "--class-label was given, but both networks were trained without classes."
         )
     low_res.check_low_res_options(base.diffusion, None, None, None)
+    check_guidance(base, command.base_guidance_scale, "--base-guidance-scale")
     place_network(base.diffusion, state.device, precision, compiled=command.compile)
     wishes = dataclasses.replace(
         command,

@@ -22,6 +22,11 @@ def flags() -> Iterator[None]:
         _depth -= 1
 
 
+def in_flags() -> bool:
+    """Whether the reader of messages is at a command line."""
+    return _depth > 0
+
+
 def option(name: str, value: object = None) -> str:
     """Write an option, or an option with a value.
 

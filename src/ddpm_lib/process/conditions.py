@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpm_lib.core import keys
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.spelling import in_flags, option
 from ddpm_lib.images import to_model_range
 
 C = TypeVar("C")
@@ -279,16 +280,46 @@ def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
     Raises:
         ValueError: If there is none.
     """
+    able = guided_by(conditioners, cond)
+    known: Conditioners = conditioners or {}
+    return {k: known[k].null_like(v) if k in able else v for k, v in (cond or {}).items()}
+
+
+def check_guided(conditioners: Conditioners | None, cond: Cond, scale: float) -> None:
+    """Refuse guidance by nothing, before nulls are filled in: images would come out unguided.
+
+    Args:
+        conditioners: Of the network.
+        cond: The conditions that were given.
+        scale: The strength of guidance; 1 is none, and needs no condition.
+
+    Raises:
+        ValueError: Saying how to give one.
+    """
+    if scale != 1:
+        guided_by(conditioners, cond)
+
+
+def guided_by(conditioners: Conditioners | None, cond: Cond | None) -> list[str]:
+    """Return the names of the given conditions that guidance strengthens.
+
+    Raises:
+        ValueError: If there is none.
+    """
     known = guidable(conditioners)
     able = [name for name in known if name in (cond or {})]
-    if not able or cond is None or conditioners is None:
-        way = (
-            f"Pass one, cond={{{known[0]!r}: …}}"
-            if known
-            else "Train with classes (Unet(num_classes=…), or ddpm train --class-conditional)"
-        )
+    if able:
+        return able
+    scale = option("guidance_scale")
+    leave = f"leave {scale} {'out' if in_flags() else 'at 1'}"
+    if not known:
+        way = "Unet(num_classes=…), or ddpm train --class-conditional"
         raise ValueError(
-            "Guidance strengthens a condition that is given and that the network has learned to do "
-            f"without. {way}, or leave guidance_scale at 1."
+            f"{scale} strengthens a condition that the network has learned to do without, and this"
+            f" network has none. Train with classes ({way}), or {leave}."
         )
-    return {k: conditioners[k].null_like(v) if k in able else v for k, v in cond.items()}
+    ways = [option(k) if in_flags() else f"cond={{{k!r}: …}}" for k in known]
+    raise ValueError(
+        f"{scale} strengthens a condition that is given, and none is. Give {' or '.join(ways)}, or"
+        f" {leave}."
+    )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_model_range, to_unit_range
+from ddpm_lib.process.conditions import check_guided
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.inpainting import check_single_step, jump_schedule, repaint_loop, to_mask
 from ddpm_lib.process.interface import Process
@@ -251,6 +252,7 @@ def _redraw(
     process.check_images(images)
     streams.check_count(len(images))
     conditions = conditions_for(process, cond, len(images), streams)
+    check_guided(process.conditioners, conditions, plan.guidance.scale)
     done = []
     for start, stop in batches(len(images), batch_size):
         x0 = to_model_range(images[start:stop].to(denoiser.device))

@@ -16,7 +16,7 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_unit_range
-from ddpm_lib.process.conditions import Cond, fill_nulls, for_sampling
+from ddpm_lib.process.conditions import Cond, check_guided, fill_nulls, for_sampling
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.interface import Process
 from ddpm_lib.process.network_calls import evaluating
@@ -75,7 +75,7 @@ def sample(
             share one.
         cond: Conditions by name: one entry for all images, or one per image. A condition left out
             is null if the network knows a null (drop_prob > 0), an error otherwise.
-        guidance_scale: Strength of classifier-free guidance; 1 is none.
+        guidance_scale: Strength of classifier-free guidance by the conditions; 1 is none.
         guidance_interval: Guide where lo < t/T ≤ hi.
         guidance_rescale: Against over-exposure by guidance, 0 … 1.
         classifier: log p(y|x_t) of any differentiable kind, called as classifier(x_t, t) with x_t
@@ -148,6 +148,7 @@ def draw(
     streams = ImageStreams.make("sample", seed, seeds, first_index)
     n = count_images(n, seeds, x_T, process.image_shape, cond, batch_size)
     conditions = conditions_for(process, cond, n, streams)
+    check_guided(process.conditioners, conditions, plan.guidance.scale)
     kept = kept_frames(return_trajectory, len(plan.levels))
     images, trajectories = [], []
     for start, stop in batches(n, batch_size):

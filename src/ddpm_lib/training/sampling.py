@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
-from ddpm_lib.process.conditions import class_count, guidable
+from ddpm_lib.core.spelling import option
+from ddpm_lib.nn import LowRes
+from ddpm_lib.process.conditions import class_count, find_conditioner, guidable
 from ddpm_lib.runtime.processes import Processes
 
 if TYPE_CHECKING:
@@ -35,17 +37,27 @@ def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
 
     Raises:
         ConfigError: If there is no such sampler, or guidance is asked of a network that never
-            trains without its condition.
+            trains without its condition, or by a condition that no grid is given.
     """
     from ddpm_lib.samplers import SAMPLERS
 
     if config.sample_sampler not in SAMPLERS:
         raise ConfigError(unknown_name("sampler", config.sample_sampler, SAMPLERS))
-    if config.sample_guidance_scale != 1.0 and not guidable(diffusion.conditioners):
+    scale, able = config.sample_guidance_scale, guidable(diffusion.conditioners)
+    if scale == 1:
+        return
+    asked = option("sample_guidance_scale", int(scale) if scale.is_integer() else scale)
+    if not able:
         raise ConfigError(
-            f"sample_guidance_scale={config.sample_guidance_scale:g} needs a condition that is"
-            " sometimes hidden in training. Train with classes (class_drop_prob > 0), or leave it"
-            " at 1."
+            f"{asked} needs a condition that is sometimes hidden in training. Train with classes"
+            " (class_drop_prob > 0), or leave it at 1."
+        )
+    low_res = find_conditioner(diffusion.conditioners, LowRes)
+    if not {"class_label", low_res.name if low_res else ""} & set(able):
+        raise ConfigError(
+            f"{asked} strengthens {' and '.join(map(repr, able))}, which the samples of a training"
+            " are not given: they go through the classes. Leave it at 1, and guide with"
+            " trainer.sample(cond=…)."
         )
 
 
