@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.interop.diffusers_optimizer import read_optimizer
 from ddpm_lib.interop.diffusers_scheduler import process_of
-from ddpm_lib.interop.diffusers_unet import Network, network_of, present_names
+from ddpm_lib.interop.diffusers_unet import OURS, Network, network_of, present_names
 from ddpm_lib.interop.given import needed
 from ddpm_lib.interop.imported import Imported, Opened, Reader, Weights
 from ddpm_lib.interop.renaming import NAMINGS, refuse, rename_unet
@@ -42,7 +42,6 @@ _EMA = {
     *("use_ema_warmup", "inv_gamma", "power"),
 }
 """What an EMAModel writes into the config of the network that it averages."""
-_OURS = "ddpm_lib.json"
 
 
 def _recognises(opened: Opened) -> bool:
@@ -70,6 +69,9 @@ def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
     folder = _folder_of(opened, "unet")
     config, ema = _configs(opened, folder)
     where = f"{opened.path}/{folder}config.json"
+    own = opened.configs.get(OURS, {})
+    if isinstance(own.get("class_drop_prob"), float):
+        given = {"class_drop_prob": own["class_drop_prob"], **given}
     network = network_of(config, where, given, notes)
     with torch.device("meta"):
         model: Any = NETWORKS[network.name](**network.arguments)
@@ -86,7 +88,7 @@ def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
     optimizer, step, training = read_optimizer(
         opened, lambda tensors: _renamed(tensors, model, network, file), notes
     )
-    named = opened.configs.get(_OURS, {}).get("class_names")
+    named = own.get("class_names")
     return Imported(
         source=opened.path,
         format=NAME,

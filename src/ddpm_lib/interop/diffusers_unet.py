@@ -13,6 +13,8 @@ from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import short
 
+OURS = "ddpm_lib.json"
+"""The file beside theirs in which an export keeps what diffusers has no entry for."""
 ENTRIES: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,

@@ -124,6 +124,41 @@ def rename_unet(
     return Renamed(ours, same)
 
 
+def original_names(model: Unet, state: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
+    """Bring weights of ours under the names of a library: the inverse of `rename_unet`.
+
+    Args:
+        model: The network.
+        state: Its weights; what the library has no module for is left out.
+        naming: How it names its modules; its projections of attention must be three.
+    """
+    found: dict[str, Tensor] = {}
+
+    def copy(our_path: str, their_path: str) -> None:
+        for leaf in ("weight", "bias"):
+            if f"{our_path}.{leaf}" in state:
+                found[f"{their_path}.{leaf}"] = state[f"{our_path}.{leaf}"]
+
+    for our_path, their_path in naming.paths(model).items():
+        try:
+            module = model.get_submodule(our_path)
+        except AttributeError:
+            continue
+        if isinstance(module, ResBlock):
+            for child, theirs in zip(RES_CHILDREN, naming.block, strict=True):
+                copy(f"{our_path}.{child}", f"{their_path}.{theirs}")
+        elif isinstance(module, Attention):
+            copy(f"{our_path}.norm", f"{their_path}.{naming.norm}")
+            copy(f"{our_path}.proj", f"{their_path}.{naming.proj}")
+            for leaf in ("weight", "bias"):
+                parts = state[f"{our_path}.qkv.{leaf}"].chunk(3)
+                for name, part in zip(naming.qkv, parts, strict=True):
+                    found[f"{their_path}.{name}.{leaf}"] = part
+        elif module is not None:
+            copy(our_path, their_path)
+    return found
+
+
 def _with_null_row(rows: Tensor) -> Tensor:
     return torch.cat([rows, torch.zeros_like(rows[:1])])
 
