@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_lib import GaussianDiffusion, Unet
+from ddpm_lib import GaussianDiffusion, Unet, load_run
+from ddpm_lib.cli import main
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.interop import read_foreign
 from ddpm_lib.interop.export_diffusers import export_diffusers
 from ddpm_lib.nn import NETWORKS, TimeBlindUnet
+from ddpm_lib.nn.networks import describe_network
+from ddpm_lib.runs.new_run import write_new_run
 from ddpm_lib.samplers import DDPM, sample_loop
 from ddpm_lib.schedules import Schedule
 from diffusers_folders import unet_2d, write_unet
@@ -290,6 +293,30 @@ def test_names_of_classes_come_back(tmp_path: Path) -> None:
     assert back.class_names == ("cat", "dog")
     assert back.network_config["num_classes"] == 2
     assert back.network_config["class_drop_prob"] == 0.1
+
+
+def test_a_run_goes_there_and_back_by_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = process({"num_classes": 2})
+    run, out, back = (tmp_path / name for name in ("run", "out", "back"))
+    write_new_run(
+        run,
+        model=describe_network(ours.model),
+        diffusion=ours.config,
+        weights=ours.model.state_dict(),
+        step=7,
+        class_names=("cat", "dog"),
+    )
+    assert main(["export", str(run), str(out), "--to", "diffusers", "--weights", "model"]) == 0
+    assert f'diffusers.DDPMPipeline.from_pretrained("{out}")' in capsys.readouterr().out
+    assert main(["convert", str(out), str(back)]) == 0
+    again = load_run(back, weights="model")
+    assert again.class_names == ("cat", "dog")
+    options: dict[str, Any] = {"cond": {"class_label": "dog"}, "guidance_scale": 2.0}
+    drawn = again.diffusion.sample(2, num_steps=2, **options)
+    ours.class_names = ("cat", "dog")
+    torch.testing.assert_close(drawn, ours.sample(2, num_steps=2, **options))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

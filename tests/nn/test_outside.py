@@ -9,11 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion, Trainer, load_run
+from ddpm_lib.cli import main
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.nn import NETWORKS, Unet
 from ddpm_lib.nn.outside import (
@@ -226,6 +229,17 @@ def test_a_run_of_a_diffusers_network_is_trained_resumed_and_opened(tmp_path: Pa
     assert described["class"] == "diffusers.UNet2DModel"
     assert not [name for name in described["config"] if name.startswith("_")]
     assert described == describe_model(loaded.diffusion.model)
+    out = tmp_path / "drawn"
+    words = ["sample", str(tmp_path / "run"), "--num", "2", "--class-label", "1"]
+    assert main([*words, "--num-steps", "2", "--output-dir", str(out), "--device", "cpu"]) == 0
+    assert list(out.glob("*.png"))
+    for i, name in enumerate("012"):
+        (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 60 * i, np.uint8)).save(
+            tmp_path / "pictures" / name / f"{i}.png"
+        )
+    words = ["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "pictures")]
+    assert main([*words, "--metrics", "nll", "--device", "cpu"]) == 0
     fresh = unet_2d(num_class_embeds=4)
     fresh.register_to_config(null_class=3)
     more = Trainer(GaussianDiffusion(fresh, **process), data, max_steps=3, **options)

@@ -28,7 +28,7 @@ class ExportCommand:
     """A run directory, or one of its checkpoints."""
     out: tyro.conf.Positional[str]
     """The folder to make; nothing is overwritten."""
-    to: Literal["onnx", "torch-export", "safetensors", "npz-weights"]
+    to: Literal["diffusers", "onnx", "torch-export", "safetensors", "npz-weights"]
     """The format."""
     checkpoint: str = "latest"
     """latest, best (by keep_best), a step (1200) or a name (step-000001200)."""

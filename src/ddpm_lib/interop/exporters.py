@@ -9,6 +9,7 @@ from typing import Any
 
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.interop.export_diffusers import export_diffusers
 from ddpm_lib.interop.export_onnx import check_packages, export_onnx
 from ddpm_lib.interop.export_torch import export_torch
 from ddpm_lib.interop.export_weights import export_npz, export_safetensors
@@ -39,6 +40,11 @@ class Exporter:
 EXPORTERS: Registry[Exporter] = Registry(
     "format",
     {
+        "diffusers": Exporter(
+            "a folder of diffusers: UNet2DModel and DDPMScheduler",
+            export_diffusers,
+            'diffusers.DDPMPipeline.from_pretrained("{folder}")',
+        ),
         "onnx": Exporter(
             "the network for onnxruntime, and all that sampling needs to know as JSON",
             export_onnx,
