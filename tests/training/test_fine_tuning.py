@@ -411,3 +411,72 @@ def test_a_file_of_another_library_is_a_source(shared: Path, tmp_path: Path, whi
     assert trainer.started_from.step == found.step
     assert trainer.started_from.notes == found.notes
     assert trainer.train().status == "finished"
+
+
+def test_status_and_compare_say_what_a_run_began_with(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddpm_lib import evaluate
+    from ddpm_lib.cli import main
+
+    trainer = tiny_trainer(tmp_path / "run", init_from=str(source), max_steps=1)
+    trainer.train()
+    told = f"{source} (step 12, weights ema 0.9999, trained on shapes)"
+    assert main(["status", str(tmp_path / "run")]) == 0
+    assert f"  began with  {told}\n" in capsys.readouterr().out
+    assert main(["status", "--json", str(tmp_path / "run")]) == 0
+    said = json.loads(capsys.readouterr().out)["started_from"]
+    assert trainer.started_from == StartedFrom.from_json(said)
+    assert main(["status", "--json", str(source)]) == 0
+    assert json.loads(capsys.readouterr().out)["started_from"] is None
+    for run in (source, tmp_path / "run"):
+        evaluate(run, Shapes(size=8, n=40), metrics="nll", num=2, num_levels=2).save()
+    capsys.readouterr()
+    assert main(["compare", str(source), str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert f"Note: B began with {told}." in out
+    assert "A began with" not in out
+
+
+def test_a_repository_is_a_source_and_its_commit_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hub_server import hub_server
+
+    saved = tiny_diffusion(3)
+    saved.save_pretrained(tmp_path / "folder")
+    with hub_server() as hub:
+        hub.use(monkeypatch, tmp_path / "home")
+        hub.add("tester/mine", tmp_path / "folder")
+        trainer = tiny_trainer(tmp_path / "run", init_from="tester/mine", callbacks=[StopAt(3)])
+        trainer.train()
+        commit = hub.repo("tester/mine").resolve("main")
+    begun = trainer.started_from
+    assert begun is not None
+    assert (begun.source, begun.revision) == ("tester/mine", commit)
+    assert begun.sha256 == weights_digest(tiny_diffusion(3).model.state_dict())
+    tiny_trainer(tmp_path / "run", init_from="tester/mine").train()  # the hub is gone
+    assert "is not read" not in log_of(tmp_path / "run")
+
+
+def test_the_example_shows_what_trained_weights_are_worth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib
+
+    from ddpm_lib.images import save_image
+    from locations import ROOT
+
+    for i in range(24):
+        save_image(Shapes(size=8, n=24)[i]["image"], tmp_path / f"{i % 3}" / f"{i}.png")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("fine_tune")
+    words = {"source": tmp_path / "0", "data": tmp_path / "1", "held_out": tmp_path / "2"}
+    words |= {"image_size": 8, "source_steps": 2, "steps": 2, "val_every": 1, "seeds": 2, "dim": 8}
+    words |= {"output_dir": tmp_path / "runs", "batch_size": 2, "images": 4}
+    given = [str(w) for k, v in words.items() for w in (f"--{k.replace('_', '-')}", v)]
+    assert example.main(given) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows[-3:]] == ["images", "2", "4"]
+    curves = json.loads((tmp_path / "runs" / "result.json").read_text())
+    assert [len(curves[kind]) for kind in ("scratch", "source")] == [2, 2]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ddpm_lib.core.text import printable, sayable
 from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_status, runs_in
+from ddpm_lib.runs.started_from import start_of_run
 
 DESCRIPTION = """How a run stands; without RUN, how all in ./runs stand. The first word is one of
 
@@ -77,6 +78,8 @@ def _values(run: Path) -> dict[str, object]:
     if now.word == "running":
         values["held_by"] = now.owner or "another process"
         values["seconds_left"] = now.seconds_left()
+    start = start_of_run(run)
+    values["started_from"] = None if start is None else start.to_json()
     return {**values, "metrics": now.row}
 
 
@@ -85,6 +88,9 @@ def _lines(run: Path, now: RunStatus) -> list[str]:
     if now.step is not None:
         lines.append(f"  step        {_progress(now)}")
     lines += [f"  {name:<11} {text}" for name, text in _numbers(now).items()]
+    start = start_of_run(run)
+    if start is not None:
+        lines.append(f"  began with  {start}")
     if now.word == "running":
         lines.append(f"  held by     {printable(now.owner) or 'another process'}")
     elif now.reason:

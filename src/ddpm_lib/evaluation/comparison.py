@@ -12,6 +12,7 @@ from typing import Any
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.evaluation_result import Evaluation, format_score
 from ddpm_lib.runs.run_status import no_run
+from ddpm_lib.runs.started_from import StartedFrom
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
 BIASED = ("fid", "fd", "sfid", "is", "precision", "recall", "density", "coverage", "copying")
@@ -49,10 +50,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """The newest value of every metric of a run, or the values of one file."""
+    """The newest value of every metric of a run, or the values of one file; and what the run began
+    with, where that was not random.
+    """
 
     title: str
     entries: dict[str, Entry]
+    start: StartedFrom | None = None
 
 
 def metric_of(name: str) -> tuple[str, int | None]:
@@ -133,7 +137,8 @@ def column_of(path: str | Path) -> Column:
     who = newest.get("run", newest.get("target", "images"))
     step = f" step {newest['step']:,} ({newest['weights']})" if "step" in newest else ""
     files = f"{newest['file']}" + (f" and {len(every) - 1} before" if len(every) > 1 else "")
-    return Column(f"{who}{step}, {files}", entries)
+    start = StartedFrom.from_json(newest.get("started_from"))
+    return Column(f"{who}{step}, {files}", entries, start)
 
 
 def compare(paths: Sequence[str | Path]) -> str:
@@ -163,6 +168,7 @@ def table_of(columns: Sequence[Column]) -> str:
             f"{metric:<{width}}" + "".join(f"{cell:>{wide}}" for cell in row) + f"  {unit}".rstrip()
         )
     notes = [
+        *(f"{head} began with {c.start}." for head, c in zip(heads, columns) if c.start),
         *_older(columns, heads),
         *_differences(columns, heads, metrics),
         *_remarks(columns, heads),
@@ -176,6 +182,7 @@ def to_dict(columns: Sequence[Column]) -> dict[str, Any]:
         "columns": [
             {
                 "title": column.title,
+                "started_from": None if column.start is None else column.start.to_json(),
                 "scores": {
                     metric: {**entry.score, "n": entry.n, "file": entry.about["file"]}
                     for metric, entry in column.entries.items()

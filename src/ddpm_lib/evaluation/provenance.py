@@ -39,6 +39,8 @@ def describe_target(
         if loaded.pretrained is not None:
             about["run"] = loaded.pretrained.folder.source
             del about["step"]
+        elif loaded.run_state.started_from is not None:
+            about["started_from"] = loaded.run_state.started_from
     return {
         **about,
         "options": dataclasses.asdict(options),

@@ -5,11 +5,14 @@ no torch.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.text import printable
+from ddpm_lib.runs.run_status import newest_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +67,18 @@ class StartedFrom:
         for name in ("revision", "data"):
             known[name] = None if known.get(name) is None else str(known[name])
         return cls(**known)
+
+
+def start_of_run(run: Path) -> StartedFrom | None:
+    """Return what a run began with, as its newest checkpoint says; None for random weights, and
+    where no checkpoint is legible.
+    """
+    newest = newest_checkpoint(run)
+    if newest is None:
+        return None
+    try:
+        text = (run / "checkpoints" / newest / "state.json").read_text(encoding="utf-8")
+        state = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return StartedFrom.from_json(state.get("started_from")) if isinstance(state, dict) else None
