@@ -8,6 +8,8 @@ import dataclasses
 import inspect
 import shlex
 import shutil
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -519,3 +521,17 @@ def test_prepare_and_train_on_what_it_made(
         capsys, "prepare", "sysu", tmp_path / "nowhere", tmp_path / "other"
     )
     assert "DATASET takes 'sysu'; got 'cifar'" in error_of(capsys, "prepare", "cifar", photos, out)
+
+
+@pytest.mark.parametrize("category", [UserWarning, RuntimeWarning])
+def test_warnings_for_users_are_a_sentence(monkeypatch, capsys, category) -> None:
+    def main(args: list[str]) -> int:
+        sys.stderr.write(warnings.formatwarning("too few", category, "file.py", 7))
+        return 0
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(train_command, "main", main)
+    assert ddpm("train") == 0
+    told = capsys.readouterr().err
+    assert (told == "warning: too few\n") if category is UserWarning else "file.py:7" in told
+    assert warnings.formatwarning is before

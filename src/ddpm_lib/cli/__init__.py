@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ddpm_lib.cli.starting import ends_with_a_word
 from ddpm_lib.cli.streams import prepare_streams, reader_left
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, args: list[str]) -> int:
     command = importlib.import_module(f"ddpm_lib.cli.{name}")
     try:
-        with spelling.flags():
+        with spelling.flags(), _plain_warnings():
             code = int(command.main(args))
         sys.stdout.flush()
         return code
@@ -78,6 +80,29 @@ def _run(name: str, args: list[str]) -> int:
             raise
         print(f"ddpm {name}: {told[1]}", file=sys.stderr)
         return told[0]
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show what is meant for users as a sentence, without the line of code that it comes from."""
+    before = warnings.formatwarning
+
+    def plain(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is UserWarning:
+            return f"warning: {message}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _asks_for_help(args: list[str]) -> list[str]:
