@@ -40,6 +40,7 @@ from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
+from ddpm_lib.interop.openai_flags import PUBLISHED_FLAGS
 from ddpm_lib.process import clipping
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.training.fine_tuning.network_changes import Described
@@ -81,6 +82,7 @@ FOREIGN = {
     "--help",
     "--version",
     "--data",
+    *(f"--{name}" for name in PUBLISHED_FLAGS),  # of other libraries' scripts
 } | {
     f"--{name}"
     for name in (

@@ -111,7 +111,7 @@ def make_files(n: int) -> None:
     np.savez("samples.npz", arr_0=arrays)
     np.savez("VIRTUAL_imagenet64_labeled.npz", arr_0=arrays[::-1])
     clone(Path("path/to/sysu-shape-dataset"))
-    write_openai(Path("model500000.pt"), dim=32, dim_mults=(1, 2), attention_levels=())
+    write_openai(Path("model500000.pt"), dim=32, dim_mults=(1, 2), attention_levels=(), heads=4)
     make_tables()
 
 

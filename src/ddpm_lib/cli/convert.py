@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from ddpm_lib.interop.given import GivenOptions, option_names
 
 if TYPE_CHECKING:
     from ddpm_lib.interop.imported import Imported
+    from ddpm_lib.interop.openai_flags import TranslatedFlags
 
 DESCRIPTION = (
     "Make a run of another library's checkpoint: ddpm sample, ddpm evaluate and ddpm train take it"
@@ -31,23 +33,35 @@ DESCRIPTION = (
 class ConvertCommand(GivenOptions):
     """Options of `ddpm convert`."""
 
-    source: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[str | None] = None
     """A file, or a folder of files that belong together."""
-    out: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[str | None] = None
     """The run directory to make; it must not exist."""
     format: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "auto"
     """The format, where it cannot be recognised."""
+    flags: str | None = None
+    """The flags of a published model of improved-diffusion or guided-diffusion, as their READMEs
+    have them, in one text; without a file, the command that trains such a model is printed.
+    """
 
 
 def main(args: list[str]) -> int:
     """Run the command."""
-    from ddpm_lib.interop import read_foreign
+    from ddpm_lib.interop import read_flagged, read_foreign, translate_flags
 
-    missing: Any = tyro.MISSING
-    default = ConvertCommand(source=missing, out=missing)
     command: ConvertCommand = options.parse(
-        ConvertCommand, args, default, "ddpm convert", DESCRIPTION
+        ConvertCommand, args, ConvertCommand(), "ddpm convert", DESCRIPTION
     )
+    flags = None if command.flags is None else translate_flags(command.flags)
+    if flags is not None and command.source is None:
+        print("\n".join(flags_report(flags)))
+        return 0
+    if command.source is None or command.out is None:
+        raise ConfigError(
+            "Name the file and the run directory to make of it: ddpm convert model.pt runs/theirs."
+        )
+    if command.format not in ("auto", "openai") and flags is not None:
+        raise ConfigError(f"--flags are those of the format openai; got --from {command.format}.")
     out = Path(command.out)
     if os.path.lexists(out):
         raise ConfigError(
@@ -55,10 +69,49 @@ def main(args: list[str]) -> int:
             f" {printable(fresh(out))}."
         )
     given = {name: getattr(command, name) for name in option_names()}
-    imported = read_foreign(command.source, given, command.format)
+    if flags is not None:
+        imported = read_flagged(command.source, flags, given)
+    else:
+        imported = read_foreign(command.source, given, command.format)
     write(imported, out)
     print("\n".join(report(imported, out)))
     return 0
+
+
+def flags_report(flags: TranslatedFlags) -> list[str]:
+    """Say in lines how to train, and to sample, what flags describe."""
+    lines = ["train:", f"  {train_command(flags)}"]
+    if flags.sampling:
+        words = ["ddpm", "sample", "RUN", *_flags(flags.sampling)]
+        lines += ["sample:", f"  {shlex.join(words)}"]
+    return [*lines, *(f"note: {note}" for note in flags.notes)]
+
+
+def train_command(flags: TranslatedFlags) -> str:
+    """Return the command that trains what flags describe."""
+    process = dict(flags.process)
+    network = {k: v for k, v in flags.network.items() if k not in ("out_channels", "num_classes")}
+    size = {"image_size": process.pop("image_size")}
+    if flags.network["num_classes"] is not None:
+        size["class_conditional"] = True
+    words = ["ddpm", "train", "path/to/images", *_flags({**size, **flags.training})]
+    words += [*_flags(network, "model."), *_flags(process, "diffusion.")]
+    return shlex.join(words)
+
+
+def _flags(values: Mapping[str, Any], group: str = "") -> list[str]:
+    """Write options as words of a command."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = f"--{group}{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            switched_off = f"--{group}no-{name.replace('_', '-')}"
+            words.append(flag if value else switched_off)
+        elif isinstance(value, (list, tuple)):
+            words += [flag, *(str(v) for v in value)] if value else [f"{flag}="]
+        elif value is not None:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return words
 
 
 def write(imported: Imported, out: Path) -> None:

@@ -19,8 +19,10 @@ class UsageError(ConfigError):
 
 
 def is_flag(word: str) -> bool:
-    """Whether a word is a flag: it begins with a dash and is no number."""
-    return len(word) > 1 and word[0] == "-" and not NUMBER.match(word)
+    """Whether a word is a flag: it begins with a dash, is no number, and its name has no blank."""
+    if len(word) < 2 or word[0] != "-" or NUMBER.match(word):
+        return False
+    return not any(letter.isspace() for letter in word.partition("=")[0])
 
 
 def members(annotation: Any) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from ddpm_lib.interop import (
     simple_ddpm,
 )
 from ddpm_lib.interop.imported import Imported, Opened, Reader
+from ddpm_lib.interop.openai_flags import TranslatedFlags, translate_flags, with_flags
 from ddpm_lib.interop.reading import read_with
 
 _ALL = (
@@ -55,4 +56,31 @@ def read_foreign(
     return read_with(READERS, path, given, format)
 
 
-__all__ = ["READERS", "Imported", "Opened", "Reader", "read_foreign"]
+def read_flagged(
+    path: str | Path, flags: TranslatedFlags, given: Mapping[str, Any] | None = None
+) -> Imported:
+    """Read a U-Net of improved-diffusion or guided-diffusion with the flags of its scripts.
+
+    Args:
+        path: A file or a folder.
+        flags: What `translate_flags` made of them.
+        given: Options that win over the flags.
+
+    Raises:
+        CheckpointError: As for `read_foreign`.
+        ConfigError: If the weights are of another network than the flags say.
+    """
+    said = {name: value for name, value in (given or {}).items() if value is not None}
+    found = read_foreign(path, {**flags.given, **said}, openai.READER.name)
+    return with_flags(found, flags, said)
+
+
+__all__ = [
+    "READERS",
+    "Imported",
+    "Opened",
+    "Reader",
+    "read_flagged",
+    "read_foreign",
+    "translate_flags",
+]
