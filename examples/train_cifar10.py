@@ -1,7 +1,7 @@
 """Train the 35.7 M network of Ho et al. 2020 on CIFAR-10.
 
-    python examples/train_cifar10.py --data path/to/cifar10/train.parquet
-    accelerate launch examples/train_cifar10.py --data cifar10 --compile
+    python examples/train_cifar10.py --data-root path/to/datasets --download
+    accelerate launch examples/train_cifar10.py --data-root path/to/datasets --compile
 
 A GPU is advisable: on a laptop CPU take --preset tiny.
 """
@@ -20,7 +20,11 @@ from ddpm_lib import GaussianDiffusion, Trainer, Unet
 @dataclass(kw_only=True)
 class Options:
     data: str = "cifar10"
-    """Parquet files of the dataset, or its name on the hub."""
+    """CIFAR-10 by torchvision; or a folder of parquet files, or a name on the hub."""
+    data_root: str | None = None
+    """Where torchvision's files lie; default: $DDPM_LIB_DATA, else the library's cache."""
+    download: bool = False
+    """Let torchvision download what is missing there."""
     output_dir: str = "runs/cifar10"
     """Run directory; the same command continues a run that was cut off."""
     preset: str = "cifar10"
@@ -58,6 +62,8 @@ def main() -> int:
         diffusion,
         options.data,
         split="train",
+        data_root=options.data_root,
+        download=options.download,
         output_dir=options.output_dir,
         batch_size=options.batch_size,
         max_steps=options.max_steps,

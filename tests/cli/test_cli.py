@@ -520,7 +520,10 @@ def test_prepare_and_train_on_what_it_made(
     assert "nowhere" in error_of(
         capsys, "prepare", "sysu", tmp_path / "nowhere", tmp_path / "other"
     )
-    assert "DATASET takes 'sysu'; got 'cifar'" in error_of(capsys, "prepare", "cifar", photos, out)
+    said = error_of(capsys, "prepare", "cifar", photos, out)
+    assert "Unknown dataset 'cifar'. Did you mean 'cifar10'? Choices: sysu, mnist" in said
+    assert "--src, --out: for sysu alone" in error_of(capsys, "prepare", "mnist", photos, out)
+    assert "sysu takes two folders" in error_of(capsys, "prepare", "sysu", photos)
 
 
 @pytest.mark.parametrize("category", [UserWarning, RuntimeWarning])

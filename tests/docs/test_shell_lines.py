@@ -29,6 +29,7 @@ from less_work import STEPS, less_work
 from locations import ROOT
 from openai_checkpoints import write_openai
 from sysu_clone import clone
+from torchvision_files import write_mnist
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = {
@@ -144,7 +145,9 @@ def make_tables() -> None:
         {"img": pictures, "label": [k % 2 for k in range(60)]}, cifar
     )
     table.to_parquet("train.parquet")
-    datasets.DatasetDict({"train": table, "test": table.select(range(8))}).save_to_disk("cifar10")
+    splits = datasets.DatasetDict({"train": table, "test": table.select(range(8))})
+    splits.save_to_disk("user/pictures")
+    write_mnist(Path("datasets"), 60)
 
 
 def run(line: str) -> tuple[int, str]:

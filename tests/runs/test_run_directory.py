@@ -576,7 +576,7 @@ def test_the_data_of_a_run_mean_the_same_from_everywhere(
 
 
 @pytest.mark.parametrize(
-    "name", ["shapes", "toy:ring", "user/data", "mnist", "a" * 5000, "nul\0byte"]
+    "name", ["shapes", "toy:ring", "user/data", "torchvision:mnist", "a" * 5000, "nul\0byte"]
 )
 def test_names_that_are_no_paths_stay_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -588,6 +588,7 @@ def test_names_that_are_no_paths_stay_as_they_are(
     assert absolute_source(name) == name
     assert absolute_source("./shapes") == str(tmp_path / "shapes")
     assert absolute_source("sha*") == str(tmp_path / "sha*")
+    assert absolute_source("mnist") == "torchvision:mnist"
 
 
 STATES = [

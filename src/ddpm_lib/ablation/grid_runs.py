@@ -41,6 +41,8 @@ def ablate(
     image_size: int = 16,
     channels: int = 3,
     num_samples: int | None = None,
+    data_root: str | None = None,
+    download: bool = False,
     output_dir: str | Path | None = None,
     device: str = "auto",
     log: Callable[[str], None] = lambda line: None,
@@ -64,6 +66,8 @@ def ablate(
         channels: Channels of the images (not for toys).
         num_samples: Samples to draw and data to compare them with; default: 5,000 points or 512
             images. Of images that are given, a quarter at most.
+        data_root: Where the files of torchvision's sets lie.
+        download: Whether to let torchvision download them.
         output_dir: Default: runs/ablation- and the name of the data.
         device: As for training.
         log: Gets a line per cell.
@@ -83,9 +87,8 @@ def ablate(
         )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be one or more different numbers; got {list(seeds)}.")
-    subject = make_subject(
-        data, image_size, channels, num_samples or (5000 if data.startswith("toy:") else 512)
-    )
+    count = num_samples or (5000 if data.startswith("toy:") else 512)
+    subject = make_subject(data, image_size, channels, count, data_root, download)
     for note in subject.notes:
         log(note)
     grid = Grid(vary, fixed or {}, subject.defaults, subject.network)

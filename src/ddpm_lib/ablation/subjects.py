@@ -159,6 +159,8 @@ class ImageSubject(Subject):
         size: Side of the images.
         channels: 1, 3 or 4.
         num_samples: Images to sample and to compare.
+        data_root: Where the files of torchvision's sets lie.
+        download: Whether to download them.
     """
 
     network = Unet
@@ -180,7 +182,15 @@ class ImageSubject(Subject):
         },
     }
 
-    def __init__(self, data: str, size: int, channels: int, num_samples: int) -> None:
+    def __init__(
+        self,
+        data: str,
+        size: int,
+        channels: int,
+        num_samples: int,
+        data_root: str | None = None,
+        download: bool = False,
+    ) -> None:
         self.size, self.channels = (size, size), channels
         if data == "shapes":
             self.train: ImageDataset = Shapes(size, channels=channels)
@@ -189,7 +199,9 @@ class ImageSubject(Subject):
                 for k in range(1 + FLOORS)
             ]
         else:
-            whole = open_dataset(data, image_size=size, channels=channels)
+            whole = open_dataset(
+                data, image_size=size, channels=channels, data_root=data_root, download=download
+            )
             if len(whole) < 8:
                 raise ConfigError(
                     f"{data} has {len(whole):,} images; an ablation needs 8 or more, half of them"
@@ -236,10 +248,21 @@ class ImageSubject(Subject):
         )
 
 
-def make_subject(data: str, image_size: int, channels: int, num_samples: int) -> Subject:
-    """Build what `data` names: "toy:ring", …, "shapes", or a source of images."""
+def make_subject(
+    data: str,
+    image_size: int,
+    channels: int,
+    num_samples: int,
+    data_root: str | None = None,
+    download: bool = False,
+) -> Subject:
+    """Build what `data` names: "toy:ring", …, "shapes", or a source of images.
+
+    Raises:
+        ConfigError: If there is nothing to compare with, or an option does not fit the data.
+    """
     if num_samples < 2:
         raise ConfigError(f"num_samples must be at least 2; got {num_samples}.")
     if data.startswith("toy:"):
         return ToySubject(data.removeprefix("toy:"), num_samples)
-    return ImageSubject(data, image_size, channels, num_samples)
+    return ImageSubject(data, image_size, channels, num_samples, data_root, download)

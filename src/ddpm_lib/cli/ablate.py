@@ -11,7 +11,7 @@ import yaml
 
 from ddpm_lib.ablation import ablate
 from ddpm_lib.cli import arguments, options
-from ddpm_lib.cli.train import missing_data
+from ddpm_lib.cli.missing_data import missing_data
 from ddpm_lib.core.plots import need_matplotlib
 from ddpm_lib.training import ConfigError
 
@@ -48,6 +48,12 @@ class AblateCommand:
     """Samples to draw and data to compare them with, a quarter of given images at most; default:
     5,000 points or 512 images.
     """
+    data_root: str | None = None
+    """Where the files of torchvision's sets lie; default: $DDPM_LIB_DATA, else datasets in the
+    library's cache.
+    """
+    download: bool = False
+    """Let torchvision download what is missing there."""
     output_dir: str | None = None
     """Default: runs/ablation- and the name of the data."""
     device: str = "auto"
@@ -75,6 +81,8 @@ def main(args: list[str]) -> int:
         image_size=command.image_size,
         channels=command.channels,
         num_samples=command.num_samples,
+        data_root=command.data_root,
+        download=command.download,
         output_dir=command.output_dir,
         device=command.device,
         log=lambda line: print(line, file=sys.stderr, flush=True),

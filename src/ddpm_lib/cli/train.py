@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import tyro
 
 from ddpm_lib.cli import arguments, help, init_from, options
+from ddpm_lib.cli.missing_data import missing_data
 from ddpm_lib.cli.next_steps import Finished, after_training
 from ddpm_lib.cli.streams import reader_left
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.text import short
+from ddpm_lib.data.torchvision_sets import SETS, set_named
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import PRESETS, Unet
 from ddpm_lib.process.presets import PROCESS_PRESETS
@@ -25,7 +26,7 @@ from ddpm_lib.runs.lock import refuse_taken
 from ddpm_lib.training import ConfigError, Trainer, TrainingConfig, TrainingResult
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.run_config import in_its_run
-from ddpm_lib.training.sources import unused_classes
+from ddpm_lib.training.sources import asks_for_files, unused_classes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,8 +77,8 @@ class RunConfig(TrainingConfig):
     """All settings of a run: the data, the training options, and the groups model and diffusion."""
 
     data: tyro.conf.Positional[str] = "shapes"
-    """A folder of images, a dataset (path or hub name), a .npz or .parquet file, or shapes for the
-    built-in images.
+    """A folder of images, a dataset (path or hub name), a set of torchvision (mnist, cifar10,
+    celeba, …), a .npz or .parquet file, or shapes for the built-in images.
     """
     image_size: tuple[int, ...] = (64,)
     """Size of the images: one number for squares, or height and width."""
@@ -170,6 +171,7 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
         raise missing_data(args, prog, "shapes", given.get(("output_dir",)))
     if named.data == "shapes":
         base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
+    base = like_published(base, named)
     if named.init_from is not None:
         base = with_start(base, named, {**given, **arguments.flatten(file)})
     if named.init_from is None or asked is not None:
@@ -182,29 +184,19 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
     return command
 
 
+def like_published(config: C, named: RunConfig) -> C:
+    """Take the size and the channels of a set of torchvision, where the data are one."""
+    name = set_named(named.data, asks_for_files(named))
+    if name is None:
+        return config
+    entry = SETS[name]
+    return dataclasses.replace(config, image_size=(entry.size,), channels=entry.channels)
+
+
 TRAINS_NOTHING = {
     (name,) for name in ("dry_run", "print_config", "json", "probe_steps", "device", "progress")
 }
 """Options beside which the data may be left out: a run of one's own is no matter of them."""
-
-
-def missing_data(
-    args: Sequence[str], prog: str, built_in: str, output_dir: str | None = None
-) -> ConfigError:
-    """Word that options were given and no data, so that a forgotten path does not train the
-    built-in data.
-    """
-    rest = f" {shlex.join(args)}" if args else ""
-    ways = [
-        ("your own images", f"{prog} path/to/images{rest}"),
-        ("the built-in data", f"{prog} {built_in}{rest}"),
-    ]
-    if output_dir is not None and (Path(output_dir) / "config.yaml").is_file():
-        ways.append(
-            ("the run that is there", f"{prog} --config {shlex.quote(output_dir + '/config.yaml')}")
-        )
-    lines = "".join(f"\n  {what:22}{command}" for what, command in ways)
-    return ConfigError(f"on which data? Name them, before or after the options:{lines}")
 
 
 def settings_of(command: RunConfig) -> RunConfig:
@@ -286,14 +278,16 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
             with torch.device("meta"):
                 model = network_of(config, {**model_options, "num_classes": 1}, start)
             start.weights.check(process_of(config, model))
-        data = open_data(config)
-        if not data.num_classes:
+        opened = open_data(config)
+        if not opened.num_classes:
             other = "" if start is None else ", or do without classes: --no-class-conditional"
             raise ConfigError(
                 f"class_conditional needs labels, but {config.data} has none. Sort the images into"
                 f" one sub-folder per class{other}."
             )
-        model_options["num_classes"] = data.num_classes
+        model_options["num_classes"] = opened.num_classes
+        # By its name, a set of torchvision has its test split as well.
+        data = data if set_named(data, asks_for_files(config)) else opened
     torch.manual_seed(config.seed)
     return process_of(config, network_of(config, model_options, start)), data
 

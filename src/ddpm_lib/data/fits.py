@@ -20,7 +20,12 @@ DEFAULTS: dict[str, Any] = {
     "value_range": None,
     "fit": "crop",
     "max_pixels": MAX_PIXELS,
+    "data_root": None,
+    "download": False,
 }
+TORCHVISION = "a set of torchvision"
+_FILES = ("data_root", "download")
+"""Options that are for the sets of torchvision alone."""
 
 _MADE = (
     "split",
@@ -50,6 +55,7 @@ _UNFIT: dict[str, tuple[str, ...]] = {
     "a table": ("split", "labels", "frames"),
     "a table of whole paths": ("frames",),
     "a table of pictures": ("split", "labels"),
+    TORCHVISION: ("image_column", "label_column", "labels", "frames", "value_range"),
     "a folder of pictures": (),
     "a folder of arrays": ("split", "image_column", "label_column", "frames"),
 }
@@ -73,6 +79,8 @@ _INSTEAD = {
     "value_range": "They are uint8 already",
     "fit": "They have their size already",
     "max_pixels": "They are not decoded; it is for pictures",
+    "data_root": "It is for names of torchvision's sets, such as mnist",
+    "download": "It is for names of torchvision's sets, such as mnist",
 }
 
 
@@ -89,7 +97,7 @@ def check_fits(
     Raises:
         ValueError: If one differs from its default and does not fit, saying where it belongs.
     """
-    for name in _UNFIT[kind]:
+    for name in (*_UNFIT[kind], *(() if kind == TORCHVISION else _FILES)):
         value = options.get(name, DEFAULTS[name])
         if value == DEFAULTS[name] or (name == "labels" and value == "none"):
             continue

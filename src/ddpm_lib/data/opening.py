@@ -73,6 +73,8 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     split: str | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    download: bool = False,
     on_bad_image: Literal["error", "skip"] = "error",
     cache: Literal["auto", "ram", "none"] = "auto",
     cache_limit_mb: float | None = None,
@@ -94,7 +96,9 @@ def open_dataset(
     All broken files are named at once.
 
     Args:
-        data: "shapes" or None (the built-in `Shapes`); a folder of pictures (recursive; JPEG, PNG,
+        data: "shapes" or None (the built-in `Shapes`); the name of a set of torchvision (mnist,
+            fashion_mnist, kmnist, emnist, cifar10, cifar100, svhn, stl10, celeba, flowers102, …);
+            a folder of pictures (recursive; JPEG, PNG,
             WEBP, BMP, TIFF, GIF, PPM); a 🤗 dataset as a local path (`save_to_disk`, parquet), a
             hub name or an object; `.npz`/`.npy` of uint8 images; any torch Dataset of dicts,
             (image, label) tuples or images (uint8 or PIL; other numbers with `value_range`); a
@@ -110,7 +114,11 @@ def open_dataset(
             makes no classes), "folder", "prefix" (`cat_001.jpg`), "none".
         image_column: Column or key of the images, where the usual names do not find it.
         label_column: Column or key of the labels; what it holds must then make classes.
-        split: Which split of a 🤗 dataset, a folder of splits or of parquet files.
+        split: Which split of a 🤗 dataset, a folder of splits or of parquet files; of a set of
+            torchvision, default: its training split.
+        data_root: Where the files of torchvision's sets lie; default: $DDPM_LIB_DATA, else
+            `datasets` in the library's cache.
+        download: Whether torchvision may download what is missing there.
         on_bad_image: "error" names every unusable file; "skip" leaves them out, counted (the
             fingerprint changes with them).
         cache: "auto" (RAM if it fits the limit and images stay the same), "ram" (of random
@@ -156,6 +164,8 @@ def open_dataset(
         log(warning)
     options = {
         "split": split,
+        "data_root": None if data_root is None else os.fspath(data_root),
+        "download": download,
         "image_column": image_column,
         "label_column": label_column,
         "labels": labels,
@@ -172,7 +182,17 @@ def open_dataset(
 
         here = num_workers == 0
         source = find_source(
-            data, spec, labels, image_column, label_column, split, require_labels, here, frames
+            data,
+            spec,
+            labels,
+            image_column,
+            label_column,
+            split,
+            require_labels,
+            here,
+            frames,
+            data_root,
+            download,
         )
         file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)

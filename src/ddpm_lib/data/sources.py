@@ -15,7 +15,7 @@ import torch
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.data.arrays import open_npz
 from ddpm_lib.data.decode_spec import DecodeSpec
-from ddpm_lib.data.fits import check_fits
+from ddpm_lib.data.fits import TORCHVISION, check_fits
 from ddpm_lib.data.folders import FolderSource, NoPicturesError, Table
 from ddpm_lib.data.hub import load_by_name
 from ddpm_lib.data.kinds import LISTED, SUFFIXES, way
@@ -25,7 +25,9 @@ from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
 from ddpm_lib.data.suffixes import PICTURES
+from ddpm_lib.data.torchvision_sets import hidden_by_path, open_set, set_named
 
+Options = Mapping[str, Any]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -39,6 +41,8 @@ def find_source(
     require_labels: bool = False,
     here: bool = False,
     frames: str = "first",
+    data_root: str | os.PathLike[str] | None = None,
+    download: bool = False,
 ) -> Source:
     """Open the source that `data` names or is; see `open_dataset`.
 
@@ -52,9 +56,11 @@ def find_source(
         require_labels: Whether labels that are found must make classes.
         here: Whether a Dataset of the user's is to be read in this process.
         frames: "first" or "all", for folders of pictures.
+        data_root: Where the files of torchvision's sets lie.
+        download: Whether to download them.
 
     Raises:
-        FileNotFoundError: If a path does not exist.
+        FileNotFoundError: If a path does not exist, or files of a set are missing.
         ValueError: If the data is of a kind that cannot be opened, or an option does not fit it.
         TypeError: If it is no path, name or dataset.
     """
@@ -67,13 +73,27 @@ def find_source(
         "split": split,
         "frames": frames,
         "insist": require_labels,
+        "data_root": data_root,
+        "download": download,
     }
+    name = set_named(data, asked=data_root is not None or download)
+    if name is not None:
+        check_fits(TORCHVISION, options)
+        return open_set(
+            name,
+            spec,
+            split=split,
+            data_root=data_root,
+            download=download,
+            labels=labels,
+            insist=require_labels,
+            here=here,
+        )
     if isinstance(data, (str, os.PathLike)):
-        path = Path(os.fspath(data)).expanduser()
-        if path.is_dir() and not _is_table(path):
-            check_fits("a folder of pictures", options)
-            return _from_folder(_split_folder(path, split), options)
-        return _from_path(path, str(data), spec, options)
+        source = _from_written(data, spec, options)
+        note = hidden_by_path(data)
+        source.notes += [] if note is None else [note]
+        return source
     if type(data).__module__.split(".")[0] == "datasets":
         return _from_hf_object(data, options)
     check_fits(_object_kind(data), options)
@@ -82,7 +102,15 @@ def find_source(
     )
 
 
-Options = Mapping[str, Any]
+def _from_written(data: str | os.PathLike[str], spec: DecodeSpec, options: Options) -> Source:
+    """Open what a path or a name of the hub means."""
+    path = Path(os.fspath(data)).expanduser()
+    if path.is_dir() and not _is_table(path):
+        check_fits("a folder of pictures", options)
+        return _from_folder(_split_folder(path, options["split"]), options)
+    return _from_path(path, str(data), spec, options)
+
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -234,7 +262,7 @@ def look_for(written: str) -> str | None:
         FileNotFoundError: If there is no such path, naming one that is nearly called so.
     """
     path = Path(written).expanduser()
-    if written == "shapes" or path.exists():
+    if written == "shapes" or path.exists() or set_named(written) is not None:
         return None
     if glob.has_magic(written) and glob.glob(str(path), recursive=True):
         return None

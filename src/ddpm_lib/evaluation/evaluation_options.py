@@ -104,6 +104,12 @@ class EvaluationOptions:
     """Write the reference's mean and covariance to this .npz, which --reference reads back."""
     split: str | None = None
     """Split of `data`, where it is a dataset that has several."""
+    data_root: str | None = None
+    """Where the files of torchvision's sets lie; default: $DDPM_LIB_DATA, else datasets in the
+    library's cache; of the run's own data, where training found them.
+    """
+    download: bool = False
+    """Let torchvision download what is missing there."""
     num: int | None = None
     """Number of samples (default: 10,000; with metrics auto as many as training images, at most
     1,000), and of images spread evenly over the data (default: all). More than there are is

@@ -114,7 +114,8 @@ def _evaluate(target: Any, options: EvaluationOptions, dataset: Any) -> Evaluati
     began = time.monotonic()
     loaded = load_target(target, options)
     state = process_state(options.device)
-    own = RunImages(loaded, dataset) if loaded is not None else None
+    files = (options.data_root, options.download)
+    own = RunImages(loaded, dataset, files) if loaded is not None else None
     if own is not None and dataset is not None:
         dataset = own.opened(dataset, options.split, options.on_bad_image)
     if not state.is_main_process:

@@ -17,6 +17,7 @@ from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.data.suffixes import FIDELITY
+from ddpm_lib.data.torchvision_sets import set_named
 from ddpm_lib.evaluation.evaluation_options import READING
 from ddpm_lib.evaluation.image_sets import ImageSet, clamp, dataset_images, jpeg_share, safe_word
 from ddpm_lib.evaluation.overviews import drawn_samples
@@ -97,24 +98,14 @@ def _open(
     """Open as training does, at the run's size, the one asked for, or that at which all are
     stored.
     """
-    from ddpm_lib.data import BadImagesError, open_dataset
+    from ddpm_lib.data import BadImagesError
     from ddpm_lib.data.arrays import ArraySource
     from ddpm_lib.data.decode_spec import DecodeSpec
     from ddpm_lib.data.sources import find_source
 
     size: int | tuple[int, int] | None = options.image_size
     if isinstance(data, str) and data == "shapes":
-        if like is None and size is None:
-            raise ConfigError(
-                "The built-in shapes are drawn at any size. Say at which: image_size= (--image-size"
-                " 32)."
-            )
-        drawn = (
-            like.pictures(data, options.split, options.on_bad_image)
-            if like
-            else open_dataset(data, image_size=size or 1)
-        )
-        return drawn, []
+        return _drawn(options, like), []
     notes: list[str] = []
     folder = isinstance(data, (str, Path)) and Path(data).is_dir()
     if folder:
@@ -123,6 +114,7 @@ def _open(
     frames = (like.config.frames if like else options.frames or "first") if folder else "first"
     # Of two sets, a split belongs to the one that can have several.
     split = options.split if isinstance(path, str) and not path.endswith(".npy") else None
+    files = _files(path, like.config if like else options)
     spec = DecodeSpec((1, 1), value_range=like.config.value_range if like else options.value_range)
     source = find_source(
         path,
@@ -133,6 +125,7 @@ def _open(
         label_column=None,
         split=split,
         frames=frames,
+        **files,
     )
     given = data if isinstance(source, ArraySource) else source  # arrays are fitted as a whole
     told: list[str] = []
@@ -144,7 +137,7 @@ def _open(
         if like is not None:
             opened = like.pictures(given, options.split, options.on_bad_image)
         else:
-            opened, told = _without_run(given, size or 1, options, word, split)
+            opened, told = _without_run(given, size or 1, options, word, {"split": split, **files})
     except BadImagesError as error:
         raise BadImagesError(error.bad, error.total, error.hint or LEAVE_OUT) from None
     if like is None and size is None:  # what could not be read a moment ago can be read now
@@ -159,12 +152,40 @@ def _open(
     return opened, [*notes, *told]
 
 
+def _drawn(options: EvaluationOptions, like: RunImages | None) -> ImageDataset:
+    """Draw the built-in shapes at the run's size, or at the one asked for."""
+    from ddpm_lib.data import open_dataset
+
+    if like is not None:
+        return like.pictures("shapes", options.split, options.on_bad_image)
+    if options.image_size is None:
+        raise ConfigError(
+            "The built-in shapes are drawn at any size. Say at which: image_size= (--image-size"
+            " 32)."
+        )
+    return open_dataset("shapes", image_size=options.image_size)
+
+
+def _files(path: Any, told_of: Any) -> dict[str, Any]:
+    """Return where the files of a set of torchvision lie; nothing for a folder that is compared
+    with one.
+
+    Args:
+        path: What is opened.
+        told_of: Options with data_root and download.
+    """
+    asked = told_of.data_root is not None or told_of.download
+    if set_named(path, asked) is None:
+        return {}
+    return {"data_root": told_of.data_root, "download": told_of.download}
+
+
 def _without_run(
     given: Any,
     size: int | tuple[int, int],
     options: EvaluationOptions,
     word: str,
-    split: str | None,
+    files: dict[str, Any],
 ) -> tuple[ImageDataset, list[str]]:
     """Open a set with the options for sets without a run; of two sets a range may belong to one
     alone.
@@ -175,7 +196,7 @@ def _without_run(
         name: getattr(options, name) for name in READING if getattr(options, name) is not None
     }
     chosen.pop("frames", None)  # the source of a folder was opened with them
-    chosen |= {"split": split, "on_bad_image": options.on_bad_image or "error"}
+    chosen |= {**files, "on_bad_image": options.on_bad_image or "error"}
     try:
         return open_dataset(given, image_size=size, labels="none", **chosen), []
     except BadImagesError as error:

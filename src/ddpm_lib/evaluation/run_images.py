@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.fits import may_have_columns
+from ddpm_lib.data.torchvision_sets import set_named
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.state import DataDescription
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.option_values import is_described
 from ddpm_lib.training.same_data import fraction_held_out, is_same
-from ddpm_lib.training.sources import open_images, open_training_data
+from ddpm_lib.training.sources import (
+    asks_for_files,
+    open_images,
+    open_training_data,
+    without_files,
+)
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -30,10 +36,14 @@ class RunImages:
         loaded: The run.
         given: Images that may be those it was trained on, whole, as they were given to its
             training.
+        files: data_root and download, for sets of torchvision; None for the run's own data_root.
     """
 
-    def __init__(self, loaded: LoadedRun, given: Any = None) -> None:
+    def __init__(
+        self, loaded: LoadedRun, given: Any = None, files: tuple[str | None, bool] = (None, False)
+    ) -> None:
         self.loaded = loaded
+        self._files = files
         self.given = given
         self._sets: tuple[ImageDataset, ImageDataset | None] | None = None
 
@@ -43,6 +53,8 @@ class RunImages:
         if self.loaded.pretrained is not None:
             return TrainingConfig()
         options = dict(self.loaded.run_state.training)
+        root, download = self._files
+        options |= {"data_root": root or options.get("data_root"), "download": download}
         return TrainingConfig.from_options(options, str(self.loaded.checkpoint))
 
     def get(self, which: str) -> ImageDataset:
@@ -100,6 +112,8 @@ class RunImages:
                 " again. Pass it: evaluate(run, dataset); or name images with data= (--data PATH)."
             )
         config = self.config
+        if set_named(config.val_data, asks_for_files(config)) is None:
+            config = without_files(source, config)
         if is_described(config.val_data):
             config = dataclasses.replace(config, val_data=None, val_fraction=0.0)
         try:
@@ -172,6 +186,7 @@ class RunImages:
             shards=None,
             on_bad_image=on_bad_image or self.config.on_bad_image,
         )
+        alone = without_files(data, alone)
         return check_matches_run(
             open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded
         )
@@ -199,6 +214,7 @@ class RunImages:
         )
         if on_bad_image is not None:
             bare = dataclasses.replace(bare, on_bad_image=on_bad_image)
+        bare = without_files(data, bare)
         diffusion = self.loaded.diffusion
         return open_images(data, bare, diffusion.image_size, diffusion.channels, split, _quiet)
 

@@ -163,6 +163,12 @@ class TrainingConfig:
     """Column of the labels in a table; default: found."""
     split: str | None = None
     """Split of a dataset that has several (then it must be named)."""
+    data_root: str | None = None
+    """Where the files of torchvision's sets lie; default: $DDPM_LIB_DATA, else datasets in the
+    library's cache.
+    """
+    download: bool = False
+    """Let torchvision download what is missing there."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A file that cannot be decoded: list all of them and stop, or leave them out and count them.
     """

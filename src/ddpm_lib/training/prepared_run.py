@@ -52,6 +52,7 @@ from ddpm_lib.training.same_data import describe_dataset, fraction_held_out, wri
 from ddpm_lib.training.sampling import check_grids
 from ddpm_lib.training.saving import check_space
 from ddpm_lib.training.sources import (
+    asks_for_files,
     check_augmentation,
     data_name,
     held_fraction,
@@ -118,7 +119,7 @@ class PreparedRun(RunContext):
         checkpoint = self.on_main(
             lambda: find_checkpoint(self.output_dir, self.config.resume, self.say)
         )
-        self.source_name = absolute_source(self.source_name)
+        self.source_name = absolute_source(self.source_name, asks_for_files(config))
         saved = None if checkpoint is None else checkpoint.state
         began = None if saved is None or not began_here(saved) else saved
         before = None if began is None else fraction_held_out(began)

@@ -10,23 +10,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.files import write_atomically
+from ddpm_lib.data.torchvision_sets import PREFIX, set_named
 from ddpm_lib.runs.run_status import is_run
 from ddpm_lib.training.resume import describe_model
+from ddpm_lib.training.sources import asks_for_files
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.config import TrainingConfig
 
 
-def absolute_source(data: str) -> str:
+def absolute_source(data: str, asked: bool = False) -> str:
     """Return a path of data so that it means the same from every folder; other names ("shapes", the
-    hub's) stay.
+    hub's) stay, and sets of torchvision are named as such ("torchvision:mnist").
 
     What exists here under a name is that: a folder `pictures` must not become the hub's dataset of
         that name elsewhere.
+
+    Args:
+        data: As it was written.
+        asked: Whether an option says that a set of torchvision is meant.
     """
     if data == "shapes" or data.startswith("toy:"):
         return data
+    name = set_named(data, asked)
+    if name is not None:
+        return PREFIX + name
     path = os.path.expanduser(data)
     try:
         there = os.path.lexists(path) or (
@@ -42,7 +51,9 @@ def portable_options(config: TrainingConfig) -> dict[str, Any]:
     options = config.to_dict()
     for name in ("val_data", "init_from"):
         if isinstance(options[name], str):
-            options[name] = absolute_source(options[name])
+            options[name] = absolute_source(options[name], asks_for_files(config))
+    if config.data_root is not None:
+        options["data_root"] = os.path.abspath(os.path.expanduser(config.data_root))
     return options
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.data.torchvision_sets import PREFIX, set_named, validation_split
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.config import TrainingConfig
@@ -29,6 +30,8 @@ def data_name(data: Any) -> str:
     """
     if not isinstance(data, (str, Path)):
         return _safe(type(data).__name__)
+    if str(data).startswith(PREFIX):
+        return _safe(str(data).removeprefix(PREFIX))
     path = Path(data).resolve()
     parts = [path.name if path.is_dir() else path.stem]
     for folder in path.parents:
@@ -103,10 +106,17 @@ def open_training_data(
     Returns:
         The training images and the held-out ones, or None where there are none.
     """
-    train = _open(data, config, diffusion, config.split, log)
+    train = _open(data, _for_training(data, config), diffusion, config.split, log)
     fraction = held_fraction(config, held_before)
     held_out: ImageDataset | None = None
-    if fraction and len(train) < 10:
+    own_split = validation_split(data, config.split, asks_for_files(config))
+    if held_fraction(config, None) and own_split is not None:
+        held_out = _open(data, config, diffusion, own_split, log)
+        log(
+            f"Validation: the {len(held_out):,} images of the split {own_split}; all"
+            f" {len(train):,} of the split that is trained on are trained on."
+        )
+    elif fraction and len(train) < 10:
         log(
             f"{len(train)} images are too few to hold some out: there is no validation. val_data"
             " can name others."
@@ -127,7 +137,8 @@ def open_training_data(
             " validation. val_data can name others."
         )
     if config.val_data is not None:
-        held_out = _open(config.val_data, _for_held_out(config), diffusion, None, log)
+        given = validation_split(config.val_data, None, asks_for_files(config))
+        held_out = _open(config.val_data, _for_held_out(config), diffusion, given, log)
         check_same_classes(train, held_out, diffusion)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
@@ -138,6 +149,27 @@ def open_training_data(
     if train.num_classes and not reads_labels(diffusion):
         log(unused_classes(train.num_classes))
     return train, held_out
+
+
+def asks_for_files(config: TrainingConfig) -> bool:
+    """Whether an option says that a set of torchvision is meant."""
+    return config.data_root is not None or config.download
+
+
+def without_files(data: Any, config: TrainingConfig) -> TrainingConfig:
+    """Return the options without those for files of torchvision's sets, where `data` is none of
+    them.
+    """
+    if set_named(data, asks_for_files(config)) is not None:
+        return config
+    return replace(config, data_root=None, download=False)
+
+
+def _for_training(data: Any, config: TrainingConfig) -> TrainingConfig:
+    """Return the options for the training data; those for files may be of val_data alone."""
+    if set_named(config.val_data, asks_for_files(config)) is None:
+        return config
+    return without_files(data, config)
 
 
 def unused_classes(count: int) -> str:
@@ -169,6 +201,7 @@ def _for_held_out(config: TrainingConfig) -> TrainingConfig:
     if isinstance(config.val_data, ImageDataset):  # open already, with options of its own
         usual = {f.name: f.default for f in fields(TrainingConfig) if f.name in DEFAULTS}
         return replace(config, **usual)
+    config = without_files(config.val_data, config)
     if may_have_columns(config.val_data) and config.val_labels == "auto":
         return replace(config, labels=config.val_labels)
     return replace(config, labels=config.val_labels, image_column=None, label_column=None)
@@ -219,6 +252,8 @@ def data_options(config: TrainingConfig, split: str | None) -> dict[str, Any]:
     """Return the options of a config that say how data is read, as `open_dataset` takes them."""
     return {
         "split": split,
+        "data_root": config.data_root,
+        "download": config.download,
         "fit": config.fit,
         "labels": config.labels,
         "image_column": config.image_column,

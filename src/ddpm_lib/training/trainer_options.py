@@ -39,6 +39,8 @@ class TrainerOptions(TypedDict, total=False):
     image_column: str | None
     label_column: str | None
     split: str | None
+    data_root: str | None
+    download: bool
     on_bad_image: Literal["error", "skip"]
     background: str
     max_pixels: int
