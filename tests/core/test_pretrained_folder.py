@@ -379,7 +379,7 @@ GOOD = config().to_json()
         ({"format": True}, "format must be a whole number"),
         ({"model": {"class": "Unet"}}, "model must be a class with its arguments"),
         ({"model": None}, "model must be a class"),
-        ({"diffusion": []}, "diffusion must be arguments, or null"),
+        ({"diffusion": []}, "diffusion must be arguments"),
         ({"class_names": "abc"}, "class_names must be a list of names"),
         ({"class_names": [1, 2]}, "class_names must be a list of names"),
         ({"weights": {}}, "weights must be names"),

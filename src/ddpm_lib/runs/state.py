@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.hub.folder_config import MOST_LEVELS
 from ddpm_lib.core.text import short
 
 STATE = "state.json"
-MOST_LEVELS = 10**6
-"""More noise levels than any process has; tables of 10¹⁰ would take all memory before anything is
-compared.
-"""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ FORMAT = 1
 MAIN = "model"
 """The stem of the file of the weights that are loaded unless others are asked for."""
 
+MOST_LEVELS = 10**6
+"""More noise levels than any process has; tables of 10¹⁰ would take all memory before anything is
+compared.
+"""
+
 _NAME = re.compile(r"model|ema(:[\w.+ -]{1,80})?", re.ASCII)
 _STEM = re.compile(r"model(\.[\w.+-]{1,100})?", re.ASCII)
 _LARGEST = 50_000_000
@@ -149,6 +154,13 @@ def _model(v: Any) -> bool:
     )
 
 
+def _process(v: Any) -> bool:
+    if not isinstance(v, dict):
+        return v is None
+    steps = v.get("timesteps", 1000)
+    return isinstance(steps, int) and not isinstance(steps, bool) and 1 <= steps <= MOST_LEVELS
+
+
 def _names(v: Any) -> bool:
     return v is None or (isinstance(v, list) and bool(v) and all(isinstance(n, str) for n in v))
 
@@ -164,7 +176,7 @@ def _weights(v: Any) -> bool:
 
 _WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("a class with its arguments", _model),
-    "diffusion": ("arguments, or null", lambda v: v is None or isinstance(v, dict)),
+    "diffusion": (f"arguments, with timesteps from 1 to {MOST_LEVELS:,}, or null", _process),
     "class_names": ("a list of names, or null", _names),
     "weights": ("names of weights with the stems of their files, 'model' among them", _weights),
 }
