@@ -178,3 +178,46 @@ def test_estimate_takes_it_too(
     assert ddpm("estimate", "shapes", *flags, "--device", "cpu") == 0
     parameters = sum(p.numel() for p in load_run(source).diffusion.model.parameters())
     assert f"{parameters / 1e6:.2f} M parameters" in capsys.readouterr().err
+
+
+FOREIGN = {
+    "improved_diffusion": ("improved_diffusion", ["--image-size", 8]),
+    "lucidrains": ("lucidrains_trainer/model-1.pt", ["--image-size", 16]),
+    "pytorch-ddpm": ("pytorch_ddpm/ckpt.pt", ["--image-size", 8]),
+    "ddpm-torch": ("tqch/ddpm_2.pt", ["--image-size", 8]),
+    "Simple_DDPM": ("simple_ddpm/latest_model.pth", ["--image-size", 8]),
+    "diffusers": ("diffusers/ddpm_pipeline", []),
+}
+
+
+@pytest.mark.filterwarnings("ignore:With groups=32 a level of 32 channels")  # as published
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(k, marks=[] if k in ("lucidrains", "diffusers") else [pytest.mark.slow])
+        for k in FOREIGN
+    ],
+)
+def test_files_of_other_libraries_are_trained_on(shared: Path, tmp_path: Path, name: str) -> None:
+    """The network is built as it was, whichever class it is of, and a run that goes on says it."""
+    place, flags = FOREIGN[name]
+    file = shared / "fixtures" / "D_checkpoints" / place
+    assert begin(file, tmp_path / "run", *flags) == 0
+    state = state_of(tmp_path / "run")
+    assert state["started_from"]["source"] == str(file)
+    assert state["started_from"]["kind"] not in ("run", "pretrained")
+    count = len(load_run(tmp_path / "run").diffusion.model.state_dict())
+    assert begin(file, tmp_path / "run", *flags, "--max-steps", 3) == 0
+    again = load_run(tmp_path / "run")
+    assert again.step == 3
+    assert len(again.diffusion.model.state_dict()) == count
+
+
+def test_flags_of_unet_are_refused_for_another_network(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = shared / "fixtures" / "D_checkpoints" / "lucidrains_trainer" / "model-1.pt"
+    assert begin(file, tmp_path / "run", "--image-size", 16, "--model.dim", 16) == 2
+    assert "--model.dim is an option of Unet, but the weights are those of a LucidrainsUnet" in (
+        said_on_stderr(capsys)
+    )

@@ -70,6 +70,11 @@ def main() -> None:
     whole.train()
     stop = trainer("cut", [StopAt(3)], val_fraction=0.25).train()
     trainer("cut", val_fraction=0.25).train()
+    start = {"init_from": str(out / "whole"), "pull_to_start": 0.2, "freeze": ("time_embedding",)}
+    other = tiny_diffusion(seed=1 + whole.rank)  # what a rank begins with must not matter
+    begun = {"max_steps": 3, "val_every": 0, "sample_every": 0, **start}
+    tuned = tiny_trainer(out / "tuned", other, Shapes(size=8, n=24), **options | begun)
+    tuned.train()
     torch.manual_seed(0)
     learns = GaussianDiffusion(
         Unet(dim=8, dim_mults=(1,), blocks_per_level=1),
@@ -88,6 +93,8 @@ def main() -> None:
     images = whole.sample(5, sampler="ddim", num_steps=2)
     report = {
         "weights": digest(whole.diffusion.model.parameters()),
+        "tuned": digest(tuned.diffusion.model.parameters()),
+        "started_from": str(tuned.started_from),
         "ema": digest(whole.ema.network().parameters()),
         "posthoc": digest(whole.posthoc.tensors().values()),
         "first_epoch": first_epoch,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_two_ranks
 from command_line import ddpm
@@ -48,6 +49,17 @@ def test_parameters_and_averages_of_both_ranks_are_equal(two_ranks: Path) -> Non
         sorted(p.name for p in (two_ranks / run / "posthoc").iterdir()) for run in ("whole", "cut")
     ]
     assert names == [["step-000000004.safetensors", "step-000000008.safetensors"]] * 2
+
+
+def test_both_ranks_begin_with_the_weights_of_another_run(two_ranks: Path, single: Path) -> None:
+    """As one process does; a pull that every rank added to its part would be another."""
+    a, b = reports(two_ranks)
+    assert a["tuned"] == b["tuned"]
+    assert a["started_from"] == b["started_from"] != "None"
+    together, alone = (final_tensors(out / "tuned") for out in (two_ranks, single))
+    assert together.keys() == alone.keys()
+    for name, tensor in together.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-5)
 
 
 def threads_of_gloo(out: Path) -> list[list[str]]:
