@@ -227,6 +227,17 @@ def test_weights_of_the_hub_are_the_base_model(tmp_path: Path):
     assert "(https://huggingface.co/google/ddpm-cifar10-32)" in card.content
 
 
+def test_the_data_are_called_as_the_user_says(run: Path, tmp_path: Path):
+    card = card_of(run, tmp_path / "linked", data_name="me/pictures")
+    assert "[me/pictures](https://huggingface.co/datasets/me/pictures)" in card.content
+    assert card.data.datasets == ["me/pictures"]
+    assert "ddpm train me/pictures --config" in card.content
+    card = card_of(run, tmp_path / "plain", data_name="my own pictures")
+    assert "of `my own pictures`" in card.content
+    assert card.data.datasets is None
+    assert card.data.eval_results[0].dataset_name == "my own pictures"
+
+
 def test_names_from_outside_are_shown_as_they_are(tmp_path: Path):
     names = ["a|b", "<script>", "`x`", "[link](http://nowhere)", "line\nbreak"]
     run = saved(Unet(**SMALL, num_classes=5), tmp_path / "run", class_names=names)
@@ -277,6 +288,21 @@ def test_the_settings_train_again(run: Path, tmp_path: Path, monkeypatch: pytest
 
     for i in range(40):
         save_image(shapes[i]["image"], tmp_path / "images" / f"{i % 6}" / f"{i}.png")
-    args = ["images", "--config", "out/training.yaml", "--output-dir", "again", "--max-steps", "2"]
+    other = ["--val-data", str(tmp_path / "secret" / "kept")]
+    for i in range(6):
+        save_image(shapes[i]["image"], tmp_path / "secret" / "kept" / f"{i}" / "x.png")
+    args = [
+        "images",
+        *other,
+        "--config",
+        "out/training.yaml",
+        "--output-dir",
+        "again",
+        "--max-steps",
+        "2",
+    ]
     assert main(["train", *args]) == 0
-    assert list_checkpoints(tmp_path / "again" / "checkpoints")
+    card = card_of(tmp_path / "again", tmp_path / "third").content
+    assert "held out: `kept`" in card
+    assert "ddpm train path/to/images --val-data path/to/kept --config training.yaml" in card
+    assert "secret" not in card

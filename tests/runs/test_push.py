@@ -220,8 +220,8 @@ def test_a_dry_run_asks_nobody_and_overwrites_nothing(
     assert main(args) == 0
     said = capsys.readouterr().out
     assert "Nothing was uploaded" in said
-    assert "no licence" in said
-    assert "no scores" in said
+    assert "Missing in the card:\n  a licence" in said
+    assert f"  scores: ddpm evaluate {run}, then push again" in said
     before = digests(tmp_path / "out")
     assert main(args) == 2
     assert "nothing is overwritten" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,22 @@ DESCRIPTION = (
     " still training can be pushed; the run directory is only read. Paths of this machine are left"
     " out. --dry-run DIR writes what would be uploaded into a folder to look at."
 )
+
+SAYS_NOTHING = frozenset(
+    [
+        "data",
+        "dataset",
+        "images",
+        "imgs",
+        "input",
+        "pictures",
+        "train",
+        "train_data",
+        "training",
+        "train_images",
+    ]
+)
+"""Names of folders that do not say what is in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +63,10 @@ class PushCommand:
     """latest, best, a step (1200) or a name (step-000001200)."""
     message: str | None = None
     """Of the commit; default: the step."""
+    data_name: str | None = None
+    """What the card calls the training data; a name on the hub, OWNER/NAME, is linked. Default: the
+    last part of their path.
+    """
     dry_run: str | None = None
     """Write the folder there instead of uploading it."""
 
@@ -67,8 +87,8 @@ def main(args: list[str]) -> int:
         write_publication,
     )
 
-    names = ("repo_id", "private", "revision", "license", "weights", "checkpoint", "message")
-    what = Publication(**{name: getattr(command, name) for name in names})
+    values = {field.name: getattr(command, field.name) for field in fields(Publication)}
+    what = Publication(**values)
     if command.dry_run is not None:
         folder = Path(command.dry_run)
         check_dry_run(folder)
@@ -114,13 +134,15 @@ def hint_lines(license: str | None, facts: Any) -> list[str]:
     run = shlex.quote(str(facts.loaded.run))
     missing = []
     if license is None:
-        missing.append("no licence: --license mit, say; without one nobody may use the model")
+        missing.append("a licence, without which nobody may use the model: --license mit, say")
+    if facts.data is not None and facts.data.name.lower() in SAYS_NOTHING:
+        missing.append(f"a name of the data better than {facts.data.name}: --data-name NAME")
     if not facts.measured.scores:
-        missing.append(f"no scores: ddpm evaluate {run}, then push again")
+        missing.append(f"scores: ddpm evaluate {run}, then push again")
     elif not any(score.kind == "copies" for score in facts.measured.scores):
         missing.append(
-            f"no share of copies: ddpm evaluate {run} --metrics memorisation, then push again"
+            f"the share of copies: ddpm evaluate {run} --metrics memorisation, then push again"
         )
     if facts.grid is None:
-        missing.append("no picture: the run drew no grid of samples up to this step (sample_every)")
-    return ["", "The card has", *(f"  {line}" for line in missing)] if missing else []
+        missing.append("a picture: the run drew no grid of samples up to this step (sample_every)")
+    return ["", "Missing in the card:", *(f"  {line}" for line in missing)] if missing else []

@@ -176,6 +176,7 @@ class PreparedRun(RunContext):
         weights: str | Sequence[str] = (),
         checkpoint: str | int = "latest",
         message: str | None = None,
+        data_name: str | None = None,
     ) -> Uploaded:
         """Upload the newest complete checkpoint to the hub, with a card; to be called on every
         rank, also before or while training.
@@ -193,6 +194,8 @@ class PreparedRun(RunContext):
                 "model"; default: the first average, else the trained ones.
             checkpoint: "latest", "best", a step or a directory name.
             message: Of the commit; default: the step.
+            data_name: What the card calls the training data; a name on the hub, "owner/name", is
+                linked. Default: the last part of their path.
 
         Returns:
             What was uploaded, and where it is.
@@ -213,6 +216,7 @@ class PreparedRun(RunContext):
             weights=(weights,) if isinstance(weights, str) else tuple(weights),
             checkpoint=checkpoint,
             message=message,
+            data_name=data_name,
         )
         after = "Nothing was changed here; then call push_to_hub again."
         done = self.on_main(lambda: push_run(self.output_dir, what, after)[0])

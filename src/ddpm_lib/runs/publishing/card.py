@@ -116,13 +116,15 @@ def _training_rows(facts: RunFacts) -> list[tuple[str, str]]:
     state, said, on = facts.state, facts.training, facts.state.trained_on
     process = facts.loaded.diffusion
     held = f", {100 * on.held_fraction:g} % more held out" if on.held_fraction else ""
+    if facts.held_out is not None:
+        held = f"; held out: {code(facts.held_out.name)}"
     seen = f"{state.images_seen:,}" if state.images_seen else ""
     epochs = state.images_seen / on.images if on.images else 0.0
     steps = f"{state.step:,}" + (f" of {said['max_steps']:,}" if "max_steps" in said else "")
     return [
         ("Data", f"{on.images:,} {noun(process)}{held}" if on.images else "not recorded"),
         ("Steps", steps),
-        ("Images seen", f"{seen}, each {amount(epochs)} times" if seen and epochs else seen),
+        ("Images seen", f"{seen}, each {amount(epochs, 3)} times" if seen and epochs else seen),
         ("Batch", f"{state.batch_size:,}" if said else ""),
         ("Optimizer", _optimizer(said)),
         ("Average of the weights", _average(facts)),
@@ -188,6 +190,9 @@ def _train_commands(facts: RunFacts, repo_id: str) -> list[str]:
     given = "DATA"
     if data is not None:
         given = shlex.quote(f"path/to/{data.name}" if data.local else data.name)
+    other = facts.held_out
+    if other is not None and other.local:
+        given = f"{given} --val-data {shlex.quote(f'path/to/{other.name}')}"
     return [
         f"hf download {repo_id} {SETTINGS} --local-dir .",
         f"ddpm train {given} --config {SETTINGS} --output-dir {shlex.quote(f'runs/{name}')}",

@@ -78,6 +78,7 @@ class RunFacts:
         state: All that it says besides tensors.
         weights: What each file of weights holds, by the weights' names in config.json.
         data: What it was trained on.
+        held_out: The images that were held out, where they came from elsewhere.
         validation: The last row of the metrics up to its step that has a held-out loss, or {}.
         measured: What evaluations of these weights measured.
         grid: The newest picture of samples up to its step, None where there is none.
@@ -89,6 +90,7 @@ class RunFacts:
     state: RunState
     weights: Mapping[str, str]
     data: Source | None
+    held_out: Source | None
     validation: Mapping[str, float]
     measured: Measured
     grid: Path | None
@@ -106,21 +108,26 @@ class RunFacts:
         return None if self.grid is None else step_of(self.grid.with_suffix(""))
 
 
-def collect_facts(loaded: LoadedRun, weights: Mapping[str, str]) -> RunFacts:
+def collect_facts(
+    loaded: LoadedRun, weights: Mapping[str, str], data_name: str | None = None
+) -> RunFacts:
     """Read what a run directory says of one of its checkpoints.
 
     Args:
         loaded: The checkpoint with the weights that count.
         weights: Labels by the name of the weights that are uploaded.
+        data_name: What the training data are called; None for the last part of their path.
     """
     run, state, step = loaded.run, loaded.run_state, loaded.step
     settings = run / "config.yaml"
-    source = state.trained_on.source
+    source = data_name or state.trained_on.source
+    held_out = state.training.get("val_data") if isinstance(state.training, dict) else None
     return RunFacts(
         loaded=loaded,
         state=state,
         weights=weights,
         data=Source.of(source) if source else None,
+        held_out=Source.of(held_out) if isinstance(held_out, str) else None,
         validation=_validation(run, step),
         measured=read_measured(run, step, loaded.weights),
         grid=_newest_grid(run, step),

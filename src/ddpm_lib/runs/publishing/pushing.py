@@ -41,6 +41,8 @@ class Publication:
             "ema:0.999", "model". Empty: the first average, else the trained ones.
         checkpoint: "latest", "best", a step or a directory name.
         message: Of the commit; None says the step.
+        data_name: What the card calls the training data; a name on the hub, "owner/name", is
+            linked. None takes the last part of their path.
     """
 
     repo_id: str
@@ -50,6 +52,7 @@ class Publication:
     weights: Sequence[str] = ()
     checkpoint: str | int = "latest"
     message: str | None = None
+    data_name: str | None = None
 
 
 def write_publication(run: str | Path, folder: Path, what: Publication) -> RunFacts:
@@ -90,7 +93,7 @@ def _chosen(run: str | Path, which: str | int) -> VerifiedCheckpoint:
 def _write(checkpoint: VerifiedCheckpoint, folder: Path, what: Publication) -> RunFacts:
     loaded = load_first(checkpoint, what.weights)
     labels = write_model_folder(checkpoint, loaded, folder, what.weights)
-    facts = collect_facts(loaded, labels)
+    facts = collect_facts(loaded, labels, what.data_name)
     repo_id = what.repo_id if "/" in what.repo_id else f"OWNER/{what.repo_id}"
     card = run_card(facts, repo_id, what.license, what.revision)
     (folder / "README.md").write_text(card, encoding="utf-8")
