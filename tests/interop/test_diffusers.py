@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm_lib import GaussianDiffusion, Trainer, load_run
+from ddpm_lib import GaussianDiffusion, Trainer, Unet, load_run
 from ddpm_lib.cli import main
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.interop import Imported, read_foreign
 from ddpm_lib.interop.diffusers_scheduler import SCHEDULERS
-from ddpm_lib.interop.diffusers_unet import ENTRIES, in_order
+from ddpm_lib.interop.diffusers_unet import ENTRIES, in_order, network_of
 from ddpm_lib.nn import NETWORKS
 from ddpm_lib.samplers import DDPM, sample_loop
 from ddpm_lib.schedules import Schedule
@@ -350,6 +350,15 @@ def test_what_cannot_be_carried_over_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_a_list_of_betas_has_its_length(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "p", trained_betas=[0.01 * (k + 1) for k in range(20)])
+    with pytest.raises(ConfigError, match="a list of 20"):
+        read_foreign(folder, {"timesteps": 30})
+    process = read_foreign(folder, {"timesteps": 30, "schedule": "cosine"}).process
+    assert process is not None
+    assert (process["timesteps"], process["schedule"]) == (30, "cosine")
+
+
 def test_the_size_of_the_images_may_have_to_be_given(tmp_path: Path) -> None:
     config, weights = small_parts()
     write_unet(tmp_path, {**config, "sample_size": None}, weights)
@@ -537,6 +546,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "prediction": (edited(SCHEDULER, prediction_type="score"), "prediction_type"),
     "betas": (edited(SCHEDULER, beta_schedule="zigzag"), "beta_schedule"),
     "trained betas": (edited(SCHEDULER, trained_betas=[0.1]), "trained_betas"),
+    "epsilon of pure noise": (edited(SCHEDULER, rescale_betas_zero_snr=True), "rescale_betas"),
     "levels": (edited(SCHEDULER, num_train_timesteps="many"), "num_train_timesteps"),
     "ends": (edited(SCHEDULER, beta_end="x"), "beta_end"),
     "variance": (edited(SCHEDULER, variance_type="learned"), "variance_type"),
@@ -564,6 +574,79 @@ def test_what_cannot_be_read_is_refused_in_a_line(
     assert main(["convert", str(folder), str(tmp_path / "run")]) == 2
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+ODD = (None, "x", -1, [], True, [1], 2.5, 10**9)
+NAMED = (*SCHEDULERS["DDPMScheduler"], "prediction_type", "variance_type", "trained_betas")
+NUMBERS = ("num_train_timesteps", "dynamic_thresholding_ratio", "sample_max_value")
+SWITCHES = ("thresholding", "rescale_betas_zero_snr", "clip_sample_range", "_class_name")
+
+
+@pytest.mark.parametrize("file", [UNET, SCHEDULER])
+def test_odd_values_are_refused_or_read_as_a_process(tmp_path: Path, file: str) -> None:
+    folder = pipeline(tmp_path / "p")
+    whole = json.loads((folder / file).read_text())
+    entries = [*ENTRIES, "_class_name"] if file == UNET else [*NAMED, *NUMBERS, *SWITCHES]
+    said: list[str] = []
+    for entry in entries:
+        for value in ODD:
+            (folder / file).write_text(json.dumps({**whole, entry: value}))
+            try:
+                imported = read_foreign(folder)
+            except (CheckpointError, ConfigError) as error:
+                said.append(str(error))
+                continue
+            assert imported.process is not None
+            GaussianDiffusion(NETWORKS[imported.network](dim=4), **imported.process)
+    assert all(str(folder) in message and "\n" not in message for message in said)
+    assert len(said) > 2 * len(entries)
+
+
+def test_half_precision_is_widened(tmp_path: Path) -> None:
+    config, weights = small_parts()
+    write_unet(tmp_path, config, {name: tensor.half() for name, tensor in weights.items()})
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    imported = read_foreign(tmp_path)
+    assert imported.weights is not None
+    assert {tensor.dtype for tensor in imported.weights.values()} == {torch.float32}
+    shutil.copy(
+        file.with_name("diffusion_pytorch_model.fp16.safetensors"),
+        file.with_name("diffusion_pytorch_model.other.safetensors"),
+    )
+    with pytest.raises(CheckpointError, match="there are several: diffusion_pytorch_model"):
+        read_foreign(tmp_path)
+
+
+def test_the_network_of_cifar_10_is_our_preset() -> None:
+    config = {
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": "0.0.4",
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "block_out_channels": [128, 256, 256, 256],
+        "center_input_sample": False,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "in_channels": 3,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 32,
+        "time_embedding_type": "positional",
+        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }
+    network = network_of(config, "config.json", {"dropout": 0.1}, [])
+    with torch.device("meta"):
+        ours = Unet(**network.arguments)
+        preset = Unet.preset("cifar10", groups=32, class_drop_prob=0.0)
+    assert ours.config == preset.config
+    # Ho et al. 2020, appendix B.
+    assert sum(p.numel() for p in ours.parameters()) == 35_746_307
 
 
 @pytest.mark.parametrize(

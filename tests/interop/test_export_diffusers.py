@@ -201,6 +201,22 @@ def test_the_ddpm_pipeline_draws_the_same_images(tmp_path: Path, name: str, step
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
+def test_why_other_variances_are_exported_with_leading_steps(tmp_path: Path) -> None:
+    """DDPMScheduler adds noise behind the last step where that starts above the cleanest level."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    _, folder = exported(tmp_path, "x0, large variance")
+    file = folder / "scheduler"
+    x, drawn = torch.zeros(1, 3, 8, 8), {}
+    for spacing in ("leading", "trailing"):
+        scheduler = diffusers.DDPMScheduler.from_pretrained(file, timestep_spacing=spacing)
+        scheduler.set_timesteps(5)
+        last = scheduler.timesteps[-1]
+        step = scheduler.step(x, last, x, generator=torch.Generator().manual_seed(0))
+        drawn[spacing] = float(step.prev_sample.std())
+    assert drawn["leading"] == 0
+    assert drawn["trailing"] > 0.1
+
+
 @pytest.mark.parametrize("name", [name for name in PROCESS if name != "learned variance"])
 def test_the_ddim_pipeline_draws_the_same_images(tmp_path: Path, name: str) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -219,6 +235,7 @@ def test_the_ddim_pipeline_draws_the_same_images(tmp_path: Path, name: str) -> N
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 @pytest.mark.parametrize("name", ["eps, linear", "unclipped", "dynamic threshold"])
 def test_dpm_solver_draws_the_same_images(tmp_path: Path, name: str) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -239,6 +256,7 @@ def test_dpm_solver_draws_the_same_images(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close((x / 2 + 0.5).clamp(0, 1), wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 def test_dpm_solver_takes_a_learned_variance(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     eps = process({"out_channels": 6}, variance="learned_range", parametrization="eps")

@@ -147,6 +147,10 @@ def test_wrappers_are_looked_through() -> None:
     network = network_with("y")
     compiled = torch.compile(network, backend="eager")
     assert calling_of(compiled) == Calling("label", "y")
+    spread = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(spread)  # alone: it would want a process group
+    spread.module = network
+    assert calling_of(spread) == Calling("label", "y")
     assert calling_of(copy.deepcopy(network)) == Calling("label", "y")
     assert calling_of(Unet(dim=8, dim_mults=(1,))) == Calling("conditions")
     assert calling_of(lambda x, t, cond: x) == Calling("conditions")

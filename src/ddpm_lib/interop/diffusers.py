@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.text import printable
 from ddpm_lib.interop.diffusers_optimizer import read_optimizer
 from ddpm_lib.interop.diffusers_scheduler import process_of
 from ddpm_lib.interop.diffusers_unet import OURS, Network, network_of, present_names
@@ -73,8 +74,11 @@ def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
     if isinstance(own.get("class_drop_prob"), float):
         given = {"class_drop_prob": own["class_drop_prob"], **given}
     network = network_of(config, where, given, notes)
-    with torch.device("meta"):
-        model: Any = NETWORKS[network.name](**network.arguments)
+    try:
+        with torch.device("meta"):
+            model: Any = NETWORKS[network.name](**network.arguments)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} describes no network: {printable(error)}") from error
     file = str(opened.path / folder)
     weights = _renamed(_weights(opened, folder), model, network, file)
     averages: dict[float | str, Weights] = {}
@@ -98,7 +102,7 @@ def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
         weights=trained,
         averages=averages,
         optimizer=optimizer,
-        step=step or int(ema.get("optimization_step", 0)),
+        step=step or _steps(ema),
         training=training | ({"ema_decay": tuple(averages)} if averages else {}),
         class_names=tuple(map(str, named)) if isinstance(named, list) else None,
         notes=tuple(notes),
@@ -163,7 +167,7 @@ def _weights(opened: Opened, folder: str) -> dict[str, Tensor]:
         if not name.startswith(folder) or "/" in stem or not isinstance(tensors, Mapping):
             continue
         group = files.setdefault(_SHARD.sub("", stem), {})
-        group.update({k: v for k, v in tensors.items() if isinstance(v, Tensor)})
+        group.update({k: _float32(v) for k, v in tensors.items() if isinstance(v, Tensor)})
     chosen = files.get(_STEM) or {}
     if not chosen:
         named = [name for name in files if name.startswith(_STEM)]
@@ -180,9 +184,15 @@ def _weights(opened: Opened, folder: str) -> dict[str, Tensor]:
     return chosen
 
 
+def _float32(tensor: Tensor) -> Tensor:
+    """Return weights that were stored in half precision as training takes them."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _missing_shards(opened: Opened, folder: str) -> list[str]:
     index = opened.configs.get(f"{folder}{_STEM}.safetensors.index.json", {})
-    files = sorted(set(index.get("weight_map", {}).values()))
+    weight_map = index.get("weight_map")
+    files = sorted({str(v) for v in weight_map.values()} if isinstance(weight_map, dict) else ())
     there = {f"{name}.safetensors" for name in opened.content}
     return [file for file in files if f"{folder}{file}" not in there]
 
@@ -219,6 +229,11 @@ def _averages(
         )
     file = str(opened.path / folder)
     return {_decay(ema): _renamed(_weights(opened, folder), model, network, file)}, ema
+
+
+def _steps(ema: Mapping[str, Any]) -> int:
+    steps = ema.get("optimization_step", 0)
+    return steps if isinstance(steps, int) and steps > 0 else 0
 
 
 def _decay(ema: Mapping[str, Any]) -> float | str:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
-from ddpm_lib.core.text import short
+from ddpm_lib.core.text import printable, short
+from ddpm_lib.schedules import Schedule
 
 _HO = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False}
 _LATENT = {**_HO, "beta_start": 0.00085, "beta_end": 0.012}
@@ -42,6 +43,7 @@ PARAMETRIZATIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 """What the network predicts: their words, ours."""
 _UNIFORM = {"eps": "simple", "x0": "simple", "v": "snr_plus_one"}
 """The weightings with which diffusers' training scripts minimise the squared error."""
+_MOST_LEVELS = 100_000
 _VARIANCES = {
     "fixed_small": "fixed_small",
     "fixed_small_log": "fixed_small",
@@ -78,7 +80,7 @@ def process_of(
         )
         config = {"_class_name": "DDPMScheduler"}
     name = config.get("_class_name")
-    if name not in SCHEDULERS:
+    if not isinstance(name, str) or name not in SCHEDULERS:
         raise CheckpointError(
             f"{where} is of a {short(name)}, whose process is none that adds noise by betas."
             " The network alone can be read: give its folder. Schedulers that can be read:"
@@ -89,14 +91,29 @@ def process_of(
     schedule, options = _schedule(said, timesteps, where)
     if "schedule" in given:
         schedule, options = given["schedule"], {}
-    if "timesteps" in given and "trained_betas" not in said:
+    if given.get("timesteps", timesteps) != timesteps:
+        if schedule == "betas" and "schedule" not in given:
+            raise ConfigError(
+                f"{option('timesteps', given['timesteps'])} does not fit: the noise levels in"
+                f" {where} are a list of {timesteps}. Give {option('schedule')} too."
+            )
         timesteps = given["timesteps"]
     parametrization = given.get("parametrization") or _parametrization(said, where)
-    clip, ratio = _clip(said, notes)
+    options = {**options, **(given.get("schedule_options") or {})}
+    try:
+        made = Schedule.make(schedule, timesteps, options)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} describes no noise levels: {printable(error)}") from error
+    if float(made.alpha[-1]) == 0 and parametrization == "eps":
+        raise CheckpointError(
+            f"{where} ends in pure noise (rescale_betas_zero_snr), where prediction_type='epsilon'"
+            " says nothing of the image. Such a network is none."
+        )
+    clip, ratio = _clip(said, where, notes)
     return {
         "timesteps": timesteps,
         "schedule": schedule,
-        "schedule_options": {**options, **(given.get("schedule_options") or {})},
+        "schedule_options": options,
         "parametrization": parametrization,
         "weighting": _UNIFORM.get(parametrization, "simple"),
         "variance": _variance(said, learned, where, given),
@@ -107,8 +124,10 @@ def process_of(
 
 
 def _whole(value: Any, entry: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-        raise CheckpointError(f"{where} has {entry}={short(value)}; it must be an integer ≥ 2.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= _MOST_LEVELS:
+        raise CheckpointError(
+            f"{where} has {entry}={short(value)}; it must be an integer from 2 to {_MOST_LEVELS:,}."
+        )
     return value
 
 
@@ -124,12 +143,16 @@ def _schedule(said: Mapping[str, Any], timesteps: int, where: str) -> tuple[str,
     options: dict[str, Any]
     kind, betas = said["beta_schedule"], said.get("trained_betas")
     if betas is not None:
-        if not isinstance(betas, list) or len(betas) != timesteps:
+        if (
+            not isinstance(betas, list)
+            or len(betas) != timesteps
+            or not all(isinstance(beta, float) for beta in betas)
+        ):
             raise CheckpointError(
                 f"{where} has trained_betas={short(betas)}; they must be a list of"
                 f" num_train_timesteps={timesteps} numbers."
             )
-        name, options = "betas", {"betas": [float(beta) for beta in betas]}
+        name, options = "betas", {"betas": betas}
     elif kind in ("linear", "scaled_linear"):
         ends = {end: _number(said, end, where) for end in ("beta_start", "beta_end")}
         # Theirs does not rescale its ends to the number of levels.
@@ -139,12 +162,17 @@ def _schedule(said: Mapping[str, Any], timesteps: int, where: str) -> tuple[str,
     elif kind == "sigmoid":
         start, end = _number(said, "beta_start", where), _number(said, "beta_end", where)
         name, options = "betas", {"betas": _sigmoid_betas(timesteps, start, end)}
-    elif kind in _ALPHA_BARS:
+    elif isinstance(kind, str) and kind in _ALPHA_BARS:
         name, options = "betas", {"betas": _betas_of(_ALPHA_BARS[kind], timesteps)}
     else:
         choices = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", *_ALPHA_BARS]
         raise CheckpointError(f"{where}: {unknown_name('beta_schedule', kind, choices)}")
-    if said.get("rescale_betas_zero_snr"):
+    rescaled = said.get("rescale_betas_zero_snr", False)
+    if not isinstance(rescaled, bool):
+        raise CheckpointError(
+            f"{where} has rescale_betas_zero_snr={short(rescaled)}; it must be true or false."
+        )
+    if rescaled:
         options["zero_terminal_snr"] = True
     return name, options
 
@@ -180,16 +208,22 @@ def _parametrization(said: Mapping[str, Any], where: str) -> str:
     # The first versions said it by a flag.
     default = "epsilon" if said.get("predict_epsilon", True) else "sample"
     kind = said.get("prediction_type", default)
-    if kind not in PARAMETRIZATIONS:
+    if not isinstance(kind, str) or kind not in PARAMETRIZATIONS:
         raise CheckpointError(f"{where}: {unknown_name('prediction_type', kind, PARAMETRIZATIONS)}")
     return PARAMETRIZATIONS[kind]
 
 
-def _clip(said: Mapping[str, Any], notes: list[str]) -> tuple[str, float]:
+def _clip(said: Mapping[str, Any], where: str, notes: list[str]) -> tuple[str, float]:
     """Return our clip and its ratio."""
-    ratio = float(said.get("dynamic_thresholding_ratio", 0.995))
+    defaults = {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+    said = {**defaults, "clip_sample_range": 1.0, **said}
+    ratio = _number(said, "dynamic_thresholding_ratio", where)
+    if not 0 < ratio <= 1:
+        raise CheckpointError(
+            f"{where} has dynamic_thresholding_ratio={ratio:g}; it must be in (0, 1]."
+        )
     if said.get("thresholding"):
-        most = float(said.get("sample_max_value", 1.0))
+        most = _number(said, "sample_max_value", where)
         if most <= 1:
             return "static", ratio
         if most < 1000:
@@ -200,7 +234,7 @@ def _clip(said: Mapping[str, Any], notes: list[str]) -> tuple[str, float]:
         return "dynamic", ratio
     if not said["clip_sample"]:
         return "none", ratio
-    edge = float(said.get("clip_sample_range", 1.0))
+    edge = _number(said, "clip_sample_range", where)
     if edge != 1:
         notes.append(
             f"clip_sample_range={edge:g} is not carried over: predicted images are clipped to the"
@@ -212,7 +246,7 @@ def _clip(said: Mapping[str, Any], notes: list[str]) -> tuple[str, float]:
 def _variance(said: Mapping[str, Any], learned: bool, where: str, given: Mapping[str, Any]) -> str:
     """Return our variance, checked against the channels of the network."""
     kind = said.get("variance_type", "learned_range" if learned else "fixed_small")
-    if kind not in _VARIANCES:
+    if not isinstance(kind, str) or kind not in _VARIANCES:
         raise CheckpointError(f"{where}: {unknown_name('variance_type', kind, _VARIANCES)}")
     variance = given.get("variance") or _VARIANCES[kind]
     if (variance == "learned_range") != learned:

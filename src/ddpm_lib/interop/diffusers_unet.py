@@ -68,6 +68,19 @@ _ALL: dict[str, tuple[Any, ...]] = {
     "freq_shift": (0, 1),
 }
 """The values of entries that our `Unet` can hold."""
+_COUNTS = {
+    "in_channels": (False, None),
+    "out_channels": (False, None),
+    "layers_per_block": (False, 64),
+    "norm_num_groups": (False, None),
+    "attention_head_dim": (True, None),
+    "attn_norm_num_groups": (True, None),
+    "time_embedding_dim": (True, None),
+    "num_class_embeds": (True, None),
+}
+"""Entries that are whole numbers from 1 on: whether they may be null, and their largest value."""
+_SWITCHES = ("center_input_sample", "flip_sin_to_cos", "add_attention")
+_MOST_LEVELS = 32
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ def network_of(
     if unknown:
         raise CheckpointError(f"{where} has entries that no UNet2DModel takes: {unknown}.")
     said = {**ENTRIES, **{k: v for k, v in config.items() if not k.startswith("_")}}
+    _check_kinds(said, where)
     for entry, values in _ALL.items():
         if said[entry] not in values:
             raise cannot_hold(where, entry, said[entry], f"only {_listed(values)}")
@@ -138,6 +152,36 @@ def cannot_hold(where: str, entry: str, value: Any, what: str) -> CheckpointErro
     return CheckpointError(f"{where} has {entry}={short(value)}; the Unet holds {what}.")
 
 
+def _check_kinds(said: Mapping[str, Any], where: str) -> None:
+    """Refuse values of other types or ranges, before anything is made of them."""
+    for entry, (optional, most) in _COUNTS.items():
+        value = said[entry]
+        if value is None and optional:
+            continue
+        if not _is_count(value) or (most is not None and value > most):
+            end = "on" if most is None else f"to {most}"
+            raise cannot_hold(where, entry, value, f"a whole number from 1 {end}")
+    for entry in _SWITCHES:
+        if not isinstance(said[entry], bool):
+            raise cannot_hold(where, entry, said[entry], "true or false")
+    dropout, eps, size = (said[entry] for entry in ("dropout", "norm_eps", "sample_size"))
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        raise cannot_hold(where, "dropout", dropout, "a number in [0, 1)")
+    if not _is_number(eps) or not 0 < eps < 1:
+        raise cannot_hold(where, "norm_eps", eps, "a small positive number")
+    sides = size if isinstance(size, list) else [size, size]
+    if size is not None and (len(sides) != 2 or not all(map(_is_count, sides))):
+        raise cannot_hold(where, "sample_size", size, "one or two sides of an image")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _listed(values: Sequence[Any]) -> str:
     return " or ".join("null" if value is None else str(value) for value in values)
 
@@ -146,10 +190,10 @@ def _whole_numbers(said: Mapping[str, Any], entry: str, where: str) -> list[int]
     values = said[entry]
     if (
         not isinstance(values, (list, tuple))
-        or not values
-        or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values)
+        or not 1 <= len(values) <= _MOST_LEVELS
+        or not all(map(_is_count, values))
     ):
-        raise cannot_hold(where, entry, values, "a list of widths")
+        raise cannot_hold(where, entry, values, f"a list of up to {_MOST_LEVELS} widths")
     return list(values)
 
 
