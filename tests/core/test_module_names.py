@@ -19,6 +19,7 @@ KNOWN = {
     "estimate": COMMAND,
     "hub": "the hub, and data sets by their names there",
     "low_res": "the flags of the condition, and the condition",
+    "lucidrains": "the file format, and the compatible classes",
     "memory": "memory of the machine, and memory that training takes",
     "metrics": CALLBACK,
     "names": "names of images, and names of checkpoints",

@@ -1,4 +1,4 @@
-"""Beside denoising-diffusion-pytorch itself, where it is installed (the extra `peers`)."""
+"""Beside denoising-diffusion-pytorch itself, where it is installed (the extra `bench`)."""
 
 from __future__ import annotations
 
