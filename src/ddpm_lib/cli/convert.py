@@ -163,7 +163,10 @@ def report(imported: Imported, out: Path) -> list[str]:
         *process_lines(imported),
         f"carried over: {'; '.join(part for part in carried if part)}",
     ]
-    lines += [f"note: {note}" for note in imported.notes]
+    notes = list(imported.notes)
+    if imported.weights is None:
+        notes.append("There are averages alone, so training goes on from the first of them.")
+    lines += [f"note: {note}" for note in notes]
     return [*lines, "", "Next:", *next_lines(imported, out)]
 
 

@@ -10,6 +10,7 @@ from ddpm_lib.core.registry import Registry
 from ddpm_lib.interop import (
     ddpm_torch,
     diffusers,
+    edm,
     lucidrains,
     openai,
     openai_classifier,
@@ -21,6 +22,7 @@ from ddpm_lib.interop.openai_flags import TranslatedFlags, translate_flags, with
 from ddpm_lib.interop.reading import read_with
 
 _ALL = (
+    edm.READER,
     openai.READER,
     openai_classifier.READER,
     lucidrains.READER,

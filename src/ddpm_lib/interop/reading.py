@@ -9,6 +9,7 @@ from typing import Any
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.registry import Registry, unknown_name
 from ddpm_lib.core.spelling import option
+from ddpm_lib.interop.edm import refuse_persistent_pickle
 from ddpm_lib.interop.given import checked
 from ddpm_lib.interop.imported import Imported, Opened, Reader
 from ddpm_lib.interop.opening import open_foreign
@@ -25,6 +26,7 @@ def read_with(
     """
     if format != "auto" and format not in readers:
         raise ConfigError(unknown_name("format", format, ["auto", *readers]))
+    refuse_persistent_pickle(Path(path))
     opened = open_foreign(path)
     reader = recognised(readers, opened) if format == "auto" else readers[format]
     if format != "auto" and not reader.recognises(opened):

@@ -1,6 +1,7 @@
 """Networks: the U-Net, its blocks and its conditioners; an MLP for points."""
 
 from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
+from ddpm_lib.nn.edm_unet import EdmUnet
 from ddpm_lib.nn.low_res import LowRes, LowResNoise
 from ddpm_lib.nn.lucidrains_unet import LucidrainsUnet
 from ddpm_lib.nn.mlp import MLP
@@ -19,6 +20,7 @@ __all__ = [
     "Augmentation",
     "ClassLabel",
     "Conditioner",
+    "EdmUnet",
     "LowRes",
     "LowResNoise",
     "LucidrainsUnet",
