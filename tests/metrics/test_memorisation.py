@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from torch import Tensor
 
 from ddpm_lib import Shapes, evaluate
 from ddpm_lib.metrics import copies, copy_test, measure_copying, nearest_distances
-from ddpm_lib.metrics.memorisation import ALARM, EXACT, rank_distribution, rank_p_value
+from ddpm_lib.metrics.memorisation import (
+    ALARM,
+    EXACT,
+    cells_p_value,
+    rank_distribution,
+    rank_p_value,
+)
 
 SETS = ((29, 1), (57, 3), (285, 15))
 """Training and held-out images of 30, 60 and 300 pictures of which 5 % are held out."""
@@ -117,6 +124,46 @@ def test_several_cells_have_the_p_value_of_their_weighted_sum() -> None:
         measure_copying(train[:200] + 0.05 * normal(200, 4, g), held_out, train, cells=3).p_value
         < 1e-6
     )
+
+
+@pytest.mark.parametrize("sizes", [((4, 3), (3, 5)), ((7, 2), (2, 2), (5, 3)), ((12, 10), (9, 11))])
+def test_p_values_of_cells_are_those_of_all_arrangements(
+    sizes: tuple[tuple[int, int], ...],
+) -> None:
+    """The weighted sum over cells, counted out; so far from normal, the normal one is not it."""
+    g = torch.Generator().manual_seed(len(sizes))
+    weights = [m / sum(m for _, m in sizes) for _, m in sizes]
+    cells = [
+        (torch.randn(n, generator=g) - 0.8, torch.randn(m, generator=g), w)
+        for (n, m), w in zip(sizes, weights)
+    ]
+    factors = [w / math.sqrt(n * m * (n + m + 1) / 12) for (n, m), w in zip(sizes, weights)]
+    seen = sum(a * int((q[:, None] >= p).sum()) for (q, p, _), a in zip(cells, factors))
+    likely = [rank_distribution(n, m) for n, m in sizes]
+    exact = sum(
+        math.prod(float(chance[u]) for chance, u in zip(likely, us))
+        for us in itertools.product(*(range(len(chance)) for chance in likely))
+        if sum(a * u for a, u in zip(factors, us)) <= seen + 1e-9
+    )
+    found, lowest = cells_p_value(cells)
+    assert exact * (1 - 1e-9) <= found <= exact * 1.01
+    assert lowest == pytest.approx(math.prod(1 / math.comb(n + m, m) for n, m in sizes))
+    nearest = [(q - 100, p, w) for q, p, w in cells]
+    assert cells_p_value(nearest) == (pytest.approx(lowest, rel=1e-6), lowest)
+    assert cells_p_value([(q + 100, p, w) for q, p, w in cells])[0] == pytest.approx(1.0)
+
+
+def test_cells_of_many_images_are_normal() -> None:
+    g = torch.Generator().manual_seed(4)
+    n, m = EXACT + 90, EXACT + 40
+    q, p = torch.randn(n, generator=g) - 0.2, torch.randn(m, generator=g)
+    one, lowest = rank_p_value(q, p)
+    alone = cells_p_value([(q, p, 1.0)])
+    assert alone[0] == pytest.approx(one, rel=1e-3)
+    assert alone[1] == pytest.approx(lowest, rel=1e-9)
+    three = cells_p_value([(q, p, 1 / 3)] * 3)[0]  # z of the mean of three equal ones is √3·z
+    z = NormalDist().inv_cdf(one)
+    assert three == pytest.approx(NormalDist().cdf(math.sqrt(3) * z), rel=0.05)
 
 
 def test_copy_test_is_fisher_s_on_copies_and_on_what_cannot_be_copies() -> None:
