@@ -11,15 +11,19 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from command_line import DRAW, TINY, ddpm, error_of, train
 from ddpm_lib import GaussianDiffusion, TrainingConfig, Unet
 from ddpm_lib.cli import train as train_command
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.images import save_image
 from ddpm_lib.runs.checkpoint import list_checkpoints
 from sysu_clone import clone
 
@@ -538,3 +542,57 @@ def test_warnings_for_users_are_a_sentence(monkeypatch, capsys, category) -> Non
     told = capsys.readouterr().err
     assert (told == "warning: too few\n") if category is UserWarning else "file.py:7" in told
     assert warnings.formatwarning is before
+    assert "DATASET takes 'sysu'; got 'cifar'" in error_of(capsys, "prepare", "cifar", photos, out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        (["--class-conditional"], "opening pics, as the network depends on its classes …"),
+        (["--class-conditional", "--model.num-classes", "3"], "building the network …"),
+        (["--no-class-conditional"], "building the network …"),
+    ],
+)
+def test_estimate_speaks_before_it_opens_the_data(
+    flags: list[str],
+    first: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "pics" / "a" / "0.png")
+    said = []
+
+    def build(config: Any) -> Any:
+        said.append(capsys.readouterr())
+        raise ConfigError("that is enough")
+
+    monkeypatch.setattr(train_command, "build", build)
+    assert ddpm("estimate", "pics", *flags) == 2
+    assert said[0].err.splitlines()[0] == f"ddpm estimate: {first}"
+    assert said[0].out == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "numbers", "others"),
+    [
+        (["-n", 3, "--seed", 4], "seed 4, images 0 to 2", ("--seed 5", "--first-index 3")),
+        (["-n", 1, "--first-index", 7], "seed 0, image 7", ("--seed 1", "--first-index 8")),
+    ],
+)
+def test_sample_says_which_images_of_which_seed_these_are(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[Any],
+    numbers: str,
+    others: tuple[str, str],
+) -> None:
+    capsys.readouterr()
+    assert ddpm("sample", run, *flags, *DRAW, "--output-dir", tmp_path / "s") == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line == (
+        f"{numbers}: the same command draws the same. Others: {others[0]}, or the next ones:"
+        f" {others[1]}."
+    )

@@ -21,6 +21,7 @@ from ddpm_lib import Evaluate, Shapes, evaluate
 from ddpm_lib.cli import main
 from ddpm_lib.data import tensor_dataset
 from ddpm_lib.evaluation import evaluate_checkpoints
+from ddpm_lib.images import save_image
 from ddpm_lib.metrics import read_statistics, statistics_of
 from ddpm_lib.training import ConfigError
 from launchers import torchrun
@@ -318,7 +319,7 @@ def test_images_are_compared_without_a_model(tmp_path: Path) -> None:
     assert wide["fd_random64_adm_30"] > 0
     with pytest.raises(ConfigError, match="scores a model, and there are only images"):
         evaluate(tensor, metrics="nll", **QUIET)
-    with pytest.raises(ConfigError, match="Images are compared with a reference"):
+    with pytest.raises(ConfigError, match=r'compared with a reference.*reference="path/to/others"'):
         evaluate(tensor, metrics="fid", **NO_STEPS)
     many = evaluate(str(tmp_path / "folder"), metrics="is", num=31, **NO_STEPS)
     assert many.about["samples"]["n"] == 30
@@ -524,3 +525,24 @@ def test_networks_that_enlarge_get_small_versions_of_the_held_out_images(tmp_pat
         tmp_path / "run", trainer.held_out, metrics="is,nll", num=5, num_levels=2, **SMALL
     )
     assert found["nll"] > 0
+
+
+def test_a_folder_of_pictures_is_told_the_ways_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pix" / "stars").mkdir(parents=True)
+    for k in range(3):
+        save_image(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "pix" / "stars" / f"{k}.png")
+    for words, told in (
+        (["evaluate", "pix"], "Name it with --reference path/to/others: a folder of pictures"),
+        (["evaluate", "empty"], "Or give pictures: a folder of them, an .npz, .npy or .parquet"),
+        (["evaluate", "./nothing"], "does not exist. Give a run directory"),
+        (["evaluate", "./nothing"], "to be compared with those of --reference."),
+        (["compare", "pix"], "Of pictures: `ddpm evaluate pix --reference …` makes one."),
+    ):
+        assert main(words) == 2
+        assert told in capsys.readouterr().err
+    assert main(["compare", "empty"]) == 2
+    assert "Of pictures" not in capsys.readouterr().err

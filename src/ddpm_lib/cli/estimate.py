@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from ddpm_lib.cli import train
+from ddpm_lib.cli import options, train
+from ddpm_lib.core.text import printable
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -36,22 +37,32 @@ class EstimateCommand(train.RunConfig):
 
 def main(args: list[str]) -> int:
     """Run the command."""
+    command = train.layered(args, EstimateCommand, "ddpm estimate", DESCRIPTION)
+    settings = train.settings_of(command)
+    speaks = os.environ.get("RANK", "0") == "0"
+    if speaks:  # opening data and loading libraries takes a while
+        print(f"ddpm estimate: {looking(settings)} …", file=sys.stderr, flush=True)
     from ddpm_lib.data.sources import look_for
     from ddpm_lib.training.estimate import estimate
 
-    command = train.layered(args, EstimateCommand, "ddpm estimate", DESCRIPTION)
-    settings = train.settings_of(command)
     note = look_for(settings.data)
     if note:
         print(note, file=sys.stderr)
     diffusion, data = train.build(settings)
     images = None if isinstance(data, str) else len(data)
-    if os.environ.get("RANK", "0") == "0":
+    if speaks:
         print(at_once(diffusion, settings, command.probe_steps), file=sys.stderr, flush=True)
     result = estimate(diffusion, settings.training(), command.probe_steps, images)
     if result is not None:  # the main process speaks
         print(json.dumps(result.to_dict()) if command.json else result)
     return 0
+
+
+def looking(settings: train.RunConfig) -> str:
+    """Say what is done first."""
+    if settings.class_conditional and options.to_plain(settings.model)["num_classes"] is None:
+        return f"opening {printable(settings.data)}, as the network depends on its classes"
+    return "building the network"
 
 
 def at_once(diffusion: GaussianDiffusion, settings: train.RunConfig, probe_steps: int) -> str:

@@ -21,7 +21,7 @@ from ddpm_lib.evaluation import (
 from ddpm_lib.evaluation.comparison import curve
 from ddpm_lib.evaluation.evaluator import evaluate_verified
 from ddpm_lib.evaluation.preflight import refuse_unwritable
-from ddpm_lib.evaluation.targets import is_run, refuse_checkpoints_folder
+from ddpm_lib.evaluation.targets import is_run, refuse_neither
 from ddpm_lib.runs.loading import find_checkpoints
 from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.training import process_state
@@ -92,7 +92,7 @@ def main(args: list[str]) -> int:
     chosen = {f.name: getattr(command, f.name) for f in dataclasses.fields(EvaluationOptions)}
     every = command.checkpoint == "all"
     state, results = process_state(command.device), []
-    refuse_checkpoints_folder(command.run)
+    refuse_neither(command.run)
     found = find_checkpoints(command.run, command.checkpoint) if is_run(command.run) else []
     if state.is_main_process:
         check_output(command.output_dir, found[-1].run if found else None)

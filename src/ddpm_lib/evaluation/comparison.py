@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.evaluation.evaluation_result import Evaluation, format_score
 from ddpm_lib.runs.run_status import no_run
 from ddpm_lib.runs.started_from import StartedFrom
@@ -95,9 +97,13 @@ def evaluation_files(path: str | Path) -> list[Path]:
         return found
     if any((path / name).exists() for name in ("checkpoints", "status.json")):
         raise ConfigError(f"{path} holds no evaluations. Make one: ddpm evaluate {path}")
+    pictures = any(
+        file.suffix.lower().encode() in PICTURES for file in chain(path.iterdir(), path.glob("*/*"))
+    )
     raise ConfigError(
         f"{path} holds no evaluations, and is no run. Give a run directory such as runs/shapes, or"
         " an evaluations/eval-….json."
+        + (f" Of pictures: `ddpm evaluate {path} --reference …` makes one." if pictures else "")
     )
 
 

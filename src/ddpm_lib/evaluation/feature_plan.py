@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.feature_store import FeatureStore, Need, ReferenceStats, layer_of
 from ddpm_lib.evaluation.image_sets import ImageSet, dataset_images, safe_word
@@ -120,8 +121,9 @@ def _reference(
         name = "train" if own is not None and options.data in own_names else options.data
     if own is None and name in own_names:
         raise ConfigError(
-            "Images are compared with a reference. Name it with reference= (--reference PATH), or"
-            " data=."
+            "Images are compared with a reference. Name it with"
+            f" {option('reference', 'path/to/others')}: a folder of pictures, an .npz of images or"
+            " of statistics. Several such evaluations stand side by side in `ddpm compare`."
         )
     if own is not None and name in own_names:
         return dataset_images(own.get(name), name), None
