@@ -591,6 +591,41 @@ def test_names_that_are_no_paths_stay_as_they_are(
     assert absolute_source("mnist") == "torchvision:mnist"
 
 
+def test_relative_data_of_an_older_run_are_those_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the versions that wrote "pictures" for a folder; elsewhere the hub would be asked."""
+    from ddpm_lib.training.run_config import in_its_run, started_data
+
+    run = tmp_path / "home" / "runs" / "old"
+    run.mkdir(parents=True)
+    (run / "status.json").write_text("{}")
+    for name in ("pictures", "held"):
+        (tmp_path / "home" / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    home = tmp_path / "home"
+    said = {"data": "pictures", "val_data": "held", "output_dir": "runs/old"}
+    values, _ = in_its_run("../home/runs/old/config.yaml", said)
+    assert (values["data"], values["val_data"]) == (str(home / "pictures"), str(home / "held"))
+    assert values["output_dir"] == "../home/runs/old"
+    for output_dir, data, found in (
+        ("runs/old", "pictures", str(home / "pictures")),
+        ("./runs/old/", "pictures", str(home / "pictures")),
+        ("runs/old", "shapes", "shapes"),
+        ("runs/old", "user/data", "user/data"),  # nothing there is called so: a name of the hub
+        ("runs/new", "pictures", "pictures"),  # moved: where it was started is not known
+        (str(run), "pictures", "pictures"),
+        ("../runs/old", "pictures", "pictures"),
+        (None, "pictures", "pictures"),
+        ("runs/old", "nul\0byte", "nul\0byte"),
+    ):
+        assert started_data(run, output_dir, data) == found
+    (tmp_path / "elsewhere" / "pictures").mkdir()  # here wins, as for any path
+    here = str(tmp_path / "elsewhere" / "pictures")
+    assert started_data(run, "runs/old", "pictures") == here
+
+
 STATES = [
     ("images_seen", 10**25),
     ("images_seen", -1),

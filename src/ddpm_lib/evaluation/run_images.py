@@ -15,6 +15,7 @@ from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.state import DataDescription
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.option_values import is_described
+from ddpm_lib.training.run_config import started_data
 from ddpm_lib.training.same_data import fraction_held_out, is_same
 from ddpm_lib.training.sources import (
     asks_for_files,
@@ -104,7 +105,8 @@ class RunImages:
                 "The images that these weights were trained on are not known here: the run was made"
                 " from another program's file. Name images with data= (--data PATH)."
             )
-        source = str(described.source)
+        run, called = self.loaded.run, self.loaded.state.get("training", {}).get("output_dir")
+        source = started_data(run, called, str(described.source))
         if source.isidentifier() and source[0].isupper() and not Path(source).exists():
             # The name of a class, not a path: somebody's object, which no hub has either.
             raise ConfigError(

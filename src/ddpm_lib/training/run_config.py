@@ -98,6 +98,34 @@ def write_run_config(
     write_atomically(run / "config.yaml", text)
 
 
+def started_data(run: Path, output_dir: object, data: str) -> str:
+    """Find data that a run names by a relative path, as those of older versions do: as seen from
+    here, else from where the run was started.
+
+    That is told by the run directory's own name: a run at /home/me/runs/a whose settings call it
+    runs/a was started in /home/me.
+
+    Args:
+        run: The run directory, where it lies now.
+        output_dir: What its settings call it.
+        data: What they call the data.
+
+    Returns:
+        An absolute path where there is something; else `data` as it is.
+    """
+    here = absolute_source(data)
+    if here != data or not isinstance(output_dir, str) or os.path.isabs(output_dir):
+        return here
+    parts, ends = Path(os.path.abspath(run)).parts, Path(os.path.normpath(output_dir)).parts
+    if not ends or ends[0] == ".." or parts[-len(ends) :] != ends:
+        return data
+    there = Path(*parts[: -len(ends)]) / data
+    try:
+        return str(there) if os.path.lexists(there) else data
+    except (OSError, ValueError):  # a name too long, or with a zero byte: no path
+        return data
+
+
 def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Let the config file of a run mean the run directory that it lies in, wherever that was moved
     or copied to.
@@ -107,7 +135,8 @@ def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any]
         values: What it says.
 
     Returns:
-        The values, and a line for the user where the file itself names another directory.
+        The values, with the data where they lie (`started_data`), and a line for the user where
+        the file itself names another directory.
     """
     file = Path(path)
     if (
@@ -117,6 +146,9 @@ def in_its_run(path: str | Path, values: dict[str, Any]) -> tuple[dict[str, Any]
     ):
         return values, None
     run, said = file.parent, str(values["output_dir"])
+    for name in ("data", "val_data"):
+        if isinstance(values.get(name), str):
+            values = {**values, name: started_data(run, said, values[name])}
     if os.path.realpath(run) == os.path.realpath(said):
         return values, None
     line = (
