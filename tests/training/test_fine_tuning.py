@@ -480,3 +480,42 @@ def test_the_example_shows_what_trained_weights_are_worth(
     assert [row.split()[0] for row in rows[-3:]] == ["images", "2", "4"]
     curves = json.loads((tmp_path / "runs" / "result.json").read_text())
     assert [len(curves[kind]) for kind in ("scratch", "source")] == [2, 2]
+
+
+def test_memory_counts_the_first_weights_and_no_moments_of_frozen_parts() -> None:
+    from ddpm_lib.training import TrainingConfig
+    from ddpm_lib.training.fine_tuning.freezing import freeze
+    from ddpm_lib.training.memory import state_bytes
+
+    def taken(**options: Any) -> int:
+        config = TrainingConfig(**options)
+        diffusion = tiny_diffusion()
+        freeze(diffusion.model, config.freeze)
+        return state_bytes(diffusion, config, processes=1)
+
+    model = tiny_diffusion().model
+    every = sum(4 * p.numel() for p in model.parameters())
+    frozen = sum(4 * p.numel() for p in model.time_embedding.parameters())
+    assert taken(pull_to_start=0.1) - taken() == every
+    assert taken() - taken(freeze=("time_embedding",)) == 3 * frozen
+    both = taken(pull_to_start=0.1, freeze=("time_embedding",))
+    assert both == taken() + every - 4 * frozen
+
+
+def test_a_path_is_taken_as_a_source_too(source: Path, tmp_path: Path) -> None:
+    assert tiny_trainer(tmp_path, init_from=source).config.init_from == str(source)
+
+
+def test_a_network_of_ones_own_is_a_source_in_python(tmp_path: Path) -> None:
+    """No registry knows its class: names and shapes of its weights decide."""
+
+    def own(value: float) -> GaussianDiffusion:
+        return GaussianDiffusion(Constant(value), image_size=2, timesteps=10)
+
+    images = [{"image": torch.zeros(1, 2, 2, dtype=torch.uint8)}] * 4
+    options = {"learning_rate": 1e-30, "max_steps": 1, "ema_decay": ()}
+    tiny_trainer(tmp_path / "a", own(0.25), images, **options).train()
+    trainer = tiny_trainer(tmp_path / "b", own(2.0), images, init_from=str(tmp_path / "a"))
+    assert first_weights(trainer)["value"] == 0.25
+    with pytest.raises(ConfigError, match="network: Constant in a, Unet here"):
+        tiny_trainer(tmp_path / "c", init_from=str(tmp_path / "a")).prepare()

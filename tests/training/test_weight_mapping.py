@@ -289,6 +289,7 @@ ALLOWED = {
     "levels": ({"time_scale": 0.5}, {"timesteps": 100}, "fits the other number of levels"),
     "loss": ({}, {"weighting": "flat"}, "the loss or the sampling"),
     "dropout": ({"dropout": 0.1}, {}, "no weight depends on it"),
+    "uncertainty": ({}, {"learn_uncertainty": True}, "the loss or the sampling"),
 }
 
 
@@ -334,3 +335,8 @@ def test_the_digest_knows_names_and_values_but_not_the_order() -> None:
     others = [{"a": a, "c": b}, {"a": a + 1, "b": b}, {"a": a, "b": b.float()}, {"a": a}]
     digests = {weights_digest(w) for w in [{"a": a, "b": b}, *others]}
     assert len(digests) == 5
+
+
+def test_a_learned_uncertainty_begins_anew_and_that_is_said() -> None:
+    both = [process(k, learn_uncertainty=True) for k in range(2)]
+    assert changes(*both).notes == ["The learned uncertainty begins anew."]

@@ -73,9 +73,8 @@ def at_once(diffusion: GaussianDiffusion, settings: train.RunConfig, probe_steps
 
     model = cast("Unet", diffusion.model)
     count = sum(p.numel() for p in model.parameters())
-    copies = (
-        4 + len(settings.ema_decay) + len(settings.posthoc_ema)
-    )  # weights, gradients, two moments, averages
+    averages = len(settings.ema_decay) + len(settings.posthoc_ema)
+    copies = 4 + averages + bool(settings.pull_to_start)  # weights, gradients, moments, …
     known = (
         f"{count / 1e6:,.2f} M parameters; weights, gradients, moments, averages"
         f" {4 * count * copies / 2**20:,.0f} MiB"

@@ -56,11 +56,11 @@ def state_bytes(
     diffusion: GaussianDiffusion, config: TrainingConfig, processes: int, to_come: bool = False
 ) -> int:
     """Return the memory that training takes whatever the batch: weights, gradients, two moments,
-    averages, DDP's buckets.
+    averages, DDP's buckets, and the weights of the first step where `pull_to_start` needs them.
 
     Args:
         diffusion: The process.
-        config: Says which averages are kept.
+        config: Says which averages are kept, and whether there is a pull.
         processes: Number of processes.
         to_come: Count only what is not there before the first step: gradients, moments and buckets.
     """
@@ -71,4 +71,6 @@ def state_bytes(
     present = sum(t.numel() * t.element_size() for t in diffusion.state_dict().values())
     copies = len(config.ema_decay) + len(config.posthoc_ema)
     network = sum(t.numel() * t.element_size() for t in diffusion.model.state_dict().values())
-    return later + present + copies * network
+    pulled = [p for p in diffusion.model.parameters() if p.requires_grad and config.pull_to_start]
+    start = sum(p.numel() * p.element_size() for p in pulled)
+    return later + present + copies * network + start

@@ -201,6 +201,8 @@ def _compare_processes(there: Described, here: Described, source: str, changes: 
         )
     if "image_size" in old and list(old["image_size"]) != list(new["image_size"]):
         changes.notes.append(_about_size(old, new, source))
+    if old.get("learn_uncertainty") and new.get("learn_uncertainty"):
+        changes.notes.append("The learned uncertainty begins anew.")
     said = {*_PREDICTED, *_LEVELS, "image_size", "channels", "variance"}
     for change in _pick(old, new, [name for name in new if name not in said]):
         changes.notes.append(f"{change.worded(f'in {source}', 'here')}: the loss or the sampling")

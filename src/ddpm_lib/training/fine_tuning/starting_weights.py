@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.nn.networks import describe_network, registered_as
 from ddpm_lib.nn.strict import check_finite, check_weights
 from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.training.fine_tuning.network_changes import Described, compare, refusal
 from ddpm_lib.training.fine_tuning.weight_mapping import Weights, map_weights
+from ddpm_lib.training.resume import describe_model
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -89,12 +89,8 @@ class StartingWeights:
 
 def described(diffusion: GaussianDiffusion) -> Described:
     """Return what a process and its network are made of."""
-    model, process = diffusion.model, diffusion.config
-    if registered_as(type(model)) is None:
-        config = getattr(model, "config", None)
-        return Described(network=type(model).__name__, config=config, process=process)
-    known = describe_network(model)
-    return Described(network=known["class"], config=known["config"], process=process)
+    known = describe_model(diffusion.model)
+    return Described(network=known["class"], config=known["config"], process=diffusion.config)
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
