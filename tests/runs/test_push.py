@@ -22,6 +22,8 @@ from ddpm_lib.cli import main
 from ddpm_lib.core.errors import ConfigError, HubError
 from ddpm_lib.core.hub.folder import open_folder
 from hub_server import READ_TOKEN, Hub, hub_server, unreachable_endpoint
+from launchers import torchrun
+from locations import HELPERS
 from training_helpers import At, tiny_diffusion, tiny_trainer
 
 SAMPLE = """
@@ -262,6 +264,16 @@ def test_only_the_main_process_uploads(hub: Hub, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(trainer, "on_main", lambda call: calls.append(call) or call())
     trainer.push_to_hub("tester/mine")
     assert len(calls) == 1, "all of it happens there, where other ranks wait"
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_uploads_and_both_know(hub: Hub, tmp_path: Path):
+    torchrun(str(HELPERS / "run_push.py"), str(tmp_path))
+    said = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [urls for urls, _ in said] == [f"{hub.endpoint}/tester/mine"] * 2
+    assert "ConfigError: tester/mine exists and is public" in said[0][1]
+    assert "ConfigError: tester/mine exists and is public" in said[1][1]
+    assert hub.requests.count("POST /api/models/tester/mine/commit/main") == 1
 
 
 def test_before_anything_was_saved(hub: Hub, tmp_path: Path):

@@ -106,9 +106,13 @@ def _problem(error: BaseException, kinds: set[str], errand: Errand) -> str | Non
     status = getattr(response, "status_code", None)
     if "HfHubHTTPError" in kinds and status is not None:
         return _refusal(kinds, int(status), _message(error, response), errand)
-    if kinds & {"TimeoutException"}:
+    if "XetAuthenticationError" in kinds:  # of hf_xet, which moves large files
+        return (
+            f"the token does not open the hub's storage ({_flat(error)}). To renew it, {_log_in()}."
+        )
+    if kinds & {"TimeoutException", "TimeoutError"}:
         return f"{_address()} does not answer in time. Try again later."
-    if kinds & {"TransportError", "NetworkError", "ProxyError"}:
+    if kinds & {"TransportError", "ConnectionError", "XetDownloadError"}:
         return f"the connection to {_address()} failed ({_flat(error) or 'closed'}). Try again."
     if "ValueError" in kinds and "metadata in README.md" in str(error):
         return f"the hub refuses the card. {_flat(error)}"
