@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from ddpm_lib import GaussianDiffusion, Unet, load_run
+from ddpm_lib import GaussianDiffusion, Unet, load_run, open_dataset
 from ddpm_lib.cli import main
 from ddpm_lib.core.errors import CheckpointError, ConfigError, HubError
 from ddpm_lib.core.hub.reach import PATIENCE
@@ -227,6 +227,12 @@ def test_load_run_takes_a_repository_but_no_misspelt_path(hub, folder, tmp_path,
     hub.requests.clear()
     assert "tester/a does not exist" in fails(lambda: load_run("tester/a"), CheckpointError)
     assert hub.requests == []
+
+
+def test_a_dataset_that_is_not_there_is_told_alike(hub):
+    said = fails(lambda: open_dataset("tester/none", image_size=8), FileNotFoundError)
+    assert said.startswith("'tester/none' is no local path")
+    assert "Could not load tester/none: there is no such repository at http" in said
 
 
 def test_the_command_says_one_line(hub, monkeypatch, capsys):

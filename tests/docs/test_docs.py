@@ -41,6 +41,7 @@ from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
 from ddpm_lib.interop.openai_flags import PUBLISHED_FLAGS
+from ddpm_lib.nn import NETWORKS
 from ddpm_lib.process import clipping
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.training.fine_tuning.network_changes import Described
@@ -160,9 +161,10 @@ def blocks(page: Path) -> list[Block]:
 
 @pytest.fixture
 def registries_kept() -> Iterator[None]:
-    before = [dict(registry._entries) for registry in REGISTRIES]
+    kept = [*REGISTRIES, NETWORKS]
+    before = [dict(registry._entries) for registry in kept]
     yield
-    for registry, entries in zip(REGISTRIES, before):
+    for registry, entries in zip(kept, before):
         registry._entries = entries
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core.hub.failures import Errand, explain, offline_text, unreachable_text
 from ddpm_lib.core.hub.reach import can_reach
 from ddpm_lib.core.progress import foreign_bars_hidden
 
@@ -38,18 +39,17 @@ def load_by_name(name: str, path: Path, like: str | None = None) -> Any:
         start = f"{name!r} is no local path ({path.absolute()} does not exist)"
         start = f"{start} (did you mean {like!r}?)" if like else start
         if reachable:
+            told = explain(error, Errand("load", name))
+            if told is not None:
+                raise FileNotFoundError(f"{start}. {told}") from error
             text = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
                 f"{start}; the dataset of that name could not be loaded from the hub:"
                 f" {type(error).__name__}: {text}. Check the path."
             ) from error
-        why = (
-            "HF_HUB_OFFLINE is set"
-            if offline
-            else f"{constants.ENDPOINT} cannot be reached from here"
-        )
+        why = offline_text() if offline else unreachable_text()
         raise FileNotFoundError(
-            f"{start}; no dataset of that name is in the cache ({why}). Check the path, or download"
+            f"{start}; no dataset of that name is in the cache. {why} Check the path, or download"
             " the dataset where there is internet."
         ) from None
 
