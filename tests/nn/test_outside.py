@@ -251,6 +251,27 @@ def test_a_run_of_a_diffusers_network_is_trained_resumed_and_opened(tmp_path: Pa
     assert more.step == 3
 
 
+def test_a_run_of_sequences(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    torch.manual_seed(0)
+    network = diffusers.UNet1DModel(
+        sample_size=64,
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock1DNoSkip", "AttnDownBlock1D"),
+        up_block_types=("AttnUpBlock1D", "UpBlock1DNoSkip"),
+        extra_in_channels=64,
+    )
+    d = GaussianDiffusion(network, image_size=(64,), timesteps=10)
+    assert (d.channels, d.conditioners) == (2, {})
+    data = [{"image": torch.rand(2, 64)} for _ in range(4)]
+    options: dict[str, Any] = {"batch_size": 2, "sample_every": 0, "mixed_precision": "no"}
+    trainer = Trainer(d, data, max_steps=1, output_dir=tmp_path / "run", **options)
+    trainer.train()
+    loaded = load_run(tmp_path / "run")
+    again = loaded.diffusion.sample(2, num_steps=2)
+    torch.testing.assert_close(again, trainer.sample(2, num_steps=2))
+
+
 def test_a_checkpoint_names_a_class_and_never_code(tmp_path: Path) -> None:
     assert {name for name in NETWORKS if "." in name} == {
         "diffusers.UNet2DModel",

@@ -178,7 +178,9 @@ def refuse_noise_levels(network: nn.Module) -> None:
         ValueError: If it is.
     """
     kind = said(network, "time_embedding_type")
-    if kind == "fourier":
+    # diffusers' one-dimensional network embeds the step itself under the same name.
+    logarithm = diffusers_name(type(network)) != "diffusers.UNet1DModel"
+    if kind == "fourier" and logarithm:
         raise ValueError(
             f"{type(network).__name__} embeds the logarithm of a noise level"
             " (time_embedding_type='fourier'), and a GaussianDiffusion tells its network the"
