@@ -23,6 +23,7 @@ from ddpm_lib.cli import options as cli_options
 from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.ablate import read as read_ablate
 from ddpm_lib.cli.compare import CompareCommand
+from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.estimate import EstimateCommand
@@ -45,6 +46,7 @@ CLASSES = {
     "inpaint": InpaintCommand,
     "evaluate": EvaluateCommand,
     "export": ExportCommand,
+    "convert": ConvertCommand,
     "compare": CompareCommand,
     "ema": EmaCommand,
     "weights": WeightsCommand,
@@ -111,6 +113,15 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "evaluate": (["runs/mine"], [["--metrics", "fid,kid"], ["--num", "20"], ["--compile"]]),
     "compare": (["runs/a", "runs/b"], []),
     "export": (["runs/mine", "out"], [["--to", "onnx"], ["--weights", "model"]]),
+    "convert": (
+        ["model.pt", "runs/theirs"],
+        [
+            ["--image-size", "48", "64"],
+            ["--schedule-options", "s", "0.01"],
+            ["--flags", "--image_size 64 --learn_sigma True"],
+            ["--from", "openai"],
+        ],
+    ),
     "ema": (["runs/mine"], [["--sigma-rel", "0.05", "0.1"], ["--step", "100"]]),
     "weights": (["fetch", "dinov2"], [["--output", "x"]]),
     "prepare": (

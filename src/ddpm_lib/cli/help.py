@@ -52,6 +52,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "ddpm ema": (("ddpm ema runs/mine --sigma-rel 0.05,0.1", "two averages"),),
     "ddpm evaluate": (("ddpm evaluate runs/mine", "score a run"),),
+    "ddpm convert": (
+        (
+            "ddpm convert model500000.pt runs/theirs --image-size 64",
+            "a run of another library's checkpoint",
+        ),
+        (
+            'ddpm convert --flags "--image_size 64 --learn_sigma True"',
+            "the command that trains as OpenAI's scripts would",
+        ),
+    ),
     "ddpm export": (
         ("ddpm export runs/mine mine-onnx --to onnx", "for onnxruntime, without torch"),
         ("ddpm export runs/mine mine --to safetensors", "a folder for from_pretrained"),

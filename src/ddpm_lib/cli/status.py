@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from ddpm_lib.core.text import printable, sayable
 from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_status, runs_in
-from ddpm_lib.runs.started_from import start_of_run
+from ddpm_lib.runs.started_from import is_untrained, start_of_run
 
 DESCRIPTION = """How a run stands; without RUN, how all in ./runs stand. The first word is one of
 
@@ -97,8 +98,18 @@ def _lines(run: Path, now: RunStatus) -> list[str]:
         lines.append(f"  reason      {printable(now.reason)}")
     lines.append(f"  checkpoint  {now.checkpoint or 'none yet'}")
     if now.word in ("stopped", "lost", "killed"):
-        lines.append("  next        the same command continues it")
+        lines.append(f"  next        {_next(run)}")
     return lines
+
+
+def _next(run: Path) -> str:
+    """Say how a run that does not run goes on."""
+    if not is_untrained(run):
+        return "the same command continues it"
+    if (run / "config.yaml").is_file():
+        config = shlex.quote(printable(run / "config.yaml"))
+        return f"ddpm train path/to/images --config {config} trains on"
+    return "a Trainer in Python with this output_dir trains on"
 
 
 def _progress(now: RunStatus) -> str:

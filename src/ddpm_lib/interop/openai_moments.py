@@ -59,7 +59,10 @@ def read_moments(files: Files, rename: Rename, notes: list[str]) -> Moments:
         for name, tensor in rename(found[moment]).items():
             tensors[f"{name}|{moment}"] = tensor
             tensors[f"{name}|step"] = torch.tensor(float(step))
-    return Moments(tensors, step, _settings(groups))
+    settings = _settings(groups)
+    if settings.get("weight_decay"):
+        notes.append("Their weight decay also shrank norms and biases, which ours leaves out.")
+    return Moments(tensors, step, settings)
 
 
 def _by_name(

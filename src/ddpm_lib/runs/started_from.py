@@ -73,12 +73,22 @@ def start_of_run(run: Path) -> StartedFrom | None:
     """Return what a run began with, as its newest checkpoint says; None for random weights, and
     where no checkpoint is legible.
     """
+    return StartedFrom.from_json(_newest_state(run).get("started_from"))
+
+
+def is_untrained(run: Path) -> bool:
+    """Say whether a run was made of another program's weights and not trained here yet."""
+    data = _newest_state(run).get("data")
+    return isinstance(data, Mapping) and data.get("images") == 0
+
+
+def _newest_state(run: Path) -> Mapping[str, Any]:
     newest = newest_checkpoint(run)
     if newest is None:
-        return None
+        return {}
     try:
         text = (run / "checkpoints" / newest / "state.json").read_text(encoding="utf-8")
         state = json.loads(text)
     except (OSError, ValueError, RecursionError):
-        return None
-    return StartedFrom.from_json(state.get("started_from")) if isinstance(state, dict) else None
+        return {}
+    return state if isinstance(state, dict) else {}
