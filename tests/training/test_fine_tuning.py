@@ -238,6 +238,7 @@ def test_frozen_parts_stay_and_take_no_moments(tmp_path: Path, names, prefixes) 
         assert stays == (name in frozen), name
         assert parameter.requires_grad == (name not in frozen)
     newest = list_checkpoints(tmp_path / "checkpoints")[-1]
+    assert " of them frozen, on 40 images" in log_of(tmp_path)
     moments = {k.split("|")[0].removeprefix("model.") for k in read_tensors(newest, "optimizer")}
     assert moments == before.keys() - frozen
 

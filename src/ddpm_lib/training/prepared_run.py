@@ -281,14 +281,17 @@ class PreparedRun(RunContext):
         """Say in one line what is trained, on what, how and where."""
         plan, held_out = self.plan, self.held_out
         precision = "float32" if self.precision == "no" else self.precision
-        parameters = sum(p.numel() for p in self.diffusion.model.parameters())
+        every = list(self.diffusion.model.parameters())
+        size = f"{sum(p.numel() for p in every) / 1e6:.2f} M parameters"
+        fixed = sum(p.numel() for p in every if not p.requires_grad)
+        frozen = f", {fixed / 1e6:.2f} M of them frozen," if fixed else ""
         shared = f"{self.processes} processes, {plan.per_process} each"
         ranks = shared if self.processes > 1 else "one process"
         kept = f", {len(held_out):,} held out" if held_out is not None else ""
         layout = " in channels_last" if self.channels_last else ""
         micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
         return (
-            f"Training {parameters / 1e6:.2f} M parameters on {len(self.dataset):,} images{kept};"
+            f"Training {size}{frozen} on {len(self.dataset):,} images{kept};"
             f" batch {self.config.images_per_step} ({ranks}{micro}), {precision}{layout} on"
             f" {self.device}; run directory {self.output_dir}."
         )
