@@ -131,6 +131,10 @@ FAULTS: dict[str, tuple[Break, str]] = {
         r"the hub has trouble of its own \(status 503\) \(maintenance\)",
     ),
     "502 at the weights": (lambda hub, patch: hub.fail("PUT /storage", 502), r"status 502"),
+    "a log-in page": (
+        lambda hub, patch: hub.pretend(".*", b"<html>Accept our terms</html>"),
+        r"what answers at .* is no hub",
+    ),
     "too many requests": (lambda hub, patch: hub.fail("repos/create", 429), r"too many requests"),
     "no room": (
         lambda hub, patch: hub.fail("POST .*/commit/", 403, message="storage limit reached"),

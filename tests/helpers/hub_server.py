@@ -41,6 +41,7 @@ class Fault:
     message: str = ""
     seconds: float = 0.0  # an answer that comes late
     times: int | None = None
+    body: bytes | None = None  # what is answered instead
 
 
 @dataclass
@@ -101,6 +102,10 @@ class Hub:
     def drop(self, pattern: str, times: int | None = None) -> None:
         """Close the connection of matching calls without an answer."""
         self.faults.append(Fault(pattern, times=times))
+
+    def pretend(self, pattern: str, body: bytes) -> None:
+        """Answer matching calls with something else, as the log-in page of a network does."""
+        self.faults.append(Fault(pattern, 200, body=body))
 
     def slow(self, pattern: str, seconds: float) -> None:
         """Answer matching calls late."""
@@ -213,6 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault and fault.seconds:
                 time.sleep(fault.seconds)
+            elif fault and fault.body is not None:
+                raise Answer(200, fault.body, {"Content-Type": "text/html"})
             elif fault:
                 raise refusal(fault.status or 500, fault.code, fault.message)
             raise self._route(path)

@@ -114,6 +114,11 @@ def _problem(error: BaseException, kinds: set[str], errand: Errand) -> str | Non
         return f"{_address()} does not answer in time. Try again later."
     if kinds & {"TransportError", "ConnectionError", "XetDownloadError"}:
         return f"the connection to {_address()} failed ({_flat(error) or 'closed'}). Try again."
+    if kinds & {"JSONDecodeError", "FileMetadataError"}:
+        return (
+            f"what answers at {_address()} is no hub. Check HF_ENDPOINT and the proxy; the log-in"
+            " page of a network answers so, too."
+        )
     if "ValueError" in kinds and "metadata in README.md" in str(error):
         return f"the hub refuses the card. {_flat(error)}"
     return None
