@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from checkpoint_tools import rehash
-from ddpm_lib import GaussianDiffusion, Shapes, Unet
+from ddpm_lib import GaussianDiffusion, Shapes, Unet, load_run
 from ddpm_lib.cli import main
 from ddpm_lib.core.hub.markdown import code, plain, table
 from ddpm_lib.process.model_card import simple_card
@@ -20,6 +20,7 @@ from ddpm_lib.runs.checkpoint import list_checkpoints
 from ddpm_lib.runs.new_run import write_new_run
 from ddpm_lib.runs.publishing.facts import Source
 from ddpm_lib.runs.publishing.pushing import Publication, write_publication
+from ddpm_lib.runs.synthesis import synthesise_ema
 from hub_server import Hub, hub_server
 from hub_store import card_problems
 from training_helpers import tiny_diffusion, tiny_trainer
@@ -98,7 +99,7 @@ def test_the_card_says_what_was_recorded(run: Path, tmp_path: Path):
         "`ema` (ema 0.9999) at step 4",
         "![Samples](samples.png)",
         "Samples at step 4, not selected",
-        "It makes images of 8×8 RGB",
+        "It makes 8×8 RGB images",
         f"It has seen {images:,} different images, which is few",
         "copies training images was **not measured**; `ddpm evaluate RUN --metrics memorisation`",
         "`mit`, for the weights",
@@ -246,6 +247,40 @@ def test_names_from_outside_are_shown_as_they_are(tmp_path: Path):
     assert "](http://nowhere)" not in text.replace("\\](http", "")
     row = next(line for line in text.splitlines() if line.startswith("| Classes"))
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_signals_have_no_task_of_the_hub_and_no_command(tmp_path: Path):
+    run = tmp_path / "run"
+    model = Unet(**SMALL, dims=1)
+    process = GaussianDiffusion(model, image_size=(8,), timesteps=20).config
+    described = {"class": "Unet", "config": model.config}
+    write_new_run(run, model=described, diffusion=process, weights=model.state_dict())
+    card = card_of(run, tmp_path / "out")
+    assert card.data.pipeline_tag is None
+    assert "draws 3-channel signals of size 8" in card.content
+    assert "ddpm sample" not in card.content
+
+
+def test_a_network_of_ones_own_has_to_be_imported():
+    class Mine(Unet):
+        pass
+
+    process = GaussianDiffusion(Mine(**SMALL), image_size=8)
+    text = simple_card(process, "tester/mine", "mit")
+    assert "# Import first the module that registers Mine." in text
+    assert "ddpm sample" not in text
+
+
+def test_an_average_that_was_made_afterwards(tmp_path: Path):
+    options = {"posthoc_ema": (0.05, 0.1), "posthoc_every": 2, "save_every": 2, "max_steps": 6}
+    tiny_trainer(tmp_path / "run", **options).train()
+    made = synthesise_ema(tmp_path / "run", 0.12, None, None).path
+    card = card_of(made, tmp_path / "out")
+    loaded = load_run(made)
+    assert loaded.weights in card.content.replace("\\", "")
+    tensors = GaussianDiffusion.from_pretrained(tmp_path / "out").model.state_dict()
+    expected = loaded.diffusion.model.state_dict()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_a_card_without_a_run(tmp_path: Path):

@@ -53,7 +53,18 @@ def card_text(data: Any, parts: Sequence[str]) -> str:
 def size_word(process: TrainableProcess) -> str:
     """Word the size of the images: "64×64 RGB"."""
     size = "×".join(map(str, spatial(process)))
-    return f"{size} {COLOURS.get(process.channels, f'{process.channels}-channel')}"
+    channels = f"{process.channels}-channel"
+    if len(spatial(process)) != 2:
+        return f"{size}, {channels}"
+    return f"{size} {COLOURS.get(process.channels, channels)}"
+
+
+def products(process: TrainableProcess) -> str:
+    """Word what it makes: "64×64 RGB images", "2-channel signals of size 128"."""
+    size = "×".join(map(str, spatial(process)))
+    if len(spatial(process)) != 2:
+        return f"{process.channels}-channel {noun(process)} of size {size}"
+    return f"{size_word(process)} images"
 
 
 def noun(process: TrainableProcess) -> str:
@@ -69,7 +80,7 @@ def summary(process: TrainableProcess, source: str = "") -> str:
         source: What it was trained on, as Markdown; "" where that is not known.
     """
     known = set(process.conditioners or ())
-    what = f"draws {size_word(process)} {noun(process)}"
+    what = f"draws {products(process)}"
     if "low_res" in known:
         what = f"enlarges images to {size_word(process)}"
     by_class = " by class" if "class_label" in known else ""
@@ -103,7 +114,10 @@ def usage(process: TrainableProcess, repo_id: str, revision: str | None = None) 
         f")  # float32 ({shape}) in [0, 1]",
     ]
     shell = ["pip install ddpm-lib"]
-    if revision is None and len(spatial(process)) == 2:
+    network = type(process.model)
+    if network.__module__.split(".")[0] not in ("ddpm_lib", "diffusers"):
+        lines.insert(0, f"# Import first the module that registers {network.__name__}.")
+    elif revision is None and len(spatial(process)) == 2:
         more = "--low-res path/to/small" if "low_res" in known else "--num 16"
         shell.append(f"ddpm sample {repo_id} {more}")
     return "\n\n".join(["## Use", block("bash", shell), "Or in Python:", block("python", lines)])

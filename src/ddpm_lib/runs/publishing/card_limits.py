@@ -5,7 +5,7 @@ from __future__ import annotations
 from ddpm_lib.core.hub.markdown import code
 from ddpm_lib.metrics.memorisation import ALARM
 from ddpm_lib.process.conditions import class_count
-from ddpm_lib.process.model_card import noun, size_word
+from ddpm_lib.process.model_card import noun, products
 from ddpm_lib.runs.publishing.facts import RunFacts
 from ddpm_lib.runs.publishing.measured import Measurement
 from ddpm_lib.runs.publishing.wording import amount, percent, span
@@ -17,7 +17,7 @@ FEW_IMAGES = 10_000
 def limits(facts: RunFacts) -> str:
     """Word the limits of a run's model."""
     process = facts.loaded.diffusion
-    lines = [f"It makes {noun(process)} of {size_word(process)}; other sizes were not trained."]
+    lines = [f"It makes {products(process)}; other sizes were not trained."]
     classes = class_count(process.conditioners)
     if classes is not None:
         lines.append(f"It knows the {classes:,} classes above and no others.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -77,11 +78,15 @@ def write_model_folder(
     return labels
 
 
-def _decay(checkpoint: VerifiedCheckpoint, name: str) -> float | None:
-    """Return the decay that "ema:0.999" names, None for "ema": the first."""
+def _decay(checkpoint: VerifiedCheckpoint, name: str) -> Any:
+    """Return the decay that "ema:0.999" names, or the label of an average that has one; None for
+    "ema": the first.
+    """
     text = name.partition(":")[2]
     if not text:
         return None
+    if text in checkpoint.state.ema_decay:
+        return text
     try:
         return float(text)
     except ValueError:
