@@ -38,6 +38,7 @@ OURS: dict[str, list[str]] = {
         "diffusion",
         "data",
         "callbacks",
+        "transform",
         *(f.name for f in dataclasses.fields(TrainingConfig)),
     ],
     "sample": option_names(GaussianDiffusion.sample),

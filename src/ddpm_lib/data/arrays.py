@@ -61,6 +61,7 @@ class ArraySource(Source):
         self.images = images
         self.names = NumberedNames(len(images))
         ready = images.shape[1:] == spec.shape and images.dtype == np.uint8
+        ready = ready and spec.transform is None
         self.ready = np.ascontiguousarray(images) if ready else None
         if labels is not None:
             if len(labels) == len(images):

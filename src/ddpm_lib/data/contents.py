@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,9 @@ def first_digest(
 
     Without times it is what checkpoints hold that were saved before contents were compared.
     """
-    settings = {name: value for name, value in asdict(spec).items() if name in _FIRST_SETTINGS}
+    settings = {name: getattr(spec, name) for name in _FIRST_SETTINGS}
+    if spec.transform is not None:
+        settings["transform"] = str(spec.transform)
     digest = hashlib.blake2b(
         json.dumps([1, settings, source.class_names], sort_keys=True).encode(), digest_size=16
     )
@@ -114,9 +116,12 @@ def _settings(spec: DecodeSpec) -> dict[str, Any]:
     no digest.
     """
     defaults = {f.name: f.default for f in fields(spec) if f.default is not MISSING}
+    values = {f.name: getattr(spec, f.name) for f in fields(spec)}
+    if spec.transform is not None:
+        values["transform"] = str(spec.transform)
     return {
         name: value
-        for name, value in asdict(spec).items()
+        for name, value in values.items()
         if name in _FIRST_SETTINGS or value != defaults.get(name, MISSING)
     }
 

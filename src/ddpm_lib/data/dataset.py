@@ -71,6 +71,7 @@ class StreamStore:
         self.source = source
         self.spec = spec
         self.shape = spec.shape
+        self.draws = source.foreign or spec.transform is not None
         self.at = np.full(1, -1, dtype=np.int64)
         self._lent: LentReader | None = None
 
@@ -84,6 +85,9 @@ class StreamStore:
             BadImagesError: If a file cannot be read or decoded, naming it.
         """
         source = self.source
+        if not source.foreign and self.draws and not is_reader():
+            with generators_kept():
+                return torch.from_numpy(self._read(rows, draws, self.at))
         if not source.foreign or is_reader():
             return torch.from_numpy(self._read(rows, draws, self.at))
         if source.here or not may_fork():
@@ -97,7 +101,7 @@ class StreamStore:
         out = np.empty((len(rows), *self.shape), dtype=np.uint8)
         for k, row in enumerate(rows.tolist()):
             at[0] = row
-            if self.source.foreign:
+            if self.draws:
                 seed_generators("item", row, 0 if draws is None else int(draws[k]))
             out[k] = self._load(row)
         at[0] = -1
@@ -196,10 +200,10 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     @property
     def drawn(self) -> bool:
-        """Whether reading an image may draw random numbers: those of a user's Dataset that is
+        """Whether reading an image may draw random numbers: those of a user's Dataset or transform,
         streamed.
         """
-        return isinstance(self._store, StreamStore) and self._store.source.foreign
+        return isinstance(self._store, StreamStore) and self._store.draws
 
     @property
     def read_here(self) -> bool:

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageOps
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.fitting import enlargement, fit_bands, resize_to_frame
 from ddpm_lib.data.signatures import what_is_it
+from ddpm_lib.data.transforms import TransformError
 from ddpm_lib.data.values import (
     FULL_16BIT,
     ValueRange,
@@ -183,17 +184,32 @@ def fit_picture(
         picture, more = _to_mode(picture, spec)
         if turned:
             width, height = height, width
-        if enlargement((width, height), spec) > 1:
+        if spec.transform is not None:
+            picture = _transformed(picture, spec.transform)
+        if enlargement(picture.size if spec.transform else (width, height), spec) > 1:
             flags |= UPSCALED
         pixels = (
             fit_bands(picture, spec) if separate else np.asarray(resize_to_frame(picture, spec))
         )
-    except ImageError:
+    except (ImageError, TransformError):
         raise
     except Exception as error:
         raise ImageError(_words(error)) from None
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(pixels), flags | more, width, height, found)
+
+
+def _transformed(
+    picture: Image.Image, transform: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    try:
+        return transform(picture)
+    except TransformError:
+        raise
+    except Exception as error:  # code of the user's may raise anything
+        raise ImageError(
+            f"the transform failed ({type(error).__name__}: {_words(error)})"
+        ) from None
 
 
 def _eight_bits(
@@ -288,7 +304,7 @@ def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
         except ValueError as error:
             raise ImageError(str(error)) from None
         spec = replace(spec, value_range=None)
-    if array.shape == spec.shape:
+    if array.shape == spec.shape and spec.transform is None:
         return Decoded(np.ascontiguousarray(array), 0, array.shape[2], array.shape[1], found)
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
@@ -313,7 +329,7 @@ def _draft(picture: Image.Image, spec: DecodeSpec, turned: bool) -> None:
     """Let the JPEG decoder leave out detail beyond twice the resolution that is needed (2-3 times
     faster).
     """
-    if picture.format == "JPEG":
+    if picture.format == "JPEG" and spec.transform is None:
         width, height = reversed(picture.size) if turned else picture.size
         scale = 2 * enlargement((width, height), spec)
         picture.draft(

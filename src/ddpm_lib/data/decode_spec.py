@@ -4,11 +4,11 @@ background, range.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.values import ValueRange, check_range
@@ -34,6 +34,8 @@ class DecodeSpec:
         max_pixels: Pictures with more pixels are refused before they are decompressed.
         value_range: What is black and what is white in pictures of more than 8 bits; None: 0 and
             65,535.
+        transform: Applied to each picture in its own size, before it is fitted; it has the mode of
+            the result, and its size is as stored.
     """
 
     image_size: tuple[int, int]
@@ -42,6 +44,7 @@ class DecodeSpec:
     background: tuple[int, int, int] = (255, 255, 255)
     max_pixels: int = MAX_PIXELS
     value_range: ValueRange | None = None
+    transform: Callable[[Image.Image], Image.Image] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -114,7 +114,8 @@ def decode_all(
             work, workers, data, source.place, log, lambda: progress(int(done.sum()))
         )
     else:
-        with generators_kept() if source.foreign else contextlib.nullcontext():
+        own = source.foreign or spec.transform is not None
+        with generators_kept() if own else contextlib.nullcontext():
             results = [work(0, np.zeros(1, dtype=np.int64))]
     for bad, labels, random in results:
         scan.bad.update(bad)
@@ -125,7 +126,7 @@ def decode_all(
 
 
 def _one(source: Source, spec: DecodeSpec, row: int, scan: Scan) -> None:
-    if source.foreign:
+    if source.foreign or spec.transform is not None:
         seed_generators("item", row, 0)
     try:
         result, content, label = load_patiently(source.examine, row, spec)

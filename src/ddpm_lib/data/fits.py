@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "max_pixels": MAX_PIXELS,
     "data_root": None,
     "download": False,
+    "transform": None,
 }
 TORCHVISION = "a set of torchvision"
 _FILES = ("data_root", "download")
@@ -38,6 +39,7 @@ _MADE = (
     "value_range",
     "fit",
     "max_pixels",
+    "transform",
 )
 _UNFIT: dict[str, tuple[str, ...]] = {
     "built-in images": _MADE,
@@ -79,6 +81,7 @@ _INSTEAD = {
     "value_range": "They are uint8 already",
     "fit": "They have their size already",
     "max_pixels": "They are not decoded; it is for pictures",
+    "transform": "It is for pictures and arrays; images that are drawn or open already take none",
     "data_root": "It is for names of torchvision's sets, such as mnist",
     "download": "It is for names of torchvision's sets, such as mnist",
 }

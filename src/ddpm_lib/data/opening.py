@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,9 @@ from ddpm_lib.data.decoding import Scan, decode_all
 from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.names import ChosenNames
+from ddpm_lib.data.probing import draws_numbers
 from ddpm_lib.data.source import BadImagesError, Source
+from ddpm_lib.data.transforms import make_transform
 from ddpm_lib.data.workers import check_num_workers, default_num_workers
 from ddpm_lib.runtime.limits import available_cpus, available_memory, local_world_size
 
@@ -83,6 +85,7 @@ def open_dataset(
     max_pixels: int = MAX_PIXELS,
     value_range: Sequence[float] | None = None,
     frames: Literal["first", "all"] = "first",
+    transform: Callable[[Any], Any] | None = None,
     verify: bool = True,
     scan_file: str | os.PathLike[str] | None = None,
     log: Callable[[str], None] | None = None,
@@ -134,6 +137,12 @@ def open_dataset(
             65,535 for 16 bits; others need it.
         frames: "first" page or frame of a file in a folder, or "all" of them, each an image (TIFF
             stacks, GIF, APNG).
+        transform: A callable on each picture, before it gets `image_size`: from a PIL picture (L,
+            RGB or RGBA, by `channels`) to one of the same mode, to uint8 (c, h, w) or to floats in
+            [0, 1], such as one of torchvision.transforms.v2. One that draws from the global
+            generators makes another image in every reading, the same one for the same (seed, slot)
+            of a training; the result of others is kept in RAM like any image. It is part of the
+            fingerprint by its repr or its name.
         verify: False skips the check of sets that do not fit in RAM; a broken file is then named
             when it is first met.
         scan_file: Remembers the result of that check (JSON), so that it runs once as long as no
@@ -159,6 +168,7 @@ def open_dataset(
         if value not in _CHOICES[option]:
             raise ValueError(unknown_name(option, value, _CHOICES[option]))
     spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
+    spec = replace(spec, transform=make_transform(transform))
     warning = check_num_workers(num_workers)
     if warning and log:
         log(warning)
@@ -175,6 +185,7 @@ def open_dataset(
         "value_range": value_range,
         "fit": fit,
         "max_pixels": max_pixels,
+        "transform": None if spec.transform is None else str(spec.transform),
     }
     opened = _ready(data, spec, labels, options)
     if opened is None:
@@ -252,9 +263,13 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
     """Decode or check everything, and build the dataset of what is good."""
     n, size = len(source), len(source) * int(np.prod(spec.shape))
     keep = way.cache == "ram" or (way.cache == "auto" and size <= way.limit)
+    notes: list[str] = []
+    drawn = spec.transform is not None and draws_numbers(source, spec)
+    if spec.transform is not None:
+        notes.append(f"transform: {spec.transform}")
     if source.foreign:
         source.look(spec, keep or way.verify, way.log)
-    notes: list[str] = []
+    source.random |= drawn
     scan, images, content = None, getattr(source, "ready", None), None
     if images is not None:
         notes.append(f"{n:,} images in RAM ({size / 1e6:,.1f} MB)")

@@ -398,7 +398,7 @@ class TrainingConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
-_OF_TRAINER = ("diffusion", "data", "callbacks")
+_OF_TRAINER = ("diffusion", "data", "callbacks", "transform")
 """Arguments of Trainer that are no options, for what a wrong name may have meant."""
 
 TrainingConfig.__doc__ = with_options(TrainingConfig.__doc__, TrainingConfig)

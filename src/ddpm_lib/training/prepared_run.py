@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,7 @@ class PreparedRun(RunContext):
         diffusion: The process with its network.
         data: The data source.
         callbacks: Of the user, one or several.
+        transform: A callable on each picture, or None.
 
     Raises:
         ConfigError: For options that contradict each other, the process or the place of the run.
@@ -83,6 +84,7 @@ class PreparedRun(RunContext):
         diffusion: GaussianDiffusion,
         data: Any,
         callbacks: Callback | Iterable[Callback] | None,
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
         check_process(diffusion)
         output_dir = Path(config.output_dir or f"runs/{data_name(data)}")
@@ -94,7 +96,7 @@ class PreparedRun(RunContext):
         chosen.append(TrainingRows())
         name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
         super().__init__(config, diffusion, output_dir, name, chosen)
-        self.data_source = data
+        self.data_source, self.transform = data, transform
         check_output_dir(output_dir, data)
         self.accelerate_state = OwnState()
         self.batch_reason = ""
@@ -124,7 +126,9 @@ class PreparedRun(RunContext):
         began = None if saved is None or not began_here(saved) else saved
         before = None if began is None else fraction_held_out(began)
         starting = self._starting_weights() if saved is None else None
-        images = open_training_data(self.data_source, config, self.diffusion, self.say, before)
+        images = open_training_data(
+            self.data_source, config, self.diffusion, self.say, before, self.transform
+        )
         self._data = TrainingData(*images, held_fraction(config, before))
         if starting is not None:
             self._begin_with(starting)

@@ -91,6 +91,7 @@ def open_training_data(
     diffusion: GaussianDiffusion,
     log: Callable[[str], None],
     held_before: float | None = None,
+    transform: Callable[[Any], Any] | None = None,
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the training set and the held-out set as the config says.
 
@@ -102,16 +103,19 @@ def open_training_data(
         held_before: For a run that goes on, the val_fraction that it holds images out by (0: none),
             else None. What was held out stays out of the training, and what was trained on stays in
             it, whatever becomes of the validation.
+        transform: A callable on each picture of both sets.
 
     Returns:
         The training images and the held-out ones, or None where there are none.
     """
-    train = _open(data, _for_training(data, config), diffusion, config.split, log)
+    from ddpm_lib.data import ImageDataset
+
+    train = _open(data, _for_training(data, config), diffusion, config.split, log, transform)
     fraction = held_fraction(config, held_before)
     held_out: ImageDataset | None = None
     own_split = validation_split(data, config.split, asks_for_files(config))
     if held_fraction(config, None) and own_split is not None:
-        held_out = _open(data, config, diffusion, own_split, log)
+        held_out = _open(data, config, diffusion, own_split, log, transform)
         log(
             f"Validation: the {len(held_out):,} images of the split {own_split}; all"
             f" {len(train):,} of the split that is trained on are trained on."
@@ -138,7 +142,9 @@ def open_training_data(
         )
     if config.val_data is not None:
         given = validation_split(config.val_data, None, asks_for_files(config))
-        held_out = _open(config.val_data, _for_held_out(config), diffusion, given, log)
+        # What is open already has its transform, or none.
+        after = None if isinstance(config.val_data, ImageDataset) else transform
+        held_out = _open(config.val_data, _for_held_out(config), diffusion, given, log, after)
         check_same_classes(train, held_out, diffusion)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
@@ -213,6 +219,7 @@ def _open(
     diffusion: GaussianDiffusion,
     split: str | None,
     log: Callable[[str], None],
+    transform: Callable[[Any], Any] | None = None,
 ) -> ImageDataset:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.fits import check_fits
@@ -222,6 +229,11 @@ def _open(
         raise ConfigError(
             f"{data} was an object of Python, which a file cannot hold. Pass it again, or name a"
             " path instead."
+        )
+    if transform is not None and (len(diffusion.image_size) != 2 or isinstance(data, ImageDataset)):
+        raise ConfigError(
+            "transform is for pictures and arrays of images that are opened here: give it to"
+            " open_dataset for an ImageDataset, and transform sequences and volumes beforehand."
         )
     if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
         data = collect(data, reads_labels(diffusion))
@@ -238,9 +250,8 @@ def _open(
             )
         return data.steady()
     needed = reads_labels(diffusion)
-    return open_images(
-        data, config, diffusion.image_size, diffusion.channels, split, log, needed
-    ).steady()
+    size, channels = diffusion.image_size, diffusion.channels
+    return open_images(data, config, size, channels, split, log, needed, transform).steady()
 
 
 def reads_labels(diffusion: GaussianDiffusion) -> bool:
@@ -274,6 +285,7 @@ def open_images(
     split: str | None,
     log: Callable[[str], None],
     require_labels: bool = False,
+    transform: Callable[[Any], Any] | None = None,
 ) -> ImageDataset:
     """Open any source of images with the data options of a config.
 
@@ -285,6 +297,7 @@ def open_images(
         split: Split of a dataset that has several.
         log: Gets lines for the user.
         require_labels: Whether the labels that are found must make classes.
+        transform: A callable on each picture, before it gets its size.
     """
     from ddpm_lib.data import open_dataset
 
@@ -298,6 +311,7 @@ def open_images(
         num_workers=config.num_workers,
         log=log,
         require_labels=require_labels,
+        transform=transform,
     )
 
 

@@ -59,6 +59,8 @@ class Trainer(PreparedRun):
         config: The options as one object, instead of keywords.
         callbacks: One or several, added after the default ones (progress, metrics, validation,
             sample grids, checkpoints).
+        transform: A callable on each picture, see `open_dataset`; also of the held-out images. No
+            file holds it: pass it again to go on with the run.
         **options: The fields of `TrainingConfig`.
 
     Raises:
@@ -79,12 +81,14 @@ class Trainer(PreparedRun):
         *,
         config: TrainingConfig | None = None,
         callbacks: Callback | Iterable[Callback] | None = (),
+        transform: Callable[[Any], Any] | None = None,
         **options: Unpack[TrainerOptions],
     ) -> None:
         if config is not None and options:
             named = ", ".join(options)
             raise ConfigError(f"Give either config= or options, not both; got config and {named}.")
-        super().__init__(config or TrainingConfig.from_options(options), diffusion, data, callbacks)
+        chosen = config or TrainingConfig.from_options(options)
+        super().__init__(chosen, diffusion, data, callbacks, transform)
         self.checkpoints = RunCheckpoints(self.run_log, self.config)
         self._stop_reason: StopReason | None = None
         self._save_requested = False
