@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import re
 import subprocess
 import sys
@@ -194,6 +195,10 @@ def test_a_plain_loop_saves_its_network_and_its_averages(tmp_path):
         load(tmp_path / "m", weights="ema")
     load(tmp_path / "m", weights="model").train()(torch.rand(4, 3, 8, 8)).backward()  # and goes on
 
+    whole = copy.deepcopy(diffusion)  # an average of the process, as some loops keep it
+    whole.model = fast
+    diffusion.save_pretrained(tmp_path / "m", averages={"ema": whole})
+    assert same(load(tmp_path / "m").model, fast)
     diffusion.save_pretrained(tmp_path / "m", averages={"ema": slow})
     assert same(load(tmp_path / "m", weights="ema").model, slow)
     diffusion.save_pretrained(tmp_path / "m")
@@ -203,6 +208,35 @@ def test_a_plain_loop_saves_its_network_and_its_averages(tmp_path):
             diffusion.save_pretrained(tmp_path / "m", averages=wrong)
     with pytest.raises(CheckpointError, match=r"averages\['ema'\] are of another network"):
         diffusion.save_pretrained(tmp_path / "m", averages={"ema": Unet(dim=16)})
+
+
+def test_a_wrong_keyword_is_answered(tmp_path):
+    for cls in (GaussianDiffusion, Unet):
+        with pytest.raises(
+            TypeError, match=r"Unknown argument of from_pretrained 'wieghts'.*'weights'"
+        ):
+            cls.from_pretrained(tmp_path, wieghts="ema")
+
+
+def test_a_mutated_folder_is_an_error_of_ours_or_loads(tmp_path):
+    """Bytes of any file and entries of the JSON files, changed at random."""
+    network = MLP(width=8, depth=1, num_classes=3)
+    folder = process(network, image_size=(1,), learn_uncertainty=True).save_pretrained(
+        tmp_path / "m", max_shard_size=2000
+    )
+    draw, refused = random.Random(0), 0
+    for path in [path for path in sorted(folder.iterdir()) for _ in range(12)]:
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 3)):
+            data[draw.randrange(min(len(data), draw.choice([30, 10**6])))] = draw.randrange(256)
+        path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
+        try:
+            GaussianDiffusion.from_pretrained(folder)
+        except (CheckpointError, ConfigError):
+            refused += 1
+        path.write_bytes(whole)
+    assert refused > 50
 
 
 def test_a_network_alone(tmp_path):

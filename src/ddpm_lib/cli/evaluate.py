@@ -40,7 +40,8 @@ class EvaluateCommand(EvaluationOptions):
     """Options of `ddpm evaluate`."""
 
     run: tyro.conf.Positional[str]
-    """A run directory or one of its checkpoints; or images: a folder, .npz or .npy of uint8 (n, h,
+    """A run directory, one of its checkpoints, a pretrained folder or one of the hub by its name,
+    owner/name; or images: a folder, .npz or .npy of uint8 (n, h,
     w, c), a parquet file.
     """
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None

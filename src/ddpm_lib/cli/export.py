@@ -25,7 +25,9 @@ class ExportCommand:
     """Options of `ddpm export`."""
 
     run: tyro.conf.Positional[str]
-    """A run directory, or one of its checkpoints."""
+    """A run directory, one of its checkpoints, a pretrained folder, or one of the hub by its name,
+    owner/name.
+    """
     out: tyro.conf.Positional[str]
     """The folder to make; nothing is overwritten."""
     to: Literal["diffusers", "onnx", "torch-export", "safetensors", "npz-weights"]

@@ -36,7 +36,9 @@ class RedrawCommand:
     """Options of both commands."""
 
     run: tyro.conf.Positional[str]
-    """A run directory, or one of its checkpoints."""
+    """A run directory, one of its checkpoints, a pretrained folder, or one of the hub by its name,
+    owner/name.
+    """
     images: tyro.conf.Positional[str]
     """A picture, or a folder of pictures; those of another size are cropped and resized to the
     model's.

@@ -45,7 +45,9 @@ class SampleCommand:
     """Options of `ddpm sample`."""
 
     run: tyro.conf.Positional[str]
-    """A run directory, or one of its checkpoints."""
+    """A run directory, one of its checkpoints, a pretrained folder, or one of the hub by its name,
+    owner/name.
+    """
     checkpoint: str = "latest"
     """latest, best (by keep_best), all, a step (1200) or a name (step-000001200)."""
     weights: Literal["ema", "model"] = "ema"

@@ -11,6 +11,9 @@ from ddpm_lib.core.registry import unknown_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_FIRST = ("self", "cls")
+"""What a method gets without being named."""
+
 
 def answers_wrong_keywords(function: F) -> F:
     """Let a function name the right keyword where a wrong one is passed, other libraries' words for
@@ -28,7 +31,7 @@ def answers_wrong_keywords(function: F) -> F:
     """
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    known = [p.name for p in parameters if p.kind in named and p.name != "self"]
+    known = [p.name for p in parameters if p.kind in named and p.name not in _FIRST]
     ordered = [p.name for p in parameters if p.kind in named[:1]]
     takes_more = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     where = function.__qualname__.removesuffix(".__init__").split(".")[-1]
@@ -39,7 +42,7 @@ def answers_wrong_keywords(function: F) -> F:
             if name not in known:
                 raise TypeError(unknown_name(f"argument of {where}", name, known))
         if len(args) > len(ordered) and not takes_more:
-            first = [name for name in ordered if name != "self"]
+            first = [name for name in ordered if name not in _FIRST]
             next_one = f" Write {known[len(first)]}=…" if len(known) > len(first) else ""
             raise TypeError(
                 f"{where} takes {', '.join(first) or 'nothing'} in order and all else by name; "

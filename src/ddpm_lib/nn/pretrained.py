@@ -20,6 +20,7 @@ from ddpm_lib.core.hub.folder import (
     arranged,
     save_folder,
 )
+from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.validation import shown
 from ddpm_lib.nn.networks import build_network, describe_network, registered_as
 from ddpm_lib.nn.strict import check_finite, check_weights, load_weights, take_precision
@@ -31,6 +32,7 @@ Averages = Mapping[str, "nn.Module | Mapping[str, Tensor]"]
 tensors."""
 
 
+@answers_wrong_keywords
 def save_pretrained(
     model: nn.Module,
     folder: str | os.PathLike[str],
@@ -114,6 +116,7 @@ def load_network(folder: PretrainedFolder, weights: str | None = None) -> tuple[
     return model.eval(), label
 
 
+@answers_wrong_keywords
 def from_pretrained(
     cls: type[M],
     source: str | os.PathLike[str],

@@ -20,6 +20,7 @@ from ddpm_lib.core.hub.folder import (
     arranged,
     save_folder,
 )
+from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable
 from ddpm_lib.nn.networks import describe_network
 from ddpm_lib.nn.pretrained import Averages, load_network, named_weights
@@ -29,6 +30,7 @@ from ddpm_lib.process.interface import TrainableProcess
 P = TypeVar("P", bound=nn.Module)
 
 
+@answers_wrong_keywords
 def save_pretrained(
     self: TrainableProcess,
     folder: str | os.PathLike[str],
@@ -44,6 +46,7 @@ def save_pretrained(
         folder: Where; an older pretrained folder there is replaced, anything else refused.
         averages: Averaged weights of the network, which loading then prefers: {"ema": network}, or
             several, {"ema:0.999": network, "ema:0.99": network}, the first of which is preferred.
+            Of an averaged copy of the whole process, the network is taken.
         max_shard_size: Bytes of a file of weights, or a text such as "5GB"; what is larger is cut.
 
     Returns:
@@ -53,7 +56,11 @@ def save_pretrained(
         ConfigError: If the class of the network is not registered, or something else lies there.
         OSError: If the disk refuses; what was there stays.
     """
-    weights, groups = arranged(named_weights(self.model, averages))
+    networks = {
+        name: average.model if isinstance(average, type(self)) else average
+        for name, average in (averages or {}).items()
+    }
+    weights, groups = arranged(named_weights(self.model, networks))
     if self.uncertainty is not None:
         groups[UNCERTAINTY] = self.uncertainty.state_dict()
     config = FolderConfig(
@@ -106,6 +113,7 @@ def load_process(
     return process.eval(), label
 
 
+@answers_wrong_keywords
 def from_pretrained(
     cls: type[P],
     source: str | os.PathLike[str],
