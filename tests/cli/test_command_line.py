@@ -31,6 +31,7 @@ from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
+from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.train import TrainCommand, layered
 from ddpm_lib.cli.weights import WeightsCommand
@@ -49,6 +50,7 @@ CLASSES = {
     "convert": ConvertCommand,
     "compare": CompareCommand,
     "ema": EmaCommand,
+    "push": PushCommand,
     "weights": WeightsCommand,
     "prepare": PrepareCommand,
     "ablate": AblateCommand,
@@ -67,6 +69,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--adam-betas", "0.8", "0.9"],
             ["--model.attention-levels", "1", "2"],
             ["--diffusion.schedule-options", "s", "0.01"],
+            ["--freeze", "down,middle"],
             ["--compile"],
             ["--class-conditional"],
             ["--no-progress"],
@@ -123,6 +126,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
         ],
     ),
     "ema": (["runs/mine"], [["--sigma-rel", "0.05", "0.1"], ["--step", "100"]]),
+    "push": (["runs/mine", "me/mine"], [["--license", "mit"], ["--private"]]),
     "weights": (["fetch", "dinov2"], [["--output", "x"]]),
     "prepare": (
         ["sysu", "src", "out"],

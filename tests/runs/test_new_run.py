@@ -129,7 +129,7 @@ def test_commands_take_it(tmp_path, capsys):
     sample = ["sample", str(run), "--num", "1", "--num-steps", "2"]
     assert main([*sample, "--output-dir", str(tmp_path / "out")]) == 0
     with pytest.raises(ConfigError, match="are not known here"):
-        evaluate(str(run), metrics=("bits_per_dim",), num=2)
+        evaluate(str(run), metrics="gap", num=2)
     state = run / "checkpoints" / "step-000000007" / "state.json"
     assert json.loads(state.read_text())["model"]["class"] == "Unet"
 
