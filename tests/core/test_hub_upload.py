@@ -87,10 +87,14 @@ def test_a_private_model_never_lands_in_a_public_repository(hub: Hub, folder: Pa
     assert hub.repo("tester/mine").files() == {"notes.txt": b"mine"}
 
 
-def test_a_renamed_repository_is_found_under_its_new_name(hub: Hub, folder: Path):
+def test_a_renamed_repository_is_found_under_its_new_name(hub: Hub, folder: Path, caplog):
     hub.add("tester/mine", {})
     hub.rename("tester/mine", "tester/better")
     done = push(folder)
+    assert [r.message for r in caplog.records if r.name == "ddpm_lib"] == [
+        "tester/mine is now called tester/better; use that name."
+    ]
+    assert "POST /api/repos/create" not in hub.requests, "the old name is not taken anew"
     assert done.repo_id == "tester/better"
     assert done.url == f"{hub.endpoint}/tester/better"
     assert hub.repo("tester/better").files() == FILES
@@ -123,7 +127,7 @@ FAULTS: dict[str, tuple[Break, str]] = {
         r"http://nowhere\.invalid cannot be reached from here",
     ),
     "500 at the start": (
-        lambda hub, patch: hub.fail("repos/create", 500),
+        lambda hub, patch: hub.fail("GET /api/models/tester/mine", 500),
         r"the hub has trouble of its own \(status 500\)\. Try again later",
     ),
     "503 at the files": (
@@ -135,7 +139,10 @@ FAULTS: dict[str, tuple[Break, str]] = {
         lambda hub, patch: hub.pretend(".*", b"<html>Accept our terms</html>"),
         r"what answers at .* is no hub",
     ),
-    "too many requests": (lambda hub, patch: hub.fail("repos/create", 429), r"too many requests"),
+    "too many requests": (
+        lambda hub, patch: hub.fail("GET /api/models", 429),
+        r"too many requests",
+    ),
     "no room": (
         lambda hub, patch: hub.fail("POST .*/commit/", 403, message="storage limit reached"),
         r"may not write there \(storage limit reached\)",

@@ -99,6 +99,14 @@ def test_a_user_logs_in_by_name_alone(hub: Hub, run: Path, capsys: pytest.Captur
     assert b'from_pretrained("tester/mine")' in hub.repo("tester/mine").files()["README.md"]
 
 
+def test_the_card_of_a_renamed_repository_has_its_new_name(hub: Hub, run: Path, capsys):
+    hub.add("tester/mine", {})
+    hub.rename("tester/mine", "tester/better")
+    assert main(["push", str(run), "tester/mine"]) == 0
+    assert f"to {hub.endpoint}/tester/better" in capsys.readouterr().out
+    assert b'from_pretrained("tester/better")' in hub.repo("tester/better").files()["README.md"]
+
+
 WEIGHTS = {
     (): ({"ema"}, "ema", 0.99),
     ("model",): ({"model"}, "model", None),
@@ -210,7 +218,8 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_uploaded(
     args, words = WRONG[case]
     assert main(["push", *(str(run) if arg == "RUN" else arg for arg in args)]) == 2
     assert re.search(words, capsys.readouterr().err)
-    assert hub.requests == []
+    assert [call for call in hub.requests if not call.startswith("GET")] == []
+    assert hub.repos == {}
 
 
 def test_a_dry_run_asks_nobody_and_overwrites_nothing(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub.failures import (
@@ -21,8 +22,7 @@ from ddpm_lib.core.hub.folder_config import LIBRARY, library_version
 from ddpm_lib.core.hub.reach import can_reach
 from ddpm_lib.core.text import printable
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+logger = logging.getLogger("ddpm_lib")
 
 OLD_WEIGHTS = [
     f"{stem}*.safetensors{end}" for stem in ("model", "uncertainty") for end in ("", ".index.json")
@@ -61,7 +61,8 @@ def check_ready(errand: Errand) -> Errand:
     """Refuse to begin where it cannot end well: names, offline, no token, nobody answers.
 
     Returns:
-        The errand, its repository with an owner: whom the token is of, where none was named.
+        The errand, its repository by the name that it has now, with an owner: whom the token is of,
+        where none was named.
 
     Raises:
         HubError: Saying what helps; within two seconds where nobody answers.
@@ -77,11 +78,14 @@ def check_ready(errand: Errand) -> Errand:
             raise errand.failed(no_token_text())
         if not can_reach(constants.ENDPOINT):
             raise errand.failed(unreachable_text())
-        if "/" in errand.repo_id:
-            return errand
         with _patience():
-            owner = HfApi().whoami()["name"]
-        return dataclasses.replace(errand, repo_id=f"{owner}/{errand.repo_id}")
+            name = errand.repo_id
+            if "/" not in name:
+                name = f"{HfApi().whoami()['name']}/{name}"
+            there = _find(name)
+    if there is not None and there.name.lower() != name.lower():
+        logger.warning("%s is now called %s; use that name.", printable(name), there.name)
+    return dataclasses.replace(errand, repo_id=name if there is None else there.name)
 
 
 def upload_folder(
@@ -110,9 +114,12 @@ def upload_folder(
 
     api = HfApi(library_name=LIBRARY, library_version=library_version())
     with one_line(errand), _patience():
-        name = api.create_repo(errand.repo_id, private=private or None, exist_ok=True).repo_id
-        name, is_private = _looked_up(api, name)
-        if private and not is_private:
+        name = errand.repo_id
+        there = _find(name)
+        if there is None:
+            api.create_repo(name, private=private or None, exist_ok=True)
+            there = _find(name) or _Repository(name, private)
+        if private and not there.private:
             raise ConfigError(
                 f"{printable(name)} exists and is public, so nothing was uploaded. Make it private"
                 " in its settings, choose another name, or leave private (--private) out."
@@ -129,13 +136,26 @@ def upload_folder(
     url = f"{api.endpoint}/{name}"
     if errand.revision is not None:
         url = f"{url}/tree/{errand.revision}"
-    return Uploaded(name, url, str(commit.oid), files_in(folder), is_private)
+    return Uploaded(name, url, str(commit.oid), files_in(folder), there.private)
 
 
-def _looked_up(api: HfApi, name: str) -> tuple[str, bool]:
-    """Return the name that a repository has now, and whether it is private."""
-    info = api.model_info(name)
-    return str(info.id), bool(info.private)
+class _Repository(NamedTuple):
+    """A repository that exists: its name, which may have changed, and who sees it."""
+
+    name: str
+    private: bool
+
+
+def _find(name: str) -> _Repository | None:
+    """Look a repository up; None if there is none, or none that the token opens."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = HfApi().model_info(name)
+    except RepositoryNotFoundError:
+        return None
+    return _Repository(str(info.id), bool(info.private))
 
 
 @contextlib.contextmanager
