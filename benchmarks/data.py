@@ -4,12 +4,15 @@
 
 Streams a folder through our loader and through denoising-diffusion-pytorch's dataset with torch's
 DataLoader, at several numbers of workers; then opens it into RAM, where the first epoch is the
-decoding and later ones only copy.
+decoding and later ones only copy. At last JPEGs are decoded by Pillow and by torchvision: whether
+they come out the same, and how fast each is alone, behind the checks of the header that any file
+needs, and down to the size asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +107,74 @@ def cached(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
 
 
+def jpegs_in(place: Path, count: int) -> list[bytes]:
+    """Return encoded JPEGs of a folder, spread over it, or the first ones of a parquet file."""
+    if place.is_file():
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(place).slice(0, count)
+        column = next(name for name in table.column_names if name in ("img", "image"))
+        found = [cell["bytes"] for cell in table[column].to_pylist()]
+    else:
+        files = sorted(f for f in place.rglob("*") if f.suffix.lower() in (".jpg", ".jpeg"))
+        found = [f.read_bytes() for f in files[:: max(1, len(files) // count)][:count]]
+    return [data for data in found if data.startswith(b"\xff\xd8")]
+
+
+def decoders(asked: argparse.Namespace, jpegs: list[bytes]) -> dict[str, float]:
+    """Compare Pillow and torchvision on the same JPEGs; rates in images per second."""
+    import numpy as np
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.transforms.v2 import functional
+
+    from ddpm_lib.data.decode import decode_bytes
+    from ddpm_lib.data.decode_spec import DecodeSpec
+
+    spec = DecodeSpec((asked.size, asked.size))
+
+    def by_pillow(data: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+    def by_torchvision(data: bytes) -> torch.Tensor:
+        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return decode_jpeg(raw, mode=ImageReadMode.RGB)
+
+    def checked(data: bytes) -> torch.Tensor:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.size[0] * picture.size[1] > spec.max_pixels or picture.mode == "CMYK":
+                raise ValueError("needs Pillow")
+            picture.getexif()
+        return by_torchvision(data)
+
+    def fitted(data: bytes) -> torch.Tensor:
+        image = functional.resize(checked(data), [asked.size], antialias=True)
+        return functional.center_crop(image, [asked.size, asked.size])
+
+    def rate(decode: Callable[[bytes], object]) -> float:
+        seconds = []
+        for _ in range(asked.rounds):
+            start = time.perf_counter()
+            for data in jpegs:
+                decode(data)
+            seconds.append(time.perf_counter() - start)
+        return len(jpegs) / statistics.median(seconds)
+
+    same = [
+        np.array_equal(by_pillow(data), by_torchvision(data).permute(1, 2, 0).numpy())
+        for data in jpegs
+    ]
+    return {
+        "images": len(jpegs),
+        "equal": sum(same),
+        "pillow": rate(by_pillow),
+        "torchvision": rate(by_torchvision),
+        "torchvision behind the header": rate(checked),
+        "to size, ours": rate(lambda data: decode_bytes(data, spec)),
+        "to size, torchvision": rate(fitted),
+    }
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = common.make_parser(__doc__)
     parser.add_argument(
@@ -113,6 +184,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--count", type=int, default=400, help="images per streamed pass")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--jpegs", type=Path, help="folder or parquet file for the decoders; default: --data"
+    )
     parser.add_argument("--no-peers", action="store_true")
     asked = parser.parse_args(arguments)
     if asked.quick:
@@ -124,6 +198,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with TemporaryDirectory() as temporary:
         made = (12, 32) if asked.quick else (asked.count, 384)
         folder = asked.data or common.rows_written(Path(temporary), *made)
+        jpegs = jpegs_in(asked.jpegs or folder, asked.count)
+        compared = decoders(asked, jpegs) if jpegs else {}
         times, count = streaming(asked, folder)
         ram = cached(asked, folder)
     rows, found = [], {}
@@ -164,7 +240,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "of copy limit",
     )
     common.print_table(head, ram_rows)
-    return common.finish(asked, "cpu", ceilings=rates, streamed=found, ram=ram)
+    if compared:
+        shown = [(name, f"{value:,.0f}") for name, value in compared.items() if name != "images"]
+        common.print_table((f"{compared['images']:.0f} JPEGs decoded", "images/s"), shown)
+    return common.finish(asked, "cpu", ceilings=rates, streamed=found, ram=ram, decoders=compared)
 
 
 if __name__ == "__main__":

@@ -381,13 +381,14 @@ def test_values_of_others_and_typos() -> None:
 
 
 def test_every_name_in_the_table_is_one_of_ours() -> None:
-    from ddpm_lib import GaussianDiffusion, Unet
+    from ddpm_lib import GaussianDiffusion, Unet, open_dataset
     from ddpm_lib.core.options import option_names
 
     known = {o.path[-1] for cls in CLASSES.values() for o in options_of(cls)} | set(
         option_names(Unet.__init__)
     )
     known |= {*option_names(GaussianDiffusion.__init__), *option_names(GaussianDiffusion.sample)}
+    known |= set(option_names(open_dataset))
     assert set(peers_names._SAME) - known == set()
 
 

@@ -113,6 +113,8 @@ def test_python_gives_the_answer(where: str) -> None:
         ("Trainer", "folder", "did you mean 'data'"),
         ("sample", "num_inference_steps", "did you mean 'num_steps'"),
         ("sample", "beta_schedule", "GaussianDiffusion(schedule=…)"),
+        ("train", "--root", "did you mean '--data-root'"),
+        ("Trainer", "push_to_hub", "ddpm push RUN OWNER/NAME"),
         ("train", "--hid-channels", "did you mean '--model.dim'"),
         ("train", "--num-accum", "did you mean '--accumulation-steps'"),
         ("train", "--subseq-size", "did you mean '--sample-steps'"),

@@ -10,6 +10,8 @@ SAME: dict[str, str] = {
         "in_channels image_channels img_channels num_channels_in input_channels in_chans "
         "n_channels convert_image_to"
     ),
+    "data_root": "root dataroot dataset_root datasets_dir",
+    "transform": "transforms augmentations preprocessing",
     "data": (
         "dataset dataset_name data_dir data_path data_root dataroot train_data_dir "
         "train_dir folder image_folder images_folder img_dir image_dir input_dir input "

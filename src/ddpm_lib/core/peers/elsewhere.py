@@ -56,7 +56,7 @@ INSTEAD: dict[tuple[str, ...], str] = {
         "hub_token",
         "hub_model_id",
         "hub_private_repo",
-    ): "copy the run directory; nothing is uploaded from here",
+    ): "ddpm push RUN OWNER/NAME uploads a run; in Python, trainer.push_to_hub or diffusion's",
     ("lora", "use_lora"): "all weights are trained; leave it out",
     ("split_batches",): "the batch size counts the images of all processes together; leave it out",
     (
@@ -110,8 +110,11 @@ NOWHERE: dict[tuple[str, ...], str] = {
         "random_fourier_features",
         "learned_sinusoidal_dim",
         "sinusoidal_pos_emb_theta",
-        "time_embedding_type",
-    ): "times are embedded by fixed sinusoids of frequencies from 1 to 1/10000",
+    ): (
+        "times are embedded by fixed sinusoids of frequencies from 1 to 1/10000;"
+        " ddpm_lib.nn.LucidrainsUnet has others"
+    ),
+    ("time_embedding_type",): "times are embedded by sinusoids of frequencies from 1 to 1/10000",
     ("ema_update_every",): "averages are updated at every step",
     ("center_input_sample",): "images are in [-1, 1] inside already",
     ("mid_block_scale_factor",): "sums in the middle are not scaled",
