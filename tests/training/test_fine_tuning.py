@@ -243,6 +243,20 @@ def test_frozen_parts_stay_and_take_no_moments(tmp_path: Path, names, prefixes) 
     assert moments == before.keys() - frozen
 
 
+def test_a_run_that_goes_on_may_free_parts_and_freeze_others(tmp_path: Path) -> None:
+    first = tiny_diffusion()
+    start = {k: v.clone() for k, v in first.model.named_parameters()}
+    tiny_trainer(tmp_path, first, callbacks=[StopAt(3)], freeze=("0",)).train()
+    middle = {k: v.clone() for k, v in first.model.named_parameters()}
+    diffusion = tiny_diffusion(1)
+    tiny_trainer(tmp_path, diffusion, freeze=("time_embedding",)).train()
+    for name, parameter in diffusion.model.named_parameters():
+        frozen_first = name.startswith(("down.0.", "up.1."))
+        assert torch.equal(middle[name], start[name]) == frozen_first, name
+        frozen_later = name.startswith("time_embedding.")
+        assert torch.equal(parameter, middle[name]) == frozen_later, name
+
+
 def test_gradients_of_frozen_parts_are_not_computed(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, freeze=("time_embedding",))
     trainer.prepare()
