@@ -327,6 +327,13 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     assert "run-2" in capsys.readouterr().err
 
 
+def test_the_help_names_every_format(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "--help-all"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(re.search(rf"\b{re.escape(name)}[,.]? ?", said) for name in READERS)
+
+
 def test_every_option_of_a_reader_is_a_flag():
     from ddpm_lib.interop.given import option_names
 

@@ -12,6 +12,8 @@ from ddpm_lib.cli import main, train
 from ddpm_lib.cli.convert import train_command
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.interop import read_flagged, translate_flags
+from ddpm_lib.interop.openai import network_config
+from ddpm_lib.interop.openai_shapes import read_shapes
 from ddpm_lib.nn import PRESETS
 from ddpm_lib.process.presets import PROCESS_PRESETS
 from openai_checkpoints import openai_state, randomised
@@ -104,6 +106,17 @@ def test_flags_of_guided_diffusion_make_networks_of_the_published_sizes(name):
     assert flags.given["attention_order"] == ("new" if name == "64x64" else "legacy")
     assert flags.network["time_scale"] == 1.0
     assert flags.training["mixed_precision"] == "fp16"
+
+
+@pytest.mark.parametrize("text", [*PUBLISHED.values(), *(text for text, _ in GUIDED.values())])
+def test_shapes_of_the_published_networks_say_what_their_flags_say(text):
+    flags = translate_flags(text)
+    with torch.device("meta"):
+        model = Unet(**flags.network)
+    shapes = read_shapes(openai_state(model), "the file")
+    network = network_config(shapes, flags.given, [])
+    wanted = {**flags.network, "groups": 32}
+    assert {k: network.get(k, wanted[k]) for k in wanted} == wanted
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -38,7 +38,9 @@ class ConvertCommand(GivenOptions):
     out: tyro.conf.Positional[str | None] = None
     """The run directory to make; it must not exist."""
     format: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "auto"
-    """The format, where it cannot be recognised."""
+    """The format, where it cannot be recognised: openai, openai-classifier, edm, lucidrains,
+    pytorch-ddpm, ddpm-torch, simple-ddpm, diffusers.
+    """
     flags: str | None = None
     """The flags of a published model of improved-diffusion or guided-diffusion, as their READMEs
     have them, in one text; without a file, the command that trains such a model is printed.
