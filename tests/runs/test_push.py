@@ -107,6 +107,14 @@ def test_the_card_of_a_renamed_repository_has_its_new_name(hub: Hub, run: Path, 
     assert b'from_pretrained("tester/better")' in hub.repo("tester/better").files()["README.md"]
 
 
+def test_a_branch(hub: Hub, run: Path):
+    hub.add("tester/mine", {"notes.txt": b"mine"})
+    assert main(["push", str(run), "tester/mine", "--branch", "step-20"]) == 0
+    assert set(hub.repo("tester/mine").files()) == {"notes.txt"}
+    card = hub.repo("tester/mine").files("step-20")["README.md"]
+    assert b'from_pretrained("tester/mine", revision="step-20")' in card
+
+
 WEIGHTS = {
     (): ({"ema"}, "ema", 0.99),
     ("model",): ({"model"}, "model", None),

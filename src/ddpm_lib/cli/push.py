@@ -6,7 +6,7 @@ import os
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -50,7 +50,7 @@ class PushCommand:
     """The repository as OWNER/NAME, or NAME for one of your own; made if there is none."""
     private: bool = False
     """Nobody else may see it."""
-    revision: str | None = None
+    revision: Annotated[str | None, tyro.conf.arg(aliases=("--branch",))] = None
     """A branch to upload to, made if there is none; default: the main one."""
     license: str | None = None
     """The hub's name of a licence, such as mit or cc-by-4.0; default: none, and the card says so.
