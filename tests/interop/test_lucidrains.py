@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from ddpm_lib import Trainer
 from ddpm_lib.cli import main as ddpm
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.interop import read_foreign
+from ddpm_lib.interop.imported import Opened
+from ddpm_lib.interop.lucidrains import READER
 from ddpm_lib.interop.lucidrains_network import to_our_names, to_peer_names
 from ddpm_lib.interop.lucidrains_process import objective_of
 from ddpm_lib.nn import LucidrainsUnet
@@ -363,3 +366,90 @@ def test_networks_of_1_8_with_group_normalisation(tmp_path):
     imported = read_foreign(saved(tmp_path, model.state_dict()), {"image_size": 8})
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 7])
     torch.testing.assert_close(built(imported, imported.weights)(x, t), model(x, t))
+
+
+ODD = (
+    None,
+    3,
+    "x",
+    b"x",
+    True,
+    [],
+    {},
+    -1,
+    float("nan"),
+    torch.tensor(1.0),
+    torch.zeros(0),
+    torch.full((50,), float("nan")),
+    torch.zeros(8, 3, 7, 7, dtype=torch.int64),
+)
+
+
+def with_odd_value(content, draw: random.Random) -> None:
+    """Remove or replace a value at a random place of a nested file, or add one."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        key = draw.choice(keys)
+        inner = content[key]
+        if not (isinstance(inner, dict | list) and inner and draw.random() < 0.9):
+            break
+        content = inner
+    what = draw.random()
+    if what < 0.25:
+        del content[key]
+    elif what < 0.85 or isinstance(content, list):
+        content[key] = draw.choice(ODD)
+    else:
+        content[draw.choice([7, "more", "model.model.more", 3.5])] = draw.choice(ODD)
+
+
+def test_odd_values_anywhere_are_refused_in_a_line_or_change_nothing(content, tmp_path):
+    def read(what):
+        opened = Opened(tmp_path, what)
+        if not READER.recognises(opened):
+            raise CheckpointError("not of this format")
+        return READER.read(opened, {"image_size": (8, 8)})
+
+    whole, draw, refused = read(content), random.Random(0), []
+    for _ in range(30):
+        changed = broken(content, lambda c: with_odd_value(c, draw))
+        try:
+            found = read(changed)
+        except CheckpointError as error:
+            refused.append(str(error))
+            continue
+        for name, tensor in whole.weights.items():
+            torch.testing.assert_close(found.weights[name], tensor, rtol=0, atol=0)
+    assert len(refused) > 5
+    assert not any("\n" in line for line in refused)
+
+
+def test_weights_that_are_not_finite_are_refused(content, tmp_path):
+    bad = broken(content, lambda c: c["model"]["model.final_conv.bias"].fill_(float("inf")))
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        read_foreign(saved(tmp_path, bad), {"image_size": 8})
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_moments_of_a_network_with_classes(tmp_path, hidden):
+    torch.manual_seed(0)
+    model = classes()
+    theirs = {k: nn.Parameter(v.clone()) for k, v in to_peer_names(model.state_dict()).items()}
+    adam = torch.optim.Adam(theirs.values(), lr=1e-2, betas=(0.9, 0.99))
+    for _ in range(3):
+        for name, parameter in theirs.items():
+            # Where no label is ever hidden, the null class has no gradient and no moments.
+            if hidden or name != "null_classes_emb":
+                parameter.grad = torch.randn_like(parameter)
+        adam.step()
+    names = {f"model.{k}": v.detach() for k, v in theirs.items()}
+    file = {"step": 3, "opt": adam.state_dict()}
+    file |= {"model": {"betas": torch.linspace(1e-3, 0.2, 100), **names}}
+    imported = read_foreign(saved(tmp_path, file), {"image_size": 8})
+    moments = {k.split("|")[0]: v for k, v in imported.optimizer.items() if k.endswith("|exp_avg")}
+    assert moments.keys() == dict(model.named_parameters()).keys()
+    back = to_peer_names(moments)
+    for name, parameter in theirs.items():
+        state = adam.state.get(parameter, {"exp_avg": torch.zeros_like(parameter)})
+        torch.testing.assert_close(back[name], state["exp_avg"], rtol=0, atol=0)
+    assert {float(v) for k, v in imported.optimizer.items() if k.endswith("|step")} == {3.0}

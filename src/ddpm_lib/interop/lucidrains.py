@@ -13,18 +13,21 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.core.text import short
 from ddpm_lib.interop.given import needed
 from ddpm_lib.interop.imported import Imported, Opened, Reader, Weights
 from ddpm_lib.interop.lucidrains_moments import read_moments
 from ddpm_lib.interop.lucidrains_network import (
     is_unet,
     network_config,
+    refuse_odd_values,
     refuse_other_networks,
     to_our_names,
 )
 from ddpm_lib.interop.lucidrains_process import BUFFERS, process_config
 from ddpm_lib.interop.renaming import refuse, shape_problems
 from ddpm_lib.nn import LucidrainsUnet
+from ddpm_lib.nn.strict import check_finite
 
 NAME = "lucidrains"
 _ENTRIES = {"step", "model", "opt", "ema", "scaler", "version"}
@@ -89,22 +92,24 @@ def _parts_of(opened: Opened) -> _Parts:
         return _Parts(content)
     if _network_of(content) is not None:
         return _Parts(*_split(content, where))
-    more = sorted(set(content) - _ENTRIES)
+    more = [name for name in content if name not in _ENTRIES]
     if more:
         raise CheckpointError(
-            f"{where} holds besides what denoising-diffusion-pytorch saves: {', '.join(more[:8])}."
+            f"{where} holds besides what denoising-diffusion-pytorch saves:"
+            f" {short(', '.join(map(str, more)))}."
         )
     network, buffers = _split(content["model"], where)
     step = content.get("step", 0)
     step = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
-    if not isinstance(step, int) or step < 0:
-        raise CheckpointError(f"{where} is at the step {step!r}, which is no number of steps.")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        what = f"a tensor of {step.numel()} values" if isinstance(step, Tensor) else short(step)
+        raise CheckpointError(f"{where} is at the step {what}, which is no number of steps.")
     notes = []
     if content.get("scaler") is not None:
         notes.append(
             "The state of the gradient scaler (fp16) is not carried over; it finds itself."
         )
-    average = _average(content.get("ema"), where)
+    average = _average(content.get("ema"), set(content["model"]), where)
     return _Parts(network, buffers, average, content.get("opt"), step, tuple(notes))
 
 
@@ -112,44 +117,51 @@ def _split(state: Mapping[str, Any], where: str) -> tuple[dict[str, Tensor], dic
     """Divide the state dict of its GaussianDiffusion into the network and the tables."""
     network = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     buffers = {k: v for k, v in state.items() if k in BUFFERS}
-    more = [name for name in state if name not in buffers and not name.startswith("model.")]
+    more = [name for name in state if name not in buffers and not str(name).startswith("model.")]
     refuse([f"left over: {name}" for name in more], where)
     if "betas" not in buffers:
         refuse(["missing: betas"], where)
     return network, buffers
 
 
-def _average(ema: object, where: str) -> dict[str, Tensor] | None:
-    """Return the averaged network in the state of ema-pytorch."""
+def _average(ema: object, names: set[str], where: str) -> dict[str, Tensor] | None:
+    """Return the averaged network in the state of ema-pytorch, which also holds the tensors `names`
+    of the trained process once more.
+    """
     if ema is None:
         return None
     if not isinstance(ema, Mapping):
         raise CheckpointError(f"{where}: the entry 'ema' is no state of ema-pytorch.")
-    prefixes = "ema_model.", "online_model."
-    more = [k for k in ema if k not in ("initted", "step") and not str(k).startswith(prefixes)]
+    average = {
+        k.removeprefix("ema_model."): v
+        for k, v in ema.items()
+        if isinstance(k, str) and k.startswith("ema_model.")
+    }
+    known = {"initted", "step"} | {f"ema_model.{name}" for name in average}
+    known |= {f"online_model.{name}" for name in names | average.keys()}
+    more = [name for name in ema if name not in known]
     refuse([f"left over: ema.{name}" for name in more], where)
-    average, _ = _split(
-        {k.removeprefix("ema_model."): v for k, v in ema.items() if k.startswith("ema_model.")},
-        where,
-    )
+    average, _ = _split(average, where)
     return average
 
 
 def _renamed(state: Mapping[str, Tensor], model: LucidrainsUnet, where: str) -> Weights:
     """Return weights by our names, after a comparison with the network."""
+    refuse_odd_values(state, where)
     weights = to_our_names(state)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     problems = [f"missing: {name}" for name in shapes if name not in weights]
     problems += [f"left over: {name}" for name in weights if name not in shapes]
-    problems += [f"no tensor: {k}" for k, v in weights.items() if not isinstance(v, Tensor)]
-    fitting = {k: v for k, v in weights.items() if k in shapes and isinstance(v, Tensor)}
+    fitting = {name: tensor for name, tensor in weights.items() if name in shapes}
     refuse(problems + shape_problems(fitting, shapes), where)
+    check_finite(weights, where, "It cannot be read.")
     return weights
 
 
 def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
     parts, where = _parts_of(opened), str(opened.path)
     notes = list(parts.notes)
+    refuse_odd_values(parts.network, where)
     refuse_other_networks(parts.network, where)
     config = network_config(to_our_names(parts.network), given, notes, where)
     with torch.device("meta"):

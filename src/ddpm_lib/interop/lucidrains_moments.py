@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,15 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.interop.imported import Weights
-from ddpm_lib.interop.lucidrains_network import CLASS_ROWS, NULL_ROW, to_our_names
+from ddpm_lib.interop.lucidrains_network import (
+    CLASS_ROWS,
+    NULL_ROW,
+    refuse_odd_values,
+    to_our_names,
+)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_SETTINGS = {"lr": "learning_rate", "betas": "adam_betas", "eps": "adam_eps"}
+_SETTINGS = {"lr": "learning_rate", "eps": "adam_eps", "weight_decay": "weight_decay"}
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,7 @@ def read_moments(
     """
     if optimizer is None:
         return Moments()
-    if not isinstance(optimizer, Mapping) or not {"state", "param_groups"} <= set(optimizer):
-        raise CheckpointError(f"{where}: the entry 'opt' is no state of an optimizer of torch.")
-    groups, entries = optimizer["param_groups"], optimizer["state"]
-    if len(groups) != 1 or list(groups[0]["params"]) != list(range(len(network))):
-        raise CheckpointError(
-            f"{where}: its optimizer is not that of this network, which has {len(network)}"
-            " parameters in one group."
-        )
+    group, entries = _structure(optimizer, network, where)
     names = list(network)
     if any(not set(_MOMENTS) < set(entry) for entry in entries.values()):
         notes.append(
@@ -65,13 +64,14 @@ def read_moments(
     for index, entry in entries.items():
         name = names[index]
         for moment in _MOMENTS:
+            refuse_odd_values({f"{moment} of {name}": entry[moment]}, where)
             if entry[moment].shape != network[name].shape:
                 raise CheckpointError(
                     f"{where}: the {moment} of {name} has shape {tuple(entry[moment].shape)}, the"
                     f" weight {tuple(network[name].shape)}."
                 )
             by_moment[moment][name] = entry[moment]
-        steps.add(float(entry["step"]))
+        steps.add(_number(entry.get("step"), f"the step of {name}", where))
     if len(steps) > 1:
         raise CheckpointError(f"{where}: its optimizer counts several steps: {sorted(steps)}.")
     tensors: Weights = {}
@@ -79,7 +79,43 @@ def read_moments(
         for name, tensor in to_our_names(_with_null_row(found, network)).items():
             tensors[f"{name}|{moment}"] = tensor
             tensors[f"{name}|step"] = torch.tensor(steps.copy().pop())
-    return Moments(tensors, _settings(groups[0], notes))
+    return Moments(tensors, _settings(group, notes, where))
+
+
+def _structure(
+    optimizer: object, network: Mapping[str, Tensor], where: str
+) -> tuple[Mapping[str, Any], Mapping[int, Mapping[str, Any]]]:
+    """Return the settings and the states by number of the parameter, after a look at their form."""
+    damaged = CheckpointError(f"{where}: the entry 'opt' is no state of an optimizer of torch.")
+    if not isinstance(optimizer, Mapping):
+        raise damaged
+    groups, entries = optimizer.get("param_groups"), optimizer.get("state")
+    if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
+        raise damaged
+    if not isinstance(entries, Mapping):
+        raise damaged
+    numbers = [group.get("params") for group in groups]
+    if numbers != [list(range(len(network)))] or not set(entries) <= set(range(len(network))):
+        raise CheckpointError(
+            f"{where}: its optimizer is not that of this network, which has {len(network)}"
+            " parameters in one group."
+        )
+    if not all(isinstance(entry, Mapping) for entry in entries.values()):
+        raise damaged
+    return groups[0], entries
+
+
+def _number(value: object, what: str, where: str) -> float:
+    """Return a number, or a tensor of one, as a number.
+
+    Raises:
+        CheckpointError: If it is none, or not finite.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(f"{where}: {what} in its optimizer is no number.")
+    return float(value)
 
 
 def _with_null_row(moments: dict[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,11 +125,17 @@ def _with_null_row(moments: dict[str, Tensor], network: Mapping[str, Tensor]) ->
     return moments
 
 
-def _settings(group: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def _settings(group: Mapping[str, Any], notes: list[str], where: str) -> dict[str, Any]:
     """Return the optimizer's settings as options of training; its rate has no warm-up."""
-    if group.get("amsgrad"):
+    if group.get("amsgrad") is True:
         notes.append("Adam was used with amsgrad, which is not carried over.")
-    settings = {ours: group[theirs] for theirs, ours in _SETTINGS.items() if theirs in group}
-    settings["adam_betas"] = tuple(settings.get("adam_betas", (0.9, 0.99)))
-    decay = float(group.get("weight_decay", 0.0))
-    return {"optimizer": "adam", "weight_decay": decay, "warmup_steps": 0, **settings}
+    settings: dict[str, Any] = {
+        ours: _number(group[theirs], theirs, where)
+        for theirs, ours in _SETTINGS.items()
+        if theirs in group
+    }
+    betas = group.get("betas", (0.9, 0.99))
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise CheckpointError(f"{where}: betas in its optimizer are no two numbers.")
+    settings["adam_betas"] = tuple(_number(beta, "betas", where) for beta in betas)
+    return {"optimizer": "adam", "warmup_steps": 0, **settings}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.interop.renaming import refuse
 
 CLASS_ROWS, NULL_ROW = "classes_emb.weight", "null_classes_emb"
 EMBEDDING = "conditioners.class_label.embedding.weight"
@@ -33,9 +34,9 @@ def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     result = {}
     for name, tensor in state.items():
-        if name == NULL_ROW and CLASS_ROWS in state:
+        if name == NULL_ROW and _joins(state.get(CLASS_ROWS), tensor):
             continue
-        if name == CLASS_ROWS and NULL_ROW in state:
+        if name == CLASS_ROWS and _joins(tensor, state.get(NULL_ROW)):
             result[EMBEDDING] = torch.cat((tensor, state[NULL_ROW][None]))
         elif name.startswith(_CLASS_MLP):
             result[_OUR_CLASS_MLP + name.removeprefix(_CLASS_MLP)] = tensor
@@ -69,6 +70,11 @@ def to_peer_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 norms.clear()
             behind[theirs] = tensor
     return {NULL_ROW: state[EMBEDDING][-1], **first, **classes, **behind}
+
+
+def _joins(rows: Tensor | None, null: Tensor | None) -> bool:
+    """Say whether the null class can become a row behind the classes."""
+    return rows is not None and null is not None and rows.shape[1:] == null.shape
 
 
 def _joined(found: re.Match[str]) -> str:
@@ -115,6 +121,26 @@ class _Shapes:
             wanted = ", ".join("?" if d is None else str(d) for d in dims)
             raise CheckpointError(f"{self.where}: {name} has shape {shape}, expected ({wanted}).")
         return shape
+
+
+def refuse_odd_values(state: Mapping[str, object], where: str) -> None:
+    """Refuse entries that are no tensors of real numbers.
+
+    Args:
+        state: The weights.
+        where: The file, for the message.
+
+    Raises:
+        CheckpointError: Listing them.
+    """
+    odd = [
+        f"no tensor of real numbers: {name}"
+        for name, value in state.items()
+        if not isinstance(value, Tensor)
+        or not value.is_floating_point()
+        or value.layout != torch.strided
+    ]
+    refuse(odd, where)
 
 
 def refuse_other_networks(state: Mapping[str, Tensor], where: str) -> None:
