@@ -67,7 +67,8 @@ def main(args: list[str]) -> int:
                 jump_length=command.jump_length,
                 num_resamples=command.num_resamples,
             )
-            return draw(images, mask.repeat_interleave(command.variants, 0), **how)  # type: ignore[arg-type]
+            masks = mask.repeat_interleave(command.variants, 0)
+            return draw(images, masks, **how)  # type: ignore[arg-type]
 
         return method, [grey]
 

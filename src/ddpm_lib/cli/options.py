@@ -44,7 +44,8 @@ def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> t
         if parameter.name == "self" or parameter.name in leave_out:
             continue
         kind = _plain_part(hints[parameter.name])
-        annotation = Annotated[kind, tyro.conf.arg(help=help_of.get(parameter.name, ""))]  # type: ignore[valid-type]
+        about = tyro.conf.arg(help=help_of.get(parameter.name, ""))
+        annotation = Annotated[kind, about]  # type: ignore[valid-type]
         fields.append((parameter.name, annotation, dataclasses.field(default=parameter.default)))
     return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
 
@@ -174,7 +175,8 @@ def _values(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$|[-+]?(\d+\.\d*|\.\d+)$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+        r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$|[-+]?(\d+\.\d*|\.\d+)$"
+        r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
     ),
     list("-+0123456789."),
 )

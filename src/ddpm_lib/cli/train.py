@@ -94,7 +94,9 @@ class RunConfig(TrainingConfig):
     """
     model: UnetOptions = dataclasses.field(default_factory=UnetOptions)  # type: ignore[valid-type]
     """The network."""
-    diffusion: DiffusionOptions = dataclasses.field(default_factory=DiffusionOptions)  # type: ignore[valid-type]
+    diffusion: DiffusionOptions = dataclasses.field(  # type: ignore[valid-type]
+        default_factory=DiffusionOptions
+    )
     """The diffusion process."""
 
     def __post_init__(self) -> None:

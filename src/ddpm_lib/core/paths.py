@@ -13,7 +13,8 @@ from ddpm_lib.core.text import printable
 
 def fresh(run: Path) -> Path:
     """Return a name beside a run directory that nothing has yet: runs/mine-2."""
-    base, number = re.fullmatch(r"(.*?)(?:-(\d{1,6}))?", run.name, re.DOTALL).groups()  # type: ignore[union-attr]
+    stem = re.compile(r"(.*?)(?:-(\d{1,6}))?", re.DOTALL)
+    base, number = stem.fullmatch(run.name).groups()  # type: ignore[union-attr]
     if not base:
         base, number = run.name or "run", None
     count = max(2, int(number or 1) + 1)

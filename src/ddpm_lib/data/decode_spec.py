@@ -107,4 +107,5 @@ def make_spec(
         raise ValueError(f"max_pixels must be positive; got {max_pixels!r}.")
     ground = colour[0], colour[1], colour[2]
     given = check_range(value_range)
-    return DecodeSpec(size_pair(image_size), channels, fit, ground, max_pixels, given)  # type: ignore[arg-type]
+    size = size_pair(image_size)
+    return DecodeSpec(size, channels, fit, ground, max_pixels, given)  # type: ignore[arg-type]
