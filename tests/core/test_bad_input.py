@@ -781,7 +781,7 @@ def header_bomb(run: Path) -> None:
         ),
         pytest.param(
             lambda r: edit_state(r, ema_decay=[]),
-            r"was trained without an EMA. Ask for weights='model'",
+            r'was trained without an EMA. Ask for weights="model"',
             id="no ema",
         ),
         pytest.param(

@@ -166,7 +166,7 @@ def test_nothing_held_out_leaves_out_what_needs_it(
     assert "skipped nll: this run held nothing out" in told
     assert "kd_random64_train_10" in told
     assert main(["evaluate", str(run), "--metrics", "gap", *PLAIN]) == 2
-    assert "val_fraction above 0" in capsys.readouterr().err
+    assert "--val-fraction above 0, or with --val-data." in capsys.readouterr().err
 
 
 def test_networks_that_enlarge_take_training_images_where_none_are_held_out(tmp_path: Path) -> None:
@@ -671,13 +671,13 @@ def test_options_that_no_chosen_metric_uses_are_refused(
                 continue
             with pytest.raises(
                 ConfigError,
-                match=rf"{name} \(--.*no effect on metrics='{metric}': it is for .*Leave",
+                match=rf'{name} \(--.*no effect on metrics="{metric}": it is for .*Leave',
             ):
                 check_used(chosen)
     with pytest.raises(ConfigError, match="it is for flow_nll"):
         evaluate(run, metrics="nll,kid", tolerance=1e-3, **QUIET)
     assert main(["evaluate", str(run), "--metrics", "nll", "--sample-steps", "3", *PLAIN]) == 2
-    assert "sample_steps (--sample-steps) has no effect on metrics='nll'" in capsys.readouterr().err
+    assert "sample_steps (--sample-steps) has no effect on --metrics nll" in capsys.readouterr().err
 
 
 def test_each_option_of_the_table_is_read_by_the_metrics_it_names() -> None:

@@ -80,7 +80,7 @@ def test_a_metric_that_never_comes_is_said(tmp_path: Path) -> None:
         CheckpointError, match=r"trained without keep_best.*There are: step-000000006"
     ):
         load_run(tmp_path, "best")
-    with pytest.raises(ConfigError, match=r"keep_best='val_loss' needs validation. Set val_every"):
+    with pytest.raises(ConfigError, match=r'keep_best="val_loss" needs validation. Set val_every'):
         trainer_of(tmp_path, keep_best="val_loss", val_every=0)
 
 

@@ -80,7 +80,7 @@ def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"2 processes.*Use device='cuda'; CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ConfigError, match=r'2 processes.*Use device="cuda"; CUDA_VISIBLE_DEVICES'):
         join_processes("cuda:1", 1.0)
 
 

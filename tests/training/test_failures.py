@@ -174,7 +174,7 @@ def test_a_failed_loss_scale_is_noticed() -> None:
 
     with pytest.raises(
         DivergedError,
-        match=r"loss scale of fp16 has fallen to 0\.25 by step 3.*mixed_precision='bf16'",
+        match=r'loss scale of fp16 has fallen to 0\.25 by step 3.*mixed_precision="bf16"',
     ):
         check_loss_scale(Scaler(), 3, None)
     check_loss_scale(None, 3, None)

@@ -196,7 +196,7 @@ def test_what_would_end_the_run_at_its_first_grid_is_refused_at_once(
 
 def test_fp16_is_refused_on_the_cpu(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"mixed_precision='fp16' does not train on cpu. Use bf16 or no"
+        ConfigError, match=r'mixed_precision="fp16" does not train on cpu. Use bf16 or no'
     ):
         tiny_trainer(tmp_path, mixed_precision="fp16").train()
 

@@ -35,9 +35,15 @@ def option(name: str, value: object = None) -> str:
     >>> with flags():
     ...     option("on_bad_image", "skip"), option("max_steps"), option("override", True)
     ('--on-bad-image skip', '--max-steps', '--override')
+    >>> with flags():
+    ...     option("value_range", (0, 4095))
+    '--value-range 0 4095'
     """
     if not _depth:
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
         return name if value is None else f"{name}={shown}"
     flag = "--" + name.replace("_", "-")
-    return flag if value is None or value is True else f"{flag} {shlex.quote(str(value))}"
+    if value is None or value is True:
+        return flag
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return " ".join([flag, *(shlex.quote(str(v)) for v in values)])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
 from ddpm_lib.data.decode import Decoded, fit_array
 from ddpm_lib.data.decode_spec import DecodeSpec
@@ -97,7 +98,8 @@ def as_images(images: np.ndarray, ranged: bool) -> np.ndarray:
         raise ValueError(convert_hint(images))
     if images.dtype == np.uint8 and ranged:
         raise NarrowValuesError(
-            "The array is uint8 already: value_range is for values of more than 8 bits. Leave it"
+            f"The array is uint8 already: {option('value_range')} is for values of more than 8"
+            " bits. Leave it"
             " out."
         )
     shape = images.shape

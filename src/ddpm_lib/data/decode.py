@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.fitting import enlargement, fit_bands, resize_to_frame
 from ddpm_lib.data.signatures import what_is_it
@@ -230,7 +231,8 @@ def _eight_bits(
         sort, values = "16-bit", None if again is None else wide_colours(picture, again)
     if values is None and spec.value_range is not None:
         raise ImageError(
-            "only the high bytes of its 16-bit colours can be read, which value_range cannot use"
+            f"only the high bytes of its 16-bit colours can be read, which {option('value_range')}"
+            " cannot use"
         )
     if values is None:
         values = np.asarray(picture).astype(np.uint16) * 257
@@ -274,7 +276,8 @@ def _true_bands(picture: Image.Image, spec: DecodeSpec) -> tuple[Image.Image, in
     """Load a picture of 8 bits."""
     if spec.value_range is not None:
         raise ImageError(
-            "it has 8 bits per value, and value_range is for pictures of more: leave it out"
+            f"it has 8 bits per value, and {option('value_range')} is for pictures of more: leave"
+            " it out"
         )
     flags = _dropped(picture)
     picture.load()
@@ -293,7 +296,8 @@ def fit_array(array: np.ndarray, spec: DecodeSpec) -> Decoded:
     """
     if array.dtype == np.uint8 and spec.value_range is not None:
         raise ImageError(
-            "it is uint8 already, and value_range is for values of more than 8 bits: leave it out"
+            f"it is uint8 already, and {option('value_range')} is for values of more than 8 bits:"
+            " leave it out"
         )
     found = None
     if array.dtype != np.uint8:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from PIL import Image, ImageColor
 
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.values import ValueRange, check_range
 
 Fit = Literal["crop", "pad", "stretch"]
@@ -66,7 +67,7 @@ def size_pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
         raise ValueError(
-            f"image_size must be a positive int or (height, width); got {image_size!r}."
+            f"{option('image_size')} must be a positive int or (height, width); got {image_size!r}."
         )
     return pair[0], pair[1]
 
@@ -104,7 +105,7 @@ def make_spec(
             f" {background!r}."
         )
     if max_pixels < 1:
-        raise ValueError(f"max_pixels must be positive; got {max_pixels!r}.")
+        raise ValueError(f"{option('max_pixels')} must be positive; got {max_pixels!r}.")
     ground = colour[0], colour[1], colour[2]
     given = check_range(value_range)
     size = size_pair(image_size)

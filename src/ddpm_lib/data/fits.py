@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.decode_spec import MAX_PIXELS
 
 DEFAULTS: dict[str, Any] = {
@@ -112,7 +113,8 @@ def check_fits(
         raise ValueError(f"{name}={value!r} does not fit {kind}. {note}.")
     if options.get("label_column") is not None and options.get("labels", "auto") != "auto":
         raise ValueError(
-            f"label_column={options['label_column']!r} and labels={options['labels']!r} contradict"
+            f"{option('label_column', options['label_column'])} and"
+            f" {option('labels', options['labels'])} contradict"
             " each other: leave one out."
         )
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ddpm_lib.core import spelling
 from ddpm_lib.data.arrays import as_array, convert_hint
 from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
 from ddpm_lib.data.decode import Decoded, ImageError, fit_array, fit_picture
@@ -280,7 +281,9 @@ class TorchSource(Source):
         self._check_kind(value)
         if self._ranged and getattr(value, "dtype", None) in (torch.uint8, np.uint8):
             raise NarrowValuesError(
-                f"Items of {self.kind} are uint8 already: value_range is for values of more than 8"
+                f"Items of {self.kind} are uint8 already: {spelling.option('value_range')} is for"
+                " values of"
+                " more than 8"
                 " bits. Leave it out."
             )
         seen.image, seen.label, seen.found = self._image, self._label, True

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ddpm_lib.core.spelling import option
+
 _SHOWN = 60
 _MANY = 20
 
@@ -90,7 +92,7 @@ def make_labels(
         if insist:
             raise ValueError(
                 f"{error} A label is one class number (from 0) or one word per image. Correct the"
-                " labels, name others (label_column), or train without classes."
+                f" labels, name others ({option('label_column')}), or train without classes."
             ) from None
         notes.append(
             f"no labels: {_lower(str(error))} Only a network with classes needs them "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.dataset import Source
 from ddpm_lib.data.decode import COMPOSITED, SCALED_16BIT, ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
@@ -115,7 +116,7 @@ def _why_flat(colours: np.ndarray, spec: DecodeSpec, laid: bool, found: ValueRan
             f'with background="{other}" (--background {other})'
         )
     if spec.value_range is not None:
-        return f"value_range={spec.value_range} is not the range of their values"
+        return f"{option('value_range', spec.value_range)} is not the range of their values"
     if found is not None:
         return "See the range of their values above"
     return f"Its values are {colour}"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.arrays import ArraySource, as_array, open_arrays
 from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
 from ddpm_lib.data.decode import Decoded, ImageError, decode
@@ -206,7 +207,7 @@ def _from_frame(data: Any, columns: Columns, here: bool) -> Source:
     if image is None:
         raise ValueError(
             f"The table has no column named path, file or image. There are: {', '.join(there)}."
-            " Pass image_column."
+            f" Pass {option('image_column')}."
         )
     label = choose_column(
         "label", columns.label, LABEL_NAMES, [name for name in there if name != image], "The table"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ddpm_lib.core import spelling
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.registry import unknown_name
@@ -220,7 +221,7 @@ def cache_limit_bytes(limit_mb: float | None = None) -> int:
     """Return the limit of cache="auto" for this process in bytes."""
     if limit_mb is not None:
         if limit_mb < 0:
-            raise ValueError(f"cache_limit_mb must be ≥ 0; got {limit_mb!r}.")
+            raise ValueError(f"{spelling.option('cache_limit_mb')} must be ≥ 0; got {limit_mb!r}.")
         return int(limit_mb * 1e6)
     return int(min(_CACHE_LIMIT_MB * 1e6, available_memory() / 4) / local_world_size())
 
@@ -244,7 +245,9 @@ def _ready(
         if (data.channels, *data.image_size) != spec.shape:
             raise ValueError(
                 f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but"
-                f" {spec.shape} is asked for. Open it with the image_size and channels of the"
+                f" {spec.shape} is asked for. Open it with the {spelling.option('image_size')} and"
+                " channels"
+                " of the"
                 " model."
             )
         return without_labels(data) if labels == "none" else data

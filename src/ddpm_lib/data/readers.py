@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.keys import key
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.workers import (
     die_with_parent,
     ignore_signals,
@@ -256,7 +257,7 @@ def _death(code: int | None, place: str) -> str:
         )
     return (
         f"A process that reads images died (exit code {code}) at {place}. Leave that one out, or"
-        " look closer with num_workers=0."
+        f" look closer with {option('num_workers', 0)}."
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.registry import nearest
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.arrays import open_npz
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.fits import TORCHVISION, check_fits
@@ -158,7 +159,8 @@ def _from_pattern(written: str, found: list[Path], options: Options) -> Source |
         return None
     if options["split"] is not None:
         raise ValueError(
-            f"split={options['split']!r} does not fit a pattern of files: it says already which"
+            f"{option('split', options['split'])} does not fit a pattern of files: it says already"
+            " which"
             " ones."
         )
     root = Path(os.path.commonpath([file.parent for file in files]))

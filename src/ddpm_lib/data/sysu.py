@@ -22,6 +22,7 @@ from PIL import Image
 
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.dataset import BadImagesError, Source
 from ddpm_lib.data.decode import FORMATS, UPSCALED, Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import DecodeSpec, make_spec
@@ -174,7 +175,7 @@ def prepare_sysu(
     if mode not in get_args(Mode):
         raise ValueError(unknown_name("mode", mode, get_args(Mode)))
     if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must lie in (0, 1); got {val_fraction!r}.")
+        raise ValueError(f"{option('val_fraction')} must lie in (0, 1); got {val_fraction!r}.")
     spec = make_spec(size, 3, "stretch")
     source, out = SysuSource(Path(src).expanduser(), mode), Path(out).expanduser()
     settings: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
 from ddpm_lib.data.decode import Decoded, ImageError, decode, decode_bytes, fit_array
 from ddpm_lib.data.decode_spec import DecodeSpec
@@ -187,7 +188,7 @@ def _pick(
     if image is None:
         raise ValueError(
             f"{where} has no column named image. There are: {', '.join(columns)}. Pass"
-            " image_column."
+            f" {option('image_column')}."
         )
     rest = [name for name in columns if name != image]
     return image, (

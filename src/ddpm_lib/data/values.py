@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_lib.core.spelling import option
+
 ValueRange = tuple[float, float]
 
 FULL_16BIT = (0.0, 65535.0)
@@ -34,7 +36,8 @@ def check_range(value_range: Sequence[float] | None) -> ValueRange | None:
     numbers = [v for v in pair if isinstance(v, (int, float)) and not isinstance(v, (bool, str))]
     if len(pair) != 2 or len(numbers) != 2 or not -np.inf < numbers[0] < numbers[1] < np.inf:
         raise ValueError(
-            "value_range must be two numbers, that of black and that of white, such as (0, 4095); "
+            f"{option('value_range')} must be two numbers, that of black and that of white, such"
+            " as (0, 4095); "
             f"got {value_range!r:.80}."
         )
     return float(numbers[0]), float(numbers[1])

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.runtime.limits import available_cpus, local_world_size
 
 MAX_WORKERS = 8
@@ -49,12 +50,13 @@ def check_num_workers(n: int | None) -> str | None:
         return None
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
         raise ValueError(
-            f"num_workers must be a whole number ≥ 0, or None for automatic; got {n!r}."
+            f"{option('num_workers')} must be a whole number ≥ 0, or None for automatic; got {n!r}."
         )
     cpus = available_cpus()
     if n > cpus:
         return (
-            f"num_workers={n} is more than the {cpus} CPUs this process may use: the workers will"
+            f"{option('num_workers', n)} is more than the {cpus} CPUs this process may use: the"
+            " workers will"
             f" only slow each other down. Use {default_num_workers()} or leave it out."
         )
     return None

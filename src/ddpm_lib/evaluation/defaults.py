@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.evaluation.evaluation_options import AUTO, USED_BY, EvaluationOptions, unused_options
 from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.metric_table import METRICS
@@ -144,7 +145,8 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
         there = "no images" if held_out is None else "1 image"
         notes.append(
             f"this run held {there} out, so over-fitting (loss_gap) was not measured. Train with"
-            " more images, val_fraction > 0 and val_every > 0, or with val_data."
+            f" more images, {option('val_fraction')} > 0 and {option('val_every')} > 0, or with"
+            " val_data."
         )
     changes: dict[str, Any] = {}
     likelihood = trains_likelihood(diffusion)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import check_device_name, check_type
 from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
@@ -174,7 +175,8 @@ class EvaluationOptions:
         given = [name for name in ("image_size", *READING) if getattr(self, name) is not None]
         if self.reader != "training" and given:
             raise ConfigError(
-                f"reader={self.reader!r} neither resizes nor knows a background or a range. Leave"
+                f"{option('reader', self.reader)} neither resizes nor knows a background or a"
+                " range. Leave"
                 f" {', '.join(given)} out, or the reader."
             )
         make_sampler(self.sampler, eta=self.eta)
@@ -195,7 +197,8 @@ class EvaluationOptions:
                 raise ConfigError(f"{name} must be at least {least}; got {value}.")
         if self.save_stats and (len(self.feature_names) != 1 or "fid" not in self.metric_names):
             raise ConfigError(
-                "save_stats writes the statistics of one kind of features: ask for fid, and for one"
+                f"{option('save_stats')} writes the statistics of one kind of features: ask for"
+                " fid, and for one"
                 " in features."
             )
         if not 0 < self.tolerance < 1:
@@ -247,6 +250,7 @@ def check_used(options: EvaluationOptions) -> None:
     if found:
         users = ", ".join(USED_BY[found[0]])
         raise ConfigError(
-            f"{flag(found[0])} has no effect on metrics={options.metrics!r}: it is for {users}. "
+            f"{flag(found[0])} has no effect on {option('metrics', options.metrics)}: it is for"
+            f" {users}. "
             "Leave it out, or add one of them to metrics (--metrics)."
         )

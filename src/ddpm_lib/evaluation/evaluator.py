@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import unknown_options
 from ddpm_lib.evaluation.defaults import choose_metrics
 from ddpm_lib.evaluation.engine import Engine
@@ -85,7 +86,9 @@ def evaluate_checkpoints(
     """
     chosen = _options(dataset, options)
     if not is_run(run):
-        raise ConfigError(f"{run} is no run with checkpoints. Leave checkpoint='all' out.")
+        raise ConfigError(
+            f"{run} is no run with checkpoints. Leave {option('checkpoint', 'all')} out."
+        )
     return (_evaluate(checkpoint, chosen, dataset) for checkpoint in find_checkpoints(run, "all"))
 
 

@@ -103,7 +103,8 @@ def open_feature_store(
         images.reader == "training" for images in sets.values()
     ):
         raise ConfigError(
-            f"reader={options.reader!r} reads folders of pictures, and none is evaluated. Leave it"
+            f"{option('reader', options.reader)} reads folders of pictures, and none is evaluated."
+            " Leave it"
             " (--reader) out."
         )
     return FeatureStore(engine, sets, given)

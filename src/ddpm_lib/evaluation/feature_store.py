@@ -18,6 +18,7 @@ from torch import Tensor
 from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import write_aside
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.tensor_files import load_tensors, save_tensors
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.image_sets import ImageSet
@@ -181,7 +182,8 @@ class FeatureStore:
             )
             raise ConfigError(
                 f"Pixels of images of one size can be compared; got {words}. Say at which size:"
-                " image_size= (--image-size 64), or leave memorisation and features='pixels' out."
+                " image_size= (--image-size 64), or leave memorisation and"
+                f" {option('features', 'pixels')} out."
             )
 
     def features(self, which: str, layer: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.data.suffixes import FIDELITY
 from ddpm_lib.data.torchvision_sets import set_named
@@ -252,7 +253,8 @@ class FidelityFiles:
         if not there:
             raise ConfigError(
                 f"{folder} itself holds no pictures ({', '.join(sorted(FIDELITY))}), and"
-                " reader='torch-fidelity' does not look into sub-folders. Name the folder they"
+                f" {option('reader', 'torch-fidelity')} does not look into sub-folders. Name the"
+                " folder they"
                 " lie in."
             )
         sizes: dict[tuple[int, int], Path] = {}
@@ -272,7 +274,8 @@ class FidelityFiles:
             (a, first), (b, second) = list(sizes.items())[:2]
             raise ConfigError(
                 f"The pictures in {folder} differ in size: {first.name} is {a[0]}×{a[1]},"
-                f" {second.name} {b[0]}×{b[1]}, and reader='torch-fidelity' does not resize. Leave"
+                f" {second.name} {b[0]}×{b[1]}, and {option('reader', 'torch-fidelity')} does not"
+                " resize. Leave"
                 " it out, and say at which size to evaluate with image_size= (--image-size 64)."
             )
         ((width, height),) = sizes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import try_writing
+from ddpm_lib.core.spelling import option
 from ddpm_lib.evaluation.evaluation_options import (
     DRAWING,
     READING,
@@ -88,8 +89,8 @@ def without_held_out(
     found = dict.fromkeys(looking, f"{nothing} Use data='train' (--data train), or name images.")
     found |= dict.fromkeys(
         compared,
-        f"{nothing} It compares held-out with training images: train with val_every and"
-        " val_fraction above 0, or with val_data.",
+        f"{nothing} It compares held-out with training images: train with {option('val_every')} and"
+        f" {option('val_fraction')} above 0, or with {option('val_data')}.",
     )
     if len(found) == len(options.metric_names):
         raise ConfigError("; ".join(f"{name}: {why}" for name, why in found.items()))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.evaluation.feature_store import Need, layer_of
 from ddpm_lib.evaluation.metric_options import MetricOptions
 from ddpm_lib.evaluation.scores import Score
@@ -156,7 +157,7 @@ def _layers(options: MetricOptions, table: dict[str, str], metric: str) -> dict[
     if not found:
         raise ConfigError(
             f"{metric} is defined for features of {', '.join(table)}; got"
-            f" features={options.features!r}. Add one of them."
+            f" {option('features', options.features)}. Add one of them."
         )
     return found
 

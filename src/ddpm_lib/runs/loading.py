@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.hub.others import what_else
 from ddpm_lib.core.keywords import answers_wrong_keywords
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.nn.networks import NETWORKS, build_network
 from ddpm_lib.nn.strict import check_finite, check_weights, load_weights
@@ -141,7 +142,8 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Foun
     if (path / files.MANIFEST).is_file():
         if which != "latest":
             raise CheckpointError(
-                f"{path} is one checkpoint; to choose with checkpoint={which!r}, give the run"
+                f"{path} is one checkpoint; to choose with {option('checkpoint', which)}, give the"
+                " run"
                 f" directory {path.parent.parent}."
             )
         return [files.verify(path)]
@@ -156,7 +158,8 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Foun
         newest = _newest(path, verify)
         if newest.state.best_step is None:
             raise CheckpointError(
-                f"{path} was trained without keep_best, so no checkpoint is the best. There are:"
+                f"{path} was trained without {option('keep_best')}, so no checkpoint is the best."
+                " There are:"
                 f" {names}."
             )
         which = str(newest.state.best_step)
@@ -323,7 +326,7 @@ def choose_weights(
         return checkpoint.read_tensors("model"), "model"
     if not kept:
         raise ConfigError(
-            f"{path} was trained without an EMA. Ask for weights='model' (--weights model)."
+            f"{path} was trained without an EMA. Ask for {option('weights', 'model')}."
         )
     chosen = kept[0] if decay is None else decay
     if chosen not in kept:

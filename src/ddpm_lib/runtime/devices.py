@@ -16,6 +16,7 @@ import torch
 
 from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.runtime.accelerate_state import OwnState
 from ddpm_lib.runtime.launch import (
     adopt_slurm_ranks,
@@ -92,10 +93,13 @@ def pick_precision(wanted: str, device: str) -> str:
         return "bf16" if has_bf16 else "no"
     if wanted == "bf16" and device == "cuda" and not has_bf16:
         raise ConfigError(
-            "mixed_precision='bf16' needs a GPU of compute capability 8.0 or newer. Use fp16 or no."
+            f"{option('mixed_precision', 'bf16')} needs a GPU of compute capability 8.0 or newer."
+            " Use fp16 or no."
         )
     if wanted == "fp16" and device in ("cpu", "mps"):
-        raise ConfigError(f"mixed_precision='fp16' does not train on {device}. Use bf16 or no.")
+        raise ConfigError(
+            f"{option('mixed_precision', 'fp16')} does not train on {device}. Use bf16 or no."
+        )
     return wanted
 
 
@@ -143,8 +147,10 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
     processes = launched_processes(cpu=place.type == "cpu")
     if processes > 1 and place.index is not None:
         raise ConfigError(
-            f"device={device!r} names one GPU, but there are {processes} processes, each of which"
-            f" takes its own. Use device={place.type!r}; CUDA_VISIBLE_DEVICES=0,1 chooses the GPUs"
+            f"{option('device', device)} names one GPU, but there are {processes} processes, each"
+            " of which"
+            f" takes its own. Use {option('device', place.type)}; CUDA_VISIBLE_DEVICES=0,1 chooses"
+            " the GPUs"
             " that they share out."
         )
     if processes == 1:

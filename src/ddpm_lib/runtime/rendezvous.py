@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddpm_lib.core.spelling import option
+
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
@@ -107,7 +109,8 @@ def _pause(deadline: float, seconds: float, missing: list[int]) -> None:
     if time.monotonic() > deadline:
         who = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         raise torch.distributed.DistStoreError(
-            f"process {who} has not come within {seconds / 60:g} minutes (process_timeout_minutes)"
+            f"process {who} has not come within {seconds / 60:g} minutes"
+            f" ({option('process_timeout_minutes')})"
         )
     time.sleep(0.02)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.paths import another
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
 from ddpm_lib.core.validation import shown
 from ddpm_lib.diffusion import GaussianDiffusion
@@ -84,7 +85,7 @@ def check_output_dir(output_dir: Path, data: Any) -> None:
     if run == images or images in run.parents:
         raise ConfigError(
             f"The run directory {output_dir} lies in the folder of the images, {data}: its pictures"
-            " would be taken for training data. Choose an output_dir outside."
+            f" would be taken for training data. Choose an {option('output_dir')} outside."
         )
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.nn.summary import saved_bytes
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
@@ -96,7 +97,9 @@ class BatchSize:
 
 def kept_batch_size(images: int) -> BatchSize:
     """Return the batch size that a run began with."""
-    return BatchSize(images, f"batch_size auto: {images} images, which this run began with.")
+    return BatchSize(
+        images, f"{option('batch_size')} auto: {images} images, which this run began with."
+    )
 
 
 def find_batch_size(trial: Trial) -> BatchSize:
@@ -115,7 +118,7 @@ def find_batch_size(trial: Trial) -> BatchSize:
     images, why = min(processes.all_objects((choice.images, choice.why)))
     if not images:
         raise OutOfMemoryError(
-            f"batch_size auto: {why} Use a smaller network, patches (patch_size=2),"
+            f"{option('batch_size')} auto: {why} Use a smaller network, patches (patch_size=2),"
             " gradient_checkpointing or bf16."
         )
     images = _shared_evenly(images, passes, config.shards)
@@ -125,7 +128,8 @@ def find_batch_size(trial: Trial) -> BatchSize:
     made = f" = {' × '.join([*shares, str(images)])}" if shares else ""
     return BatchSize(
         images * passes,
-        f"batch_size auto: {images * passes} images per step{made}, because {why} The run keeps"
+        f"{option('batch_size')} auto: {images * passes} images per step{made}, because {why} The"
+        " run keeps"
         " this number.",
     )
 
@@ -200,7 +204,8 @@ def _shared_evenly(images: int, passes: int, shards: int | None) -> int:
     unit = 1 if shards is None else shards // math.gcd(shards, passes)
     if images < unit:
         raise ConfigError(
-            f"batch_size auto: {images * passes} images fit, which is less than shards {shards}."
+            f"{option('batch_size')} auto: {images * passes} images fit, which is less than shards"
+            f" {shards}."
         )
     return images // unit * unit
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.keys import hashes
+from ddpm_lib.core.spelling import option
 from ddpm_lib.training.option_values import divisors
 from ddpm_lib.training.randomness import DataOrder
 
@@ -41,7 +42,8 @@ class BatchPlan:
     def __post_init__(self) -> None:
         if self.batch_size % (self.processes * self.accumulation):
             raise ConfigError(
-                f"batch_size {self.batch_size} cannot be shared by {self.processes} processes ×"
+                f"{option('batch_size')} {self.batch_size} cannot be shared by {self.processes}"
+                " processes ×"
                 f" {self.accumulation} accumulation steps. Products that fit:"
                 f" {divisors(self.batch_size)}."
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import check_device_name, check_type, is_path, shown, unknown_options
 from ddpm_lib.training.option_help import with_options
 from ddpm_lib.training.option_values import describe_object, divisors, wanted_kind
@@ -304,18 +305,21 @@ class TrainingConfig:
                 raise ConfigError(f"{name} must be at least 1 or none; got {value}.")
         if self.num_workers is not None and self.num_workers < 0:
             raise ConfigError(
-                f"num_workers must be 0 or more; got {self.num_workers}. 0 decodes in the main"
+                f"{option('num_workers')} must be 0 or more; got {self.num_workers}. 0 decodes in"
+                " the main"
                 " process."
             )
         if not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"val_fraction must lie in [0, 1); got {self.val_fraction}.")
+            raise ConfigError(
+                f"{option('val_fraction')} must lie in [0, 1); got {self.val_fraction}."
+            )
         if not 0 <= self.augment <= 1:
             raise ConfigError(
                 f"augment must lie in [0, 1]; got {self.augment}. Karras et al. use 0.12 … 0.15."
             )
         if not 0 <= self.final_learning_rate_ratio <= 1:
             raise ConfigError(
-                "final_learning_rate_ratio must lie in [0, 1]; got"
+                f"{option('final_learning_rate_ratio')} must lie in [0, 1]; got"
                 f" {self.final_learning_rate_ratio}."
             )
         for name in ("weight_decay", "pull_to_start"):
@@ -332,38 +336,44 @@ class TrainingConfig:
             self.posthoc_ema
         ):
             raise ConfigError(
-                "posthoc_ema must be different numbers between 0 and 0.288; got"
+                f"{option('posthoc_ema')} must be different numbers between 0 and 0.288; got"
                 f" {list(self.posthoc_ema)}."
             )
         if len(set(self.ema_decay)) != len(self.ema_decay):
-            raise ConfigError(f"ema_decay names the same decay twice: {self.ema_decay}.")
+            raise ConfigError(
+                f"{option('ema_decay')} names the same decay twice: {self.ema_decay}."
+            )
         size = self.batch_size
         if size != "auto" and size % self.accumulation_steps:
             raise ConfigError(
-                f"batch_size {size} is not divisible by accumulation_steps"
+                f"{option('batch_size')} {size} is not divisible by {option('accumulation_steps')}"
                 f" {self.accumulation_steps}. Accumulation steps that fit: {divisors(size)}."
             )
         if size != "auto" and self.shards and size % self.shards:
             raise ConfigError(
-                f"batch_size {size} is not divisible by shards {self.shards}. Shards that fit:"
+                f"{option('batch_size')} {size} is not divisible by shards {self.shards}. Shards"
+                " that fit:"
                 f" {divisors(size)}."
             )
         if self.keep_every and self.keep_every % self.save_every:
+            near = self.save_every * max(1, round(self.keep_every / self.save_every))
             raise ConfigError(
-                f"keep_every {self.keep_every} is not a multiple of save_every {self.save_every},"
-                " so those steps are not saved. Set"
-                f" keep_every={self.save_every * max(1, round(self.keep_every / self.save_every))}."
+                f"{option('keep_every')} {self.keep_every} is not a multiple of"
+                f" {option('save_every')} {self.save_every}, so those steps are not saved. Set"
+                f" {option('keep_every', near)}."
             )
         wanted_kind(self.resume)
         if self.init_weights != "auto" and self.init_from is None:
             raise ConfigError(
-                f"init_weights={self.init_weights!r} chooses among the weights of init_from, which"
+                f"{option('init_weights', self.init_weights)} chooses among the weights of"
+                f" {option('init_from')}, which"
                 " is not given. Give both or neither."
             )
         if self.val_data is not None and self.val_every == 0:
             raise ConfigError(
-                "val_data is given but val_every is 0, so it would never be used. Set val_every or"
-                " drop val_data."
+                f"{option('val_data')} is given but {option('val_every')} is 0, so it would never"
+                f" be used. Set {option('val_every')} or"
+                f" drop {option('val_data')}."
             )
 
     @property

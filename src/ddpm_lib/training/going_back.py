@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify, check_resumable, list_checkpoints
 from ddpm_lib.runs.names import checkpoint_name, step_of
 from ddpm_lib.runs.snapshots import snapshot_paths
@@ -38,7 +39,8 @@ def wanted_step(resume: str, run: Path) -> int | None:
         run / "checkpoints"
     ):
         raise ConfigError(
-            f"resume={resume!r} is no checkpoint of the run directory {run}. Name its own run as"
+            f"{option('resume', resume)} is no checkpoint of the run directory {run}. Name its own"
+            " run as"
             f" the output_dir (--output-dir {path.parent.parent}) to go back to it there."
         )
     return step

@@ -65,7 +65,8 @@ def check_loss_scale(scaler: Any, step: int, checkpoint: Path | None) -> None:
     if scale < 1.0:
         raise DivergedError(
             f"The loss scale of fp16 has fallen to {scale:g} by step {step}: gradients overflow at "
-            "every scale. Use mixed_precision='bf16' or 'no', or lower learning_rate. The last "
+            f"every scale. Use {option('mixed_precision', 'bf16')} or 'no', or lower"
+            f" {option('learning_rate')}. The last "
             f"checkpoint is {checkpoint}."
         )
 
@@ -257,7 +258,7 @@ class NonFiniteGuard:
             listed = ", ".join(map(str, steps[: self.most + 1]))
             raise DivergedError(
                 f"The loss or gradient is not finite at steps {listed}: more than "
-                f"max_nonfinite={self.most}. {where}. {advice}"
+                f"{option('max_nonfinite', self.most)}. {where}. {advice}"
             )
         for step in steps[self._reported :]:
             names = replay.image_names(step)

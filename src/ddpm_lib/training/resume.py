@@ -265,7 +265,8 @@ def _restore_averages(
     lost = [d for d in kept if d not in wanted]
     if lost:
         say(
-            f"The EMA of decay {', '.join(map(str, lost))} is not kept any more: ema_decay does not"
+            f"The EMA of decay {', '.join(map(str, lost))} is not kept any more:"
+            f" {option('ema_decay')} does not"
             " name it."
         )
     if ema is None:
@@ -312,13 +313,16 @@ def _restore_pull(
     kept = f"{START}.safetensors" in checkpoint.files
     if learner.pull is None:
         if kept:
-            say("The weights are not pulled to the start any more: pull_to_start is 0.")
+            say(
+                f"The weights are not pulled to the start any more: {option('pull_to_start')} is 0."
+            )
         return
     if not began_here(checkpoint.state):
         learner.pull.begin()
     elif not kept:
         raise ConfigError(
-            f"{checkpoint.path} holds no weights of its run's first step, as pull_to_start was 0."
+            f"{checkpoint.path} holds no weights of its run's first step, as"
+            f" {option('pull_to_start')} was 0."
             f" Set {option('pull_to_start', 0.0)}, or begin"
             f" {another(checkpoint.run)}."
         )

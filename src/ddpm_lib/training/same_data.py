@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.runs.state import DataDescription, RunState
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ def data_changes(
         before = f"{described.images:,} training images in the checkpoint"
         lines.append(f"data: {before}, {len(data):,} now")
     if whole is not None and described.whole == whole and held_before != held_fraction:
-        fractions = f"val_fraction {held_before:g} held out other images than val_fraction"
-        return [*lines, f"data: {fractions} {held_fraction:g}"]
+        name = option("val_fraction")
+        fractions = f"{name} {held_before:g} held out other images than {name} {held_fraction:g}"
+        return [*lines, f"data: {fractions}"]
     classes_told = False
     if index is not None and data.origin is not None and index.fingerprint == described.whole:
         lines += [f"data: {line}" for line in tell_apart(index, data.origin)]

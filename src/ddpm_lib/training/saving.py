@@ -179,7 +179,10 @@ def check_space(size: int, run: Path, keep_last: int, log: Callable[[str], None]
         ways = f"Free space, or choose another {other} on a larger disk."
         raise ConfigError(f"{numbers}: not one fits. {ways}")
     if free < more * size:
-        log(f"{numbers}, too little for keep_last={keep_last}. Free space, or set keep_last=2.")
+        log(
+            f"{numbers}, too little for {option('keep_last', keep_last)}. Free space, or set"
+            f" {option('keep_last', 2)}."
+        )
 
 
 def _mib(size: int) -> str:

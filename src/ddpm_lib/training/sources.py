@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.torchvision_sets import PREFIX, set_named, validation_split
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.augmentation import AUGMENT_DIM
@@ -122,7 +123,8 @@ def open_training_data(
         )
     elif fraction and len(train) < 10:
         log(
-            f"{len(train)} images are too few to hold some out: there is no validation. val_data"
+            f"{len(train)} images are too few to hold some out: there is no validation."
+            f" {option('val_data')}"
             " can name others."
         )
     elif fraction:
@@ -138,7 +140,7 @@ def open_training_data(
     elif held_before == 0 and held_fraction(config, None):
         log(
             "This run trains on all its images, so that none can be held out: there is no"
-            " validation. val_data can name others."
+            f" validation. {option('val_data')} can name others."
         )
     if config.val_data is not None:
         given = validation_split(config.val_data, None, asks_for_files(config))
@@ -327,7 +329,8 @@ def check_classes(dataset: ImageDataset, diffusion: GaussianDiffusion) -> None:
     if dataset.num_classes is None:
         raise ConfigError(
             f"The network is conditional on {classes} classes but the data has no labels. "
-            "Sort the images into one sub-folder per class, set labels='prefix' or label_column, "
+            f"Sort the images into one sub-folder per class, set {option('labels', 'prefix')} or"
+            f" {option('label_column')}, "
             "or build the Unet without num_classes."
         )
     if dataset.num_classes > classes:
@@ -348,9 +351,10 @@ def check_same_classes(
     if reads_labels(diffusion) and train.class_names != held_out.class_names:
         found = ", ".join(held_out.class_names or ["none"])
         raise ConfigError(
-            f"val_data has the classes {found}, the training data"
-            f" {', '.join(train.class_names or ['none'])}. They must be the same; val_labels says"
-            " where the labels of val_data are (folder, prefix)."
+            f"{option('val_data')} has the classes {found}, the training data"
+            f" {', '.join(train.class_names or ['none'])}. They must be the same;"
+            f" {option('val_labels')} says"
+            f" where the labels of {option('val_data')} are (folder, prefix)."
         )
 
 
@@ -365,11 +369,12 @@ def check_augmentation(diffusion: GaussianDiffusion, config: TrainingConfig) -> 
         raise ConfigError(
             f"augment={config.augment:g} needs a network that is told of it, else samples would be"
             f" turned and shifted too. Build the Unet with augment_dim={AUGMENT_DIM};"
-            " horizontal_flip works with any network."
+            f" {option('horizontal_flip')} works with any network."
         )
     if told is not None and not config.augment:
         raise ConfigError(
-            "The network has augment_dim, but nothing is augmented. Set augment=0.12, or build it"
+            "The network has augment_dim, but nothing is augmented. Set"
+            f" {option('augment', 0.12)}, or build it"
             " without."
         )
     if config.augment and len(diffusion.image_size) != 2:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError, DivergedError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.runs.metrics_file import flat_scalars
 from ddpm_lib.runs.names import checkpoint_name
@@ -370,7 +371,7 @@ class Trainer(PreparedRun):
         if finished and first == self.step:
             self.say(
                 f"Training was finished before, at step {self.step:,}: nothing to do. A larger"
-                " max_steps continues it."
+                f" {option('max_steps')} continues it."
             )
         else:
             self.say(

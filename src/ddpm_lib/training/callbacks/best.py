@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import nearest
+from ddpm_lib.core.spelling import option
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.config import TrainingConfig
 
@@ -71,6 +72,7 @@ def check_metric(config: TrainingConfig) -> None:
     validated = config.val_every and (config.val_data is not None or config.val_fraction)
     if name in ("val_loss", "train_fixed_loss", "val_gap") and not validated:
         raise ConfigError(
-            f"keep_best={name!r} needs validation. Set val_every and val_fraction or val_data, or"
+            f"{option('keep_best', name)} needs validation. Set {option('val_every')} and"
+            f" {option('val_fraction')} or {option('val_data')}, or"
             " leave it out."
         )

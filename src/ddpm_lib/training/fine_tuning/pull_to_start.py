@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.spelling import option
 
 
 class PullToStart:
@@ -56,7 +57,7 @@ class PullToStart:
         if lacking:
             raise CheckpointError(
                 f"{where} does not say what {lacking[0]} began as ({len(lacking)} weights like it),"
-                " because they were frozen. Keep them frozen, or set pull_to_start=0."
+                f" because they were frozen. Keep them frozen, or set {option('pull_to_start', 0)}."
             )
         for name, start in self._start.items():
             start.copy_(tensors[name])
