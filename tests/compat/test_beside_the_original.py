@@ -54,6 +54,14 @@ def test_arguments_and_defaults_are_the_same(mine, theirs):
     assert arguments(mine) == arguments(theirs)
 
 
+def test_every_class_is_there_or_says_why_not():
+    classes = [name for name, value in vars(peer).items() if inspect.isclass(value)]
+    assert {"Unet", "XMWrapper"} < set(classes)
+    for name in set(classes) - set(ours.__all__):
+        with pytest.raises(ImportError, match="no counterpart"):
+            getattr(ours, name)
+
+
 @pytest.mark.parametrize("self_condition", [False, True])
 def test_state_dicts_move_both_ways(self_condition):
     mine, theirs = processes({"self_condition": self_condition})

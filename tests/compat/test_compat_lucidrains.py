@@ -258,6 +258,15 @@ def test_what_has_no_counterpart_says_so(pictures):
         diffusion(torch.rand(1, 3, 8, 8), offset_noise_strength=0.1)
 
 
+def test_classes_without_counterpart_say_so():
+    with pytest.raises(ImportError, match="no counterpart here: Unet"):
+        from ddpm_lib.compat.lucidrains import Unet1D  # noqa: F401
+    with pytest.raises(ImportError, match="leave it out"):
+        from ddpm_lib.compat.lucidrains import XMWrapper  # noqa: F401
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        from ddpm_lib.compat.lucidrains import Nothing  # noqa: F401
+
+
 @pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
 def test_the_tables_follow_the_textbook(objective):
     diffusion = process(objective=objective, min_snr_loss_weight=True, min_snr_gamma=2)
