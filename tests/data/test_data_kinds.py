@@ -104,11 +104,11 @@ WAYS = {
     ".zarr": "zarr.open",
     ".beton": "torch Dataset",
     ".safetensors": "safetensors.numpy.load_file",
-    "data_batch_1": "CIFAR10",
-    "test_batch": "CIFAR10",
-    "batches.meta": "CIFAR10",
-    "-ubyte": "torchvision.datasets.MNIST",
-    "-ubyte.gz": "torchvision.datasets.MNIST",
+    "data_batch_1": "pass cifar10",
+    "test_batch": "pass cifar10",
+    "batches.meta": "pass cifar10",
+    "-ubyte": "pass mnist",
+    "-ubyte.gz": "pass mnist",
 }
 
 
@@ -130,7 +130,7 @@ def test_each_kind_names_its_way(tmp_path, suffix, alone):
     assert WAYS[suffix] in text
     assert "{" not in text
     if "--" in text:
-        assert "--value-range" in text
+        assert "--value-range" in text or "--data-root" in text
     if "tar -xf" in text or "ffmpeg" in text or "zipfile -e" in text:
         assert f"'{file}'" in text
 

@@ -163,6 +163,15 @@ def test_what_lies_here_under_the_name_wins_and_says_so(
         open_dataset("torchvision:knmist", image_size=8)
 
 
+def test_a_misspelt_name_gets_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddpm_lib.data.hub.can_reach", lambda address: False)
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'fashion_mnist'\?"):
+        open_dataset("fasion_mnist", image_size=8)
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [

@@ -124,7 +124,10 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "CIFAR batches",
         ("data_batch_1", "test_batch", "batches.meta"),
-        "In Python, pass torchvision.datasets.CIFAR10(root), which reads these files",
+        (
+            "torchvision reads them: pass cifar10 or cifar100, with the folder above theirs as"
+            " data_root (--data-root)"
+        ),
     ),
     ("documents", (".pdf", ".eps", ".ico"), _PNG),
     (
@@ -175,7 +178,8 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "idx",
         ("-ubyte", "-ubyte.gz"),
-        "In Python, pass torchvision.datasets.MNIST(root), which reads these files",
+        "torchvision reads them: pass mnist, with the folder that holds MNIST/raw as data_root"
+        " (--data-root); or fashion_mnist, kmnist, emnist",
     ),
 )
 

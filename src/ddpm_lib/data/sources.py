@@ -26,7 +26,7 @@ from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
 from ddpm_lib.data.suffixes import PICTURES
-from ddpm_lib.data.torchvision_sets import hidden_by_path, open_set, set_named
+from ddpm_lib.data.torchvision_sets import SETS, hidden_by_path, open_set, set_named
 
 Options = Mapping[str, Any]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -203,7 +203,9 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         raise FileNotFoundError(_missing(path, written))
     if _may_be_hub_name(written):
         check_fits("a 🤗 dataset", options)
-        return _from_hf_object(load_by_name(written, path, _nearest(path)), options)
+        return _from_hf_object(
+            load_by_name(written, path, _nearest(path) or nearest(written, SETS)), options
+        )
     raise FileNotFoundError(_missing(path, written))
 
 
