@@ -46,7 +46,8 @@ def make_process(
     """
     network = ours_of(model)
     learned: dict[str, Any] = {}
-    out, channels = getattr(network, "out_channels", None), int(network.channels)  # type: ignore[arg-type]
+    out = getattr(network, "out_channels", None)
+    channels = int(network.channels)  # type: ignore[arg-type]
     if vb_loss_weight is not None:
         learned = {"variance": "learned_range", "vlb_weight": vb_loss_weight / timesteps}
         channels_out = 2 * channels

@@ -6,15 +6,15 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddpm_lib.compat.lucidrains.milestone_callback import Milestones
 from ddpm_lib.compat.lucidrains.milestones import (
     milestone_content,
     read_milestone,
@@ -25,14 +25,10 @@ from ddpm_lib.compat.lucidrains.peer_process import PeerProcess
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.paths import fresh
-from ddpm_lib.images import save_grid
 from ddpm_lib.nn.networks import describe_network
 from ddpm_lib.runs.new_run import write_new_run
 from ddpm_lib.training import Callback
 from ddpm_lib.training import Trainer as OurTrainer
-
-if TYPE_CHECKING:
-    from ddpm_lib.training.callbacks.base import TrainingView
 
 _MODES = {"L": 1, "RGB": 3, "RGBA": 4}
 _EXTS = ("jpg", "jpeg", "png", "tiff")
@@ -252,60 +248,6 @@ class Averaged:
     """
 
     ema_model: PeerProcess
-
-
-class Milestones(Callback):
-    """Writes `sample-N.png` and `model-N.pt` when it is time.
-
-    Args:
-        every: Steps between milestones.
-        count: Images of a grid.
-        folder: Where grids go.
-        drawing: Arguments of `sample`.
-        save: Writes the milestone of a name.
-        best_only: Keep the best by FID and the latest alone.
-    """
-
-    def __init__(
-        self,
-        every: int,
-        count: int,
-        folder: Path,
-        drawing: dict[str, Any],
-        save: Callable[[int | str], None],
-        best_only: bool,
-    ) -> None:
-        self.every, self.count, self.folder, self.drawing = every, count, folder, drawing
-        self.save, self.best_only, self.best = save, best_only, math.inf
-
-    def on_step_end(self, trainer: TrainingView) -> None:
-        """Sample and save."""
-        if trainer.step % self.every:
-            return
-        milestone = trainer.step // self.every
-        images = trainer.sample(self.count, progress=False, **self.drawing)
-        if trainer.is_main and images.shape[1] in (1, 3, 4):
-            path = self.folder / f"sample-{milestone}.png"
-            with trainer.tolerate_write_errors(str(path)):
-                save_grid(images, path, math.isqrt(self.count))
-        names: list[int | str] = [milestone]
-        if self.best_only:
-            fid = trainer.logged("fid")
-            names = ["latest"]
-            if fid is not None and fid < self.best:
-                self.best = float(fid)
-                names.append("best")
-        for name in names:
-            with trainer.tolerate_write_errors(f"model-{name}.pt"):
-                self.save(name)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the best score so far."""
-        return {} if math.isinf(self.best) else {"best": self.best}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the best score so far."""
-        self.best = float(state.get("best", math.inf))
 
 
 def _check_process(diffusion: object, convert_image_to: str | None) -> None:
