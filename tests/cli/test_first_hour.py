@@ -102,7 +102,7 @@ CASES = [
     Case("evaluate runs/min", 2, r"Did you mean runs/mine"),
     Case("sample runs/mine --num 0", 2, r"num must be at least 1"),
     Case("sample runs/mine --checkpoint 999", 2, r"There are: step-0"),
-    Case("sample runs/mine --checkpoint best", 2, r"keep_best"),
+    Case("sample runs/mine --checkpoint best", 2, r"without --keep-best"),
     Case("sample runs/mine --class-label star", 2, r"without classes"),
     Case("sample runs/mine --guidance-scale 3", 2, r"--class-conditional"),
     Case("sample runs/mine --sampler ddpmm", 2, r"Did you mean"),
