@@ -1,5 +1,6 @@
 import gc
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,19 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests an hour before they count as hanging."""
+    """Count most cases of dear families as slow, and give slow tests an hour before they count as
+    hanging.
+    """
+    cases: dict[str, int] = defaultdict(int)
     for item in items:
+        family = item.get_closest_marker("every")
+        if family is not None:
+            name = item.nodeid.partition("[")[0]
+            if cases[name] % family.args[0]:
+                item.add_marker(pytest.mark.slow)
+            cases[name] += 1
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
 

@@ -504,7 +504,7 @@ def test_a_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", away)
     monkeypatch.setattr("ddpm_lib.data.hub.can_reach", lambda address: False)
     with pytest.raises(
-        FileNotFoundError, match=r"^'beans' is no local path .*in the cache .*Check the path"
+        FileNotFoundError, match=r"^'beans' is no local path .*in the cache\. .*Check the path"
     ):
         open_dataset("beans", image_size=8)
 

@@ -216,6 +216,7 @@ def die_at(event: int, work) -> bool:
     return code == 9
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("before", "after"), [("5GB", "300KB"), ("300KB", "5GB"), ("300KB", "600KB")]
 )

@@ -314,6 +314,7 @@ def words(tmp_path, monkeypatch):
         Image.fromarray(IMAGES[k, ..., 0].astype(np.uint16) * 16).save(folder / f"{k}.png")
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("line", "classes"),
     [

@@ -242,6 +242,7 @@ STEADY = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("name", "workers"),
     [*((name, 0) for name in RANDOM), ("python", 2), ("counter", 2), ("own generator", 2)],

@@ -115,6 +115,7 @@ class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return {"image": Image.fromarray(self.images[i])}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_files_are_the_same_pixels_whichever_way_they_come(
     kind: str, tmp_path: Path

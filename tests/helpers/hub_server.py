@@ -133,6 +133,7 @@ class Hub:
 
     def use(self, monkeypatch: Any, home: Path, token: str | None = WRITE_TOKEN) -> None:
         """Make this process talk to this hub, with an empty cache in `home`."""
+        import datasets.config  # before the environment names this hub, which it would keep
         from huggingface_hub import constants
         from huggingface_hub.utils import close_session
 
@@ -141,6 +142,7 @@ class Hub:
         template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", self.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

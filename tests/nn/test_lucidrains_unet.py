@@ -65,6 +65,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_network_is_rebuilt_from_its_config(name):
     torch.manual_seed(0)

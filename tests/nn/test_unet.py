@@ -142,6 +142,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory():
     )
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_saves_most_of_the_activations():
     # What autograd really keeps of a forward pass is what the summary says, and at least 40 % less.
     from ddpm_lib.nn.summary import _count_saved_bytes
@@ -254,6 +255,7 @@ def compile_and_compare(backend: str) -> None:
             compiled(x + step, t + step, {"class_label": (label + step) % 3}).sum().backward()
 
 
+@pytest.mark.slow
 def test_the_network_is_one_graph_that_is_compiled_once():
     compile_and_compare("eager")
 

@@ -158,6 +158,7 @@ def test_the_bound_of_one_step_from_pure_noise_is_the_limit(name: str) -> None:
     )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", ["linear", "cosine", "jsd", "karras", "log_linear"])
 def test_the_flow_has_the_density_wherever_it_starts_and_ends(name: str, zero: bool) -> None:

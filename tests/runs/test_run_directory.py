@@ -252,6 +252,7 @@ def test_a_run_and_what_lies_beside_runs_are_no_foreign_data(run: Path) -> None:
     trainer_of(run.parent)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "line",
     [

@@ -120,6 +120,7 @@ def test_a_network_compiled_in_place_is_stored_under_its_own_names(
     assert {f"model:{name}" for name in names} <= final_tensors(tmp_path).keys()
 
 
+@pytest.mark.slow
 def test_the_command_line_samples_and_evaluates_compiled(
     tmp_path: Path, captured_only: None, capsys: Any
 ):

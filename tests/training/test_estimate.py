@@ -38,6 +38,7 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("changes", "probe_steps"),
     [

@@ -77,6 +77,7 @@ KINDS = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("options", [{}, {"cache": "none"}, {"cache": "none", "verify": False}])
 @pytest.mark.parametrize("kind", KINDS)
 def test_contents_count(tmp_path, kind, options):
@@ -131,6 +132,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("val_every", [0, 100])
 def test_a_resume_says_what_has_changed(tmp_path, name, val_every):

@@ -130,6 +130,7 @@ def test_wrong_types_are_named_without_a_dump(name: str, given: Any, said: str) 
     assert len(str(failure.value)) < 300
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["dataset", "subset", "array", "list"])
 def test_held_out_images_may_be_an_object(tmp_path: Path, kind: str) -> None:
     whole = Shapes(size=8, n=60)
