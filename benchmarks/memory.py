@@ -4,9 +4,8 @@ loader worker takes.
     python benchmarks/memory.py --width 64 --batches 1 4 16 --output memory.json
 
 Every line is a fresh process. On a CPU the peak is the highest resident size during a step (VmHWM,
-reset before it); on CUDA,
-max_memory_allocated. What lies there between two steps, and the gradients, are subtracted: what is
-    left are the activations.
+reset before it); on CUDA, max_memory_allocated. What lies there between two steps, and the
+gradients, are subtracted: what is left are the activations.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What bf16 costs in quality: error of loss and gradients, and loss curves of bf16 and float32
 beside those of two seeds.
 
-    python benchmarks/precision.py --data path/to/sysu-shape-dataset --steps 2000 --output
-    precision.json
+    python benchmarks/precision.py --data path/to/sysu-shape-dataset --steps 2000 \\
+        --output precision.json
 
 Without --data the built-in shapes are learned. Runs of one seed see the same images, levels and
 noise, so that their difference is that of the precision; two seeds differ by all of it, which is

@@ -9,8 +9,7 @@ small one trained here on the built-in shapes) with DDIM at 100 steps and DPM-So
 each with two seeds, and gives the Fréchet distance to the training images.
 
 The proxy metric: the Fréchet distance in 64 fixed random projections of the images averaged to 8×8.
-    It sees composition and
-colours and no texture; the difference between the two seeds is its noise.
+It sees composition and colours and no texture; the difference between the two seeds is its noise.
 """
 
 from __future__ import annotations

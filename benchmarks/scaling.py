@@ -3,9 +3,8 @@
     python benchmarks/scaling.py --processes 2 --output scaling.json
 
 On a CPU one process gets as many threads as there are processes in the other variant, each of which
-    gets one: the same cores.
-Each round starts both with torchrun (or plainly, for one) and takes the images per second of our
-`Trainer` after its first steps.
+gets one: the same cores. Each round starts both with torchrun (or plainly, for one) and takes the
+images per second of our `Trainer` after its first steps.
 """
 
 from __future__ import annotations

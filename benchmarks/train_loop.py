@@ -4,9 +4,8 @@
 
 Our `Trainer`, denoising-diffusion-pytorch's `Trainer` and diffusers' script train on the same
 folder, each in its own process; windows of steps take turns. "our bare step" is the step of the
-same run (same network, optimizer, precision, batch) on images
-that lie in memory, without loader, named noise, averages, records and callbacks: what the loop adds
-    to it is the overhead.
+same run (same network, optimizer, precision, batch) on images that lie in memory, without loader,
+named noise, averages, records and callbacks: what the loop adds to it is the overhead.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Paint the missing half of pictures, with and without resampling, and look at the difference.
 
-    python examples/inpaint.py                          # trains a small model of the built-in
-    shapes first, some minutes python examples/inpaint.py --run runs/mine --images path/to/pictures
-    --num-resamples 10
+    python examples/inpaint.py
+    python examples/inpaint.py --run runs/mine --images path/to/pictures --num-resamples 10
+
+Without --run it trains a small model of the built-in shapes first, which takes some minutes.
 
 Writes inpainting.png: per row the original, the masked picture, one walk down (num_resamples=1),
-    and the walk with jumps back up,
-in which the painted part and the known one come to agree.
+and the walk with jumps back up, in which the painted part and the known one come to agree.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Learn points in the plane in seconds, and see what a schedule, a parametrization or a sampler
 does to them.
 
-    python examples/toy2d.py --toy swiss_roll python examples/toy2d.py --toy ring --parametrization
-    eps --schedule linear --sampler ddpm --num-steps 100 python examples/toy2d.py --toy moons
-    --class-conditional --guidance-scale 3
+    python examples/toy2d.py --toy swiss_roll
+    python examples/toy2d.py --toy ring --parametrization eps --schedule linear --sampler ddpm
+    python examples/toy2d.py --toy moons --class-conditional --guidance-scale 3
 
 Writes scatter.png into the run directory and prints distances to the data, next to what a fresh
-draw of data of the same size
-scores: the floor, below which no model can be told from the truth.
+draw of data of the same size scores: the floor, below which no model can be told from the truth.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ what it does to held-out images.
     torchrun --nproc_per_node 2 examples/train_superres.py --data path/to/sysu-shape-dataset
 
 The small images are made of the training images on the way, so that any folder of images would do.
-The same command continues
-a run that was cut off. At its end it writes `compare.png` into the run directory: small image,
-    bicubic, one sample, the mean of
-eight samples, truth; and says how far each is from the truth.
+The same command continues a run that was cut off. At its end it writes `compare.png` into the run
+directory: small image, bicubic, one sample, the mean of eight samples, truth; and says how far each
+is from the truth.
 """
 
 from __future__ import annotations

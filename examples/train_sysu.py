@@ -1,8 +1,8 @@
 """Train on the SYSU-Shape dataset: airplanes, bicycles, boats, cars and motorbikes, cut out on
 white.
 
-    python examples/train_sysu.py --data path/to/sysu-shape-dataset accelerate launch
-    examples/train_sysu.py --data path/to/sysu-shape-dataset --num-workers 2 --output-dir runs/sysu
+    python examples/train_sysu.py --data path/to/sysu-shape-dataset
+    accelerate launch examples/train_sysu.py --data path/to/sysu-shape-dataset
     torchrun --nproc_per_node 2 examples/train_sysu.py --data path/to/sysu-shape-dataset
 
 The dataset is prepared once, next to the run. The same command continues a run that was cut off.

@@ -1,8 +1,7 @@
 """Train, sample and honestly evaluate denoising diffusion models (DDPM) on your own images.
 
 Three names do the main job: `Unet`, `GaussianDiffusion`, `Trainer`. Names are imported on first use
-    (PEP 562), so that
-`import ddpm_lib` costs next to nothing.
+(PEP 562), so that `import ddpm_lib` costs next to nothing.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ class GaussianDiffusion(nn.Module):
     """A Gaussian diffusion process and the network that reverses it.
 
     Images are uint8 or float in [0, 1] at every method with `images` in its signature, and [-1, 1]
-    inside. The state
-    dict holds the network only: everything else is rebuilt from `config`.
+    inside. The state dict holds the network only: everything else is rebuilt from `config`.
 
     Args:
         model: The network, called as model(x, t, cond) with x (b, c, *spatial), t (b,) float32
@@ -295,9 +294,8 @@ class GaussianDiffusion(nn.Module):
         """Predict the clean image and the noise in x = x_t.
 
         Always in this order: network → guidance on its raw output → x̂_0 = c_skip·x_t + c_out·F →
-            classifier → clip →
-        ε̂ from the clipped x̂_0. Guidance keeps the conditional learned variance: extrapolated, it
-        leaves its range.
+        classifier → clip → ε̂ from the clipped x̂_0. Guidance keeps the conditional learned
+        variance: extrapolated, it leaves its range.
 
         Args:
             x: Noisy images (b, c, *spatial) in [-1, 1] units, all at one level.

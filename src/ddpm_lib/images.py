@@ -1,8 +1,8 @@
 """The one place where image ranges and layouts are converted.
 
 Three ranges exist: uint8 in {0 … 255} (files, datasets), float in [0, 1] (every public boundary)
-    and float32 in [-1, 1] (what
-diffuses). Shapes are `b c *spatial` for batches and `c h w` for one image.
+and float32 in [-1, 1] (what diffuses). Shapes are `b c *spatial` for batches and `c h w` for one
+image.
 """
 
 from __future__ import annotations

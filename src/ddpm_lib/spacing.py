@@ -64,8 +64,8 @@ def log_snr(
     §3.4).
 
     The noise σ̃ = σ/α falls by the same factor each step from `sigma_max` to `sigma_min`. Schedules
-    that come close to
-    pure noise spend many of these steps there: a `sigma_max` of 80 leaves them out.
+    that come close to pure noise spend many of these steps there: a `sigma_max` of 80 leaves them
+    out.
 
     Args:
         schedule: The schedule.

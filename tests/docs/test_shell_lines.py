@@ -2,9 +2,8 @@
 pictures.
 
 A line is given to the command line word by word. Only the size of the work is changed: networks are
-    narrow, trainings end after
-a few steps, samples take a few steps and are few. What a page takes for granted (its runs, its
-files) is made first.
+narrow, trainings end after a few steps, samples take a few steps and are few. What a page takes for
+granted (its runs, its files) is made first.
 """
 
 from __future__ import annotations

@@ -3,11 +3,9 @@
     python tests/faults/accelerate_baseline.py --kills 60
 
 A training loop as accelerate's examples write it: shuffled loader, automatic checkpoint names, two
-    checkpoints kept, a registered
-counter, `skip_first_batches`. It is killed inside saves, slowed by four milliseconds a file, and
-started again by the same
-command. A start that cannot load ends that run, because nobody is there to repair it: the next one
-    begins anew.
+checkpoints kept, a registered counter, `skip_first_batches`. It is killed inside saves, slowed by
+four milliseconds a file, and started again by the same command. A start that cannot load ends that
+run, because nobody is there to repair it: the next one begins anew.
 """
 
 from __future__ import annotations

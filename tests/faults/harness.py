@@ -7,10 +7,9 @@ its uninterrupted twin.
     python tests/faults/harness.py workers --kills 40
 
 A fork server: torch is imported once, every attempt is a fork of this process, so that a kill costs
-    well under a second. This
-process itself never runs autograd, which does not survive a fork. Each run lives in a directory of
-its own and is started again and again until it finishes; then weights, averages, optimizer and
-metrics.jsonl must be those of the twin, bit for bit.
+well under a second. This process itself never runs autograd, which does not survive a fork. Each
+run lives in a directory of its own and is started again and again until it finishes; then weights,
+averages, optimizer and metrics.jsonl must be those of the twin, bit for bit.
 """
 
 from __future__ import annotations
@@ -232,8 +231,7 @@ def wait_for_moment(run: Path, mode: str, pids: dict[int, int | None], draw: ran
     """Wait for the moment to kill; False if the run ended before.
 
     Moments are random in steps, not in seconds, so that a busy machine changes little: from a start
-        that has done nothing yet
-    to some sixteen steps, and some milliseconds.
+    that has done nothing yet to some sixteen steps, and some milliseconds.
     """
     if mode != "writes":
         lines, more = lines_of(run), draw.randint(0, 8)

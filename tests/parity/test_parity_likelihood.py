@@ -2,7 +2,7 @@
 in float64.
 
 Their t counts from 0 where ours counts from 1: level = t + 1. Where a peer does something else, the
-    test says what.
+test says what.
 """
 
 import math

@@ -2,9 +2,8 @@
 ship options that crash.
 
 Training does not look at samplers and spacings, sampling does not look at weights, losses and time
-    samplers: the two products
-together are every combination. They take minutes (`pytest -m slow`); what runs by default meets
-every pair of parts.
+samplers: the two products together are every combination. They take minutes (`pytest -m slow`);
+what runs by default meets every pair of parts.
 """
 
 import warnings

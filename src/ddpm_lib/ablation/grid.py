@@ -1,8 +1,7 @@
 """The grid: which settings are varied, which are fixed, and what each cell is called.
 
 A setting has a dotted name: `model.…` an argument of the network, `diffusion.…` of
-    `GaussianDiffusion`, `sample.…` of
-`Trainer.sample`; without a dot it is an option of training.
+`GaussianDiffusion`, `sample.…` of `Trainer.sample`; without a dot it is an option of training.
 """
 
 from __future__ import annotations

@@ -126,9 +126,8 @@ class AblationResult:
         interactions, and the seeds.
 
         Analysis of variance of a complete, balanced grid: the sums of squares of the main effects,
-            of what they leave of
-        the cells' means, and of the seeds within the cells add up to the whole. A measure is left
-        out where a value is not positive or a cell is missing.
+        of what they leave of the cells' means, and of the seeds within the cells add up to the
+        whole. A measure is left out where a value is not positive or a cell is missing.
         """
         cells, found = self.cells(), {}
         for measure in self.measures:

@@ -2,9 +2,8 @@
 weighting or loss.
 
 Two kinds. *Denoising* asks the network for x̂_0 at fixed log-SNRs, whatever level of its schedule
-that is, with the same noise
-for every cell. *Samples* are compared with data by distances between sets, next to what two sets of
-    data score: the floor.
+that is, with the same noise for every cell. *Samples* are compared with data by distances between
+sets, next to what two sets of data score: the floor.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Read the words of a command line into the fields of a dataclass.
 
 The order of options and positional words makes no difference: an option takes as many words as its
-    type has room for, a
-list only those that fit its type. Where a word could be either, the command says so instead of
-guessing.
+type has room for, a list only those that fit its type. Where a word could be either, the command
+says so instead of guessing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Who holds a run directory; light, because looking must not load torch.
 
 The lock belongs to the open file, not to the process as POSIX' record locks do: those are dropped
-    by *any* close of the file
-in the process, for example by a callback that copies the run. Forked children would share it and
-keep it after their parent's death, so they close it. Who only asks takes nothing, and needs no more
-than the right to read.
+by *any* close of the file in the process, for example by a callback that copies the run. Forked
+children would share it and keep it after their parent's death, so they close it. Who only asks
+takes nothing, and needs no more than the right to read.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class StreamStore:
     """Images decoded when asked for; a disk that fails for a moment is asked again three times.
 
     A Dataset of the user's is read in another process, unless this one is a loader's worker: see
-        `readers`.
+    `readers`.
     """
 
     in_memory = False

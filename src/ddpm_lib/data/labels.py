@@ -71,10 +71,9 @@ def make_labels(
     """Turn labels into int64 numbers and class names.
 
     Whole numbers count as class numbers; words are sorted. Values that make no classes leave the
-    set without labels, with a
-    note, unless labels were asked for. These are: measurements, several values for one image,
-        masks, captions (nearly every
-    value its own), and missing ones (None, NaN or negative).
+    set without labels, with a note, unless labels were asked for. These are: measurements, several
+    values for one image, masks, captions (nearly every value its own), and missing ones (None, NaN
+    or negative).
 
     Args:
         values: One per image.

@@ -126,7 +126,7 @@ def split_of(name: str) -> str | None:
     """Say whether a folder's or a file's name is that of a split: "train", "other" or None.
 
     Any case and the usual tails count: Training, train_set, test-images, val2017, trainset,
-        bounding_box_train.
+    bounding_box_train.
     """
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
     words = words[2:] if words[:2] == ["bounding", "box"] else words

@@ -78,8 +78,7 @@ class BatchStream(Iterator[Batch]):
     `with`.
 
     If the pool of workers fails (killed for memory, /dev/shm full, no more processes), it is
-    rebuilt at the same
-    batch with half the workers, down to none: the batches stay the same.
+    rebuilt at the same batch with half the workers, down to none: the batches stay the same.
 
     Args:
         data: The images.

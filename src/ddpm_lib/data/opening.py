@@ -95,9 +95,8 @@ def open_dataset(
     """Open images from almost anywhere as uint8 tensors of one shape.
 
     Every image is decoded once when the set is opened, in parallel: into RAM if it fits (then
-        training needs no
-    workers), else only to check it, so that a broken file stops the run now and not after a night.
-    All broken files are named at once.
+    training needs no workers), else only to check it, so that a broken file stops the run now and
+    not after a night. All broken files are named at once.
 
     Args:
         data: "shapes" or None (the built-in `Shapes`); the name of a set of torchvision (mnist,
@@ -107,9 +106,8 @@ def open_dataset(
             hub name or an object; `.npz`/`.npy` of uint8 images; any torch Dataset of dicts,
             (image, label) tuples or images (uint8 or PIL; other numbers with `value_range`); a
             uint8 array (n, h, w, c) or (n, c, h, w), a pair (images, labels) or a dict of arrays;
-            a list of
-            paths, of pictures or of pairs of those and labels; a pandas table with a column of
-            paths or pictures.
+            a list of paths, of pictures or of pairs of those and labels; a pandas table with a
+            column of paths or pictures.
         image_size: Side in pixels, or (height, width).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with

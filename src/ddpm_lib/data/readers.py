@@ -229,7 +229,7 @@ def _is_dead(process: Any, pipe: Connection) -> bool:
     """Whether a reader ended without an answer.
 
     The end of its pipe does not always say so: a process that another thread forked meanwhile may
-        hold it open.
+    hold it open.
     """
     return not process.is_alive() and not pipe.poll()
 

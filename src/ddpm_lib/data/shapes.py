@@ -1,8 +1,7 @@
 """Shapes: a built-in set of pictures drawn by code, so that everything can be tried without data.
 
 Each picture shows one large, saturated shape on a flat, light background: anybody sees at once
-    whether a sample is a
-clean and distinct shape, and a small network learns it in minutes on a CPU.
+whether a sample is a clean and distinct shape, and a small network learns it in minutes on a CPU.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 gets wrong can be seen.
 
 All toys live in the square [-1, 1]², the range in which things diffuse, with standard deviations of
-0.3 … 0.5 per axis. A
-dataset holds them as every other: values in [0, 1], here of shape (n, 2, 1), two channels at one
-    position. The map between
-the two is v = (p + 1)/2, `points_to_values`, and back p = 2v − 1, `values_to_points`.
+0.3 … 0.5 per axis. A dataset holds them as every other: values in [0, 1], here of shape (n, 2, 1),
+two channels at one position. The map between the two is v = (p + 1)/2, `points_to_values`, and back
+p = 2v − 1, `values_to_points`.
 """
 
 from __future__ import annotations

@@ -136,8 +136,7 @@ def wide_colours(picture: Any, again: Callable[[], Any]) -> np.ndarray | None:
     """Read colours of 16 bits, uint16 (h, w, c), or None where the low byte cannot be had.
 
     Pillow's decoders keep one byte of two: that of the file's byte order. Asked for the other
-        order, they keep the
-    other byte.
+    order, they keep the other byte.
     """
     greatest = _wide_ppm(picture)
     if greatest is not None:

@@ -26,7 +26,7 @@ def is_run(target: Any) -> bool:
     """Say whether a target is a run, a checkpoint or a pretrained folder, rather than images.
 
     What does not exist, or is empty, counts as a run: looking for its checkpoints says what is
-        wrong.
+    wrong.
     """
     if not isinstance(target, (str, Path)):
         return False

@@ -80,9 +80,8 @@ def histogram_kl(
     outside of it.
 
     Every bin of x counts half a point more than it holds, so that the result stays finite: a part
-        of the reference that x
-    never visits costs about its share times log(2n·share). Equal distributions give about (occupied
-    bins − 1)/2n.
+    of the reference that x never visits costs about its share times log(2n·share). Equal
+    distributions give about (occupied bins − 1)/2n.
 
     Args:
         x: Points (n, d), d ≤ 3.

@@ -99,9 +99,8 @@ class Inception(Extractor):
     """Inception-v3 of the FID paper through torch-fidelity, with TensorFlow's resizing.
 
     Layers: 64, 192, 768, 2048, logits (without bias, as the inception score uses them) and spatial
-        (the first 7 channels of
-    mixed_6/conv, 17×17, of Nash et al. 2021's sFID). The network runs in channels_last, the faster
-    layout.
+    (the first 7 channels of mixed_6/conv, 17×17, of Nash et al. 2021's sFID). The network runs in
+    channels_last, the faster layout.
     """
 
     def __init__(
@@ -229,7 +228,7 @@ def check_tensors(file: Path, name: str) -> None:
     """Refuse a file of weights that is neither the published one nor holds tensors only.
 
     The libraries unpickle without restraint: what the safe unpickler takes cannot run code there
-        either.
+    either.
     """
     if sha256_of(file) != WEIGHTS[name].sha256:
         read_tensors(file)

@@ -73,11 +73,9 @@ def frechet_of_features(
     image on it.
 
     With fewer images than features, tr(Σ₁Σ₂)^½ is taken from the n × n matrix A Σ₂ Aᵀ, A = (x −
-    x̄)/√(n−1), which has the
-    same eigenvalues: exact, and much cheaper. The influence is the derivative of d² by the weight
-        of an image, for which
-    ∂ tr(Σ₁Σ₂)^½/∂w_i = ½ [(A Σ₂ Aᵀ)^½]_ii = ½ A_i T A_iᵀ with the transport map T = F(Fᵀ Σ₁ F)^{−½}
-    Fᵀ, F Fᵀ = Σ₂.
+    x̄)/√(n−1), which has the same eigenvalues: exact, and much cheaper. The influence is the
+    derivative of d² by the weight of an image, for which ∂ tr(Σ₁Σ₂)^½/∂w_i = ½ [(A Σ₂ Aᵀ)^½]_ii = ½
+    A_i T A_iᵀ with the transport map T = F(Fᵀ Σ₁ F)^{−½} Fᵀ, F Fᵀ = Σ₂.
 
     Args:
         features: (n, d), n ≥ 2.

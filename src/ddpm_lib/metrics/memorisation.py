@@ -82,11 +82,10 @@ def copy_test(samples: Tensor, train: Tensor, held_out: Tensor | None = None) ->
     images.
 
     Some data has images that look like copies of others: series of one scene, few degrees of
-        freedom.
-    How often that happens is seen on each training image against all others, and on held-out
-    images, and compared with the samples by Fisher's exact test. Blurred samples are near to
-    everything, but to no
-    image three times nearer than to the next: unlike C_T, this test does not take them for copies.
+    freedom. How often that happens is seen on each training image against all others, and on
+    held-out images, and compared with the samples by Fisher's exact test. Blurred samples are near
+    to everything, but to no image three times nearer than to the next: unlike C_T, this test does
+    not take them for copies.
 
     Args:
         samples: Features (n, d).
@@ -156,11 +155,9 @@ def measure_copying(
     p-value.
 
     C_T is the mean over cells of the space, weighted by held-out images, of z-scores of a
-    Mann–Whitney test between the
-    distances of samples and of held-out images to their nearest training image. About 0: samples
-        are as far from training
-    images as new images are. Below −3: they are copies. Above 3: they are farther away
-    (underfitting).
+    Mann–Whitney test between the distances of samples and of held-out images to their nearest
+    training image. About 0: samples are as far from training images as new images are. Below −3:
+    they are copies. Above 3: they are farther away (underfitting).
 
     A z-score of ranks is bounded: with 3 held-out images C_T never reaches −3, whatever is copied.
     The p-value is right at any size: it is that of the exact distribution of the ranks in every

@@ -60,8 +60,8 @@ def resolve_groups(groups: int | None, widths: Sequence[int]) -> int:
     """Return the number of GroupNorm groups for all widths.
 
     By default, the largest number up to 32 that divides every width and leaves two channels in a
-        group: with one
-    channel per group the normalisation would remove an additive time embedding again.
+    group: with one channel per group the normalisation would remove an additive time embedding
+    again.
     """
     common = math.gcd(*widths)
     if groups is None:

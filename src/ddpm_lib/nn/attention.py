@@ -56,8 +56,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Compute softmax(q·kᵀ/√d)·v for q, k and v (b, heads, positions, d); returns the same shape.
 
     For few positions in bf16 a CPU does it in two matrix products: two to five times as fast with
-        the gradient as torch's
-    fused attention there, which pays off where the matrix of positions is large.
+    the gradient as torch's fused attention there, which pays off where the matrix of positions is
+    large.
     """
     n, d = q.shape[-2:]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and n <= _FEW:

@@ -23,8 +23,7 @@ def lower_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     autocast with that dtype.
 
     The outputs stay the same bit by bit; what is saved is casting all weights at every step of
-    sampling, and half of their
-    memory. Such a network cannot be trained: keep the float32 one.
+    sampling, and half of their memory. Such a network cannot be trained: keep the float32 one.
 
     Args:
         model: The network; everything but those layers stays as it is.

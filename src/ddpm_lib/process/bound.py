@@ -33,8 +33,7 @@ def _logit(u: Tensor) -> Tensor:
     """Return log Φ(u)/Φ(−u) as all published bits/dim approximate it, √(8/π)·(u + 0.044715·u³).
 
     Beyond |u| = 6.5, where published code has reached its floor, it goes on with the curvature 1 of
-        a Gaussian: the cube
-    would make the loss of an untrained network explode.
+    a Gaussian: the cube would make the loss of an untrained network explode.
     """
     size = u.abs()
     inner, over = size.clamp(max=_TAIL), (size - _TAIL).clamp(min=0.0)

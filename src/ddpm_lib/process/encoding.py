@@ -92,9 +92,8 @@ def encode(
     """Return the x_T from which deterministic DDIM makes the images (Song et al. 2021, §4.3).
 
     The probability-flow ODE backwards with Euler steps; at level 0 the noise is known, ε̂ = 0. The
-    error of a
-    round trip is of first order in 1/num_steps. Nothing is clipped: a clipped step cannot be
-        undone.
+    error of a round trip is of first order in 1/num_steps. Nothing is clipped: a clipped step
+    cannot be undone.
 
     Args:
         images: Images (b, c, *spatial), uint8 or float in [0, 1].

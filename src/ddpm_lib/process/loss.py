@@ -125,8 +125,8 @@ def forward(
     t is the bound.
 
     What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy
-        arrays: wrappers for
-    several GPUs move tensors to the device, and reading them back would make every step wait.
+    arrays: wrappers for several GPUs move tensors to the device, and reading them back would make
+    every step wait.
 
     Args:
         images: Images (b, c, *spatial), uint8 or float in [0, 1]; or a batch {"image": …,

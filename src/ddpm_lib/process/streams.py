@@ -52,7 +52,7 @@ def image_generator(
     first_index + i).
 
     Each purpose has its own: an image that was sampled with a seed must not be edited with the
-        noise it came from.
+    noise it came from.
     """
     if seeds is not None:
         return keys.generator(device, first_index, keys.check_seed(seeds[i]), purpose)

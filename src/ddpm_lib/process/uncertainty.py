@@ -17,8 +17,8 @@ class Uncertainty(nn.Module):
     """u(λ), the logarithm of the loss to be expected at log-SNR λ; training minimises L·e^−u + u.
 
     At the minimum u = ln E[L], so that all levels weigh as much: Kendall et al. 2018 with the noise
-        levels as tasks. It is linear
-    in random Fourier features of ½·λ/4 = ¼·ln(α/σ), and starts at 0. Only training needs it.
+    levels as tasks. It is linear in random Fourier features of ½·λ/4 = ¼·ln(α/σ), and starts at 0.
+    Only training needs it.
 
     Args:
         features: Number of Fourier features.

@@ -2,9 +2,9 @@
 needs pickle.
 
     checkpoints/step-000001200/
-        model.safetensors  ema.safetensors  optimizer.safetensors   tensors state.json
-        step, settings, small state manifest.json
-        format version; size and SHA-256 of every file
+        model.safetensors  ema.safetensors  optimizer.safetensors   tensors
+        state.json      step, settings, small state
+        manifest.json   format version; size and SHA-256 of every file
 
 The manifest is written last, so a directory that lacks it, or whose files differ from it, is not a
 checkpoint.
@@ -181,7 +181,7 @@ def prune(
     `keep`; return what went.
 
     Checkpoints after step `newest`, which was just written, are damaged ones that the run passed
-        over: they do not count.
+    over: they do not count.
     """
     gone = []
     for path in [p for p in list_checkpoints(folder) if step_of(p) <= newest][:-keep_last]:

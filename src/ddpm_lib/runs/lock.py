@@ -20,8 +20,7 @@ class RunLock:
     """Keeps a second job out of a run directory while one trains in it.
 
     The file names its owner, and is emptied when it lets go: a name without a lock is that of a run
-        that was killed. Where
-    the file system has no locks, the name is all there is.
+    that was killed. Where the file system has no locks, the name is all there is.
 
     Args:
         run: The run directory; it is made where it is not there.

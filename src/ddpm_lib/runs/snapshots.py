@@ -48,7 +48,7 @@ def gram(
     """Return ∫ p_a(τ) p_b(τ) dτ for all pairs of profiles, float64 (n, m), in closed form.
 
     With u the smaller of the two times: (γ_a+1)(γ_b+1)/(γ_a+γ_b+1) · u^{γ_a+γ_b+1} / (t_a^{γ_a+1}
-        t_b^{γ_b+1}).
+    t_b^{γ_b+1}).
     """
     t_a, g_a, t_b, g_b = times[:, None], gammas[:, None], other_times[None], other_gammas[None]
     first = np.minimum(t_a, t_b)

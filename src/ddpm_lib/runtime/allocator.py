@@ -15,10 +15,9 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what a step frees for the next one, for the rest of this process.
 
     As it comes, it returns large blocks to the system at once and asks for them anew in the next
-        step, page by page: tens of
-    thousands of page faults, 3 to 10 % of a training step. The peak stays what it is. Whoever has
-    set glibc's own variables (`MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`, …) is left alone; other C
-    libraries are too.
+    step, page by page: tens of thousands of page faults, 3 to 10 % of a training step. The peak
+    stays what it is. Whoever has set glibc's own variables (`MALLOC_TRIM_THRESHOLD_`,
+    `GLIBC_TUNABLES`, …) is left alone; other C libraries are too.
 
     Returns:
         Whether it was done.

@@ -1,17 +1,15 @@
 """How processes find each other, also when torchrun has started them before, and how they part.
 
 torchrun keeps one store for all its restarts, and torch writes under the same names each time: a
-    process that comes first reads
-the address that its peer had in the attempt before. Then the meeting fails, or, where both take
-themselves for the one that is called, hangs. So under torchrun the processes first agree on a name
-that no attempt before has used, and keep to it.
+process that comes first reads the address that its peer had in the attempt before. Then the meeting
+fails, or, where both take themselves for the one that is called, hangs. So under torchrun the
+processes first agree on a name that no attempt before has used, and keep to it.
 `TORCHELASTIC_RESTART_COUNT` is no such name: each node counts by itself.
 
 gloo's threads drop the tensors of a finished collective a moment after those who waited for it have
 gone on. A Python interpreter that ends in this moment takes the process down with SIGABRT
-(pytorch#190489), and a finished training becomes a failure for its
-launcher. So before the interpreter ends the group must be gone, not only its name: its destructor
-    waits for the threads.
+(pytorch#190489), and a finished training becomes a failure for its launcher. So before the
+interpreter ends the group must be gone, not only its name: its destructor waits for the threads.
 """
 
 from __future__ import annotations

@@ -42,10 +42,9 @@ class DPMSolver2M(Sampler):
 
     h = λ_s − λ_t with λ = log(α/σ); x̂_0′ and h′ are those of the step before. The one to choose
     for few steps: second order from one network call per step; 15 to 25 steps usually suffice, best
-    with spacing="log_snr" and a sigma_max
-    of 80 or less: steps of very different h spoil the extrapolation. The first step, and the last
-        one to clean
-    data, are of first order, so that pure noise at the start (λ = −∞) needs no special treatment.
+    with spacing="log_snr" and a sigma_max of 80 or less: steps of very different h spoil the
+    extrapolation. The first step, and the last one to clean data, are of first order, so that pure
+    noise at the start (λ = −∞) needs no special treatment.
 
     Args:
         eta: Noise, 0 (ODE) … 1 (reverse SDE).
@@ -170,11 +169,9 @@ class DPMSolver2S(Sampler):
     2022b, alg. 1, r = ½).
 
     With v the level in the middle and x_v from a first-order step, x_s = (σ_s/σ_t)·x + α_s(1 −
-    e^{−h})·x̂_0(x_v, v).
-    Two network calls per step and no memory: for guidance that changes from step to step. The level
-        v lies between
-    those of the schedule; the network gets its fractional t. Steps from pure noise and to clean
-    data are of first order.
+    e^{−h})·x̂_0(x_v, v). Two network calls per step and no memory: for guidance that changes from
+    step to step. The level v lies between those of the schedule; the network gets its fractional t.
+    Steps from pure noise and to clean data are of first order.
 
     Args:
         eta: Noise of ancestral sampling as in DDIM(η): go to the level σ_s√(1 − η²τ) and add noise

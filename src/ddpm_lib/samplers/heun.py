@@ -23,8 +23,8 @@ class Euler(Sampler):
     made so far. Of first order; for reproducing published results.
 
     The raised level lies between those of the schedule: log-SNR is interpolated linearly and the
-        network gets the
-    fractional t. It never passes level T, so that there is no churn from pure noise.
+    network gets the fractional t. It never passes level T, so that there is no churn from pure
+    noise.
 
     Args:
         s_churn: Noise over the whole trajectory; 0 is deterministic. Karras et al. use 10 … 80.

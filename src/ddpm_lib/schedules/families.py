@@ -55,10 +55,8 @@ def linear(
     """β linear from `beta_start` to `beta_end` (Ho et al. 2020, §4).
 
     `rescale` multiplies both ends by 1000/T, so that any T ends near the same α̅ (Nichol & Dhariwal
-    2021, code).
-    Below T = 20 that passes 1, where no published implementation works: `max_beta` caps it, as the
-        cosine schedule
-    is capped.
+    2021, code). Below T = 20 that passes 1, where no published implementation works: `max_beta`
+    caps it, as the cosine schedule is capped.
     """
     _check_ends("linear", beta_start, beta_end)
     _check_max_beta("linear", max_beta)
@@ -173,9 +171,8 @@ def laplace(timesteps: int, /, *, mu: float = 0.0, b: float = 0.5) -> Tensor:
     distribution (Hang et al. 2024).
 
     Most levels lie around λ = μ, which suits training. With the options of the paper the cleanest
-    of 1,000 levels has
-    σ/α = 0.21, where their samplers, in continuous time, go on: the process warns of it. b = 1.5
-        begins at 0.01.
+    of 1,000 levels has σ/α = 0.21, where their samplers, in continuous time, go on: the process
+    warns of it. b = 1.5 begins at 0.01.
     """
     if not b > 0:
         raise ValueError(f"The schedule 'laplace' needs b > 0, got {b}. Hang et al. use 0.5.")
@@ -217,9 +214,8 @@ def shifted_cosine(
     2023, §3.1).
 
     An image of `size` then has the noise that one of `reference` has after averaging. With
-    `reference_low` the shift goes
-    from that of `reference_low` at clean images to that of `reference` at noise, linearly in t/T:
-        interpolated (eq. 8).
+    `reference_low` the shift goes from that of `reference_low` at clean images to that of
+    `reference` at noise, linearly in t/T: interpolated (eq. 8).
     """
     if not (size > 0 and reference > 0 and reference_low >= 0):
         raise ValueError(

@@ -47,8 +47,7 @@ def tau(t: Level, s: Level) -> float:
     from t to a cleaner s.
 
     Every reverse kernel is written in it: the posterior variance is σ_s² τ, and σ_t² τ is β_t for
-        neighbouring levels
-    (Ho et al. 2020, eq. 7). It is 1 when s is clean and when t is pure noise.
+    neighbouring levels (Ho et al. 2020, eq. 7). It is 1 when s is clean and when t is pure noise.
 
     >>> tau(Level(2, 0.0, 1.0), Level(1, 0.6, 0.8)), tau(Level(1, 0.6, 0.8), Level(0, 1.0, 0.0))
     (1.0, 1.0)

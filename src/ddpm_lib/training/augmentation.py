@@ -2,8 +2,8 @@
 (Karras et al. 2022, app. F.2).
 
 Training sees flipped, scaled, turned, stretched and shifted images, each with numbers that say so;
-sampling asks for images with
-all these numbers 0, to which nothing was done. Small sets need it: it delays memorisation.
+sampling asks for images with all these numbers 0, to which nothing was done. Small sets need it: it
+delays memorisation.
 """
 
 from __future__ import annotations

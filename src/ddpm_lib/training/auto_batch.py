@@ -2,9 +2,8 @@
 run.
 
 A GPU is asked: forward and backward passes of growing batches, in the run's precision and layout,
-    with room set aside for what
-training allocates later. A CPU has no such limit that could be met without harm to the machine;
-there the memory is computed.
+with room set aside for what training allocates later. A CPU has no such limit that could be met
+without harm to the machine; there the memory is computed.
 """
 
 from __future__ import annotations

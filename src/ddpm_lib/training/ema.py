@@ -16,8 +16,7 @@ class WeightAverages:
 
     Every update happens at every step (ema-pytorch's default of each tenth step makes the decay
     mean something else), in float32, and the counters live on the CPU so that reading them never
-    waits for the device. The averages are functions of
-    the step: resuming sets `set_step`.
+    waits for the device. The averages are functions of the step: resuming sets `set_step`.
 
     Args:
         model: The network to follow; it must be deep-copyable.

@@ -18,11 +18,9 @@ def working_bytes(model: nn.Module, activations: int) -> int:
     """Return the peak memory of forward and backward passes whose saved activations are known.
 
     Gradients of activations and buffers of kernels come on top of what is saved; with gradient
-    checkpointing also the part
-    that is being recomputed. The factors are measured: growth of the process over saved activations
-        was 1.4 to 1.45 (and
-    3.2 to 3.6 with gradient checkpointing) for the preset small at 32×32 on a CPU, in float32 and
-    bf16.
+    checkpointing also the part that is being recomputed. The factors are measured: growth of the
+    process over saved activations was 1.4 to 1.45 (and 3.2 to 3.6 with gradient checkpointing) for
+    the preset small at 32×32 on a CPU, in float32 and bf16.
     """
     return int(
         activations

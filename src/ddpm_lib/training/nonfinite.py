@@ -1,9 +1,9 @@
 """Losses and gradients that are not finite: kept out of the weights, and explained.
 
 They are caught on the device, without waiting for it: the optimizer leaves the weights as they
-    were,
-and a counter is read where metrics are read anyway. Every random number is a function of the step,
-so the failed step can then be done again to find out which images and parameters were at fault.
+were, and a counter is read where metrics are read anyway. Every random number is a function of the
+step, so the failed step can then be done again to find out which images and parameters were at
+fault.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def absolute_source(data: str, asked: bool = False) -> str:
     hub's) stay, and sets of torchvision are named as such ("torchvision:mnist").
 
     What exists here under a name is that: a folder `pictures` must not become the hub's dataset of
-        that name elsewhere.
+    that name elsewhere.
 
     Args:
         data: As it was written.

@@ -18,8 +18,7 @@ class MetricLogger(Callback):
     steps.
 
     Sums stay on the device in float64 where it has that, so that nothing waits for the device
-    between two lines. The window
-    is part of the checkpoint: a resumed run writes the same lines.
+    between two lines. The window is part of the checkpoint: a resumed run writes the same lines.
     """
 
     def __init__(self, every: int) -> None:

@@ -109,11 +109,9 @@ def standard_errors(held_out: Tensor, train: Tensor, timesteps: int) -> tuple[fl
     images' mean.
 
     Row i of both sets has the same level and the same noise. The levels are spread evenly, so how
-    the loss depends on them is no
-    error: what counts is how rows of neighbouring levels differ, Σ(l_{i+1} − l_i)² / (2(n−1)), the
-        estimate for systematic
-    samples (Wolter 2007, §8.2). In the difference of pairs what the noise does to both sides
-    cancels as well.
+    the loss depends on them is no error: what counts is how rows of neighbouring levels differ,
+    Σ(l_{i+1} − l_i)² / (2(n−1)), the estimate for systematic samples (Wolter 2007, §8.2). In the
+    difference of pairs what the noise does to both sides cancels as well.
 
     Args:
         held_out: Losses (n,).
