@@ -33,7 +33,7 @@ class Options:
     data: Path
     """The dataset's folder, with one sub-folder per class."""
     output_dir: Path = Path("runs/superres")
-    """Run directory; the prepared images go to its data-masked-<size> folder."""
+    """Run directory; the prepared images go beside it, to DIR-masked-<size>."""
     image_size: int = 64
     """Side of the large images in pixels."""
     factor: int = 4
@@ -72,7 +72,8 @@ class Options:
 
 def main() -> int:
     options = tyro.cli(Options, description=__doc__)
-    prepared = options.output_dir / f"data-masked-{options.image_size}"
+    run = options.output_dir
+    prepared = run.with_name(f"{run.name}-masked-{options.image_size}")
     with process_state().main_process_first():
         prepare_sysu(options.data, prepared, size=options.image_size, mode="masked")
     torch.manual_seed(options.seed)

@@ -28,7 +28,7 @@ class Options:
     data: Path
     """The dataset's folder, with one sub-folder per class."""
     output_dir: Path = Path("runs/sysu")
-    """Run directory; the prepared images go to its data-<mode>-<size> folder."""
+    """Run directory; the prepared images go beside it, to DIR-<mode>-<size>."""
     image_size: int = 64
     """Side of the images in pixels."""
     mode: Literal["masked", "fit", "stretch"] = "masked"
@@ -81,7 +81,8 @@ class Options:
 
 def main() -> int:
     options = tyro.cli(Options, description=__doc__)
-    prepared = options.output_dir / f"data-{options.mode}-{options.image_size}"
+    run = options.output_dir
+    prepared = run.with_name(f"{run.name}-{options.mode}-{options.image_size}")
     with process_state().main_process_first():
         prepare_sysu(
             options.data,

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def ragged(text: str) -> list[str]:
             continue
         found += [
             line
-            for before, line in zip(lines, lines[1:])
+            for before, line in pairwise(lines)
             if len(before) > 60 and not before.endswith(":") and line[:1] == " " != before[:1]
         ]
     return found

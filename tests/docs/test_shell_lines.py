@@ -119,7 +119,7 @@ def make_sysu() -> None:
     """What examples/train_superres.py leaves beside its run."""
     prepare_sysu(
         Path("path/to/sysu-shape-dataset"),
-        Path("runs/superres/data-masked-64"),
+        Path("runs/superres-masked-64"),
         size=64,
         mode="masked",
     )
@@ -180,7 +180,7 @@ def forget_run(line: str) -> None:
         for place in [own] if own else Path("runs").glob("*"):
             if own or Path(place).name not in RECIPES:
                 shutil.rmtree(place, ignore_errors=True)
-    if "data-masked-64" in line:
+    if "superres-masked-64" in line:
         make_sysu()
     if words[0] == "ablate":
         for folder in Path("runs").glob("ablation-*"):

@@ -54,4 +54,5 @@ def share_interval(values: Tensor, z: float = 1.96) -> tuple[float, float] | Non
     p = float(values.double().mean())
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low = 0.0 if p == 0.0 else max(0.0, middle - half)  # not what rounding leaves of it
+    return low, 1.0 if p == 1.0 else min(1.0, middle + half)
