@@ -12,7 +12,6 @@ from ddpm_lib.core.hub.upload import Uploaded
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.names import step_of
-from ddpm_lib.runs.publishing.pushing import Publication, push_run
 from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.runs.state import DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
@@ -212,6 +211,8 @@ class PreparedRun(RunContext):
                 there, and the run directory is only read.
         """
         self._meet()
+        from ddpm_lib.runs.publishing.pushing import Publication, push_run
+
         what = Publication(
             repo_id=repo_id,
             private=private,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.files import write_atomically
-from ddpm_lib.data.torchvision_sets import PREFIX, set_named
 from ddpm_lib.runs.run_status import is_run
 from ddpm_lib.training.resume import describe_model
 from ddpm_lib.training.sources import asks_for_files
@@ -31,6 +30,8 @@ def absolute_source(data: str, asked: bool = False) -> str:
         data: As it was written.
         asked: Whether an option says that a set of torchvision is meant.
     """
+    from ddpm_lib.data.torchvision_sets import PREFIX, set_named
+
     if data == "shapes" or data.startswith("toy:"):
         return data
     name = set_named(data, asked)

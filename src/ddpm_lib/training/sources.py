@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
-from ddpm_lib.data.torchvision_sets import PREFIX, set_named, validation_split
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.config import TrainingConfig
@@ -29,6 +28,8 @@ def data_name(data: Any) -> str:
     Names that half of all data sets have, such as train or images, get the folders above them in
     front.
     """
+    from ddpm_lib.data.torchvision_sets import PREFIX
+
     if not isinstance(data, (str, Path)):
         return _safe(type(data).__name__)
     if str(data).startswith(PREFIX):
@@ -110,6 +111,7 @@ def open_training_data(
         The training images and the held-out ones, or None where there are none.
     """
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.torchvision_sets import validation_split
 
     train = _open(data, _for_training(data, config), diffusion, config.split, log, transform)
     fraction = held_fraction(config, held_before)
@@ -168,6 +170,8 @@ def without_files(data: Any, config: TrainingConfig) -> TrainingConfig:
     """Return the options without those for files of torchvision's sets, where `data` is none of
     them.
     """
+    from ddpm_lib.data.torchvision_sets import set_named
+
     if set_named(data, asks_for_files(config)) is not None:
         return config
     return replace(config, data_root=None, download=False)
@@ -175,6 +179,8 @@ def without_files(data: Any, config: TrainingConfig) -> TrainingConfig:
 
 def _for_training(data: Any, config: TrainingConfig) -> TrainingConfig:
     """Return the options for the training data; those for files may be of val_data alone."""
+    from ddpm_lib.data.torchvision_sets import set_named
+
     if set_named(config.val_data, asks_for_files(config)) is None:
         return config
     return without_files(data, config)

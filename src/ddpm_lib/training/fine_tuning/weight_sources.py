@@ -13,9 +13,6 @@ from typing import Literal
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub.folder import PretrainedFolder, is_pretrained
 from ddpm_lib.core.spelling import option
-from ddpm_lib.interop import READERS
-from ddpm_lib.interop.opening import open_foreign
-from ddpm_lib.interop.reading import recognised
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import choose_weights, find_checkpoints
@@ -118,6 +115,10 @@ def of_foreign(
     path: Path, which: WhichWeights = "auto", image_size: Sequence[int] | None = None
 ) -> StartingWeights:
     """Take the weights of another library's file."""
+    from ddpm_lib.interop import READERS
+    from ddpm_lib.interop.opening import open_foreign
+    from ddpm_lib.interop.reading import recognised
+
     opened = open_foreign(path)
     reader = recognised(READERS, opened)
     takes_size = image_size is not None and "image_size" in reader.options
