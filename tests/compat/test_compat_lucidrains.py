@@ -139,8 +139,9 @@ def test_milestones_carry_the_whole_state(pictures):
             torch.testing.assert_close(again.state[q][entry], adam.state[p][entry], msg=name)
     # Read, written, read: the same file.
     second.save("copy")
+    results = pictures.parent / "results"
     before, after = (
-        torch.load(pictures.parent / "results" / f"model-{name}.pt", weights_only=True)  # noqa: TID251
+        torch.load(results / f"model-{name}.pt", weights_only=True)  # noqa: TID251
         for name in (1, "copy")
     )
     assert before.keys() == after.keys()

@@ -495,6 +495,15 @@ def test_parquet_of_paths_only(tmp_path: Path) -> None:
         open_dataset(tmp_path / "a.parquet", image_size=8)
 
 
+def test_nothing_of_a_relative_path_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as told:
+        open_dataset("path/to/images", image_size=8)
+    assert str(told.value).endswith(f"There is no 'path' in {str(tmp_path)!r}.")
+
+
 def test_a_hub_name_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -85,7 +85,7 @@ print(GaussianDiffusion.from_pretrained({str(folder)!r}).model.a.weight.sum().it
     )
     before, after = done.stdout.splitlines()
     assert "holds the weights of a 'tests/own', which is not registered here" in before
-    assert "Import the module with the class first" in before
+    assert "In Python, import the module with the class first" in before
     assert float(after) == saved.model.a.weight.sum().item()
 
 

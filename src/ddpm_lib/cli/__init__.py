@@ -30,7 +30,7 @@ COMMANDS = {
     "compare": "put evaluations of several runs side by side",
     "weights": "list, fetch and verify the weights of published feature extractors",
     "push": "upload a run to the Hugging Face hub, with a card that says what it is",
-    "prepare": "make a training set from a published dataset (sysu)",
+    "prepare": "make or download a published dataset (sysu, mnist, cifar10, …)",
 }
 
 

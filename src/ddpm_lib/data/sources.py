@@ -429,4 +429,6 @@ def _missing(path: Path, written: str) -> str:
         )
     while not parent.is_dir():
         parent = parent.parent
+    if parent == Path():  # nothing of it is there: the word "." would tell nobody where to look
+        return f"{text} There is no {path.parts[0]!r} in {str(Path.cwd())!r}."
     return f"{text} The path exists only up to {str(parent)!r}."

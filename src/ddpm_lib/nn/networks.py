@@ -68,8 +68,8 @@ def build_network(description: dict[str, Any], where: str) -> nn.Module:
     if name not in NETWORKS:
         raise CheckpointError(
             f"{where} holds the weights of a {short(name, 100)}, which is not registered here."
-            " Import the module with the class first, with @register_network (from ddpm_lib) above"
-            f" it. Registered: {', '.join(NETWORKS)}."
+            " In Python, import the module with the class first, with @register_network (from"
+            f" ddpm_lib) above it. Registered: {', '.join(NETWORKS)}."
         )
     cls = NETWORKS[name]
     try:
