@@ -220,7 +220,7 @@ def place(tmp_path: Path, inception: Path, monkeypatch: pytest.MonkeyPatch) -> I
     os.chdir(ROOT)
 
 
-QUICK = [ROOT / "README.md", ROOT / "docs" / "index.md"]
+QUICK = [ROOT / "README.md"]
 CASES = [
     pytest.param(
         page,

@@ -336,7 +336,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path, change, says):
         (
             "model",
             {"class": "Net", "config": {}},
-            "a 'Net', which is not registered here. Import the",
+            "a 'Net', which is not registered here. In Python, import the",
         ),
         ("diffusion", {"image_size": 8, "schedule": "magic"}, "describes a process that .*magic"),
         ("diffusion", {"image_size": 8, "timesteps": 10**12}, "with timesteps from 1 to 1,000,000"),
