@@ -91,6 +91,7 @@ class RunContext:
         self._randomness: StepRandomness | None = None
         self._forward_pass: ForwardPass | None = None
         self._watchdog: Watchdog | None = None
+        self._until: int | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -101,6 +102,11 @@ class RunContext:
     def step(self) -> int:
         """Optimizer steps done, in the whole run."""
         return self.progress.step
+
+    @property
+    def until(self) -> int:
+        """The step at which this call of `train` is to end: `max_steps`, or after its `steps`."""
+        return self.config.max_steps if self._until is None else self._until
 
     @property
     def images_seen(self) -> int:

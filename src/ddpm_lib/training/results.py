@@ -17,10 +17,12 @@ class StopReason:
     Attributes:
         text: For the user.
         signal: Name of the signal that asked for it, such as SIGTERM; None for other reasons.
+        complete: Whether all was done that the call was asked for.
     """
 
     text: str
     signal: str | None = None
+    complete: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class TrainingResult:
     """How a call of `Trainer.train` ended.
 
     Attributes:
-        status: "finished", or "stopped" (the same command continues).
+        status: "finished" at `max_steps`, or "stopped" before (the same command continues).
         step: Optimizer steps done in the whole run.
         reason: Why it stopped.
         output_dir: The run directory.
         checkpoint: The last checkpoint.
         signal: Name of the signal that stopped it, None if none did.
-        exit_code: 0 finished, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a
+        complete: Whether the call did all that it was asked for: it came to `max_steps`, or did its
+            `steps`.
+        exit_code: 0 complete, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a
             launcher may requeue).
     """
 
@@ -44,13 +48,14 @@ class TrainingResult:
     output_dir: Path
     checkpoint: Path | None
     signal: str | None = None
+    complete: bool = False
 
     @property
     def exit_code(self) -> int:
         """Return the process exit code that fits; under torchrun always 0, because it would restart
         the job otherwise.
         """
-        if self.status == "finished" or under_torchrun():
+        if self.status == "finished" or self.complete or under_torchrun():
             return 0
         return 130 if self.signal == "SIGINT" else 143
 

@@ -12,9 +12,14 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ddpm_lib.training.results import StopReason
+
+if TYPE_CHECKING:
+    from ddpm_lib.runtime.processes import Processes
 
 _SIGNALS = [
     name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
@@ -133,3 +138,18 @@ def reason_to_stop(
     if text is None and run is not None and stop_file_present(run):
         text = "found the file STOP"
     return None if text is None else StopReason(text)
+
+
+def agreed_reason(
+    reason: StopReason | None, ranks: Processes, device: torch.device
+) -> StopReason | None:
+    """Return the reason of the first rank that has one, on every rank; a collective.
+
+    Args:
+        reason: To stop, of this rank, None for none.
+        ranks: The processes of the run.
+        device: Where collectives work.
+    """
+    if not float(ranks.sum(torch.tensor(float(reason is not None), device=device))):
+        return None
+    return next(r for r in ranks.all_objects(reason) if r is not None)

@@ -29,6 +29,7 @@ from ddpm_lib.training.claim import claimed
 from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.examples import example_conditions
+from ddpm_lib.training.goal import checked_steps, goal_reached, last_step
 from ddpm_lib.training.nonfinite import StepReplay, advice_against_divergence, check_loss_scale
 from ddpm_lib.training.optim import learning_rate, set_learning_rate
 from ddpm_lib.training.option_help import show_options
@@ -43,7 +44,7 @@ from ddpm_lib.training.recovery import (
 from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
 from ddpm_lib.training.sampling import default_condition, sample_shared
 from ddpm_lib.training.saving import RunCheckpoints
-from ddpm_lib.training.stopping import StopSignals, TimeLimit, reason_to_stop
+from ddpm_lib.training.stopping import StopSignals, TimeLimit, agreed_reason, reason_to_stop
 from ddpm_lib.training.trainer_options import TrainerOptions
 
 if TYPE_CHECKING:
@@ -102,13 +103,24 @@ class Trainer(PreparedRun):
         return f"Trainer({model}, {where}, step={self.step} of {self.config.max_steps})"
 
     @in_own_state
-    def train(self) -> TrainingResult:
-        """Train until `max_steps`, a time limit or a signal; resume from the newest checkpoint in
-        the run directory.
+    def train(self, steps: int | None = None) -> TrainingResult:
+        """Train until `max_steps`, a time limit or a signal, or `steps` more steps; resume from the
+        newest checkpoint in the run directory.
+
+        A run in pieces is the run in one go, bit for bit: everything follows the step and
+        `max_steps`, not the calls. Each call ends with a checkpoint.
+
+        Args:
+            steps: Optimizer steps of this call, from where the run stands, at most to `max_steps`;
+                default: all that are left.
 
         Returns:
-            How it ended; call `train()` again to continue after an interruption.
+            How it ended; call `train()` again to continue.
+
+        Raises:
+            ConfigError: If `steps` is no whole number of at least 1, or not that of all processes.
         """
+        steps = checked_steps(steps)
         called = time.monotonic()
         minutes = self.config.process_timeout_minutes
         with translate_lost_process_errors(self.run_log, minutes, lambda: self.last_checkpoint):
@@ -118,6 +130,7 @@ class Trainer(PreparedRun):
                     self._load_newer_checkpoint()
                 self.prepare()
                 first = self.step
+                self._until = last_step(steps, first, self.config.max_steps, self.ranks)
                 with self._session() as (network, signals):
                     limit = TimeLimit(self.config.max_hours, called)
                     while recovery := self._walk(network, signals, limit):
@@ -129,7 +142,7 @@ class Trainer(PreparedRun):
         batches = self._open_batches()
         try:
             self._each_callback("on_train_start")
-            while self.step < self.config.max_steps and not self._agree_to_stop(signals, limit):
+            while not self._agree_to_stop(signals, limit) and self.step < self.until:
                 began = time.monotonic()
                 recovery: Recovery | None = self._try_step(network, batches)
                 if recovery is None and self.step % self.config.log_every == 0:
@@ -262,10 +275,7 @@ class Trainer(PreparedRun):
         if self.processes > 1:
             if self.device.type != "cpu" and self.step % 10:
                 return False
-            flag = torch.tensor(float(reason is not None), device=self.device)
-            if not float(self.ranks.sum(flag)):
-                return False
-            reason = next(r for r in self.ranks.all_objects(reason) if r is not None)
+            reason = agreed_reason(reason, self.ranks, self.device)
         self._stop_reason = reason
         return reason is not None
 
@@ -360,11 +370,8 @@ class Trainer(PreparedRun):
     def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
         status = "finished" if finished else "stopped"
-        stopped = (
-            StopReason(f"reached max_steps {self.config.max_steps}")
-            if finished
-            else self._stop_reason
-        )
+        done = goal_reached(self.step, self.until, self.step - first, self.config.max_steps)
+        stopped = done if finished else self._stop_reason or done
         assert stopped is not None
         reason = stopped.text
         self.run_log.status(status, reason)
@@ -378,9 +385,8 @@ class Trainer(PreparedRun):
                 f"Training {status} at step {self.step:,}: {reason}. Checkpoint:"
                 f" {self.last_checkpoint}."
             )
-        return TrainingResult(
-            status, self.step, reason, self.output_dir, self.last_checkpoint, stopped.signal
-        )
+        ended = (status, self.step, reason, self.output_dir, self.last_checkpoint)
+        return TrainingResult(*ended, stopped.signal, stopped.complete)
 
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""

@@ -68,6 +68,10 @@ class TrainingView(Protocol):
         """Optimizer steps done, in the whole run."""
 
     @property
+    def until(self) -> int:
+        """The step at which this call of `train` is to end."""
+
+    @property
     def images_seen(self) -> int:
         """Images used by all processes, in the whole run."""
 

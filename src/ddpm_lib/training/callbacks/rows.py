@@ -55,7 +55,7 @@ class TrainingRows(Callback):
         trainer.say(self._row(trainer))
 
     def _due(self, trainer: TrainingView) -> bool:
-        if trainer.logged("val_loss") is not None or trainer.step == trainer.config.max_steps:
+        if trainer.logged("val_loss") is not None or trainer.step == trainer.until:
             return True
         if trainer.step % trainer.config.log_every:
             return False
@@ -84,7 +84,7 @@ class TrainingRows(Callback):
             "val ± error": with_error(values["val_loss"], trainer.logged("val_loss_error")),
             "gap ± error": with_error(values["val_gap"], trainer.logged("val_gap_error"), sign="+"),
             "img/s": three_digits(images / max(seconds, 1e-9)),
-            "left": duration((trainer.config.max_steps - trainer.step) * whole / max(steps, 1)),
+            "left": duration((trainer.until - trainer.step) * whole / max(steps, 1)),
         }
         return table_row(cells, ", ".join(trainer.notes()))
 
@@ -145,7 +145,7 @@ class ProgressBar(Callback):
         self._start = (time.monotonic(), trainer.images_seen)
         if trainer.is_main and bar_style() != "lines":
             self._bar = bar(
-                total=trainer.config.max_steps,
+                total=trainer.until,
                 initial=trainer.step,
                 leave=True,
                 dynamic_ncols=True,
