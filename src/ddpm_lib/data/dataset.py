@@ -23,6 +23,7 @@ from ddpm_lib.data.source import load_patiently, reason
 
 if TYPE_CHECKING:
     from ddpm_lib.data.contents import Origin
+    from ddpm_lib.data.stored_sizes import StoredSizes
 
 
 class Store(Protocol):
@@ -167,6 +168,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.origin = origin
         self.opened_with: dict[str, Any] = {}
         """The options of `open_dataset` that said how the images are read."""
+        self.stored: StoredSizes | None = None
+        """How large the pictures of the whole set were, where decoding them has told."""
         self._reading: int | None = 0
 
     @property
@@ -307,7 +310,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         )
         part.earlier_fingerprint = self._digest(self.earlier_fingerprint, chosen)
         part._reading = None if self._reading is None else 0
-        part.opened_with = self.opened_with
+        part.opened_with, part.stored = self.opened_with, self.stored
         return part
 
     def _digest(self, whole: str, chosen: np.ndarray) -> str:

@@ -29,6 +29,7 @@ from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.probing import draws_numbers
 from ddpm_lib.data.source import BadImagesError, Source
+from ddpm_lib.data.stored_sizes import stored_sizes
 from ddpm_lib.data.transforms import make_transform
 from ddpm_lib.data.workers import check_num_workers, default_num_workers
 from ddpm_lib.runtime.limits import available_cpus, available_memory, local_world_size
@@ -303,7 +304,7 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
     if len(rows) == 1:
         notes.append("one image only: a model can do no more than memorise it")
     origin = make_origin(source, spec, rows, ChosenNames(source.names, rows), content)
-    return ImageDataset(
+    opened = ImageDataset(
         store,
         labels=origin.labels,
         class_names=source.class_names,
@@ -313,6 +314,9 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
         notes=[*source.notes, *notes],
         origin=origin,
     )
+    if scan is not None and not scan.known:
+        opened.stored = stored_sizes(scan.sizes[rows], spec)
+    return opened
 
 
 def _streamed(source: Source, size: int, way: _Way, fits: bool) -> str:

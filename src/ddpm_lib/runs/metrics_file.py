@@ -162,7 +162,15 @@ def _padded(status: dict[str, Any]) -> str:
     return (json.dumps(status, indent=1) + "\n").ljust(_ROOM - 1).rstrip("\n") + "\n"
 
 
-_RECORDS = ("config.yaml", "metrics.jsonl", "metrics.csv", "status.json", "train.log", "data.npz")
+_RECORDS = (
+    "config.yaml",
+    "about.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "status.json",
+    "train.log",
+    "data.npz",
+)
 
 
 def check_records(run: Path) -> None:
