@@ -77,7 +77,12 @@ class CopyTest:
         return self.lowest <= ALARM
 
 
-def copy_test(samples: Tensor, train: Tensor, held_out: Tensor | None = None) -> CopyTest:
+def copy_test(
+    samples: Tensor,
+    train: Tensor,
+    held_out: Tensor | None = None,
+    control: Tensor | None = None,
+) -> CopyTest:
     """Test whether more samples are copies (`copies`) than chance explains; it works with few
     images.
 
@@ -91,24 +96,46 @@ def copy_test(samples: Tensor, train: Tensor, held_out: Tensor | None = None) ->
         samples: Features (n, d).
         train: Features (m, d), m ≥ 3.
         held_out: Features (h, d) of images that were not trained on, where there are some.
+        control: What `controls(train)` returned, to test other samples without its price.
     """
-    from scipy.stats import hypergeom
-
     mine = copies(samples, train)
-    others = _copies_among(train)
+    others = controls(train) if control is None else control
     if held_out is not None and len(held_out):
         others = torch.cat([others, copies(held_out, train)])
     n, c, k = len(mine), len(others), int(mine.sum())
     total = k + int(others.sum())
-    p = float(hypergeom.sf(k - 1, n + c, total, n)) if k else 1.0
-    return CopyTest(mine, others, p, float(hypergeom.sf(n - 1, n + c, n, n)))
+    return CopyTest(mine, others, fisher_p(k, n, total, c), fisher_p(n, n, n, c))
 
 
-def _copies_among(train: Tensor) -> Tensor:
-    """Mark which of at most `CONTROLS` training images look like copies of another one, float64
-    (c,).
+def fisher_p(k: int, n: int, total: int, c: int) -> float:
+    """Return Fisher's one-sided p-value: how often n of n + c images, of which `total` are marked,
+    hold k marked ones or more by chance.
+
+    >>> round(fisher_p(3, 3, 3, 3), 3), fisher_p(0, 3, 2, 3)
+    (0.05, 1.0)
     """
-    c = min(len(train), CONTROLS)
+    if k == 0:
+        return 1.0
+
+    def log_ways(of: int, some: int) -> float:
+        return math.lgamma(of + 1) - math.lgamma(some + 1) - math.lgamma(of - some + 1)
+
+    found = range(max(k, total - c), min(n, total) + 1)
+    ways = [log_ways(n, i) + log_ways(c, total - i) for i in found]
+    return min(1.0, math.fsum(math.exp(way - log_ways(n + c, total)) for way in ways))
+
+
+def controls(train: Tensor, most: int = CONTROLS) -> Tensor:
+    """Mark which training images look like copies of another one.
+
+    Args:
+        train: Features (m, d), m ≥ 3.
+        most: How many of them are looked at, spread over the set.
+
+    Returns:
+        float64 (c,) of 0 and 1, c ≤ most.
+    """
+    c = min(len(train), most)
     rows = torch.arange(c, device=train.device) * len(train) // c
     two = nearest_distances(train[rows], train, 3)[:, 1:]  # the nearest is the image itself
     scale = (train.double() - train.double().mean(0)).norm(dim=1).mean()

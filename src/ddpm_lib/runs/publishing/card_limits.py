@@ -70,7 +70,8 @@ def _gap(facts: RunFacts) -> str:
     row, at = facts.validation, ""
     value, error = (gap.value, gap.error) if gap is not None else (None, None)
     if gap is None and "val_gap" in row:
-        value, error = row["val_gap"], row.get("val_gap_error")
+        name = "val_gap_adjusted" if "val_gap_adjusted" in row else "val_gap"
+        value, error = row[name], row.get(f"{name}_error")
         at = f" at step {row['step']:,.0f}"
     if value is None:
         return "Over-fitting was **not measured**: no images were held out."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ddpm_lib.core.progress import bar, bar_style, duration
@@ -72,7 +73,6 @@ class TrainingRows(Callback):
         seconds, _, images = (a - b for a, b in zip(now, self._last))
         whole, steps, _ = (a - b for a, b in zip(now, self._began))
         self._last = now
-        values: dict[str, Any] = {name: trainer.logged(name) for name in ("val_loss", "val_gap")}
         loss = trainer.logged("loss")
         loss = trainer.metrics.get("loss") if loss is None else loss
         if loss is None and trainer.last is not None:  # nothing is averaged yet: the last step's
@@ -81,12 +81,23 @@ class TrainingRows(Callback):
             "step": f"{trainer.step:,}",
             "epoch": f"{trainer.images_seen / len(trainer.dataset):.1f}",
             "loss": number(loss),
-            "val ± error": with_error(values["val_loss"], trainer.logged("val_loss_error")),
-            "gap ± error": with_error(values["val_gap"], trainer.logged("val_gap_error"), sign="+"),
+            "val ± error": with_error(trainer.logged("val_loss"), trainer.logged("val_loss_error")),
+            "gap ± error": with_error(*gap_of(trainer.logged), sign="+"),
             "img/s": three_digits(images / max(seconds, 1e-9)),
             "left": duration((trainer.until - trainer.step) * whole / max(steps, 1)),
         }
         return table_row(cells, ", ".join(trainer.notes()))
+
+
+def gap_of(logged: Callable[[str], Any]) -> tuple[float | None, float | None]:
+    """Return the gap that is over-fitting, and its error: without what the two sets differ by
+    anyway, where that could be told.
+
+    Args:
+        logged: From the name of a metric to its value, or None.
+    """
+    name = "val_gap" if logged("val_gap_adjusted") is None else "val_gap_adjusted"
+    return logged(name), logged(f"{name}_error")
 
 
 def header() -> str:

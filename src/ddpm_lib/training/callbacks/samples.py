@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from ddpm_lib import images as pictures
 from ddpm_lib.core.progress import in_notebook
+from ddpm_lib.core.spread import evenly
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
-from ddpm_lib.training.examples import tiles_beside_examples
+from ddpm_lib.training.examples import low_res_of, tiles_beside_examples
+
+if TYPE_CHECKING:
+    from ddpm_lib.metrics.sample_facts import TrainingLooks
+
+
+LOOKED_AT, LOOKED_AT_STREAMED = 2000, 500
+"""Training images, spread over the set, that samples are compared with; fewer where each is
+decoded for that.
+"""
+BLOCK = 100
+"""Training images that are read at a time."""
 
 
 class SampleGrid(Callback):
     """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the
-    ranks.
+    ranks, and log what they have in common with training images (`metrics/sample_facts.py`).
 
     Of a super-resolution network it shows held-out images: small copy, sample, truth.
     """
@@ -20,6 +35,11 @@ class SampleGrid(Callback):
     def __init__(self, every: int) -> None:
         self.every = every
         self.last_grid: Path | None = None
+        self._looks: TrainingLooks | None = None
+
+    def on_train_start(self, trainer: TrainingView) -> None:
+        """Forget what other images looked like."""
+        self._looks = None
 
     def on_step_end(self, trainer: TrainingView) -> None:
         """Sample when it is time, and after the last step."""
@@ -43,6 +63,19 @@ class SampleGrid(Callback):
                 self.last_grid = pictures.save_grid(tiles, path, columns, scale)
                 trainer.note("grid saved")
                 _show_inline(path)
+        trainer.log(trainer.ranks.on_main(lambda: self._facts(trainer, batch)))
+
+    def _facts(self, trainer: TrainingView, samples: Tensor) -> dict[str, float]:
+        """Compare samples with training images; on the main process."""
+        from ddpm_lib.metrics.sample_facts import TrainingLooks, sample_facts
+
+        data = trainer.dataset
+        if self._looks is None:
+            n = min(LOOKED_AT if data.in_memory else LOOKED_AT_STREAMED, len(data))
+            rows = evenly(n, len(data)).tolist()
+            parts = (data.batch(rows[k : k + BLOCK])["image"] for k in range(0, n, BLOCK))
+            self._looks = TrainingLooks.of(parts)
+        return sample_facts(samples, self._looks, low_res_of(trainer.diffusion) is None)
 
 
 def _show_inline(path: Path) -> None:
