@@ -6,8 +6,9 @@ Three names do the main job: `Unet`, `GaussianDiffusion`, `Trainer`. Names are i
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ddpm_lib.core.lazy_names import lazy_names
 
 __version__ = "0.1.0"
 
@@ -58,14 +59,6 @@ __all__ = [
     "register_network",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ddpm_lib' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"ddpm_lib.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: f"ddpm_lib.{room}" for name, room in _HOME.items()}
+)

@@ -92,6 +92,46 @@ def test_the_three_names_need_no_datasets_metrics_or_plots() -> None:
     }
 
 
+def test_the_three_names_load_nothing_that_few_runs_need() -> None:
+    """Networks are found by name, and what an option switches on is imported when it does."""
+    got = imported_by("from ddpm_lib import GaussianDiffusion, Trainer, Unet")
+    rare = {
+        "core.hub.client",
+        "core.hub.folder",
+        "core.hub.folder_config",
+        "core.hub.upload",
+        "core.peers_names",
+        "nn.edm_unet",
+        "nn.lucidrains_blocks",
+        "nn.lucidrains_unet",
+        "nn.mlp",
+        "nn.noise_level_unet",
+        "nn.noisy_classifier",
+        "nn.summary",
+        "nn.time_blind",
+        "process.cascade",
+        "process.model_card",
+        "runs.loading",
+        "runs.pretrained_model",
+        "runs.synthesis",
+        "training.auto_batch",
+        "training.callbacks.best",
+        "training.estimate",
+        "training.fine_tuning",
+        "training.memory",
+        "training.trainer_options",
+    }
+    assert {f"ddpm_lib.{name}" for name in rare} <= {*MODULES}
+    assert not got & {f"ddpm_lib.{name}" for name in rare}
+
+
+def test_help_loads_the_command_line_alone() -> None:
+    rooms = "import ddpm_lib.cli; ddpm_lib.cli.main(['--help'])"
+    got = {name for name in imported_by(rooms) if name.startswith("ddpm_lib.")}
+    core = {"core", "core.lazy_names", "core.spelling"}
+    assert got == {f"ddpm_lib.{name}" for name in core | {"cli", "cli.streams"}}
+
+
 def test_every_public_name_is_there() -> None:
     assert list(ddpm_lib.__all__) == sorted(ddpm_lib.__all__)
     for name in ddpm_lib.__all__:
@@ -101,16 +141,23 @@ def test_every_public_name_is_there() -> None:
         _ = ddpm_lib.Unnet
 
 
-def test_public_names_are_typed_and_lazy_alike() -> None:
-    """What type checkers see (under TYPE_CHECKING), what is imported on use, and __all__ are one
-    list.
-    """
-    tree = TREES[SOURCE / "__init__.py"]
+@pytest.mark.parametrize("room", ["", "nn", "training"])
+def test_lazy_names_are_typed_and_imported_on_use_alike(room: str) -> None:
+    """What type checkers see (under TYPE_CHECKING) and what is imported on use are one list."""
+    package = importlib.import_module(f"ddpm_lib.{room}".rstrip("."))
+    tree = TREES[SOURCE / room / "__init__.py"]
     (checked,) = [
         n for n in tree.body if isinstance(n, ast.If) and name_of(n.test) == "TYPE_CHECKING"
     ]
-    seen = {alias.asname for node in checked.body for alias in node.names}
-    assert seen == set(ddpm_lib.__all__) == set(ddpm_lib._HOME)
+    seen = {alias.name: node.module for node in checked.body for alias in node.names}
+    homes = {name: home if room else f"ddpm_lib.{home}" for name, home in package._HOME.items()}
+    assert seen == homes
+    assert seen.keys() <= set(package.__all__) <= set(dir(package))
+    assert room or seen.keys() == set(package.__all__)
+    for name, home in homes.items():
+        assert getattr(package, name) is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match=f"{package.__name__}' has no attribute 'Unnet'"):
+        _ = package.Unnet
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -178,6 +178,41 @@ def test_names_that_collide_are_refused():
     assert register_network(Unet) is Unet
 
 
+NOT_IMPORTED = """
+import pickle, sys
+from torch import nn
+from ddpm_lib import register_network
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.nn import NETWORKS, _HOME
+
+def refused(name):
+    try:
+        register_network(name)(type("Other", (nn.Module,), {}))
+    except ConfigError as error:
+        return str(error)
+
+known = {**_HOME, "diffusers.UNet2DModel": "functools"}
+for name, home in known.items():
+    place = f"{home}.{name}" if name in _HOME else "functools.partial"
+    assert f"'{name}' is already registered, for {place}." in refused(name), refused(name)
+    assert name in NETWORKS
+assert {*NETWORKS} == {"Unet", "diffusers.UNet1DModel", *known}
+assert not {*_HOME.values()} & {*sys.modules}
+for name in _HOME:
+    cls = NETWORKS[name]
+    assert cls.__name__ == name and _HOME[name] in sys.modules
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    assert "already registered" in refused(name)
+print("all of them")
+"""
+
+
+def test_the_names_of_networks_that_nothing_has_imported_are_known_and_taken():
+    command = [sys.executable, "-c", NOT_IMPORTED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "all of them\n", done.stderr
+
+
 def test_a_cell_of_a_notebook_may_be_run_again():
     def cell():
         @register_network("tests/cell")

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ddpm_lib.cli.starting import ends_with_a_word
 from ddpm_lib.cli.streams import prepare_streams, reader_left
 from ddpm_lib.core import spelling
 
@@ -53,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] not in COMMANDS:
         return _top_level(args)
     if args[0] == "train":
+        from ddpm_lib.cli.starting import ends_with_a_word
+
         with ends_with_a_word(args[1:]):
             return _run(args[0], args[1:])
     return _run(args[0], args[1:])

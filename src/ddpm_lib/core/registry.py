@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
-
-from ddpm_lib.core import peers_names
-from ddpm_lib.core.text import short
+from typing import Any, Generic, NamedTuple, TypeVar
 
 _LONGEST = 200
 """Characters of a wrong name that are looked at."""
@@ -24,6 +21,10 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     >>> nearest("lr", ["lr_schedule", "learning_rate"])
     'learning_rate'
     """
+    import difflib
+
+    from ddpm_lib.core import peers_names
+
     name, names = str(name)[:_LONGEST], list(choices)
     same = peers_names.same_name(name, names)
     if same is not None:
@@ -53,6 +54,8 @@ def _edits(a: str, b: str) -> int:
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
     """Word the error for an unknown name: what, got, the nearest one, all choices."""
+    from ddpm_lib.core.text import short
+
     names = list(choices)
     hint = suggestion(str(name), names)
     also = f" {hint[0].upper()}{hint[1:]}" if hint else ""
@@ -66,12 +69,21 @@ def suggestion(name: str, choices: Iterable[str]) -> str | None:
     >>> suggestion("cosin", ["linear", "cosine"])
     "did you mean 'cosine'?"
     """
+    from ddpm_lib.core import peers_names
+
     names = list(choices)
     told = peers_names.hint(name, names)
     if told is not None:
         return told if told.endswith(("?", ")")) else f"{told}."
     like = nearest(name, names)
     return f"did you mean {like!r}?" if like else None
+
+
+class _Later(NamedTuple):
+    """An entry that is imported when somebody asks for it."""
+
+    module: str
+    name: str
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -84,7 +96,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
         self.kind = kind
-        self._entries: dict[str, T] = dict(entries or {})
+        self._entries: dict[str, T | _Later] = dict(entries or {})
 
     def add(self, name: str, entry: T, *, again: bool = False) -> T:
         """Add one entry; a name can be taken once.
@@ -104,10 +116,38 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries[name] = entry
         return entry
 
+    def add_later(self, name: str, module: str) -> None:
+        """Announce an entry that its module, once imported, has under the same name.
+
+        Args:
+            name: Its name.
+            module: The module, imported when the entry is first asked for.
+        """
+        self._entries[name] = _Later(module, name)
+
+    def loaded(self) -> Iterator[tuple[str, T]]:
+        """Go through the entries that nothing needs to be imported for, with their names."""
+        for name, entry in list(self._entries.items()):
+            if not isinstance(entry, _Later):
+                yield name, entry
+
+    def home(self, name: str) -> tuple[str, str] | None:
+        """Return module and name of what is registered under a name, without importing it; None
+        for nothing.
+        """
+        entry: Any = self._entries.get(name)
+        if entry is None or isinstance(entry, _Later):
+            return entry
+        return entry.__module__, getattr(entry, "__qualname__", type(entry).__qualname__)
+
     def __getitem__(self, name: str) -> T:
         if not isinstance(name, str) or name not in self._entries:
             raise ValueError(unknown_name(self.kind, name, self._entries))
-        return self._entries[name]
+        entry = self._entries[name]
+        if isinstance(entry, _Later):
+            found: T = getattr(importlib.import_module(entry.module), entry.name)
+            entry = self._entries[name] = found
+        return entry
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

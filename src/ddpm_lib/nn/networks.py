@@ -24,7 +24,7 @@ RECORDED = "_constructor_arguments"
 
 def registered_as(cls: type) -> str | None:
     """Return the name that a class is registered under, None if it is not."""
-    own = next((name for name, entry in NETWORKS.items() if entry is cls), None)
+    own = next((name for name, entry in NETWORKS.loaded() if entry is cls), None)
     return diffusers_name(cls) if own is None else own
 
 

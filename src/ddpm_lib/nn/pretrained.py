@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.hub.client import HubOptions, open_pretrained
-from ddpm_lib.core.hub.folder import (
-    MAX_SHARD_SIZE,
-    FolderConfig,
-    PretrainedFolder,
-    arranged,
-    save_folder,
-)
+from ddpm_lib.core.hub import MAX_SHARD_SIZE
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.validation import shown
 from ddpm_lib.nn.networks import build_network, describe_network, registered_as
-from ddpm_lib.nn.strict import check_finite, check_weights, load_weights, take_precision
+
+if TYPE_CHECKING:
+    from ddpm_lib.core.hub.folder import PretrainedFolder
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,6 +51,8 @@ def save_pretrained(
         ConfigError: If the class of the network is not registered, or something else lies there.
         OSError: If the disk refuses; what was there stays.
     """
+    from ddpm_lib.core.hub.folder import FolderConfig, arranged, save_folder
+
     weights, groups = arranged(named_weights(model, averages))
     config = FolderConfig(model=describe_network(model), weights=weights)
     return save_folder(Path(folder), config, groups, max_shard_size)
@@ -75,6 +71,8 @@ def named_weights(
         ConfigError: If a name is wrong.
         CheckpointError: If averages are of another network.
     """
+    from ddpm_lib.nn.strict import check_weights
+
     named: dict[str, Mapping[str, Tensor]] = {}
     for name, average in (averages or {}).items():
         tensors = average.state_dict() if isinstance(average, nn.Module) else average
@@ -103,6 +101,8 @@ def load_network(folder: PretrainedFolder, weights: str | None = None) -> tuple[
         ConfigError: If there are no such weights.
         CheckpointError: If a file is damaged, or the network cannot be built or is another one.
     """
+    from ddpm_lib.nn.strict import check_finite, check_weights, load_weights, take_precision
+
     label, stem = folder.config.choose(weights, folder.source)
     # The description is compared with the weights before memory is taken for it.
     with torch.device("meta"):
@@ -149,6 +149,9 @@ def from_pretrained(
         CheckpointError: If there is none, it is damaged, of a newer format or of another class.
         ConfigError: If there are no such weights.
     """
+    from ddpm_lib.core.device_choice import resolve_device
+    from ddpm_lib.core.hub.client import HubOptions, open_pretrained
+
     options = HubOptions(
         revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )

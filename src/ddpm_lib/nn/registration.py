@@ -60,10 +60,10 @@ def _register(cls: Any, name: Any) -> Any:
         raise ConfigError(f"The name of a network must be a text; got {shown(name)}.")
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise ConfigError(f"A network is a class of torch.nn.Module; got {shown(cls)}.")
-    before = NETWORKS[name] if name in NETWORKS else None  # noqa: SIM401 - no KeyError there
-    if before is not None and _place(before) != _place(cls):
+    before = NETWORKS.home(name)
+    if before not in (None, (cls.__module__, cls.__qualname__)):
         raise ConfigError(
-            f"The network {name!r} is already registered, for {'.'.join(_place(before))}. Give"
+            f"The network {name!r} is already registered, for {'.'.join(before or ())}. Give"
             ' yours another name: @register_network("my_name").'
         )
     known = registered_as(cls)
@@ -79,10 +79,6 @@ def _register(cls: Any, name: Any) -> Any:
             setattr(cls, method, value)
     NETWORKS.add(name, cls, again=before is not None)  # a notebook's cell, run again
     return cls
-
-
-def _place(cls: Callable[..., nn.Module]) -> tuple[str, str]:
-    return cls.__module__, cls.__qualname__
 
 
 def _declares_config(cls: type) -> bool:

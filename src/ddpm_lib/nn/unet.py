@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,9 @@ from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
 from ddpm_lib.nn.registration import register_network
-from ddpm_lib.nn.summary import Summary, summarize
+
+if TYPE_CHECKING:
+    from ddpm_lib.nn.summary import Summary
 
 MidAttention = Literal["norm", "no_norm", "none"]
 
@@ -382,6 +384,8 @@ class Unet(nn.Module):
         """Count parameters, multiplications and training memory; see
         `ddpm_lib.nn.summary.summarize`.
         """
+        from ddpm_lib.nn.summary import summarize
+
         return summarize(self, image_size, batch_size)
 
 

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.errors import CheckpointError
-from ddpm_lib.core.hub.client import HubOptions, open_pretrained
-from ddpm_lib.core.hub.folder import (
-    MAX_SHARD_SIZE,
-    UNCERTAINTY,
-    FolderConfig,
-    PretrainedFolder,
-    arranged,
-    save_folder,
-)
+from ddpm_lib.core.hub import MAX_SHARD_SIZE
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable
 from ddpm_lib.nn.networks import describe_network
 from ddpm_lib.nn.pretrained import Averages, load_network, named_weights
-from ddpm_lib.nn.strict import check_finite, load_weights, take_precision
 from ddpm_lib.process.interface import TrainableProcess
+
+if TYPE_CHECKING:
+    from ddpm_lib.core.hub.folder import PretrainedFolder
 
 P = TypeVar("P", bound=nn.Module)
 
@@ -56,6 +49,8 @@ def save_pretrained(
         ConfigError: If the class of the network is not registered, or something else lies there.
         OSError: If the disk refuses; what was there stays.
     """
+    from ddpm_lib.core.hub.folder import UNCERTAINTY, FolderConfig, arranged, save_folder
+
     networks = {
         name: average.model if isinstance(average, type(self)) else average
         for name, average in (averages or {}).items()
@@ -89,6 +84,9 @@ def load_process(
         ConfigError: If there are no such weights.
         CheckpointError: If a file is damaged, or does not fit the others.
     """
+    from ddpm_lib.core.hub.folder import UNCERTAINTY
+    from ddpm_lib.nn.strict import check_finite, load_weights, take_precision
+
     config, source = folder.config, folder.source
     if config.diffusion is None:
         name = config.model["class"]
@@ -146,6 +144,9 @@ def from_pretrained(
         CheckpointError: If there is none, or it is damaged or of a newer format.
         ConfigError: If there are no such weights.
     """
+    from ddpm_lib.core.device_choice import resolve_device
+    from ddpm_lib.core.hub.client import HubOptions, open_pretrained
+
     options = HubOptions(
         revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ddpm_lib.core.hub.failures import Errand
-from ddpm_lib.core.hub.folder import MAX_SHARD_SIZE
-from ddpm_lib.core.hub.upload import Uploaded, check_ready, upload_folder
+from ddpm_lib.core.hub import MAX_SHARD_SIZE
 from ddpm_lib.nn.pretrained import Averages
 from ddpm_lib.process.interface import TrainableProcess
-from ddpm_lib.process.model_card import simple_card
 from ddpm_lib.process.pretrained import save_pretrained
+
+if TYPE_CHECKING:
+    from ddpm_lib.core.hub.upload import Uploaded
 
 
 def push_to_hub(
@@ -47,6 +46,13 @@ def push_to_hub(
             repository is public.
         HubError: If the hub refuses or cannot be reached; nothing half-uploaded is visible there.
     """
+    import tempfile
+    from pathlib import Path
+
+    from ddpm_lib.core.hub.failures import Errand
+    from ddpm_lib.core.hub.upload import check_ready, upload_folder
+    from ddpm_lib.process.model_card import simple_card
+
     errand = Errand("push to", repo_id, revision, writes=True, after="Then call it again.")
     errand = check_ready(errand)
     with tempfile.TemporaryDirectory(prefix="ddpm-push-") as place:

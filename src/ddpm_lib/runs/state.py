@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError
-from ddpm_lib.core.hub.folder_config import MOST_LEVELS
+from ddpm_lib.core.hub import MOST_LEVELS
 from ddpm_lib.core.text import short
 
 STATE = "state.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ddpm_lib.core.errors import (
     CheckpointError,
     ConfigError,
@@ -9,13 +11,25 @@ from ddpm_lib.core.errors import (
     LostProcessError,
     OutOfMemoryError,
 )
-from ddpm_lib.runs.loading import LoadedRun, load_run
-from ddpm_lib.runs.synthesis import SynthesisedEma, synthesise_ema
+from ddpm_lib.core.lazy_names import lazy_names
 from ddpm_lib.runtime.devices import process_state
 from ddpm_lib.training.callbacks.base import Callback
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.results import TrainingResult
 from ddpm_lib.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from ddpm_lib.runs.loading import LoadedRun, load_run
+    from ddpm_lib.runs.synthesis import SynthesisedEma, synthesise_ema
+
+_HOME = {
+    "LoadedRun": "ddpm_lib.runs.loading",
+    "load_run": "ddpm_lib.runs.loading",
+    "SynthesisedEma": "ddpm_lib.runs.synthesis",
+    "synthesise_ema": "ddpm_lib.runs.synthesis",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
 
 __all__ = [
     "Callback",

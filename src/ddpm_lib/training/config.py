@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import check_device_name, check_type, is_path, shown, unknown_options
-from ddpm_lib.training.option_help import with_options
+from ddpm_lib.training.option_help import OptionDocs
 from ddpm_lib.training.option_values import describe_object, divisors, wanted_kind
 
 _BUILT_HERE = {
@@ -411,4 +411,4 @@ class TrainingConfig:
 _OF_TRAINER = ("diffusion", "data", "callbacks", "transform")
 """Arguments of Trainer that are no options, for what a wrong name may have meant."""
 
-TrainingConfig.__doc__ = with_options(TrainingConfig.__doc__, TrainingConfig)
+TrainingConfig.__doc__ = OptionDocs(TrainingConfig.__doc__, TrainingConfig)  # type: ignore[assignment]

@@ -14,8 +14,6 @@ from ddpm_lib.runs.network_state import optimizer_tensors
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages
-from ddpm_lib.training.fine_tuning.freezing import freeze
-from ddpm_lib.training.fine_tuning.pull_to_start import PullToStart
 from ddpm_lib.training.optim import make_optimizer
 from ddpm_lib.training.posthoc import PostHocAverages
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.training.fine_tuning.pull_to_start import PullToStart
 
 START = "start"
 """File stem of the weights at the first step."""
@@ -74,8 +73,15 @@ class Learner:
         diffusion.to(device)
         if channels_last:
             model.to(memory_format=torch.channels_last)
-        freeze(model, config.freeze)
-        pull = PullToStart(model, config.pull_to_start) if config.pull_to_start else None
+        if config.freeze:
+            from ddpm_lib.training.fine_tuning.freezing import freeze
+
+            freeze(model, config.freeze)
+        pull = None
+        if config.pull_to_start:
+            from ddpm_lib.training.fine_tuning.pull_to_start import PullToStart
+
+            pull = PullToStart(model, config.pull_to_start)
         decays = config.ema_decay
         ema = WeightAverages(model, decays, config.ema_power) if decays else None
         posthoc = PostHocAverages(model, config.posthoc_ema)

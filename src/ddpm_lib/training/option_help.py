@@ -55,13 +55,27 @@ def option_lines(cls: Any, indent: int) -> str:
     return "\n".join(lines)
 
 
-def with_options(doc: str | None, cls: Any) -> str | None:
-    """Return a docstring whose `**options:` entry is followed by all options of a dataclass.
+class OptionDocs:
+    """The docstring of a class whose `**options:` entry is followed by all options of a dataclass;
+    put together when somebody reads it, because that means to parse the source of the dataclass.
 
     Args:
         doc: The docstring, None where Python runs without them.
-        cls: The dataclass.
+        options: The dataclass.
     """
+
+    def __init__(self, doc: str | None, options: Any) -> None:
+        self._doc, self._options = doc, options
+        self._whole: str | None = None
+
+    def __get__(self, instance: object, owner: type) -> str | None:
+        """Return the docstring: `__doc__` of the class asks for it here."""
+        if self._whole is None:
+            self._whole = _with_options(self._doc, self._options)
+        return self._whole
+
+
+def _with_options(doc: str | None, cls: Any) -> str | None:
     if doc is None:
         return None
     lines = doc.splitlines()
@@ -87,4 +101,4 @@ def show_options(cls: Any, options: Any) -> None:
         for f in dataclasses.fields(options)
     ]
     cls.__init__.__signature__ = inspect.Signature([*own, *more])
-    cls.__doc__ = with_options(cls.__doc__, options)
+    cls.__doc__ = OptionDocs(cls.__doc__, options)

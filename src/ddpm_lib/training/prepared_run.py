@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.hub.upload import Uploaded
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.names import step_of
@@ -19,17 +18,12 @@ from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import OwnState, in_own_state
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.agreement import check_output_dir, check_process, check_ranks_agree
-from ddpm_lib.training.auto_batch import Trial, find_batch_size, kept_batch_size
 from ddpm_lib.training.batches import BatchPlan
 from ddpm_lib.training.callbacks import default_callbacks
 from ddpm_lib.training.callbacks.base import Callback, check_callbacks, state_of
-from ddpm_lib.training.callbacks.best import KeepBest, check_metric
 from ddpm_lib.training.callbacks.rows import TrainingRows
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext, TrainingData
-from ddpm_lib.training.fine_tuning.freezing import frozen_parameters
-from ddpm_lib.training.fine_tuning.starting_weights import StartingWeights, on_every_rank
-from ddpm_lib.training.fine_tuning.weight_sources import find_starting_weights
 from ddpm_lib.training.going_back import set_aside, wanted_step
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.randomness import StepRandomness
@@ -62,7 +56,9 @@ from ddpm_lib.training.sources import (
 from ddpm_lib.training.step import ForwardPass
 
 if TYPE_CHECKING:
+    from ddpm_lib.core.hub.upload import Uploaded
     from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.training.fine_tuning.starting_weights import StartingWeights
 
 
 class PreparedRun(RunContext):
@@ -92,6 +88,8 @@ class PreparedRun(RunContext):
         chosen = default_callbacks(config, diffusion.time_sampler.learns)
         chosen += check_callbacks(callbacks)
         if config.keep_best:  # last, so that it hears what other callbacks log
+            from ddpm_lib.training.callbacks.best import KeepBest, check_metric
+
             check_metric(config)
             chosen.append(KeepBest(config.keep_best))
         chosen.append(TrainingRows())
@@ -106,7 +104,10 @@ class PreparedRun(RunContext):
         if check_size is not None:
             check_size(diffusion.image_size)
         check_augmentation(diffusion, config)
-        frozen_parameters(diffusion.model, config.freeze)
+        if config.freeze:
+            from ddpm_lib.training.fine_tuning.freezing import frozen_parameters
+
+            frozen_parameters(diffusion.model, config.freeze)
         if config.sample_every:
             check_grids(diffusion, config)
 
@@ -156,6 +157,9 @@ class PreparedRun(RunContext):
         source, which = self.config.init_from, self.config.init_weights
         if source is None:
             return None
+        from ddpm_lib.training.fine_tuning.starting_weights import on_every_rank
+        from ddpm_lib.training.fine_tuning.weight_sources import find_starting_weights
+
         size = self.diffusion.image_size
         starting = on_every_rank(lambda: find_starting_weights(source, which, size), self.ranks)
         starting.check(self.diffusion)
@@ -232,6 +236,8 @@ class PreparedRun(RunContext):
 
     def _with_batch_size(self, saved: RunState | None) -> TrainingConfig:
         """Return the options with a number for batch_size; a run that continues keeps its own."""
+        from ddpm_lib.training.auto_batch import Trial, find_batch_size, kept_batch_size
+
         if saved is not None:
             size = kept_batch_size(saved.batch_size)
         else:

@@ -45,10 +45,10 @@ from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
 from ddpm_lib.training.sampling import default_condition, sample_shared
 from ddpm_lib.training.saving import RunCheckpoints
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, agreed_reason, reason_to_stop
-from ddpm_lib.training.trainer_options import TrainerOptions
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.training.trainer_options import TrainerOptions
 
 
 class Trainer(PreparedRun):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.files import flush
+from ddpm_lib.core.hub import MAX_SHARD_SIZE
 from ddpm_lib.core.hub.folder_config import (
     CONFIG,
     LIBRARY,
@@ -47,8 +48,6 @@ from ddpm_lib.core.text import printable, short
 
 UNCERTAINTY = "uncertainty"
 """The stem of the file of a learned uncertainty."""
-MAX_SHARD_SIZE = "5GB"
-"""As the hub's tools have it."""
 
 _SAVED = ".saved"
 """In the folder, while the files of a finished save take their places: those still to be moved."""

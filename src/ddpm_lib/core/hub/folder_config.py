@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.hub import MOST_LEVELS
 from ddpm_lib.core.text import printable, short
 
 CONFIG = "config.json"
@@ -19,11 +20,6 @@ LIBRARY = "ddpm_lib"
 FORMAT = 1
 MAIN = "model"
 """The stem of the file of the weights that are loaded unless others are asked for."""
-
-MOST_LEVELS = 10**6
-"""More noise levels than any process has; tables of 10¹⁰ would take all memory before anything is
-compared.
-"""
 
 _NAME = re.compile(r"model|ema(:[\w.+ -]{1,80})?", re.ASCII)
 _STEM = re.compile(r"model(\.[\w.+-]{1,100})?", re.ASCII)
