@@ -14,15 +14,15 @@ from ddpm_lib.core import keys
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.time_sampling import spread_levels
-from ddpm_lib.training.batches import batch_to_device
-from ddpm_lib.training.callbacks.base import Callback, TrainingView
-from ddpm_lib.training.gap import (
+from ddpm_lib.training.adjusted_gap import (
     FEWEST_PAIRS,
     SPECTRUM_IMAGES,
     LinearDenoiser,
     adjusted_gap,
     mean_error,
 )
+from ddpm_lib.training.batches import batch_to_device
+from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +40,8 @@ class Validation(Callback):
     Levels are spread evenly over the images, noise and levels are functions of the image's index,
     so the curves are smooth. `val_gap` is the difference between the two; `val_gap_start` is the
     part of it that the sets differ by anyway, as a linear denoiser finds it, which cannot remember
-    (`training/gap.py`); `val_gap_adjusted` is the rest: over-fitting, nothing else. Each rank takes
-    its share.
+    (`training/adjusted_gap.py`); `val_gap_adjusted` is the rest: over-fitting, nothing else. Each
+    rank takes its share.
     """
 
     def __init__(self, every: int, max_images: int, seed: int) -> None:

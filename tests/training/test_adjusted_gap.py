@@ -18,9 +18,9 @@ from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.nn import MLP
 from ddpm_lib.time_sampling import spread_levels
 from ddpm_lib.training import Callback
+from ddpm_lib.training.adjusted_gap import FEWEST_PAIRS, LinearDenoiser, adjusted_gap, mean_error
 from ddpm_lib.training.callbacks.base import TrainingView
 from ddpm_lib.training.callbacks.validation import Validation
-from ddpm_lib.training.gap import FEWEST_PAIRS, LinearDenoiser, adjusted_gap, mean_error
 
 SPACES = [(16,), (8, 12), (8, 8, 6)]
 
