@@ -20,7 +20,7 @@ COMMANDS = {
     "sample": "draw images from a run",
     "edit": "redraw images from their noisy versions",
     "inpaint": "paint the masked part of images",
-    "status": "say how a run stands: running, finished, stopped, killed, failed",
+    "status": "say how all runs stand, or one: running, finished, stopped, killed, failed",
     "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",
@@ -161,7 +161,11 @@ def _top_level(args: list[str]) -> int:
     if args[:1] in (["--version"], ["-V"], ["version"]):
         print(f"ddpm-lib {__version__}")
         return 0
-    if args and args[0] not in ("-h", "--help"):
+    if not args:
+        from ddpm_lib.cli import home
+
+        return home.show()
+    if args[0] not in ("-h", "--help"):
         from ddpm_lib.core.registry import unknown_name
 
         kind = "option" if args[0].startswith("-") else "command"

@@ -72,6 +72,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm push runs/mine me/mine --license mit", "averaged weights and a card"),
         ("ddpm push runs/mine me/mine --dry-run look", "write the folder, upload nothing"),
     ),
+    "ddpm status": (
+        ("ddpm status", "all runs here and below"),
+        ("ddpm status runs/mine", "one of them"),
+        ("ddpm status --word runs/mine", "its state in a word, for scripts"),
+    ),
     "ddpm prepare": (
         ("ddpm prepare sysu sysu-shape-dataset sysu-64 --size 64", "object cut-outs of 64×64"),
     ),
@@ -126,7 +131,7 @@ def text(
     words = [o for o in options if o.positional]
     flags = [o for o in options if not o.positional]
     lines = [f"usage: {prog} {' '.join(map(_place, words))} [options]".replace("  ", " "), ""]
-    lines += textwrap.wrap(description, width, break_on_hyphens=False)
+    lines += _paragraphs(description, width)
     lines += ["", "examples:", *_examples(EXAMPLES.get(prog, ()), width)]
     if words:
         lines += [
@@ -153,6 +158,15 @@ def text(
     if shown is not flags:
         lines += ["", f"`{prog} --help-all` shows all {len(flags)} options."]
     return "\n".join(lines)
+
+
+def _paragraphs(description: str, width: int) -> list[str]:
+    """Fill paragraphs to a width; one that is indented is a list, and stays as it is."""
+    lines: list[str] = []
+    for paragraph in description.split("\n\n"):
+        filled = textwrap.wrap(paragraph, width, break_on_hyphens=False)
+        lines += ["", *(paragraph.splitlines() if paragraph.startswith(" ") else filled)]
+    return lines[1:]
 
 
 def _examples(examples: Sequence[tuple[str, str]], width: int) -> list[str]:

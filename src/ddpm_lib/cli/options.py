@@ -22,7 +22,6 @@ import yaml
 from ddpm_lib.cli import arguments, help
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.text import short
-from ddpm_lib.core.validation import check_type, unknown_options
 
 
 def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> type:
@@ -75,6 +74,8 @@ def from_mapping(cls: type, values: Mapping[str, Any], base: Any, where: str) ->
     Raises:
         ConfigError: For unknown names (naming the nearest right one) and wrong types.
     """
+    from ddpm_lib.core.validation import check_type, unknown_options  # which load torch
+
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{where} must be a list of `option: value` lines; got {type(values).__name__}."

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class RunStatus:
         owner: Who trains in it now, or did last without a word.
         checkpoint: Name of its newest checkpoint.
         row: The last row of its metrics.
+        latest: The newest value of each name in its last rows: a row has what was measured at its
+            step, and not at every step there is a validation.
+        silent: Seconds since the last row was written, None where there is none.
     """
 
     word: str
@@ -48,12 +52,14 @@ class RunStatus:
     owner: str = ""
     checkpoint: str | None = None
     row: dict[str, Any] = field(default_factory=dict)
+    latest: dict[str, Any] = field(default_factory=dict)
+    silent: float | None = None
 
     def seconds_left(self) -> float | None:
         """Return how long the steps to come take at the present speed, or None where that is not
-        known.
+        known. What has passed since the last row is taken off.
         """
-        speed, images = number(self.row.get("images_per_second")), number(self.row.get("images"))
+        speed, images = number(self.latest.get("images_per_second")), number(self.row.get("images"))
         if (
             self.step is None
             or self.max_steps is None
@@ -62,7 +68,8 @@ class RunStatus:
             or not self.row.get("step")
         ):
             return None
-        return max(0.0, self.max_steps - self.step) * (images / self.row["step"]) / speed
+        left = max(0.0, self.max_steps - self.step) * (images / self.row["step"]) / speed
+        return max(0.0, left - (self.silent or 0.0))
 
 
 def number(value: Any) -> float | None:
@@ -90,15 +97,22 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and _count(row.get("step")) is not None else None
 
 
-def last_row(run: Path) -> dict[str, Any]:
-    """Return the last whole row of a run's metrics, empty where there is none."""
+def last_rows(run: Path) -> list[dict[str, Any]]:
+    """Return the last whole rows of a run's metrics, those of the last 64 kB, oldest first."""
     try:
         with (run / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
             lines = file.read(2**16).splitlines()
     except OSError:
-        return {}
-    return next((row for row in map(parse_row, reversed(lines)) if row is not None), {})
+        return []
+    return [row for row in map(parse_row, lines) if row is not None]
+
+
+def _silent(run: Path) -> float | None:
+    try:
+        return max(0.0, time.time() - (run / "metrics.jsonl").stat().st_mtime)
+    except OSError:
+        return None
 
 
 def newest_checkpoint(run: Path) -> str | None:
@@ -132,7 +146,8 @@ def run_status(run: Path) -> RunStatus:
         raise FileNotFoundError(no_run(run))
     said, reason = _said(run)
     held, owner = look(run)
-    checkpoint, row = newest_checkpoint(run), last_row(run)
+    checkpoint, rows = newest_checkpoint(run), last_rows(run)
+    row = rows[-1] if rows else {}
     word = str(said.get("status", "none"))
     if word not in WORDS[:-1]:
         if "status" in said:
@@ -155,6 +170,8 @@ def run_status(run: Path) -> RunStatus:
         owner,
         checkpoint,
         row,
+        {name: value for row in rows for name, value in row.items() if value is not None},
+        _silent(run),
     )
 
 
