@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_lib.cli import main
 from ddpm_lib.cli.status import overview, values_of
-from ddpm_lib.cli.tables import Column, table
+from ddpm_lib.cli.text_tables import Column, table
 from ddpm_lib.runs import finding
 from ddpm_lib.runs.finding import FoundRun, find_runs
 from ddpm_lib.runs.lock import RunLock

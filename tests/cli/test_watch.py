@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from ddpm_lib.cli import main, plots
-from ddpm_lib.cli.plots import Axis, Canvas, Series, legend, plot, thinned
+from ddpm_lib.cli import main, text_plots
+from ddpm_lib.cli.text_plots import Axis, Canvas, Series, legend, plot, thinned
 from ddpm_lib.cli.watch import frame, packed
 from ddpm_lib.runs.lock import RunLock
 from ddpm_lib.runs.metrics_file import write_status
@@ -61,7 +61,7 @@ def test_axes() -> None:
     assert Axis.around([1.0, 4.0]) == Axis(1.0, 4.0)
     assert Axis.around([1.0, 10.0]).log
     assert not Axis.around([0.0, 10.0]).log, "zero has no logarithm"
-    assert Axis.around([1e-12, 1.0]).low == 1 / plots.DECADES
+    assert Axis.around([1e-12, 1.0]).low == 1 / text_plots.DECADES
     flat = Axis.around([3.0, 3.0])
     assert flat.place(3.0) == pytest.approx(0.5)
     for axis in (Axis(2.0, 7.0), Axis(2.0, 7.0, log=True)):

@@ -28,6 +28,7 @@ from ddpm_lib.cli import init_from, options
 from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.convert import ConvertCommand
+from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
 from ddpm_lib.cli.estimate import EstimateCommand
@@ -37,7 +38,9 @@ from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.sample import SampleCommand
+from ddpm_lib.cli.status import StatusCommand
 from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
+from ddpm_lib.cli.watch import WatchCommand
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
 from ddpm_lib.interop.openai_flags import PUBLISHED_FLAGS
@@ -63,6 +66,9 @@ COMMANDS = {
     "ablate": AblateCommand,
     "prepare": PrepareCommand,
     "push": PushCommand,
+    "status": StatusCommand,
+    "watch": WatchCommand,
+    "doctor": DoctorCommand,
 }
 REGISTRIES = [
     schedules.SCHEDULES,

@@ -254,7 +254,7 @@ def test_a_run_without_a_checkpoint_says_when_one_comes(
 
 
 def test_status_and_the_overview_are_light() -> None:
-    for words in ([], ["--help"], ["status", "."], ["status", "--help"]):
+    for words in ([], ["--help"], ["status", "."], ["watch", "runs/a"], ["watch", "-h"]):
         seen = "print({'torch', 'numpy'} & set(sys.modules))"
         call = f"try: main({words})\nexcept SystemExit: pass"
         code = f"import sys; from ddpm_lib.cli import main\n{call}\n{seen}"

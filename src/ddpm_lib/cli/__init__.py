@@ -22,7 +22,6 @@ COMMANDS = {
     "inpaint": "paint the masked part of images",
     "status": "say how all runs stand, or one: running, finished, stopped, killed, failed",
     "watch": "draw the curves of a run in the terminal, while it trains",
-    "best": "say which checkpoint and which average to use, with the evidence",
     "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",
@@ -32,10 +31,7 @@ COMMANDS = {
     "weights": "list, fetch and verify the weights of published feature extractors",
     "push": "upload a run to the Hugging Face hub, with a card that says what it is",
     "prepare": "make or download a published dataset (sysu, mnist, cifar10, …)",
-    "slurm": "write the batch script of a training for a SLURM cluster",
-    "demo": "open a page on this machine on which a run draws",
     "doctor": "say what this machine can do, and what is missing",
-    "completion": "print what completes commands and options in bash, zsh or fish",
 }
 
 

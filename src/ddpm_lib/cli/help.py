@@ -82,22 +82,9 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm watch runs/mine --once", "one picture"),
         ("ddpm watch runs/mine --metric grad_norm,learning_rate", "other curves"),
     ),
-    "ddpm best": (
-        ("ddpm best runs/mine", "which checkpoint, which average, and why"),
-        ("ddpm best runs/mine --json", "the same for scripts"),
-    ),
-    "ddpm slurm": (
-        ("ddpm slurm run.yaml", "writes run.slurm.sh; nothing is submitted"),
-        ("ddpm slurm run.yaml --gpus 4 --nodes 2 --hours 12", "eight GPUs, half a day at a time"),
-    ),
-    "ddpm demo": (("ddpm demo runs/mine", "a page at http://127.0.0.1:7860"),),
     "ddpm doctor": (
         ("ddpm doctor", "everything, a line each"),
         ("ddpm doctor --json", "the same for scripts"),
-    ),
-    "ddpm completion": (
-        ("ddpm completion bash", "print it; --help of it says where to put it"),
-        ("ddpm completion bash --install", "put it there"),
     ),
     "ddpm prepare": (
         ("ddpm prepare sysu sysu-shape-dataset sysu-64 --size 64", "object cut-outs of 64×64"),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ddpm_lib.cli.status import COLUMNS, row_of
-from ddpm_lib.cli.tables import room, table
+from ddpm_lib.cli.text_tables import room, table
 from ddpm_lib.core.text import printable, sayable
 from ddpm_lib.runs.finding import find_runs
 from ddpm_lib.runs.run_status import RunStatus, run_status

@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.cli.tables import Column, duration, room, table
+from ddpm_lib.cli.text_tables import Column, duration, room, table
 from ddpm_lib.core.text import printable, sayable, so_many
 from ddpm_lib.runs.finding import FoundRun, find_runs
 from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_status

@@ -14,9 +14,9 @@ from typing import Any
 import tyro
 
 from ddpm_lib.cli import options
-from ddpm_lib.cli.plots import Series, legend, plot
 from ddpm_lib.cli.status import known, progress
-from ddpm_lib.cli.tables import colours, duration, room
+from ddpm_lib.cli.text_plots import Series, legend, plot
+from ddpm_lib.cli.text_tables import colours, duration, room
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.text import printable, sayable

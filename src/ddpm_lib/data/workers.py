@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ddpm_lib.core.health import Check
 from ddpm_lib.core.spelling import option
-from ddpm_lib.runtime.limits import available_cpus, local_world_size
+from ddpm_lib.runtime.limits import available_cpus, cpus_and_why, local_world_size
 
 MAX_WORKERS = 8
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h
@@ -60,6 +61,18 @@ def check_num_workers(n: int | None) -> str | None:
             f" only slow each other down. Use {default_num_workers()} or leave it out."
         )
     return None
+
+
+def check_workers() -> Iterator[Check]:
+    """Say how many loader workers there would be, and why."""
+    count, ranks = default_num_workers(), local_world_size()
+    share = f", shared by {ranks} processes" if ranks > 1 else ""
+    says = f"{count} for sets that do not fit into RAM: {cpus_and_why()}{share}"
+    if available_cpus() // ranks < 2:
+        remedy = "ask for more CPUs (SLURM: --cpus-per-task=4), or keep sets small enough for RAM"
+        yield Check("workers", "note", says, remedy)
+    else:
+        yield Check("workers", "ok", says)
 
 
 def ignore_signals() -> None:

@@ -8,13 +8,14 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.files import write_aside
+from ddpm_lib.core.health import Check
 from ddpm_lib.core.registry import Registry
 
 
@@ -249,3 +250,18 @@ def verify_weights(name: str, path: str | Path | None = None) -> tuple[Path | No
 def describe_all() -> Mapping[str, tuple[Weights, Path | None, bool, str]]:
     """Return, by name, the entry and what `verify_weights` says."""
     return {name: (entry, *verify_weights(name)) for name, entry in WEIGHTS.items()}
+
+
+def check_weights() -> Iterator[Check]:
+    """Say which weights are here; without them only some metrics are missing."""
+    for name, (entry, file, right, why) in describe_all().items():
+        title, size = f"weights {name}", f"{entry.size / 1e6:,.0f} MB"
+        if right:
+            yield Check(title, "ok", f"{file}, the published file")
+        elif file is not None:
+            remedy = f"delete it, then: ddpm weights fetch {name}"
+            yield Check(title, "broken", f"{file} is another file: {why[:30]}…", remedy)
+        else:
+            says = f"not here; for {entry.used_by}"
+            remedy = f"where you want them ({size}, once, with internet): ddpm weights fetch {name}"
+            yield Check(title, "note", says, remedy)

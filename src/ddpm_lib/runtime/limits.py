@@ -23,14 +23,30 @@ def available_cpus() -> int:
     The least of the affinity mask, the CPU quota of every control group above this process (v1 and
     v2) and what the batch system granted (SLURM_CPUS_PER_TASK, PBS_NUM_PPN, NSLOTS).
     """
+    return max(1, int(min(cpu_limits().values())))
+
+
+def cpu_limits() -> dict[str, float]:
+    """Return how many CPUs each of those that limit this process allows, by what it is called."""
     affinity = getattr(os, "sched_getaffinity", None)
-    limits = [float(len(affinity(0)) if affinity else _machine_cpus())]
-    limits += _cgroup_cpus()
+    limits = {"affinity mask": float(len(affinity(0)) if affinity else _machine_cpus())}
+    quotas = _cgroup_cpus()
+    if quotas:
+        limits["control group"] = min(quotas)
     for name in ("SLURM_CPUS_PER_TASK", "PBS_NUM_PPN", "NSLOTS"):
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 0:
-            limits.append(float(value))
-    return max(1, int(min(limits)))
+            limits[name] = float(value)
+    return limits
+
+
+def cpus_and_why() -> str:
+    """Word how many CPUs this process may use, and what says so."""
+    limits = cpu_limits()
+    who, least = min(limits.items(), key=lambda item: item[1])
+    others = [f"{name} {value:g}" for name, value in limits.items() if name != who]
+    also = f" (others: {', '.join(others)})" if others else ""
+    return f"{max(1, int(least))} CPUs by the {who}{also}"
 
 
 def _machine_cpus() -> int:
@@ -57,8 +73,20 @@ def available_memory() -> int:
     The least of the machine's free memory, what is left in every control group above this process
     and what SLURM granted.
     """
-    limits = [*_machine_memory(), *_cgroup_memory(), *_slurm_memory()]
-    return max(0, min(limits)) if limits else 1 << 30
+    limits = memory_limits()
+    return max(0, min(limits.values())) if limits else 1 << 30
+
+
+def memory_limits() -> dict[str, int]:
+    """Return how many bytes each of those that limit this process leaves it, by what it is
+    called.
+    """
+    found = {
+        "machine": _machine_memory(),
+        "control group": _cgroup_memory(),
+        "SLURM": _slurm_memory(),
+    }
+    return {name: min(limits) for name, limits in found.items() if limits}
 
 
 def _memberships() -> Iterator[tuple[str, str]]:

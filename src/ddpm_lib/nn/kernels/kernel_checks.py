@@ -1,0 +1,52 @@
+"""Whether the library's own kernel is there, and computes what torch does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ddpm_lib.core.health import Check
+from ddpm_lib.nn.kernels.build import compiler, library
+from ddpm_lib.nn.kernels.group_norm import norm_act
+
+
+def check_kernels() -> Iterator[Check]:
+    """Say whether there is a compiler, and whether what it made is right; without it training on a
+    CPU is slower, and gives the same numbers.
+    """
+    if sys.platform != "linux":
+        yield Check("kernel", "ok", "for Linux only: torch's own operations are used")
+        return
+    if os.environ.get("DDPM_LIB_KERNELS", "1") == "0":
+        yield Check("kernel", "note", "DDPM_LIB_KERNELS=0 turns it off", "unset it")
+        return
+    found = compiler()
+    if found is None:
+        remedy = "apt install g++ (or set CXX): training on a CPU becomes faster"
+        yield Check("compiler", "note", "no g++, c++ or clang++", remedy)
+        return
+    yield Check("compiler", "ok", found)
+    if library() is None:
+        remedy = "the line above says why; training goes on without it, slower on a CPU"
+        yield Check("kernel", "note", "it could not be compiled", remedy)
+        return
+    off = kernel_error()
+    if off < 1e-4:
+        yield Check("kernel", "ok", "normalisation on the CPU is compiled, and agrees with torch's")
+    else:
+        says = f"it does not compute what torch does (error {off:.2g})"
+        yield Check("kernel", "broken", says, "set DDPM_LIB_KERNELS=0, and report this line")
+
+
+def kernel_error() -> float:
+    """Return the largest difference between the kernel and torch's operations."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 6, 5, generator=generator).contiguous(memory_format=torch.channels_last)
+    norm = nn.GroupNorm(4, 16)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(16, generator=generator))
+        return float((norm_act(x, norm) - torch.nn.functional.silu(norm(x))).abs().max())
