@@ -234,7 +234,7 @@ def numbers(records: RunRecords) -> list[str]:
         parts[-1] += f" (lowest {best:.4g} at step {step:,})"
     if "val_gap" in row:
         error = row.get("val_gap_error")
-        gap = row["val_gap"] - row.get("val_gap_start", 0.0)
+        gap = row.get("val_gap_adjusted", row["val_gap"] - row.get("val_gap_start", 0.0))
         parts.append(f"gap {gap:+.2g}" + (f" ± {error:.1g}" if error else ""))
     return parts
 
