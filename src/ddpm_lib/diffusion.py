@@ -28,6 +28,7 @@ from ddpm_lib.process import (
     pretrained,
     sampling,
     sharing,
+    shown,
 )
 from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.checks import check_parts_fit, loss_weights
@@ -280,6 +281,8 @@ class GaussianDiffusion(nn.Module):
     from_pretrained = class_function(pretrained.from_pretrained)
     preset = class_function(presets.preset)
     push_to_hub = sharing.push_to_hub
+
+    _repr_html_ = shown.process_html
 
     def denoise(
         self,

@@ -7,12 +7,14 @@ image.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,6 +178,46 @@ def _save_aside(picture: Image.Image, path: Path, **options: Any) -> None:
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None, scale: int = 1) -> Path:
     """Tile images (see `make_grid`) and write the picture to `path`."""
     return save_image(make_grid(images, columns), path, scale)
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """Return one image (c, h, w), see `to_pil`, as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def thumbnail(image: Tensor, side: int) -> Tensor:
+    """Return an image (c, h, w) made smaller where it is larger than `side` pixels, uint8."""
+    from PIL import Image
+
+    small = to_pil(image)
+    small.thumbnail((side, side), Image.Resampling.BOX)
+    array = torch.from_numpy(np.array(small))
+    return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+def small_png(path: str | Path, widest: int, scale: int = 1) -> tuple[bytes, int]:
+    """Return a picture file as PNG of few bytes for a page, and how wide to show it, in pixels.
+
+    Args:
+        path: The file.
+        widest: Pixels that it may have on the page.
+        scale: By how much its pixels were enlarged, which is taken back.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        drawn = opened.convert("RGB")
+    width = min(drawn.width, widest)
+    factor = max(scale, -(-drawn.width // widest))
+    drawn = drawn.reduce(factor) if factor > 1 else drawn
+    buffer = io.BytesIO()
+    drawn.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue(), width
 
 
 def save_gif(

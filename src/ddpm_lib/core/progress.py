@@ -3,7 +3,8 @@ everywhere else.
 
 A carriage return in a log file or a pipe makes one endless line of thousands of bars. So a terminal
 gets tqdm's bar, a notebook with ipywidgets its widget, and all other places get at most one line a
-minute.
+minute. A view that shows lines in its own place, as a notebook's does while training, hears them
+instead of the console.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib.util
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Literal, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -61,12 +62,31 @@ def stream() -> TextIO | None:
     return sys.stdout if in_notebook() else sys.stderr
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
+def hear_lines(listener: Callable[[str], None]) -> None:
+    """Give lines to a listener instead of the console until `stop_hearing`; the newest one
+    counts.
+    """
+    _listeners.append(listener)
+
+
+def stop_hearing(listener: Callable[[str], None]) -> None:
+    """Give lines to the console again, or to the listener before."""
+    if listener in _listeners:
+        _listeners.remove(listener)
+
+
 def write(line: str) -> None:
-    """Write a line, above a bar where there is one.
+    """Write a line, above a bar where there is one, or give it to the view that hears lines.
 
     Raises:
         OSError: If the stream refuses it.
     """
+    if _listeners:
+        _listeners[-1](line)
+        return
     if bar_style() == "lines":
         out = stream()
         if out is not None:  # a process without a console

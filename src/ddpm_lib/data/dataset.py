@@ -17,6 +17,7 @@ from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.names import ChosenNames, Names, NumberedNames
 from ddpm_lib.data.readers import LentReader, generators_kept, is_reader, may_fork, seed_generators
+from ddpm_lib.data.shown import dataset_html
 from ddpm_lib.data.source import BadImagesError as BadImagesError
 from ddpm_lib.data.source import Source as Source
 from ddpm_lib.data.source import load_patiently, reason
@@ -358,3 +359,5 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         classes = "no labels" if self._labels is None else f"{self.num_classes} classes"
         where = "in RAM" if self.in_memory else "streamed"
         return f"ImageDataset({len(self):,} images, {size}, {classes}, {where})"
+
+    _repr_html_ = dataset_html

@@ -28,6 +28,7 @@ from ddpm_lib.data.decode import FORMATS, UPSCALED, Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import DecodeSpec, make_spec
 from ddpm_lib.data.decoding import decode_all
 from ddpm_lib.data.names import PackedNames
+from ddpm_lib.data.shown import summary_html
 from ddpm_lib.data.split import hold_out
 from ddpm_lib.data.sysu_tiles import largest_outline, masked_tile, window_tile
 from ddpm_lib.runtime.limits import available_cpus, local_world_size
@@ -60,6 +61,8 @@ class SysuSummary:
     def num_eval(self) -> int:
         """Number of held-out images."""
         return sum(self.eval.values())
+
+    _repr_html_ = summary_html
 
 
 class SysuSource(Source):

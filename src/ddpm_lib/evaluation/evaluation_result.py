@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.markup import card, never_fails, note, table
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.evaluation.scores import Score
 
@@ -41,6 +42,20 @@ class Evaluation:
         more = ["…"] if len(shown) > SHOWN else []
         scored = self.about.get("checkpoint") or self.about.get("target", "images")
         return f"<Evaluation of {scored}: {', '.join([*shown[:SHOWN], *more]) or 'no scores'}>"
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        """Show the scores with errors, intervals and remarks, as HTML."""
+        rows = []
+        for s in self.scores:
+            ends = "" if s.interval is None else " to ".join(map(format_score, s.interval))
+            value = format_score(s.value)
+            if s.standard_error is not None:
+                value += f" ± {format_score(s.standard_error)}"
+            rows.append((s.name.replace("/", " · "), value, ends, s.unit, s.remark))
+        remarks = [*skipped_lines(self.about.get("skipped", {})), *self.about.get("notes", ())]
+        head = ("metric", "value ± std. error", "95 % interval", "unit", "")
+        return card("Evaluation", note(self._heading()[0]), table(head, rows), *map(note, remarks))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""

@@ -14,6 +14,7 @@ from ddpm_lib.core.options import plain
 from ddpm_lib.core.validation import shown
 from ddpm_lib.nn.networks import NETWORKS, RECORDED, registered_as
 from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
+from ddpm_lib.nn.shown import network_html
 
 N = TypeVar("N", bound=type[nn.Module])
 
@@ -74,6 +75,7 @@ def _register(cls: Any, name: Any) -> Any:
     for method, value in (
         ("save_pretrained", save_pretrained),
         ("from_pretrained", classmethod(from_pretrained)),
+        ("_repr_html_", network_html),
     ):
         if not hasattr(cls, method):
             setattr(cls, method, value)

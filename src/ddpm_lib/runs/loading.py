@@ -23,6 +23,7 @@ from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runs.pretrained_model import PretrainedModel, find_pretrained
 from ddpm_lib.runs.run_status import no_run, nothing_saved
+from ddpm_lib.runs.shown import loaded_run_html
 from ddpm_lib.runs.state import STATE, RunState
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class LoadedRun:
         if self.pretrained is not None:
             where = self.pretrained.name
         return f"LoadedRun({where}, weights {self.weights}{classes})"
+
+    _repr_html_ = loaded_run_html
 
     @cached_property
     def run_state(self) -> RunState:

@@ -26,6 +26,7 @@ from ddpm_lib.training.nonfinite import NonFiniteGuard
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.results import StepResult
+from ddpm_lib.training.shown import trainer_html
 from ddpm_lib.training.step import ForwardPass, conditions_of
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class RunContext:
         self._forward_pass: ForwardPass | None = None
         self._watchdog: Watchdog | None = None
         self._until: int | None = None
+
+    _repr_html_ = trainer_html
 
     @property
     def output_dir(self) -> Path:

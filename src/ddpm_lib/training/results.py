@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpm_lib.runtime.launch import under_torchrun
+from ddpm_lib.training.shown import result_html
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class TrainingResult:
         if self.status == "finished" or self.complete or under_torchrun():
             return 0
         return 130 if self.signal == "SIGINT" else 143
+
+    def __repr__(self) -> str:
+        """Return one line: how, where and why it ended, and what was saved."""
+        saved = f", {self.checkpoint}" if self.checkpoint is not None else ""
+        return f"TrainingResult({self.status} at step {self.step:,}: {self.reason}{saved})"
+
+    _repr_html_ = result_html
 
 
 @dataclass

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from ddpm_lib.core.progress import in_notebook
 from ddpm_lib.training.callbacks.base import Callback
 from ddpm_lib.training.callbacks.checkpoints import SaveCheckpoints
+from ddpm_lib.training.callbacks.live import LiveView
 from ddpm_lib.training.callbacks.metrics import MetricLogger
+from ddpm_lib.training.callbacks.rows import ProgressBar
 from ddpm_lib.training.callbacks.samples import SampleGrid
 from ddpm_lib.training.callbacks.time_sampler import LossAwareTimes
 from ddpm_lib.training.callbacks.validation import Validation
@@ -30,7 +33,5 @@ def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> lis
         chosen.append(PostHocSnapshots(config.posthoc_every))
     chosen.append(SaveCheckpoints(config.save_every))
     if config.progress:
-        from ddpm_lib.training.callbacks.rows import ProgressBar
-
-        chosen.append(ProgressBar())
+        chosen.append(LiveView() if in_notebook() else ProgressBar())
     return chosen

@@ -84,6 +84,10 @@ class TrainingView(Protocol):
         """The newest logged value of every name."""
 
     @property
+    def last_grid(self) -> Path | None:
+        """The newest grid of samples of this process, None where there is none."""
+
+    @property
     def plan(self) -> BatchPlan:
         """How the batch is shared over processes and forward passes."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ddpm_lib import images as pictures
-from ddpm_lib.core.progress import in_notebook
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.examples import low_res_of, tiles_beside_examples
@@ -55,14 +55,13 @@ class SampleGrid(Callback):
             progress=False,
         )
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
-            scale = max(1, 128 // max(batch.shape[-2:]))
+            scale = grid_scale(batch.shape[-2:])
             path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"
             shown = trainer.dataset if trainer.held_out is None else trainer.held_out
             tiles, columns = tiles_beside_examples(trainer.diffusion, shown, batch)
             with trainer.tolerate_write_errors(str(path)):
                 self.last_grid = pictures.save_grid(tiles, path, columns, scale)
                 trainer.note("grid saved")
-                _show_inline(path)
         trainer.log(trainer.ranks.on_main(lambda: self._facts(trainer, batch)))
 
     def _facts(self, trainer: TrainingView, samples: Tensor) -> dict[str, float]:
@@ -78,9 +77,6 @@ class SampleGrid(Callback):
         return sample_facts(samples, self._looks, low_res_of(trainer.diffusion) is None)
 
 
-def _show_inline(path: Path) -> None:
-    # In a notebook the grid belongs under the cell; elsewhere there is nothing to show it in.
-    if in_notebook():
-        from IPython.display import Image, display
-
-        display(Image(filename=str(path)))
+def grid_scale(size: Sequence[int]) -> int:
+    """Return by how much the pixels of small images (height, width) are enlarged in grids."""
+    return max(1, 128 // max(size))

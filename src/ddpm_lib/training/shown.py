@@ -1,0 +1,54 @@
+"""What a notebook shows of a trainer and of how its training ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddpm_lib.core.markup import card, facts, never_fails, note
+from ddpm_lib.nn.shown import parameter_words
+from ddpm_lib.runs.run_status import last_row
+from ddpm_lib.runs.shown import newest_grid
+
+
+@never_fails
+def trainer_html(self: Any) -> str:
+    """Show what is trained, on what, how far, and the newest grid, as HTML; nothing is opened."""
+    config, process = self.config, self.diffusion
+    schedule = "" if config.lr_schedule == "constant" else f", {config.lr_schedule}"
+    network = f"{type(process.model).__name__}, {parameter_words(process.model)} parameters"
+    pairs: list[tuple[str, object]] = [
+        ("network", network),
+        ("images", "×".join(map(str, process.image_shape)) + " (channels×size)"),
+        ("data", self.source_name),
+        ("step", f"{self.step:,} of {config.max_steps:,}"),
+        ("batch", f"{config.batch_size} images"),
+        ("optimizer", f"{config.optimizer}, learning rate {config.learning_rate:g}{schedule}"),
+        ("run directory", str(self.output_dir)),
+        *measured(self.metrics),
+    ]
+    grid = newest_grid(self.output_dir) if self.step else ""
+    hint = "" if self.step else note("train() trains, or goes on where the run directory stands.")
+    return card(type(self).__name__, facts(pairs), grid, hint)
+
+
+@never_fails
+def result_html(self: Any) -> str:
+    """Show how training ended, the last numbers and the newest grid, as HTML."""
+    pairs: list[tuple[str, object]] = [
+        ("step", f"{self.step:,}"),
+        ("because", self.reason),
+        ("checkpoint", str(self.checkpoint) if self.checkpoint is not None else None),
+        *measured(last_row(self.output_dir)),
+    ]
+    hint = "" if self.status == "finished" else note("train() goes on from here.")
+    return card(f"Training {self.status}", facts(pairs), newest_grid(self.output_dir), hint)
+
+
+def measured(row: dict[str, Any]) -> list[tuple[str, object]]:
+    """Return the losses of a logged row as facts; what was not logged is left out."""
+    names = {"loss": "loss", "val_loss": "held-out loss", "val_gap": "gap to training images"}
+    return [
+        (shown, f"{row[name]:+.4f}" if name == "val_gap" else f"{row[name]:.4f}")
+        for name, shown in names.items()
+        if isinstance(row.get(name), (int, float))
+    ]
