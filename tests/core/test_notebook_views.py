@@ -60,7 +60,8 @@ def look(html: str, limit: int = 40_000) -> str:
         if name in ("src", "href"):
             assert (value or "").startswith("data:image/png;base64,"), "nothing is fetched"
         if name == "style":  # text and ground keep the colours of the page
-            assert not re.search(r"(?<![-\w])(color|background(-color)?)\s*:\s*(?!none)", value or "")
+            painted = r"(?<![-\w])(color|background(-color)?)\s*:\s*(?!none)"
+            assert not re.search(painted, value or "")
     assert len(html) < limit
     return " ".join(page.texts)
 
