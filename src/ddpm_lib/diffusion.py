@@ -26,9 +26,9 @@ from ddpm_lib.process import (
     loss,
     presets,
     pretrained,
+    process_html,
     sampling,
     sharing,
-    shown,
 )
 from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.checks import check_parts_fit, loss_weights
@@ -282,7 +282,7 @@ class GaussianDiffusion(nn.Module):
     preset = class_function(presets.preset)
     push_to_hub = sharing.push_to_hub
 
-    _repr_html_ = shown.process_html
+    _repr_html_ = process_html.process_html
 
     def denoise(
         self,

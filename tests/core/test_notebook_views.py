@@ -16,7 +16,7 @@ from torch import nn
 from ddpm_lib import GaussianDiffusion, Shapes, Unet, load_run
 from ddpm_lib.core.markup import card, escape, facts, never_fails, picture, table
 from ddpm_lib.data import Toy, open_dataset, tensor_dataset
-from ddpm_lib.data.shown import STREAMED, example_rows
+from ddpm_lib.data.dataset_html import STREAMED, example_rows
 from ddpm_lib.evaluation.evaluation_result import Evaluation
 from ddpm_lib.evaluation.scores import Score
 from ddpm_lib.nn import MLP, NETWORKS, register_network

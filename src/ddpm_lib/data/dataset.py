@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.data.dataset_html import dataset_html
 from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.names import ChosenNames, Names, NumberedNames
 from ddpm_lib.data.readers import LentReader, generators_kept, is_reader, may_fork, seed_generators
-from ddpm_lib.data.shown import dataset_html
 from ddpm_lib.data.source import BadImagesError as BadImagesError
 from ddpm_lib.data.source import Source as Source
 from ddpm_lib.data.source import load_patiently, reason

@@ -24,11 +24,11 @@ from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
 from ddpm_lib.data.dataset import BadImagesError, Source
+from ddpm_lib.data.dataset_html import summary_html
 from ddpm_lib.data.decode import FORMATS, UPSCALED, Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import DecodeSpec, make_spec
 from ddpm_lib.data.decoding import decode_all
 from ddpm_lib.data.names import PackedNames
-from ddpm_lib.data.shown import summary_html
 from ddpm_lib.data.split import hold_out
 from ddpm_lib.data.sysu_tiles import largest_outline, masked_tile, window_tile
 from ddpm_lib.runtime.limits import available_cpus, local_world_size

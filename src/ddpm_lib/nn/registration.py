@@ -12,9 +12,9 @@ from torch import nn
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.options import plain
 from ddpm_lib.core.validation import shown
+from ddpm_lib.nn.network_html import network_html
 from ddpm_lib.nn.networks import NETWORKS, RECORDED, registered_as
 from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
-from ddpm_lib.nn.shown import network_html
 
 N = TypeVar("N", bound=type[nn.Module])
 

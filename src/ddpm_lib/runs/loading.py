@@ -22,8 +22,8 @@ from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runs.pretrained_model import PretrainedModel, find_pretrained
+from ddpm_lib.runs.run_html import loaded_run_html
 from ddpm_lib.runs.run_status import no_run, nothing_saved
-from ddpm_lib.runs.shown import loaded_run_html
 from ddpm_lib.runs.state import STATE, RunState
 
 if TYPE_CHECKING:

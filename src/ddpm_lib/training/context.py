@@ -26,8 +26,8 @@ from ddpm_lib.training.nonfinite import NonFiniteGuard
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.results import StepResult
-from ddpm_lib.training.shown import trainer_html
 from ddpm_lib.training.step import ForwardPass, conditions_of
+from ddpm_lib.training.training_html import trainer_html
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

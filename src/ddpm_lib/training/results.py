@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpm_lib.runtime.launch import under_torchrun
-from ddpm_lib.training.shown import result_html
+from ddpm_lib.training.training_html import result_html
 
 
 @dataclass(frozen=True)

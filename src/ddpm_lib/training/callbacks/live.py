@@ -22,7 +22,14 @@ SECONDS = 2.0
 GRID_WIDTH = 390
 """Width of the grid on the page, in pixels, at most; it is sent with every drawing."""
 
-_SHOWN = ("loss", "val_loss", "val_loss_error", "train_fixed_loss", "val_gap", "val_gap_error")
+_SHOWN = (
+    *CURVES,
+    "val_loss_error",
+    "val_gap",
+    "val_gap_error",
+    "val_gap_adjusted",
+    "val_gap_adjusted_error",
+)
 _KEPT_ROWS = 200
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ddpm_lib.core.curve_svg import Points, curves_svg
 from ddpm_lib.core.markup import escape, picture
 from ddpm_lib.core.progress import duration
-from ddpm_lib.training.callbacks.rows import number, three_digits, with_error
+from ddpm_lib.training.callbacks.rows import gap_of, number, three_digits, with_error
 
 LAST_ROWS = 8
 """Rows that stay in sight."""
@@ -94,8 +94,8 @@ def _numbers(facts: LiveFacts) -> list[str]:
     if "val_loss" in values:
         held = with_error(values["val_loss"], values.get("val_loss_error"))
         found.append(f"held-out {held}")
-    if "val_gap" in values:
-        gap = with_error(values["val_gap"], values.get("val_gap_error"), sign="+")
+    gap = with_error(*gap_of(values.get), sign="+")
+    if gap:
         found.append(f"gap {gap}")
     if facts.rate:
         found.append(f"{three_digits(facts.rate)} images/s")

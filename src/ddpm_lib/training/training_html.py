@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ddpm_lib.core.markup import card, facts, never_fails, note
-from ddpm_lib.nn.shown import parameter_words
+from ddpm_lib.nn.network_html import parameter_words
+from ddpm_lib.runs.run_html import newest_grid
 from ddpm_lib.runs.run_status import last_row
-from ddpm_lib.runs.shown import newest_grid
 
 
 @never_fails

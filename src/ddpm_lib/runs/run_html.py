@@ -7,7 +7,7 @@ from typing import Any
 
 from ddpm_lib.core.markup import card, facts, never_fails, note, picture
 from ddpm_lib.images import small_png
-from ddpm_lib.nn.shown import parameter_words
+from ddpm_lib.nn.network_html import parameter_words
 
 WIDEST = 390
 """Pixels of a grid on the page."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddpm_lib.core.markup import card, facts, never_fails
-from ddpm_lib.nn.shown import parameter_words
+from ddpm_lib.nn.network_html import parameter_words
 
 _USUAL = {"variance": "fixed_small", "loss": "simple", "time_sampler": "uniform", "clip": "static"}
 
