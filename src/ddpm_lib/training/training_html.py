@@ -7,7 +7,7 @@ from typing import Any
 from ddpm_lib.core.markup import card, facts, never_fails, note
 from ddpm_lib.nn.network_html import parameter_words
 from ddpm_lib.runs.run_html import newest_grid
-from ddpm_lib.runs.run_status import last_row
+from ddpm_lib.runs.run_status import last_rows
 
 
 @never_fails
@@ -34,11 +34,12 @@ def trainer_html(self: Any) -> str:
 @never_fails
 def result_html(self: Any) -> str:
     """Show how training ended, the last numbers and the newest grid, as HTML."""
+    newest = {name: v for row in last_rows(self.output_dir) for name, v in row.items()}
     pairs: list[tuple[str, object]] = [
         ("step", f"{self.step:,}"),
         ("because", self.reason),
         ("checkpoint", str(self.checkpoint) if self.checkpoint is not None else None),
-        *measured(last_row(self.output_dir)),
+        *measured(newest),
     ]
     hint = "" if self.status == "finished" else note("train() goes on from here.")
     return card(f"Training {self.status}", facts(pairs), newest_grid(self.output_dir), hint)
@@ -46,9 +47,10 @@ def result_html(self: Any) -> str:
 
 def measured(row: dict[str, Any]) -> list[tuple[str, object]]:
     """Return the losses of a logged row as facts; what was not logged is left out."""
-    names = {"loss": "loss", "val_loss": "held-out loss", "val_gap": "gap to training images"}
+    gap = "val_gap" if row.get("val_gap_adjusted") is None else "val_gap_adjusted"
+    names = {"loss": "loss", "val_loss": "held-out loss", gap: "gap to training images"}
     return [
-        (shown, f"{row[name]:+.4f}" if name == "val_gap" else f"{row[name]:.4f}")
+        (shown, f"{row[name]:{'+' if name == gap else ''}.3g}")
         for name, shown in names.items()
         if isinstance(row.get(name), (int, float))
     ]
