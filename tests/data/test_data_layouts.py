@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddpm_lib.data import open_dataset
-from ddpm_lib.data.layouts import best_split, split_of
+from ddpm_lib.data.split_names import best_split, split_of
 
 
 def fill(root: Path, *files: str) -> Path:

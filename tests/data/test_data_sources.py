@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ddpm_lib.data import BadImagesError, open_dataset
-from ddpm_lib.data.sources import look_for
+from ddpm_lib.data.missing_paths import look_for
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)

@@ -42,7 +42,7 @@ def main(args: list[str]) -> int:
     speaks = os.environ.get("RANK", "0") == "0"
     if speaks:  # opening data and loading libraries takes a while
         print(f"ddpm estimate: {looking(settings)} …", file=sys.stderr, flush=True)
-    from ddpm_lib.data.sources import look_for
+    from ddpm_lib.data.missing_paths import look_for
     from ddpm_lib.training.estimate import estimate
 
     note = look_for(settings.data)

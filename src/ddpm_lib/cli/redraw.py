@@ -15,7 +15,8 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import options
 from ddpm_lib.cli.class_labels import label_of
-from ddpm_lib.cli.sample import check_guidance, check_output, new_folder, refuse_used, steps
+from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
+from ddpm_lib.cli.sample import check_guidance, steps
 from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.text import so_many
 from ddpm_lib.data.decode import Decoded, ImageError, decode

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,14 @@ import numpy as np
 
 from ddpm_lib.data.decode import Decoded, ImageError, count_frames, decode
 from ddpm_lib.data.decode_spec import DecodeSpec
+from ddpm_lib.data.folder_walk import Entry, Walked, walk
 from ddpm_lib.data.kinds import way
 from ddpm_lib.data.labels import make_labels
-from ddpm_lib.data.layouts import NO_DATA, are_thumbnails, judge
+from ddpm_lib.data.layouts import are_thumbnails, judge
 from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
 from ddpm_lib.data.names import PackedNames, show
 from ddpm_lib.data.source import Examined, Source, file_hash
-from ddpm_lib.data.suffixes import PICTURES, UNSUPPORTED
-
-_JUNK = frozenset((b"thumbs.db", b"desktop.ini"))
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFBLK: "a device",
-    stat.S_IFCHR: "a device",
-}
+from ddpm_lib.data.suffixes import PICTURES
 
 
 class FolderSource(Source):
@@ -67,7 +59,7 @@ class FolderSource(Source):
         if not root.is_dir():
             raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
         left: Counter[str] = Counter()
-        walked = _walk(os.fsencode(root), self.extensions, left)
+        walked = walk(os.fsencode(root), self.extensions, left)
         found, others, foreign = walked.found, walked.others, walked.foreign
         if only is not None:
             found = [entry for entry in found if entry[0] in only]
@@ -304,9 +296,6 @@ def _open_without_waiting(path: Any, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
-Entry = tuple[bytes, int, int, str | None]
-
-
 def _each_frame(root: Path, found: list[Entry]) -> tuple[list[Entry], np.ndarray]:
     """Repeat each file for each of its frames, and number them."""
     entries: list[Entry] = []
@@ -326,83 +315,7 @@ class NoPicturesError(FileNotFoundError):
         self.others = others
 
 
-@dataclass
-class _Walked:
-    """Pictures, and the other files by extension, with one name of each."""
-
-    found: list[Entry]
-    others: Counter[bytes]
-    foreign: Counter[bytes]
-    examples: dict[bytes, bytes]
-
-
-def _walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> _Walked:
-    """Find pictures (relative name, size, mtime in ns, what is wrong with it) and count all other
-    files.
-    """
-    found: list[Entry] = []
-    others: Counter[bytes] = Counter()
-    foreign: Counter[bytes] = Counter()
-    examples: dict[bytes, bytes] = {}
-    for name, entry in _entries(root, b"", set(), left):
-        extension = os.path.splitext(name)[1].lower()
-        if extension not in extensions:
-            examples.setdefault(extension or b"(no extension)", name)
-            (foreign if extension in UNSUPPORTED else others)[extension or b"(no extension)"] += 1
-            continue
-        size, mtime, problem = 0, 0, None
-        try:
-            info = entry.stat()
-            size, mtime = info.st_size, info.st_mtime_ns
-            if not stat.S_ISREG(info.st_mode):
-                problem = f"{_KINDS.get(stat.S_IFMT(info.st_mode), 'no regular file')}, not a file"
-        except FileNotFoundError:
-            problem = "a link to a file that does not exist"
-        except OSError as error:
-            problem = (
-                "a link that leads to itself"
-                if entry.is_symlink()
-                else (error.strerror or str(error))
-            )
-        found.append((name, size, mtime, problem))
-    return _Walked(found, others, foreign, examples)
-
-
-def _entries(
-    root: bytes, below: bytes, above: set[tuple[int, int]], left: Counter[str]
-) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
-    """Yield every file below `root`, following links to folders but never in a circle, without
-    hidden ones.
-    """
-    folder = os.path.join(root, below) if below else root
-    info = os.stat(folder)
-    if (info.st_dev, info.st_ino) in above:
-        return
-    above = above | {(info.st_dev, info.st_ino)}
-    try:
-        entries = list(os.scandir(folder))
-    except PermissionError:
-        raise PermissionError(
-            f"No permission to read the folder {show(folder)!r}. Ask its owner, or move it away."
-        ) from None
-    for entry in entries:
-        if entry.name.lower() in NO_DATA:
-            left[show(entry.name)] += 1
-            continue
-        if entry.name.startswith(b".") or entry.name.lower() in _JUNK:
-            continue
-        name = below + b"/" + entry.name if below else entry.name
-        try:
-            is_folder = entry.is_dir()
-        except OSError:
-            is_folder = False
-        if is_folder:
-            yield from _entries(root, name, above, left)
-        else:
-            yield name, entry
-
-
-def _nothing_found(root: Path, walked: _Walked) -> str:
+def _nothing_found(root: Path, walked: Walked) -> str:
     counts = walked.others + walked.foreign
     kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in counts.most_common(5))
     if not kinds:

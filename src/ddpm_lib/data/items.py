@@ -5,7 +5,6 @@ in a forked reader.
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,11 @@ import torch
 from PIL import Image
 
 from ddpm_lib.core import spelling
-from ddpm_lib.data.arrays import as_array, convert_hint
+from ddpm_lib.data.arrays import as_array
 from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
 from ddpm_lib.data.decode import Decoded, ImageError, fit_array, fit_picture
 from ddpm_lib.data.decode_spec import DecodeSpec
+from ddpm_lib.data.item_values import content, not_uint8, part, what_happened
 from ddpm_lib.data.labels import Label, make_labels, plain_label
 from ddpm_lib.data.names import NumberedNames
 from ddpm_lib.data.readers import (
@@ -32,11 +32,10 @@ from ddpm_lib.data.source import (
     BadImagesError,
     Examined,
     Source,
-    content_hash,
     load_patiently,
     reason,
 )
-from ddpm_lib.data.values import NarrowValuesError, proposal
+from ddpm_lib.data.values import NarrowValuesError
 
 _LOOKED_AT = 12
 _SAMPLED = 64
@@ -175,7 +174,7 @@ class TorchSource(Source):
         pixels = self._pixels(item)
         decoded = self._fit(pixels, spec)
         return Examined(
-            decoded, _content(pixels), self._label_of(item) if self.gives_labels else None
+            decoded, content(pixels), self._label_of(item) if self.gives_labels else None
         )
 
     def sizes(self) -> np.ndarray:
@@ -205,7 +204,7 @@ class TorchSource(Source):
             except (ImageError, OSError) as error:
                 seen.bad[row] = reason(error)
                 continue
-            seen.content[row], first[row] = _content(self._pixels(item)), (fitted, drawn)
+            seen.content[row], first[row] = content(self._pixels(item)), (fitted, drawn)
             seen.labels[row] = self._label_of(item)
         for row in list(first)[:: max(1, len(first) // _LOOKED_AT)]:
             at[0] = row
@@ -244,7 +243,7 @@ class TorchSource(Source):
         if self._label is None:
             return None
         try:
-            return plain_label(_part(item, self._label))
+            return plain_label(part(item, self._label))
         except (KeyError, IndexError, AttributeError, TypeError):
             return None
 
@@ -277,7 +276,7 @@ class TorchSource(Source):
             )
         if labels == "none":
             self._label = None
-        value = _part(item, self._image)
+        value = part(item, self._image)
         self._check_kind(value)
         if self._ranged and getattr(value, "dtype", None) in (torch.uint8, np.uint8):
             raise NarrowValuesError(
@@ -295,18 +294,18 @@ class TorchSource(Source):
         except OSError:
             raise
         except Exception as error:
-            raise ImageError(_what_happened(error)) from None
+            raise ImageError(what_happened(error)) from None
         if item is None:
             raise ImageError("no image in this row (None)")
         return item
 
     def _pixels(self, item: Any) -> Image.Image | np.ndarray:
         try:
-            value = _part(item, self._image)
+            value = part(item, self._image)
             self._check_kind(value)
         except (KeyError, IndexError, AttributeError, TypeError) as error:
             raise ImageError(
-                str(error) if isinstance(error, TypeError) else _what_happened(error)
+                str(error) if isinstance(error, TypeError) else what_happened(error)
             ) from None
         return as_array(value) if isinstance(value, torch.Tensor) else value
 
@@ -319,7 +318,7 @@ class TorchSource(Source):
             and value.dtype != np.uint8
             and value.dtype.kind not in usable
         ):
-            raise TypeError(_not_uint8(self.data, value))
+            raise TypeError(not_uint8(self.data, value))
         if value is None:
             raise ImageError("no image in this row (None)")
         if not isinstance(value, (np.ndarray, Image.Image)):
@@ -340,7 +339,7 @@ class TorchSource(Source):
         except (
             Exception
         ) as error:  # a lazily opened picture that breaks in the middle, whatever Pillow raises
-            raise ImageError(_what_happened(error)) from None
+            raise ImageError(what_happened(error)) from None
 
     def _known_labels(self) -> list[Label] | None:
         """Return the list that torchvision's datasets keep, unless a transform changes it."""
@@ -376,20 +375,6 @@ class TorchSource(Source):
         )
 
 
-def _part(item: Any, which: Any) -> Any:
-    if which is None:
-        return item
-    return (
-        getattr(item, which) if isinstance(which, str) and hasattr(item, "_fields") else item[which]
-    )
-
-
-def _content(pixels: Image.Image | np.ndarray) -> int:
-    if isinstance(pixels, np.ndarray):
-        return content_hash(pixels)
-    return content_hash(f"{pixels.mode} {pixels.size} ".encode() + pixels.tobytes())
-
-
 def _spread(n: int, count: int) -> list[int]:
     """Return up to `count` rows spread over 0 … n-1, the first and the last among them."""
     return sorted({round(k * (n - 1) / max(1, count - 1)) for k in range(count)})
@@ -403,31 +388,3 @@ def _first_of_each(labels: Sequence[Label]) -> list[int]:
             break
         first.setdefault(label, row)
     return list(first.values())
-
-
-def _what_happened(error: Exception) -> str:
-    """Word an exception of the user's code: type, text and place."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 160 else text[:159] + "…"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame for frame in frames if "ddpm_lib" not in frame.filename.replace("\\", "/").split("/")
-    ]
-    where = f" ({own[-1].filename.rsplit('/', 1)[-1]}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
-
-
-def _not_uint8(data: Any, value: np.ndarray) -> str:
-    if isinstance(data, torch.utils.data.TensorDataset):
-        hint = convert_hint(as_array(data.tensors[0]))
-        way = "Convert the tensor before making the TensorDataset"
-        if "[0, 1]" in hint:
-            way = (
-                "Pass ddpm_lib.data.tensor_dataset(*data.tensors), which takes floats in [0, 1] as"
-                " they are"
-            )
-        return f"The images of this TensorDataset are {value.dtype}, not uint8. {hint} {way}."
-    return (
-        f"Items of {type(data).__name__} are {value.dtype}; images must be uint8 (0 … 255) or PIL "
-        f"pictures. Leave ToTensor() and Normalize() out of its transform{proposal(value)}."
-    )

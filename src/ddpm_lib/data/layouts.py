@@ -12,41 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddpm_lib.data.pairs import find_pairs
+from ddpm_lib.data.split_names import best_split, split_of
 
-_TRAIN = frozenset(["train", "training", "trn", "trainval"])
-_OTHER = frozenset(
-    (
-        "test",
-        "testing",
-        "tst",
-        "val",
-        "valid",
-        "validation",
-        "eval",
-        "evaluation",
-        "dev",
-        "holdout",
-        "heldout",
-        "query",
-        "gallery",
-    )
-)
-_TAILS = frozenset(
-    [
-        "set",
-        "data",
-        "dataset",
-        "split",
-        "images",
-        "image",
-        "imgs",
-        "img",
-        "pictures",
-        "photos",
-        "folder",
-        "dir",
-    ]
-)
 _DOMAINS = re.compile(r"(train|test|val)_?[ab]", re.IGNORECASE)
 _PREPARED = frozenset(("train_data", "eval_data", "normalized_eval_data"))
 _PICTURES = frozenset(
@@ -97,58 +64,10 @@ _MASK_FILE = re.compile(
 _MASK_FIRST = re.compile(r"(?:masks?|seg|segmentation|gt|groundtruth)[_\-. ](.+)")
 _PICTURE_FILE = re.compile(r"(.+?)[_\-. ](?:sat|image|img|rgb|photo|original|orig|leftImg8bit)")
 _THUMBS = frozenset(["thumbs", "thumbnails", "thumbnail", "thumb", "_thumbs", "previews"])
-NO_DATA = frozenset(
-    (
-        b"@eadir",
-        b"__macosx",
-        b".appledouble",
-        b".appledb",
-        b"lost+found",
-        b".ipynb_checkpoints",
-        b".thumbnails",
-        b".thumbs",
-        b"$recycle.bin",
-        b"#recycle",
-        b"@recycle",
-        b".trash",
-        b"system volume information",
-    )
-)
-"""Folders that systems make beside pictures, whatever they hold; lower case."""
-
 _ASKED = (
     'labels="folder" (--labels folder) takes them for classes, labels="none" for pictures'
     " without any"
 )
-
-
-def split_of(name: str) -> str | None:
-    """Say whether a folder's or a file's name is that of a split: "train", "other" or None.
-
-    Any case and the usual tails count: Training, train_set, test-images, val2017, trainset,
-    bounding_box_train.
-    """
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
-    words = words[2:] if words[:2] == ["bounding", "box"] else words
-    plain = [word for word in words if word not in _TAILS]
-    if len(plain) != 1:
-        return None
-    for kind, names in (("train", _TRAIN), ("other", _OTHER)):
-        if plain[0] in names or any(plain[0] == known + tail for known in names for tail in _TAILS):
-            return kind
-    return None
-
-
-def best_split(names: Sequence[str]) -> str:
-    """Choose the split to propose: the training one, else a validation one, never a test set where
-    others are.
-    """
-
-    def rank(name: str) -> tuple[int, int]:
-        kind = split_of(name) or ("train" if name.lower().startswith("train") else None)
-        return {"train": 0, None: 1}.get(kind, 2), "val" not in name.lower()
-
-    return min(names, key=rank)
 
 
 def judge(root: Path, names: Sequence[bytes], refuse: bool) -> list[str]:

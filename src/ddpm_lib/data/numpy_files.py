@@ -16,7 +16,7 @@ from ddpm_lib.data.columns import IMAGE_NAMES
 from ddpm_lib.data.decode import Decoded, ImageError, fit_array
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.folders import FolderSource
-from ddpm_lib.data.layouts import split_of
+from ddpm_lib.data.split_names import split_of
 from ddpm_lib.runtime.limits import available_memory
 
 _SHARE = 0.8

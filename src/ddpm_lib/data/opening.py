@@ -4,11 +4,9 @@ on what was done.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,23 +14,22 @@ import numpy as np
 import torch
 
 from ddpm_lib.core import spelling
-from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.registry import unknown_name
-from ddpm_lib.data.contents import first_digest, make_origin
+from ddpm_lib.data.checking import ReadingOptions, check_images, good_rows, sample_contents
+from ddpm_lib.data.contents import make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
-from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_spec
-from ddpm_lib.data.decoding import Scan, decode_all
+from ddpm_lib.data.decoding import decode_all
 from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.probing import draws_numbers
-from ddpm_lib.data.source import BadImagesError, Source
+from ddpm_lib.data.source import Source
 from ddpm_lib.data.stored_sizes import stored_sizes
 from ddpm_lib.data.transforms import make_transform
 from ddpm_lib.data.workers import check_num_workers, default_num_workers
-from ddpm_lib.runtime.limits import available_cpus, available_memory, local_world_size
+from ddpm_lib.runtime.limits import available_memory, local_world_size
 
 _CHOICES = {
     "labels": ("auto", "folder", "prefix", "none"),
@@ -41,29 +38,6 @@ _CHOICES = {
     "frames": ("first", "all"),
 }
 _CACHE_LIMIT_MB = 4096
-_SAMPLED = 64
-
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How a source is to be read; see `open_dataset`."""
-
-    on_bad_image: str
-    cache: str
-    limit: int
-    num_workers: int | None
-    verify: bool
-    scan_file: Path | None
-    log: Log | None
-
-    @property
-    def workers(self) -> int:
-        """Processes that decode when the set is opened."""
-        if self.num_workers is not None:
-            return self.num_workers
-        return max(1, available_cpus() // local_world_size())
 
 
 @answers_wrong_keywords
@@ -208,7 +182,7 @@ def open_dataset(
         file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)
         opened = _finish(
-            source, spec, _Way(on_bad_image, cache, limit, num_workers, verify, file, log)
+            source, spec, ReadingOptions(on_bad_image, cache, limit, num_workers, verify, file, log)
         )
         opened.opened_with = options
     for note in opened.notes if log else ():
@@ -261,7 +235,7 @@ def without_labels(data: ImageDataset) -> ImageDataset:
     return bare
 
 
-def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
+def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDataset:
     """Decode or check everything, and build the dataset of what is good."""
     n, size = len(source), len(source) * int(np.prod(spec.shape))
     keep = way.cache == "ram" or (way.cache == "auto" and size <= way.limit)
@@ -287,13 +261,13 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
             )
     if images is None:
         notes.append(_streamed(source, size, way, keep))
-        scan = scan or _check(source, spec, way, notes)
-        content = scan.content if scan is not None else _sample(source, spec, notes)
+        scan = scan or check_images(source, spec, way, notes)
+        content = scan.content if scan is not None else sample_contents(source, spec, notes)
     source.random |= scan is not None and scan.random
     if source.random:
         content = None
         notes.append(_random_note(images is not None, way.cache))
-    rows = _good_rows(source, scan, way, notes)
+    rows = good_rows(source, scan, way, notes)
     if source.gives_labels and scan is not None:
         source.take_labels({row: scan.labels[row] for row in rows.tolist()})
     notes += scan.notes() if scan is not None else []
@@ -319,7 +293,7 @@ def _finish(source: Source, spec: DecodeSpec, way: _Way) -> ImageDataset:
     return opened
 
 
-def _streamed(source: Source, size: int, way: _Way, fits: bool) -> str:
+def _streamed(source: Source, size: int, way: ReadingOptions, fits: bool) -> str:
     """Say that images are read on demand, by how many, and why."""
     why = (
         f"{size / 1e9:.1f} GB decoded exceeds the cache limit of {way.limit / 1e9:.1f} GB"
@@ -344,89 +318,3 @@ def _random_note(cached: bool, cache: str) -> str:
         f"items differ from reading to reading (random transforms?): {how}; a resumed run compares"
         " their number and labels, not their contents"
     )
-
-
-def _good_rows(source: Source, scan: Scan | None, way: _Way, notes: list[str]) -> np.ndarray:
-    """Return the rows that can be used, with a note on those left out.
-
-    Raises:
-        BadImagesError: If there are bad ones and they are an error, or none is left.
-    """
-    bad = scan.bad if scan is not None else {}
-    named = [(source.names[row], why) for row, why in sorted(bad.items())]
-    if bad and (way.on_bad_image == "error" or len(bad) == len(source)):
-        hint = None
-        if len(bad) == len(source):
-            failing = getattr(source, "failing_hint", None)
-            hint = (
-                "None is left: mend what is said above, or pass other data."
-                if failing is None
-                else failing()
-            )
-        raise BadImagesError(named, len(source), hint)
-    if bad:
-        shown = "; ".join(f"{name} ({why})" for name, why in named[:5]) + (
-            "; …" if len(named) > 5 else ""
-        )
-        notes.append(f"skipped {len(bad):,} of {len(source):,} images: {shown}")
-    return np.setdiff1d(
-        np.arange(len(source), dtype=np.int64), np.array(sorted(bad), dtype=np.int64)
-    )
-
-
-def _sample(source: Source, spec: DecodeSpec, notes: list[str]) -> np.ndarray:
-    """Hash some images of a set that is not checked, spread over it; the others get 0."""
-    content = np.zeros(len(source), dtype=np.int64)
-    known = getattr(source, "sampled", None)
-    if known is None:
-        known = {}
-        for row in np.unique(
-            np.linspace(0, len(source) - 1, _SAMPLED).round().astype(np.int64)
-        ).tolist():
-            with contextlib.suppress(ImageError, OSError):
-                known[row] = source.examine(row, spec).content
-    content[list(known)] = list(known.values())
-    notes.append(
-        "not checked (verify=False): a resumed run compares the names and sizes of all, the"
-        f" contents of {len(known):,}"
-    )
-    return content
-
-
-def _check(source: Source, spec: DecodeSpec, way: _Way, notes: list[str]) -> Scan | None:
-    """Decode every image of a streamed set once, or take the remembered result if nothing has
-    changed.
-    """
-    if not way.verify and not source.gives_labels:
-        return None
-    path, n = way.scan_file, len(source)
-    state = first_digest(source, spec, np.arange(n), with_times=True)
-    if path is not None and path.is_file() and not source.foreign:
-        try:
-            saved = json.loads(path.read_text())
-            if saved["state"] == state:
-                content = np.frombuffer(bytes.fromhex(saved["content"]), dtype=np.int64)
-                bad = {int(k): v for k, v in saved["bad"].items()}
-                if len(content) != n:
-                    raise ValueError(f"{len(content)} hashes of {n} images")
-                notes.append(f"images were checked before ({path.name})")
-                notes += saved["notes"]
-                empty = np.zeros(0, dtype=np.uint8)
-                return Scan(None, empty, np.zeros((0, 2)), content, bad, 0.0, 0, known=True)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            notes.append(
-                f"{path.name} cannot be used, so the images are checked again"
-                f" ({type(error).__name__})"
-            )
-    scan = decode_all(source, spec, keep=False, num_workers=way.workers, log=way.log)
-    notes.append(f"{n:,} images checked in {scan.seconds:.1f} s")
-    if path is not None and not source.foreign:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        saved = {
-            "state": state,
-            "bad": scan.bad,
-            "notes": scan.notes(),
-            "content": scan.content.tobytes().hex(),
-        }
-        write_atomically(path, json.dumps(saved))
-    return scan

@@ -19,17 +19,17 @@ from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.fits import TORCHVISION, check_fits
 from ddpm_lib.data.folders import FolderSource, NoPicturesError, Table
 from ddpm_lib.data.hub import load_by_name
-from ddpm_lib.data.kinds import LISTED, SUFFIXES, way
-from ddpm_lib.data.layouts import best_split, split_of
+from ddpm_lib.data.kinds import LISTED, way
 from ddpm_lib.data.metadata import TABLES, whole_paths
+from ddpm_lib.data.missing_paths import may_be_hub_name, missing_path, nearest_path
 from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
+from ddpm_lib.data.split_names import best_split, split_of
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.data.torchvision_sets import SETS, hidden_by_path, open_set, set_named
 
 Options = Mapping[str, Any]
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def find_source(
@@ -110,9 +110,6 @@ def _from_written(data: str | os.PathLike[str], spec: DecodeSpec, options: Optio
         check_fits("a folder of pictures", options)
         return _from_folder(_split_folder(path, options["split"]), options)
     return _from_path(path, str(data), spec, options)
-
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def _object_kind(data: Any) -> str:
@@ -200,13 +197,13 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
             f"{written!r} matches {len(found):,} files, but no pictures and no parquet files alone."
         )
     if os.path.lexists(path):
-        raise FileNotFoundError(_missing(path, written))
-    if _may_be_hub_name(written):
+        raise FileNotFoundError(missing_path(path, written))
+    if may_be_hub_name(written):
         check_fits("a 🤗 dataset", options)
         return _from_hf_object(
-            load_by_name(written, path, _nearest(path) or nearest(written, SETS)), options
+            load_by_name(written, path, nearest_path(path) or nearest(written, SETS)), options
         )
-    raise FileNotFoundError(_missing(path, written))
+    raise FileNotFoundError(missing_path(path, written))
 
 
 def _from_file(path: Path, written: str, spec: DecodeSpec, options: Options) -> Source:
@@ -251,31 +248,6 @@ def _from_file(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         )
     raise ValueError(
         f"{written!r} is no dataset. {way(path) or ''} Pass {LISTED}.".replace("  ", " ")
-    )
-
-
-def _may_be_hub_name(written: str) -> bool:
-    files = (".npz", ".npy", ".parquet", *SUFFIXES)
-    return _HUB_NAME.fullmatch(written) is not None and Path(written).suffix.lower() not in files
-
-
-def look_for(written: str) -> str | None:
-    """Refuse a path that leads nowhere, opening nothing; return a note on what may be a hub name.
-
-    Raises:
-        FileNotFoundError: If there is no such path, naming one that is nearly called so.
-    """
-    path = Path(written).expanduser()
-    if written == "shapes" or path.exists() or set_named(written) is not None:
-        return None
-    if glob.has_magic(written) and glob.glob(str(path), recursive=True):
-        return None
-    if os.path.lexists(path) or not _may_be_hub_name(written):
-        raise FileNotFoundError(_missing(path, written))
-    like = _nearest(path)
-    meant = f" (did you mean {like!r}?)" if like else ""
-    return (
-        f"{written!r} is no local path{meant}; taken for a dataset of the hub, which is not opened."
     )
 
 
@@ -399,36 +371,3 @@ def _from_hf_object(data: Any, options: Options) -> Source:
     return from_hf(
         data, options["labels"], options["image_column"], options["label_column"], options["insist"]
     )
-
-
-def _nearest(path: Path) -> str | None:
-    """Return the path of the entry whose name is nearest, if the folder is there."""
-    if not path.parent.is_dir():
-        return None
-    hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
-    return str(path.parent / hint) if hint else None
-
-
-def _missing(path: Path, written: str) -> str:
-    parent = path.parent
-    if _URL.match(written):
-        return f"{written!r} is an address, not a path. Download what it names, and pass {LISTED}."
-    if path.is_symlink() and not path.exists():
-        return f"{written!r} is a link to {os.readlink(path)!r}, which does not exist."
-    if path.exists():
-        return (
-            f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
-        )
-    text = f"{written!r} does not exist."
-    if parent.is_dir():
-        hint = _nearest(path)
-        return (
-            f"{text} Did you mean {hint!r}?"
-            if hint
-            else f"{text} {str(parent)!r} has no such entry."
-        )
-    while not parent.is_dir():
-        parent = parent.parent
-    if parent == Path():  # nothing of it is there: the word "." would tell nobody where to look
-        return f"{text} There is no {path.parts[0]!r} in {str(Path.cwd())!r}."
-    return f"{text} The path exists only up to {str(parent)!r}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,10 @@ from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
 from ddpm_lib.nn.registration import register_network
+from ddpm_lib.nn.unet_arguments import MidAttention, check_arguments
 
 if TYPE_CHECKING:
     from ddpm_lib.nn.summary import Summary
-
-MidAttention = Literal["norm", "no_norm", "none"]
 
 
 @register_network
@@ -154,7 +153,7 @@ class Unet(nn.Module):
             name: value for name, value in locals().items() if name not in ("self", "__class__")
         }
         super().__init__()
-        _check_arguments(config)
+        check_arguments(config)
         # Lists, not tuples: the config then equals itself after a round trip through JSON.
         self.config = {k: list(v) if isinstance(v, tuple | list) else v for k, v in config.items()}
         self.channels, self.dims = channels, dims
@@ -396,40 +395,3 @@ def preset_config(name: str, **overrides: Any) -> dict[str, Any]:
         if argument not in choices:
             raise ValueError(unknown_name("argument of Unet", argument, choices))
     return {**PRESETS[name], **overrides}
-
-
-def _check_arguments(config: dict[str, Any]) -> None:
-    """Raise for arguments that are wrong on their own."""
-    for name in ("dim", "channels", "patch_size", "blocks_per_level", "heads"):
-        checks.check_int(name, config[name])
-    for name in ("out_channels", "head_dim", "heads_up", "time_dim", "num_classes", "augment_dim"):
-        if config[name] is not None:
-            checks.check_int(name, config[name])
-    if isinstance(config["dim_mults"], int) or not config["dim_mults"]:
-        got = config["dim_mults"]
-        raise ValueError(
-            f"dim_mults must list at least one multiple of dim, such as (1, 2, 2), got {got!r}."
-        )
-    for mult in config["dim_mults"]:
-        checks.check_int("Every entry of dim_mults", mult)
-    if config["dim"] % 2 or config["dim"] < 4:
-        nearest = max(4, config["dim"] // 2 * 2)
-        raise ValueError(
-            f"dim must be even and at least 4 (sine and cosine), got {config['dim']}. Use"
-            f" dim={nearest}."
-        )
-    if config["dims"] not in (1, 2, 3):
-        raise ValueError(
-            f"dims must be 1 (sequences), 2 (images) or 3 (volumes), got {config['dims']!r}."
-        )
-    if config["freq_shift"] not in (0, 1):
-        raise ValueError(f"freq_shift must be 0 or 1, got {config['freq_shift']!r}.")
-    if not config["norm_eps"] > 0:
-        raise ValueError(f"norm_eps must be positive, got {config['norm_eps']!r}. Use 1e-5.")
-    checks.check_probability("dropout", config["dropout"], one_allowed=False)
-    checks.check_probability("class_drop_prob", config["class_drop_prob"], one_allowed=True)
-    checks.check_choice("mid_attention", config["mid_attention"], MidAttention)
-    checks.check_choice("time_conditioning", config["time_conditioning"], TimeConditioning)
-    checks.check_choice("resample", config["resample"], Resample)
-    checks.check_choice("down_padding", config["down_padding"], DownPadding)
-    checks.check_choice("time_order", config["time_order"], TimeOrder)

@@ -4,17 +4,16 @@ command-line flags.
 
 from __future__ import annotations
 
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import check_device_name, check_type, is_path, shown, unknown_options
+from ddpm_lib.training.config_checks import check_ranges, check_together
 from ddpm_lib.training.option_help import OptionDocs
-from ddpm_lib.training.option_values import describe_object, divisors, wanted_kind
+from ddpm_lib.training.option_values import describe_object
 
 _BUILT_HERE = {
     "optimizer": (
@@ -27,35 +26,6 @@ _BUILT_HERE = {
     ),
 }
 """Options for which other libraries take an object."""
-
-
-_AT_LEAST = {
-    "max_steps": 1,
-    "accumulation_steps": 1,
-    "warmup_steps": 0,
-    "val_every": 0,
-    "val_max_images": 1,
-    "log_every": 1,
-    "save_every": 1,
-    "keep_last": 2,
-    "sample_every": 0,
-    "sample_count": 1,
-    "sample_steps": 1,
-    "seed": 0,
-    "max_nonfinite": 1,
-    "posthoc_every": 1,
-    "max_pixels": 1,
-}
-_POSITIVE = (
-    "learning_rate",
-    "adam_eps",
-    "max_grad_norm",
-    "max_hours",
-    "ema_power",
-    "cache_limit_mb",
-    "process_timeout_minutes",
-    "stall_minutes",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,96 +255,9 @@ class TrainingConfig:
                 )
             object.__setattr__(self, field.name, check_type(field.name, value, hints[field.name]))
         object.__setattr__(self, "device", check_device_name("device", self.device))
-        self._check_ranges()
-        self._check_together()
-
-    def _check_ranges(self) -> None:
-        at_least = dict(_AT_LEAST)
-        if self.batch_size != "auto":
-            at_least["batch_size"] = 1
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}.")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} must be a positive finite number; got {value}.")
-        for name in ("shards", "keep_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1 or none; got {value}.")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ConfigError(
-                f"{option('num_workers')} must be 0 or more; got {self.num_workers}. 0 decodes in"
-                " the main"
-                " process."
-            )
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(
-                f"{option('val_fraction')} must lie in [0, 1); got {self.val_fraction}."
-            )
-        if not 0 <= self.augment <= 1:
-            raise ConfigError(
-                f"augment must lie in [0, 1]; got {self.augment}. Karras et al. use 0.12 … 0.15."
-            )
-        if not 0 <= self.final_learning_rate_ratio <= 1:
-            raise ConfigError(
-                f"{option('final_learning_rate_ratio')} must lie in [0, 1]; got"
-                f" {self.final_learning_rate_ratio}."
-            )
-        for name in ("weight_decay", "pull_to_start"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} must be 0 or more; got {value}.")
-        for name in ("ema_decay", "adam_betas"):
-            for value in getattr(self, name):
-                if not 0 <= value < 1:
-                    raise ConfigError(f"{name} must lie in [0, 1); got {value}.")
-
-    def _check_together(self) -> None:
-        if not all(0 < s < 0.288 for s in self.posthoc_ema) or len(set(self.posthoc_ema)) < len(
-            self.posthoc_ema
-        ):
-            raise ConfigError(
-                f"{option('posthoc_ema')} must be different numbers between 0 and 0.288; got"
-                f" {list(self.posthoc_ema)}."
-            )
-        if len(set(self.ema_decay)) != len(self.ema_decay):
-            raise ConfigError(
-                f"{option('ema_decay')} names the same decay twice: {self.ema_decay}."
-            )
-        size = self.batch_size
-        if size != "auto" and size % self.accumulation_steps:
-            raise ConfigError(
-                f"{option('batch_size')} {size} is not divisible by {option('accumulation_steps')}"
-                f" {self.accumulation_steps}. Accumulation steps that fit: {divisors(size)}."
-            )
-        if size != "auto" and self.shards and size % self.shards:
-            raise ConfigError(
-                f"{option('batch_size')} {size} is not divisible by shards {self.shards}. Shards"
-                " that fit:"
-                f" {divisors(size)}."
-            )
-        if self.keep_every and self.keep_every % self.save_every:
-            near = self.save_every * max(1, round(self.keep_every / self.save_every))
-            raise ConfigError(
-                f"{option('keep_every')} {self.keep_every} is not a multiple of"
-                f" {option('save_every')} {self.save_every}, so those steps are not saved. Set"
-                f" {option('keep_every', near)}."
-            )
-        wanted_kind(self.resume)
-        if self.init_weights != "auto" and self.init_from is None:
-            raise ConfigError(
-                f"{option('init_weights', self.init_weights)} chooses among the weights of"
-                f" {option('init_from')}, which"
-                " is not given. Give both or neither."
-            )
-        if self.val_data is not None and self.val_every == 0:
-            raise ConfigError(
-                f"{option('val_data')} is given but {option('val_every')} is 0, so it would never"
-                f" be used. Set {option('val_every')} or"
-                f" drop {option('val_data')}."
-            )
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        check_ranges(options)
+        check_together(options)
 
     @property
     def images_per_step(self) -> int:
