@@ -185,7 +185,12 @@ def test_data_that_is_no_pictures_is_scored_by_its_loss(tmp_path: Path) -> None:
         tmp_path / "run", diffusion, data, max_steps=1, val_every=1, horizontal_flip=False
     ).train()
     found = evaluate(tmp_path / "run", data, **QUICK)
-    assert [s.name for s in found.scores] == ["loss_train_3", "loss_heldout_3", "loss_gap_3"]
+    assert [s.name for s in found.scores] == [
+        "loss_train_3",
+        "loss_heldout_3",
+        "loss_heldout_3/linear",
+        "loss_gap_3",
+    ]
     with pytest.raises(ConfigError, match=r"trained on an object of Python \(ImageDataset\)"):
         evaluate(tmp_path / "run", **QUICK)
 
@@ -654,6 +659,7 @@ GIVEN: dict[str, Any] = {
     "spacing": "karras",
     "eta": 0.5,
     "guidance_scale": 2.0,
+    "references": False,
 }
 
 

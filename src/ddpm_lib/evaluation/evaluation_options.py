@@ -35,7 +35,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "flow_group": ("flow_nll",),
     "held_out": ("memorisation",),
     "reference": tuple(name for name in _SAMPLES if name != "is"),
-    **dict.fromkeys(("features", "feature_weights", *DRAWING), _SAMPLES),
+    **dict.fromkeys(("features", "feature_weights", "references", *DRAWING), _SAMPLES),
 }
 """Options that some of our metrics use, and which; the others serve all, or are checked with the
 data.
@@ -71,6 +71,10 @@ class EvaluationOptions:
     """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2, random64
     and pixels (both need no weights and are for trials). auto: random64 where metrics is auto, else
     inception2048.
+    """
+    references: bool = True
+    """Beside each score of samples, what held-out images, blurred images and noise score in their
+    place: what is good and what is bad. Costs the features of up to 1,000 images of each once.
     """
     feature_weights: str | None = None
     """File of Inception weights; default: $DDPM_LIB_INCEPTION_WEIGHTS, the libraries' caches, a

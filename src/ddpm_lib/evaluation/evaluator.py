@@ -29,6 +29,7 @@ from ddpm_lib.evaluation.provenance import (
     describe_target,
     write_statistics,
 )
+from ddpm_lib.evaluation.references import reference_rows, to_json
 from ddpm_lib.evaluation.remarks import judge_scores
 from ddpm_lib.evaluation.run_images import RunImages
 from ddpm_lib.evaluation.sample_set import open_samples
@@ -176,8 +177,12 @@ class Evaluator:
         scorers = bind_metrics(names, model, samples)
         scores, left_out = run_metrics(scorers, store, self.asked.metrics == AUTO)
         diffusion = None if loaded is None else loaded.diffusion
-        judged = judge_scores(scores, store, options.feature_names, diffusion)
+        rows = {}
+        if samples is not None and options.references:
+            rows = reference_rows(samples, [name for name in needs if name in names])
+        judged = judge_scores(scores, store, options.feature_names, diffusion, rows)
         about = self._describe(target, scored, store, needs) | {"skipped": skipped}
+        about["references"] = to_json(rows)
         notes += [*left_out, *about["notes"], *judged.notes]
         notes += clamped_gap(self.asked, options, own)
         if self.asked.metrics == AUTO and "random64" in options.feature_names and needs:
@@ -230,7 +235,7 @@ class Evaluator:
         chosen = dataclasses.asdict(options)
         key = [
             f"{loaded.weights_sha256} {loaded.weights}",
-            {k: v for k, v in chosen.items() if k not in ("progress", "metrics")},
+            {k: v for k, v in chosen.items() if k not in ("progress", "metrics", "references")},
         ]
         return ModelTask(options, self.state, loaded, scored.images, self.own, engine, key)
 

@@ -94,7 +94,7 @@ def open_feature_store(
             sets["train"] = dataset_images(own.get("train"), "train")
         elif "reference" in sets:
             sets["train"] = sets["reference"]
-    if "held_out" in roles:
+    if "held_out" in roles or (options.references and own is not None and own.are_open):
         if options.held_out is not None:
             sets["held_out"] = open_pictures(options.held_out, "heldout", options, like=own)
         elif own is not None and (held_out := own.sets()[1]) is not None:

@@ -82,7 +82,6 @@ class FeatureStore:
     given: ReferenceStats | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _statistics: dict[tuple[str, str], Statistics] = field(default_factory=dict)
-    _memory: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def state(self) -> PartialState:
@@ -107,15 +106,13 @@ class FeatureStore:
         """Return the set's word in names of scores."""
         return self.given.name if which == "reference" and self.given else self.sets[which].name
 
-    def remember(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return what `make` makes, made once."""
-        if key not in self._memory:
-            self._memory[key] = make()
-        return self._memory[key]
-
     def has(self, which: str, layer: str) -> bool:
         """Say whether features of a set were extracted."""
         return which in self.sets and (self.sets[which].fingerprint, layer) in self._features
+
+    def give(self, which: str, layer: str, features: Tensor) -> None:
+        """Take features of a set that are known already, (n, d)."""
+        self._features[self.sets[which].fingerprint, layer] = features
 
     def prepare(self, needs: Iterable[Need]) -> None:
         """Extract what the metrics need: each set once, all layers of all extractors in one

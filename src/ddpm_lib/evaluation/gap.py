@@ -17,9 +17,11 @@ from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.evaluation.tasks import ModelTask
 from ddpm_lib.metrics import bootstrap_interval
 from ddpm_lib.time_sampling import spread_levels
+from ddpm_lib.training.adjusted_gap import SPECTRUM_IMAGES, LinearDenoiser, adjusted_gap
 
 FEW_FOR_GAP = 20
 """Below so many images two sets differ by chance more than intervals of so few can say."""
+Z95 = 1.96
 LEVELS_OF_GAP = 10
 """Levels per image from which the bound is estimated; the same for both sets."""
 
@@ -35,7 +37,11 @@ def gap(task: ModelTask) -> list[Score]:
 
 
 def loss_gap(task: ModelTask) -> list[Score]:
-    """Held-out minus training images: the training loss alone, at a tenth of the price of `gap`."""
+    """Held-out minus training images: the training loss alone, at a tenth of the price of `gap`.
+
+    `adjusted` is the gap without what the two sets differ by anyway (`training/adjusted_gap.py`),
+    and `linear` the loss of the best linear denoiser, which learns no shapes.
+    """
     return _gap(task, "loss", "training loss", _loss)
 
 
@@ -62,7 +68,50 @@ def _gap(
         found[word] = values
         scores.append(mean_score(f"{name}_{word}_{n}", values, unit))
     gap = difference(task, f"{name}_gap_{n}", found["heldout"], found["train"], unit)
-    return [*scores, dataclasses.replace(gap, remark=_overfits(gap, n))]
+    rest: list[Score] = []
+    if name == "loss":
+        linear = _linear(task, train, held_out, n)
+        if task.model().loss == "simple":  # else the loss has parts that it has not
+            text = "training loss, of the best linear denoiser"
+            scores.append(mean_score(f"{scores[-1].name}/linear", linear["heldout"], text))
+        rest = _adjusted(task, gap.name, found, linear)
+    judged = rest[0] if rest else gap
+    return [*scores, dataclasses.replace(gap, remark=_overfits(judged, n)), *rest]
+
+
+def _linear(
+    task: ModelTask, train: ImageDataset, held_out: ImageDataset, n: int
+) -> dict[str, Tensor]:
+    """Return the errors (n,) of the linear denoiser on both sets, under the noise of the losses."""
+    process, batch = task.model(), task.options.batch_size
+    known = evenly(min(SPECTRUM_IMAGES, len(train)), len(train))
+    denoiser = LinearDenoiser.of(train.batch(known.tolist())["image"])
+    found = {}
+    for word, dataset in (("train", train), ("heldout", held_out)):
+        rows = evenly(n, len(dataset))
+        parts = []
+        for start in range(0, n, batch):
+            here = range(start, min(n, start + batch))
+            images = dataset.batch(rows[start : here.stop].tolist())["image"]
+            t = spread_levels(np.arange(start, here.stop), process.timesteps)
+            noise = _noise(here, tuple(images.shape[1:]), task.options.seed)
+            parts.append(denoiser.errors(process, images, t, noise))
+        found[word] = torch.cat(parts)
+    return found
+
+
+def _adjusted(
+    task: ModelTask, name: str, losses: dict[str, Tensor], linear: dict[str, Tensor]
+) -> list[Score]:
+    """Return the gap without what the two sets differ by, where that can be told."""
+    reference = linear["heldout"] - linear["train"]
+    timesteps = task.model().timesteps
+    found = adjusted_gap(losses["heldout"], losses["train"], reference, timesteps)
+    if found is None:
+        return []
+    ends = (found.gap - Z95 * found.error, found.gap + Z95 * found.error)
+    unit = "training loss, without what the two sets differ by anyway"
+    return [Score(f"{name}/adjusted", found.gap, found.error, unit, interval=ends)]
 
 
 def _overfits(gap: Score, n: int) -> str:
@@ -94,12 +143,7 @@ def _loss(task: ModelTask, images: ImageDataset) -> Callable[[range], Tensor]:
     def score(rows: range) -> Tensor:
         pixels, cond = task.batch(rows, images)
         t = spread_levels(np.arange(rows.start, rows.stop), diffusion.timesteps)
-        noise = torch.stack(
-            [
-                torch.randn(shape, generator=keys.generator("cpu", i, task.options.seed, "gap"))
-                for i in rows
-            ]
-        )
+        noise = _noise(rows, shape, task.options.seed)
         device = task.state.device
         here = {name: value.to(device) for name, value in cond.items()} if cond else None
         with torch.inference_mode():
@@ -109,6 +153,12 @@ def _loss(task: ModelTask, images: ImageDataset) -> Callable[[range], Tensor]:
         return losses.cpu().double()[:, None]
 
     return score
+
+
+def _noise(rows: range, shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.stack(
+        [torch.randn(shape, generator=keys.generator("cpu", i, seed, "gap")) for i in rows]
+    )
 
 
 def _bits(task: ModelTask, images: ImageDataset) -> Callable[[range], Tensor]:

@@ -1,31 +1,22 @@
-"""What stands beside the numbers: that one is worse than trivial, and what trivial images score."""
+"""What stands beside the numbers: that one is worse than trivial, or says nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ddpm_lib.core import keys
-from ddpm_lib.core.spread import evenly
 from ddpm_lib.evaluation.defaults import trains_likelihood
 from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.scores import Score
-from ddpm_lib.metrics import frechet_of_features, kernel_distance, manifolds, to_rgb
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
 
 UNIFORM_BITS = 8.0
 """Bits/dim of a model that takes every value of 8 bits for equally probable."""
-WEIGHT_FREE = ("random64", "pixels")
-NOISE_IMAGES = 200
-FEW_HELD_OUT = 20
 MIXED = 0.5
 """From this difference in the share of JPEG files on, two sets are said to be stored differently.
 """
@@ -50,9 +41,9 @@ def judge_scores(
     store: FeatureStore | None,
     feature_names: Sequence[str],
     diffusion: GaussianDiffusion | None,
+    references: Mapping[str, Mapping[str, Score]] | None = None,
 ) -> Judged:
-    """Put beside each score what trivial images score, where that costs next to nothing, and what
-    is wrong with it.
+    """Put beside each score what it is compared with, and what is wrong with it.
 
     Args:
         scores: Of all metrics.
@@ -60,13 +51,13 @@ def judge_scores(
             samples.
         feature_names: Names of `FEATURES` that the metrics look at.
         diffusion: The process that is scored; None where sets of images are compared.
+        references: What other images score, by score and set (`reference_rows`).
     """
     alike, notes = ([], []) if store is None else _alike(store, feature_names)
     found: list[Score] = []
     for score in scores:
-        rows = [] if store is None else _baselines(score, store)
-        noise = next((row for row in rows if row.name.endswith("/noise")), None)
-        found += [_remarked(score, noise, alike), *rows]
+        rows = (references or {}).get(score.name, {})
+        found += [_remarked(score, rows, alike), *rows.values(), *_uniform(score)]
     notes += [] if store is None else _stored_differently(store)
     if diffusion is not None and any(_beyond_noise(s) for s in found):
         notes.append(_why_bits(diffusion))
@@ -92,7 +83,15 @@ def _stored_differently(store: FeatureStore) -> list[str]:
     ]
 
 
-def _remarked(score: Score, noise: Score | None, alike: Sequence[str]) -> Score:
+def _uniform(score: Score) -> list[Score]:
+    """Return what a model that knows nothing scores in bits/dim."""
+    if score.unit != "bits/dim" or score.name not in ("nll", "flow_nll"):
+        return []
+    unit = "bits/dim, of a model to which every value is equally probable"
+    return [Score(f"{score.name}/uniform", UNIFORM_BITS, None, unit)]
+
+
+def _remarked(score: Score, rows: Mapping[str, Score], alike: Sequence[str]) -> Score:
     kind = score.name.split("_")[0]
     remark = score.remark
     if not math.isfinite(score.value):
@@ -105,8 +104,15 @@ def _remarked(score: Score, noise: Score | None, alike: Sequence[str]) -> Score:
         remark = _EMPTY[kind]
     elif score.name.endswith("/infinity") and score.value < 0:
         remark = "below 0, as distances are not: no difference can be told"
-    elif noise is not None and kind in ("fd", "kd", "fid", "kid") and score.value >= noise.value:
-        remark = "no better than uniform noise"
+    elif kind in ("fd", "kd", "fid", "kid", "sfid"):
+        remark = remark or next(
+            (
+                f"no better than {text}"
+                for word, text in (("noise", "uniform noise"), ("blurred", "blurred images"))
+                if word in rows and score.value >= rows[word].value
+            ),
+            "",
+        )
     return dataclasses.replace(score, remark=remark)
 
 
@@ -150,77 +156,3 @@ def _alike(store: FeatureStore, names: Sequence[str]) -> tuple[list[str], list[s
                     " number."
                 )
     return found, list(dict.fromkeys(notes))
-
-
-def _baselines(score: Score, store: FeatureStore) -> list[Score]:
-    """Return what held-out images and noise score instead of the samples, for features without
-    weights.
-    """
-    kind = score.name.split("_")[0]
-    if "/" in score.name or kind not in ("fd", "kd", "precision", "recall", "density", "coverage"):
-        return []
-    features = next((name for name in WEIGHT_FREE if f"_{name}_" in score.name), None)
-    layer = layer_of(features) if features else ""
-    if not features or not store.has("samples", layer) or "reference" not in store.sets:
-        return []
-    found: list[Score] = []
-    for word, other in _others(store, layer):
-        value = _measure(kind, score, store, layer, other)
-        if value is not None:
-            unit = (
-                f"{score.unit}, of {len(other):,}"
-                f" {'held-out images' if word == 'held-out' else 'images of noise'}"
-            )
-            found.append(Score(f"{score.name}/{word}", value, None, unit))
-    return found
-
-
-def _others(store: FeatureStore, layer: str) -> list[tuple[str, Tensor]]:
-    found = []
-    has_held_out = store.sets.get("held_out") is not None
-    same = has_held_out and store.word("held_out") == store.word("reference")
-    if store.has("held_out", layer) and not same:
-        features = store.features("held_out", layer)
-        n = min(store.n, len(features))
-        if n >= FEW_HELD_OUT:
-            found.append(("held-out", features[torch.from_numpy(evenly(n, len(features)))]))
-    found.append(("noise", store.remember(f"noise {layer}", lambda: _noise(store, layer))))
-    return found
-
-
-def _noise(store: FeatureStore, layer: str) -> Tensor:
-    """Return features of images whose values are all equally probable."""
-    shape = store.sets["reference"].read(range(1)).shape[1:]
-    n = min(NOISE_IMAGES, store.n)
-    images = torch.stack(
-        [
-            torch.randint(256, shape, generator=keys.generator("cpu", i, 0, "noise images"))
-            for i in range(n)
-        ]
-    ).to(torch.uint8)
-    extractor, wanted = layer.split("/")
-    pixels = to_rgb(images).to(store.state.device)
-    return store.engine.extractor(extractor, [wanted])(pixels)[wanted].float().cpu()
-
-
-def _measure(
-    kind: str,
-    score: Score,
-    store: FeatureStore,
-    layer: str,
-    other: Tensor,
-) -> float | None:
-    if kind == "fd":
-        # Biased by the number of images: another number would not be comparable.
-        if len(other) != store.n:
-            return None
-        return frechet_of_features(other, store.statistics("reference", layer))[0]
-    if not store.has("reference", layer):
-        return None
-    reference = store.features("reference", layer)
-    if kind == "kd":
-        return kernel_distance(other, reference)
-    k = int(score.name.split("_k")[1].split("_")[0])
-    if len(other) <= k:
-        return None
-    return float(getattr(manifolds(other, reference, k), kind).mean())

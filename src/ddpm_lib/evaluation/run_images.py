@@ -58,6 +58,11 @@ class RunImages:
         options |= {"data_root": root or options.get("data_root"), "download": download}
         return TrainingConfig.from_options(options, str(self.loaded.checkpoint))
 
+    @property
+    def are_open(self) -> bool:
+        """Whether the run's own sets have been opened."""
+        return self._sets is not None
+
     def get(self, which: str) -> ImageDataset:
         """Return "train" or "held-out".
 
