@@ -305,7 +305,7 @@ class GaussianDiffusion(nn.Module):
             level: That level. At level 0 the answer is known, (x, 0), and the network is not
                 called.
             cond: Conditions by name, (b, …), on the device of x.
-            guidance: Classifier-free guidance, and a classifier's.
+            guidance: By conditions, by a classifier, by a worse version.
             model: A network to use instead of `self.model`.
             clip: "static", "dynamic" or "none", instead of what the process was built with.
         """

@@ -1,14 +1,15 @@
-"""Guidance without a classifier (Ho & Salimans 2022), on the network's raw output, and with one
-(Dhariwal & Nichol 2021).
+"""Guidance without a classifier (Ho & Salimans 2022) and by a worse network (Karras et al. 2024),
+on the network's raw output, and with a classifier (Dhariwal & Nichol 2021).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_lib.schedules.levels import Level
 
@@ -16,6 +17,19 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 """log p(y | x_t), differentiable in x_t: called with x_t (b, c, *spatial) in [-1, 1] units and the
 t that the network gets (b,), counted from 0; returns (b,).
 """
+
+
+class Partner(Protocol):
+    """A network that knows less than the one it guides, and the same process."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network; it is put in eval mode while it guides."""
+
+    def __call__(
+        self, x: Tensor, level: Level, time: Tensor, cond: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """Return its output F for images x_t (b, c, *spatial) at one level, the same shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +59,18 @@ class ClassLogProb:
 
 @dataclass(frozen=True)
 class Guidance:
-    """F = F_null + scale·(F_cond − F_null), and ε̂ − σ·classifier_scale·∇log p(y|x_t).
+    """F = F_null + scale·(F_cond − F_null) + (partner_scale − 1)·(F_cond − F_partner), and
+    ε̂ − σ·classifier_scale·∇log p(y|x_t).
 
     x̂_0 and ε̂ are linear in F with the same x_t, so that guiding F guides them alike. Both halves
     run as one batch of twice the size; where guidance is off the network runs once, on the
     condition.
+
+    A partner is an earlier or smaller version of the network (autoguidance, Karras et al. 2024):
+    where both are wrong in the same direction, the worse one more so, moving away from it moves
+    towards the data, without a loss of variety. Alone it gives their
+    F_partner + partner_scale·(F_cond − F_partner); with classes both differences add up. It costs
+    one more call of the partner at each level of the interval.
 
     With a classifier ε̂ becomes −σ times the score of p(x_t|y), which is right for every
     parametrization and sampler (Dhariwal & Nichol 2021, alg. 2; their alg. 1, the mean shifted by
@@ -63,6 +84,9 @@ class Guidance:
             conditional one, against over-exposure (Lin et al. 2024, §3.4). 0.7 is their choice.
         classifier: log p(y|x_t); the interval holds for it as well.
         classifier_scale: Its strength: samples of p(x)·p(y|x)^scale, about; 0 ignores it.
+        partner: The worse network to move away from; the interval and the rescaling hold for it as
+            well.
+        partner_scale: How far: 1 is not at all, 2 twice as far from it.
 
     Raises:
         ValueError: If the interval is not 0 ≤ lo < hi ≤ 1 or rescale is outside [0, 1].
@@ -73,6 +97,8 @@ class Guidance:
     rescale: float = 0.0
     classifier: LogProb | None = None
     classifier_scale: float = 1.0
+    partner: Partner | None = None
+    partner_scale: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -86,8 +112,12 @@ class Guidance:
             )
 
     def active(self, fraction: float) -> bool:
-        """Say whether to guide at a level with t/T = fraction."""
+        """Say whether to guide by conditions at a level with t/T = fraction."""
         return self.scale != 1.0 and self._inside(fraction)
+
+    def partner_at(self, fraction: float) -> Partner | None:
+        """Return the partner that guides at a level with t/T = fraction, None where none does."""
+        return self.partner if self.partner_scale != 1.0 and self._inside(fraction) else None
 
     def _inside(self, fraction: float) -> bool:
         return self.interval[0] < fraction <= self.interval[1]
@@ -134,9 +164,19 @@ class Guidance:
             (gradient,) = torch.autograd.grad(log.sum(), free)
         return (level.sigma**2 / level.alpha * self.classifier_scale) * gradient
 
-    def combine(self, cond: Tensor, null: Tensor) -> Tensor:
-        """Combine the outputs with and without the condition, both (b, c, *spatial)."""
-        guided = null + self.scale * (cond - null)
+    def combine(
+        self, cond: Tensor, null: Tensor | None = None, partner: Tensor | None = None
+    ) -> Tensor:
+        """Combine outputs, all (b, c, *spatial).
+
+        Args:
+            cond: The network's with the condition.
+            null: Without it; None where conditions do not guide.
+            partner: The partner's; None where none guides.
+        """
+        guided = cond if null is None else null + self.scale * (cond - null)
+        if partner is not None:
+            guided = guided + (self.partner_scale - 1.0) * (cond - partner)
         if not self.rescale:
             return guided
         dims = tuple(range(1, cond.ndim))

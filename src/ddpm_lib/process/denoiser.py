@@ -70,7 +70,7 @@ class Denoiser:
             x: Noisy images (b, c, *spatial) in [-1, 1] units.
             level: Their level. At level 0 the answer is (x, 0), and the network is not called.
             cond: Conditions by name, (b, …), on the device of x.
-            guidance: Classifier-free guidance, and a classifier's.
+            guidance: By conditions, by a classifier, by a partner.
         """
         if level.sigma == 0:
             zero = torch.zeros_like(x)
@@ -79,10 +79,7 @@ class Denoiser:
         elapsed = max(level.t - 1.0, 0.0)
         time = torch.full((len(x),), elapsed, device=x.device, dtype=torch.float32)
         fraction = level.t / self.schedule.timesteps
-        if guidance is not None and guidance.active(fraction):
-            output, raw = self._guided(x, level, time, cond, guidance)
-        else:
-            output, raw = self.raw(x, level.alpha, level.sigma, time, cond)
+        output, raw = self._guided(x, level, time, cond, guidance or Guidance())
         shift = guidance.shift(x, level, time, fraction) if guidance is not None else 0.0
         x0 = self.clean(x, output, level.alpha, level.sigma, shift=shift)
         eps = (x - level.alpha * x0) / level.sigma
@@ -145,13 +142,29 @@ class Denoiser:
     def _guided(
         self, x: Tensor, level: Level, time: Tensor, cond: Cond | None, guidance: Guidance
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the guided F, and the raw variance of the condition: both in one call."""
+        """Return the guided F, and the raw variance of the condition."""
+        fraction = level.t / self.schedule.timesteps
+        null: Tensor | None = None
+        if guidance.active(fraction):
+            output, null, raw = self._both(x, level, time, cond)
+        else:
+            output, raw = self.raw(x, level.alpha, level.sigma, time, cond)
+        partner = guidance.partner_at(fraction)
+        if null is None and partner is None:
+            return output, raw
+        other = None if partner is None else partner(x, level, time, cond)
+        return guidance.combine(output, null, other), raw
+
+    def _both(
+        self, x: Tensor, level: Level, time: Tensor, cond: Cond | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return F with and without the condition, and the raw variance with it, in one call."""
         seen = self.parametrization.scale_input(x, level.alpha, level.sigma)
         null = nulls(self.conditioners, cond)
         both = {name: torch.cat([value, null[name]]) for name, value in (cond or {}).items()}
         pair = self._call(torch.cat([seen, seen]), torch.cat([time, time]), both)
         (output, raw), (other, _) = map(self._split, pair.to(x.dtype).chunk(2))
-        return guidance.combine(output, other), raw
+        return output, other, raw
 
     def _call(self, x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:
         output = call_network(self.network, x, time, cond)

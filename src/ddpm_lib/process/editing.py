@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_model_range, to_unit_range
+from ddpm_lib.process.autoguidance import partner_of
 from ddpm_lib.process.conditions import check_guided
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.inpainting import check_single_step, jump_schedule, repaint_loop, to_mask
@@ -49,6 +50,8 @@ def edit(
     guidance_rescale: float = 0.0,
     classifier: LogProb | None = None,
     classifier_scale: float = 1.0,
+    guide_by: Any = None,
+    guide_scale: float | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
     model: nn.Module | None = None,
@@ -78,6 +81,8 @@ def edit(
         guidance_rescale: As for `sample`.
         classifier: As for `sample`.
         classifier_scale: As for `sample`.
+        guide_by: As for `sample`.
+        guide_scale: As for `sample`.
         batch_size: How many images to draw at a time. Default: all.
         progress: As for `sample`.
         model: A network to use instead of `self.model`.
@@ -86,6 +91,7 @@ def edit(
         Images (b, c, *spatial), float32 in [0, 1].
     """
     level = level_of_fraction(self.schedule, fraction)
+    partner, partner_scale = partner_of(self, guide_by, guide_scale)
     plan = SamplingPlan.make(
         self.schedule,
         sampler=sampler,
@@ -99,6 +105,8 @@ def edit(
         guidance_rescale=guidance_rescale,
         classifier=classifier,
         classifier_scale=classifier_scale,
+        partner=partner,
+        partner_scale=partner_scale,
         default_steps=all_steps,
     ).starting_at(level)
 
@@ -141,6 +149,8 @@ def inpaint(
     guidance_rescale: float = 0.0,
     classifier: LogProb | None = None,
     classifier_scale: float = 1.0,
+    guide_by: Any = None,
+    guide_scale: float | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
     model: nn.Module | None = None,
@@ -174,6 +184,8 @@ def inpaint(
         guidance_rescale: As for `sample`.
         classifier: As for `sample`.
         classifier_scale: As for `sample`.
+        guide_by: As for `sample`.
+        guide_scale: As for `sample`.
         batch_size: How many images to draw at a time. Default: all.
         progress: As for `sample`.
         model: A network to use instead of `self.model`.
@@ -182,6 +194,7 @@ def inpaint(
         Images (b, c, *spatial), float32 in [0, 1]; the known pixels of uint8 images are their value
         / 255.
     """
+    partner, partner_scale = partner_of(self, guide_by, guide_scale)
     plan = SamplingPlan.make(
         self.schedule,
         sampler=sampler,
@@ -195,6 +208,8 @@ def inpaint(
         guidance_rescale=guidance_rescale,
         classifier=classifier,
         classifier_scale=classifier_scale,
+        partner=partner,
+        partner_scale=partner_scale,
         default_steps=repaint_steps,
     )
     check_single_step(plan.sampler)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ddpm_lib.guidance import Guidance, LogProb
+from ddpm_lib.guidance import Guidance, LogProb, Partner
 from ddpm_lib.samplers import DDPM, Sampler, make_sampler
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level
@@ -66,7 +66,7 @@ class SamplingPlan:
     Args:
         sampler: Makes the steps.
         levels: The levels to visit, the last one included.
-        guidance: Classifier-free guidance, and a classifier's.
+        guidance: By conditions, by a classifier, by a worse version.
     """
 
     sampler: Sampler
@@ -89,6 +89,8 @@ class SamplingPlan:
         guidance_rescale: float = 0.0,
         classifier: LogProb | None = None,
         classifier_scale: float = 1.0,
+        partner: Partner | None = None,
+        partner_scale: float = 1.0,
         default_steps: DefaultSteps = usual_steps,
     ) -> SamplingPlan:
         """Make a plan from the keywords of `GaussianDiffusion.sample`, which describes them.
@@ -106,6 +108,8 @@ class SamplingPlan:
             guidance_rescale: As for `sample`.
             classifier: As for `sample`.
             classifier_scale: As for `sample`.
+            partner: The worse version that guides, of `partner_of`.
+            partner_scale: Its strength.
             default_steps: Says how many steps there are where `num_steps` and the spacing do not.
 
         Raises:
@@ -121,6 +125,8 @@ class SamplingPlan:
             rescale=guidance_rescale,
             classifier=classifier,
             classifier_scale=classifier_scale,
+            partner=partner,
+            partner_scale=partner_scale,
         )
         return cls(chosen, tuple(schedule.level(t) for t in visited), guidance)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_unit_range
+from ddpm_lib.process.autoguidance import partner_of
 from ddpm_lib.process.conditions import Cond, check_guided, fill_nulls, for_sampling
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.interface import Process
@@ -46,6 +48,8 @@ def sample(
     guidance_rescale: float = 0.0,
     classifier: LogProb | None = None,
     classifier_scale: float = 1.0,
+    guide_by: Any = None,
+    guide_scale: float | None = None,
     batch_size: int | None = None,
     return_trajectory: bool | int = False,
     progress: bool | None = None,
@@ -82,6 +86,10 @@ def sample(
             in [-1, 1] units and t as the network gets it, (b,); returns (b,). For logits:
             `ClassLogProb(classifier, label)`.
         classifier_scale: Strength of its guidance; 1 is Bayes' rule (Dhariwal & Nichol 2021).
+        guide_by: A worse version of this process to move away from (autoguidance, Karras et al.
+            2024): `load_run(run, checkpoint=5000).diffusion`, another average, a run with a smaller
+            network; or a network alone.
+        guide_scale: How far: 1 not at all, 2 (the default with guide_by) twice as far from it.
         batch_size: How many images to draw at a time. Default: all. It needs n, or what says n.
         return_trajectory: Also return the states: True for all of them, k for about k evenly spread
             ones.
@@ -95,6 +103,7 @@ def sample(
         Images (n, c, *spatial), float32 in [0, 1]; with `return_trajectory` also (n, frames, c,
         *spatial), noise first.
     """
+    partner, partner_scale = partner_of(self, guide_by, guide_scale)
     plan = SamplingPlan.make(
         self.schedule,
         sampler=sampler,
@@ -108,6 +117,8 @@ def sample(
         guidance_rescale=guidance_rescale,
         classifier=classifier,
         classifier_scale=classifier_scale,
+        partner=partner,
+        partner_scale=partner_scale,
     )
     return draw(
         self,
@@ -213,7 +224,10 @@ def run(
     predict: Predict = partial(denoiser.predict, cond=complete, guidance=plan.guidance)
     if is_self_conditioned(denoiser.conditioners):
         predict = SelfConditioned(partial(denoiser.predict, guidance=plan.guidance), complete)
-    with evaluating(denoiser.network):
+    partner = plan.guidance.partner
+    with contextlib.ExitStack() as stack:
+        for network in (denoiser.network, *(() if partner is None else (partner.network,))):
+            stack.enter_context(evaluating(network))
         return loop(
             plan.sampler,
             x,
