@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor
 
 from ddpm_lib import images as pictures
-from ddpm_lib.cli import options
+from ddpm_lib.cli import autoguide, options
 from ddpm_lib.cli.class_labels import label_of
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.cli.sample import check_guidance, steps
@@ -23,6 +23,7 @@ from ddpm_lib.data.decode import Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.conditions import check_guided
 from ddpm_lib.runs.loading import find_checkpoints, load_checkpoint
 from ddpm_lib.runs.placing import place_network
@@ -78,6 +79,12 @@ class RedrawCommand:
     """Guide only where low < t/T <= high."""
     guidance_rescale: float = 0.0
     """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
+    guide_by: str | None = None
+    """Autoguidance: a worse version to move away from: a step of this run (5000), model or
+    ema:0.999 for other weights, or another run of the same process.
+    """
+    guide_scale: float | None = None
+    """How far to move away from --guide-by: 1 not at all; default: 2."""
     seed: int = 0
     """Names the noise."""
     batch_size: int = 64
@@ -151,6 +158,7 @@ def check(command: RedrawCommand) -> None:
         raise ConfigError(
             "This command runs as one process. Start it without torchrun or accelerate launch."
         )
+    check_scale(command.guide_by, command.guide_scale)
     if command.output_dir is not None:
         refuse_used(Path(command.output_dir))
 
@@ -184,15 +192,17 @@ def redraw(
     cond = {} if label is None else {"class_label": torch.tensor(label)}
     check_guidance(loaded, command.guidance_scale)
     check_guided(diffusion.conditioners, cond, command.guidance_scale)
+    partner = autoguide.partner(loaded, command.guide_by, command.guide_scale)
     device = resolve_device(command.device)
     precision = pick_precision(command.mixed_precision, str(device))
     place_network(diffusion, device, precision)
+    autoguide.place(partner, device, precision)
     method, shown = prepare(diffusion, found)
     dtype = LOW_PRECISION.get(precision)
     originals = torch.stack([picture.pixels for picture in found])
     how: dict[str, Any] = steps(command, diffusion.timesteps)
     how |= {"seed": command.seed, "batch_size": command.batch_size, "progress": command.progress}
-    how |= {"cond": cond}
+    how |= {"cond": cond, **partner}
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         results = method(originals.repeat_interleave(command.variants, 0), **how).cpu()
     return write(command, new_folder(command.output_dir, chosen.run, word), found, shown, results)

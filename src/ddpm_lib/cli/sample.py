@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,13 +15,14 @@ import tyro
 from torch import Tensor
 
 from ddpm_lib import images as pictures
-from ddpm_lib.cli import low_res, options
+from ddpm_lib.cli import autoguide, low_res, options
 from ddpm_lib.cli.class_labels import condition
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.cascade import Cascade, stage_seed
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps
@@ -99,6 +101,12 @@ class SampleCommand:
     """Guide only where low < t/T <= high."""
     guidance_rescale: float = 0.0
     """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
+    guide_by: str | None = None
+    """Autoguidance: a worse version to move away from: a step of this run (5000), model or
+    ema:0.999 for other weights, or another run of the same process.
+    """
+    guide_scale: float | None = None
+    """How far to move away from --guide-by: 1 not at all; default: 2."""
     class_label: str | None = None
     """Class name or number of all images; default: the classes in turn, or none for the pictures of
     --low-res.
@@ -132,6 +140,7 @@ def main(args: list[str]) -> int:
         options.key_values(command.sampler_options, "--sampler-options"),
         eta=command.eta,
     )
+    check_scale(command.guide_by, command.guide_scale)
     Guidance(command.guidance_scale, command.guidance_interval, command.guidance_rescale)
     small: SmallImages | None = None
     precision = pick_precision(command.mixed_precision, str(resolve_device(command.device)))
@@ -143,10 +152,12 @@ def main(args: list[str]) -> int:
     for checkpoint in chosen:
         loaded = load_checkpoint(checkpoint, command.weights, command.ema_decay)
         check_guidance(loaded, command.guidance_scale)
+        partner = autoguide.partner(loaded, command.guide_by, command.guide_scale)
+        autoguide.place(partner, state.device, precision, compiled=command.compile)
         place_network(loaded.diffusion, state.device, precision, compiled=command.compile)
         if small is None:
             small = small_images(loaded, command, state, precision)
-        images, frames = draw(loaded, command, state, precision, small)
+        images, frames = draw(loaded, command, state, precision, small, partner)
         if state.is_main_process:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
             prefix = f"{loaded.name}-" if len(chosen) > 1 else ""
@@ -245,12 +256,17 @@ def small_images(
         guidance_scale=command.base_guidance_scale,
         format="grid",
     )
-    drawn, _ = draw(base, wishes, state, precision, None)
+    drawn, _ = draw(base, wishes, state, precision, None, {})
     return SmallImages(drawn, first_index=command.first_index)
 
 
 def draw(
-    loaded: LoadedRun, command: SampleCommand, state: Any, precision: str, small: SmallImages | None
+    loaded: LoadedRun,
+    command: SampleCommand,
+    state: Any,
+    precision: str,
+    small: SmallImages | None,
+    partner: Mapping[str, Any],
 ) -> tuple[Tensor, list[Tensor]]:
     """Draw the images, shared over the ranks; with a GIF also the grids of the way there."""
     diffusion, num = loaded.diffusion, count(command, small)
@@ -269,6 +285,7 @@ def draw(
         batch_size=command.batch_size,
         progress=command.progress and state.is_main_process,
         device=state.device,
+        **partner,
         **steps(command, diffusion.timesteps),
     )
     with torch.autocast(

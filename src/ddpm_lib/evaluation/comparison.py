@@ -239,6 +239,7 @@ def _asked(metric: str, entry: Entry) -> dict[str, Any]:
         "sampler": samples.get("sampler"),
         "sampling steps": samples.get("steps"),
         "guidance scale": options.get("guidance_scale"),
+        "guiding version": [options.get(name) for name in ("guide_by", "guide_scale")],
     }
     if kind in BIASED and not metric.endswith("/infinity"):
         drawn["number of samples"] = entry.n

@@ -17,6 +17,7 @@ from ddpm_lib.core.validation import check_device_name, check_type
 from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
 from ddpm_lib.metrics import FEATURES
+from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.samplers import make_sampler
 
 AUTO = "auto"
@@ -24,7 +25,15 @@ READING = ("background", "value_range", "frames", "max_pixels")
 """Options of `open_dataset` for sets that are compared without a run; a run's own are those of its
 training.
 """
-DRAWING = ("sampler", "sample_steps", "spacing", "eta", "guidance_scale")
+DRAWING = (
+    "sampler",
+    "sample_steps",
+    "spacing",
+    "eta",
+    "guidance_scale",
+    "guide_by",
+    "guide_scale",
+)
 """Options of the samples that a run draws."""
 _SAMPLES = tuple(SAMPLE_METRICS)
 _BUILT_IN = frozenset(METRICS)
@@ -148,6 +157,12 @@ class EvaluationOptions:
     """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
     guidance_scale: float = 1.0
     """Classifier-free guidance of the samples; 1: none. Classes are taken in turn."""
+    guide_by: str | None = None
+    """Autoguidance of the samples: a worse version to move away from: a step of the run ("5000"),
+    "model" or "ema:0.999" for other weights, or another run of the same process.
+    """
+    guide_scale: float | None = None
+    """How far to move away from it: 1 not at all; default: 2."""
     batch_size: int = 64
     """Images and network evaluations at a time, per process; no effect on the numbers."""
     seed: int = 0
@@ -164,7 +179,7 @@ class EvaluationOptions:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "reference", "held_out", "feature_weights", "save_stats"):
+        for name in ("data", "reference", "held_out", "feature_weights", "save_stats", "guide_by"):
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
@@ -184,6 +199,7 @@ class EvaluationOptions:
                 f" {', '.join(given)} out, or the reader."
             )
         make_sampler(self.sampler, eta=self.eta)
+        check_scale(self.guide_by, self.guide_scale)
         at_least = {
             "num": 1,
             "sample_steps": 1,

@@ -15,13 +15,17 @@ from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
 from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.scored_images import whole_set
+from ddpm_lib.process.autoguidance import partner_of
 from ddpm_lib.process.plan import resolve_num_steps
+from ddpm_lib.runs.guiding import load_partner
+from ddpm_lib.runs.placing import place_network
 from ddpm_lib.training.sampling import default_condition
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.evaluation.run_images import RunImages
+    from ddpm_lib.runs.loading import LoadedRun
 
 DEFAULT_SAMPLES = 10_000
 
@@ -34,6 +38,7 @@ def sample_images(
     device: torch.device,
     network: nn.Module | None = None,
     given: ImageDataset | None = None,
+    partner: LoadedRun | None = None,
 ) -> ImageSet:
     """Draw samples: image i is a function of the seed and i, so batches and ranks do not matter.
 
@@ -46,6 +51,7 @@ def sample_images(
         network: A network instead of the process's own.
         given: Images whose small versions a network that enlarges gets, with their labels; from the
             start again when all are used.
+        partner: The worse version that guides, on the device.
     """
     cond = default_condition(diffusion, n)
     asked, timesteps = options.sample_steps, diffusion.timesteps
@@ -67,6 +73,8 @@ def sample_images(
             first_index=rows.start,
             cond=here,
             guidance_scale=options.guidance_scale,
+            guide_by=None if partner is None else partner.diffusion,
+            guide_scale=options.guide_scale,
             device=device,
             model=network,
             progress=False,
@@ -82,6 +90,8 @@ def sample_images(
         options.seed,
         options.guidance_scale,
     ]
+    if partner is not None:
+        drawn += [partner.weights_sha256, partner.weights, options.guide_scale]
     shape = tuple(diffusion.image_size)
     return ImageSet("samples", n, read, digest_of("samples", about, drawn), shape=shape)
 
@@ -130,5 +140,11 @@ def _samples_of_run(
             given = whole_set(options, own, dataset)[1]
     n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
     about = [str(loaded.checkpoint.resolve()), loaded.weights_sha256, loaded.weights]
-    samples = sample_images(loaded.diffusion, options, n, about, device, given=given)
+    partner = None if options.guide_by is None else load_partner(loaded, options.guide_by)
+    if partner is not None:
+        place_network(partner.diffusion, device, "no", compiled=options.compile)
+        partner_of(loaded.diffusion, partner.diffusion, options.guide_scale)
+    samples = sample_images(
+        loaded.diffusion, options, n, about, device, given=given, partner=partner
+    )
     return samples, notes

@@ -64,12 +64,8 @@ def partner_of(
         ConfigError: If the partner belongs to another process, or a strength has no partner.
         TypeError: If it is neither process nor network.
     """
+    check_scale(guide_by, guide_scale)
     if guide_by is None:
-        if guide_scale is not None:
-            raise ConfigError(
-                f"{option('guide_scale', guide_scale)} needs a worse version to move away from:"
-                f" name an earlier checkpoint with {option('guide_by')}."
-            )
         return None, 1.0
     mine = process.denoiser
     if isinstance(guide_by, nn.Module) and not hasattr(guide_by, "denoiser"):
@@ -85,6 +81,19 @@ def partner_of(
             f" Move it there: .to({str(mine.device)!r})."
         )
     return DenoiserPartner(theirs), GUIDE_SCALE if guide_scale is None else float(guide_scale)
+
+
+def check_scale(guide_by: Any, guide_scale: float | None) -> None:
+    """Refuse a strength without a partner.
+
+    Raises:
+        ConfigError: Naming the option that is missing.
+    """
+    if guide_by is None and guide_scale is not None:
+        raise ConfigError(
+            f"{option('guide_scale', guide_scale)} needs a worse version to move away from: name an"
+            f" earlier checkpoint, other weights or another run with {option('guide_by')}."
+        )
 
 
 def _denoiser_of(guide_by: Any) -> Denoiser:

@@ -1,0 +1,85 @@
+"""The worse version of a run that guides it: an earlier step, another average, another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.spelling import option
+from ddpm_lib.core.text import short
+from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
+from ddpm_lib.runs.loading import Found, LoadedRun, find_checkpoints, load_checkpoint
+
+
+def load_partner(loaded: LoadedRun, guide_by: str) -> LoadedRun:
+    """Load the version that is to guide a run; `sample(guide_by=…)` checks that it can.
+
+    Args:
+        loaded: What is to be guided.
+        guide_by: A step of the same run ("5000" or a name); "model" or "ema:0.999", other weights
+            of the same checkpoint; or a run directory, checkpoint or pretrained folder.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint.
+        ConfigError: If the weights were not kept, or would guide themselves.
+    """
+    if guide_by == "model" or guide_by == "ema" or guide_by.startswith("ema:"):
+        found, partner = _other_weights(loaded, guide_by)
+    elif guide_by.isdigit() or guide_by.startswith("step-"):
+        found = find_checkpoints(_run_of(loaded, guide_by), guide_by)[-1]
+        partner = _same_kind(found, loaded)
+    elif Path(guide_by).exists() or "/" in guide_by:
+        found = find_checkpoints(guide_by)[-1]
+        partner = _first_kind(found)
+    else:
+        raise CheckpointError(
+            f"{option('guide_by')} must be a step of the run ('5000'), other weights of the"
+            " checkpoint ('model', 'ema:0.999'), or a run directory; got"
+            f" {short(guide_by)}, which does not exist here."
+        )
+    same = partner.checkpoint.resolve() == loaded.checkpoint.resolve()
+    if same and partner.weights == loaded.weights:
+        raise ConfigError(
+            f"{option('guide_by', guide_by)} names {loaded.name} ({loaded.weights}) itself, which"
+            " would guide nothing. Name an earlier checkpoint, or other weights."
+        )
+    return partner
+
+
+def _run_of(loaded: LoadedRun, guide_by: str) -> Path:
+    if loaded.pretrained is not None:
+        raise ConfigError(
+            f"{option('guide_by', guide_by)} is a step, and {loaded.name} is a pretrained folder,"
+            " which has none. Name another folder or run."
+        )
+    return loaded.run
+
+
+def _other_weights(loaded: LoadedRun, wanted: str) -> tuple[Found, LoadedRun]:
+    kind, _, decay = wanted.partition(":")
+    try:
+        number = float(decay) if decay else None
+    except ValueError:
+        raise ConfigError(
+            f"{option('guide_by', wanted)}: the average is named by its decay, as in 'ema:0.999'."
+        ) from None
+    place = loaded.checkpoint if loaded.pretrained is None else loaded.pretrained.folder.path
+    found = find_checkpoints(place)[-1]
+    return found, load_checkpoint(found, kind, number)
+
+
+def _same_kind(found: Found, loaded: LoadedRun) -> LoadedRun:
+    """Load the weights that are named as those of the guided run are."""
+    if loaded.weights == "model":
+        return load_checkpoint(found, "model")
+    length = loaded.weights.removeprefix("ema ")
+    try:
+        return load_checkpoint(found, "ema", float(length))
+    except ValueError:  # named by its relative length: a synthesised average
+        return load_checkpoint(found, "ema")
+
+
+def _first_kind(found: Found) -> LoadedRun:
+    """Load the averaged weights, or the trained ones where no average was kept."""
+    plain = isinstance(found, VerifiedCheckpoint) and not found.state.ema_decay
+    return load_checkpoint(found, "model" if plain else "ema")
