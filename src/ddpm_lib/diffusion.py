@@ -26,7 +26,6 @@ from ddpm_lib.process import (
     loss,
     presets,
     pretrained,
-    process_html,
     sampling,
     sharing,
 )
@@ -282,7 +281,10 @@ class GaussianDiffusion(nn.Module):
     preset = class_function(presets.preset)
     push_to_hub = sharing.push_to_hub
 
-    _repr_html_ = process_html.process_html
+    def _repr_html_(self) -> str:
+        from ddpm_lib.process.process_html import process_html
+
+        return process_html(self)
 
     def denoise(
         self,

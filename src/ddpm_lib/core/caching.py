@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddpm_lib.core.files import try_writing
-from ddpm_lib.core.health import Check
+
+if TYPE_CHECKING:
+    from ddpm_lib.core.health import Check
 
 
 def cache_folder() -> Path:
@@ -22,6 +25,8 @@ def cache_folder() -> Path:
 
 def check_cache() -> Iterator[Check]:
     """Say where the library's cache is, and whether it can be written to."""
+    from ddpm_lib.core.health import Check
+
     folder = cache_folder()
     try:
         try_writing(folder)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import operator
-import secrets
 from typing import Any
 
 import numpy as np
@@ -52,6 +51,8 @@ def check_seed(seed: Any) -> int:
         TypeError: If it is no whole number.
     """
     if seed is None:
+        import secrets
+
         drawn = secrets.randbits(31)
         logger.info("seed=None: drew the seed %d", drawn)
         return drawn

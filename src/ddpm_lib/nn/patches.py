@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from torch import Tensor
 
 _PATTERNS = {
@@ -18,6 +17,8 @@ def to_patches(x: Tensor, size: int) -> Tensor:
     """
     if size == 1:
         return x
+    from einops import rearrange
+
     return rearrange(x, _PATTERNS[x.ndim - 2], **_sizes(x.ndim - 2, size))
 
 
@@ -25,6 +26,8 @@ def from_patches(x: Tensor, size: int) -> Tensor:
     """Undo `to_patches`."""
     if size == 1:
         return x
+    from einops import rearrange
+
     left, right = _PATTERNS[x.ndim - 2].split(" -> ")
     return rearrange(x, f"{right} -> {left}", **_sizes(x.ndim - 2, size))
 

@@ -12,7 +12,6 @@ from torch import nn
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.options import plain
 from ddpm_lib.core.validation import shown
-from ddpm_lib.nn.network_html import network_html
 from ddpm_lib.nn.networks import NETWORKS, RECORDED, registered_as
 from ddpm_lib.nn.pretrained import from_pretrained, save_pretrained
 
@@ -75,12 +74,18 @@ def _register(cls: Any, name: Any) -> Any:
     for method, value in (
         ("save_pretrained", save_pretrained),
         ("from_pretrained", classmethod(from_pretrained)),
-        ("_repr_html_", network_html),
+        ("_repr_html_", _repr_html_),
     ):
         if not hasattr(cls, method):
             setattr(cls, method, value)
     NETWORKS.add(name, cls, again=before is not None)  # a notebook's cell, run again
     return cls
+
+
+def _repr_html_(self: nn.Module) -> str:
+    from ddpm_lib.nn.network_html import network_html
+
+    return network_html(self)
 
 
 def _declares_config(cls: type) -> bool:

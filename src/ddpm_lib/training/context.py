@@ -27,7 +27,6 @@ from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.results import StepResult
 from ddpm_lib.training.step import ForwardPass, conditions_of
-from ddpm_lib.training.training_html import trainer_html
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,7 +93,10 @@ class RunContext:
         self._watchdog: Watchdog | None = None
         self._until: int | None = None
 
-    _repr_html_ = trainer_html
+    def _repr_html_(self) -> str:
+        from ddpm_lib.training.training_html import trainer_html
+
+        return trainer_html(self)
 
     @property
     def output_dir(self) -> Path:

@@ -41,7 +41,6 @@ from ddpm_lib.training.resume import (
     shards_of_run,
 )
 from ddpm_lib.training.run_config import absolute_source, portable_options, write_run_config
-from ddpm_lib.training.run_facts import data_facts, machine_facts, record_start
 from ddpm_lib.training.same_data import describe_dataset, fraction_held_out, write_data_index
 from ddpm_lib.training.sampling import check_grids
 from ddpm_lib.training.saving import check_space
@@ -354,6 +353,12 @@ class PreparedRun(RunContext):
         write_run_config(run, self.source_name, config, self.diffusion)
         with self.tolerate_write_errors("data.npz"):
             write_data_index(run, self.dataset)
+        self._record_start()
+
+    def _record_start(self) -> None:
+        from ddpm_lib.training.run_facts import data_facts, machine_facts, record_start
+
+        run = self.output_dir
         with self.tolerate_write_errors("about.json"):
             data = (self.source_name, self.dataset, self.held_out, reads_labels(self.diffusion))
             facts = machine_facts(self.device, self.processes, self.precision)

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpm_lib.runtime.launch import under_torchrun
-from ddpm_lib.training.training_html import result_html
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,10 @@ class TrainingResult:
         saved = f", {self.checkpoint}" if self.checkpoint is not None else ""
         return f"TrainingResult({self.status} at step {self.step:,}: {self.reason}{saved})"
 
-    _repr_html_ = result_html
+    def _repr_html_(self) -> str:
+        from ddpm_lib.training.training_html import result_html
+
+        return result_html(self)
 
 
 @dataclass

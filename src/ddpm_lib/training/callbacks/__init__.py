@@ -5,7 +5,6 @@ from __future__ import annotations
 from ddpm_lib.core.progress import in_notebook
 from ddpm_lib.training.callbacks.base import Callback
 from ddpm_lib.training.callbacks.checkpoints import SaveCheckpoints
-from ddpm_lib.training.callbacks.live import LiveView
 from ddpm_lib.training.callbacks.metrics import MetricLogger
 from ddpm_lib.training.callbacks.rows import ProgressBar
 from ddpm_lib.training.callbacks.samples import SampleGrid
@@ -33,5 +32,11 @@ def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> lis
         chosen.append(PostHocSnapshots(config.posthoc_every))
     chosen.append(SaveCheckpoints(config.save_every))
     if config.progress:
-        chosen.append(LiveView() if in_notebook() else ProgressBar())
+        chosen.append(_live_view() if in_notebook() else ProgressBar())
     return chosen
+
+
+def _live_view() -> Callback:
+    from ddpm_lib.training.callbacks.live import LiveView
+
+    return LiveView()
