@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.core.errors import CheckpointError, ConfigError, DivergedError
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.runs.metrics_file import flat_scalars
-from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runtime import allocator, devices
 from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
 from ddpm_lib.runtime.memory import is_out_of_memory_error
@@ -30,20 +27,17 @@ from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.goal import checked_steps, goal_reached, last_step
-from ddpm_lib.training.nonfinite import StepReplay, advice_against_divergence, check_loss_scale
 from ddpm_lib.training.optim import learning_rate, set_learning_rate
 from ddpm_lib.training.option_help import show_options
-from ddpm_lib.training.prepared_run import PreparedRun
 from ddpm_lib.training.recovery import (
     Recovery,
-    RollBack,
     Shrink,
     handle_out_of_memory,
     translate_lost_process_errors,
 )
 from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
 from ddpm_lib.training.sampling import default_condition, sample_shared
-from ddpm_lib.training.saving import RunCheckpoints
+from ddpm_lib.training.saved_run import SavedRun
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, agreed_reason, reason_to_stop
 
 if TYPE_CHECKING:
@@ -51,7 +45,7 @@ if TYPE_CHECKING:
     from ddpm_lib.training.trainer_options import TrainerOptions
 
 
-class Trainer(PreparedRun):
+class Trainer(SavedRun):
     """Train a `GaussianDiffusion` on images; the same call continues a run that was cut off.
 
     Args:
@@ -91,9 +85,7 @@ class Trainer(PreparedRun):
             raise ConfigError(f"Give either config= or options, not both; got config and {named}.")
         chosen = config or TrainingConfig.from_options(options)
         super().__init__(chosen, diffusion, data, callbacks, transform)
-        self.checkpoints = RunCheckpoints(self.run_log, self.config)
         self._stop_reason: StopReason | None = None
-        self._save_requested = False
         self._slowest_step = 0.0
 
     def __repr__(self) -> str:
@@ -279,94 +271,6 @@ class Trainer(PreparedRun):
         self._stop_reason = reason
         return reason is not None
 
-    def _check_numbers(self) -> RollBack | None:
-        """Do what `on_nonfinite` says about the losses since the last check; a collective."""
-        steps = self.guard.bad_steps(self.ranks)
-        if not steps:
-            check_loss_scale(self.accelerator.scaler, self.step, self.last_checkpoint)
-            return None
-        seed, parts = self.config.seed, (self.forward_pass, self.learner, self.dataset, self.plan)
-        replay = StepReplay(*parts, seed, self.progress, self.ranks)
-        advice = advice_against_divergence(self.config, self.precision)
-        return self.guard.act(steps, replay, advice, self.last_checkpoint, self.say)
-
-    def _recover(self, recovery: Recovery) -> None:
-        """Bring the run into the state to go on from; on every rank."""
-        for callback in self.callbacks:
-            callback.close()
-        if isinstance(recovery, Shrink):
-            self._shrink(recovery)
-        else:
-            self._roll_back(recovery)
-
-    def _roll_back(self, back: RollBack) -> None:
-        """Load the checkpoint, move on in the data and cut the records back."""
-        self._wait_for_save()
-        newest = self.checkpoints.newest_to_roll_back_to()
-        if newest is None:
-            self.last_checkpoint = None
-            nothing = "No complete checkpoint is left to roll back to."
-            advice = advice_against_divergence(self.config, self.precision)
-            raise DivergedError(f"{back.message} {nothing} {advice}")
-        self._restore(newest)
-        self.progress.images_seen = back.images_seen
-        self.metrics.clear()
-        note = self.on_main(lambda: self.run_log.records.cut_back(self.step))
-        if note:
-            self.say(note)
-        self.guard.reset(self.device)
-        self.say(
-            f"{back.message} Rolled back to {newest.path.name} and going on with other images "
-            f"({self.guard.rollbacks} of at most {self.config.max_nonfinite} times)."
-        )
-
-    def _shrink(self, shrink: Shrink) -> None:
-        """Let go of memory and share the batch anew."""
-        self.optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        plan = self._plan = replace(self.plan, accumulation=shrink.accumulation)
-        self.say(
-            f"{shrink.message} Going on with {plan.micro} images per forward pass: the batch stays "
-            f"the same. --accumulation-steps {shrink.accumulation} starts so."
-        )
-
-    def _save_if_requested(self) -> RollBack | None:
-        if not self._save_requested:
-            return None
-        self._save_requested = False
-        if recovery := self._check_numbers():
-            return recovery
-        self.watchdog.mark(self.step, "saving")
-        self.progress.read_clock()
-        self._wait_for_save()
-        state = self._run_state().to_json()  # callbacks may need all ranks for their state
-        self.checkpoints.save(self.step, self.learner, state)
-        if not self.config.save_async:
-            self._wait_for_save()
-        return None
-
-    def _wait_for_save(self) -> None:
-        keep = {step for callback in self.callbacks for step in callback.keeps()}
-        self.last_checkpoint = self.checkpoints.wait(self.last_checkpoint, keep)
-
-    def _save_at_end(self) -> RollBack | None:
-        name = checkpoint_name(self.step)
-        self._wait_for_save()
-        if self.last_checkpoint is not None and self.last_checkpoint.name == name:
-            return None
-        self._save_requested = True
-        if recovery := self._save_if_requested():
-            return recovery
-        self._wait_for_save()
-        if self.last_checkpoint is None or self.last_checkpoint.name != name:
-            raise CheckpointError(
-                f"The last checkpoint (step {self.step}) could not be written. Free space in"
-                f" {self.output_dir} and run again."
-            )
-        return None
-
     def _finish(self, first: int) -> TrainingResult:
         finished = self.step >= self.config.max_steps
         status = "finished" if finished else "stopped"
@@ -387,10 +291,6 @@ class Trainer(PreparedRun):
             )
         ended = (status, self.step, reason, self.output_dir, self.last_checkpoint)
         return TrainingResult(*ended, stopped.signal, stopped.complete)
-
-    def save(self) -> None:
-        """Ask for a checkpoint after this step; to be called on every rank."""
-        self._save_requested = True
 
     def stop(self, reason: str) -> None:
         """Ask to stop after this step with a checkpoint, giving the reason."""
