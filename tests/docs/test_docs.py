@@ -37,9 +37,10 @@ from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
+from ddpm_lib.cli.run_settings import RunConfig, layered
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.status import StatusCommand
-from ddpm_lib.cli.train import RunConfig, TrainCommand, layered
+from ddpm_lib.cli.train import TrainCommand
 from ddpm_lib.cli.watch import WatchCommand
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS

@@ -238,7 +238,8 @@ def test_with_the_unet() -> None:
 
 
 def test_the_command_line_doubles_the_output_channels() -> None:
-    from ddpm_lib.cli.train import RunConfig, build, resolve
+    from ddpm_lib.cli.run_settings import RunConfig
+    from ddpm_lib.cli.train import build, resolve
 
     command = resolve(["shapes", "--preset", "tiny", "--diffusion.variance", "learned_range"])
     diffusion, _ = build(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from ddpm_lib.cli import options, train
+from ddpm_lib.cli.run_settings import RunConfig, layered
 from ddpm_lib.core.text import printable
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ DESCRIPTION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateCommand(train.RunConfig):
+class EstimateCommand(RunConfig):
     """What the command takes besides the settings of a run."""
 
     config: str | None = None
@@ -37,7 +38,7 @@ class EstimateCommand(train.RunConfig):
 
 def main(args: list[str]) -> int:
     """Run the command."""
-    command = train.layered(args, EstimateCommand, "ddpm estimate", DESCRIPTION)
+    command = layered(args, EstimateCommand, "ddpm estimate", DESCRIPTION)
     settings = train.settings_of(command)
     speaks = os.environ.get("RANK", "0") == "0"
     if speaks:  # opening data and loading libraries takes a while
@@ -58,14 +59,14 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def looking(settings: train.RunConfig) -> str:
+def looking(settings: RunConfig) -> str:
     """Say what is done first."""
     if settings.class_conditional and options.to_plain(settings.model)["num_classes"] is None:
         return f"opening {printable(settings.data)}, as the network depends on its classes"
     return "building the network"
 
 
-def at_once(diffusion: GaussianDiffusion, settings: train.RunConfig, probe_steps: int) -> str:
+def at_once(diffusion: GaussianDiffusion, settings: RunConfig, probe_steps: int) -> str:
     """Say what is known before a step was done, so that nobody waits in front of an empty
     screen.
     """
