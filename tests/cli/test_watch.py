@@ -96,7 +96,9 @@ def test_a_picture_fits_every_terminal(
 
 def test_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row(k) for k in range(1, 101)]
-    rows += [row(105, val_loss=0.5, val_gap=0.25, val_gap_error=0.01, val_gap_start=0.05)]
+    rows += [
+        row(105, val_loss=0.5, val_gap=0.25, val_gap_adjusted=0.2, val_gap_adjusted_error=0.01)
+    ]
     run = write_run(tmp_path / "a run", rows)
     for args in ([], ["--once"]):
         assert main(["watch", str(run), *args]) == 0

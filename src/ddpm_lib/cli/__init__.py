@@ -22,6 +22,7 @@ COMMANDS = {
     "inpaint": "paint the masked part of images",
     "status": "say how all runs stand, or one: running, finished, stopped, killed, failed",
     "watch": "draw the curves of a run in the terminal, while it trains",
+    "best": "say which checkpoint and which average to use, with the evidence",
     "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",

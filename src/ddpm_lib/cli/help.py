@@ -82,6 +82,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm watch runs/mine --once", "one picture"),
         ("ddpm watch runs/mine --metric grad_norm,learning_rate", "other curves"),
     ),
+    "ddpm best": (
+        ("ddpm best runs/mine", "which checkpoint, which average, and why"),
+        ("ddpm best runs/mine --json", "the same for scripts"),
+    ),
     "ddpm doctor": (
         ("ddpm doctor", "everything, a line each"),
         ("ddpm doctor --json", "the same for scripts"),

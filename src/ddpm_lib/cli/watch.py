@@ -232,10 +232,10 @@ def numbers(records: RunRecords) -> list[str]:
         error = row.get("val_loss_error")
         parts.append(f"held-out {row['val_loss']:.4g}" + (f" ± {error:.1g}" if error else ""))
         parts[-1] += f" (lowest {best:.4g} at step {step:,})"
-    if "val_gap" in row:
-        error = row.get("val_gap_error")
-        gap = row.get("val_gap_adjusted", row["val_gap"] - row.get("val_gap_start", 0.0))
-        parts.append(f"gap {gap:+.2g}" + (f" ± {error:.1g}" if error else ""))
+    gap = "val_gap_adjusted" if "val_gap_adjusted" in row else "val_gap"
+    if gap in row:
+        error = row.get(f"{gap}_error")
+        parts.append(f"gap {row[gap]:+.2g}" + (f" ± {error:.1g}" if error else ""))
     return parts
 
 
