@@ -22,7 +22,9 @@ from ddpm_lib.cli import COMMANDS, arguments, main, values
 from ddpm_lib.cli import options as cli_options
 from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.ablate import read as read_ablate
+from ddpm_lib.cli.best import BestCommand
 from ddpm_lib.cli.compare import CompareCommand
+from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
@@ -35,6 +37,7 @@ from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.run_settings import layered
 from ddpm_lib.cli.sample import SampleCommand
+from ddpm_lib.cli.slurm import SlurmCommand
 from ddpm_lib.cli.status import StatusCommand
 from ddpm_lib.cli.train import TrainCommand
 from ddpm_lib.cli.watch import WatchCommand
@@ -61,6 +64,9 @@ CLASSES = {
     "status": StatusCommand,
     "watch": WatchCommand,
     "doctor": DoctorCommand,
+    "best": BestCommand,
+    "slurm": SlurmCommand,
+    "completion": CompletionCommand,
 }
 
 # Per command: its positional words in their order, and groups of words that belong together.
@@ -138,6 +144,9 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "status": (["runs/mine"], [["--word"], ["--json"]]),
     "watch": (["runs/mine"], [["--once"], ["--metric", "loss,epoch"], ["--interval", "3"]]),
     "doctor": ([], [["--json"], ["--output-dir", "x"]]),
+    "best": (["runs/mine"], [["--json"]]),
+    "completion": (["zsh"], [["--install"]]),
+    "slurm": (["run.yaml"], [["--gpus", "4"], ["--hours", "2.5"], ["--partition", "a100"]]),
     "prepare": (
         ["sysu", "src", "out"],
         [["--size", "32"], ["--mode", "fit"], ["--num-workers", "0"]],

@@ -26,7 +26,9 @@ import tyro
 from ddpm_lib import parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import init_from, options
 from ddpm_lib.cli.ablate import AblateCommand
+from ddpm_lib.cli.best import BestCommand
 from ddpm_lib.cli.compare import CompareCommand
+from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
@@ -39,6 +41,7 @@ from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.run_settings import RunConfig, layered
 from ddpm_lib.cli.sample import SampleCommand
+from ddpm_lib.cli.slurm import SlurmCommand
 from ddpm_lib.cli.status import StatusCommand
 from ddpm_lib.cli.train import TrainCommand
 from ddpm_lib.cli.watch import WatchCommand
@@ -70,6 +73,9 @@ COMMANDS = {
     "status": StatusCommand,
     "watch": WatchCommand,
     "doctor": DoctorCommand,
+    "best": BestCommand,
+    "slurm": SlurmCommand,
+    "completion": CompletionCommand,
 }
 REGISTRIES = [
     schedules.SCHEDULES,

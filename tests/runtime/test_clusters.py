@@ -384,3 +384,51 @@ def test_a_job_is_preempted_and_limited_and_ends_as_the_twin(
     )
     assert_twins(run, twin)
     assert not slurm_says("pgrep", "-f", f"{PROGRAM} {run} ")
+
+
+WRITTEN = """data: shapes
+image_size: [8]
+max_steps: 1500
+batch_size: 8
+save_every: 100
+log_every: 5
+val_every: 0
+sample_every: 0
+model: {dim: 8, dim_mults: [1, 2], attention_levels: []}
+diffusion: {timesteps: 50}
+output_dir: run
+"""
+
+
+@pytest.mark.slow
+def test_the_script_that_ddpm_slurm_writes(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitted as it is written: stopped before its limit of two minutes, requeued by itself, and
+    finished in a later stay.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(WRITTEN)
+    command = [sys.executable, "-m", "ddpm_lib", "slurm", "run.yaml", "--gpus", "0"]
+    subprocess.run([*command, "--hours", "0.033", "--cpus", "1"], check=True, timeout=300)
+    program = tmp_path / "bin" / "ddpm"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m ddpm_lib "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job = submit((tmp_path / "run.slurm.sh").read_text(), tmp_path, "--chdir", str(tmp_path))
+    run, starts, reasons = tmp_path / "run", 1, []
+    while status_of(run)["status"] != "finished" and starts < 12:
+        wait_until(lambda: job_state(job) in ("PENDING", "GONE"), 240, "the job hangs")
+        reasons.append(status_of(run).get("reason"))
+        if job_state(job) == "GONE":
+            break
+        starts += 1
+        start_now(job)
+        wait_until(lambda: job_state(job) in ("RUNNING", "GONE"), 90, "does not start again")
+    said = (tmp_path / "job.out").read_text()
+    print(f"{starts} starts, {reasons}")
+    assert status_of(run)["status"] == "finished", said[-3000:]
+    assert status_of(run)["step"] == 1500
+    assert reasons[0] == "the SLURM job's time limit is near", said[-3000:]

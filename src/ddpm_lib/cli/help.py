@@ -86,6 +86,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm best runs/mine", "which checkpoint, which average, and why"),
         ("ddpm best runs/mine --json", "the same for scripts"),
     ),
+    "ddpm slurm": (
+        ("ddpm slurm run.yaml", "writes run.slurm.sh; nothing is submitted"),
+        ("ddpm slurm run.yaml --gpus 4 --nodes 2 --hours 12", "eight GPUs, 12 hours at a time"),
+    ),
+    "ddpm completion": (
+        ("ddpm completion bash --install", "in all new shells"),
+        ("ddpm completion zsh", "print it"),
+    ),
     "ddpm doctor": (
         ("ddpm doctor", "everything, a line each"),
         ("ddpm doctor --json", "the same for scripts"),
