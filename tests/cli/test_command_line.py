@@ -26,6 +26,7 @@ from ddpm_lib.cli.best import BestCommand
 from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
+from ddpm_lib.cli.demo import DemoCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
@@ -67,6 +68,7 @@ CLASSES = {
     "best": BestCommand,
     "slurm": SlurmCommand,
     "completion": CompletionCommand,
+    "demo": DemoCommand,
 }
 
 # Per command: its positional words in their order, and groups of words that belong together.
@@ -146,6 +148,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "doctor": ([], [["--json"], ["--output-dir", "x"]]),
     "best": (["runs/mine"], [["--json"]]),
     "completion": (["zsh"], [["--install"]]),
+    "demo": (["runs/mine"], [["--port", "8000"], ["--host", "0.0.0.0"]]),
     "slurm": (["run.yaml"], [["--gpus", "4"], ["--hours", "2.5"], ["--partition", "a100"]]),
     "prepare": (
         ["sysu", "src", "out"],

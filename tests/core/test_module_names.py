@@ -15,6 +15,7 @@ CALLBACK = "a callback is named after the room that it serves"
 KNOWN = {
     "__main__": "what `python -m` runs: of the package, and of the commands",
     "base": "the base class of a package's own kind of thing: samplers, callbacks",
+    "best": COMMAND,
     "ema": COMMAND,
     "estimate": COMMAND,
     "hub": "the hub, and data sets by their names there",

@@ -30,6 +30,7 @@ from ddpm_lib.cli.best import BestCommand
 from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
+from ddpm_lib.cli.demo import DemoCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
@@ -76,6 +77,7 @@ COMMANDS = {
     "best": BestCommand,
     "slurm": SlurmCommand,
     "completion": CompletionCommand,
+    "demo": DemoCommand,
 }
 REGISTRIES = [
     schedules.SCHEDULES,

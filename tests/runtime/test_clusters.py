@@ -388,7 +388,7 @@ def test_a_job_is_preempted_and_limited_and_ends_as_the_twin(
 
 WRITTEN = """data: shapes
 image_size: [8]
-max_steps: 1500
+max_steps: 400
 batch_size: 8
 save_every: 100
 log_every: 5
@@ -419,6 +419,7 @@ def test_the_script_that_ddpm_slurm_writes(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = submit((tmp_path / "run.slurm.sh").read_text(), tmp_path, "--chdir", str(tmp_path))
     run, starts, reasons = tmp_path / "run", 1, []
+    wait_until(lambda: job_state(job) == "RUNNING", 90, "does not start")
     while status_of(run)["status"] != "finished" and starts < 12:
         wait_until(lambda: job_state(job) in ("PENDING", "GONE"), 240, "the job hangs")
         reasons.append(status_of(run).get("reason"))
@@ -430,5 +431,5 @@ def test_the_script_that_ddpm_slurm_writes(
     said = (tmp_path / "job.out").read_text()
     print(f"{starts} starts, {reasons}")
     assert status_of(run)["status"] == "finished", said[-3000:]
-    assert status_of(run)["step"] == 1500
+    assert status_of(run)["step"] == 400
     assert reasons[0] == "the SLURM job's time limit is near", said[-3000:]

@@ -32,6 +32,7 @@ COMMANDS = {
     "weights": "list, fetch and verify the weights of published feature extractors",
     "push": "upload a run to the Hugging Face hub, with a card that says what it is",
     "prepare": "make or download a published dataset (sysu, mnist, cifar10, …)",
+    "demo": "open a page on this machine on which a run draws",
     "slurm": "write the batch script of a training for a SLURM cluster",
     "doctor": "say what this machine can do, and what is missing",
     "completion": "print what completes commands and options in bash, zsh or fish",

@@ -86,6 +86,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm best runs/mine", "which checkpoint, which average, and why"),
         ("ddpm best runs/mine --json", "the same for scripts"),
     ),
+    "ddpm demo": (
+        ("ddpm demo runs/mine", "a page at http://127.0.0.1:7860"),
+        ("ddpm demo runs/mine --checkpoint best --port 8000", "another checkpoint and port"),
+    ),
     "ddpm slurm": (
         ("ddpm slurm run.yaml", "writes run.slurm.sh; nothing is submitted"),
         ("ddpm slurm run.yaml --gpus 4 --nodes 2 --hours 12", "eight GPUs, 12 hours at a time"),
