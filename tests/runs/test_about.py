@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from ddpm_lib import Shapes
+from ddpm_lib import GaussianDiffusion, Shapes
 from ddpm_lib.data import open_dataset, tensor_dataset
 from ddpm_lib.runs.about import (
     FILE,
@@ -26,7 +27,7 @@ from ddpm_lib.runs.about import (
     with_start,
     write_about,
 )
-from ddpm_lib.training.run_facts import data_facts, pixel_facts
+from ddpm_lib.training.run_facts import data_facts, learned_facts, pixel_facts, trivial_loss
 from training_helpers import StopAt, tiny_diffusion, tiny_trainer
 
 
@@ -36,7 +37,11 @@ def test_a_run_says_what_it_is_about_and_adds_later_starts(tmp_path: Path) -> No
     tiny_trainer(run, tiny_diffusion(**network), callbacks=[StopAt(2)], max_steps=4).train()
     first = read_about(run)
     data = Shapes(size=8, n=40)
-    assert first["data"] == data_facts("Shapes", data, None, False)
+    assert first["data"] == {
+        **data_facts("Shapes", data, None, False),
+        **pixel_facts(data.batch(range(40))["image"]),
+        "named": False,
+    }
     assert first["data"]["class_names"] == list(data.class_names or ())
     assert sum(first["data"]["class_counts"]) == 40
     assert first["device"]["kind"] == "cpu"
@@ -181,8 +186,8 @@ def test_data_of_every_kind_is_described() -> None:
     facts = data_facts("mine", sequences, None, False)
     assert (facts["size"], facts["channels"], facts["class_names"]) == ([7], 2, None)
     one = data_facts("one", Shapes(size=8, n=12).subset([3]), Shapes(size=8, n=12), True)
-    assert one["mean_spread"] == [0, 0, 0]
-    assert (one["images"], one["held_out"], one["measured"]) == (1, 12, 1)
+    assert (one["images"], one["held_out"]) == (1, 12)
+    assert pixel_facts(Shapes(size=8, n=12).batch([3])["image"])["mean_spread"] == [0, 0, 0]
     assert json.loads(json.dumps(one)) == one
 
 
@@ -206,8 +211,41 @@ def test_an_image_that_is_gone_leaves_the_rest_known(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8), (80 * k, 0, 0)).save(tmp_path / f"{k}.png")
     data = open_dataset(tmp_path, image_size=8, cache="none", num_workers=0)
     (tmp_path / "1.png").write_bytes(b"no picture")
-    facts = data_facts("pics", data, None, False)
+    facts = learned_facts("pics", data, None, tiny_diffusion(), True)
+    assert facts["trivial_loss"] is None
+    facts = facts["data"]
     assert (facts["images"], facts["measured"], facts.get("mean")) == (3, 0, None)
+
+
+class Wiener(torch.nn.Module):
+    """Predicts x_0 of white normal images with given moments in [-1, 1], level by level."""
+
+    def __init__(self, mean: float, variance: float) -> None:
+        super().__init__()
+        self.mean, self.variance = mean, variance
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        alpha, sigma = (v.to(x.dtype).view(-1, 1, 1, 1) for v in self.schedule.gather(t.long() + 1))
+        gain = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
+        return self.mean + gain * (x - alpha * self.mean)
+
+
+@pytest.mark.parametrize("weighting", ["flat", "simple", "min_snr"])
+def test_the_trivial_loss_is_that_of_the_best_denoiser_of_white_images(weighting: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = (0.6 + 0.1 * torch.randn(4000, 1, 4, 4, generator=generator)).clamp(0, 1)
+    network = Wiener(0.2, 0.04)
+    process = {"timesteps": 20, "parametrization": "x0", "weighting": weighting}
+    diffusion = GaussianDiffusion(network, image_size=4, channels=1, **process)
+    network.schedule = diffusion.schedule
+    t = torch.arange(4000) % 20 + 1
+    noise = torch.randn(images.shape, generator=generator)
+    with torch.no_grad():
+        measured = diffusion(images, t=t, noise=noise, reduction="none")
+    error = float(measured.std() / 4000**0.5)
+    assert trivial_loss(diffusion, images) == pytest.approx(float(measured.mean()), abs=4 * error)
+    assert trivial_loss(diffusion, images[:1]) is None
 
 
 def test_reading_and_writing_load_no_torch(tmp_path: Path) -> None:

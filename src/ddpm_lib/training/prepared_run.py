@@ -50,7 +50,6 @@ from ddpm_lib.training.sources import (
     data_name,
     held_fraction,
     open_training_data,
-    reads_labels,
 )
 from ddpm_lib.training.step import ForwardPass
 
@@ -356,11 +355,12 @@ class PreparedRun(RunContext):
         self._record_start()
 
     def _record_start(self) -> None:
-        from ddpm_lib.training.run_facts import data_facts, machine_facts, record_start
+        from ddpm_lib.training.run_facts import learned_facts, machine_facts, record_start
 
         run = self.output_dir
         with self.tolerate_write_errors("about.json"):
-            data = (self.source_name, self.dataset, self.held_out, reads_labels(self.diffusion))
+            named = isinstance(self.data_source, (str, Path)) and self.transform is None
+            learned = (self.source_name, self.dataset, self.held_out, self.diffusion, named)
             facts = machine_facts(self.device, self.processes, self.precision)
             facts["parameters"] = sum(p.numel() for p in self.diffusion.model.parameters())
-            record_start(run, self.step, facts, lambda: data_facts(*data))
+            record_start(run, self.step, facts, lambda: learned_facts(*learned))

@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.spread import evenly
+from ddpm_lib.images import to_model_range
 from ddpm_lib.runs.about import read_about, this_start, with_start, write_about
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.runtime import devices
+from ddpm_lib.training.sources import reads_labels
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 MEASURED, MEASURED_STREAMED = 1000, 64
 """Images that the statistics of a set are taken from at most: of one in RAM, and of one that is
 read from files.
 """
+VALUES = 4096
+"""Values of an image, spread over it, that stand for all in `trivial_loss`."""
 
 
 def record_start(
-    run: Path, step: int, facts: dict[str, Any], describe_data: Callable[[], dict[str, Any]]
+    run: Path, step: int, facts: dict[str, Any], describe: Callable[[], dict[str, Any]]
 ) -> None:
     """Add a start of training to a run's about.json.
 
@@ -32,15 +37,15 @@ def record_start(
         run: The run directory.
         step: The step that training goes on from.
         facts: What is known of this start.
-        describe_data: Describes the data; called where the file does not do so yet.
+        describe: Says what the run learns from, "data" and more, see `learned_facts`; called where
+            the file does not say it yet.
 
     Raises:
         OSError: If the disk refuses.
     """
     about = read_about(run)
-    described = about.get("data") if step else None
-    start = this_start(step, facts)
-    write_about(run, with_start(about, start, {"data": described or describe_data()}))
+    described = {} if step and about.get("data") else describe()
+    write_about(run, with_start(about, this_start(step, facts), described))
 
 
 def machine_facts(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
@@ -66,6 +71,64 @@ def machine_facts(device: torch.device, processes: int, precision: str) -> dict[
     }
 
 
+def learned_facts(
+    name: str,
+    dataset: ImageDataset,
+    held_out: ImageDataset | None,
+    diffusion: GaussianDiffusion,
+    named: bool,
+) -> dict[str, Any]:
+    """Return what is known of the data, and the loss that any network should get below.
+
+    Args:
+        name: What the images were opened from.
+        dataset: The training images.
+        held_out: The held-out ones.
+        diffusion: The process that is to learn them.
+        named: Whether `ddpm train` can open the same data by that name.
+    """
+    images = _measurable(dataset)
+    data = data_facts(name, dataset, held_out, reads_labels(diffusion))
+    return {
+        "data": {
+            **data,
+            "named": named,
+            **({"measured": 0} if images is None else pixel_facts(images)),
+        },
+        "trivial_loss": None if images is None else trivial_loss(diffusion, images),
+    }
+
+
+def trivial_loss(diffusion: GaussianDiffusion, images: Tensor) -> float | None:
+    """Return the loss of the best denoiser that knows no more of images than mean and variance of
+    each of their values.
+
+    It takes every value by itself, and as normal: x̂_0 = μ + α v (x_t − α μ) / (α² v + σ²), whose
+    error is v σ² / (α² v + σ²) (Wiener's filter). Whatever is below it has learned how the values
+    of an image belong together.
+
+    Args:
+        diffusion: Gives levels and weights; the mean is over the levels as validation spreads them.
+        images: uint8, or float in [0, 1], (n, c, *spatial).
+
+    Returns:
+        The loss; None for one image, and where the loss of training is another one than the
+        weighted squared error.
+    """
+    if len(images) < 2 or diffusion.loss != "simple" or diffusion.uncertainty is not None:
+        return None
+    values = to_model_range(images).flatten(1)
+    values = values[:, torch.from_numpy(evenly(min(VALUES, values.shape[1]), values.shape[1]))]
+    variance = values.double().var(0)
+    spoilt = [
+        float((variance * sigma**2 / (alpha**2 * variance + sigma**2)).mean())
+        for alpha, sigma in zip(
+            *(v[1:].tolist() for v in (diffusion.schedule.alpha, diffusion.schedule.sigma))
+        )
+    ]
+    return float((diffusion.effective_weights() * torch.tensor(spoilt, dtype=torch.float64)).mean())
+
+
 def data_facts(
     name: str, dataset: ImageDataset, held_out: ImageDataset | None, classes_used: bool
 ) -> dict[str, Any]:
@@ -79,7 +142,7 @@ def data_facts(
 
     Returns:
         name, images, held_out, size, channels, class_names and class_counts (None without labels),
-        classes_used, sizes_note and crop_loss (None where unknown), and `pixel_facts`.
+        classes_used, sizes_note and crop_loss (None where unknown).
     """
     labels, stored = dataset.labels, dataset.stored
     count = dataset.num_classes or 0
@@ -99,19 +162,19 @@ def data_facts(
         "classes_used": classes_used,
         "sizes_note": None if stored is None or same else str(stored),
         "crop_loss": None if stored is None else round(stored.crop_loss, 4),
-        **_measured(dataset),
     }
 
 
-def _measured(dataset: ImageDataset) -> dict[str, Any]:
+def _measurable(dataset: ImageDataset) -> Tensor | None:
+    """Return images spread over a set; None where they cannot be read."""
     from ddpm_lib.data.source import BadImagesError
 
     n = min(len(dataset), MEASURED if dataset.in_memory else MEASURED_STREAMED)
     try:
-        return pixel_facts(dataset.batch(evenly(n, len(dataset)))["image"])
+        return dataset.batch(evenly(n, len(dataset)))["image"]
     except (BadImagesError, OSError):
         # Training meets the image too and says which it is; until then the rest is worth knowing.
-        return {"measured": 0}
+        return None
 
 
 def pixel_facts(images: Tensor) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ddpm_lib.core.progress import bar, bar_style, duration
+from ddpm_lib.runs.records import read_rows
+from ddpm_lib.runs.verdict.notes import row_notes
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 COLUMNS = {
@@ -40,10 +42,17 @@ class TrainingRows(Callback):
     def __init__(self) -> None:
         self._said = 0
         self._began = self._last = (0.0, 0, 0)
+        self._validations: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: TrainingView) -> None:
-        """Start the clock; the header comes with the next row."""
+        """Start the clock; the header comes with the next row, whose note knows the validations
+        before this start.
+        """
         self._said = 0
+        rows = read_rows(trainer.output_dir) if trainer.is_main else ()
+        self._validations = [
+            row for row in rows if "val_loss" in row and row["step"] <= trainer.step
+        ]
         self._began = self._last = (time.monotonic(), trainer.step, trainer.images_seen)
 
     def on_step_end(self, trainer: TrainingView) -> None:
@@ -77,6 +86,12 @@ class TrainingRows(Callback):
         loss = trainer.metrics.get("loss") if loss is None else loss
         if loss is None and trainer.last is not None:  # nothing is averaged yet: the last step's
             loss = float(trainer.last.losses.mean())
+        if trainer.logged("val_loss") is not None:
+            told = ("val_loss", "sample_copies_p")
+            row = {name: trainer.logged(name) for name in told}
+            self._validations.append({"step": trainer.step, **row})
+            for note in row_notes(self._validations):
+                trainer.note(note)
         cells = {
             "step": f"{trainer.step:,}",
             "epoch": f"{trainer.images_seen / len(trainer.dataset):.1f}",

@@ -1,0 +1,233 @@
+"""What the curves of a run show: one function per finding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from ddpm_lib.runs.verdict.findings import Evidence, Finding
+from ddpm_lib.runs.verdict.readings import FEWEST, LAST_SHARE, Readings
+from ddpm_lib.runs.verdict.trend import MOST, Point, curve_noise, piece, thinned, trend
+
+LEAST_FALL = 0.01
+"""A fall of the loss by less than this share in a fifth of the run is called flat, however sure."""
+
+DECAYED = 0.2
+"""A mean learning rate below this share of the highest is called decayed; below half of it, where
+the curve still fell at more than half, the decay is the reason.
+"""
+
+ERRORS = 3.0
+"""Standard errors that a difference needs to be taken for real."""
+
+IN_A_ROW = 3
+"""Consecutive validations that have to show it."""
+
+SPIKE = 3.0
+"""A logged loss so many times as high as the median of those around it is a spike."""
+
+AROUND = 4
+"""Logged losses on each side that a loss is compared with."""
+
+LAG = 0.5
+"""An average that stands where the weights stood this share of the run ago is dead."""
+
+
+def too_little(r: Readings) -> Finding | None:
+    """Too few validations and logged losses to judge by."""
+    counts = [len(r.curve("val_loss")), len(r.curve("loss"))]
+    if max(counts) >= FEWEST:
+        return None
+    names = ("validations", "logged_losses")
+    evidence = tuple(Evidence(n, c, reference=FEWEST) for n, c in zip(names, counts))
+    return Finding("too_little", None, evidence)
+
+
+def progress(r: Readings) -> Finding | None:
+    """Whether the curve still falls; if not, whether the learning rate is the reason."""
+    end = r.end_trend()
+    if end is None:
+        return None
+    rate, name = r.rate_at_end(), r.judged
+    half = (end.high - end.low) / 2 * (end.last - end.first) / end.level if end.level else 0.0
+    seen = [Evidence("fall", -end.change, error=half / 1.96, step=int(end.first), text=name)]
+    if rate is not None:
+        seen.append(Evidence("rate", rate))
+    if end.falls and -end.change >= LEAST_FALL:
+        return Finding("learning", None, tuple(seen))
+    before = _fall_at_full_rate(r)
+    if rate is not None and rate < DECAYED and before is not None and before >= LEAST_FALL:
+        return Finding("flat_rate", None, (*seen, Evidence("fall_before", before, text=name)))
+    return Finding("flat", int(end.first), tuple(seen))
+
+
+def _fall_at_full_rate(r: Readings) -> float | None:
+    """Return by how much the curve fell in a fifth of the run before the rate was halved; None
+    where it did not for sure, or was not seen.
+    """
+    rates, points = r.curve("learning_rate"), r.curve(r.judged)
+    if not rates or len(points) < FEWEST:
+        return None
+    highest = max(rate for _, rate in rates)
+    until = max(step for step, rate in rates if rate >= highest / 2)
+    found = trend(piece(points, until - LAST_SHARE * points[-1][0], until))
+    return -found.change if found is not None and found.falls else None
+
+
+def noise(r: Readings) -> Finding | None:
+    """The training loss is not below that of a denoiser that knows nothing but the mean image."""
+    points = r.curve("loss") or r.curve("val_loss")
+    if not points or r.trivial is None:
+        return None
+    late = [value for step, value in points if step >= (1 - LAST_SHARE) * points[-1][0]]
+    level = sum(late) / len(late)
+    if level < r.trivial * (1 - LEAST_FALL):
+        return None
+    seen = [Evidence("trivial", level, reference=r.trivial, step=int(points[-1][0]))]
+    grain = r.last("sample_grain")
+    if grain is not None:
+        seen.append(Evidence("grain", grain, reference=1.0))
+    return Finding("noise", None, tuple(seen))
+
+
+def overfitting(r: Readings) -> Finding | None:
+    """The held-out loss rises from its minimum, or the gap opens while it does not fall."""
+    rise, gap = _rise(r), _gap(r)
+    if rise is None and gap is None:
+        return None
+    since = [found.since for found in (rise, gap) if found is not None and found.since is not None]
+    evidence = tuple(one for found in (rise, gap) if found is not None for one in found.evidence)
+    return Finding("overfitting", min(since), evidence)
+
+
+def _rise(r: Readings) -> Finding | None:
+    points = r.curve("val_loss")
+    scatter = curve_noise(points)
+    if scatter is None:
+        return None
+    levels = [  # a single low point is no minimum, a single high one no rise
+        (points[k][0], median(y for _, y in points[k - 1 : k + 2]))
+        for k in range(1, len(points) - 1)
+    ]
+    lowest = min(levels, key=lambda level: level[1])
+    late = [value for step, value in levels if step > lowest[0]][-IN_A_ROW:]
+    if len(late) < IN_A_ROW or min(late) - lowest[1] <= ERRORS * scatter:
+        return None
+    rise = late[-1] - lowest[1]
+    error = r.last("val_gap_adjusted_error") or r.last("val_gap_error")
+    if rise <= (2 * error if error else 2 * LEAST_FALL * lowest[1]):
+        return None  # sure of these images, but not of others of their kind
+    step, now = int(lowest[0]), int(points[-1][0])
+    evidence = Evidence("rise", rise / lowest[1], scatter / lowest[1], reference=step, step=now)
+    return Finding("overfitting", step, (evidence,))
+
+
+def _gap(r: Readings) -> Finding | None:
+    end = r.end_trend()
+    if end is None or (end.falls and -end.change >= LEAST_FALL):
+        return None
+    gaps = gap_curve(r)
+    scatter = curve_noise([(step, value) for step, value, _ in gaps]) or 0.0
+    first = first_of_last([value > ERRORS * max(error, scatter) for _, value, error in gaps])
+    if first is None or len(gaps) - first < IN_A_ROW:
+        return None
+    _, value, error = gaps[-1]
+    seen = Evidence("gap", value, error, reference=r.last("train_fixed_loss"), step=gaps[-1][0])
+    return Finding("overfitting", gaps[first][0], (seen,))
+
+
+def gap_curve(r: Readings) -> list[tuple[int, float, float]]:
+    """Return step, gap and its error, the gap without what the two sets differ by anyway."""
+    rows = r.rows_with("val_gap_adjusted", "val_gap_adjusted_error")
+    if rows:
+        names = ("step", "val_gap_adjusted", "val_gap_adjusted_error")
+        return [(int(row[names[0]]), row[names[1]], row[names[2]]) for row in rows]
+    start = r.last("val_gap_start") or 0.0
+    rows = r.rows_with("val_gap", "val_gap_error")
+    return [(int(row["step"]), row["val_gap"] - start, row["val_gap_error"]) for row in rows]
+
+
+def first_of_last(marks: Sequence[bool]) -> int | None:
+    """Return where the last unbroken row of marks that reaches the end begins; None if there is
+    none.
+    """
+    k = len(marks)
+    while k and marks[k - 1]:
+        k -= 1
+    return k if k < len(marks) else None
+
+
+def unstable(r: Readings) -> Finding | None:
+    """Training has diverged, or its loss jumps again and again after the warm-up."""
+    if r.word == "failed" and r.reason.partition(":")[0] == "DivergedError":
+        return Finding("unstable", int(r.rows[-1]["step"]) if r.rows else None, (_diverged(r),))
+    points = r.curve("loss")
+    spikes = [step for step, _ in _spikes(points[len(points) // 10 :])]
+    worse = _ends_high(points)
+    if len(spikes) < IN_A_ROW and worse is None:
+        return None
+    seen = [Evidence("spikes", len(spikes), reference=SPIKE, step=int(spikes[0]))] if spikes else []
+    since = int(spikes[0]) if spikes else None
+    if worse is not None:
+        lowest, now = worse
+        seen.append(Evidence("loss_back", now[1], reference=lowest[1], step=int(lowest[0])))
+        since = int(lowest[0]) if since is None else min(since, int(lowest[0]))
+    rate = r.last("learning_rate")
+    if rate is not None:
+        seen.append(Evidence("learning_rate", rate))
+    return Finding("unstable", since, tuple(seen))
+
+
+def _diverged(r: Readings) -> Evidence:
+    return Evidence("diverged", len(r.rows), step=int(r.rows[-1]["step"]) if r.rows else None)
+
+
+def _spikes(points: Sequence[Point]) -> list[Point]:
+    """Return the points that stand out of those around them."""
+    found = []
+    for k, (step, value) in enumerate(points):
+        near = [y for _, y in [*points[max(0, k - AROUND) : k], *points[k + 1 : k + 1 + AROUND]]]
+        if len(near) >= AROUND and value > SPIKE * median(near):
+            found.append((step, value))
+    return found
+
+
+def _ends_high(points: Sequence[Point]) -> tuple[Point, Point] | None:
+    """Return the lowest and the last point where the training loss ends far above what it was: the
+    median of the last fifth against the lowest median of as many in a row.
+    """
+    points = thinned(points, MOST)
+    width = max(3, len(points) // 5)
+    if len(points) < 2 * width:
+        return None
+    levels = [
+        (points[k + width // 2][0], median(y for _, y in points[k : k + width]))
+        for k in range(len(points) - width + 1)
+    ]
+    lowest = min(levels, key=lambda level: level[1])
+    return (lowest, levels[-1]) if levels[-1][1] > 2 * lowest[1] else None
+
+
+def dead_average(r: Readings) -> Finding | None:
+    """The average stands where the trained weights stood long ago."""
+    rows = r.rows_with("val_loss", "val_loss_model")
+    if len(rows) < 2:
+        return None
+    now = rows[-1]
+    passed = (
+        next(row["step"] for row in rows if row["val_loss_model"] <= now["val_loss"])
+        if any(row["val_loss_model"] <= now["val_loss"] for row in rows)
+        else now["step"]
+    )
+    scatter = curve_noise([(row["step"], row["val_loss_model"]) for row in rows]) or 0.0
+    behind = now["val_loss"] - now["val_loss_model"]
+    if now["step"] - passed < LAG * now["step"] or behind <= ERRORS * scatter:
+        return None
+    seen = Evidence(
+        "average",
+        now["val_loss"],
+        r.last("val_loss_error"),
+        reference=now["val_loss_model"],
+        step=int(passed),
+    )
+    return Finding("dead_average", int(passed), (seen,))

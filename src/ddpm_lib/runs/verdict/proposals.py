@@ -1,0 +1,282 @@
+"""What to do next: commands that are valid where the user stands, from the verdict and the state of
+the run, with their minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ddpm_lib.core.paths import fresh
+from ddpm_lib.runs.names import checkpoint_name, step_in
+from ddpm_lib.runs.records import RunRecords
+from ddpm_lib.runs.run_status import number
+from ddpm_lib.runs.verdict.findings import GOES_WELL, Verdict
+
+LONGER = 2
+"""How many times as long "train longer" trains."""
+
+SCORABLE = 10
+"""Training images from which on an evaluation has something to say."""
+
+SPEEDS = 20
+"""Logged speeds that the time of a proposal is taken from: the newest ones."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Something to do next.
+
+    Attributes:
+        why: What it is good for, in a few words.
+        command: What to type where the run directory was named as it was.
+        minutes: How long it takes at the speed of the run; None where that is not known.
+    """
+
+    why: str
+    command: str
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class _Stand:
+    """Where the user stands."""
+
+    records: RunRecords
+    verdict: Verdict
+
+    @property
+    def run(self) -> Path:
+        return self.records.run
+
+    @property
+    def step(self) -> int:
+        return self.records.status.step or 0
+
+    @property
+    def max_steps(self) -> int:
+        known = self.records.status.max_steps or number(self.records.option("max_steps"))
+        return int(known or self.step)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        try:
+            names = [path.name for path in (self.run / "checkpoints").iterdir()]
+        except OSError:
+            return []
+        return sorted(step for step in map(step_in, names) if step is not None)
+
+    @property
+    def trains_by_command(self) -> bool:
+        """Whether `ddpm train --config` can train such a run: the data have a name, and the network
+        is the command's.
+        """
+        data, model = self.records.about.get("data") or {}, self.records.config.get("model")
+        return bool(data.get("named")) and isinstance(model, dict) and "dim" in model
+
+    def model(self, name: str, default: Any) -> Any:
+        """Return an argument of the network."""
+        value = (self.records.config.get("model") or {}).get(name)
+        return default if value is None else value
+
+    def minutes(self, steps: float) -> float | None:
+        """Return how long so many steps take at the run's speed; None if it is not known."""
+        rows = self.records.rows
+        speeds = [v for row in rows if (v := number(row.get("images_per_second")))]
+        last = next((row for row in reversed(rows) if row.get("images") and row["step"]), None)
+        images = None if last is None else number(last["images"])
+        if not speeds or last is None or not images:
+            return None
+        return steps * (images / last["step"]) / median(speeds[-SPEEDS:]) / 60
+
+    def go_on(self, why: str, steps: int) -> Proposal:
+        """Train this run on, up to a step."""
+        command = f"ddpm train --config {self._config} --max-steps {steps}"
+        return Proposal(why, command, self.minutes(steps - self.step))
+
+    def anew(self, why: str, *flags: str, steps: int | None = None) -> Proposal:
+        """Train another run with other options."""
+        other = shlex.quote(str(fresh(self.run)))
+        given = [*flags, *([] if steps is None else [f"--max-steps {steps}"])]
+        command = " ".join([f"ddpm train --config {self._config} --output-dir {other}", *given])
+        return Proposal(why, command, self.minutes(steps or self.max_steps))
+
+    @property
+    def _config(self) -> str:
+        return shlex.quote(str(self.run / "config.yaml"))
+
+    def on_run(self, why: str, command: str, *flags: str) -> Proposal:
+        """Do something with what is trained."""
+        return Proposal(why, " ".join([f"ddpm {command}", shlex.quote(str(self.run)), *flags]))
+
+
+def next_steps(records: RunRecords, verdict: Verdict) -> tuple[Proposal, ...]:
+    """Return what to do next, the best first.
+
+    Args:
+        records: Of the run.
+        verdict: What `judge` returned for them.
+    """
+    s = _Stand(records, verdict)
+    if records.status.word == "running":
+        left = s.minutes(s.max_steps - s.step)
+        return (Proposal("see how it goes on", f"ddpm status {shlex.quote(str(s.run))}", left),)
+    kinds = [verdict.kind, *(found.kind for found in verdict.also)]
+    ways = [one for kind in kinds for one in CURES.get(kind, _nothing)(s)]
+    if s.trains_by_command and s.step < s.max_steps and verdict.kind in RESUMABLE:
+        ways.insert(0, s.go_on("go on to the end", s.max_steps))
+    ways += _look(s)
+    return tuple({one.command: one for one in reversed(ways)}.values())[::-1]
+
+
+RESUMABLE = GOES_WELL | {"noise", "too_little"}
+"""Verdicts with which a run that was stopped is worth going on with."""
+
+
+def _look(s: _Stand) -> list[Proposal]:
+    """Return the ways to look at what a run can do."""
+    if not s.checkpoints:
+        return []
+    ways = []
+    if not s.model("low_res_factor", None):
+        ways.append(s.on_run("more samples", "sample", "--num 64 --seed 1"))
+    data = s.records.about.get("data") or {}
+    if data.get("named") and (number(data.get("images")) or 0) >= SCORABLE:
+        ways.append(s.on_run("score it", "evaluate"))
+    return ways
+
+
+def _training(cure: Callable[[_Stand], list[Proposal]]) -> Callable[[_Stand], list[Proposal]]:
+    """Make a cure empty where no command can train such a run."""
+    return lambda s: cure(s) if s.trains_by_command else []
+
+
+def _nothing(s: _Stand) -> list[Proposal]:
+    return []
+
+
+def _longer(s: _Stand) -> list[Proposal]:
+    if s.step < s.max_steps:
+        return []
+    return [s.go_on("train longer", s.max_steps * LONGER)]
+
+
+def _noise(s: _Stand) -> list[Proposal]:
+    if s.verdict.has("flat"):
+        return _unstable(s)
+    if s.step < s.max_steps:
+        return []
+    return [s.go_on("train much longer", max(s.max_steps * 10, 1000))]
+
+
+def _flat(s: _Stand) -> list[Proposal]:
+    if s.verdict.kind != "flat":
+        return []
+    dim = int(s.model("dim", 64))
+    return [s.anew("a larger network learns more", f"--model.dim {2 * dim}")]
+
+
+def _overfitting(s: _Stand) -> list[Proposal]:
+    found = _finding(s, "overfitting")
+    since = s.step if found is None else found
+    dropout = min(0.5, max(0.1, 2 * (number(s.model("dropout", 0)) or 0)))
+    ways = _before(s, since)
+    if s.trains_by_command:
+        end = max(1, since)
+        why = "against it: dropout, and an earlier end; more images help most"
+        ways.append(s.anew(why, f"--model.dropout {dropout:g}", steps=end))
+    return ways
+
+
+def _before(s: _Stand, since: int) -> list[Proposal]:
+    """Draw from the newest checkpoint that is not behind a step, where it is not the newest."""
+    earlier = [step for step in s.checkpoints if step <= since]
+    if not earlier or earlier[-1] == s.checkpoints[-1]:
+        return []
+    flags = f"--checkpoint {checkpoint_name(earlier[-1])} --num 64"
+    return [s.on_run("samples from before it", "sample", flags)]
+
+
+def _copying(s: _Stand) -> list[Proposal]:
+    found = _finding(s, "copying")
+    ways = [] if found is None else _before(s, found - 1)
+    if s.trains_by_command:
+        dim = max(8, int(s.model("dim", 64)) // 2)
+        end = max(1, (s.step if found is None else found) // 2)
+        why = "a smaller network that stops earlier; more images help most"
+        ways.append(s.anew(why, f"--model.dim {dim} --model.dropout 0.1", steps=end))
+    return ways
+
+
+def _unstable(s: _Stand) -> list[Proposal]:
+    rate = number(s.records.option("learning_rate")) or 1e-4
+    return [s.anew("a tenth of the learning rate", f"--learning-rate {rate / 10:.3g}")]
+
+
+def _dead_average(s: _Stand) -> list[Proposal]:
+    ways = []
+    if s.checkpoints:
+        ways.append(s.on_run("the trained weights draw", "sample", "--weights model --num 64"))
+    if s.trains_by_command:
+        decay = 1 - 10.0 ** -max(1, min(4, math.floor(math.log10(max(10, s.max_steps) / 5))))
+        flags = f"--ema-decay {decay:g} --ema-power 0.75"
+        ways.append(s.anew("a shorter average", flags))
+    return ways
+
+
+def _collapsed(s: _Stand) -> list[Proposal]:
+    ways = []
+    decay = number(s.records.option("weight_decay")) or 0.0
+    if s.trains_by_command:
+        ways += (
+            [s.anew("less weight decay", "--weight-decay 0.01")] if decay > 0.1 else _unstable(s)
+        )
+    if s.checkpoints and (number(s.records.option("sample_guidance_scale")) or 1.0) > 1:
+        ways.append(s.on_run("samples without guidance", "sample", "--guidance-scale 1 --num 64"))
+    return ways
+
+
+def _colour_cast(s: _Stand) -> list[Proposal]:
+    ways = []
+    steps = number((s.records.config.get("diffusion") or {}).get("timesteps"))
+    if s.checkpoints and steps:
+        flags = f"--sampler ddpm --num-steps {int(steps)} --num 16"
+        ways.append(s.on_run("whether more steps of sampling help", "sample", flags))
+    if s.trains_by_command:
+        flags = "--diffusion.schedule cosine --diffusion.schedule-options zero_terminal_snr=True"
+        flags += " --diffusion.parametrization v"
+        ways.append(s.anew("a schedule that ends in pure noise", flags))
+    return ways
+
+
+def _classes_unused(s: _Stand) -> list[Proposal]:
+    return [s.anew("learn the classes", "--class-conditional")]
+
+
+def _finding(s: _Stand, kind: str) -> int | None:
+    """Return since when something holds."""
+    if s.verdict.kind == kind:
+        return s.verdict.since
+    return next((found.since for found in s.verdict.also if found.kind == kind), None)
+
+
+CURES: dict[str, Callable[[_Stand], Sequence[Proposal]]] = {
+    "unstable": _training(_unstable),
+    "copying": _copying,
+    "dead_average": _dead_average,
+    "collapsed": _collapsed,
+    "colour_cast": _colour_cast,
+    "overfitting": _overfitting,
+    "noise": _training(_noise),
+    "classes_unused": _training(_classes_unused),
+    "too_little": _training(_longer),
+    "learning": _training(_longer),
+    "flat_rate": _training(_longer),
+    "flat": _training(_flat),
+}
+"""What helps against what, or what comes next."""
