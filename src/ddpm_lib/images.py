@@ -197,6 +197,11 @@ def thumbnail(image: Tensor, side: int) -> Tensor:
     return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
 
 
+def grid_scale(size: Sequence[int]) -> int:
+    """Return by how much grids of samples enlarge the pixels of images (height, width)."""
+    return max(1, 128 // max(size))
+
+
 def small_png(path: str | Path, widest: int, scale: int = 1) -> tuple[bytes, int]:
     """Return a picture file as PNG of few bytes for a page, and how wide to show it, in pixels.
 

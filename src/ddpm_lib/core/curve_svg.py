@@ -37,9 +37,9 @@ def curves_svg(series: Mapping[str, Points], *, width: int = 440, height: int = 
     xs = [x for points in known.values() for x, _ in points]
     ys = [y for points in known.values() for _, y in points]
     logarithmic = min(ys) > 0 and max(ys) / min(ys) > 2
-    to_x = _scale(min(0.0, *xs), max(xs), _LEFT, width - _RIGHT, logarithmic=False)
-    to_y = _scale(*_padded(ys, logarithmic), height - _BOTTOM, _TOP, logarithmic=logarithmic)
-    parts = [_ticks_y(ys, to_y, width, logarithmic), _ticks_x(max(xs), to_x, height)]
+    to_x = _Scale(min(0.0, *xs), max(xs), _LEFT, width - _RIGHT, logarithmic=False)
+    to_y = _Scale(*_padded(ys, logarithmic), height - _BOTTOM, _TOP, logarithmic=logarithmic)
+    parts = [_ticks_y(ys, to_y, width, logarithmic), _ticks_x(max(xs), to_x, width, height)]
     for k, (name, points) in enumerate(known.items()):
         colour = COLOURS[k % len(COLOURS)]
         parts.append(_line([(to_x(x), to_y(y)) for x, y in points], colour))
@@ -79,7 +79,7 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-class _scale:
+class _Scale:
     """From values to pixels."""
 
     def __init__(
@@ -113,16 +113,20 @@ def _line(places: list[tuple[float, float]], colour: str) -> str:
     return line + (dots if len(places) <= 25 else "")
 
 
-def _ticks_x(last: float, to_x: _scale, height: int) -> str:
+def _ticks_x(last: float, to_x: _Scale, width: int, height: int) -> str:
     marks = round_numbers(0.0, last, 5)
+
+    def anchor(place: float) -> str:
+        return "middle" if place < width - 24 else "end"  # whole, inside the frame
+
     return "".join(
-        f'<text x="{to_x(x):.1f}" y="{height - 8}" text-anchor="middle" fill="currentColor"'
-        f' opacity=".75">{_number(x)}</text>'
+        f'<text x="{to_x(x):.1f}" y="{height - 8}" text-anchor="{anchor(to_x(x))}"'
+        f' fill="currentColor" opacity=".75">{_number(x)}</text>'
         for x in marks
     )
 
 
-def _ticks_y(ys: list[float], to_y: _scale, width: int, logarithmic: bool) -> str:
+def _ticks_y(ys: list[float], to_y: _Scale, width: int, logarithmic: bool) -> str:
     low, high = _padded(ys, logarithmic)
     marks = _powers(low, high) if logarithmic else round_numbers(low, high, 4)
     return "".join(

@@ -26,14 +26,14 @@ def trainer_html(self: Any) -> str:
         ("run directory", str(self.output_dir)),
         *measured(self.metrics),
     ]
-    grid = newest_grid(self.output_dir) if self.step else ""
+    grid = newest_grid(self.output_dir, process.image_size) if self.step else ""
     hint = "" if self.step else note("train() trains, or goes on where the run directory stands.")
     return card(type(self).__name__, facts(pairs), grid, hint)
 
 
 @never_fails
 def result_html(self: Any) -> str:
-    """Show how training ended, the last numbers and the newest grid, as HTML."""
+    """Show how training ended and the last numbers, as HTML; the grid stands in the live view."""
     newest = {name: v for row in last_rows(self.output_dir) for name, v in row.items()}
     pairs: list[tuple[str, object]] = [
         ("step", f"{self.step:,}"),
@@ -42,7 +42,7 @@ def result_html(self: Any) -> str:
         *measured(newest),
     ]
     hint = "" if self.status == "finished" else note("train() goes on from here.")
-    return card(f"Training {self.status}", facts(pairs), newest_grid(self.output_dir), hint)
+    return card(f"Training {self.status}", facts(pairs), hint)
 
 
 def measured(row: dict[str, Any]) -> list[tuple[str, object]]:

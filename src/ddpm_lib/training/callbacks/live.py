@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.progress import hear_lines, in_notebook, stop_hearing
-from ddpm_lib.images import small_png
+from ddpm_lib.images import grid_scale, small_png
 from ddpm_lib.runs.metrics_file import MetricsFile
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.callbacks.live_page import CURVES, LiveFacts, live_html, live_text
 from ddpm_lib.training.callbacks.rows import header
-from ddpm_lib.training.callbacks.samples import grid_scale
 
 SECONDS = 2.0
 """Least time between two drawings; those at the start and the end come in any case."""

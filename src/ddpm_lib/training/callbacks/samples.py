@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ class SampleGrid(Callback):
             progress=False,
         )
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
-            scale = grid_scale(batch.shape[-2:])
+            scale = pictures.grid_scale(batch.shape[-2:])
             path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"
             shown = trainer.dataset if trainer.held_out is None else trainer.held_out
             tiles, columns = tiles_beside_examples(trainer.diffusion, shown, batch)
@@ -75,8 +74,3 @@ class SampleGrid(Callback):
             parts = (data.batch(rows[k : k + BLOCK])["image"] for k in range(0, n, BLOCK))
             self._looks = TrainingLooks.of(parts)
         return sample_facts(samples, self._looks, low_res_of(trainer.diffusion) is None)
-
-
-def grid_scale(size: Sequence[int]) -> int:
-    """Return by how much the pixels of small images (height, width) are enlarged in grids."""
-    return max(1, 128 // max(size))
