@@ -36,6 +36,7 @@ from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
+from ddpm_lib.cli.report import ReportCommand
 from ddpm_lib.cli.run_settings import layered
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.slurm import SlurmCommand
@@ -64,6 +65,7 @@ CLASSES = {
     "ablate": AblateCommand,
     "status": StatusCommand,
     "watch": WatchCommand,
+    "report": ReportCommand,
     "doctor": DoctorCommand,
     "best": BestCommand,
     "slurm": SlurmCommand,

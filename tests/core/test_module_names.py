@@ -28,6 +28,7 @@ KNOWN = {
     "options": "options of the commands, and options of registered parts",
     "presets": "networks by name, and whole processes by name",
     "pretrained": "networks in pretrained folders, and whole processes in them",
+    "report": COMMAND,
     "sampling": "sampling as mathematics, and the samples of a training",
     "snapshots": CALLBACK,
     "sources": "sources of images, and the source of a training",

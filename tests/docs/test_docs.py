@@ -40,6 +40,7 @@ from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
+from ddpm_lib.cli.report import ReportCommand
 from ddpm_lib.cli.run_settings import RunConfig, layered
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.slurm import SlurmCommand
@@ -72,6 +73,7 @@ COMMANDS = {
     "prepare": PrepareCommand,
     "push": PushCommand,
     "status": StatusCommand,
+    "report": ReportCommand,
     "watch": WatchCommand,
     "doctor": DoctorCommand,
     "best": BestCommand,

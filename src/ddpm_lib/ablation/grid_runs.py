@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.ablation.grid import Cell, Grid, digest
-from ddpm_lib.ablation.report import AblationResult, Outcome
+from ddpm_lib.ablation.grid_report import AblationResult, Outcome
 from ddpm_lib.ablation.subjects import Subject, make_subject
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import write_atomically

@@ -23,6 +23,8 @@ from ddpm_lib.evaluation.evaluator import evaluate_verified
 from ddpm_lib.evaluation.preflight import refuse_unwritable
 from ddpm_lib.evaluation.targets import is_run, refuse_neither
 from ddpm_lib.runs.loading import find_checkpoints
+from ddpm_lib.runs.report import PAGE, write_report
+from ddpm_lib.runs.run_log import tolerate_write_errors
 from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.training import process_state
 
@@ -85,6 +87,13 @@ def show(result: Evaluation, output_dir: str | None = None) -> None:
     print(f"wrote {path}")
 
 
+def refresh_page(run: Path) -> None:
+    """Bring the page of a run up to date with its evaluations, where it has one."""
+    if (run / PAGE).is_file():
+        with tolerate_write_errors(str(run / PAGE)):
+            write_report(run, picture=False)
+
+
 def main(args: list[str]) -> int:
     """Run the command; 1 says that a metric had to be left out."""
     command: EvaluateCommand = options.parse(
@@ -111,5 +120,7 @@ def main(args: list[str]) -> int:
             show(result, command.output_dir)
     if every and state.is_main_process:
         print(curve(results))
+    if found and state.is_main_process:
+        refresh_page(found[-1].run)
     destroy_group(state)
     return int(any(result.about["skipped"] for result in results))

@@ -40,6 +40,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "ddpm inpaint": (
         ("ddpm inpaint runs/mine photo.png --mask mask.png", "paint where the mask is white"),
     ),
+    "ddpm report": (
+        ("ddpm report runs/mine", "report.html and results.png in the run"),
+        ("ddpm report runs/mine runs/base --output both.html", "one page about two runs"),
+        ("ddpm report runs/mine --xlsx", "results.xlsx too"),
+    ),
     "ddpm ablate": (
         (
             "ddpm ablate toy:ring --vary diffusion.schedule=linear,cosine",

@@ -214,6 +214,10 @@ class TrainingConfig:
     """accelerate's trackers: tensorboard, wandb, …"""
     progress: bool = True
     """Show a progress bar."""
+    report: bool = True
+    """Keep the page of the run, report.html, up to date while it trains: verdict, curves, samples
+    and the images nearest to them, in less than a hundredth of the time.
+    """
 
     device: str = "auto"
     """Where to train: auto (an accelerator if there is one, else the CPU), cpu, cuda, mps, xpu, or

@@ -69,7 +69,7 @@ def _fall_at_full_rate(r: Readings) -> float | None:
     if not rates or len(points) < FEWEST:
         return None
     highest = max(rate for _, rate in rates)
-    until = max(step for step, rate in rates if rate >= highest / 2)
+    until = max(step for step, rate in rates if rate >= min(highest, highest / 2))
     found = trend(piece(points, until - LAST_SHARE * points[-1][0], until))
     return -found.change if found is not None and found.falls else None
 

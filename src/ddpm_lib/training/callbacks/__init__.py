@@ -24,13 +24,18 @@ def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> lis
         chosen.append(LossAwareTimes())
     if config.val_every:
         chosen.append(Validation(config.val_every, config.val_max_images, config.seed))
-    if config.sample_every:
-        chosen.append(SampleGrid(config.sample_every))
+    grids = SampleGrid(config.sample_every) if config.sample_every else None
+    if grids is not None:
+        chosen.append(grids)
     if config.posthoc_ema:
         from ddpm_lib.training.callbacks.snapshots import PostHocSnapshots
 
         chosen.append(PostHocSnapshots(config.posthoc_every))
     chosen.append(SaveCheckpoints(config.save_every))
+    if config.report:
+        from ddpm_lib.training.callbacks.run_report import RunReport
+
+        chosen.append(RunReport(grids))
     if config.progress:
         chosen.append(_live_view() if in_notebook() else ProgressBar())
     return chosen

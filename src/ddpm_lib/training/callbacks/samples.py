@@ -29,11 +29,18 @@ class SampleGrid(Callback):
     ranks, and log what they have in common with training images (`metrics/sample_facts.py`).
 
     Of a super-resolution network it shows held-out images: small copy, sample, truth.
+
+    Attributes:
+        last_grid: The newest grid, None before the first.
+        samples: Its samples, uint8 (n, c, *spatial), on the CPU of the main process.
+        drawn_at: The step at which they were drawn.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.last_grid: Path | None = None
+        self.samples: Tensor | None = None
+        self.drawn_at: int | None = None
         self._looks: TrainingLooks | None = None
 
     def on_train_start(self, trainer: TrainingView) -> None:
@@ -53,6 +60,9 @@ class SampleGrid(Callback):
             guidance_scale=config.sample_guidance_scale,
             progress=False,
         )
+        self.drawn_at = trainer.step
+        if trainer.is_main:
+            self.samples = pictures.to_uint8(batch).cpu()
         if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
             scale = pictures.grid_scale(batch.shape[-2:])
             path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"

@@ -1,0 +1,158 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ddpm_lib.runs.records import RunRecords
+from ddpm_lib.runs.report.charts import run_charts
+from ddpm_lib.runs.report.marking_up import duration, section, text
+from ddpm_lib.runs.report.page_facts import best_validation, progress_words
+from ddpm_lib.runs.report.page_frame import charts_json, now_words, page
+from ddpm_lib.runs.report.page_parts import (
+    command_box,
+    curves_part,
+    data_part,
+    grids_part,
+    nearest_part,
+    run_part,
+    scores_part,
+)
+from ddpm_lib.runs.verdict import Proposal, Verdict, judge, next_steps, words
+
+TONES = {
+    "learning": "good",
+    "flat": "good",
+    "noise": "warn",
+    "flat_rate": "warn",
+    "too_little": "warn",
+    "classes_unused": "warn",
+}
+"""How a verdict is coloured; the others are bad."""
+
+_SHARES = {"grids": 0.55, "data": 0.2, "nearest": 0.25}
+"""Of the bytes for pictures."""
+
+
+def run_page(records: RunRecords, points: int, pictures: int) -> str:
+    """Return the page of a run.
+
+    Args:
+        records: What the run says.
+        points: Points per line at most.
+        pictures: Bytes for all pictures.
+    """
+    verdict = judge(records)
+    proposals = next_steps(records, verdict)
+    best = best_validation(records)
+    marks = [("best", best[0])] if best else []
+    if verdict.since is not None:
+        marks.append((f"since {verdict.since:,}", verdict.since))
+    charts = run_charts(records, marks)
+    share = {name: int(part * pictures) for name, part in _SHARES.items()}
+    written, shown = now_words()
+    sections = [
+        verdict_part(verdict, proposals),
+        curves_part(charts),
+        grids_part(records, share["grids"]),
+        nearest_part(records, share["nearest"]),
+        scores_part(records),
+        data_part(records, share["data"]),
+        run_part(records),
+    ]
+    return page(
+        title=f"{records.run.resolve().name} · ddpm",
+        header=_header(records, shown, written),
+        sections=sections,
+        data={
+            **page_data(written, records.status.word == "running"),
+            "run": str(records.run),
+            "verdict": dataclasses.asdict(verdict),
+            "next": [dataclasses.asdict(proposal) for proposal in proposals],
+            "charts": charts_json(charts, points),
+            **run_data(records),
+        },
+        footer=footer(shown),
+    )
+
+
+def page_data(written: str, live: bool) -> dict[str, Any]:
+    """Return what the page's script needs to know of the page itself."""
+    return {"format": 1, "written": written, "live": live}
+
+
+def run_data(records: RunRecords) -> dict[str, Any]:
+    """Return a run's own words, for other programs."""
+    return {
+        "status": {k: v for k, v in dataclasses.asdict(records.status).items() if k != "owner"},
+        "about": records.about,
+        "options": records.config,
+        "evaluations": records.evaluations[-20:],
+    }
+
+
+def footer(shown: str) -> str:
+    """Return the last lines of a page."""
+    return (
+        f"<p>Written {text(shown)} by ddpm_lib; nothing in this file asks a network. Its numbers"
+        " are inside, as JSON in the element run-data. Plots: uPlot (MIT License, Leon"
+        " Sorokin).</p>"
+    )
+
+
+def verdict_part(verdict: Verdict, proposals: tuple[Proposal, ...]) -> str:
+    """Return the judgement with its evidence, and what to do next."""
+    headline, *lines = words(verdict)
+    evidence = "".join(f"<li>{text(line)}</li>" for line in lines)
+    content = f'<p class="headline">{text(headline)}</p>'
+    content += f'<ul class="plain">{evidence}</ul>' if evidence else ""
+    steps = "".join(
+        f"<li><p>{text(one.why)}{_minutes(one)}</p>{command_box(one.command)}</li>"
+        for one in proposals
+    )
+    content += f'<h3>Next</h3><ol class="next">{steps}</ol>' if steps else ""
+    return section("verdict", "Verdict", content, f"verdict {TONES.get(verdict.kind, 'bad')}")
+
+
+def _minutes(proposal: Proposal) -> str:
+    if proposal.minutes is None:
+        return ""
+    return f' <span class="soft">about {text(duration(60 * proposal.minutes))} here</span>'
+
+
+_STATES = {
+    "running": ("good", "running"),
+    "finished": ("good", "finished"),
+    "stopped": ("warn", "stopped early"),
+    "killed": ("bad", "killed"),
+    "lost": ("bad", "lost a process"),
+    "failed": ("bad", "failed"),
+    "none": ("warn", "not trained yet"),
+}
+
+
+def state_pill(records: RunRecords) -> str:
+    """Return how the run stands, in a word."""
+    tone, word = _STATES.get(records.status.word, ("warn", records.status.word))
+    return f'<span class="pill {tone}">{text(word)}</span>'
+
+
+def _header(records: RunRecords, shown: str, written: str) -> str:
+    status = records.status
+    parts = "".join(f"<span>{text(words)}</span>" for words in progress_words(records))
+    bar = ""
+    if status.max_steps and status.step is not None:
+        bar = (
+            f'<progress max="{status.max_steps}" value="{min(status.step, status.max_steps)}"'
+            ' aria-label="steps done"></progress>'
+        )
+    reason = ""
+    if status.reason and status.word not in ("running", "finished"):
+        reason = f'<p class="bad">{text(status.reason)}</p>'
+    return (
+        f"<h1>{text(records.run.resolve().name)}</h1>"
+        f'<p class="state">{state_pill(records)}{parts}<span class="soft">written '
+        f'<time id="written" datetime="{text(written)}">{text(shown)}</time>'
+        f' <span id="reload"></span></span></p>{reason}{bar}'
+    )
