@@ -20,7 +20,7 @@ COMMANDS = {
     "sample": "draw images from a run",
     "edit": "redraw images from their noisy versions",
     "inpaint": "paint the masked part of images",
-    "status": "say how all runs stand, or one: running, finished, stopped, killed, failed",
+    "status": "say how all runs stand, or one: running, finished, stopped, failed, …",
     "watch": "draw the curves of a run in the terminal, while it trains",
     "best": "say which checkpoint and which average to use, with the evidence",
     "report": "write the page of a run, or of several side by side: verdict, curves, samples",
@@ -181,7 +181,7 @@ def _top_level(args: list[str]) -> int:
         return 2
     print(
         _OVERVIEW.format(
-            commands="\n".join(f"  {name:10s}{text}" for name, text in COMMANDS.items())
+            commands="\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
         )
     )
     return 0
