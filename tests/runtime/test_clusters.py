@@ -388,7 +388,7 @@ def test_a_job_is_preempted_and_limited_and_ends_as_the_twin(
 
 WRITTEN = """data: shapes
 image_size: [8]
-max_steps: 400
+max_steps: 50000
 batch_size: 8
 save_every: 100
 log_every: 5
@@ -405,7 +405,7 @@ def test_the_script_that_ddpm_slurm_writes(
     slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Submitted as it is written: stopped before its limit of two minutes, requeued by itself, and
-    finished in a later stay.
+    so again, from where it was.
     """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(WRITTEN)
@@ -418,18 +418,17 @@ def test_the_script_that_ddpm_slurm_writes(
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = submit((tmp_path / "run.slurm.sh").read_text(), tmp_path, "--chdir", str(tmp_path))
-    run, starts, reasons = tmp_path / "run", 1, []
-    wait_until(lambda: job_state(job) == "RUNNING", 90, "does not start")
-    while status_of(run)["status"] != "finished" and starts < 12:
+    run, stops = tmp_path / "run", []
+    for _ in range(2):
+        wait_until(lambda: job_state(job) == "RUNNING", 90, "does not start")
         wait_until(lambda: job_state(job) in ("PENDING", "GONE"), 240, "the job hangs")
-        reasons.append(status_of(run).get("reason"))
-        if job_state(job) == "GONE":
-            break
-        starts += 1
+        stops.append((status_of(run).get("reason"), status_of(run).get("step")))
         start_now(job)
-        wait_until(lambda: job_state(job) in ("RUNNING", "GONE"), 90, "does not start again")
+    slurm_says("scancel", job)
     said = (tmp_path / "job.out").read_text()
-    print(f"{starts} starts, {reasons}")
-    assert status_of(run)["status"] == "finished", said[-3000:]
-    assert status_of(run)["step"] == 400
-    assert reasons[0] == "the SLURM job's time limit is near", said[-3000:]
+    print(stops)
+    assert [reason for reason, _ in stops] == ["the SLURM job's time limit is near"] * 2, said[
+        -3000:
+    ]
+    assert 0 < stops[0][1] < stops[1][1], "the second stay goes on where the first one ended"
+    assert f"Resumed run/checkpoints/step-{stops[0][1]:09d}" in said

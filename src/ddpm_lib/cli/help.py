@@ -123,6 +123,10 @@ COMMON: dict[str, str] = {
         "num class_label guidance_scale seed first_index checkpoint sampler num_steps format"
         " output_dir batch_size low_res device"
     ),
+    "ddpm inpaint": (
+        "mask variants num_resamples jump_length checkpoint sampler num_steps class_label"
+        " guidance_scale seed output_dir device"
+    ),
     "ddpm evaluate": (
         "metrics num data reference checkpoint features sample_steps batch_size seed device"
     ),

@@ -19,6 +19,7 @@ from ddpm_lib.cli import options
 from ddpm_lib.cli.text_tables import Column, duration, room, table
 from ddpm_lib.core.text import printable, sayable, so_many
 from ddpm_lib.runs.finding import FoundRun, find_runs
+from ddpm_lib.runs.records import read_records
 from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_status
 from ddpm_lib.runs.started_from import is_untrained, start_of_run
 
@@ -117,10 +118,14 @@ def values_of(run: Path) -> dict[str, Any]:
 
 
 def _lines(run: Path, now: RunStatus) -> list[str]:
+    from ddpm_lib.runs.verdict import headline, judge
+
     lines = [f"{now.word}: {printable(run)}"]
     if now.step is not None:
         lines.append(f"  step        {progress(now)}")
     lines += [f"  {name:<11} {text}" for name, text in _numbers(now).items()]
+    if now.row:
+        lines.append(f"  verdict     {headline(judge(read_records(run)))}")
     start = start_of_run(run)
     if start is not None:
         lines.append(f"  began with  {start}")

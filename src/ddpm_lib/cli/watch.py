@@ -5,6 +5,7 @@ torch.
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from ddpm_lib.runs.records import RunRecords, read_records
 from ddpm_lib.runs.run_status import is_run, no_run, number
 
 DESCRIPTION = (
-    "Draw the curves of a run in the terminal, anew as it trains, until it ends or you press"
-    " Ctrl-C; the run itself is not touched. Only files are read, so it works from another node,"
-    " such as the login node of a cluster. Where the output is no terminal, one picture is"
-    " printed, as with --once."
+    "Draw the curves of a run in the terminal, with what they mean below, anew as it trains, until"
+    " it ends or you press Ctrl-C; the run itself is not touched. Only files are read, so it works"
+    " from another node, such as the login node of a cluster. Where the output is no terminal, one"
+    " picture is printed, as with --once."
 )
 
 NAMES = {"loss": "loss", "val_loss": "held-out"}
@@ -167,6 +168,7 @@ def frame(
     coloured = colours()
     head = [_cut(line, width) for line in packed(heading(records, width), width)][:2]
     foot = [_cut(line, width) for line in packed(numbers(records), width)]
+    foot += judged(records, width)[: max(1, height // 5)]
     if live and records.status.word == "running":
         foot.append("Ctrl-C ends watching, not the run.")
     foot = foot[: max(1, height - len(head) - 1 - LEAST_PLOT)]
@@ -237,6 +239,15 @@ def numbers(records: RunRecords) -> list[str]:
         error = row.get(f"{gap}_error")
         parts.append(f"gap {row[gap]:+.2g}" + (f" ± {error:.1g}" if error else ""))
     return parts
+
+
+def judged(records: RunRecords, width: int) -> list[str]:
+    """Return the judgement of the run, the most important sentence first, as lines of a width."""
+    from ddpm_lib.runs.verdict import judge, words
+
+    if not records.rows:
+        return []
+    return [line for text in words(judge(records)) for line in textwrap.wrap(text, width)]
 
 
 def packed(parts: Iterable[str], width: int) -> list[str]:
