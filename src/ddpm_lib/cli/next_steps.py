@@ -9,12 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LONGER = 2
-"""How many times as long "train longer" proposes to train."""
-
-
-SCORABLE = 10
-"""Training images from which on an evaluation has something to say."""
+from ddpm_lib.runs.verdict import Proposal
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,6 @@ class Finished:
         image_size: Height and width, or one of them.
         class_names: Names of the classes that the network knows; empty for none.
         enlarges: Whether the network enlarges small images.
-        images: Number of training images.
     """
 
     run: Path
@@ -39,37 +33,31 @@ class Finished:
     image_size: Sequence[int]
     class_names: Sequence[str] = ()
     enlarges: bool = False
-    images: int = 1000
 
 
-def after_training(what: Finished) -> list[str]:
-    """Return the lines `what to do   command`."""
+def after_training(what: Finished, proposals: Sequence[Proposal]) -> list[Proposal]:
+    """Return what to do next: what follows from the verdict, and what only the command knows.
+
+    Args:
+        what: Of the run.
+        proposals: What `runs.verdict.next_steps` proposes.
+    """
     run = shlex.quote(str(what.run))
+    ways = list(proposals)
     # The file, not the flags: whatever this run was given on the command line is in it.
-    again = f"ddpm train --config {shlex.quote(str(what.run / 'config.yaml'))}"
-    ways = []
+    again = f"ddpm train --config {shlex.quote(str(what.run / 'config.yaml'))} --max-steps"
+    if not what.finished and not any(one.command.startswith(again) for one in ways):
+        ways.insert(0, Proposal("resume", f"{again} {what.max_steps}"))
+    if what.enlarges:
+        ways.append(Proposal("enlarge images", f"ddpm sample {run} --low-res path/to/small"))
+    elif what.class_names:
+        label = shlex.quote(what.class_names[0])
+        ways.append(Proposal("one class", f"ddpm sample {run} --class-label {label} --seed 1"))
     if not what.own_data:
         size = ",".join(str(s) for s in dict.fromkeys(what.image_size))
-        ways.append(
-            (
-                "your own images",
-                f"ddpm train path/to/images --image-size {size} --output-dir runs/mine",
-            )
-        )
-    if what.enlarges:
-        ways.append(("enlarge images", f"ddpm sample {run} --low-res path/to/small"))
-    else:
-        ways.append(("more samples", f"ddpm sample {run} --num 64 --seed 1"))
-        if what.class_names:
-            label = shlex.quote(what.class_names[0])
-            ways.append(("one class", f"ddpm sample {run} --class-label {label} --seed 1"))
-    if what.finished:
-        if what.images >= SCORABLE:
-            ways.append(("score it", f"ddpm evaluate {run}"))
-        ways.append(("train longer", f"{again} --max-steps {what.max_steps * LONGER}"))
-    else:
-        ways.append(("resume", f"{again} --max-steps {what.max_steps}"))
-    return [f"  {name:17} {command}" for name, command in ways]
+        flags = f"--image-size {size} --output-dir runs/mine"
+        ways.append(Proposal("your own images", f"ddpm train path/to/images {flags}"))
+    return ways
 
 
 def after_preparing(train: Path, held_out: Path, size: int, accelerator: bool) -> list[str]:

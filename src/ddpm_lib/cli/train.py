@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ddpm_lib.cli import init_from, options
-from ddpm_lib.cli.next_steps import Finished, after_training
+from ddpm_lib.cli.end_of_training import report
 from ddpm_lib.cli.run_settings import (
     RunConfig,
     changes_of_preset,
@@ -24,7 +24,7 @@ from ddpm_lib.data.torchvision_sets import set_named
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import Unet
 from ddpm_lib.runs.lock import refuse_taken
-from ddpm_lib.training import ConfigError, Trainer, TrainingResult
+from ddpm_lib.training import Callback, ConfigError, Trainer
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.sources import asks_for_files, unused_classes
 
@@ -52,6 +52,10 @@ class TrainCommand(RunConfig):
     """Print the resolved configuration as YAML and stop."""
     dry_run: bool = False
     """Open the data, build the network, show both, and stop."""
+    final_samples: int = 64
+    """After the last step, draw and score so many samples, fewer where they would take more than a
+    twentieth of the training's time or a minute, none below 20; 0: never.
+    """
 
 
 def resolve(args: list[str]) -> TrainCommand:
@@ -139,13 +143,13 @@ def main(args: list[str]) -> int:
     if command.dry_run:
         return dry_run(settings, diffusion, data)
     training = dataclasses.replace(settings.training(), output_dir=output_dir)
-    trainer = Trainer(diffusion, data, config=training)
+    trainer = Trainer(diffusion, data, config=training, callbacks=final_score(command))
     trainer.source_name = settings.data
     result = trainer.train()
     if trainer.is_main:
         try:
             idle = trainer.last is None and result.status == "finished"
-            report(result, settings, trainer.dataset, trainer.last_grid, idle)
+            report(result, settings, trainer.dataset, idle)
             sys.stdout.flush()
         except (
             BrokenPipeError
@@ -153,6 +157,13 @@ def main(args: list[str]) -> int:
             reader_left()
     trainer.close()
     return result.exit_code
+
+
+def final_score(command: TrainCommand) -> list[Callback]:
+    """Return the callback that scores what is trained, if it is asked for."""
+    from ddpm_lib.evaluation import FinalScore
+
+    return [FinalScore(command.final_samples)] if command.final_samples else []
 
 
 def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDataset) -> int:
@@ -171,56 +182,3 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
         print("batch size: auto, chosen when training starts; `ddpm estimate` tells it before")
     print(f"run directory: {config.output_dir or 'runs/' + default_name(config.data)}")
     return 0
-
-
-def report(
-    result: TrainingResult,
-    config: RunConfig,
-    dataset: ImageDataset,
-    last_grid: Path | None,
-    idle: bool,
-) -> None:
-    """Say what the run made and what a user would do next.
-
-    Args:
-        result: How training ended.
-        config: All settings of the run.
-        dataset: The training images.
-        last_grid: The newest grid of samples of this call.
-        idle: Whether the run was finished before.
-    """
-    run, checkpoint = result.output_dir, result.checkpoint
-    made = [
-        (run / "samples", "sample grids" + (f", newest {last_grid.name}" if last_grid else "")),
-        (
-            run / "checkpoints",
-            f"checkpoints, newest {checkpoint.name if checkpoint else 'none'}",
-        ),
-        (run / "metrics.csv", "loss, validation loss and more, also as metrics.jsonl"),
-        (run / "config.yaml", "all settings; give it to --config to repeat the run"),
-    ]
-    width = max(len(str(path)) for path, _ in made)
-    if idle:
-        print(f"\n{run} is already finished at step {result.step:,}: nothing was to do.")
-    else:
-        print("\nWhat this run made:")
-        for path, text in made:
-            if path.exists():
-                print(f"  {path!s:{width}}  {text}")
-    print("\nNext:")
-    print("\n".join(after_training(known_at_the_end(result, config, dataset))))
-
-
-def known_at_the_end(result: TrainingResult, config: RunConfig, dataset: ImageDataset) -> Finished:
-    """Return what the proposals for the next step depend on."""
-    model = options.to_plain(config.model)
-    return Finished(
-        run=result.output_dir,
-        finished=result.status == "finished",
-        max_steps=config.max_steps,
-        own_data=config.data != "shapes",
-        image_size=config.image_size,
-        class_names=(dataset.class_names or ()) if config.class_conditional else (),
-        enlarges=model["low_res_factor"] is not None,
-        images=len(dataset),
-    )

@@ -6,6 +6,7 @@ from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.evaluation_result import Evaluation
 from ddpm_lib.evaluation.evaluator import evaluate, evaluate_checkpoints
 from ddpm_lib.evaluation.feature_store import Bank, Need
+from ddpm_lib.evaluation.final_score import FinalScore
 from ddpm_lib.evaluation.metric_table import METRICS, Metric
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.scores import Score, mean_score
@@ -18,6 +19,7 @@ __all__ = [
     "Evaluate",
     "Evaluation",
     "EvaluationOptions",
+    "FinalScore",
     "Metric",
     "ModelTask",
     "Need",

@@ -213,4 +213,4 @@ def _noise(like: ImageSet, n: int) -> ImageSet:
         return torch.stack(every).to(torch.uint8)
 
     digest = digest_of("noise images", list(shape), [n])
-    return ImageSet("noise", n, read, digest, cached=True, shape=shape[1:])
+    return ImageSet("noise", n, read, digest, cached=like.cached, shape=shape[1:])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ddpm_lib.runtime.launch import under_torchrun
+
+if TYPE_CHECKING:
+    from ddpm_lib.runs.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,20 @@ class TrainingResult:
         from ddpm_lib.training.training_html import result_html
 
         return result_html(self)
+
+    @property
+    def verdict(self) -> Verdict:
+        """How the run went, from its records; `ddpm_lib.runs.verdict.words` says it."""
+        from ddpm_lib.runs.records import read_records
+        from ddpm_lib.runs.verdict import judge
+
+        return judge(read_records(self.output_dir))
+
+    def summary(self) -> str:
+        """Return the screen that `ddpm train` ends with: verdict, scores, files and next steps."""
+        from ddpm_lib.runs.end_screen import end_screen
+
+        return end_screen(self.output_dir)
 
 
 @dataclass

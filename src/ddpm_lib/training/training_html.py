@@ -8,6 +8,7 @@ from ddpm_lib.core.markup import card, facts, never_fails, note
 from ddpm_lib.nn.network_html import parameter_words
 from ddpm_lib.runs.run_html import newest_grid
 from ddpm_lib.runs.run_status import last_rows
+from ddpm_lib.runs.verdict import headline
 
 
 @never_fails
@@ -38,6 +39,7 @@ def result_html(self: Any) -> str:
     pairs: list[tuple[str, object]] = [
         ("step", f"{self.step:,}"),
         ("because", self.reason),
+        ("verdict", headline(self.verdict)),
         ("checkpoint", str(self.checkpoint) if self.checkpoint is not None else None),
         *measured(newest),
     ]
