@@ -12,7 +12,7 @@ from typing import Any
 from ddpm_lib.runs.records import RunRecords, read_records
 from ddpm_lib.runs.run_status import number
 from ddpm_lib.runs.verdict import Proposal, judge, next_steps, words
-from ddpm_lib.runs.verdict.wording import figure
+from ddpm_lib.runs.verdict.sentences import figure
 
 WIDTH = 100
 INDENT = 9

@@ -359,7 +359,9 @@ class PreparedRun(RunContext):
 
         run = self.output_dir
         with self.tolerate_write_errors("about.json"):
-            named = isinstance(self.data_source, (str, Path)) and self.transform is None
+            # The command opens data itself where the network depends on them, and says their name.
+            own = self.source_name == type(self.data_source).__name__
+            named = not own and self.transform is None
             learned = (self.source_name, self.dataset, self.held_out, self.diffusion, named)
             facts = machine_facts(self.device, self.processes, self.precision)
             facts["parameters"] = sum(p.numel() for p in self.diffusion.model.parameters())
