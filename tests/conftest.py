@@ -1,6 +1,8 @@
+import functools
 import gc
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,20 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_disk_or_git() -> Iterator[None]:
+    """Let hundreds of tiny runs neither wait until a disk has their files, which only a power
+    failure would show, nor ask git for the state of one directory again and again. Runs in
+    processes of their own do both, and so do the tests of either.
+    """
+    from ddpm_lib.runs import about
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr(about, "git_state", functools.cache(about.git_state))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -30,6 +31,7 @@ MODULES = sorted(
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
+@functools.cache
 def imported_by(code: str) -> set[str]:
     """The modules that a fresh interpreter has after running the code."""
     command = [

@@ -36,6 +36,8 @@ def tiny_trainer(
         "log_every": 2,
         "val_every": 0,
         "sample_every": 0,
+        "sample_count": 4,
+        "sample_steps": 3,
         "progress": False,
         "device": "cpu",
         "mixed_precision": "no",

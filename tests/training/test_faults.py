@@ -33,10 +33,10 @@ def test_a_few_kills() -> None:
     """At random moments, inside checkpoint writes, and with another number of processes at each
     restart: bitwise the twin.
     """
-    reports = harness("writes", "random", "worlds", "--kills", "3", "1", "1", timeout=600)
-    assert sum(report["kills"] for report in reports) == 5
+    reports = harness("writes", "random", "worlds", "--kills", "2", "1", "1", timeout=600)
+    assert sum(report["kills"] for report in reports) == 4
     assert all(report["equal"] == report["finished"] >= 1 for report in reports)
-    assert reports[0]["inside_a_write"] >= 2
+    assert reports[0]["inside_a_write"] >= 1
 
 
 @pytest.mark.slow

@@ -27,12 +27,10 @@ from training_helpers import (
 @pytest.mark.parametrize(
     "options",
     [
-        {"ema_decay": ()},
-        {"max_grad_norm": None},
-        {"deterministic": True},
+        {"ema_decay": (), "max_grad_norm": None},
+        {"deterministic": True, "channels_last": "yes"},
         {"optimizer": "adam", "weight_decay": 0.1, "lr_schedule": "linear"},
         {"shards": 2, "batch_size": 6, "accumulation_steps": 3},
-        {"channels_last": "yes"},
     ],
     ids=lambda options: next(iter(options)),
 )
