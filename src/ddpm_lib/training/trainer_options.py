@@ -70,6 +70,7 @@ class TrainerOptions(TypedDict, total=False):
     sample_guidance_scale: float
     trackers: tuple[str, ...]
     progress: bool
+    report: bool
     device: str
     mixed_precision: Literal["auto", "no", "bf16", "fp16"]
     channels_last: Literal["auto", "yes", "no"]
