@@ -6,6 +6,7 @@ from typing import Any
 
 from ddpm_lib.core.markup import card, facts, never_fails, note
 from ddpm_lib.nn.network_html import parameter_words
+from ddpm_lib.runs.report.writing import PAGE
 from ddpm_lib.runs.run_html import newest_grid
 from ddpm_lib.runs.run_status import last_rows
 from ddpm_lib.runs.verdict import headline
@@ -35,6 +36,7 @@ def trainer_html(self: Any) -> str:
 @never_fails
 def result_html(self: Any) -> str:
     """Show how training ended and the last numbers, as HTML; the grid stands in the live view."""
+    page = self.output_dir / PAGE
     newest = {name: v for row in last_rows(self.output_dir) for name, v in row.items()}
     pairs: list[tuple[str, object]] = [
         ("step", f"{self.step:,}"),
@@ -42,6 +44,7 @@ def result_html(self: Any) -> str:
         ("verdict", headline(self.verdict)),
         ("checkpoint", str(self.checkpoint) if self.checkpoint is not None else None),
         *measured(newest),
+        ("page", str(page) if page.is_file() else None),
     ]
     hint = "" if self.status == "finished" else note("train() goes on from here.")
     return card(f"Training {self.status}", facts(pairs), hint)
