@@ -19,6 +19,7 @@ import torch
 import tyro
 
 from ddpm_lib import GaussianDiffusion, Trainer, Unet
+from ddpm_lib.cli import run_script
 from ddpm_lib.data import open_dataset
 from ddpm_lib.nn import preset_config
 from ddpm_lib.runs.metrics_file import MetricsFile
@@ -124,4 +125,4 @@ def report(curves: dict[str, list[dict[int, float]]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))  # wrong input ends in a line

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ddpm_lib import Shapes, load_run, open_dataset
 from ddpm_lib.cli import main as ddpm
+from ddpm_lib.cli import run_script
 from ddpm_lib.images import save_grid, to_uint8
 
 
@@ -101,4 +102,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))  # wrong input ends in a line

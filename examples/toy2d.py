@@ -23,6 +23,7 @@ import tyro
 from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion, Trainer
+from ddpm_lib.cli import run_script
 from ddpm_lib.core.plots import need_matplotlib, plot_points
 from ddpm_lib.data import Toy, toy_points, values_to_points
 from ddpm_lib.metrics.distances import energy_distance, histogram_kl, sliced_wasserstein
@@ -186,4 +187,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))  # wrong input ends in a line

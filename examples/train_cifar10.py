@@ -15,12 +15,15 @@ import torch
 import tyro
 
 from ddpm_lib import GaussianDiffusion, Trainer, Unet
+from ddpm_lib.cli import run_script
 
 
 @dataclass(kw_only=True)
 class Options:
     data: str = "cifar10"
     """CIFAR-10 by torchvision; or a folder of parquet files, or a name on the hub."""
+    split: str | None = "train"
+    """Which part of the data to train on; None for data without parts."""
     data_root: str | None = None
     """Where torchvision's files lie; default: $DDPM_LIB_DATA, else the library's cache."""
     download: bool = False
@@ -61,7 +64,7 @@ def main() -> int:
     trainer = Trainer(
         diffusion,
         options.data,
-        split="train",
+        split=options.split,
         data_root=options.data_root,
         download=options.download,
         output_dir=options.output_dir,
@@ -86,4 +89,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))  # wrong input ends in a line

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_lib import GaussianDiffusion, Trainer, Unet
+from ddpm_lib.cli import run_script
 from ddpm_lib.data import open_dataset, prepare_sysu
 from ddpm_lib.images import save_grid, shrink
 from ddpm_lib.training import process_state
@@ -174,4 +175,4 @@ def gradient_energy(images: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))  # wrong input ends in a line

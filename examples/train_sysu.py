@@ -19,6 +19,7 @@ import torch
 import tyro
 
 from ddpm_lib import GaussianDiffusion, Trainer, Unet
+from ddpm_lib.cli import run_script
 from ddpm_lib.data import prepare_sysu
 from ddpm_lib.training import process_state
 
@@ -137,4 +138,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))  # wrong input ends in a line

@@ -207,6 +207,8 @@ def test_what_cannot_be_redrawn(
     (tmp_path / "none").mkdir()
     (tmp_path / "broken.png").write_bytes(b"<html>")
     Image.new("L", (5, 5)).save(tmp_path / "small.png")
+    Image.new("L", (8, 8), 120).save(tmp_path / "grey.png")
+    Image.new("L", (8, 8), 0).save(tmp_path / "black.png")
     (tmp_path / "two").mkdir()
     for suffix in ("png", "jpg"):
         Image.new("L", (8, 8)).save(tmp_path / "two" / f"x.{suffix}")
@@ -217,6 +219,9 @@ def test_what_cannot_be_redrawn(
     pictures, masks = folder / "in", folder / "masks"
     for args, message in [
         (("edit", run, tmp_path / "nothing"), "does not exist"),
+        (("edit", run, pictures, "--class-label", "-1"), "-1 is no class"),
+        (("inpaint", run, pictures, "--mask", tmp_path / "grey.png"), "no black and white picture"),
+        (("inpaint", run, pictures, "--mask", tmp_path / "black.png"), "nothing to paint"),
         (("edit", run, tmp_path / "none"), "holds no pictures"),
         (("edit", run, tmp_path / "two"), "Two pictures in"),
         (("edit", run, tmp_path / "broken.png"), "broken.png cannot be used: a web page"),

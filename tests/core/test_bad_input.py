@@ -870,7 +870,7 @@ def test_runs_that_cannot_be_continued_so(
 def test_run_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(
-        ConfigError, match=r"run cannot be written to \(File exists\). Choose another output_dir"
+        ConfigError, match=r"run is a file. output_dir names a folder; choose another output_dir"
     ):
         tiny_trainer(tmp_path / "run").train()
 

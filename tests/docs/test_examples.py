@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
@@ -41,3 +42,31 @@ def test_training_starts_in_a_fresh_directory_and_goes_on(name, tmp_path, monkey
     words[words.index("--max-steps") + 1] = "3"
     assert run_example(monkeypatch, name, *words) == 0
     assert (run / "checkpoints" / "step-000000003").is_dir()
+
+
+WRONG = {
+    "train_cifar10": ["--data", "nowhere/at/all", "--preset", "tiny"],
+    "train_sysu": ["--data", "nowhere"],
+    "train_superres": ["--data", "nowhere"],
+    "toy2d": ["--toy", "ring", "--batch-size", "0"],
+    "inpaint": ["--run", "nowhere"],
+    "fine_tune": ["--source", "nowhere/a/b", "--data", "x", "--held-out", "y"],
+}
+
+
+def test_every_script_is_tried() -> None:
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    # one is a command already, the other needs no library
+    assert set(WRONG) == scripts - {"sample_sysu", "sample_onnx"}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_a_script_in_a_line(name, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [f"examples/{name}.py", *WRONG[name]])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"examples/{name}.py"), run_name="__main__")
+    said = capfd.readouterr().err
+    assert ended.value.code == 2, said
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith(f"{name}.py: ")

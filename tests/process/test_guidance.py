@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.guidance import ClassLogProb, Guidance
+from ddpm_lib.nn import Unet
 from ddpm_lib.parametrization import PARAMETRIZATIONS
+from ddpm_lib.process.cascade import Stage, sample_cascade
 from ddpm_lib.samplers import DDPM, SAMPLERS, make_sampler, posterior_mean
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level, tau
@@ -310,3 +312,52 @@ def test_ancestral_sampling_is_algorithm_1_in_the_limit() -> None:
         theirs = moments(DDPM(), predict, levels, schedule.level_at)[0]
         gaps.append(abs(theirs - MEAN))
     assert gaps[1] < 0.3 * gaps[0]
+
+
+GUIDED = {
+    "sample": lambda d, cond: d.sample(2, cond=cond, guidance_scale=2.0, num_steps=2),
+    "edit": lambda d, cond: d.edit(
+        torch.rand(2, 1, 4, 4), cond=cond, guidance_scale=2.0, num_steps=2
+    ),
+    "inpaint": lambda d, cond: d.inpaint(
+        torch.rand(2, 1, 4, 4),
+        torch.ones(2, 1, 4, 4, dtype=torch.bool),
+        cond=cond,
+        guidance_scale=2.0,
+        num_steps=2,
+        num_resamples=1,
+    ),
+    "cascade": lambda d, cond: sample_cascade(
+        [Stage(d, "ddim", num_steps=2, guidance_scale=2.0)], 2, cond=cond
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", GUIDED)
+def test_guidance_towards_no_class_is_refused(entry: str) -> None:
+    """Both halves would be the same: a strength without an effect."""
+    torch.manual_seed(0)
+    network = Unet(
+        dim=8, dim_mults=(1,), blocks_per_level=1, channels=1, num_classes=3, class_drop_prob=0.2
+    )
+    d = GaussianDiffusion(network, image_size=4, timesteps=10)
+    for none in (-1, [-1, -1], torch.tensor([-1, -1])):
+        with pytest.raises(ValueError, match="every image: −1 is no class"):
+            GUIDED[entry](d, {"class_label": none})
+    drawn = GUIDED[entry](d, {"class_label": [-1, 2]})  # among others it says: this one without
+    assert drawn.shape == (2, 1, 4, 4)
+
+
+def test_no_class_among_classes_is_drawn_without_guidance() -> None:
+    torch.manual_seed(0)
+    network = Unet(
+        dim=8, dim_mults=(1,), blocks_per_level=1, channels=1, num_classes=3, class_drop_prob=0.2
+    )
+    d = GaussianDiffusion(network, image_size=4, timesteps=10)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    guided = d.sample(2, cond={"class_label": [-1, 2]}, guidance_scale=3.0, num_steps=3)
+    plain = d.sample(2, cond={"class_label": [-1, 2]}, num_steps=3)
+    torch.testing.assert_close(guided[0], plain[0])
+    assert not torch.allclose(guided[1], plain[1])

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ddpm_lib.cli.streams import prepare_streams, reader_left
@@ -66,11 +66,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(args[0], args[1:])
 
 
+def run_script(main: Callable[[], int]) -> int:
+    """Run the main function of a script as commands run: what the user must mend ends it in a
+    line, not in a traceback.
+
+    Args:
+        main: Returns the exit code.
+
+    Returns:
+        Its exit code; else 2 for wrong input, and what commands return for other ends.
+    """
+
+    def body() -> int:
+        with _plain_warnings():
+            return int(main())
+
+    prepare_streams()
+    return _in_words(os.path.basename(sys.argv[0]), body)
+
+
 def _run(name: str, args: list[str]) -> int:
     command = importlib.import_module(f"ddpm_lib.cli.{name}")
-    try:
+
+    def body() -> int:
         with spelling.flags(), _plain_warnings():
-            code = int(command.main(args))
+            return int(command.main(args))
+
+    return _in_words(f"ddpm {name}", body)
+
+
+def _in_words(name: str, body: Callable[[], int]) -> int:
+    try:
+        code = body()
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -86,7 +113,7 @@ def _run(name: str, args: list[str]) -> int:
         told = _for_users(error)
         if told is None:
             raise
-        print(f"ddpm {name}: {told[1]}", file=sys.stderr)
+        print(f"{name}: {told[1]}", file=sys.stderr)
         return told[0]
 
 

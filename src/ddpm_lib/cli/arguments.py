@@ -35,6 +35,7 @@ from ddpm_lib.cli.values import (
     wanted,
 )
 from ddpm_lib.core import peers_names
+from ddpm_lib.core.paths import at_home
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.core.text import short
 
@@ -241,7 +242,7 @@ class _Reader:
 
     def _convert(self, option: Option, words: list[str]) -> Any:
         try:
-            return convert(words, option.annotation, option.append)
+            return convert([*map(at_home, words)], option.annotation, option.append)
         except ValueError as error:
             got = error.args[0] if error.args else " ".join(words)
             message = f"{option.shown} takes {wanted(option.annotation)}; got {short(got, 100)}."
@@ -315,7 +316,9 @@ class _Reader:
             )
         lists = [option.flag for option, _ in self.flags.values() if is_list(option.annotation)]
         lists = [flag for flag in lists if self._is_given(flag)]
-        if lists:
+        if len(words) > 1 and all(Path(word).is_dir() for word in words):
+            return f"{text} Give one folder that holds them all; they are its classes then."
+        if lists and not any(Path(word).exists() for word in extra):
             text += f" Several values of {lists[0]} are written with commas: {lists[0]} A,B."
         return text
 
@@ -323,6 +326,16 @@ class _Reader:
         return any(arg.split("=")[0].replace("_", "-") == flag for arg in self.args)
 
     def _about_unknown(self, name: str) -> str:
+        words = {option.path[-1]: option for option in self.positionals}
+        word = peers_names.same_name(name, words)
+        ours = peers_names.same_name(name, self.flags)
+        if word is not None and (ours is None or name.lstrip("-") in words):
+            place = " ".join(option.shown for option in self.positionals)
+            return f"{name!r}: {words[word].shown} is given without a flag: {self.prog} {place}"
+        if ours is None and "--set" in self.flags and peers_names.is_setting(name):
+            bare = name.lstrip("-").replace("-", "_")
+            cells = f"--set {bare}=VALUE for all cells, --vary {bare}=A,B to compare"
+            return f"{name!r}: settings are written {cells}"
         hint = peers_names.hint(name, self.flags)
         if hint is None:
             bare = {flag.lstrip("-").rpartition(".")[2]: flag for flag in reversed(self.flags)}

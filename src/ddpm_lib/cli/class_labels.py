@@ -55,4 +55,6 @@ def label_of(loaded: LoadedRun, text: str | None) -> int | None:
         return int(text)
     from ddpm_lib.core.registry import unknown_name
 
+    if text == "-1":
+        raise ConfigError(f"-1 is no class, and nothing to ask for. Choices: {', '.join(names)}.")
     raise ConfigError(unknown_name("class", text, names))

@@ -16,6 +16,9 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.text import printable
 from ddpm_lib.interop.given import GivenOptions, option_names
+from ddpm_lib.runs.checkpoint import MANIFEST
+from ddpm_lib.runs.run_status import is_run
+from ddpm_lib.runs.state import STATE
 
 if TYPE_CHECKING:
     from ddpm_lib.interop.imported import Imported
@@ -70,6 +73,7 @@ def main(args: list[str]) -> int:
             f"{printable(out)} exists, and nothing is overwritten. Choose another name, such as"
             f" {printable(fresh(out))}."
         )
+    _refuse_ours(Path(command.source))
     given = {name: getattr(command, name) for name in option_names()}
     if flags is not None:
         imported = read_flagged(command.source, flags, given)
@@ -78,6 +82,21 @@ def main(args: list[str]) -> int:
     write(imported, out)
     print("\n".join(report(imported, out)))
     return 0
+
+
+def _refuse_ours(source: Path) -> None:
+    """Refuse what is a run of this library already, or a part of one.
+
+    Raises:
+        ConfigError: Naming the command that reads it.
+    """
+    inside = source.parent if source.is_file() else source
+    checkpoint = all((inside / name).is_file() for name in (MANIFEST, STATE))
+    if checkpoint or (source.is_dir() and is_run(source)):
+        raise ConfigError(
+            f"{printable(source)} is of this library, and needs no conversion: ddpm sample"
+            f" {shlex.quote(printable(inside))}"
+        )
 
 
 def flags_report(flags: TranslatedFlags) -> list[str]:

@@ -281,6 +281,8 @@ def _help(
         ).split()
     )
     value = option.default
+    if value is True and members(option.annotation) == (bool,) and not option.positional:
+        words = f"Switches off: {words[:1].lower()}{words[1:]}"
     untold = option.required or option.positional or isinstance(value, bool) or value in (None, ())
     told = "" if untold else f"default {_value(value)}"
     if option.required and not option.positional:

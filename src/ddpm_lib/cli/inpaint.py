@@ -27,6 +27,10 @@ DESCRIPTION = (
 )
 
 
+_MOST_GREY = 0.25
+"""Share of a mask that may be neither black nor white."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InpaintCommand(RedrawCommand):
     """Options of `ddpm inpaint`."""
@@ -99,5 +103,21 @@ def read_masks(path: str, found: list[Picture]) -> Tensor:
                 f"The mask of {picture.name} has {mask.width}×{mask.height} pixels, the picture "
                 f"{picture.width}×{picture.height}. Make them agree."
             )
+        _check_mask(mask)
         rows.append(mask.pixels >= 128)
-    return torch.stack(rows)
+    masks_of_all = torch.stack(rows)
+    if not masks_of_all.any():
+        raise ConfigError(
+            f"{path} is black everywhere, so there is nothing to paint. White is where to paint."
+        )
+    return masks_of_all
+
+
+def _check_mask(mask: Picture) -> None:
+    # Soft edges and JPEG leave some greys; a photograph is mostly of them.
+    grey = float(((mask.pixels > 64) & (mask.pixels < 192)).float().mean())
+    if grey > _MOST_GREY:
+        raise ConfigError(
+            f"The mask {mask.name} is no black and white picture: {grey:.0%} of it are greys."
+            " White is where to paint, black is kept; is it a photograph?"
+        )

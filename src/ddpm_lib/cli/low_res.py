@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.data import BadImagesError
 from ddpm_lib.data.dataset import reason
 from ddpm_lib.data.decode import ImageError, decode
@@ -90,15 +91,14 @@ def read_small_images(path: str, diffusion: GaussianDiffusion) -> SmallImages:
         BadImagesError: If pictures cannot be read or have another size, naming them.
     """
     channels, height, width = _small_size(diffusion)
-    root = Path(path)
+    root = Path(path).expanduser()
     if root.is_dir():
         files = list(FolderSource(root, "none").paths())
     elif root.is_file():
         files = [root]
     else:
         raise ConfigError(
-            f"{path} does not exist. Give a picture of {width}×{height} pixels, or a folder of"
-            " such."
+            f"{lost(path)} Give a picture of {width}×{height} pixels, or a folder of such."
         )
     spec = make_spec((height, width), channels)
     pixels, bad = [], []

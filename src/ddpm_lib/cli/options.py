@@ -9,6 +9,7 @@ import functools
 import inspect
 import operator
 import re
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,9 @@ import yaml
 
 from ddpm_lib.cli import arguments, help
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.text import short
+from ddpm_lib.core.lost_paths import meant
+from ddpm_lib.core.paths import at_home
+from ddpm_lib.core.text import printable, short
 
 
 def options_class(name: str, target: type, leave_out: tuple[str, ...] = ()) -> type:
@@ -90,8 +93,19 @@ def from_mapping(cls: type, values: Mapping[str, Any], base: Any, where: str) ->
                 type(current), value or {}, current, f"{where}, group {name}"
             )
         else:
+            value = _as_word(value, hints[name])
             changes[name] = check_type(f"{name} ({where})", value, hints[name])
     return dataclasses.replace(base, **changes)
+
+
+def _as_word(value: Any, annotation: Any) -> Any:
+    """Return "no" or "yes" for the booleans that YAML makes of these words, where they are choices
+    and booleans are not.
+    """
+    kinds = arguments.members(annotation)
+    word = {False: "no", True: "yes"}.get(value) if isinstance(value, bool) else None
+    choices = [choice for kind in kinds for choice in typing.get_args(kind)]
+    return word if word in choices and bool not in kinds else value
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -100,16 +114,22 @@ def read_config(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: If it does not exist or is not a mapping.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
+    if (file / "config.yaml").is_file():
+        inside = shlex.quote(printable(file / "config.yaml"))
+        raise ConfigError(f"The config file {path} is a folder. Did you mean {inside}?")
     if not file.is_file():
-        raise ConfigError(f"The config file {path} does not exist.")
+        kind = "is a folder" if file.is_dir() else "does not exist"
+        like = None if file.exists() else meant(path)
+        also = f" Did you mean {printable(like)!r}?" if like else ""
+        raise ConfigError(f"The config file {path} {kind}.{also}")
     try:
-        values = read_yaml(file.read_text(encoding="utf-8"))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # a date that is none, text that is no UTF-8
+        values = read_yaml(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"The config file {path} is no text in UTF-8. Save it as UTF-8 in your editor."
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise ConfigError(
             f"The config file {path} is not valid YAML: {str(error)[:2000]}"
         ) from error
@@ -117,7 +137,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"The config file {path} must hold `option: value` lines; got {type(values).__name__}."
         )
-    return values
+    return {name: at_home(v) if isinstance(v, str) else v for name, v in values.items()}
 
 
 def read_yaml(text: str) -> Any:
@@ -152,6 +172,18 @@ class _Loader(yaml.SafeLoader):
                 f"its aliases stand for more than {_MOST_VALUES:,} values; write out what is meant"
             )
         return self.construct_document(node)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Read `name: value` lines.
+
+        Raises:
+            yaml.YAMLError: Also for a name that stands there twice.
+        """
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1 and name != "<<"), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice!r} stands there twice; leave one of them out")
+        return super().construct_mapping(node, deep)
 
 
 def _values(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:

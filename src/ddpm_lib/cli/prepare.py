@@ -73,6 +73,12 @@ def main(args: list[str]) -> int:
     from ddpm_lib.data import prepare_sysu
     from ddpm_lib.runtime.devices import pick_device
 
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        print(line)
+
     summary = prepare_sysu(
         command.src,
         command.out,
@@ -81,9 +87,9 @@ def main(args: list[str]) -> int:
         val_fraction=command.val_fraction,
         seed=command.seed,
         num_workers=command.num_workers,
-        log=print,
+        log=say,
     )
-    print("\n".join(told(summary)))
+    print("\n".join(line for line in told(summary) if line not in said))
     out = Path(command.out)
     lines = after_preparing(
         out / "train_data",
@@ -107,6 +113,9 @@ def check_files(command: PrepareCommand) -> list[str]:
     name = set_named(command.dataset, asked=True)
     if name is None:
         choices = ["sysu", *SETS]
+        shown = shlex.quote(command.dataset)
+        if command.dataset == "shapes" or Path(command.dataset).exists():
+            raise ConfigError(f"{shown} needs no preparing. Next: ddpm train {shown}")
         raise ConfigError(unknown_name("dataset", command.dataset.removeprefix(PREFIX), choices))
     default = PrepareCommand(dataset="sysu")
     given = [
@@ -114,6 +123,13 @@ def check_files(command: PrepareCommand) -> list[str]:
         for name in ("src", "out", "size", "mode", "val_fraction", "seed", "num_workers")
         if getattr(command, name) != getattr(default, name)
     ]
+    if command.src:
+        place = shlex.quote(command.out or command.src)
+        raise ConfigError(
+            f"{name} is not written anew, but read where torchvision's files lie. For files in"
+            f" {place}: ddpm prepare {name} --data-root {place}"
+            f"{' --download' if command.download else ''}"
+        )
     if given:
         raise ConfigError(
             f"{', '.join(map(spelling.option, given))}: for sysu alone. The files of a set of"

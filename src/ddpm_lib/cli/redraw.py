@@ -18,6 +18,7 @@ from ddpm_lib.cli.class_labels import label_of
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.cli.sample import check_guidance, steps
 from ddpm_lib.core.device_choice import resolve_device
+from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.text import so_many
 from ddpm_lib.data.decode import Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
@@ -114,9 +115,9 @@ def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[P
     Raises:
         ConfigError: If there is none, or one cannot be read.
     """
-    place = Path(path)
-    if not place.exists():
-        raise ConfigError(f"{path} does not exist. Give a picture or a folder of pictures.")
+    place = Path(path).expanduser()
+    if not path or not place.exists():
+        raise ConfigError(f"{lost(path)} Give a picture or a folder of pictures.")
     inside = () if place.is_file() else place.iterdir()
     files = (
         [place]

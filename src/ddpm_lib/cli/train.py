@@ -25,6 +25,7 @@ from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import Unet
 from ddpm_lib.runs.lock import refuse_taken
 from ddpm_lib.training import Callback, ConfigError, Trainer
+from ddpm_lib.training.agreement import check_output_dir
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.sources import asks_for_files, unused_classes
 
@@ -136,6 +137,7 @@ def main(args: list[str]) -> int:
     for line in changes_of_preset(settings):
         print(line, file=sys.stderr)
     output_dir = settings.output_dir or f"runs/{default_name(settings.data)}"
+    check_output_dir(Path(output_dir), settings.data)
     if not command.dry_run:
         refuse_taken(Path(output_dir))  # before the data are opened, which building may need
     init_from.check_options(settings, Path(output_dir))

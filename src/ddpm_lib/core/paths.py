@@ -11,6 +11,16 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
 
 
+def at_home(text: str) -> str:
+    """Return a text with a leading ~ replaced by the home directory, as shells do in some places:
+    not in quotes, not behind --flag= and not in files.
+
+    >>> at_home("~/runs/mine") == os.path.expanduser("~") + "/runs/mine", at_home("a~b")
+    (True, 'a~b')
+    """
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+
+
 def fresh(run: Path) -> Path:
     """Return a name beside a run directory that nothing has yet: runs/mine-2."""
     stem = re.compile(r"(.*?)(?:-(\d{1,6}))?", re.DOTALL)

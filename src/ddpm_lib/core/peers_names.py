@@ -108,6 +108,15 @@ def _home(key: str, names: list[str], flags: bool) -> str | None:
     return f"it is given elsewhere: {written.format(python=ours, flag=ours.replace('_', '-'))}"
 
 
+def is_setting(word: str) -> bool:
+    """Say whether a word names a setting of a network, a process or a training.
+
+    >>> is_setting("--model.dim"), is_setting("--dry-run")
+    (True, False)
+    """
+    return _ungrouped(word) in _HOME_OF
+
+
 def hint(word: str, options: Iterable[str]) -> str | None:
     """Word what another library's name for an option means here, None for a word that no other
     library uses.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ddpm_lib.data.names import show
+from ddpm_lib.data.run_folders import is_run_directory
 from ddpm_lib.data.suffixes import UNSUPPORTED
 
 Entry = tuple[bytes, int, int, str | None]
@@ -50,12 +51,14 @@ class Walked:
         others: Other files, counted by extension.
         foreign: Pictures of kinds that are not supported, counted by extension.
         examples: One name of each extension that is no picture's.
+        runs: Run directories, which are left out.
     """
 
     found: list[Entry]
     others: Counter[bytes]
     foreign: Counter[bytes]
     examples: dict[bytes, bytes]
+    runs: list[bytes]
 
 
 def walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> Walked:
@@ -70,7 +73,8 @@ def walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> Walke
     others: Counter[bytes] = Counter()
     foreign: Counter[bytes] = Counter()
     examples: dict[bytes, bytes] = {}
-    for name, entry in _entries(root, b"", set(), left):
+    runs: list[bytes] = []
+    for name, entry in _entries(root, b"", set(), left, runs):
         extension = os.path.splitext(name)[1].lower()
         if extension not in extensions:
             examples.setdefault(extension or b"(no extension)", name)
@@ -91,14 +95,14 @@ def walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> Walke
                 else (error.strerror or str(error))
             )
         found.append((name, size, mtime, problem))
-    return Walked(found, others, foreign, examples)
+    return Walked(found, others, foreign, examples, runs)
 
 
 def _entries(
-    root: bytes, below: bytes, above: set[tuple[int, int]], left: Counter[str]
+    root: bytes, below: bytes, above: set[tuple[int, int]], left: Counter[str], runs: list[bytes]
 ) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
     """Yield every file below `root`, following links to folders but never in a circle, without
-    hidden ones.
+    hidden ones and those of run directories, whose pictures are samples.
     """
     folder = os.path.join(root, below) if below else root
     info = os.stat(folder)
@@ -111,6 +115,9 @@ def _entries(
         raise PermissionError(
             f"No permission to read the folder {show(folder)!r}. Ask its owner, or move it away."
         ) from None
+    if is_run_directory({entry.name for entry in entries}):
+        runs.append(below)
+        return
     for entry in entries:
         if entry.name.lower() in _NO_DATA:
             left[show(entry.name)] += 1
@@ -123,6 +130,6 @@ def _entries(
         except OSError:
             is_folder = False
         if is_folder:
-            yield from _entries(root, name, above, left)
+            yield from _entries(root, name, above, left, runs)
         else:
             yield name, entry

@@ -19,6 +19,7 @@ from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.layouts import are_thumbnails, judge
 from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
 from ddpm_lib.data.names import PackedNames, show
+from ddpm_lib.data.run_folders import is_a_run, left_runs
 from ddpm_lib.data.source import Examined, Source, file_hash
 from ddpm_lib.data.suffixes import PICTURES
 
@@ -70,6 +71,8 @@ class FolderSource(Source):
             self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
         found.sort()
         found = self._without_thumbnails(found)
+        if walked.runs:
+            self.notes.append(left_runs(walked.runs))
         if left:
             kinds = ", ".join(f"{n:,} × {name}" for name, n in left.most_common(3))
             self.notes.append(f"left out folders that systems make, not pictures of yours: {kinds}")
@@ -316,6 +319,9 @@ class NoPicturesError(FileNotFoundError):
 
 
 def _nothing_found(root: Path, walked: Walked) -> str:
+    if walked.runs:
+        apart = f"holds no pictures to train on; {left_runs(walked.runs)}"
+        return is_a_run(root) if walked.runs == [b""] else f"The folder {str(root)!r} {apart}."
     counts = walked.others + walked.foreign
     kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in counts.most_common(5))
     if not kinds:

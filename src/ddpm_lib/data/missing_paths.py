@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ddpm_lib.core.registry import nearest
+from ddpm_lib.core.lost_paths import lost, meant
 from ddpm_lib.data.kinds import LISTED, SUFFIXES
 from ddpm_lib.data.torchvision_sets import set_named
 
@@ -28,31 +28,26 @@ def look_for(written: str) -> str | None:
         FileNotFoundError: If there is no such path, naming one that is nearly called so.
     """
     path = Path(written).expanduser()
+    if not written:
+        raise FileNotFoundError(lost(written))
     if written == "shapes" or path.exists() or set_named(written) is not None:
         return None
     if glob.has_magic(written) and glob.glob(str(path), recursive=True):
         return None
     if os.path.lexists(path) or not may_be_hub_name(written):
         raise FileNotFoundError(missing_path(path, written))
-    like = nearest_path(path)
-    meant = f" (did you mean {like!r}?)" if like else ""
+    like = meant(written)
+    said = f" (did you mean {like!r}?)" if like else ""
+    if like is None and path.parent != Path() and path.parent.is_dir():
+        said = f" ({lost(written)})"
     return (
-        f"{written!r} is no local path{meant}; taken for a dataset of the hub, which is not opened."
+        f"{written!r} is no local path{said}; taken for a dataset of the hub, which is not opened."
     )
-
-
-def nearest_path(path: Path) -> str | None:
-    """Return the path of the entry whose name is nearest, if the folder is there."""
-    if not path.parent.is_dir():
-        return None
-    hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
-    return str(path.parent / hint) if hint else None
 
 
 def missing_path(path: Path, written: str) -> str:
     """Say what is wrong with a path that leads nowhere, and what may have been meant."""
-    parent = path.parent
-    if _URL.match(written):
+    if _URL.match(written) and meant(written) is None:
         return f"{written!r} is an address, not a path. Download what it names, and pass {LISTED}."
     if path.is_symlink() and not path.exists():
         return f"{written!r} is a link to {os.readlink(path)!r}, which does not exist."
@@ -60,16 +55,6 @@ def missing_path(path: Path, written: str) -> str:
         return (
             f"{written!r} is no file and no folder (a device, a pipe or a socket). Pass {LISTED}."
         )
-    text = f"{written!r} does not exist."
-    if parent.is_dir():
-        hint = nearest_path(path)
-        return (
-            f"{text} Did you mean {hint!r}?"
-            if hint
-            else f"{text} {str(parent)!r} has no such entry."
-        )
-    while not parent.is_dir():
-        parent = parent.parent
-    if parent == Path():  # nothing of it is there: the word "." would tell nobody where to look
-        return f"{text} There is no {path.parts[0]!r} in {str(Path.cwd())!r}."
-    return f"{text} The path exists only up to {str(parent)!r}."
+    if glob.has_magic(written):
+        return f"{written!r} matches no file, seen from {str(Path.cwd())!r}."
+    return lost(written)

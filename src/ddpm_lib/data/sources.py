@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm_lib.core.lost_paths import lost, meant
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.core.spelling import option
 from ddpm_lib.data.arrays import open_npz
@@ -21,7 +22,7 @@ from ddpm_lib.data.folders import FolderSource, NoPicturesError, Table
 from ddpm_lib.data.hub import load_by_name
 from ddpm_lib.data.kinds import LISTED, way
 from ddpm_lib.data.metadata import TABLES, whole_paths
-from ddpm_lib.data.missing_paths import may_be_hub_name, missing_path, nearest_path
+from ddpm_lib.data.missing_paths import may_be_hub_name, missing_path
 from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
@@ -105,6 +106,8 @@ def find_source(
 
 def _from_written(data: str | os.PathLike[str], spec: DecodeSpec, options: Options) -> Source:
     """Open what a path or a name of the hub means."""
+    if not os.fspath(data):  # Path("") would be the working directory
+        raise FileNotFoundError(lost(data))
     path = Path(os.fspath(data)).expanduser()
     if path.is_dir() and not _is_table(path):
         check_fits("a folder of pictures", options)
@@ -201,7 +204,7 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
     if may_be_hub_name(written):
         check_fits("a 🤗 dataset", options)
         return _from_hf_object(
-            load_by_name(written, path, nearest_path(path) or nearest(written, SETS)), options
+            load_by_name(written, path, meant(written), nearest(written, SETS)), options
         )
     raise FileNotFoundError(missing_path(path, written))
 
@@ -216,7 +219,8 @@ def _from_file(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         check_fits(f"a {suffix} file", options)
         return open_npz(path, spec, labels, *columns, insist)
     if suffix == ".parquet":
-        check_fits("one parquet file", options)
+        own = options["split"] is not None and _split_in(path) == options["split"]
+        check_fits("one parquet file", {**options, "split": None} if own else options)
         return from_parquet([path], labels, *columns, insist)
     if suffix in TABLES:
         check_fits("a table of pictures", options)
@@ -290,8 +294,8 @@ def _is_table(path: Path) -> bool:
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
-    if split is None:
-        return root
+    if split is None or (root.absolute().name == split and not (root / split).is_dir()):
+        return root  # the whole, or the part itself
     if not (root / split).is_dir() or Path(split).name != split:
         there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         meant = [
@@ -313,8 +317,7 @@ def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path
     """
     kinds: dict[str, list[Path]] = {}
     for file in files:
-        found = re.match(r"[a-z]+(?![a-z])", file.stem.lower())
-        name = found.group(0) if found and split_of(found.group(0)) else ""
+        name = _split_in(file)
         if (
             not name
             and file.parent != where
@@ -336,6 +339,14 @@ def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path
             f"{str(where)!r} has no split {split!r}. There are: {', '.join(there) or 'none'}."
         )
     return kinds[split]
+
+
+def _split_in(file: Path) -> str:
+    """Return the split that a file's name begins with: "train" of "train-00000-of-00002.parquet";
+    "" for none.
+    """
+    found = re.match(r"[a-z]+(?![a-z])", file.stem.lower())
+    return found.group(0) if found and split_of(found.group(0)) else ""
 
 
 def _from_hf_object(data: Any, options: Options) -> Source:

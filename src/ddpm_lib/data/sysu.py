@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
@@ -259,7 +260,7 @@ def _is_photo(path: Path) -> bool:
 def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         way = f"git clone {ADDRESS}"
-        raise FileNotFoundError(f"{str(root)!r} does not exist. To get the dataset: {way}")
+        raise FileNotFoundError(f"{lost(root)} To get the dataset: {way}")
     found = sorted(
         p.name for p in root.iterdir() if (p / "images").is_dir() and (p / "annotations").is_dir()
     )

@@ -269,8 +269,10 @@ def check_used(options: EvaluationOptions) -> None:
     found = unused_options(options, options.metric_names) if options.metrics != AUTO else []
     if found:
         users = ", ".join(USED_BY[found[0]])
+        steps = f" The steps of samples are {option('sample_steps')}."
+        also = steps if found[0] == "num_steps" else ""
         raise ConfigError(
             f"{flag(found[0])} has no effect on {option('metrics', options.metrics)}: it is for"
             f" {users}. "
-            "Leave it out, or add one of them to metrics (--metrics)."
+            f"Leave it out, or add one of them to metrics (--metrics).{also}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.foreign import read_tensors
+from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.tensor_files import load_tensors
 from ddpm_lib.core.text import printable
 from ddpm_lib.interop.imported import Opened
@@ -22,11 +23,11 @@ def open_foreign(path: str | Path) -> Opened:
     Raises:
         CheckpointError: If there is nothing, or it holds more than tensors and plain values.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         return _open_folder(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.")
+        raise CheckpointError(lost(path))
     content = _read_file(path)
     return Opened(path, content if isinstance(content, dict) else {"": content})
 

@@ -288,6 +288,8 @@ def nulls(conditioners: Conditioners | None, cond: Cond | None) -> Cond:
 def check_guided(conditioners: Conditioners | None, cond: Cond, scale: float) -> None:
     """Refuse guidance by nothing, before nulls are filled in: images would come out unguided.
 
+    A null that stands among values is no mistake: that image is drawn without the condition.
+
     Args:
         conditioners: Of the network.
         cond: The conditions that were given.
@@ -296,8 +298,19 @@ def check_guided(conditioners: Conditioners | None, cond: Cond, scale: float) ->
     Raises:
         ValueError: Saying how to give one.
     """
-    if scale != 1:
-        guided_by(conditioners, cond)
+    if scale == 1:
+        return
+    able = guided_by(conditioners, cond)
+    known: Conditioners = conditioners or {}
+    if all(torch.equal(cond[name], known[name].null_like(cond[name])) for name in able):
+        strength = option("guidance_scale")
+        given = " and ".join(f"{name!r}" for name in able)
+        hint = ": −1 is no class" if "class_label" in able else ""
+        raise ValueError(
+            f"{strength} strengthens a condition, and {given} says that there is none, for every"
+            f" image{hint}. Give another value, or leave {strength}"
+            f" {'out' if in_flags() else 'at 1'}."
+        )
 
 
 def guided_by(conditioners: Conditioners | None, cond: Cond | None) -> list[str]:

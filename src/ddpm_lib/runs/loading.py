@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.hub.others import what_else
 from ddpm_lib.core.keywords import answers_wrong_keywords
+from ddpm_lib.core.paths import at_home
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable, short
 from ddpm_lib.nn.networks import NETWORKS, build_network
@@ -134,6 +135,7 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Foun
     """
     if isinstance(which, bool) or not isinstance(which, (str, int)):
         raise ConfigError(f"checkpoint must be a step or a name ('latest'); got {short(which)}.")
+    path = at_home(path) if isinstance(path, str) else path
     pretrained = find_pretrained(path, which)
     if pretrained is not None:
         return [pretrained]

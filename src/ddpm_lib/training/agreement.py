@@ -4,16 +4,18 @@ among the images.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.paths import another
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
-from ddpm_lib.core.validation import shown
+from ddpm_lib.core.validation import is_path, shown
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.runs.run_status import is_run, pictures_in
 from ddpm_lib.runs.state import differences
@@ -78,6 +80,12 @@ def check_output_dir(output_dir: Path, data: Any) -> None:
     Raises:
         ConfigError: Naming both.
     """
+    _refuse_no_data(data)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(
+            f"{output_dir} is a file. {option('output_dir')} names a folder; choose"
+            f" {another(output_dir)}."
+        )
     refuse_pictures(output_dir)
     if not isinstance(data, (str, Path)) or not Path(data).is_dir():
         return
@@ -87,6 +95,23 @@ def check_output_dir(output_dir: Path, data: Any) -> None:
             f"The run directory {output_dir} lies in the folder of the images, {data}: its pictures"
             f" would be taken for training data. Choose an {option('output_dir')} outside."
         )
+
+
+def _refuse_no_data(data: Any) -> None:
+    """Refuse, before anything else is said of it, an empty path and a run directory.
+
+    Raises:
+        ConfigError: Saying what may have been meant.
+    """
+    if not is_path(data):
+        return
+    if not os.fspath(data):
+        raise ConfigError(lost(data))
+    from ddpm_lib.data.run_folders import is_a_run, is_run_directory
+
+    folder = Path(data).expanduser()
+    if folder.is_dir() and is_run_directory(set(map(os.fsencode, os.listdir(folder)))):
+        raise ConfigError(is_a_run(folder))
 
 
 def refuse_pictures(output_dir: Path) -> None:

@@ -13,7 +13,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import check_device_name, check_type, is_path, shown, unknown_options
 from ddpm_lib.training.config_checks import check_ranges, check_together
 from ddpm_lib.training.option_help import OptionDocs
-from ddpm_lib.training.option_values import describe_object
+from ddpm_lib.training.option_values import describe_object, place
 
 _BUILT_HERE = {
     "optimizer": (
@@ -259,6 +259,8 @@ class TrainingConfig:
                 )
             object.__setattr__(self, field.name, check_type(field.name, value, hints[field.name]))
         object.__setattr__(self, "device", check_device_name("device", self.device))
+        for name in ("output_dir", "init_from"):
+            object.__setattr__(self, name, place(name, getattr(self, name)))
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         check_ranges(options)
         check_together(options)

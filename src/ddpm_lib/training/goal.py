@@ -22,7 +22,7 @@ def checked_steps(steps: Any) -> int | None:
     if found is not None and found < 1:
         raise ConfigError(
             f"steps must be at least 1; got {found}. It counts optimizer steps from where the run"
-            " stands; without it, train() goes on to max_steps."
+            " stands; without it, train() goes on to the end of the run."
         )
     return found
 

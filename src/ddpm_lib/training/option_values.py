@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.paths import at_home
 from ddpm_lib.core.registry import nearest
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import short
 
 
@@ -47,6 +49,17 @@ def wanted_kind(resume: str) -> str:
         "resume must be auto, never, a step such as 1200, or a checkpoint such as step-000001200;"
         f" got {short(resume)}.{also}"
     )
+
+
+def place(name: str, path: str | None) -> str | None:
+    """Return the path of an option with the home directory in the place of a ~.
+
+    Raises:
+        ConfigError: If it is empty, as a variable that is not set makes it.
+    """
+    if path is not None and not path.strip():
+        raise ConfigError(f"{option(name)} is empty. Is a variable of the shell unset?")
+    return None if path is None else at_home(path)
 
 
 def divisors(n: int) -> str:

@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.core.validation import is_path
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.config import TrainingConfig
@@ -111,8 +113,11 @@ def open_training_data(
         The training images and the held-out ones, or None where there are none.
     """
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.missing_paths import look_for
     from ddpm_lib.data.torchvision_sets import validation_split
 
+    if config.val_data is not None and is_path(config.val_data):
+        look_for(os.fspath(config.val_data))  # before the training images are decoded
     train = _open(data, _for_training(data, config), diffusion, config.split, log, transform)
     fraction = held_fraction(config, held_before)
     held_out: ImageDataset | None = None

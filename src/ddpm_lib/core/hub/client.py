@@ -18,6 +18,8 @@ from ddpm_lib.core.hub.folder_config import CONFIG
 from ddpm_lib.core.hub.others import named_like
 from ddpm_lib.core.hub.reach import can_reach
 from ddpm_lib.core.hub.shards import index_of, single
+from ddpm_lib.core.lost_paths import lost
+from ddpm_lib.core.paths import at_home
 from ddpm_lib.core.text import printable, short
 
 logger = logging.getLogger("ddpm_lib")
@@ -73,6 +75,7 @@ def open_pretrained(
     name = os.fspath(source)
     if not isinstance(name, str):
         raise ConfigError(f"A folder or a repository is named by a text; got {short(name, 80)}.")
+    name = at_home(name)
     if os.path.lexists(name):
         if options.revision is not None:
             raise ConfigError(
@@ -81,10 +84,14 @@ def open_pretrained(
         return open_folder(name)
     if not is_repo_id(source):
         raise CheckpointError(
-            f"{printable(name)} does not exist. Give a pretrained folder, or a repository of the"
-            " hub as owner/name."
+            f"{lost(name)} Give a pretrained folder, or a repository of the hub as owner/name."
         )
-    return _of_repository(name, options)
+    try:
+        return _of_repository(name, options)
+    except HubError as error:
+        if not os.path.isdir(os.path.dirname(name)):
+            raise
+        raise HubError(f"{lost(name)} {error}") from error  # a path that was mistyped
 
 
 @dataclass(frozen=True)

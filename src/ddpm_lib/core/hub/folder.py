@@ -44,6 +44,7 @@ from ddpm_lib.core.hub.shards import (
     single,
     write_shards,
 )
+from ddpm_lib.core.paths import at_home
 from ddpm_lib.core.text import printable, short
 
 UNCERTAINTY = "uncertainty"
@@ -107,7 +108,7 @@ def save_folder(
         ConfigError: If something else lies there.
         OSError: If the disk refuses; what was there stays.
     """
-    folder, largest = Path(folder), parse_size(max_shard_size)
+    folder, largest = Path(at_home(str(folder))), parse_size(max_shard_size)
     text = json.dumps(config.to_json(), indent=2) + "\n"
     refuse_unlike(folder)
     there = folder.is_dir()

@@ -24,4 +24,7 @@ VALUES: dict[str, str] = {
     "fp16": "16 float16 half 16_mixed",
     "bf16": "bfloat16 bf16_mixed",
     "cuda": "gpu",
+    "npz_weights": "numpy npz np",
+    "torch_export": "torch pt2 pytorch exported_program torchscript",
+    "safetensors": "safetensor pretrained",
 }

@@ -1,0 +1,177 @@
+"""What people type and write before they have read anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from command_line import ddpm, error_of, train
+from ddpm_lib import open_dataset
+from ddpm_lib.cli import COMMANDS
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.evaluation.evaluation_options import EvaluationOptions, check_used
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cats", "dogs"):
+        (tmp_path / "pics" / name).mkdir(parents=True)
+        for i in range(3):
+            grey = Image.new("RGB", (8, 8), (40 * i,) * 3)
+            grey.save(tmp_path / f"pics/{name}/{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("train --data pics", "ddpm train DATA"),
+        ("train --train-data-dir pics", "ddpm train DATA"),
+        ("train --dataset=pics", "ddpm train DATA"),
+        ("estimate --data-dir pics", "ddpm estimate DATA"),
+        ("sample --run runs/mine", "ddpm sample RUN"),
+        ("sample --model-path runs/mine", "ddpm sample RUN"),
+        ("edit runs/mine --images pics", "ddpm edit RUN IMAGES"),
+        ("inpaint runs/mine --image pics --mask m.png", "ddpm inpaint RUN IMAGES"),
+        ("export runs/mine --out there", "ddpm export RUN OUT"),
+    ],
+)
+def test_words_written_as_flags(line: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(capsys, *line.split())
+    assert f"is given without a flag: {shown}" in said
+    assert "--val-data" not in said
+
+
+def test_settings_of_an_ablation(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, name in (("--model.dim", "model.dim"), ("--learning-rate", "learning_rate")):
+        said = error_of(capsys, "ablate", "toy:ring", flag, "8")
+        assert f"--set {name}=VALUE for all cells, --vary {name}=A,B to compare" in said
+
+
+def test_several_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    said = error_of(capsys, "train", "pics/cats", "pics/dogs", "--image-size", 8)
+    assert "Give one folder that holds them all" in said
+    assert "--image-size A,B" not in said
+
+
+def test_help_says_what_a_switch_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--no-progress` beside `Show a progress bar` says the opposite of what it does."""
+    for command in COMMANDS:
+        ddpm(command, "--help-all")
+        lines = capsys.readouterr().out.splitlines()
+        for line, after in zip(lines, [*lines[1:], ""]):
+            word = line.split()[0] if line.split() else ""
+            if line.startswith("  --") and ("--no-" in word or ".no-" in word):
+                told = line.split(maxsplit=1)[1:] or [after]
+                assert told[0].strip().startswith("Switches off: "), (command, line)
+
+
+SETTINGS = {
+    "bytes of an editor of Windows": b"\xef\xbb\xbfdata: pics\r\nimage_size: 8\r\n",
+    "comments": b"# mine\ndata: pics  # these\n\nimage_size: [8, 8]\n",
+    "no and yes": b"data: pics\nimage_size: 8\nmixed_precision: no\nchannels_last: yes\n",
+    "JSON": b'{"data": "pics", "image_size": 8}',
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_settings_as_people_write_them(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_bytes(SETTINGS[kind])
+    assert ddpm("train", "--config", "mine.yaml", "--print-config") == 0
+    read = yaml.safe_load(capsys.readouterr().out)
+    assert read["data"] == "pics"
+    assert read["image_size"][0] == 8
+    if kind == "no and yes":
+        assert (read["mixed_precision"], read["channels_last"]) == ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"data: pics\nmax_steps: 10\nmax_steps: 20\n", "'max_steps' stands there twice"),
+        (b"data: pics\nmodel:\n  dim: 8\n  dim: 16\n", "'dim' stands there twice"),
+        ("data: größe\n".encode("latin-1"), "is no text in UTF-8"),
+        ("data: pics\n".encode("utf-16"), "is no text in UTF-8"),
+        (b"data: pics\nprogress: maybe\n", "progress"),
+    ],
+)
+def test_settings_that_cannot_be_meant(
+    content: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.yaml").write_bytes(content)
+    assert said in error_of(capsys, "train", "--config", "mine.yaml", "--print-config")
+
+
+def test_a_run_in_the_place_of_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/config.yaml").write_text("data: pics\n")
+    said = error_of(capsys, "train", "--config", "mine")
+    assert "is a folder. Did you mean mine/config.yaml?" in said
+    assert "is a folder" in error_of(capsys, "train", "--config", "pics")
+    assert "Did you mean 'mine'?" in error_of(capsys, "train", "--config", "mime")
+
+
+def test_a_dry_run_refuses_what_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("")
+    for place, said in (("file", "is a file"), ("pics/run", "lies in the folder of the images")):
+        for dry in ((), ("--dry-run",)):
+            words = ("train", "pics", "--image-size", 8, "--output-dir", place, *dry)
+            assert said in error_of(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("pics out", "pics needs no preparing. Next: ddpm train pics"),
+        ("shapes", "shapes needs no preparing. Next: ddpm train shapes"),
+        ("mnist there", "ddpm prepare mnist --data-root there"),
+        ("cifar10 pics out --download", "ddpm prepare cifar10 --data-root out --download"),
+    ],
+)
+def test_what_needs_no_preparing(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in error_of(capsys, "prepare", *words.split())
+
+
+def test_what_needs_no_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run") == 0
+    step = "run/checkpoints/step-000000004"
+    for source, shown in (
+        ("run", "run"),
+        (step, step),
+        (f"{step}/model.safetensors", step),
+    ):
+        said = error_of(capsys, "convert", source, "runs/x", "--image-size", 8)
+        assert said.endswith(f"is of this library, and needs no conversion: ddpm sample {shown}")
+
+
+def test_names_of_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, ours in (("numpy", "npz-weights"), ("torch", "torch-export"), ("npz", "npz-weights")):
+        said = error_of(capsys, "export", "runs/mine", "out", "--to", word)
+        assert f"Did you mean '{ours}'?" in said
+
+
+def test_steps_of_samples_and_of_likelihoods() -> None:
+    with pytest.raises(ConfigError, match="The steps of samples are sample_steps"):
+        check_used(EvaluationOptions(metrics="fid", num_steps=2))
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_the_split_that_the_data_are(kind: str, tmp_path: Path) -> None:
+    """A script that always asks for the training split can be given that split alone."""
+    if kind == "folder":
+        (tmp_path / "set").mkdir()
+        (tmp_path / "pics").rename(tmp_path / "set/train")
+        data, count = "set/train", 6
+    else:
+        from datasets import Dataset
+
+        pictures = [Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)) for i in range(4)]
+        Dataset.from_dict({"image": pictures}).to_parquet("train-00000-of-00001.parquet")
+        data, count = "train-00000-of-00001.parquet", 4
+    assert len(open_dataset(data, image_size=8, split="train")) == count
+    with pytest.raises(ValueError, match="test"):
+        open_dataset(data, image_size=8, split="test")
