@@ -333,8 +333,8 @@ class _Reader:
             place = " ".join(option.shown for option in self.positionals)
             return f"{name!r}: {words[word].shown} is given without a flag: {self.prog} {place}"
         if ours is None and "--set" in self.flags and peers_names.is_setting(name):
-            bare = name.lstrip("-").replace("-", "_")
-            cells = f"--set {bare}=VALUE for all cells, --vary {bare}=A,B to compare"
+            setting = name.lstrip("-").replace("-", "_")
+            cells = f"--set {setting}=VALUE for all cells, --vary {setting}=A,B to compare"
             return f"{name!r}: settings are written {cells}"
         hint = peers_names.hint(name, self.flags)
         if hint is None:
