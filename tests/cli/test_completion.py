@@ -138,12 +138,14 @@ LINES = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("line", "wanted"), LINES)
 def test_in_a_terminal_with_bash(table: list[Entry], place: Path, line: str, wanted: str) -> None:
     (place / "c").write_text(completion_scripts.bash(table))
     typed(["bash", "--norc", "-i"], "source ./c", line, wanted, place)
 
 
+@pytest.mark.every(3)
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 @pytest.mark.parametrize(("line", "wanted"), LINES)
 def test_in_a_terminal_with_zsh(table: list[Entry], place: Path, line: str, wanted: str) -> None:

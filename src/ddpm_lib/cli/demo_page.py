@@ -13,6 +13,11 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runs.drawing import MOST, Artist, Wish
 
 IN_TURN = "in turn"
+TILES = """.grid-container {
+    grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important;
+}"""
+"""As many pictures side by side as there is room for, also on a telephone."""
+
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -151,6 +156,7 @@ def start(page: Any, host: str, port: int | None) -> str:
             footer_links=[],
             enable_monitoring=False,
             theme=theme,
+            css=TILES,
         )
     except OSError as error:
         raise ConfigError(f"No page at {host}: {error}. Choose another --port.") from error
