@@ -37,6 +37,15 @@ def seconds(function: Callable[[], object], device: torch.device | str = "cpu") 
     return start.elapsed_time(end) / 1000
 
 
+def cpu_seconds(function: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Take the processor time of one call: what other processes do meanwhile does not count, and of
+    one thread on an idle machine it is the time of the clock.
+    """
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
 def interleave(
     variants: Mapping[str, Callable[[], object]],
     rounds: int,
@@ -87,7 +96,11 @@ def parameters_of(model: nn.Module) -> int:
 
 
 def ceilings(
-    device: torch.device | str = "cpu", *, rounds: int = 5, small: bool = False
+    device: torch.device | str = "cpu",
+    *,
+    rounds: int = 5,
+    small: bool = False,
+    timer: Callable[[Callable[[], object], torch.device | str], float] = seconds,
 ) -> dict[str, float]:
     """Measure what this machine can do at most.
 
@@ -95,6 +108,7 @@ def ceilings(
         device: Where to measure.
         rounds: Interleaved rounds of which the best counts: a limit is what is reached once.
         small: Tiny sizes, to try the code.
+        timer: What measures one call.
 
     Returns:
         Rates in GFLOP/s (two per multiply-accumulate) of square matrix products and 3×3
@@ -135,7 +149,7 @@ def ceilings(
     target = torch.ones_like(source)
     runs["copy"], work["copy"] = lambda: target.copy_(source), source.numel() / 2**30
     with torch.no_grad():
-        times = interleave(runs, 1 if small else rounds, device)
+        times = interleave(runs, 1 if small else rounds, device, timer=timer)
     return {name: work[name] / min(t) for name, t in times.items()}
 
 

@@ -112,17 +112,25 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=2, help="steps per round")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="measure processor time instead of the clock: one thread on a busy machine",
+    )
     peers.add_arguments(parser)
     asked = parser.parse_args(arguments)
     if asked.quick:
         asked.width, asked.size, asked.batch, asked.steps, asked.rounds = 32, 8, 2, 1, 1
     if not asked.no_peers:
         peers.require_peers()
+    if asked.cpu_time and torch.get_num_threads() > 1:
+        parser.error("--cpu-time wants one thread: set OMP_NUM_THREADS=1")
     device = common.pick_device(asked.device)
-    rates = common.ceilings(device, small=asked.quick)
+    timer = common.cpu_seconds if asked.cpu_time else common.seconds
+    rates = common.ceilings(device, small=asked.quick, timer=timer)
     common.show_ceilings(rates)
     steps, facts = build(asked, device)
-    times = common.interleave(steps, asked.rounds, device)
+    times = common.interleave(steps, asked.rounds, device, timer=timer)
     return common.finish(asked, device, ceilings=rates, variants=table(times, facts, rates, asked))
 
 

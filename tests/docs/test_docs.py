@@ -123,7 +123,7 @@ FOREIGN |= {
     "--standalone",
     "--max-restarts",
 }
-FOREIGN |= {"--signals-to-handle", "--help-all"}
+FOREIGN |= {"--signals-to-handle", "--help-all", "--index-url"}
 FOREIGN |= {
     "--nnodes",
     "--rdzv-backend",
