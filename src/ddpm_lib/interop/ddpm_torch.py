@@ -14,7 +14,7 @@ from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.interop.adam_state import adam_options, adam_step, adam_tensors, is_adam_state
 from ddpm_lib.interop.assumed import filled_in, ho_process
 from ddpm_lib.interop.given import needed
-from ddpm_lib.interop.imported import Imported, Opened, Reader, Weights
+from ddpm_lib.interop.imported import USUAL_OPTIONS, Imported, Opened, Reader, Weights
 from ddpm_lib.interop.level_plans import LevelPlan, config_of, levels_of, reached
 from ddpm_lib.interop.renaming import NAMINGS, rename_unet
 from ddpm_lib.interop.tensor_dicts import is_weights, refuse_keys, without_prefix
@@ -189,14 +189,5 @@ READER = Reader(
     "NAME_EPOCH.pt of tqch/ddpm-torch, or its network alone",
     recognises,
     read,
-    (
-        "image_size",
-        "timesteps",
-        "schedule",
-        "schedule_options",
-        "parametrization",
-        "variance",
-        "loss",
-        "dropout",
-    ),
+    USUAL_OPTIONS,
 )

@@ -19,22 +19,11 @@ from ddpm_lib.interop.diffusers_optimizer import read_optimizer
 from ddpm_lib.interop.diffusers_scheduler import process_of
 from ddpm_lib.interop.diffusers_unet import OURS, Network, network_of, present_names
 from ddpm_lib.interop.given import needed
-from ddpm_lib.interop.imported import Imported, Opened, Reader, Weights
+from ddpm_lib.interop.imported import USUAL_OPTIONS, Imported, Opened, Reader, Weights
 from ddpm_lib.interop.renaming import NAMINGS, refuse, rename_unet
 from ddpm_lib.nn import NETWORKS
 
 NAME = "diffusers"
-_OPTIONS = (
-    "image_size",
-    "timesteps",
-    "schedule",
-    "schedule_options",
-    "parametrization",
-    "variance",
-    "loss",
-    "dropout",
-    "class_drop_prob",
-)
 _KEY = "down_blocks.0.resnets.0.conv1.weight"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _STEM = "diffusion_pytorch_model"
@@ -290,5 +279,5 @@ READER = Reader(
     reads="folders of diffusers: UNet2DModel with its scheduler, averages, checkpoint-N",
     recognises=_recognises,
     read=_read,
-    options=_OPTIONS,
+    options=(*USUAL_OPTIONS, "class_drop_prob"),
 )

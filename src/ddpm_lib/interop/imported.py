@@ -11,6 +11,18 @@ from torch import Tensor
 
 Weights = dict[str, Tensor]
 
+USUAL_OPTIONS = (
+    "image_size",
+    "timesteps",
+    "schedule",
+    "schedule_options",
+    "parametrization",
+    "variance",
+    "loss",
+    "dropout",
+)
+"""What most formats do not say in full, so that it may be given; see `Reader`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:

@@ -13,7 +13,7 @@ from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.interop.adam_state import adam_options, adam_tensors, is_adam_state
 from ddpm_lib.interop.assumed import filled_in, ho_process
 from ddpm_lib.interop.given import needed
-from ddpm_lib.interop.imported import Imported, Opened, Reader, Weights
+from ddpm_lib.interop.imported import USUAL_OPTIONS, Imported, Opened, Reader, Weights
 from ddpm_lib.interop.level_plans import config_of, levels_of, reached
 from ddpm_lib.interop.renaming import NAMINGS, rename_unet
 from ddpm_lib.interop.tensor_dicts import is_weights, refuse_keys, without_prefix
@@ -161,15 +161,5 @@ READER = Reader(
     "ckpt.pt of w86763777/pytorch-ddpm and DeepSparkHub, or its network alone",
     recognises,
     read,
-    (
-        "image_size",
-        "timesteps",
-        "schedule",
-        "schedule_options",
-        "parametrization",
-        "variance",
-        "loss",
-        "dropout",
-        "ema_decay",
-    ),
+    (*USUAL_OPTIONS, "ema_decay"),
 )

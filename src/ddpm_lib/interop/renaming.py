@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,32 @@ class Renamed:
     same: dict[str, str]
 
 
+def _modules(model: nn.Module, naming: Naming) -> Iterator[tuple[nn.Module, str, str]]:
+    """Go through the modules that the network has, with their path in it and that in a library."""
+    for our_path, their_path in naming.paths(model).items():
+        try:
+            module = model.get_submodule(our_path)
+        except AttributeError:
+            continue
+        if module is not None:
+            yield module, our_path, their_path
+
+
+def _alike(module: nn.Module, ours: str, theirs: str, naming: Naming) -> list[tuple[str, str]]:
+    """Return the paths whose weights are the same in both, ours first; of an attention not those
+    of queries, keys and values.
+    """
+    if isinstance(module, ResBlock):
+        return [
+            (f"{ours}.{mine}", f"{theirs}.{other}")
+            for mine, other in zip(RES_CHILDREN, naming.block, strict=True)
+        ]
+    if isinstance(module, Attention):
+        pairs = (("norm", naming.norm), ("proj", naming.proj))
+        return [(f"{ours}.{mine}", f"{theirs}.{other}") for mine, other in pairs]
+    return [(ours, theirs)]
+
+
 def rename_unet(
     model: nn.Module, state: Mapping[str, Tensor], naming: Naming, where: str = "the file"
 ) -> Renamed:
@@ -94,25 +120,16 @@ def rename_unet(
                     same[f"{their_path}.{leaf}"] = f"{our_path}.{leaf}"
                     ours[f"{our_path}.{leaf}"] = tensor
 
-    for our_path, their_path in naming.paths(model).items():
-        try:
-            module = model.get_submodule(our_path)
-        except AttributeError:
-            continue
-        if isinstance(module, ResBlock):
-            for child, theirs in zip(RES_CHILDREN, naming.block, strict=True):
-                copy(f"{our_path}.{child}", f"{their_path}.{theirs}")
-        elif isinstance(module, Attention):
-            copy(f"{our_path}.norm", f"{their_path}.{naming.norm}")
-            copy(f"{our_path}.proj", f"{their_path}.{naming.proj}")
+    for module, our_path, their_path in _modules(model, naming):
+        for mine, theirs in _alike(module, our_path, their_path, naming):
+            copy(mine, theirs)
+        if isinstance(module, Attention):
             for leaf in ("weight", "bias"):
                 parts = [take(f"{their_path}.{name}.{leaf}") for name in naming.qkv]
                 found = [part for part in parts if part is not None]
                 if len(found) == len(parts):
                     joint = _joint_qkv(found, naming.per_head, module.heads)
                     ours[f"{our_path}.qkv.{leaf}"] = joint
-        elif module is not None:
-            copy(our_path, their_path)
     if CLASS_EMBEDDING in ours and len(ours[CLASS_EMBEDDING]) + 1 == shapes[CLASS_EMBEDDING][0]:
         ours[CLASS_EMBEDDING] = _with_null_row(ours[CLASS_EMBEDDING])
         same = {theirs: name for theirs, name in same.items() if name != CLASS_EMBEDDING}
@@ -139,23 +156,14 @@ def original_names(model: Unet, state: Mapping[str, Tensor], naming: Naming) -> 
             if f"{our_path}.{leaf}" in state:
                 found[f"{their_path}.{leaf}"] = state[f"{our_path}.{leaf}"]
 
-    for our_path, their_path in naming.paths(model).items():
-        try:
-            module = model.get_submodule(our_path)
-        except AttributeError:
-            continue
-        if isinstance(module, ResBlock):
-            for child, theirs in zip(RES_CHILDREN, naming.block, strict=True):
-                copy(f"{our_path}.{child}", f"{their_path}.{theirs}")
-        elif isinstance(module, Attention):
-            copy(f"{our_path}.norm", f"{their_path}.{naming.norm}")
-            copy(f"{our_path}.proj", f"{their_path}.{naming.proj}")
+    for module, our_path, their_path in _modules(model, naming):
+        for mine, theirs in _alike(module, our_path, their_path, naming):
+            copy(mine, theirs)
+        if isinstance(module, Attention):
             for leaf in ("weight", "bias"):
                 parts = state[f"{our_path}.qkv.{leaf}"].chunk(3)
                 for name, part in zip(naming.qkv, parts, strict=True):
                     found[f"{their_path}.{name}.{leaf}"] = part
-        elif module is not None:
-            copy(our_path, their_path)
     return found
 
 

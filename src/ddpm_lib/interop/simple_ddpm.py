@@ -11,7 +11,7 @@ import torch
 
 from ddpm_lib.interop.assumed import filled_in, ho_process
 from ddpm_lib.interop.given import needed
-from ddpm_lib.interop.imported import Imported, Opened, Reader, Weights
+from ddpm_lib.interop.imported import USUAL_OPTIONS, Imported, Opened, Reader, Weights
 from ddpm_lib.interop.renaming import refuse, shape_problems
 from ddpm_lib.interop.tensor_dicts import is_weights, without_prefix
 from ddpm_lib.nn.time_blind import TimeBlindUnet
@@ -77,14 +77,5 @@ READER = Reader(
     "latest_model.pth of AnarchistKnight/Simple_DDPM",
     recognises,
     read,
-    (
-        "image_size",
-        "timesteps",
-        "schedule",
-        "schedule_options",
-        "parametrization",
-        "variance",
-        "loss",
-        "dropout",
-    ),
+    USUAL_OPTIONS,
 )
