@@ -584,3 +584,34 @@ def test_too_little_memory_is_one_sentence(
     message = error_of(capsys, name)
     assert "the memory of this machine" in message
     assert "--batch-size" in message
+
+
+@pytest.mark.parametrize(
+    ("loaded", "args", "says"),
+    [
+        (False, ["pics"], True),
+        (True, ["pics"], False),
+        (False, ["pics", "--help"], False),
+    ],
+)
+def test_estimate_speaks_before_torch_is_loaded(
+    loaded: bool,
+    args: list[str],
+    says: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told: list[str] = []
+
+    class Command:
+        @staticmethod
+        def main(args: list[str]) -> int:
+            told.append(capsys.readouterr().err)
+            return 0
+
+    with monkeypatch.context() as stand_in:
+        stand_in.setitem(sys.modules, "ddpm_lib.cli.estimate", Command)
+        if not loaded:
+            stand_in.delitem(sys.modules, "torch")
+        assert main(["estimate", *args]) == 0
+    assert told == (["ddpm estimate: loading torch …\n"] if says else [""])

@@ -86,6 +86,8 @@ def run_script(main: Callable[[], int]) -> int:
 
 
 def _run(name: str, args: list[str]) -> int:
+    if name == "estimate":
+        _say_loading(name, args)
     command = importlib.import_module(f"ddpm_lib.cli.{name}")
 
     def body() -> int:
@@ -115,6 +117,13 @@ def _in_words(name: str, body: Callable[[], int]) -> int:
             raise
         print(f"{name}: {told[1]}", file=sys.stderr)
         return told[0]
+
+
+def _say_loading(name: str, args: list[str]) -> None:
+    """Say at once that a command works, where it first loads torch, which takes seconds."""
+    quiet = {"-h", "--help", "--help-all"} & set(args) or os.environ.get("RANK", "0") != "0"
+    if "torch" not in sys.modules and not quiet:
+        print(f"ddpm {name}: loading torch …", file=sys.stderr, flush=True)
 
 
 @contextmanager
