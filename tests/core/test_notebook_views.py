@@ -131,9 +131,9 @@ def test_a_trainer_and_its_result(trained: Path, tmp_path: Path) -> None:
     assert "Training finished" in text
     assert "samples at step 2" not in text, "the live view above it has them"
     assert "held-out loss" in text
-    assert "page" not in text
-    (trained / "report.html").touch()
-    assert "report.html" in look(result._repr_html_())
+    assert "report.html" in text
+    (trained / "report.html").unlink()
+    assert "report.html" not in look(result._repr_html_())
     assert "<b>run & co" in text, "escaped, so it is read as a text"
     assert "PosixPath" not in repr(result)
     assert repr(result).startswith("TrainingResult(finished at step 2: reached max_steps 2, ")
