@@ -129,7 +129,7 @@ def test_an_error_in_the_page_is_a_warning(
 
 def test_a_budget_lets_its_share_of_the_time_be_spent() -> None:
     now, spent = [0.0], 0.0
-    budget = Budget(0.01, lambda: now[0])
+    budget = Budget(0.01, clock=lambda: now[0])
     rng = np.random.default_rng(0)
     for _ in range(20_000):
         now[0] += 0.1

@@ -26,12 +26,15 @@ class Budget:
 
     Args:
         share: Of the time.
+        cost: Seconds that its first time is taken to cost.
         clock: Seconds, for tests.
     """
 
-    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, share: float, cost: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.share, self._clock = share, clock
-        self._cost, self._ended = 0.0, clock()
+        self._cost, self._ended = cost, clock()
 
     def allows(self) -> bool:
         """Say whether it may be done now."""
@@ -60,7 +63,7 @@ class RunReport(Callback):
 
     def __init__(self, grids: SampleGrid | None) -> None:
         self._grids, self._run = grids, Path()
-        self._page, self._picture, self._search = (Budget(share) for share in (0.004, 0.003, 0.003))
+        self._page, self._search, self._picture = Budget(0.004), Budget(0.003), Budget(0.003, 2.0)
         self._nearest: NearestImages | None = None
         self._due = self._open = False
 
