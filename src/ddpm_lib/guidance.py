@@ -4,6 +4,7 @@ on the network's raw output, and with a classifier (Dhariwal & Nichol 2021).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -11,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.core.spelling import option
 from ddpm_lib.schedules.levels import Level
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
@@ -101,6 +103,12 @@ class Guidance:
     partner_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, value in (
+            ("guidance_scale", self.scale),
+            ("classifier_scale", self.classifier_scale),
+        ):
+            if not math.isfinite(value):
+                raise ValueError(f"{option(name)} must be a finite number; got {value}.")
         low, high = self.interval
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from command_line import ddpm, error_of, train
-from ddpm_lib import open_dataset
+from ddpm_lib import GaussianDiffusion, TrainingConfig, Unet, open_dataset
 from ddpm_lib.cli import COMMANDS
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions, check_used
@@ -146,6 +146,61 @@ def test_what_needs_no_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         said = error_of(capsys, "convert", source, "runs/x", "--image-size", 8)
         assert said.endswith(f"is of this library, and needs no conversion: ddpm sample {shown}")
+
+
+def test_a_pretrained_folder_needs_no_conversion(capsys: pytest.CaptureFixture[str]) -> None:
+    GaussianDiffusion(Unet(dim=8, dim_mults=(1,)), image_size=8).save_pretrained("model")
+    said = error_of(capsys, "convert", "model", "runs/x", "--image-size", 8)
+    assert said.endswith("needs no conversion: ddpm sample model")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("notes.txt", "text"), ("pics/cats/0.png", "picture")])
+@pytest.mark.parametrize("line", ["convert {} runs/x", "train pics --init-from {} --image-size 8"])
+def test_what_holds_no_weights(
+    line: str, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("notes.txt").write_text("to do\n", encoding="utf-8")
+    said = error_of(capsys, *line.format(name).split())
+    assert f"{name} is a {kind}, no file of weights" in said
+
+
+NUMBERS = [
+    "sample runs/mine --guidance-scale nan",
+    "sample runs/mine --low-res-noise nan",
+    "edit runs/mine pics --fraction NaN",
+    "evaluate runs/mine --guidance-scale nan",
+    "train pics --image-size 8 --sample-guidance-scale nan",
+    "train pics --image-size 8 --ema-power=nan",
+]
+
+
+@pytest.mark.parametrize("line", NUMBERS)
+def test_no_option_is_not_a_number(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "takes a number; got 'nan'" in error_of(capsys, *line.split()).lower()
+
+
+def test_nor_is_one_of_a_file_or_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("data: pics\nsample_guidance_scale: .nan\n", encoding="utf-8")
+    assert "got nan" in error_of(capsys, "train", "--config", "mine.yaml", "--print-config")
+    with pytest.raises(ConfigError, match="got nan"):
+        TrainingConfig(sample_guidance_scale=float("nan"))
+    d = GaussianDiffusion(Unet(dim=8, dim_mults=(1,), num_classes=2), image_size=8, timesteps=4)
+    for name in ("guidance_scale", "classifier_scale"):
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+                d.sample(1, cond={"class_label": 0}, **{name: value})
+    with pytest.raises(ValueError, match="must not be negative"):
+        d.sample(1, sampler="heun", sampler_options={"s_noise": float("nan")})
+
+
+def test_toys_are_points(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "`ddpm ablate toy:ring` trains on it" in error_of(capsys, "train", "toy:ring")
+
+
+def test_folders_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run") == 0
+    said = error_of(capsys, "edit", tmp_path / "run", "pics")
+    assert "There are folders in it: cats, dogs; give one." in said
 
 
 def test_names_of_formats(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from ddpm_lib.cli import options
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub.folder import is_pretrained
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.text import printable
 from ddpm_lib.interop.given import GivenOptions, option_names
@@ -92,7 +93,7 @@ def _refuse_ours(source: Path) -> None:
     """
     inside = source.parent if source.is_file() else source
     checkpoint = all((inside / name).is_file() for name in (MANIFEST, STATE))
-    if checkpoint or (source.is_dir() and is_run(source)):
+    if checkpoint or (source.is_dir() and (is_run(source) or is_pretrained(source))):
         raise ConfigError(
             f"{printable(source)} is of this library, and needs no conversion: ddpm sample"
             f" {shlex.quote(printable(inside))}"

@@ -118,14 +118,15 @@ def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[P
     place = Path(path).expanduser()
     if not path or not place.exists():
         raise ConfigError(f"{lost(path)} Give a picture or a folder of pictures.")
-    inside = () if place.is_file() else place.iterdir()
     files = (
         [place]
         if place.is_file()
-        else sorted(p for p in inside if p.suffix.lower().encode() in PICTURES)
+        else sorted(p for p in place.iterdir() if p.suffix.lower().encode() in PICTURES)
     )
     if not files:
-        raise ConfigError(f"The folder {path} holds no pictures. Give PNG or JPEG files.")
+        below = sorted(p.name for p in place.iterdir() if p.is_dir() and p.name[:1] != ".")
+        inside = f" There are folders in it: {', '.join(below[:6])}; give one." if below else ""
+        raise ConfigError(f"The folder {path} holds no pictures. Give PNG or JPEG files.{inside}")
     spec = make_spec(tuple(image_size), channels)
     found = []
     for file in files:

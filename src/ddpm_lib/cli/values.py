@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -108,7 +109,10 @@ def _scalar(text: str, kind: Any) -> Any:
         if number == int(number):
             return int(number)
     elif kind is float:
-        return float(text)
+        number = float(text)
+        if math.isnan(number):
+            raise ValueError(text)
+        return number
     elif typing.get_origin(kind) is Literal:
         for choice in typing.get_args(kind):
             if str(choice) == text:

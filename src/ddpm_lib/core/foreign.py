@@ -5,6 +5,7 @@ but tensors and arrays.
 from __future__ import annotations
 
 import importlib
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -29,6 +30,7 @@ def read_tensors(path: str | Path) -> Any:
     ):
         part = getattr(importlib.import_module(f"numpy._core.{module}"), name, None)
         allowed += [] if part is None else [part]
+    _refuse_others(path)
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
@@ -51,3 +53,20 @@ def read_tensors(path: str | Path) -> Any:
             f"{path} is damaged, or holds Python objects, which are never loaded (they can run"
             " code). It must hold tensors only."
         ) from None
+
+
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")
+
+
+def _refuse_others(path: str | os.PathLike[str]) -> None:
+    """Refuse texts and pictures by their first bytes, before they are called damaged.
+
+    Raises:
+        ValueError: Saying what the file is.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head.startswith(_PICTURES):
+        raise ValueError(f"{os.fspath(path)} is a picture, no file of weights.")
+    if head and not any(byte < 9 or 13 < byte < 32 for byte in head):
+        raise ValueError(f"{os.fspath(path)} is a text, no file of weights.")

@@ -58,9 +58,12 @@ def _fitted(name: str, value: Any, annotation: Any) -> Any:
         }
     if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except OverflowError:  # a whole number that no float holds
             raise _Unfit from None
+        if number != number:  # no option means NaN; everything that it touches would be
+            raise _Unfit
+        return number
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool):
         if value == int(value) if abs(value) < 2**53 else isinstance(value, int):
             return int(value)

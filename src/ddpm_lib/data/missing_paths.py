@@ -47,6 +47,10 @@ def look_for(written: str) -> str | None:
 
 def missing_path(path: Path, written: str) -> str:
     """Say what is wrong with a path that leads nowhere, and what may have been meant."""
+    if written.startswith("toy:"):
+        return (
+            f"{written!r} is a toy of points, not of images: `ddpm ablate {written}` trains on it."
+        )
     if _URL.match(written) and meant(written) is None:
         return f"{written!r} is an address, not a path. Download what it names, and pass {LISTED}."
     if path.is_symlink() and not path.exists():

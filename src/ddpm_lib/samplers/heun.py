@@ -43,7 +43,8 @@ class Euler(Sampler):
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.s_churn < 0 or self.s_noise < 0 or not 0 <= self.s_tmin <= self.s_tmax:
+        known = self.s_churn >= 0 and self.s_noise >= 0 and 0 <= self.s_tmin <= self.s_tmax
+        if not known:  # also of NaN
             raise ValueError(
                 "s_churn and s_noise must not be negative, and 0 ≤ s_tmin ≤ s_tmax; got"
                 f" s_churn={self.s_churn}, s_noise={self.s_noise}, s_tmin={self.s_tmin},"
