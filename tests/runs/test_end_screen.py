@@ -57,7 +57,7 @@ def test_scores_have_error_unit_references_and_remarks() -> None:
 def test_only_scores_of_the_last_step_count() -> None:
     old, new = evaluation(2), evaluation(4, file="eval-0002.json")
     assert "eval-0002.json" in score_lines(records(old, new))[-1]
-    assert score_lines(records(old)) == ["not scored yet; `ddpm evaluate` does it"]
+    assert score_lines(records(old)) == ["not scored yet"]
 
 
 @pytest.mark.parametrize("damage", [{"scores": None}, {"references": []}, {"samples": None}, {}])

@@ -141,11 +141,12 @@ def main(args: list[str]) -> int:
     if not command.dry_run:
         refuse_taken(Path(output_dir))  # before the data are opened, which building may need
     init_from.check_options(settings, Path(output_dir))
+    callbacks = final_score(command)
     diffusion, data = build(settings)
     if command.dry_run:
         return dry_run(settings, diffusion, data)
     training = dataclasses.replace(settings.training(), output_dir=output_dir)
-    trainer = Trainer(diffusion, data, config=training, callbacks=final_score(command))
+    trainer = Trainer(diffusion, data, config=training, callbacks=callbacks)
     trainer.source_name = settings.data
     result = trainer.train()
     if trainer.is_main:

@@ -61,12 +61,12 @@ def section(heading: str, lines: Sequence[str]) -> str:
 def score_lines(records: RunRecords) -> list[str]:
     """Return the scores of the newest step as `name  value ± error  held-out …, noise …`.
 
-    Those of the newest evaluation of the run's last step; without one, how to make it.
+    Those of the newest evaluation of the run's last step; without one, that there is none.
     """
     step = records.status.step
     found = [one for one in records.evaluations if one.get("step") == step and step]
     if not found:
-        return ["not scored yet; `ddpm evaluate` does it"] if records.status.checkpoint else []
+        return ["not scored yet"] if records.status.checkpoint else []
     newest = found[-1]
     references = newest.get("references")
     rows = [
