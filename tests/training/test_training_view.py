@@ -23,6 +23,7 @@ SOURCE = Path(ddpm_lib.__file__).parent
 CALLBACKS = [
     *(SOURCE / "training" / "callbacks").glob("*.py"),
     SOURCE / "evaluation" / "training_callback.py",
+    SOURCE / "evaluation" / "final_score.py",
     SOURCE / "compat" / "lucidrains" / "milestone_callback.py",
 ]
 
