@@ -89,8 +89,8 @@ PREPARED = {
     ),
     "copying": Prepared(
         ("copying",),
-        "24 pictures, learned by heart",
-        shapes(24),
+        "16 pictures, learned by heart",
+        shapes(16),
         500,
         model={"dim": 64},
         options={"batch_size": 16},
@@ -109,10 +109,11 @@ PREPARED = {
         shapes(MANY),
         500,
         process={
-            "timesteps": 50,
+            "timesteps": 30,
             "schedule": "linear",
             "schedule_options": {"rescale": False},
         },
+        options={"sample_count": 64},
     ),
     "dead_average": Prepared(
         ("dead_average",),

@@ -145,6 +145,11 @@ CASES: dict[str, tuple[str, list[Row], dict[str, Any]]] = {
         rows(lambda x: falling(x) * (9 if round(40 * x) % 9 == 0 else 1), scatter=0.0),
         {},
     ),
+    "weights jump about and learn nothing": (
+        "unstable",
+        rows(lambda x: 0.9, val_loss_model=lambda x: 0.9 + 0.2 * (round(20 * x) % 3)),
+        {},
+    ),
     "one channel off": ("colour_cast", rows(falling, sample_mean_2=lambda x: 0.6), {}),
     "one channel a little off": ("learning", rows(falling, sample_mean_2=lambda x: 0.44), {}),
     "one grid off": (

@@ -29,6 +29,11 @@ SPIKE = 3.0
 AROUND = 4
 """Logged losses on each side that a loss is compared with."""
 
+WANDER = 0.05
+"""Scatter of the held-out loss from one validation to the next, as a share of it, from which on
+weights that have learned nothing jump about; where the rate is right it is about 0.01.
+"""
+
 LAG = 0.5
 """An average that stands where the weights stood this share of the run ago is dead."""
 
@@ -163,8 +168,8 @@ def unstable(r: Readings) -> Finding | None:
         return Finding("unstable", int(r.rows[-1]["step"]) if r.rows else None, (_diverged(r),))
     points = r.curve("loss")
     spikes = [step for step, _ in _spikes(points[len(points) // 10 :])]
-    worse = _ends_high(points)
-    if len(spikes) < IN_A_ROW and worse is None:
+    worse, wander = _ends_high(points), _wanders(r)
+    if len(spikes) < IN_A_ROW and worse is None and wander is None:
         return None
     seen = [Evidence("spikes", len(spikes), reference=SPIKE, step=int(spikes[0]))] if spikes else []
     since = int(spikes[0]) if spikes else None
@@ -172,10 +177,24 @@ def unstable(r: Readings) -> Finding | None:
         lowest, now = worse
         seen.append(Evidence("loss_back", now[1], reference=lowest[1], step=int(lowest[0])))
         since = int(lowest[0]) if since is None else min(since, int(lowest[0]))
+    seen += [] if wander is None else [wander]
     rate = r.last("learning_rate")
     if rate is not None:
         seen.append(Evidence("learning_rate", rate))
     return Finding("unstable", since, tuple(seen))
+
+
+def _wanders(r: Readings) -> Evidence | None:
+    """Say how far the weights jump where they have learned nothing: the scatter of their held-out
+    loss, whose images and noise are always the same.
+    """
+    points = r.curve("val_loss_model") or r.curve("val_loss")
+    late = points[len(points) // 2 :]
+    scatter = curve_noise(late)
+    if scatter is None or noise(r) is None:
+        return None
+    share = scatter / median(value for _, value in late)
+    return Evidence("wander", share, reference=WANDER) if share > WANDER else None
 
 
 def _diverged(r: Readings) -> Evidence:

@@ -125,7 +125,7 @@ def next_steps(records: RunRecords, verdict: Verdict) -> tuple[Proposal, ...]:
     s = _Stand(records, verdict)
     if records.status.word == "running":
         left = s.minutes(s.max_steps - s.step)
-        return (Proposal("see how it goes on", f"ddpm status {shlex.quote(str(s.run))}", left),)
+        return (Proposal("see how it goes on", f"ddpm watch {shlex.quote(str(s.run))}", left),)
     kinds = [verdict.kind, *(found.kind for found in verdict.also)]
     ways = [one for kind in kinds for one in CURES.get(kind, _nothing)(s)]
     if s.trains_by_command and s.step < s.max_steps and verdict.kind in RESUMABLE:

@@ -173,6 +173,10 @@ TEMPLATES: dict[str, Callable[[Evidence], str]] = {
         f"The training loss jumped to more than {figure(e.reference)} times that around it"
         f" {int(e.value):,} {'time' if e.value == 1 else 'times'}, first{_at(e)}."
     ),
+    "wander": lambda e: (
+        f"The held-out loss of the weights scatters by {percent(e.value)} from one validation to"
+        " the next, with the same images and noise."
+    ),
     "loss_back": lambda e: (
         f"The training loss was {figure(e.reference)}{_at(e)} and ends at {figure(e.value)}."
     ),

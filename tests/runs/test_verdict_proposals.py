@@ -1,0 +1,132 @@
+"""Proposals of a verdict: every command is valid where the user stands, and its minutes follow from
+the run's speed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from command_line import TINY
+from ddpm_lib.cli import main
+from ddpm_lib.cli.evaluate import EvaluateCommand
+from ddpm_lib.cli.options import parse
+from ddpm_lib.cli.sample import SampleCommand
+from ddpm_lib.cli.train import resolve
+from ddpm_lib.cli.watch import WatchCommand
+from ddpm_lib.runs.records import RunRecords, read_records
+from ddpm_lib.runs.run_status import RunStatus
+from ddpm_lib.runs.verdict import KINDS, Finding, Proposal, Verdict, next_steps
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
+    """A run of the command, with an empty space in its name."""
+    run = tmp_path_factory.mktemp("of verdicts") / "my run"
+    assert main(["train", "shapes", *TINY, "--output-dir", str(run)]) == 0
+    return read_records(run)
+
+
+def standing(records: RunRecords, word: str, step: int = 4) -> RunRecords:
+    return dataclasses.replace(records, status=RunStatus(word, step, 4))
+
+
+def proposals(records: RunRecords, kind: str, also: str = "classes_unused") -> tuple[Proposal, ...]:
+    others = () if also == kind else (Finding(also),)
+    return next_steps(records, Verdict(kind, 2, (), others))
+
+
+def all_proposals(records: RunRecords) -> dict[str, Proposal]:
+    """Every proposal that can come of a run, by its command."""
+    stands = [("finished", 4), ("stopped", 2), ("killed", 2), ("failed", 2), ("running", 2)]
+    return {
+        one.command: one
+        for word, step in stands
+        for kind in KINDS
+        for one in proposals(standing(records, word, step), kind)
+    }
+
+
+def test_every_command_is_valid(trained: RunRecords) -> None:
+    found = all_proposals(trained)
+    assert len(found) > 15
+    kinds = {"sample": SampleCommand, "evaluate": EvaluateCommand, "watch": WatchCommand}
+    for command in found:
+        program, name, *arguments = shlex.split(command)
+        assert program == "ddpm"
+        if name == "train":
+            assert resolve(arguments).data == "shapes", command
+        else:
+            usual = kinds[name](run=tyro.MISSING)
+            parsed = parse(kinds[name], arguments, usual, f"ddpm {name}", "")
+            assert Path(parsed.run) == trained.run, command
+
+
+@pytest.mark.slow
+def test_every_command_does_what_it_says(trained: RunRecords, tmp_path: Path) -> None:
+    """Long trainings are cut to twenty steps; all else runs as it stands."""
+    for command in all_proposals(trained):
+        words = [sys.executable, "-m", "ddpm_lib", *shlex.split(command)[1:]]
+        for name in ("--max-steps", "--num-steps"):
+            if name in words and int(words[words.index(name) + 1]) > 20:
+                words[words.index(name) + 1] = "20"
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_is_always_something_to_do(trained: RunRecords, kind: str) -> None:
+    for word in ("finished", "stopped", "running"):
+        found = proposals(standing(trained, word), kind)
+        assert found
+        assert len({one.command for one in found}) == len(found)
+        assert all(one.why and one.command.startswith("ddpm ") for one in found)
+
+
+def test_a_run_that_was_stopped_goes_on_first(trained: RunRecords) -> None:
+    first = proposals(standing(trained, "stopped", 2), "learning")[0]
+    assert first.command.endswith("--max-steps 4")
+    assert "--max-steps 8" in proposals(standing(trained, "finished"), "learning")[0].command
+    for kind in ("unstable", "overfitting", "wrong_range"):
+        found = proposals(standing(trained, "stopped", 2), kind)
+        assert not any(one.why == "go on to the end" for one in found)
+
+
+def test_minutes_follow_from_the_speed_of_the_run(trained: RunRecords) -> None:
+    rows = tuple({"step": k, "images": 8 * k, "images_per_second": 4.0} for k in (10, 20, 30))
+    records = dataclasses.replace(trained, rows=rows, status=RunStatus("finished", 30, 30))
+    longer = next_steps(records, Verdict("learning", None, ()))[0]
+    assert longer.minutes == pytest.approx(30 * 8 / 4 / 60)
+    unknown = dataclasses.replace(records, rows=())
+    assert next_steps(unknown, Verdict("learning", None, ()))[0].minutes is None
+
+
+@pytest.mark.parametrize("lacks", ["checkpoints", "data", "network", "everything"])
+def test_nothing_is_proposed_that_cannot_work(
+    trained: RunRecords, lacks: str, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "checkpoints": {"run": tmp_path},
+        "data": {"about": {"data": {"images": 100, "named": False}}},
+        "network": {"config": {**trained.config, "model": {"class": "Mine"}}},
+        "everything": {"run": tmp_path, "about": {}, "config": {}},
+    }
+    records = dataclasses.replace(trained, **changes[lacks])
+    for kind in KINDS:
+        names = {one.command.split()[1] for one in proposals(standing(records, "finished"), kind)}
+        if lacks in ("checkpoints", "everything"):
+            assert not {"sample", "evaluate"} & names
+        if lacks != "checkpoints":
+            assert "train" not in names
+
+
+def test_a_free_name_is_proposed(trained: RunRecords) -> None:
+    first = proposals(standing(trained, "finished"), "unstable")[0]
+    assert shlex.quote(f"{trained.run}-2") in first.command
