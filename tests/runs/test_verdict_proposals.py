@@ -30,7 +30,7 @@ from ddpm_lib.runs.verdict import KINDS, Finding, Proposal, Verdict, next_steps
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
     """A run of the command, with an empty space in its name."""
     run = tmp_path_factory.mktemp("of verdicts") / "my run"
-    assert main(["train", "shapes", *TINY, "--output-dir", str(run)]) == 0
+    assert main(["train", "shapes", *TINY, "--no-report", "--output-dir", str(run)]) == 0
     return read_records(run)
 
 
