@@ -89,9 +89,9 @@ PREPARED = {
     ),
     "copying": Prepared(
         ("copying",),
-        "16 pictures, learned by heart",
-        shapes(16),
-        500,
+        "24 pictures, learned by heart",
+        shapes(24),
+        700,
         model={"dim": 64},
         options={"batch_size": 16},
     ),

@@ -30,8 +30,9 @@ AROUND = 4
 """Logged losses on each side that a loss is compared with."""
 
 WANDER = 0.05
-"""Scatter of the held-out loss from one validation to the next, as a share of it, from which on
-weights that have learned nothing jump about; where the rate is right it is about 0.01.
+"""Scatter of the weights' held-out loss, or its height above that of their average, as a share of
+it, from which on weights that have learned nothing jump about; where the rate is right the scatter
+is about 0.01, and the weights are no worse than their average.
 """
 
 LAG = 0.5
@@ -186,14 +187,17 @@ def unstable(r: Readings) -> Finding | None:
 
 def _wanders(r: Readings) -> Evidence | None:
     """Say how far the weights jump where they have learned nothing: the scatter of their held-out
-    loss, whose images and noise are always the same.
+    loss, whose images and noise are always the same, or by how much it is above that of their
+    average, which is better than weights that jump about it (Polyak & Juditsky 1992).
     """
-    points = r.curve("val_loss_model") or r.curve("val_loss")
-    late = points[len(points) // 2 :]
+    rows = r.rows_with("val_loss", "val_loss_model")
+    late = [(row["step"], row["val_loss_model"]) for row in rows[len(rows) // 2 :]]
     scatter = curve_noise(late)
     if scatter is None or noise(r) is None:
         return None
-    share = scatter / median(value for _, value in late)
+    averages = [row["val_loss"] for row in rows[len(rows) // 2 :]]
+    above = median(value - average for (_, value), average in zip(late, averages))
+    share = max(scatter, above) / median(averages)
     return Evidence("wander", share, reference=WANDER) if share > WANDER else None
 
 

@@ -174,8 +174,8 @@ TEMPLATES: dict[str, Callable[[Evidence], str]] = {
         f" {int(e.value):,} {'time' if e.value == 1 else 'times'}, first{_at(e)}."
     ),
     "wander": lambda e: (
-        f"The held-out loss of the weights scatters by {percent(e.value)} from one validation to"
-        " the next, with the same images and noise."
+        f"The held-out loss of the weights jumps about, or lies above that of their average, by"
+        f" {percent(e.value)}, with the same images and noise each time."
     ),
     "loss_back": lambda e: (
         f"The training loss was {figure(e.reference)}{_at(e)} and ends at {figure(e.value)}."
