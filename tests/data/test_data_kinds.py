@@ -343,7 +343,8 @@ def test_what_is_there_is_not_asked_of_the_hub(tmp_path, monkeypatch, made):
 
 
 @pytest.mark.parametrize(
-    "address", ["http://host/a.zip", "s3://bucket/a", "file:///tmp", "zip://a.png::b.zip"]
+    "address",
+    ["http://host/a.zip", "s3://bucket/a", "file:///nowhere/at/all", "zip://a.png::b.zip"],
 )
 def test_addresses_are_no_paths(address):
     with pytest.raises(FileNotFoundError, match="is an address"):

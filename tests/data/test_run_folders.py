@@ -54,6 +54,7 @@ def test_a_run_is_no_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     for words in (
         ("train", run, "--image-size", 8),
         ("train", run, "--image-size", 8, "--dry-run"),
+        ("estimate", run, "--image-size", 8),
         ("evaluate", run, "--data", run),
     ):
         assert wanted in error_of(capsys, *words)
