@@ -659,6 +659,8 @@ GIVEN: dict[str, Any] = {
     "spacing": "karras",
     "eta": 0.5,
     "guidance_scale": 2.0,
+    "guide_by": "2",
+    "guide_scale": 3.0,
     "references": False,
 }
 
@@ -671,13 +673,15 @@ def test_options_that_no_chosen_metric_uses_are_refused(
     assert set(GIVEN) == set(USED_BY)
     for name, value in GIVEN.items():
         for metric in METRICS:
-            chosen = EvaluationOptions(metrics=metric, **{name: value})
+            needed = {"guide_by": "2"} if name == "guide_scale" else {}
+            chosen = EvaluationOptions(metrics=metric, **{name: value, **needed})
             if metric in USED_BY[name]:
                 check_used(chosen)
                 continue
+            named = next(iter(needed), name)
             with pytest.raises(
                 ConfigError,
-                match=rf'{name} \(--.*no effect on metrics="{metric}": it is for .*Leave',
+                match=rf'{named} \(--.*no effect on metrics="{metric}": it is for .*Leave',
             ):
                 check_used(chosen)
     with pytest.raises(ConfigError, match="it is for flow_nll"):
@@ -722,7 +726,7 @@ def test_options_without_effect_by_default_are_said(run: Path, tmp_path: Path) -
         "tolerance had no effect: it is for flow_nll (metrics='flow_nll', --metrics flow_nll)."
     ]
     x = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
-    for name in ("sampler", "sample_steps", "eta", "guidance_scale"):
+    for name in ("sampler", "sample_steps", "eta", "guidance_scale", "guide_by"):
         with pytest.raises(ConfigError, match=rf"{name} \(--.* is for a run, which draws them"):
             evaluate(x, x[::-1].copy(), **{name: GIVEN[name]}, **QUIET)
     pictures = evaluate(x, x[::-1].copy(), num_levels=3, **QUIET)

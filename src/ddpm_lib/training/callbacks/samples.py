@@ -77,7 +77,7 @@ class SampleGrid(Callback):
         """Compare samples with training images; on the main process."""
         from ddpm_lib.metrics.sample_facts import TrainingLooks, sample_facts
 
-        data = trainer.dataset
+        data = trainer.dataset.steady()  # looking is no reading that random transforms count
         if self._looks is None:
             n = min(LOOKED_AT if data.in_memory else LOOKED_AT_STREAMED, len(data))
             rows = evenly(n, len(data)).tolist()

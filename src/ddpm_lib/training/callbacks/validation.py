@@ -60,7 +60,7 @@ class Validation(Callback):
             return
         n = min(self.max_images, len(trainer.held_out))
         held_out = self.losses(trainer, trainer.held_out, n)
-        train = self.losses(trainer, trainer.dataset, min(n, len(trainer.dataset)))
+        train = self.losses(trainer, trainer.dataset.steady(), min(n, len(trainer.dataset)))
         error, gap_error = standard_errors(held_out, train, trainer.diffusion.timesteps)
         val, fixed = float(held_out.mean()), float(train.mean())
         trainer.log(
@@ -182,7 +182,7 @@ class Validation(Callback):
         of the two sets, measured once.
         """
         assert trainer.held_out is not None
-        data, process = trainer.dataset, trainer.diffusion
+        data, process = trainer.dataset.steady(), trainer.diffusion
         known = evenly(min(SPECTRUM_IMAGES, len(data)), len(data))
         denoiser = LinearDenoiser.of(data.batch(known.tolist())["image"])
 
