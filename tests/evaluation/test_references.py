@@ -4,6 +4,7 @@ the place of the samples.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet, evaluate
-from ddpm_lib.evaluation import METRICS, Score
+from ddpm_lib.evaluation import METRICS, EvaluationOptions, Score
 from ddpm_lib.evaluation.engine import Engine
+from ddpm_lib.evaluation.evaluate_keywords import EvaluateKeywords
 from ddpm_lib.evaluation.evaluation_result import score_lines
 from ddpm_lib.evaluation.remarks import judge_scores
 
@@ -154,3 +156,8 @@ def test_no_number_without_unit_error_and_reference(tmp_path: Path) -> None:
         twin = score.name.startswith(("loss_train", "nll_train", "nll_heldout"))  # by each other
         assert rows or zero or twin, score.name
     assert len(score_lines(found)) == len(found) + 1
+
+
+def test_keywords_that_type_checkers_see_are_the_options() -> None:
+    fields = [field.name for field in dataclasses.fields(EvaluationOptions)]
+    assert list(EvaluateKeywords.__annotations__) == fields

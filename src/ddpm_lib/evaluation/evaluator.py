@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import unknown_options
 from ddpm_lib.evaluation.defaults import choose_metrics
 from ddpm_lib.evaluation.engine import Engine
+from ddpm_lib.evaluation.evaluate_keywords import EvaluateKeywords
 from ddpm_lib.evaluation.evaluation_options import AUTO, EvaluationOptions, check_used
 from ddpm_lib.evaluation.evaluation_result import Evaluation
 from ddpm_lib.evaluation.feature_plan import open_feature_store, plan_features
@@ -51,7 +52,7 @@ TRIAL = (
 )
 
 
-def evaluate(run: Any, dataset: Any = None, **options: Any) -> Evaluation:
+def evaluate(run: Any, dataset: Any = None, **options: Unpack[EvaluateKeywords]) -> Evaluation:
     """Score a trained run, or a set of images; under torchrun all processes call it and get the
     same result.
 
@@ -71,7 +72,7 @@ def evaluate(run: Any, dataset: Any = None, **options: Any) -> Evaluation:
         >>> evaluate("runs/mine", metrics="nll", num=100, num_levels=20)["nll"]  # doctest: +SKIP
         3.91
     """
-    chosen = _options(dataset, options)
+    chosen = _options(dataset, dict(options))
     if chosen.checkpoint == "all":
         raise ConfigError("checkpoint='all' gives several results: call evaluate_checkpoints.")
     return _evaluate(run, chosen, dataset)
