@@ -117,6 +117,7 @@ def test_the_three_names_load_nothing_that_few_runs_need() -> None:
         "runs.loading",
         "runs.pretrained_model",
         "runs.synthesis",
+        "runs.verdict",
         "training.auto_batch",
         "training.callbacks.best",
         "training.callbacks.live",

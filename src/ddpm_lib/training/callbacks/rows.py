@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ddpm_lib.core.progress import bar, bar_style, duration
-from ddpm_lib.runs.records import read_rows
-from ddpm_lib.runs.verdict.notes import row_notes
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 COLUMNS = {
@@ -48,6 +46,8 @@ class TrainingRows(Callback):
         """Start the clock; the header comes with the next row, whose note knows the validations
         before this start.
         """
+        from ddpm_lib.runs.records import read_rows
+
         self._said = 0
         rows = read_rows(trainer.output_dir) if trainer.is_main else ()
         self._validations = [
@@ -87,6 +87,8 @@ class TrainingRows(Callback):
         if loss is None and trainer.last is not None:  # nothing is averaged yet: the last step's
             loss = float(trainer.last.losses.mean())
         if trainer.logged("val_loss") is not None:
+            from ddpm_lib.runs.verdict.notes import row_notes
+
             told = ("val_loss", "sample_copies_p")
             row = {name: trainer.logged(name) for name in told}
             self._validations.append({"step": trainer.step, **row})
