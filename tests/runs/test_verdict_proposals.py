@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,7 @@ def test_every_command_is_valid(trained: RunRecords) -> None:
 @pytest.mark.slow
 def test_every_command_does_what_it_says(trained: RunRecords, tmp_path: Path) -> None:
     """Long trainings are cut to twenty steps; all else runs as it stands."""
+    other = trained.run.with_name(f"{trained.run.name}-2")  # which is proposed each time
     for command in all_proposals(trained):
         words = [sys.executable, "-m", "ddpm_lib", *shlex.split(command)[1:]]
         for name in ("--max-steps", "--num-steps"):
@@ -79,6 +81,7 @@ def test_every_command_does_what_it_says(trained: RunRecords, tmp_path: Path) ->
                 words[words.index(name) + 1] = "20"
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+        shutil.rmtree(other, ignore_errors=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
