@@ -55,8 +55,10 @@ def progress(r: Readings) -> Finding | None:
     if end is None:
         return None
     rate, name = r.rate_at_end(), r.judged
-    half = (end.high - end.low) / 2 * (end.last - end.first) / end.level if end.level else 0.0
-    seen = [Evidence("fall", -end.change, error=half / 1.96, step=int(end.first), text=name)]
+    # The side of the interval that decides whether it moves at all; the other may be far longer.
+    side = end.high - end.slope if end.slope < 0 else end.slope - end.low
+    error = side / 1.96 * (end.last - end.first) / end.level if end.level else 0.0
+    seen = [Evidence("fall", -end.change, error=error, step=int(end.first), text=name)]
     if rate is not None:
         seen.append(Evidence("rate", rate))
     if end.falls and -end.change >= LEAST_FALL:
