@@ -523,7 +523,9 @@ def test_prepare_and_train_on_what_it_made(
     )
     said = error_of(capsys, "prepare", "cifar", photos, out)
     assert "Unknown dataset 'cifar'. Did you mean 'cifar10'? Choices: sysu, mnist" in said
-    assert "--src, --out: for sysu alone" in error_of(capsys, "prepare", "mnist", photos, out)
+    line = error_of(capsys, "prepare", "mnist", photos, out)
+    assert "mnist is not written anew" in line
+    assert f"ddpm prepare mnist --data-root {out}" in line
     assert "sysu takes two folders" in error_of(capsys, "prepare", "sysu", photos)
 
 

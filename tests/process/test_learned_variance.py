@@ -238,19 +238,10 @@ def test_with_the_unet() -> None:
 
 
 def test_the_command_line_doubles_the_output_channels() -> None:
-    from ddpm_lib.cli.run_settings import RunConfig
-    from ddpm_lib.cli.train import build, resolve
+    from ddpm_lib.cli.train import build, resolve, settings_of
 
     command = resolve(["shapes", "--preset", "tiny", "--diffusion.variance", "learned_range"])
-    diffusion, _ = build(
-        RunConfig(
-            **{
-                k: v
-                for k, v in vars(command).items()
-                if k not in ("config", "print_config", "dry_run")
-            }
-        )
-    )
+    diffusion, _ = build(settings_of(command))
     assert diffusion.model.out_channels == 6
     assert diffusion.config["loss"] == "hybrid"
 

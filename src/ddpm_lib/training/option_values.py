@@ -31,6 +31,19 @@ def is_described(data: Any) -> bool:
     return isinstance(data, str) and data.startswith("<") and data.endswith(", given in Python>")
 
 
+def refuse_described(data: Any) -> None:
+    """Refuse what `describe_object` wrote in the place of data.
+
+    Raises:
+        ConfigError: Saying that the object is needed again.
+    """
+    if is_described(data):
+        raise ConfigError(
+            f"{data} was an object of Python, which a file cannot hold. Pass it again, or name a"
+            " path instead."
+        )
+
+
 def wanted_kind(resume: str) -> str:
     """Return what `resume` is: "auto", "never", "step" or "checkpoint".
 

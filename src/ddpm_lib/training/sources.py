@@ -17,7 +17,7 @@ from ddpm_lib.core.validation import is_path
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.augmentation import AUGMENT_DIM
 from ddpm_lib.training.config import TrainingConfig
-from ddpm_lib.training.option_values import is_described
+from ddpm_lib.training.option_values import refuse_described
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -116,6 +116,7 @@ def open_training_data(
     from ddpm_lib.data.missing_paths import look_for
     from ddpm_lib.data.torchvision_sets import validation_split
 
+    refuse_described(config.val_data)
     if config.val_data is not None and is_path(config.val_data):
         look_for(os.fspath(config.val_data))  # before the training images are decoded
     train = _open(data, _for_training(data, config), diffusion, config.split, log, transform)
@@ -238,11 +239,7 @@ def _open(
     from ddpm_lib.data.fits import check_fits
     from ddpm_lib.data.tensors import collect
 
-    if is_described(data):
-        raise ConfigError(
-            f"{data} was an object of Python, which a file cannot hold. Pass it again, or name a"
-            " path instead."
-        )
+    refuse_described(data)
     if transform is not None and (len(diffusion.image_size) != 2 or isinstance(data, ImageDataset)):
         raise ConfigError(
             "transform is for pictures and arrays of images that are opened here: give it to"
