@@ -63,7 +63,7 @@ class RunReport(Callback):
 
     def __init__(self, grids: SampleGrid | None) -> None:
         self._grids, self._run = grids, Path()
-        self._page, self._search, self._picture = Budget(0.004), Budget(0.003), Budget(0.003, 2.0)
+        self._page, self._search, self._picture = Budget(0.003), Budget(0.002), Budget(0.002, 2.0)
         self._nearest: NearestImages | None = None
         self._due = self._open = False
 
