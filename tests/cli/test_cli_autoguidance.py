@@ -74,7 +74,7 @@ def test_edit_and_inpaint_take_it_too(run: Path, tmp_path: Path) -> None:
 
 def test_evaluate_scores_guided_samples_and_says_so(run: Path) -> None:
     options = {"metrics": "pr", "features": "random64", "num": 12, "sample_steps": 3}
-    options |= {"reference": "train", "device": "cpu", "progress": False}
+    options |= {"reference": "train", "references": False, "device": "cpu", "progress": False}
     plain, guided, one = (
         evaluate(run, **options, **more)
         for more in ({}, {"guide_by": "2", "guide_scale": 5.0}, {"guide_by": "2", "guide_scale": 1})
@@ -86,6 +86,7 @@ def test_evaluate_scores_guided_samples_and_says_so(run: Path) -> None:
     assert plain.to_dict()["scores"] == one.to_dict()["scores"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

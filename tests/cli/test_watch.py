@@ -162,7 +162,7 @@ class Terminal:
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
-    def wait_for(self, text: str, seconds: float = 30) -> str:
+    def wait_for(self, text: str, seconds: float = 120) -> str:
         """Read on until a text comes; return what came up to then."""
         deadline = time.monotonic() + seconds
         while text not in self.said:
@@ -173,7 +173,7 @@ class Terminal:
         return before + text
 
     def end(self) -> tuple[int, str]:
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         while select.select([self.master], [], [], 0.1)[0] and self._read():
             pass
         os.close(self.master)

@@ -99,6 +99,7 @@ def test_the_interval_holds_for_the_partner() -> None:
     assert all(0.3 < (t + 1) / 20 <= 0.6 for t in times)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "partner",
     [
