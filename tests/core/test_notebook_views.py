@@ -188,7 +188,12 @@ def folder_of_pictures(folder: Path, n: int = 40) -> Path:
 def test_a_streamed_set_decodes_a_few_pictures_and_draws_nothing_random(tmp_path: Path) -> None:
     data = open_dataset(folder_of_pictures(tmp_path / "p"), image_size=8, cache="none")
     real, asked = data._store.get, list[int]()
-    data._store.get = lambda rows, draws=None: (asked.extend(rows.tolist()), real(rows, draws))[1]  # type: ignore[method-assign]
+
+    def get(rows: Any, draws: Any = None) -> Any:
+        asked.extend(rows.tolist())
+        return real(rows, draws)
+
+    data._store.get = get  # type: ignore[method-assign]
     before = data._reading
     text = look(data._repr_html_())
     assert len(asked) == STREAMED

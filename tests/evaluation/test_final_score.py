@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from torch import Tensor
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet, evaluate
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.tensor_files import load_tensors
-from ddpm_lib.evaluation import FinalScore
+from ddpm_lib.evaluation import FinalScore, final_score
 from ddpm_lib.evaluation.comparison import compare
 from ddpm_lib.evaluation.final_score import MOST_SECONDS, SHARE
 from ddpm_lib.training import Callback
@@ -34,7 +34,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def rich(monkeypatch: pytest.MonkeyPatch) -> None:
     """All the time in the world."""
-    monkeypatch.setattr(FinalScore, "_affordable", lambda self, *_: (self.samples, math.inf))
+    monkeypatch.setattr(final_score, "affordable", lambda most, *_: (most, math.inf))
 
 
 def train(
@@ -99,14 +99,16 @@ def test_its_samples_are_those_of_the_seed_whatever_the_parts(
 ) -> None:
     seen: list[Tensor] = []
     drawn: list[Tensor] = []
-    score = FinalScore._score
+    draw = final_score.draw_samples
 
-    def watched(self: FinalScore, trainer: TrainingView, samples: Tensor, began: float) -> Any:
-        seen.append(samples)
-        drawn.append(trainer.sample(22, num_steps=2, seed=0, progress=False))
-        return score(self, trainer, samples, began)
+    def watched(run: Any, planned: Any, began: float, sample: Any, ranks: Any) -> Tensor | None:
+        found = draw(run, planned, began, sample, ranks)
+        assert found is not None
+        seen.append(found)
+        drawn.append(sample(22, num_steps=2, seed=0, progress=False))
+        return found
 
-    monkeypatch.setattr(FinalScore, "_score", watched)
+    monkeypatch.setattr(final_score, "draw_samples", watched)
     network = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, mid_attention="none", num_classes=6)
     train(tmp_path, FinalScore(22), network=network)
     assert torch.allclose(seen[0], drawn[0].cpu(), atol=1e-5)
@@ -177,42 +179,31 @@ def test_it_is_left_out_where_it_makes_no_sense(case: str, tmp_path: Path) -> No
         assert evaluations(tmp_path) == []
 
 
-class View:
-    """What `FinalScore` reads to see how much time there is."""
-
-    def __init__(
-        self, taken: float, images: int, hours: float | None = None, **metrics: Any
-    ) -> None:
-        self.taken, self.images_seen, self.metrics = taken, images, metrics
-        config = {"max_hours": hours, "sample_steps": 30, "sample_guidance_scale": 2.0}
-        self.config = type("Config", (), config)
-        self.diffusion = type("Process", (), {"timesteps": 1000})
-
-
-def affordable(view: View, samples: int = 64) -> tuple[int, float]:
-    final = FinalScore(samples)
-    final._began = (100.0, 0)
-    n, until = final._affordable(view, 100.0 + view.taken)  # type: ignore[arg-type]
-    return n, until - 100.0 - view.taken
+def affordable(
+    taken: float, images: int, hours: float | None = None, whole: float = 0.0
+) -> tuple[int, float]:
+    """The number of 64 samples that there is time for, and the seconds."""
+    config = {"max_hours": hours, "sample_steps": 30, "sample_guidance_scale": 2.0}
+    run = SimpleNamespace(config=SimpleNamespace(**config), sample_steps=30)
+    return final_score.affordable(64, run, taken, images, max(taken, whole))  # type: ignore[arg-type]
 
 
 def test_time_is_bounded() -> None:
     """A sample costs 30 steps of two forward passes: 20 training images."""
-    assert affordable(View(120.0, 28_800)) == (64, pytest.approx(SHARE * 120))
-    assert affordable(View(120.0, 8_000)) == (20, pytest.approx(SHARE * 120))
-    assert affordable(View(120.0, 4_000))[0] == 10  # too few: none is drawn
-    assert affordable(View(36_000.0, 10**6))[1] == pytest.approx(MOST_SECONDS)
-    n, _ = affordable(View(36_000.0, 9_000))  # 4 s an image: 80 s a sample
+    assert affordable(120.0, 28_800) == (64, pytest.approx(SHARE * 120))
+    assert affordable(120.0, 8_000) == (20, pytest.approx(SHARE * 120))
+    assert affordable(120.0, 4_000)[0] == 10  # too few: none is drawn
+    assert affordable(36_000.0, 10**6)[1] == pytest.approx(MOST_SECONDS)
+    n, _ = affordable(36_000.0, 9_000)  # 4 s an image: 80 s a sample
     assert n == 0
-    assert affordable(View(10.0, 1_000, seconds=1000.0))[1] == pytest.approx(50.0)  # gone on with
-    assert affordable(View(3590.0, 10**6, hours=1.0))[0] == 0  # the limit is near
-    assert affordable(View(1800.0, 10**6, hours=1.0))[0] == 64
-    assert affordable(View(10.0, 0))[0] == 0
+    assert affordable(10.0, 1_000, whole=1000.0)[1] == pytest.approx(50.0)  # gone on with
+    assert affordable(3590.0, 10**6, hours=1.0)[0] == 0  # the limit is near
+    assert affordable(1800.0, 10**6, hours=1.0)[0] == 64
+    assert affordable(10.0, 0)[0] == 0
 
 
 def test_parts_end_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    over = time.monotonic() - 1.0
-    monkeypatch.setattr(FinalScore, "_affordable", lambda self, *_: (self.samples, over))
+    monkeypatch.setattr(final_score, "affordable", lambda most, *_: (most, -1.0))
     final = FinalScore(100)
     train(tmp_path, final)
     assert final.result is not None

@@ -167,7 +167,8 @@ def test_elsewhere_there_are_plain_rows(
     why: str,
 ) -> None:
     if why == "no notebook":
-        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))  # type: ignore[arg-type]
+        outside = types.SimpleNamespace(get_ipython=lambda: None)
+        monkeypatch.setitem(sys.modules, "IPython", outside)  # type: ignore[arg-type]
     if why == "another rank":
         view = LiveView()
         view.on_train_start(types.SimpleNamespace(is_main=False))  # type: ignore[arg-type]

@@ -73,6 +73,20 @@ def test_no_function_takes_the_trainer_but_callbacks() -> None:
     assert found == set()
 
 
+def test_callbacks_of_other_rooms_hand_on_values() -> None:
+    """Outside the room of callbacks only the hooks themselves see the run."""
+    found = [
+        f"{path.name}: {node.name}"
+        for path in CALLBACKS
+        if path.parent.name != "callbacks"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("on_")
+        for arg in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        if arg.annotation is not None and "TrainingView" in ast.unparse(arg.annotation)
+    ]
+    assert not found, "take values instead"
+
+
 def test_nobody_writes_a_private_attribute_of_another() -> None:
     """In the rooms of training: roll-back and batch_size="auto" rewind and overwrite nothing."""
     for path in (SOURCE / "training").rglob("*.py"):

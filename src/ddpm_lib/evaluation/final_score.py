@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,8 +32,14 @@ from ddpm_lib.evaluation.tasks import SampleTask
 from ddpm_lib.runs.checkpoint import recorded_sha256
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runtime.devices import joined_state
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
+from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.sampling import default_condition
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 SHARE = 0.05
 """At most so much of the time of the training goes into drawing the samples."""
@@ -77,124 +86,187 @@ class FinalScore(Callback):
 
     def on_train_end(self, trainer: TrainingView) -> None:
         """Score, where the last step is done and there is time."""
-        diffusion = trainer.diffusion
-        enlarges = low_res_conditioner(diffusion) is not None
-        few = len(trainer.dataset) < FEWEST
-        if trainer.step < trainer.config.max_steps or not is_pictures(diffusion) or enlarges or few:
+        run = TrainedRun(
+            config=trainer.config,
+            folder=trainer.output_dir,
+            step=trainer.step,
+            diffusion=trainer.diffusion,
+            data=trainer.dataset,
+            held_out=trainer.held_out,
+            averaged=trainer.averaged_network() is not trainer.diffusion.model,
+        )
+        if run.step < run.config.max_steps or not run.can_be_scored:
             return
-        began = time.monotonic()
-        samples = self._draw(trainer, began)
+        began, (since, images) = time.monotonic(), self._began
+        taken, seen = began - since, trainer.images_seen - images
+        whole = max(taken, float(trainer.metrics.get("seconds") or 0.0))
+        planned = trainer.ranks.from_main(affordable(self.samples, run, taken, seen, whole))
+        samples = draw_samples(run, planned, began, trainer.sample, trainer.ranks)
         if samples is None:
             return
-        self.result = self._score(trainer, samples, began)
+        self.result = score(run, samples, began)
         if trainer.is_main:
             with trainer.tolerate_write_errors("the final score"):
                 self.result.save()
 
-    def _affordable(self, trainer: TrainingView, began: float) -> tuple[int, float]:
-        """Return how many samples may be drawn, and until when on the clock of `time.monotonic`."""
-        since, images = self._began
-        taken, seen = began - since, trainer.images_seen - images
-        whole = max(taken, float(trainer.metrics.get("seconds") or 0.0))
-        budget, hours = min(SHARE * whole, MOST_SECONDS), trainer.config.max_hours
-        if not seen or (hours is not None and taken + 2 * budget > 3600 * hours):
-            return 0, began
-        # A forward pass is a third of what a training image costs; guidance takes two.
-        guided = 2 if trainer.config.sample_guidance_scale != 1 else 1
-        steps = min(trainer.config.sample_steps, trainer.diffusion.timesteps)
-        each = taken / seen / 3 * steps * guided
-        return min(self.samples, int(budget / max(each, 1e-9))), began + budget
 
-    def _draw(self, trainer: TrainingView, began: float) -> Tensor | None:
-        """Draw samples with the averaged weights, as grids are, or None where there is no time."""
-        n, until = trainer.ranks.from_main(self._affordable(trainer, began))
-        config, found, drawn = trainer.config, [], 0
-        labels = default_condition(trainer.diffusion, n) or {}
-        while n >= FEWEST and drawn < n:
-            here = slice(drawn, min(n, drawn + -(-n // PARTS)))
-            found.append(
-                trainer.sample(
-                    here.stop - drawn,
-                    cond={name: value[here] for name, value in labels.items()} or None,
-                    sampler=config.sample_sampler,
-                    num_steps=min(config.sample_steps, trainer.diffusion.timesteps),
-                    seed=config.sample_seed,
-                    first_index=drawn,
-                    guidance_scale=config.sample_guidance_scale,
-                    progress=False,
-                ).cpu()
-            )
-            drawn = here.stop
-            if trainer.ranks.from_main(time.monotonic() > until):
-                break
-        return torch.cat(found) if drawn >= FEWEST else None
+@dataclass(frozen=True)
+class TrainedRun:
+    """What is scored.
 
-    def _score(self, trainer: TrainingView, samples: Tensor, began: float) -> Evaluation:
-        config, run = trainer.config, trainer.output_dir
-        options = EvaluationOptions(
-            metrics="kid,pr,memorisation",
-            features="random64",
-            num=len(samples),
-            sampler=config.sample_sampler,
-            sample_steps=min(config.sample_steps, trainer.diffusion.timesteps),
-            guidance_scale=config.sample_guidance_scale,
-            seed=config.sample_seed,
-            progress=False,
+    Attributes:
+        config: The options of the training.
+        folder: The run directory.
+        step: The last step, whose checkpoint is written.
+        diffusion: The process.
+        data: The training images.
+        held_out: The held-out images, None where there are none.
+        averaged: Whether an average of the weights is kept, which then draws.
+    """
+
+    config: TrainingConfig
+    folder: Path
+    step: int
+    diffusion: GaussianDiffusion
+    data: ImageDataset
+    held_out: ImageDataset | None
+    averaged: bool
+
+    @property
+    def can_be_scored(self) -> bool:
+        """Whether it makes pictures of noise alone, and there are enough to compare them with."""
+        enlarges = low_res_conditioner(self.diffusion) is not None
+        return is_pictures(self.diffusion) and not enlarges and len(self.data) >= FEWEST
+
+    @property
+    def sample_steps(self) -> int:
+        """Sampling steps, as for its grids."""
+        return min(self.config.sample_steps, self.diffusion.timesteps)
+
+
+def affordable(
+    most: int, run: TrainedRun, taken: float, seen: int, whole: float
+) -> tuple[int, float]:
+    """Return how many samples may be drawn, and in how many seconds.
+
+    Args:
+        most: No more than so many.
+        run: The run.
+        taken: Seconds that this call of `train` took.
+        seen: Images that it trained on.
+        whole: Seconds of the whole run.
+    """
+    budget, hours = min(SHARE * whole, MOST_SECONDS), run.config.max_hours
+    if not seen or (hours is not None and taken + 2 * budget > 3600 * hours):
+        return 0, 0.0
+    # A forward pass is a third of what a training image costs; guidance takes two.
+    guided = 2 if run.config.sample_guidance_scale != 1 else 1
+    each = taken / seen / 3 * run.sample_steps * guided
+    return min(most, int(budget / max(each, 1e-9))), budget
+
+
+def draw_samples(
+    run: TrainedRun,
+    planned: tuple[int, float],
+    began: float,
+    sample: Callable[..., Tensor],
+    ranks: Processes,
+) -> Tensor | None:
+    """Draw samples (n, c, h, w) as grids are, on every rank, or None where there is no time.
+
+    Args:
+        run: The run.
+        planned: Of `affordable`, the same on every rank.
+        began: When the seconds began, on the clock of `time.monotonic`.
+        sample: Draws with the weights that are scored, as `Trainer.sample` does; a collective.
+        ranks: The processes of the run.
+    """
+    (n, seconds), config = planned, run.config
+    found, drawn = [], 0
+    labels = default_condition(run.diffusion, n) or {}
+    while n >= FEWEST and drawn < n:
+        here = slice(drawn, min(n, drawn + -(-n // PARTS)))
+        found.append(
+            sample(
+                here.stop - drawn,
+                cond={name: value[here] for name, value in labels.items()} or None,
+                sampler=config.sample_sampler,
+                num_steps=run.sample_steps,
+                seed=config.sample_seed,
+                first_index=drawn,
+                guidance_scale=config.sample_guidance_scale,
+                progress=False,
+            ).cpu()
         )
-        state = joined_state()
-        folder = run / "evaluations" / "unfinished"
-        engine = Engine(state, batch_size=options.batch_size, progress=False, folder=folder)
-        needs, _ = plan_features(options, engine)
-        store = FeatureStore(engine, _sets(trainer, samples))
-        store.prepare(need for wanted in needs.values() for need in wanted)
-        task = SampleTask(options, state, store)
-        scorers = bind_metrics(options.metric_names, None, task)
-        scores, left_out = run_metrics(scorers, store, automatic=True)
-        rows = reference_rows(task, options.metric_names)
-        judged = judge_scores(scores, store, options.feature_names, trainer.diffusion, rows)
-        engine.finish()
-        if state.is_main_process:
-            with contextlib.suppress(OSError):  # something else is kept there
-                folder.rmdir()
-        about = {
-            **describe_target(str(run), None, options, state),
-            **self._weights(trainer),
-            **describe_sets(store, None, options, needs),
-            "references": to_json(rows),
-            "skipped": {},
-            "seconds": round(time.monotonic() - began, 3),
-        }
-        about["notes"] = [*left_out, *about["notes"], *judged.notes, _first_look(trainer, samples)]
-        return Evaluation(tuple(judged.scores), about, run / "evaluations")
-
-    def _weights(self, trainer: TrainingView) -> dict[str, Any]:
-        """Say which weights drew, as evaluations of a run do."""
-        name = checkpoint_name(trainer.step)
-        averaged = trainer.averaged_network() is not trainer.diffusion.model
-        word = f"ema {trainer.config.ema_decay[0]}" if averaged else "model"
-        found = {
-            "run": str(trainer.output_dir),
-            "checkpoint": name,
-            "step": trainer.step,
-            "weights": word,
-        }
-        if trainer.is_main:
-            stem = "ema" if averaged else "model"
-            path = trainer.output_dir / "checkpoints" / name
-            found["weights_sha256"] = recorded_sha256(path, stem)
-        return found
+        drawn = here.stop
+        if ranks.from_main(time.monotonic() - began > seconds):
+            break
+    return torch.cat(found) if drawn >= FEWEST else None
 
 
-def _sets(trainer: TrainingView, samples: Tensor) -> dict[str, ImageSet]:
+def score(run: TrainedRun, samples: Tensor, began: float) -> Evaluation:
+    """Score samples (n, c, h, w) of a run, on every rank; `began` is when the work on it did."""
+    config = run.config
+    options = EvaluationOptions(
+        metrics="kid,pr,memorisation",
+        features="random64",
+        num=len(samples),
+        sampler=config.sample_sampler,
+        sample_steps=run.sample_steps,
+        guidance_scale=config.sample_guidance_scale,
+        seed=config.sample_seed,
+        progress=False,
+    )
+    state = joined_state()
+    folder = run.folder / "evaluations" / "unfinished"
+    engine = Engine(state, batch_size=options.batch_size, progress=False, folder=folder)
+    needs, _ = plan_features(options, engine)
+    store = FeatureStore(engine, _sets(run, samples))
+    store.prepare(need for wanted in needs.values() for need in wanted)
+    task = SampleTask(options, state, store)
+    scorers = bind_metrics(options.metric_names, None, task)
+    scores, left_out = run_metrics(scorers, store, automatic=True)
+    rows = reference_rows(task, options.metric_names)
+    judged = judge_scores(scores, store, options.feature_names, run.diffusion, rows)
+    engine.finish()
+    if state.is_main_process:
+        with contextlib.suppress(OSError):  # something else is kept there
+            folder.rmdir()
+    about = {
+        **describe_target(str(run.folder), None, options, state),
+        **_weights(run, state.is_main_process),
+        **describe_sets(store, None, options, needs),
+        "references": to_json(rows),
+        "skipped": {},
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    about["notes"] = [*left_out, *about["notes"], *judged.notes, _first_look(run, len(samples))]
+    return Evaluation(tuple(judged.scores), about, run.folder / "evaluations")
+
+
+def _weights(run: TrainedRun, is_main: bool) -> dict[str, Any]:
+    """Say which weights drew, as evaluations of a run do."""
+    name = checkpoint_name(run.step)
+    found = {
+        "run": str(run.folder),
+        "checkpoint": name,
+        "step": run.step,
+        "weights": f"ema {run.config.ema_decay[0]}" if run.averaged else "model",
+    }
+    if is_main:
+        stem = "ema" if run.averaged else "model"
+        found["weights_sha256"] = recorded_sha256(run.folder / "checkpoints" / name, stem)
+    return found
+
+
+def _sets(run: TrainedRun, samples: Tensor) -> dict[str, ImageSet]:
     """Return samples, training and held-out images as the metrics compare them; nothing of them is
     kept on disk.
     """
     pixels = as_pictures(samples)
-    digest = digest_of("final samples", str(trainer.output_dir), [trainer.step, len(pixels)])
-    shape = tuple(trainer.diffusion.image_size)
-    data, held_out = trainer.dataset, trainer.held_out
-    chosen = data.subset(evenly(min(COMPARED_WITH, len(data)), len(data)))
-    train = dataclasses.replace(dataset_images(chosen, "train"), cached=False)
+    digest = digest_of("final samples", str(run.folder), [run.step, len(pixels)])
+    shape = tuple(run.diffusion.image_size)
+    train = _few(run.data, "train")
     sets = {
         "samples": ImageSet(
             "samples", len(pixels), lambda rows: pixels[rows.start : rows.stop], digest, shape=shape
@@ -202,14 +274,19 @@ def _sets(trainer: TrainingView, samples: Tensor) -> dict[str, ImageSet]:
         "reference": train,
         "train": train,
     }
-    if held_out is not None:
-        few = held_out.subset(evenly(min(COMPARED_WITH, len(held_out)), len(held_out)))
-        sets["held_out"] = dataclasses.replace(dataset_images(few, "heldout"), cached=False)
+    if run.held_out is not None:
+        sets["held_out"] = _few(run.held_out, "heldout")
     return sets
 
 
-def _first_look(trainer: TrainingView, samples: Tensor) -> str:
+def _few(data: ImageDataset, name: str) -> ImageSet:
+    """Return images spread over a set, no more than are compared."""
+    chosen = data.subset(evenly(min(COMPARED_WITH, len(data)), len(data)))
+    return dataclasses.replace(dataset_images(chosen, name), cached=False)
+
+
+def _first_look(run: TrainedRun, n: int) -> str:
     return (
-        f"a first look at {len(samples):,} samples, made when training ended; ddpm evaluate"
-        f" {trainer.output_dir} takes more."
+        f"a first look at {n:,} samples, made when training ended; ddpm evaluate {run.folder} takes"
+        " more."
     )

@@ -300,4 +300,5 @@ class TrainingConfig:
 _OF_TRAINER = ("diffusion", "data", "callbacks", "transform")
 """Arguments of Trainer that are no options, for what a wrong name may have meant."""
 
-TrainingConfig.__doc__ = OptionDocs(TrainingConfig.__doc__, TrainingConfig)  # type: ignore[assignment]
+_DOCS = OptionDocs(TrainingConfig.__doc__, TrainingConfig)
+TrainingConfig.__doc__ = _DOCS  # type: ignore[assignment]
