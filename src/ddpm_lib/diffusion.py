@@ -44,6 +44,7 @@ from ddpm_lib.process.parts import (
     refuse_wrapped,
     spatial_size,
 )
+from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.process.uncertainty import Uncertainty
 from ddpm_lib.samplers import Prediction
 from ddpm_lib.schedules import Schedule
@@ -116,6 +117,8 @@ class GaussianDiffusion(nn.Module):
         class_names: Names of the classes, where they are known (`load_run` and `Trainer` set them):
             conditions may then say {"class_label": "star"} instead of a number. No part of
             `config`.
+        sampling_default: How `sample` draws where it is not told; `load_run` and `from_pretrained`
+            set it where `ddpm tune` has chosen. No part of `config`; None asks the library.
 
     >>> diffusion = GaussianDiffusion(nn.Identity(), image_size=8, channels=3, timesteps=100)
     >>> diffusion.schedule
@@ -183,6 +186,7 @@ class GaussianDiffusion(nn.Module):
         self.uncertainty = Uncertainty() if learn_uncertainty else None
         self.noising = Noising(offset_noise, input_perturbation, immiscible)
         self.class_names: tuple[str, ...] | None = None
+        self.sampling_default: SamplingDefault | None = None
         self._range_checked = False
         check_parts_fit(self)
         self.loss_weights = loss_weights(self)

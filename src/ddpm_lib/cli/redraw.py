@@ -16,7 +16,7 @@ from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, options
 from ddpm_lib.cli.class_labels import label_of
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
-from ddpm_lib.cli.sample import check_guidance, steps
+from ddpm_lib.cli.sample import check_guidance
 from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.text import so_many
@@ -26,6 +26,7 @@ from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.conditions import check_guided
+from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.loading import find_checkpoints, load_checkpoint
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
@@ -208,6 +209,24 @@ def redraw(
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         results = method(originals.repeat_interleave(command.variants, 0), **how).cpu()
     return write(command, new_folder(command.output_dir, chosen.run, word), found, shown, results)
+
+
+def steps(command: Any, timesteps: int) -> dict[str, Any]:
+    """Return what the flags say about sampler, steps and guidance, as arguments of
+    `GaussianDiffusion.sample`.
+    """
+    wanted = command.num_steps
+    return {
+        "sampler": command.sampler,
+        "sampler_options": options.key_values(command.sampler_options, "--sampler-options"),
+        "num_steps": resolve_num_steps(command.sampler, wanted, timesteps, command.spacing),
+        "spacing": command.spacing,
+        "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
+        "eta": command.eta,
+        "guidance_scale": command.guidance_scale,
+        "guidance_interval": command.guidance_interval,
+        "guidance_rescale": command.guidance_rescale,
+    }
 
 
 def write(

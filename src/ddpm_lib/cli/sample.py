@@ -17,6 +17,7 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, low_res, options
 from ddpm_lib.cli.class_labels import condition
+from ddpm_lib.cli.drawing_as_chosen import arguments_of, as_plain, chosen_by
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.core.device_choice import resolve_device
@@ -25,7 +26,9 @@ from ddpm_lib.guidance import Guidance
 from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.cascade import Cascade, stage_seed
 from ddpm_lib.process.conditions import guidable
-from ddpm_lib.process.plan import resolve_num_steps
+from ddpm_lib.process.plan import SAMPLER, SPACING
+from ddpm_lib.process.sampling import tell_stale
+from ddpm_lib.process.sampling_default import Chosen
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
@@ -69,8 +72,8 @@ class SampleCommand:
     """
     base_num_steps: int | None = None
     """Sampling steps of that run; default: as for --num-steps."""
-    base_guidance_scale: float = 1.0
-    """Classifier-free guidance of that run."""
+    base_guidance_scale: float | None = None
+    """Classifier-free guidance of that run; default: 1, none."""
     low_res_noise: float | None = None
     """Level of the noise put on the images to enlarge, against their faults; default: none."""
     format: Literal["grid", "png", "npz", "gif", "all"] = "grid"
@@ -83,24 +86,35 @@ class SampleCommand:
     """Enlarge the grid by whole pixels; default: tiles of about 128 pixels."""
     output_dir: str | None = None
     """Where to write; default: samples/ in the run, a new directory per call."""
-    sampler: Annotated[str, tyro.conf.arg(help=f"Sampler: {', '.join(SAMPLERS)}.")] = "ddim"
+    sampler: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"Sampler: {', '.join(SAMPLERS)}. Default, with steps, spacing and guidance: what"
+            f" ddpm tune chose for the run, else {SAMPLER}."
+        ),
+    ] = None
     sampler_options: tuple[str, ...] = ()
     """Options of the sampler, as order=3 for unipc or s_churn=10 for heun."""
     num_steps: int | None = None
     """Sampling steps; default: all for ddpm, 50 for the others."""
     spacing: Annotated[
-        str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")
-    ] = "trailing"
+        str | None,
+        tyro.conf.arg(
+            help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25; default: {SPACING}."
+        ),
+    ] = None
     spacing_options: tuple[str, ...] = ()
     """Options of the spacing, as rho=5 for karras."""
     eta: float | None = None
     """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance; 1: none."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Guide only where low < t/T <= high."""
-    guidance_rescale: float = 0.0
-    """Against over-exposure by guidance, 0 to 1; 0.7 is usual."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; default: 1, none. Naming guidance keeps the steps that ddpm tune
+    chose.
+    """
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only where low < t/T <= high; default: everywhere."""
+    guidance_rescale: float | None = None
+    """Against over-exposure by guidance, 0 (the default) to 1; 0.7 is usual."""
     guide_by: str | None = None
     """Autoguidance: a worse version to move away from: a step of this run (5000), model or
     ema:0.999 for other weights, or another run of the same process.
@@ -136,12 +150,16 @@ def main(args: list[str]) -> int:
     _check(command)
     # Before the weights are read.
     make_sampler(
-        command.sampler,
+        command.sampler or SAMPLER,
         options.key_values(command.sampler_options, "--sampler-options"),
         eta=command.eta,
     )
     check_scale(command.guide_by, command.guide_scale)
-    Guidance(command.guidance_scale, command.guidance_interval, command.guidance_rescale)
+    Guidance(
+        1.0 if command.guidance_scale is None else command.guidance_scale,
+        command.guidance_interval or (0.0, 1.0),
+        command.guidance_rescale or 0.0,
+    )
     small: SmallImages | None = None
     precision = pick_precision(command.mixed_precision, str(resolve_device(command.device)))
     state = process_state(command.device)
@@ -157,13 +175,15 @@ def main(args: list[str]) -> int:
         place_network(loaded.diffusion, state.device, precision, compiled=command.compile)
         if small is None:
             small = small_images(loaded, command, state, precision)
-        images, frames = draw(loaded, command, state, precision, small, partner)
+        images, frames, how = draw(loaded, command, state, precision, small, partner)
         if state.is_main_process:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
             prefix = f"{loaded.name}-" if len(chosen) > 1 else ""
-            written = write(images, frames, folder, prefix, command, small)
+            settings = {**options.to_plain(command), **as_plain(how)}
+            written = write(images, frames, folder, prefix, command, small, settings)
             drawn = f"{so_many(len(images), 'image')} -> {', '.join(written)}"
             sys.stdout.write(f"{loaded.name} ({loaded.weights}): {drawn}\n")
+            sys.stdout.write(f"{how.line()}\n" if how.line() else "")
             if checkpoint is chosen[-1]:
                 sys.stdout.write(
                     "".join(
@@ -174,13 +194,13 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def check_guidance(loaded: LoadedRun, scale: float, flag: str = "--guidance-scale") -> None:
+def check_guidance(loaded: LoadedRun, scale: float | None, flag: str = "--guidance-scale") -> None:
     """Refuse guidance for a network that learned no classes.
 
     Raises:
         ConfigError: Saying how to train one.
     """
-    if scale != 1 and not guidable(loaded.diffusion.conditioners):
+    if scale is not None and scale != 1 and not guidable(loaded.diffusion.conditioners):
         raise ConfigError(
             f"{flag} {scale:g} strengthens a class, and this run was trained without"
             " classes that it could also do without. Leave it out, or train another run with"
@@ -216,7 +236,7 @@ def _check(command: SampleCommand) -> None:
     if command.first_index < 0:
         raise ConfigError(f"--first-index must be 0 or more; got {command.first_index}.")
     if command.base is None and (
-        command.base_num_steps is not None or command.base_guidance_scale != 1.0
+        command.base_num_steps is not None or command.base_guidance_scale is not None
     ):
         raise ConfigError(
             "--base-num-steps and --base-guidance-scale are for a base run. Name it with --base."
@@ -254,9 +274,10 @@ def small_images(
         command,
         num_steps=command.base_num_steps,
         guidance_scale=command.base_guidance_scale,
+        guide_scale=None,
         format="grid",
     )
-    drawn, _ = draw(base, wishes, state, precision, None, {})
+    drawn, _, _ = draw(base, wishes, state, precision, None, {})
     return SmallImages(drawn, first_index=command.first_index)
 
 
@@ -267,8 +288,10 @@ def draw(
     precision: str,
     small: SmallImages | None,
     partner: Mapping[str, Any],
-) -> tuple[Tensor, list[Tensor]]:
-    """Draw the images, shared over the ranks; with a GIF also the grids of the way there."""
+) -> tuple[Tensor, list[Tensor], Chosen]:
+    """Draw the images, shared over the ranks; with a GIF also the grids of the way there. Also
+    returns what decided how.
+    """
     diffusion, num = loaded.diffusion, count(command, small)
     cond, seed = condition(loaded, command, num), command.seed
     if small is not None:
@@ -278,6 +301,10 @@ def draw(
         seed = stage_seed(seed, 1) if command.base is not None else seed
     dtype = LOW_PRECISION.get(precision)
     wants_gif = command.format in ("gif", "all")
+    chosen = chosen_by(loaded, command, cond, guide_by=partner.get("guide_by"))
+    if chosen.default is not None and state.is_main_process:
+        tell_stale(diffusion, chosen.default)
+    how = arguments_of(chosen, loaded, state.device, precision, compiled=command.compile)
     kwargs = dict(
         cond=cond,
         first_index=command.first_index,
@@ -285,8 +312,7 @@ def draw(
         batch_size=command.batch_size,
         progress=command.progress and state.is_main_process,
         device=state.device,
-        **partner,
-        **steps(command, diffusion.timesteps),
+        **how,
     )
     with torch.autocast(
         state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
@@ -300,25 +326,7 @@ def draw(
             frames = [
                 pictures.make_grid(moment, command.columns) for moment in states.transpose(0, 1)
             ]
-    return images, frames
-
-
-def steps(command: Any, timesteps: int) -> dict[str, Any]:
-    """Return what the flags say about sampler, steps and guidance, as arguments of
-    `GaussianDiffusion.sample`.
-    """
-    wanted = command.num_steps
-    return {
-        "sampler": command.sampler,
-        "sampler_options": options.key_values(command.sampler_options, "--sampler-options"),
-        "num_steps": resolve_num_steps(command.sampler, wanted, timesteps, command.spacing),
-        "spacing": command.spacing,
-        "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
-        "eta": command.eta,
-        "guidance_scale": command.guidance_scale,
-        "guidance_interval": command.guidance_interval,
-        "guidance_rescale": command.guidance_rescale,
-    }
+    return images, frames, chosen
 
 
 def count(command: SampleCommand, small: SmallImages | None) -> int:
@@ -335,6 +343,7 @@ def write(
     prefix: str,
     command: SampleCommand,
     small: SmallImages | None,
+    settings: Mapping[str, Any],
 ) -> list[str]:
     """Write the images in the formats asked for and return the paths; the grid shows enlarged
     images beside the small ones.
@@ -371,5 +380,5 @@ def write(
                 )
             )
         )
-    (folder / f"{prefix}settings.yaml").write_text(options.dump(command), encoding="utf-8")
+    (folder / f"{prefix}settings.yaml").write_text(options.dump(settings), encoding="utf-8")
     return made

@@ -22,6 +22,7 @@ from ddpm_lib.runs.finding import FoundRun, find_runs
 from ddpm_lib.runs.records import read_records
 from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_status
 from ddpm_lib.runs.started_from import is_untrained, start_of_run
+from ddpm_lib.runs.stored_sampling import sampling_or_none
 
 DESCRIPTION = """How a run stands; without RUN, how all stand that lie here and below, as a table.
 Step, losses, speed and time left are those of the last line that training wrote, not of the last
@@ -114,6 +115,8 @@ def values_of(run: Path) -> dict[str, Any]:
         values["seconds_left"] = now.seconds_left()
     start = start_of_run(run)
     values["started_from"] = None if start is None else start.to_json()
+    default = sampling_or_none(run)
+    values["sampling"] = None if default is None else {**default.to_json(), "evidence": {}}
     return {**values, "metrics": now.row}
 
 
@@ -129,6 +132,9 @@ def _lines(run: Path, now: RunStatus) -> list[str]:
     start = start_of_run(run)
     if start is not None:
         lines.append(f"  began with  {start}")
+    default = sampling_or_none(run)
+    if default is not None:
+        lines.append(f"  sampling    {default.words()} ({default.origin()})")
     if now.word == "running":
         lines.append(f"  held by     {printable(now.owner) or 'another process'}")
         if _is_silent(now):

@@ -35,11 +35,11 @@ class EvaluateKeywords(TypedDict, total=False):
     num_steps: int | None
     tolerance: float
     flow_group: int
-    sampler: str
+    sampler: str | None
     sample_steps: int | None
-    spacing: str
+    spacing: str | None
     eta: float | None
-    guidance_scale: float
+    guidance_scale: float | None
     guide_by: str | None
     guide_scale: float | None
     batch_size: int

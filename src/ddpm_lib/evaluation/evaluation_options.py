@@ -18,6 +18,7 @@ from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.process.autoguidance import check_scale
+from ddpm_lib.process.plan import SAMPLER
 from ddpm_lib.samplers import make_sampler
 
 AUTO = "auto"
@@ -147,16 +148,18 @@ class EvaluationOptions:
     """flow_nll: images integrated together. They share the solver's steps, so another group agrees
     up to the tolerance only.
     """
-    sampler: str = "ddim"
-    """Sampler that draws the samples."""
+    sampler: str | None = None
+    """Sampler that draws the samples. Default, with steps, spacing and guidance: what ddpm tune
+    chose for the run, else ddim.
+    """
     sample_steps: int | None = None
     """Steps of the sampler; default: all for ddpm, 50 for the others."""
-    spacing: str = "trailing"
-    """Levels that the sampler visits."""
+    spacing: str | None = None
+    """Levels that the sampler visits; default: trailing."""
     eta: float | None = None
     """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
-    guidance_scale: float = 1.0
-    """Classifier-free guidance of the samples; 1: none. Classes are taken in turn."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance of the samples; default: 1, none. Classes are taken in turn."""
     guide_by: str | None = None
     """Autoguidance of the samples: a worse version to move away from: a step of the run ("5000"),
     "model" or "ema:0.999" for other weights, or another run of the same process.
@@ -198,7 +201,7 @@ class EvaluationOptions:
                 " range. Leave"
                 f" {', '.join(given)} out, or the reader."
             )
-        make_sampler(self.sampler, eta=self.eta)
+        make_sampler(SAMPLER if self.sampler is None else self.sampler, eta=self.eta)
         check_scale(self.guide_by, self.guide_scale)
         at_least = {
             "num": 1,

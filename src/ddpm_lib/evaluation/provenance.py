@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.sample_metrics import FEW
+from ddpm_lib.evaluation.sample_set import chosen_for
 from ddpm_lib.metrics import save_statistics
-from ddpm_lib.process.plan import resolve_num_steps
+from ddpm_lib.process.plan import SAMPLER, SPACING, resolve_num_steps
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.versions import describe_versions
+from ddpm_lib.spacing import sampling_levels
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 
 def describe_target(
@@ -64,8 +68,7 @@ def describe_sets(
     }
     if loaded is not None:
         about["samples"] |= {
-            "sampler": options.sampler,
-            "steps": _steps(options, loaded.diffusion.timesteps),
+            **_drawn(loaded.diffusion, options),
             "seeds": "image i is a function of seed and i",
         }
     for which in ("reference", "train", "held_out"):
@@ -90,9 +93,19 @@ def describe_sets(
     return {**about, "notes": list(dict.fromkeys(notes))}
 
 
-def _steps(options: EvaluationOptions, timesteps: int) -> int:
-    steps = resolve_num_steps(options.sampler, options.sample_steps, timesteps, options.spacing)
-    return timesteps if steps is None else steps
+def _drawn(diffusion: GaussianDiffusion, options: EvaluationOptions) -> dict[str, Any]:
+    chosen = chosen_for(diffusion, options)
+    how, timesteps = chosen.arguments, diffusion.timesteps
+    sampler, spacing = how["sampler"] or SAMPLER, how["spacing"]
+    steps = resolve_num_steps(sampler, how["num_steps"], timesteps, spacing)
+    if steps is None:
+        levels = sampling_levels(timesteps, None, SPACING if spacing is None else spacing)
+        steps = len(levels) - 1
+    found: dict[str, Any] = {"sampler": sampler, "steps": steps}
+    if chosen.default is not None:
+        found["chosen_by"] = chosen.default.origin()
+        found["default"] = {**chosen.default.to_json(), "evidence": {}}
+    return found
 
 
 def write_statistics(store: FeatureStore, features: str, path: str) -> None:

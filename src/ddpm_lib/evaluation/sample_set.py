@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +11,18 @@ from torch import Tensor, nn
 
 from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub.folder_config import PARTNER
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
 from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.scored_images import whole_set
 from ddpm_lib.process.autoguidance import partner_of
-from ddpm_lib.process.plan import resolve_num_steps
-from ddpm_lib.runs.guiding import load_partner
+from ddpm_lib.process.conditions import guidable
+from ddpm_lib.process.plan import SAMPLER, SPACING, resolve_num_steps
+from ddpm_lib.process.sampling import stored_partner
+from ddpm_lib.process.sampling_default import Chosen, SamplingDefault, choose_sampling
+from ddpm_lib.runs.guiding import RunPartner, load_partner
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.training.sampling import default_condition
 
@@ -54,8 +59,27 @@ def sample_images(
         partner: The worse version that guides, on the device.
     """
     cond = default_condition(diffusion, n)
-    asked, timesteps = options.sample_steps, diffusion.timesteps
-    steps = resolve_num_steps(options.sampler, asked, timesteps, options.spacing)
+    chosen = chosen_for(diffusion, options)
+    how = dict(chosen.arguments)
+    how["sampler"] = how["sampler"] or SAMPLER
+    how["spacing"] = SPACING if how["spacing"] is None else how["spacing"]
+    how["num_steps"] = resolve_num_steps(
+        how["sampler"], how["num_steps"], diffusion.timesteps, how["spacing"]
+    )
+    drawn = [
+        how["sampler"],
+        how["num_steps"],
+        how["spacing"],
+        how["eta"],
+        options.seed,
+        1.0 if how["guidance_scale"] is None else how["guidance_scale"],
+    ]
+    if chosen.default is not None:
+        names = ("sampler_options", "spacing_options", "guidance_interval", "guidance_rescale")
+        drawn += [how[name] for name in names]
+    if partner is not None:
+        drawn += [partner.weights_sha256, partner.weights, how["guide_scale"]]
+        how["guide_by"] = partner.diffusion
 
     def read(rows: range) -> Tensor:
         here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None
@@ -65,16 +89,10 @@ def sample_images(
             )
         images = diffusion.sample(
             len(rows),
-            sampler=options.sampler,
-            num_steps=steps,
-            spacing=options.spacing,
-            eta=options.eta,
+            **how,
             seed=options.seed,
             first_index=rows.start,
             cond=here,
-            guidance_scale=options.guidance_scale,
-            guide_by=None if partner is None else partner.diffusion,
-            guide_scale=options.guide_scale,
             device=device,
             model=network,
             progress=False,
@@ -82,18 +100,25 @@ def sample_images(
         return as_pictures(images)
 
     about = [about, given.fingerprint if given is not None else None]
-    drawn = [
-        options.sampler,
-        steps,
-        options.spacing,
-        options.eta,
-        options.seed,
-        options.guidance_scale,
-    ]
-    if partner is not None:
-        drawn += [partner.weights_sha256, partner.weights, options.guide_scale]
     shape = tuple(diffusion.image_size)
     return ImageSet("samples", n, read, digest_of("samples", about, drawn), shape=shape)
+
+
+def chosen_for(diffusion: GaussianDiffusion, options: EvaluationOptions) -> Chosen:
+    """Say how the samples of a process are drawn: by the options, and where they do not say, by
+    its sampling default.
+    """
+    able = "class_label" in guidable(diffusion.conditioners)
+    wishes = {
+        "sampler": options.sampler,
+        "num_steps": options.sample_steps,
+        "spacing": options.spacing,
+        "eta": options.eta,
+        "guidance_scale": options.guidance_scale,
+        "guide_by": options.guide_by,
+        "guide_scale": options.guide_scale,
+    }
+    return choose_sampling(diffusion.sampling_default, wishes, can_guide=able)
 
 
 def open_samples(
@@ -140,11 +165,28 @@ def _samples_of_run(
             given = whole_set(options, own, dataset)[1]
     n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
     about = [str(loaded.checkpoint.resolve()), loaded.weights_sha256, loaded.weights]
-    partner = None if options.guide_by is None else load_partner(loaded, options.guide_by)
+    chosen, partner = chosen_for(loaded.diffusion, options), None
+    if options.guide_by is not None:
+        partner = load_partner(loaded, options.guide_by)
+    elif chosen.partner_is_stored and chosen.default is not None:
+        partner = _stored(loaded, chosen.default)
     if partner is not None:
         place_network(partner.diffusion, device, "no", compiled=options.compile)
-        partner_of(loaded.diffusion, partner.diffusion, options.guide_scale)
+        partner_of(loaded.diffusion, partner.diffusion, chosen.arguments["guide_scale"])
+    notes += [note for note in (chosen.line(),) if note]
+    if chosen.default is not None and chosen.default.notice():
+        notes.append(chosen.default.notice())
     samples = sample_images(
         loaded.diffusion, options, n, about, device, given=given, partner=partner
     )
     return samples, notes
+
+
+def _stored(loaded: LoadedRun, default: SamplingDefault) -> LoadedRun:
+    """Load what the sampling default of a run or a folder guides by."""
+    load = default.load_partner
+    if isinstance(load, RunPartner):
+        return load.loaded
+    assert loaded.pretrained is not None
+    process = stored_partner(loaded.diffusion, default)
+    return dataclasses.replace(loaded, diffusion=process, weights=PARTNER)

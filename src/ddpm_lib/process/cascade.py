@@ -15,8 +15,8 @@ from ddpm_lib.core import keys
 from ddpm_lib.nn import LowRes
 from ddpm_lib.process.conditions import check_names, find_conditioner
 from ddpm_lib.process.interface import Process
-from ddpm_lib.process.plan import SamplingPlan
-from ddpm_lib.process.sampling import draw
+from ddpm_lib.process.plan import SAMPLER, SamplingPlan
+from ddpm_lib.process.sampling import draw, planned
 from ddpm_lib.samplers import Sampler, make_sampler
 
 
@@ -26,8 +26,9 @@ class Stage:
 
     Attributes:
         diffusion: The process.
-        sampler: As for `GaussianDiffusion.sample`, like the next four.
-        num_steps: Number of steps, 1 … T. Default: as for `GaussianDiffusion.sample`.
+        sampler: As for `GaussianDiffusion.sample`, like the next four: None asks the default of the
+            process, then the library.
+        num_steps: Number of steps, 1 … T.
         spacing: How the steps are spread.
         eta: Noise of samplers that have this option.
         guidance_scale: Strength of classifier-free guidance; 1 is none.
@@ -36,15 +37,15 @@ class Stage:
     """
 
     diffusion: Process
-    sampler: str | Sampler = "ddim"
+    sampler: str | Sampler | None = None
     num_steps: int | None = None
-    spacing: str | Sequence[float] = "trailing"
+    spacing: str | Sequence[float] | None = None
     eta: float | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     low_res_noise: float | None = None
 
     def __post_init__(self) -> None:
-        make_sampler(self.sampler, eta=self.eta)
+        make_sampler(SAMPLER if self.sampler is None else self.sampler, eta=self.eta)
         if self.low_res_noise is None:
             return
         low_res = self.low_res
@@ -63,9 +64,14 @@ class Stage:
 
     @property
     def plan(self) -> SamplingPlan:
-        """Its sampler, levels and guidance."""
-        return SamplingPlan.make(
-            self.diffusion.schedule,
+        """Its sampler, levels and guidance for images without conditions."""
+        return self.plan_for({})
+
+    def plan_for(self, cond: Mapping[str, Any]) -> SamplingPlan:
+        """Return its sampler, levels and guidance for images with these conditions."""
+        return planned(
+            self.diffusion,
+            cond,
             sampler=self.sampler,
             num_steps=self.num_steps,
             spacing=self.spacing,
@@ -198,7 +204,7 @@ class Cascade:
                 here.setdefault(low_res.noise_name, stage.low_res_noise)
             images: Tensor = draw(
                 stage.diffusion,
-                stage.plan,
+                stage.plan_for(here),
                 n,
                 seed=stage_seed(seed, number),
                 first_index=first_index,

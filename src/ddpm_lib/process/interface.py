@@ -12,6 +12,7 @@ from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.conditions import Conditioners
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.noising import Noising
+from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.process.uncertainty import Uncertainty
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TimeSampler
@@ -23,6 +24,7 @@ class Process(Protocol):
     """A process that draws and scores images."""
 
     class_names: tuple[str, ...] | None
+    sampling_default: SamplingDefault | None
     schedule: Schedule
 
     @property

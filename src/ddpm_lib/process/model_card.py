@@ -12,6 +12,7 @@ from ddpm_lib.core.hub.folder_config import LIBRARY
 from ddpm_lib.core.hub.markdown import block, code, plain, table
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.process.interface import TrainableProcess
+from ddpm_lib.process.sampling_default import SamplingDefault
 
 Rows = list[tuple[str, str]]
 COLOURS = {1: "grey", 3: "RGB", 4: "RGBA"}
@@ -103,13 +104,15 @@ def usage(process: TrainableProcess, repo_id: str, revision: str | None = None) 
     elif "class_label" in known:
         cond = _quoted(names[0]) if names else "0"
     name = "low_res" if "low_res" in known else "class_label"
+    default = process.sampling_default
+    how = 'sampler="ddim", num_steps=50, seed=0' if default is None else "seed=0"
     lines = [
         *imports,
         "",
         f"diffusion = GaussianDiffusion.from_pretrained({_quoted(repo_id)}{at})",
         *before,
         "images = diffusion.sample(",
-        '    16, sampler="ddim", num_steps=50, seed=0' + ("," if cond else ""),
+        f"    16, {how}" + ("," if cond else ""),
         *([f'    cond={{"{name}": {cond}}}'] if cond else []),
         f")  # float32 ({shape}) in [0, 1]",
     ]
@@ -148,13 +151,22 @@ def outline(process: TrainableProcess) -> Rows:
     if "class_label" in set(process.conditioners or ()):
         rows.append(("Classes", classes_word(process)))
     learned = ", with learned uncertainty" if config["learn_uncertainty"] else ""
+    default = process.sampling_default
+    chosen = [] if default is None else [("Sampling unless told otherwise", drawn_as(default))]
     return [
         *rows,
         ("Noise levels", f"{config['timesteps']:,}, {code(config['schedule'])} schedule"),
         ("Predicts", code(config["parametrization"])),
         ("Loss", f"{code(config['loss'])}, weighting {code(config['weighting'])}{learned}"),
         ("Variance of the reverse process", code(config["variance"])),
+        *chosen,
     ]
+
+
+def drawn_as(default: SamplingDefault) -> str:
+    """Word a sampling default for a table: what it is, and what chose it."""
+    calls = "" if default.calls is None else f", {default.calls:,} network calls per image"
+    return f"{plain(default.words())}{calls} ({plain(default.origin())})"
 
 
 def classes_word(process: TrainableProcess) -> str:

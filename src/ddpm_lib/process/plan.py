@@ -12,6 +12,9 @@ from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import default_num_steps, is_named, sampling_levels
 
+SAMPLER, SPACING = "ddim", "trailing"
+"""What draws from noise where nothing is said, and no default is kept with the weights."""
+
 DefaultSteps = Callable[[str | Sampler, int], int | None]
 """The number of steps where none is asked for, of the sampler and T."""
 
@@ -32,19 +35,19 @@ def repaint_steps(sampler: str | Sampler, timesteps: int) -> int:
 
 
 def resolve_num_steps(
-    sampler: str | Sampler,
+    sampler: str | Sampler | None,
     num_steps: int | None,
     timesteps: int,
-    spacing: str | Sequence[float],
+    spacing: str | Sequence[float] | None,
     default: DefaultSteps = usual_steps,
 ) -> int | None:
     """Return the number of steps: what is asked for, else the default.
 
     None where the spacing itself says how many, as "ddim25" and lists of levels do.
     """
-    if num_steps is not None or not is_named(spacing):
+    if num_steps is not None or not is_named(SPACING if spacing is None else spacing):
         return num_steps
-    return default(sampler, timesteps)
+    return default(SAMPLER if sampler is None else sampler, timesteps)
 
 
 def level_of_fraction(schedule: Schedule, fraction: float) -> Level:
@@ -78,15 +81,15 @@ class SamplingPlan:
         cls,
         schedule: Schedule,
         *,
-        sampler: str | Sampler = "ddim",
+        sampler: str | Sampler | None = None,
         sampler_options: Mapping[str, Any] | None = None,
         num_steps: int | None = None,
-        spacing: str | Sequence[float] = "trailing",
+        spacing: str | Sequence[float] | None = None,
         spacing_options: Mapping[str, Any] | None = None,
         eta: float | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        guidance_rescale: float = 0.0,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
         classifier: LogProb | None = None,
         classifier_scale: float = 1.0,
         partner: Partner | None = None,
@@ -116,13 +119,16 @@ class SamplingPlan:
             ValueError: If a name is unknown, an option is out of range, or steps and spacing
                 contradict each other.
         """
+        sampler = SAMPLER if sampler is None else sampler
+        spacing = SPACING if spacing is None else spacing
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         steps = resolve_num_steps(chosen, num_steps, schedule.timesteps, spacing, default_steps)
         visited = sampling_levels(schedule, steps, spacing, spacing_options)
+        low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
         guidance = Guidance(
-            scale=guidance_scale,
-            interval=(guidance_interval[0], guidance_interval[1]),
-            rescale=guidance_rescale,
+            scale=1.0 if guidance_scale is None else guidance_scale,
+            interval=(low, high),
+            rescale=0.0 if guidance_rescale is None else guidance_rescale,
             classifier=classifier,
             classifier_scale=classifier_scale,
             partner=partner,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,11 +13,13 @@ from torch import nn
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.hub import MAX_SHARD_SIZE
+from ddpm_lib.core.hub.folder_config import CONFIG, PARTNER
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable
 from ddpm_lib.nn.networks import describe_network
 from ddpm_lib.nn.pretrained import Averages, load_network, named_weights
 from ddpm_lib.process.interface import TrainableProcess
+from ddpm_lib.process.sampling_default import SamplingDefault, parse_default
 
 if TYPE_CHECKING:
     from ddpm_lib.core.hub.folder import PretrainedFolder
@@ -50,12 +54,16 @@ def save_pretrained(
         OSError: If the disk refuses; what was there stays.
     """
     from ddpm_lib.core.hub.folder import UNCERTAINTY, FolderConfig, arranged, save_folder
+    from ddpm_lib.process.sampling import stored_partner
 
     networks = {
         name: average.model if isinstance(average, type(self)) else average
         for name, average in (averages or {}).items()
     }
-    weights, groups = arranged(named_weights(self.model, networks))
+    named, default = named_weights(self.model, networks), self.sampling_default
+    if default is not None and default.guide_by is not None:
+        named[PARTNER] = stored_partner(self, default).model.state_dict()
+    weights, groups = arranged(named)
     if self.uncertainty is not None:
         groups[UNCERTAINTY] = self.uncertainty.state_dict()
     config = FolderConfig(
@@ -63,8 +71,38 @@ def save_pretrained(
         diffusion=self.config,
         class_names=self.class_names,
         weights=weights,
+        sampling=None if default is None else portable(default).to_json(),
     )
     return save_folder(Path(folder), config, groups, max_shard_size)
+
+
+def portable(default: SamplingDefault) -> SamplingDefault:
+    """Return a sampling default as a pretrained folder keeps it, which holds the weights of what
+    guides under one name.
+    """
+    return default if default.guide_by is None else replace(default, guide_by=PARTNER)
+
+
+@dataclass(frozen=True)
+class FolderPartner:
+    """Loads what guides the process of a pretrained folder, once.
+
+    Args:
+        cls: The class of the process.
+        folder: The opened folder.
+    """
+
+    cls: type[Any]
+    folder: PretrainedFolder
+
+    @cached_property
+    def process(self) -> Any:
+        """The process with the weights that guide, in evaluation mode."""
+        return load_process(self.cls, self.folder, PARTNER)[0]
+
+    def __call__(self) -> Any:
+        """Return the process."""
+        return self.process
 
 
 def load_process(
@@ -108,6 +146,11 @@ def load_process(
         take_precision(process.uncertainty, tensors)
         load_weights(process.uncertainty, tensors, f"{source}: the uncertainty")
     process.class_names = config.class_names
+    if config.sampling is not None and label != PARTNER:
+        default = parse_default(config.sampling, f"{source}: {CONFIG}, sampling")
+        if default.guide_by is not None:
+            default = replace(default, load_partner=FolderPartner(cls, folder))
+        process.sampling_default = default
     return process.eval(), label
 
 

@@ -6,26 +6,32 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.device_copy import to_device
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_unit_range
 from ddpm_lib.process.autoguidance import partner_of
-from ddpm_lib.process.conditions import Cond, check_guided, fill_nulls, for_sampling
+from ddpm_lib.process.conditions import Cond, check_guided, fill_nulls, for_sampling, guidable
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.interface import Process
 from ddpm_lib.process.network_calls import evaluating
 from ddpm_lib.process.plan import SamplingPlan
+from ddpm_lib.process.sampling_default import SamplingDefault, choose_sampling
 from ddpm_lib.process.self_conditioning import SelfConditioned, is_self_conditioned
 from ddpm_lib.process.streams import ImageStreams, batches, count_images, keep_frame, kept_frames
 from ddpm_lib.samplers import Predict, Sampler, sample_loop
+
+logger = logging.getLogger("ddpm_lib")
 
 
 @answers_wrong_keywords
@@ -33,19 +39,19 @@ def sample(
     self: Process,
     n: int | None = None,
     *,
-    sampler: str | Sampler = "ddim",
+    sampler: str | Sampler | None = None,
     sampler_options: Mapping[str, Any] | None = None,
     num_steps: int | None = None,
-    spacing: str | Sequence[float] = "trailing",
+    spacing: str | Sequence[float] | None = None,
     spacing_options: Mapping[str, Any] | None = None,
     eta: float | None = None,
     seed: int | None = 0,
     seeds: Sequence[int] | None = None,
     first_index: int = 0,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    guidance_rescale: float = 0.0,
+    guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float | None = None,
     classifier: LogProb | None = None,
     classifier_scale: float = 1.0,
     guide_by: Any = None,
@@ -60,17 +66,19 @@ def sample(
     """Draw images.
 
     Image i depends on (seed, first_index + i) alone, not on the batch it is drawn in. The network
-    is in eval mode meanwhile.
+    is in eval mode meanwhile. Where a default is kept with the weights (`sampling_default`, made by
+    `ddpm tune` for example), it says how to sample unless sampler, steps or spacing are named;
+    whoever names guidance alone keeps its steps.
 
     Args:
         n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
-        sampler: ddim (deterministic, fast), ddpm (ancestral, all T steps), dpmpp_2m, dpmpp_2m_sde,
-            dpmpp_3m, dpmpp_2s, unipc, deis, heun or euler; or an object.
+        sampler: ddim (the default; deterministic, fast), ddpm (ancestral, all T steps), dpmpp_2m,
+            dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, deis, heun or euler; or an object.
         sampler_options: Options of that sampler, such as {"order": 3} for unipc.
         num_steps: Number of steps, 1 … T. Default: all T for ddpm, 50 (or T, if that is less) for
             the others.
-        spacing: How the steps are spread: trailing, linspace, leading, quadratic, log_snr or
-            karras; levels per section ("10,15,20"), "ddim25"; or the levels themselves.
+        spacing: How the steps are spread: trailing (the default), linspace, leading, quadratic,
+            log_snr or karras; levels per section ("10,15,20"), "ddim25"; or the levels themselves.
         spacing_options: Options of that spacing, such as {"rho": 5.0} for karras.
         eta: Noise of samplers that have this option, 0 … 1; short for sampler_options={"eta": …}.
         seed: Names the stream of random numbers; None: a fresh one.
@@ -79,9 +87,10 @@ def sample(
             share one.
         cond: Conditions by name: one entry for all images, or one per image. A condition left out
             is null if the network knows a null (drop_prob > 0), an error otherwise.
-        guidance_scale: Strength of classifier-free guidance by the conditions; 1 is none.
-        guidance_interval: Guide where lo < t/T ≤ hi.
-        guidance_rescale: Against over-exposure by guidance, 0 … 1.
+        guidance_scale: Strength of classifier-free guidance by the conditions; 1, the default, is
+            none.
+        guidance_interval: Guide where lo < t/T ≤ hi; default: everywhere.
+        guidance_rescale: Against over-exposure by guidance, 0 (the default) … 1.
         classifier: log p(y|x_t) of any differentiable kind, called as classifier(x_t, t) with x_t
             in [-1, 1] units and t as the network gets it, (b,); returns (b,). For logits:
             `ClassLogProb(classifier, label)`.
@@ -103,9 +112,9 @@ def sample(
         Images (n, c, *spatial), float32 in [0, 1]; with `return_trajectory` also (n, frames, c,
         *spatial), noise first.
     """
-    partner, partner_scale = partner_of(self, guide_by, guide_scale)
-    plan = SamplingPlan.make(
-        self.schedule,
+    plan = planned(
+        self,
+        cond,
         sampler=sampler,
         sampler_options=sampler_options,
         num_steps=num_steps,
@@ -116,9 +125,9 @@ def sample(
         guidance_interval=guidance_interval,
         guidance_rescale=guidance_rescale,
         classifier=classifier,
+        guide_by=guide_by,
+        guide_scale=guide_scale,
         classifier_scale=classifier_scale,
-        partner=partner,
-        partner_scale=partner_scale,
     )
     return draw(
         self,
@@ -135,6 +144,70 @@ def sample(
         x_T=x_T,
         device=device,
     )
+
+
+def planned(
+    process: Process,
+    cond: Mapping[str, Any] | None,
+    *,
+    classifier_scale: float = 1.0,
+    **wishes: Any,
+) -> SamplingPlan:
+    """Make the plan that a caller of `sample` means, by the default of the process where he does
+    not say.
+
+    Args:
+        process: What draws.
+        cond: The conditions of the images.
+        classifier_scale: As for `sample`.
+        **wishes: Arguments of `sample`, those of `STEPS` and `GUIDANCE`.
+    """
+    known = process.conditioners
+    able = any(k in (cond or {}) and not _is_null((cond or {})[k]) for k in guidable(known))
+    chosen = choose_sampling(process.sampling_default, wishes, can_guide=able)
+    how = dict(chosen.arguments)
+    guide_by, guide_scale = how.pop("guide_by"), how.pop("guide_scale")
+    if chosen.default is not None:
+        tell_stale(process, chosen.default)
+        if chosen.partner_is_stored:
+            guide_by = stored_partner(process, chosen.default)
+    partner, scale = partner_of(process, guide_by, guide_scale)
+    return SamplingPlan.make(
+        process.schedule,
+        **how,
+        classifier_scale=classifier_scale,
+        partner=partner,
+        partner_scale=scale,
+    )
+
+
+def _is_null(value: Any) -> bool:
+    """Say whether a condition is the null class for every image."""
+    return not isinstance(value, str) and bool(np.all(np.asarray(value) == -1))
+
+
+def stored_partner(process: Process, default: SamplingDefault) -> Any:
+    """Return the process that a default names as the partner, where `process` is.
+
+    Raises:
+        ConfigError: If nothing here can load it, as after `copy.deepcopy` into another program.
+    """
+    if default.load_partner is None:
+        raise ConfigError(
+            f"The sampling default of this process guides by {default.guide_by!r}, which only the"
+            " run that it came from can load. Load the process with load_run or from_pretrained,"
+            " pass guide_by=…, or set diffusion.sampling_default = None."
+        )
+    partner = default.load_partner()
+    where = process.denoiser.device
+    return partner.to(where) if partner.device != where else partner
+
+
+def tell_stale(process: Process, default: SamplingDefault) -> None:
+    """Say once per process that its weights were trained on since the default was chosen."""
+    if default.is_stale and not getattr(process, "_told_stale", False):
+        logger.warning("%s", default.notice())
+        process._told_stale = True  # type: ignore[attr-defined]
 
 
 def draw(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub.folder_config import PARTNER
 from ddpm_lib.images import to_uint8
 from ddpm_lib.process.conditions import class_count, guidable
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
@@ -63,7 +64,9 @@ class Artist:
         if isinstance(found, VerifiedCheckpoint):
             self.weights = [*(f"ema {d}" for d in found.state.ema_decay), "model"]
         else:
-            self.weights = [name.replace(":", " ") for name in found.folder.config.weights]
+            self.weights = [
+                name.replace(":", " ") for name in found.folder.config.weights if name != PARTNER
+            ]
         self._loaded, self._weights = self._load(self.weights[0]), self.weights[0]
         others = set(self._loaded.diffusion.conditioners or {}) - {"class_label", "self_cond"}
         if others:

@@ -2,16 +2,90 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.spelling import option
-from ddpm_lib.core.text import short
+from ddpm_lib.core.text import printable, short
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import Found, LoadedRun, find_checkpoints, load_checkpoint
+from ddpm_lib.runs.pretrained_model import PretrainedModel
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 
-def load_partner(loaded: LoadedRun, guide_by: str) -> LoadedRun:
+class Guided(Protocol):
+    """What names the version that is to guide it; a `LoadedRun` is one."""
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint, or the pretrained folder."""
+
+    @property
+    def weights(self) -> str:
+        """Which weights: "model" or "ema <decay>"."""
+
+    @property
+    def name(self) -> str:
+        """What a line calls it."""
+
+    @property
+    def pretrained(self) -> PretrainedModel | None:
+        """The pretrained folder that it is from; None for a run."""
+
+
+@dataclass(frozen=True)
+class RunPartner:
+    """Loads what the sampling default of a run guides by, once.
+
+    Args:
+        run: The run directory.
+        checkpoint: The checkpoint that is guided.
+        weights: Its weights.
+        guide_by: What guides, as for `load_partner`.
+    """
+
+    run: Path
+    checkpoint: Path
+    weights: str
+    guide_by: str
+    pretrained: PretrainedModel | None = None
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name."""
+        return self.checkpoint.name
+
+    @cached_property
+    def loaded(self) -> LoadedRun:
+        """What guides.
+
+        Raises:
+            CheckpointError: If it is no longer there.
+        """
+        try:
+            return load_partner(self, self.guide_by)
+        except (CheckpointError, ConfigError) as error:
+            raise CheckpointError(
+                f"The sampling default of {printable(self.run)} guides by {self.guide_by}, which"
+                f" cannot be loaded: {error} Choose anew with `ddpm tune`, take the default back"
+                " with `ddpm tune RUN --undo`, or name another sampler or guidance."
+            ) from error
+
+    def __call__(self) -> GaussianDiffusion:
+        """Return the process."""
+        return self.loaded.diffusion
+
+
+def load_partner(loaded: Guided, guide_by: str) -> LoadedRun:
     """Load the version that is to guide a run; `sample(guide_by=…)` checks that it can.
 
     Args:
@@ -46,7 +120,7 @@ def load_partner(loaded: LoadedRun, guide_by: str) -> LoadedRun:
     return partner
 
 
-def _run_of(loaded: LoadedRun, guide_by: str) -> Path:
+def _run_of(loaded: Guided, guide_by: str) -> Path:
     if loaded.pretrained is not None:
         raise ConfigError(
             f"{option('guide_by', guide_by)} is a step, and {loaded.name} is a pretrained folder,"
@@ -55,7 +129,7 @@ def _run_of(loaded: LoadedRun, guide_by: str) -> Path:
     return loaded.run
 
 
-def _other_weights(loaded: LoadedRun, wanted: str) -> tuple[Found, LoadedRun]:
+def _other_weights(loaded: Guided, wanted: str) -> tuple[Found, LoadedRun]:
     kind, _, decay = wanted.partition(":")
     try:
         number = float(decay) if decay else None
@@ -68,7 +142,7 @@ def _other_weights(loaded: LoadedRun, wanted: str) -> tuple[Found, LoadedRun]:
     return found, load_checkpoint(found, kind, number)
 
 
-def _same_kind(found: Found, loaded: LoadedRun) -> LoadedRun:
+def _same_kind(found: Found, loaded: Guided) -> LoadedRun:
     """Load the weights that are named as those of the guided run are."""
     if loaded.weights == "model":
         return load_checkpoint(found, "model")

@@ -19,6 +19,7 @@ from ddpm_lib.core.text import printable, short
 from ddpm_lib.nn.networks import NETWORKS, build_network
 from ddpm_lib.nn.strict import check_finite, check_weights, load_weights
 from ddpm_lib.process.pretrained import load_process
+from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
@@ -26,6 +27,7 @@ from ddpm_lib.runs.pretrained_model import PretrainedModel, find_pretrained
 from ddpm_lib.runs.run_html import loaded_run_html
 from ddpm_lib.runs.run_status import no_run, nothing_saved
 from ddpm_lib.runs.state import STATE, RunState
+from ddpm_lib.runs.stored_sampling import sampling_or_none
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -231,6 +233,9 @@ def load_checkpoint(
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
     if isinstance(checkpoint, PretrainedModel):
         return _load_pretrained(checkpoint, weights, ema_decay)
+    default = sampling_or_none(checkpoint.run)
+    if default is not None and weights == "ema" and ema_decay is None:
+        checkpoint, ema_decay = chosen_average(checkpoint, default.weights)
     found = checkpoint.path
     # An average that was synthesised is named by its length, not by a decay.
     decays = [d if isinstance(d, str) else float(d) for d in checkpoint.state.ema_decay]
@@ -262,8 +267,51 @@ def load_checkpoint(
         uncertainty = checkpoint.read_tensors("uncertainty")
         load_weights(diffusion.uncertainty, uncertainty, str(found))
     diffusion.eval()
+    if default is not None:
+        diffusion.sampling_default = _of_run(default, checkpoint, label)
     values = {**checkpoint.state_values, "ema_decay": decays}
     return LoadedRun(diffusion, found, state.step, label, diffusion.class_names, values)
+
+
+def chosen_average(
+    checkpoint: VerifiedCheckpoint, weights: str | None
+) -> tuple[VerifiedCheckpoint, Any]:
+    """Find the average that a sampling default was chosen with.
+
+    Args:
+        checkpoint: The checkpoint that is loaded.
+        weights: "ema 0.999", or "ema sigma_rel=0.1" for one that was synthesised; None for any.
+
+    Returns:
+        The checkpoint that holds it, and its name there; None for the first, where it is not to be
+        had, as after further training.
+    """
+    _, _, average = (weights or "").partition(" ")
+    for kept in checkpoint.state.ema_decay:
+        if average and (str(kept) == average or _same_number(kept, average)):
+            return checkpoint, kept if isinstance(kept, str) else float(kept)
+    place = checkpoint.run / "ema" / f"{average.replace('=', '-')}-{checkpoint.path.name}"
+    if "=" in average and checkpoint.path.parent.name == "checkpoints" and place.is_dir():
+        return files.verify(place), None
+    return checkpoint, None
+
+
+def _same_number(kept: object, average: str) -> bool:
+    try:
+        return float(average) == kept
+    except ValueError:
+        return False
+
+
+def _of_run(
+    default: SamplingDefault, checkpoint: VerifiedCheckpoint, weights: str
+) -> SamplingDefault:
+    from ddpm_lib.runs.guiding import RunPartner
+
+    load = None
+    if default.guide_by is not None:
+        load = RunPartner(checkpoint.run, checkpoint.path, weights, default.guide_by)
+    return dataclasses.replace(default, load_partner=load, loaded_step=checkpoint.state.step)
 
 
 def _load_pretrained(model: PretrainedModel, weights: str, decay: float | None) -> LoadedRun:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs.about import read_about
 from ddpm_lib.runs.run_status import RunStatus, parse_row, run_status
+from ddpm_lib.runs.stored_sampling import sampling_or_none
 
 _GRID = re.compile(r"step-(\d+)\.png")
 
@@ -31,6 +33,7 @@ class RunRecords:
         evaluations: The results of `ddpm evaluate`, oldest first, each with the name of its file
             as "file".
         grids: Step and file of the sample grids that training drew, in the order of their steps.
+        sampling: How the run draws unless told otherwise, None for the library's way.
     """
 
     run: Path
@@ -40,6 +43,7 @@ class RunRecords:
     about: dict[str, Any] = field(default_factory=dict)
     evaluations: tuple[dict[str, Any], ...] = ()
     grids: tuple[tuple[int, Path], ...] = ()
+    sampling: SamplingDefault | None = None
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of training from config.yaml, the default where it does not say."""
@@ -62,6 +66,7 @@ def read_records(run: Path) -> RunRecords:
         about=read_about(run),
         evaluations=_evaluations(run),
         grids=_grids(run),
+        sampling=sampling_or_none(run),
     )
 
 

@@ -18,6 +18,7 @@ WIDEST = 390
 def loaded_run_html(self: Any) -> str:
     """Show where the weights are from, what they draw, and the newest grid of the run, as HTML."""
     process = self.diffusion
+    default = process.sampling_default
     network = f"{type(process.model).__name__}, {parameter_words(process.model)} parameters"
     pairs: list[tuple[str, object]] = [
         ("from", str(self.checkpoint) if self.pretrained is None else self.pretrained.name),
@@ -26,6 +27,7 @@ def loaded_run_html(self: Any) -> str:
         ("network", network),
         ("images", "×".join(map(str, process.image_shape)) + " (channels×size)"),
         ("classes", ", ".join(self.class_names) if self.class_names else None),
+        ("sampling", None if default is None else f"{default.words()} ({default.origin()})"),
     ]
     grid = newest_grid(self.run, process.image_size) if self.pretrained is None else ""
     return card(type(self).__name__, facts(pairs), grid)

@@ -21,7 +21,9 @@ FORMAT = 1
 MAIN = "model"
 """The stem of the file of the weights that are loaded unless others are asked for."""
 
-_NAME = re.compile(r"model|ema(:[\w.+ -]{1,80})?", re.ASCII)
+PARTNER = "partner"
+"""The name of the weights by which the sampling default guides; they are loaded for that alone."""
+_NAME = re.compile(rf"model|{PARTNER}|ema(:[\w.+ -]{{1,80}})?", re.ASCII)
 _STEM = re.compile(r"model(\.[\w.+-]{1,100})?", re.ASCII)
 _LARGEST = 50_000_000
 """Bytes of a JSON file that are read; an index of a million tensors is smaller."""
@@ -45,7 +47,10 @@ class FolderConfig:
         diffusion: The arguments of the process besides the network; None for a bare network.
         class_names: Names of the classes, where they are known.
         weights: File stems by the name of the weights in them: "model" for those that were trained,
-            "ema" for their average, "ema:0.999" for one of several. One stem is "model".
+            "ema" for their average, "ema:0.999" for one of several, "partner" for the worse ones
+            that guide. One stem is "model".
+        sampling: How to sample unless told otherwise, `SamplingDefault.to_json`; None for the
+            library's way.
         version: Of the library that wrote it.
     """
 
@@ -53,6 +58,7 @@ class FolderConfig:
     diffusion: dict[str, Any] | None = None
     class_names: tuple[str, ...] | None = None
     weights: dict[str, str] = field(default_factory=lambda: {"model": MAIN})
+    sampling: dict[str, Any] | None = None
     version: str = field(default_factory=library_version)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +71,7 @@ class FolderConfig:
             "diffusion": self.diffusion,
             "class_names": None if self.class_names is None else list(self.class_names),
             "weights": self.weights,
+            **({} if self.sampling is None else {"sampling": self.sampling}),
         }
 
     def choose(self, name: str | None, where: str) -> tuple[str, str]:
@@ -206,11 +213,15 @@ def parse_config(values: Mapping[str, Any], where: str) -> FolderConfig:
         if not fits(values[name]):
             got = short(values[name], 100)
             raise CheckpointError(f"{where} is damaged: {name} must be {what}; got {got}.")
-    names = values["class_names"]
+    names, sampling = values["class_names"], values.get("sampling")
+    if not isinstance(sampling, (dict, type(None))):
+        got = short(sampling, 100)
+        raise CheckpointError(f"{where} is damaged: sampling must be an object; got {got}.")
     return FolderConfig(
         model={"class": values["model"]["class"], "config": values["model"]["config"]},
         diffusion=values["diffusion"],
         class_names=None if names is None else tuple(names),
         weights=values["weights"],
+        sampling=sampling,
         version=str(values.get("version", "unknown")),
     )

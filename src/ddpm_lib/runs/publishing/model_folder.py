@@ -11,9 +11,11 @@ from torch import Tensor
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub import MAX_SHARD_SIZE
 from ddpm_lib.core.hub.folder import UNCERTAINTY, arranged, save_folder
-from ddpm_lib.core.hub.folder_config import FolderConfig, check_weights_name
+from ddpm_lib.core.hub.folder_config import PARTNER, FolderConfig, check_weights_name
 from ddpm_lib.core.text import short
 from ddpm_lib.nn.networks import describe_network
+from ddpm_lib.process.pretrained import portable
+from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import LoadedRun, load_checkpoint
 
@@ -66,6 +68,10 @@ def write_model_folder(
             more = load_first(checkpoint, [name])
             tensors, label = more.diffusion.model.state_dict(), more.weights
         named[name], labels[name] = tensors, label
+    default = process.sampling_default
+    if default is not None and default.guide_by is not None:
+        named[PARTNER] = stored_partner(process, default).model.state_dict()
+        labels[PARTNER] = f"what guides: {default.guide_by}"
     weights, groups = arranged(named)
     if process.uncertainty is not None:
         groups[UNCERTAINTY] = process.uncertainty.state_dict()
@@ -74,6 +80,7 @@ def write_model_folder(
         diffusion=process.config,
         class_names=process.class_names,
         weights=weights,
+        sampling=None if default is None else portable(default).to_json(),
     )
     save_folder(folder, config, groups, MAX_SHARD_SIZE)
     return labels

@@ -159,7 +159,13 @@ def run_facts(records: RunRecords) -> Pairs:
         ("time training", None if seconds is None else duration(seconds)),
         ("energy", None if energy is None else str(energy)),
         ("checkpoint", records.status.checkpoint),
+        ("sampling unless told otherwise", _sampling_words(records)),
     ]
+
+
+def _sampling_words(records: RunRecords) -> str | None:
+    default = records.sampling
+    return None if default is None else f"{default.words()} ({default.origin()})"
 
 
 _PRECISION = {"no": "float32", "bf16": "bfloat16, mixed", "fp16": "float16, mixed"}

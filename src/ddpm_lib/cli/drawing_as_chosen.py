@@ -1,0 +1,70 @@
+"""How `ddpm sample` draws: by its flags; where they do not say, by the run's sampling default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ddpm_lib.cli import autoguide, options
+from ddpm_lib.process.conditions import guidable
+from ddpm_lib.process.plan import SAMPLER, resolve_num_steps
+from ddpm_lib.process.sampling import stored_partner
+from ddpm_lib.process.sampling_default import Chosen, choose_sampling
+from ddpm_lib.runs.loading import LoadedRun
+
+
+def chosen_by(
+    loaded: LoadedRun, command: Any, cond: Mapping[str, Any], *, guide_by: Any = None
+) -> Chosen:
+    """Fill in what the flags of `ddpm sample` leave open.
+
+    Args:
+        loaded: What draws.
+        command: The flags.
+        cond: The conditions of the images.
+        guide_by: What --guide-by loaded.
+    """
+    wishes = {
+        "sampler": command.sampler,
+        "sampler_options": options.key_values(command.sampler_options, "--sampler-options"),
+        "num_steps": command.num_steps,
+        "spacing": command.spacing,
+        "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
+        "eta": command.eta,
+        "guidance_scale": command.guidance_scale,
+        "guidance_interval": command.guidance_interval,
+        "guidance_rescale": command.guidance_rescale,
+        "guide_by": guide_by,
+        "guide_scale": command.guide_scale,
+    }
+    able = bool(set(cond) & set(guidable(loaded.diffusion.conditioners)))
+    return choose_sampling(loaded.diffusion.sampling_default, wishes, can_guide=able)
+
+
+def arguments_of(
+    chosen: Chosen,
+    loaded: LoadedRun,
+    device: torch.device,
+    precision: str,
+    *,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Return arguments of `GaussianDiffusion.sample`, none of them left to a default; what the
+    default guides by is loaded, and brought to the device.
+    """
+    how, timesteps = dict(chosen.arguments), loaded.diffusion.timesteps
+    if chosen.partner_is_stored and chosen.default is not None:
+        how["guide_by"] = stored_partner(loaded.diffusion, chosen.default)
+        autoguide.place(how, device, precision, compiled=compiled)
+    how["sampler"] = how["sampler"] or SAMPLER  # a sampler that is named leaves no default
+    steps = resolve_num_steps(how["sampler"], how["num_steps"], timesteps, how["spacing"])
+    return {**how, "num_steps": steps}
+
+
+def as_plain(chosen: Chosen) -> dict[str, Any]:
+    """Return what was taken of a default for the file of settings; nothing where none was."""
+    if chosen.default is None:
+        return {}
+    return {"sampling_default": chosen.default.to_json() | {"evidence": {}}}
