@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.hub.folder_config import PARTNER
+from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
 from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
@@ -22,7 +22,8 @@ from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import SAMPLER, SPACING, resolve_num_steps
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.process.sampling_default import Chosen, SamplingDefault, choose_sampling
-from ddpm_lib.runs.guiding import RunPartner, load_partner
+from ddpm_lib.runs.guiding import load_partner
+from ddpm_lib.runs.partners import RunPartner
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.training.sampling import default_condition
 
@@ -186,7 +187,8 @@ def _stored(loaded: LoadedRun, default: SamplingDefault) -> LoadedRun:
     """Load what the sampling default of a run or a folder guides by."""
     load = default.load_partner
     if isinstance(load, RunPartner):
-        return load.loaded
+        found: LoadedRun = load.loaded
+        return found
     assert loaded.pretrained is not None
     process = stored_partner(loaded.diffusion, default)
     return dataclasses.replace(loaded, diffusion=process, weights=PARTNER)

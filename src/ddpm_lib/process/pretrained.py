@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from ddpm_lib.core.errors import CheckpointError
-from ddpm_lib.core.hub import MAX_SHARD_SIZE
-from ddpm_lib.core.hub.folder_config import CONFIG, PARTNER
+from ddpm_lib.core.hub import MAX_SHARD_SIZE, PARTNER
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable
 from ddpm_lib.nn.networks import describe_network
@@ -147,7 +146,7 @@ def load_process(
         load_weights(process.uncertainty, tensors, f"{source}: the uncertainty")
     process.class_names = config.class_names
     if config.sampling is not None and label != PARTNER:
-        default = parse_default(config.sampling, f"{source}: {CONFIG}, sampling")
+        default = parse_default(config.sampling, f"{source}: config.json, sampling")
         if default.guide_by is not None:
             default = replace(default, load_partner=FolderPartner(cls, folder))
         process.sampling_default = default

@@ -168,86 +168,96 @@ def parse_default(values: Any, where: str) -> SamplingDefault:
     Raises:
         CheckpointError: If something is missing or cannot be.
     """
+    whole = _Values(_object(values, "the sampling default", where), where)
+    said = _Values(_object(whole.values.get("sampling"), "sampling", where), where)
+    evidence = whole.mapping("evidence")
+    if len(json.dumps(evidence)) > _MOST_EVIDENCE:
+        raise whole.wrong("evidence", "more", f"at most {_MOST_EVIDENCE:,} letters")
+    return SamplingDefault(
+        made_by=whole.text("made_by", needed=True) or "",
+        sampler=said.text("sampler", needed=True) or "",
+        sampler_options=said.mapping("sampler_options"),
+        num_steps=said.whole("num_steps", 1),
+        spacing=said.spacing(),
+        spacing_options=said.mapping("spacing_options"),
+        eta=said.real("eta"),
+        guidance_scale=said.real("guidance_scale", 1.0),
+        guidance_interval=said.interval(),
+        guidance_rescale=said.real("guidance_rescale", 0.0),
+        guide_by=said.text("guide_by"),
+        guide_scale=said.real("guide_scale"),
+        weights=whole.text("weights"),
+        step=whole.whole("step", 0),
+        calls=whole.whole("calls", 1),
+        created=(whole.text("created") or "")[:40],
+        evidence=evidence,
+    )
 
-    def wrong(name: str, value: object, wanted: str) -> CheckpointError:
+
+def _object(values: Any, name: str, where: str) -> dict[str, Any]:
+    if isinstance(values, dict):
+        return values
+    got = short(values, 80)
+    raise CheckpointError(f"{where} is damaged: {name} must be an object; got {got}.")
+
+
+@dataclass(frozen=True)
+class _Values:
+    """An object from a file, whose entries are checked when they are taken."""
+
+    values: dict[str, Any]
+    where: str
+
+    def wrong(self, name: str, value: object, wanted: str) -> CheckpointError:
         got = short(value, 80)
-        return CheckpointError(f"{where} is damaged: {name} must be {wanted}; got {got}.")
+        return CheckpointError(f"{self.where} is damaged: {name} must be {wanted}; got {got}.")
 
-    if not isinstance(values, dict):
-        raise wrong("the sampling default", values, "an object")
-    said = values.get("sampling")
-    if not isinstance(said, dict):
-        raise wrong("sampling", said, "an object")
-    for name, value, kind, wanted in (
-        ("made_by", values.get("made_by"), str, "a text"),
-        ("sampler", said.get("sampler"), str, "a text"),
-        ("sampler_options", said.get("sampler_options", {}), dict, "an object"),
-        ("spacing_options", said.get("spacing_options", {}), dict, "an object"),
-        ("evidence", values.get("evidence", {}), dict, "an object"),
-        ("created", values.get("created", ""), str, "a text"),
-    ):
-        if not isinstance(value, kind):
-            raise wrong(name, value, wanted)
-    if len(json.dumps(values.get("evidence", {}))) > _MOST_EVIDENCE:
-        raise wrong("evidence", "more", f"at most {_MOST_EVIDENCE:,} letters")
-
-    def whole(place: Mapping[str, Any], name: str, least: int) -> int | None:
-        value = place.get(name)
-        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**53
-        if value is not None and not fits:
-            raise wrong(name, value, f"a whole number from {least}")
+    def text(self, name: str, *, needed: bool = False) -> str | None:
+        value = self.values.get(name)
+        if value is None and not needed:
+            return None
+        if not isinstance(value, str) or len(value) > 200:
+            raise self.wrong(name, value, "a text")
         return value
 
-    def real(name: str, usual: float | None) -> float | None:
-        value: Any = said.get(name, usual)
+    def mapping(self, name: str) -> dict[str, Any]:
+        value = self.values.get(name, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name, value, "an object")
+        return value
+
+    def whole(self, name: str, least: int) -> int | None:
+        value = self.values.get(name)
+        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**53
+        if value is not None and not fits:
+            raise self.wrong(name, value, f"a whole number from {least}")
+        return value
+
+    def real(self, name: str, usual: float | None = None) -> Any:
+        value = self.values.get(name, usual)
         if value is None and usual is None:
             return None
         if not _is_number(value):
-            raise wrong(name, value, "a number")
-        return float(value)
+            raise self.wrong(name, value, "a number")
+        return float(value)  # type: ignore[arg-type]
 
-    def word(place: Mapping[str, Any], name: str) -> str | None:
-        value = place.get(name)
-        if value is not None and (not isinstance(value, str) or not 0 < len(value) <= 200):
-            raise wrong(name, value, "a text")
-        return value
-
-    spacing = said.get("spacing", "trailing")
-    if isinstance(spacing, list):
-        above = [t for t in spacing if _is_number(t) and t >= 0]
+    def spacing(self) -> str | tuple[float, ...]:
+        value = self.values.get("spacing", "trailing")
+        if isinstance(value, str):
+            return value
+        levels = value if isinstance(value, list) else []
+        above = [t for t in levels if _is_number(t) and t >= 0]
         falling = all(a > b for a, b in pairwise(above))
-        if len(above) != len(spacing) or not 0 < len(above) <= MOST_STEPS or not falling:
-            raise wrong("spacing", spacing, "a name, or levels that decrease")
-        spacing = tuple(t if isinstance(t, int) else float(t) for t in above)
-    elif not isinstance(spacing, str):
-        raise wrong("spacing", spacing, "a name, or levels that decrease")
-    ends = said.get("guidance_interval", [0.0, 1.0])
-    if (
-        not isinstance(ends, list)
-        or len(ends) != 2
-        or not all(map(_is_number, ends))
-        or not 0.0 <= ends[0] < ends[1] <= 1.0
-    ):
-        raise wrong("guidance_interval", ends, "two numbers, 0 <= low < high <= 1")
-    return SamplingDefault(
-        made_by=values["made_by"][:80],
-        sampler=said["sampler"],
-        sampler_options=said.get("sampler_options", {}),
-        num_steps=whole(said, "num_steps", 1),
-        spacing=spacing,
-        spacing_options=said.get("spacing_options", {}),
-        eta=real("eta", None),
-        guidance_scale=real("guidance_scale", 1.0) or 0.0,
-        guidance_interval=(float(ends[0]), float(ends[1])),
-        guidance_rescale=real("guidance_rescale", 0.0) or 0.0,
-        guide_by=word(said, "guide_by"),
-        guide_scale=real("guide_scale", None),
-        weights=word(values, "weights"),
-        step=whole(values, "step", 0),
-        calls=whole(values, "calls", 1),
-        created=values.get("created", "")[:40],
-        evidence=values.get("evidence", {}),
-    )
+        if len(above) != len(levels) or not 0 < len(above) <= MOST_STEPS or not falling:
+            raise self.wrong("spacing", value, "a name, or levels that decrease")
+        return tuple(t if isinstance(t, int) else float(t) for t in above)
+
+    def interval(self) -> tuple[float, float]:
+        ends = self.values.get("guidance_interval", [0.0, 1.0])
+        known = isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))
+        if not known or not 0.0 <= ends[0] < ends[1] <= 1.0:
+            raise self.wrong("guidance_interval", ends, "two numbers, 0 <= low < high <= 1")
+        return float(ends[0]), float(ends[1])
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.hub.folder_config import PARTNER
+from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.images import to_uint8
 from ddpm_lib.process.conditions import class_count, guidable
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint

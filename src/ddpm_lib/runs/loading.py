@@ -23,6 +23,7 @@ from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
 from ddpm_lib.runs.names import checkpoint_name
+from ddpm_lib.runs.partners import RunPartner
 from ddpm_lib.runs.pretrained_model import PretrainedModel, find_pretrained
 from ddpm_lib.runs.run_html import loaded_run_html
 from ddpm_lib.runs.run_status import no_run, nothing_saved
@@ -306,11 +307,10 @@ def _same_number(kept: object, average: str) -> bool:
 def _of_run(
     default: SamplingDefault, checkpoint: VerifiedCheckpoint, weights: str
 ) -> SamplingDefault:
-    from ddpm_lib.runs.guiding import RunPartner
-
-    load = None
-    if default.guide_by is not None:
-        load = RunPartner(checkpoint.run, checkpoint.path, weights, default.guide_by)
+    load, name = None, default.guide_by
+    if name is not None:
+        there = checkpoint.run, checkpoint.path
+        load = RunPartner(*there, weights, name, find_checkpoints, load_checkpoint)
     return dataclasses.replace(default, load_partner=load, loaded_step=checkpoint.state.step)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.files import write_atomically
-from ddpm_lib.core.hub.folder_config import library_version
 from ddpm_lib.core.text import printable
 from ddpm_lib.process.sampling_default import SamplingDefault, parse_default
 
@@ -138,5 +137,7 @@ def _alone(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(run: Path, values: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
+    from ddpm_lib.core.hub.folder_config import library_version
+
     whole = {"format": FORMAT, "version": library_version(), **values, "earlier": earlier}
     write_atomically(run / FILE, json.dumps(whole, indent=1, allow_nan=False) + "\n")

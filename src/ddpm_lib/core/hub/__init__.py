@@ -6,3 +6,8 @@ MOST_LEVELS = 10**6
 """More noise levels than any process has; tables of 10¹⁰ would take all memory before anything is
 compared.
 """
+
+PARTNER = "partner"
+"""The name, in a pretrained folder, of the weights by which its sampling default guides; they are
+loaded for that alone.
+"""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
-from ddpm_lib.core.hub import MOST_LEVELS
+from ddpm_lib.core.hub import MOST_LEVELS, PARTNER
 from ddpm_lib.core.text import printable, short
 
 CONFIG = "config.json"
@@ -21,8 +21,6 @@ FORMAT = 1
 MAIN = "model"
 """The stem of the file of the weights that are loaded unless others are asked for."""
 
-PARTNER = "partner"
-"""The name of the weights by which the sampling default guides; they are loaded for that alone."""
 _NAME = re.compile(rf"model|{PARTNER}|ema(:[\w.+ -]{{1,80}})?", re.ASCII)
 _STEM = re.compile(r"model(\.[\w.+-]{1,100})?", re.ASCII)
 _LARGEST = 50_000_000

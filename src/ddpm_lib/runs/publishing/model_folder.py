@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.hub import MAX_SHARD_SIZE
+from ddpm_lib.core.hub import MAX_SHARD_SIZE, PARTNER
 from ddpm_lib.core.hub.folder import UNCERTAINTY, arranged, save_folder
-from ddpm_lib.core.hub.folder_config import PARTNER, FolderConfig, check_weights_name
+from ddpm_lib.core.hub.folder_config import FolderConfig, check_weights_name
 from ddpm_lib.core.text import short
 from ddpm_lib.nn.networks import describe_network
 from ddpm_lib.process.pretrained import portable
