@@ -221,6 +221,33 @@ def test_no_command_proposes_to_train_into_a_folder_that_is_no_run(
         assert "ddpm train" not in err
 
 
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, ("status",), ("watch",), ("best",), ("report",)], ids=lambda c: c[0]
+)
+def test_every_command_names_the_run_that_a_path_lies_in(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_status(_made(Path("runs/pics")), status="finished", step=1, max_steps=1, reason="")
+    (Path("runs/pics/samples")).mkdir()
+    (Path("runs/pics/checkpoints/step-000000120")).mkdir(parents=True)
+    for given, words in (
+        ("runs/pics/samples", "lies in a run and is none itself. Give the run: runs/pics."),
+        ("runs/pics/checkpoints", "lies in a run and is none itself. Give the run: runs/pics."),
+        (
+            "runs/pics/checkpoints/step-00000120",
+            "does not exist. Did you mean runs/pics/checkpoints/step-000000120?",
+        ),
+    ):
+        assert main([command[0], given, *command[1:]]) == 2
+        err = capsys.readouterr().err
+        if command[0] != "evaluate" or not given.endswith("checkpoints"):  # it may hold pictures
+            assert f"{given} {words}" in err
+
+
 def test_a_run_without_a_checkpoint_says_when_one_comes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

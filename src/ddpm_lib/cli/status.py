@@ -20,7 +20,7 @@ from ddpm_lib.cli.text_tables import Column, duration, room, table
 from ddpm_lib.core.text import printable, sayable, so_many
 from ddpm_lib.runs.finding import FoundRun, find_runs
 from ddpm_lib.runs.records import read_records
-from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_status
+from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_around, run_status
 from ddpm_lib.runs.started_from import is_untrained, start_of_run
 from ddpm_lib.runs.stored_sampling import sampling_or_none
 
@@ -72,6 +72,8 @@ def main(args: list[str]) -> int:
     )
     here = Path(command.run if command.run is not None else ".")
     alone = is_run(here)
+    if not alone and run_around(here) is not None:
+        raise FileNotFoundError(no_run(here))
     several = [] if alone else find_runs(here, known=command.run is not None)
     if command.run is None and not alone and not several:
         raise FileNotFoundError(

@@ -6,6 +6,7 @@ Light, because looking must not load torch.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core import lost_paths
 from ddpm_lib.core.file_locks import look
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.core.text import printable
@@ -219,10 +221,40 @@ def runs_in(folder: Path) -> list[Path]:
         return []
 
 
-def no_run(path: Path) -> str:
-    """Word the error for a path that is no run directory: the nearest one, and those that lie
-    near.
+_DEEPEST = 3
+"""How many folders deep a run keeps things, as in evaluations/step-000001000/fid."""
+
+
+def _says_so(run: Path) -> bool:
+    """Leave out a folder with nothing but a `.lock` or a table of metrics: it may be anybody's."""
+    return (run / "status.json").is_file() or bool(_checkpoint_steps(run))
+
+
+def run_around(path: Path) -> Path | None:
+    """Return the run directory in which a path lies, such as its folder of checkpoints or of
+    samples, as seen from here; None where there is none, or where the path is a run itself.
     """
+    if is_run(path):
+        return None
+    near = itertools.islice(path.absolute().parents, _DEEPEST)
+    found = next((above for above in near if is_run(above) and _says_so(above)), None)
+    seen = None if found is None else Path(os.path.relpath(found))
+    return found if seen is not None and ".." in seen.parts else seen
+
+
+def no_run(path: Path) -> str:
+    """Word the error for a path that is no run directory: the run it lies in, the nearest one, and
+    those that lie near.
+    """
+    if (around := run_around(path)) is not None:
+        if path.exists():
+            return (
+                f"{printable(path)} lies in a run and is none itself. Give the run:"
+                f" {printable(around)}."
+            )
+        close = lost_paths.meant(str(path))
+        meant = f" Did you mean {printable(close)}?" if close is not None else ""
+        return f"{printable(path)} does not exist.{meant} The run there is {printable(around)}."
     there = (
         f"{printable(path)} is no run directory"
         if path.exists()
