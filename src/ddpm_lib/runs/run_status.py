@@ -252,9 +252,9 @@ def no_run(path: Path) -> str:
                 f"{printable(path)} lies in a run and is none itself. Give the run:"
                 f" {printable(around)}."
             )
-        close = lost_paths.meant(str(path))
-        meant = f" Did you mean {printable(close)}?" if close is not None else ""
-        return f"{printable(path)} does not exist.{meant} The run there is {printable(around)}."
+        hint = lost_paths.meant(str(path))
+        asked = f" Did you mean {printable(hint)}?" if hint is not None else ""
+        return f"{printable(path)} does not exist.{asked} The run there is {printable(around)}."
     there = (
         f"{printable(path)} is no run directory"
         if path.exists()
