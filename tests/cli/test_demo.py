@@ -144,7 +144,7 @@ def address(run: Path) -> Iterator[str]:
     assert found, (line, process.stderr.read() if process.stderr else "")
     yield found[1]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0
     assert "The page is closed." in out
     assert "Traceback" not in err

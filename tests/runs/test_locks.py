@@ -69,7 +69,7 @@ def test_closing_the_lock_file_somewhere_in_the_process_loosens_nothing(
 
 def child_that_waits(started: object, event: object) -> None:
     started.set()
-    event.wait(60)
+    event.wait(240)
 
 
 def test_a_forked_child_that_outlives_the_trainer_does_not_keep_the_lock(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_forked_child_that_outlives_the_trainer_does_not_keep_the_lock(tmp_pat
     child = context.Process(target=child_that_waits, args=(started, event))
     child.start()
     try:
-        assert started.wait(60)
+        assert started.wait(240)
         os.close(lock._handle)  # all that a SIGKILL does
         locks._held.discard(lock._handle)
         assert "ended without a word" in RunLock(tmp_path / "run").acquire()

@@ -105,11 +105,11 @@ def test_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     trainer("a").train()
     command = [sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path / "b"), "40"]
     victim = subprocess.Popen(command)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list((tmp_path / "b" / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
-    assert victim.wait(30) == -signal.SIGKILL
+    assert victim.wait(240) == -signal.SIGKILL
     trainer("b").train()
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
@@ -132,12 +132,12 @@ def test_signal_ends_in_a_checkpoint(
 def test_a_signal_from_outside_ends_the_process_with_its_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path), "100000"]
     victim = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     victim.send_signal(signal.SIGTERM)
-    _, err = victim.communicate(timeout=30)
+    _, err = victim.communicate(timeout=240)
     assert victim.returncode == 143
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["status"], status["reason"]) == ("stopped", "received SIGTERM")

@@ -304,7 +304,7 @@ def test_second_job_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path), "100000"]
     other = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (tmp_path / "metrics.csv").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         record = (tmp_path / "metrics.jsonl").stat().st_ino
@@ -317,7 +317,7 @@ def test_second_job_in_a_run_directory_is_refused(tmp_path: Path) -> None:
         )
     finally:
         other.kill()
-        other.wait(30)
+        other.wait(240)
     now = Callback()
     now.on_step_end = lambda trainer: trainer.stop("enough")
     assert tiny_trainer(tmp_path, max_steps=10**6, callbacks=[now]).train().reason == "enough"
