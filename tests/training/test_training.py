@@ -133,9 +133,10 @@ def test_a_signal_from_outside_ends_the_process_with_its_exit_code(tmp_path: Pat
     command = [sys.executable, str(HELPERS / "run_tiny.py"), str(tmp_path), "100000"]
     victim = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and '"loss"' in metrics.read_text()):
+        assert time.monotonic() < deadline and victim.poll() is None
         time.sleep(0.02)
-    time.sleep(0.3)
     victim.send_signal(signal.SIGTERM)
     _, err = victim.communicate(timeout=240)
     assert victim.returncode == 143
