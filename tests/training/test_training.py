@@ -135,7 +135,8 @@ def test_a_signal_from_outside_ends_the_process_with_its_exit_code(tmp_path: Pat
     deadline = time.monotonic() + 240
     metrics = tmp_path / "metrics.jsonl"
     while not (metrics.exists() and '"loss"' in metrics.read_text()):
-        assert time.monotonic() < deadline and victim.poll() is None
+        assert time.monotonic() < deadline
+        assert victim.poll() is None
         time.sleep(0.02)
     victim.send_signal(signal.SIGTERM)
     _, err = victim.communicate(timeout=240)
