@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,9 @@ Ladder = Schedule | int
 """A schedule, or only its number of levels T, which suffices for all spacings that do not look at
 the noise.
 """
+
+
+_NEEDS_NOISE = "The spacing {!r} depends on the noise. Pass the schedule, not only its timesteps."
 
 
 def leading(schedule: Ladder, num_steps: int, /) -> list[float]:
@@ -117,6 +121,68 @@ def karras(
     return _by_noise(schedule, num_steps, spread, at, fractional)
 
 
+def mixed(
+    schedule: Ladder,
+    num_steps: int,
+    /,
+    *,
+    share: float = 0.75,
+    sigma_min: float = 0.03,
+    sigma_max: float = 80.0,
+    fractional: bool = False,
+) -> list[float]:
+    """Levels between "log_snr" and "linspace": what lies between two neighbours is the same sum of
+    `share` parts of log σ̃ and the rest of t, σ̃ = σ/α.
+
+    Steps even in log-SNR are right for a solver with a perfect network, but leave few of them for
+    the middle, where a trained network changes its mind. Noise outside of `sigma_min` … `sigma_max`
+    counts in t only.
+
+    Args:
+        schedule: The schedule.
+        num_steps: Number of steps S.
+        share: 0 … 1; 1 is even in log σ̃.
+        sigma_min: σ̃ below which log σ̃ does not count.
+        sigma_max: σ̃ above which it does not.
+        fractional: As for "log_snr".
+    """
+    if isinstance(schedule, int):
+        raise ValueError(_NEEDS_NOISE.format("mixed"))
+    if not (0.0 <= share <= 1.0 and 0.0 < sigma_min < sigma_max):
+        raise ValueError(
+            "The spacing 'mixed' needs 0 <= share <= 1 and 0 < sigma_min < sigma_max; got"
+            f" share={share}, sigma_min={sigma_min}, sigma_max={sigma_max}."
+        )
+    top = schedule.timesteps
+    if num_steps == 1:
+        return [top]
+    ends = math.log(sigma_min), math.log(sigma_max)
+    noise = [
+        min(max(-0.5 * schedule.level(t).log_snr, ends[0]), ends[1]) for t in range(1, top + 1)
+    ]
+    spread = noise[-1] - noise[0]
+    counts = share if spread > 0 else 0.0
+    way = [
+        counts * (value - noise[0]) / (spread or 1.0) + (1.0 - counts) * k / (top - 1)
+        for k, value in enumerate(noise)
+    ]
+    exact = [_inverse(way, k / (num_steps - 1)) for k in range(num_steps - 1)] + [float(top)]
+    return exact if fractional else _distinct(exact, top)
+
+
+def _inverse(rising: Sequence[float], value: float) -> float:
+    """Return the level, from 1 on, at which a rising function of whole levels has a value, linear
+    in between.
+    """
+    above = bisect.bisect_right(rising, value)
+    if above == 0:
+        return 1.0
+    if above == len(rising):
+        return float(len(rising))
+    low, high = rising[above - 1], rising[above]
+    return above + (value - low) / (high - low)
+
+
 SPACINGS: Registry[Callable[..., list[float]]] = Registry(
     "spacing",
     {
@@ -126,6 +192,7 @@ SPACINGS: Registry[Callable[..., list[float]]] = Registry(
         "quadratic": quadratic,
         "log_snr": log_snr,
         "karras": karras,
+        "mixed": mixed,
     },
 )
 """Functions of (schedule, number of steps) that return the noisy levels in increasing order;
@@ -202,8 +269,8 @@ def default_num_steps(
     """Return the steps of sampling where none are asked for: all T for ancestral sampling, 50 for
     the others.
 
-    Fast solvers gain little from more than 50; ancestral sampling is made for all its levels (Ho et
-    al. 2020).
+    Samplers of first order gain little from more than 50; ancestral sampling is made for all its
+    levels (Ho et al. 2020). The usual sampler takes fewer: `process.plan.usual_steps`.
 
     Args:
         ancestral: Whether the sampler is "ddpm".
@@ -272,9 +339,7 @@ def _noise_range(
 ) -> tuple[float, float]:
     """Return the lowest and the highest σ̃ of a grid."""
     if isinstance(schedule, int):
-        raise ValueError(
-            f"The spacing {name!r} depends on the noise. Pass the schedule, not only its timesteps."
-        )
+        raise ValueError(_NEEDS_NOISE.format(name))
     ratio = (schedule.sigma / schedule.alpha)[1:]
     last = ratio[-2] if ratio[-1].isinf() else ratio[-1]
     low = float(ratio[0]) if sigma_min is None else sigma_min

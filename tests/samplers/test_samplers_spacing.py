@@ -167,3 +167,32 @@ def test_level_at_the_ends() -> None:
         assert schedule.level_at(schedule.level(7).log_snr) == schedule.level(7)
     with pytest.raises(ValueError, match="does not exist"):
         COSINE[50].level(50.5)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "const"])
+def test_mixed_lies_between_log_snr_and_linspace(name: str) -> None:
+    schedule = Schedule.make(name, 200)
+    free = {"sigma_min": 1e-9, "sigma_max": 1e9, "fractional": True}
+    even = sampling_levels(schedule, 12, "mixed", {"share": 0.0})
+    assert even == sampling_levels(schedule, 12, "linspace")
+    noise = sampling_levels(schedule, 12, "mixed", {"share": 1.0, **free})
+    steps = [schedule.level_at(schedule.level(t).log_snr).log_snr for t in noise[:-1]]
+    apart = [b - a for a, b in pairwise(steps)]
+    assert max(apart) < 1.02 * min(apart)  # even in log-SNR, which is linear between whole levels
+    between = sampling_levels(schedule, 12, "mixed", free)
+    pairs = zip(between, noise, even, strict=True)
+    assert all(min(a, b) - 2 <= t <= max(a, b) + 2 for t, a, b in pairs)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 199, 200])
+def test_mixed_begins_at_the_noisiest_level(steps: int) -> None:
+    levels = sampling_levels(Schedule.make("cosine", 200), steps, "mixed")
+    assert (levels[0], levels[-1], len(levels)) == (200, 0, steps + 1)
+
+
+def test_what_mixed_refuses() -> None:
+    with pytest.raises(ValueError, match="depends on the noise"):
+        sampling_levels(100, 10, "mixed")
+    for wrong in ({"share": 1.5}, {"sigma_min": 0.0}, {"sigma_min": 2.0, "sigma_max": 1.0}):
+        with pytest.raises(ValueError, match="needs 0 <= share <= 1"):
+            sampling_levels(Schedule.make("cosine", 100), 10, "mixed", wrong)

@@ -9,7 +9,7 @@ import torch
 
 from ddpm_lib.cli import autoguide, options
 from ddpm_lib.process.conditions import guidable
-from ddpm_lib.process.plan import SAMPLER, resolve_num_steps
+from ddpm_lib.process.plan import resolve_num_steps, usual_sampler
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.process.sampling_default import Chosen, choose_sampling
 from ddpm_lib.runs.loading import LoadedRun
@@ -58,7 +58,8 @@ def arguments_of(
     if chosen.partner_is_stored and chosen.default is not None:
         how["guide_by"] = stored_partner(loaded.diffusion, chosen.default)
         autoguide.place(how, device, precision, compiled=compiled)
-    how["sampler"] = how["sampler"] or SAMPLER  # a sampler that is named leaves no default
+    # A sampler that is named leaves no default.
+    how["sampler"] = how["sampler"] or usual_sampler(how["eta"], how["sampler_options"])
     steps = resolve_num_steps(how["sampler"], how["num_steps"], timesteps, how["spacing"])
     return {**how, "num_steps": steps}
 

@@ -26,7 +26,7 @@ from ddpm_lib.guidance import Guidance
 from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.cascade import Cascade, stage_seed
 from ddpm_lib.process.conditions import guidable
-from ddpm_lib.process.plan import SAMPLER, SPACING
+from ddpm_lib.process.plan import SAMPLER, SPACING, usual_sampler
 from ddpm_lib.process.sampling import tell_stale
 from ddpm_lib.process.sampling_default import Chosen
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
@@ -96,11 +96,12 @@ class SampleCommand:
     sampler_options: tuple[str, ...] = ()
     """Options of the sampler, as order=3 for unipc or s_churn=10 for heun."""
     num_steps: int | None = None
-    """Sampling steps; default: all for ddpm, 50 for the others."""
+    """Sampling steps; default: 20 for unipc, all for ddpm, 50 for the others."""
     spacing: Annotated[
         str | None,
         tyro.conf.arg(
-            help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25; default: {SPACING}."
+            help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25; default: {SPACING}"
+            " for unipc, trailing for the others."
         ),
     ] = None
     spacing_options: tuple[str, ...] = ()
@@ -149,11 +150,8 @@ def main(args: list[str]) -> int:
     command: SampleCommand = options.parse(SampleCommand, args, default, "ddpm sample", DESCRIPTION)
     _check(command)
     # Before the weights are read.
-    make_sampler(
-        command.sampler or SAMPLER,
-        options.key_values(command.sampler_options, "--sampler-options"),
-        eta=command.eta,
-    )
+    own = options.key_values(command.sampler_options, "--sampler-options")
+    make_sampler(command.sampler or usual_sampler(command.eta, own), own, eta=command.eta)
     check_scale(command.guide_by, command.guide_scale)
     Guidance(
         1.0 if command.guidance_scale is None else command.guidance_scale,

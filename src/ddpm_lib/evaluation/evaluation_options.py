@@ -18,7 +18,7 @@ from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.process.autoguidance import check_scale
-from ddpm_lib.process.plan import SAMPLER
+from ddpm_lib.process.plan import usual_sampler
 from ddpm_lib.samplers import make_sampler
 
 AUTO = "auto"
@@ -150,12 +150,12 @@ class EvaluationOptions:
     """
     sampler: str | None = None
     """Sampler that draws the samples. Default, with steps, spacing and guidance: what ddpm tune
-    chose for the run, else ddim.
+    chose for the run, else unipc.
     """
     sample_steps: int | None = None
-    """Steps of the sampler; default: all for ddpm, 50 for the others."""
+    """Steps of the sampler; default: 20 for unipc, all for ddpm, 50 for the others."""
     spacing: str | None = None
-    """Levels that the sampler visits; default: trailing."""
+    """Levels that the sampler visits; default: mixed for unipc, trailing for the others."""
     eta: float | None = None
     """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
     guidance_scale: float | None = None
@@ -201,7 +201,7 @@ class EvaluationOptions:
                 " range. Leave"
                 f" {', '.join(given)} out, or the reader."
             )
-        make_sampler(SAMPLER if self.sampler is None else self.sampler, eta=self.eta)
+        make_sampler(self.sampler or usual_sampler(self.eta), eta=self.eta)
         check_scale(self.guide_by, self.guide_scale)
         at_least = {
             "num": 1,

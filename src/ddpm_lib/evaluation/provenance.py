@@ -14,7 +14,7 @@ from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.sample_metrics import FEW
 from ddpm_lib.evaluation.sample_set import chosen_for
 from ddpm_lib.metrics import save_statistics
-from ddpm_lib.process.plan import SAMPLER, SPACING, resolve_num_steps
+from ddpm_lib.process.plan import resolve_num_steps, usual_sampler, usual_spacing
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.spacing import sampling_levels
@@ -96,10 +96,11 @@ def describe_sets(
 def _drawn(diffusion: GaussianDiffusion, options: EvaluationOptions) -> dict[str, Any]:
     chosen = chosen_for(diffusion, options)
     how, timesteps = chosen.arguments, diffusion.timesteps
-    sampler, spacing = how["sampler"] or SAMPLER, how["spacing"]
+    sampler = how["sampler"] or usual_sampler(how["eta"], how["sampler_options"])
+    spacing = usual_spacing(sampler) if how["spacing"] is None else how["spacing"]
     steps = resolve_num_steps(sampler, how["num_steps"], timesteps, spacing)
     if steps is None:
-        levels = sampling_levels(timesteps, None, SPACING if spacing is None else spacing)
+        levels = sampling_levels(timesteps, None, spacing)
         steps = len(levels) - 1
     found: dict[str, Any] = {"sampler": sampler, "steps": steps}
     if chosen.default is not None:

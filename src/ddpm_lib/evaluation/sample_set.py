@@ -19,7 +19,7 @@ from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.scored_images import whole_set
 from ddpm_lib.process.autoguidance import partner_of
 from ddpm_lib.process.conditions import guidable
-from ddpm_lib.process.plan import SAMPLER, SPACING, resolve_num_steps
+from ddpm_lib.process.plan import resolve_num_steps, usual_sampler, usual_spacing
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.process.sampling_default import Chosen, SamplingDefault, choose_sampling
 from ddpm_lib.runs.guiding import load_partner
@@ -62,8 +62,8 @@ def sample_images(
     cond = default_condition(diffusion, n)
     chosen = chosen_for(diffusion, options)
     how = dict(chosen.arguments)
-    how["sampler"] = how["sampler"] or SAMPLER
-    how["spacing"] = SPACING if how["spacing"] is None else how["spacing"]
+    how["sampler"] = how["sampler"] or usual_sampler(how["eta"], how["sampler_options"])
+    how["spacing"] = usual_spacing(how["sampler"]) if how["spacing"] is None else how["spacing"]
     how["num_steps"] = resolve_num_steps(
         how["sampler"], how["num_steps"], diffusion.timesteps, how["spacing"]
     )

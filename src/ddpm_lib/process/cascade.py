@@ -15,7 +15,7 @@ from ddpm_lib.core import keys
 from ddpm_lib.nn import LowRes
 from ddpm_lib.process.conditions import check_names, find_conditioner
 from ddpm_lib.process.interface import Process
-from ddpm_lib.process.plan import SAMPLER, SamplingPlan
+from ddpm_lib.process.plan import SamplingPlan, usual_sampler
 from ddpm_lib.process.sampling import draw, planned
 from ddpm_lib.samplers import Sampler, make_sampler
 
@@ -45,7 +45,7 @@ class Stage:
     low_res_noise: float | None = None
 
     def __post_init__(self) -> None:
-        make_sampler(SAMPLER if self.sampler is None else self.sampler, eta=self.eta)
+        make_sampler(self.sampler or usual_sampler(self.eta), eta=self.eta)
         if self.low_res_noise is None:
             return
         low_res = self.low_res

@@ -104,15 +104,13 @@ def usage(process: TrainableProcess, repo_id: str, revision: str | None = None) 
     elif "class_label" in known:
         cond = _quoted(names[0]) if names else "0"
     name = "low_res" if "low_res" in known else "class_label"
-    default = process.sampling_default
-    how = 'sampler="ddim", num_steps=50, seed=0' if default is None else "seed=0"
     lines = [
         *imports,
         "",
         f"diffusion = GaussianDiffusion.from_pretrained({_quoted(repo_id)}{at})",
         *before,
         "images = diffusion.sample(",
-        f"    16, {how}" + ("," if cond else ""),
+        "    16, seed=0" + ("," if cond else ""),
         *([f'    cond={{"{name}": {cond}}}'] if cond else []),
         f")  # float32 ({shape}) in [0, 1]",
     ]

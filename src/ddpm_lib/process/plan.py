@@ -7,20 +7,39 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ddpm_lib.guidance import Guidance, LogProb, Partner
-from ddpm_lib.samplers import DDPM, Sampler, make_sampler
+from ddpm_lib.samplers import DDPM, Sampler, UniPC, make_sampler
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import default_num_steps, is_named, sampling_levels
 
-SAMPLER, SPACING = "ddim", "trailing"
+SAMPLER, STEPS, SPACING = "unipc", 20, "mixed"
 """What draws from noise where nothing is said, and no default is kept with the weights."""
+HIGH_ORDER_STEPS = 10
+"""Steps from which on UniPC's third order is better than its second (docs/sampling.md)."""
 
 DefaultSteps = Callable[[str | Sampler, int], int | None]
 """The number of steps where none is asked for, of the sampler and T."""
 
 
+def usual_sampler(
+    eta: float | None = None, sampler_options: Mapping[str, Any] | None = None
+) -> str:
+    """Return the name of the sampler where none is named: ddim for who asks for its noise."""
+    return "ddim" if eta is not None or "eta" in (sampler_options or {}) else SAMPLER
+
+
+def usual_spacing(sampler: str | Sampler | None) -> str:
+    """Return the spacing of a sampler where none is named."""
+    ours = sampler is None or sampler == SAMPLER or isinstance(sampler, UniPC)
+    return SPACING if ours else "trailing"
+
+
 def usual_steps(sampler: str | Sampler, timesteps: int) -> int | None:
-    """Return the steps of sampling from noise: all T for ddpm, 50 (or T) for the others."""
+    """Return the steps of sampling from noise: all T for ddpm, 20 for unipc, 50 for the others, at
+    most T.
+    """
+    if sampler == SAMPLER or isinstance(sampler, UniPC):
+        return min(STEPS, timesteps)
     return default_num_steps(sampler == "ddpm" or isinstance(sampler, DDPM), timesteps)
 
 
@@ -45,7 +64,9 @@ def resolve_num_steps(
 
     None where the spacing itself says how many, as "ddim25" and lists of levels do.
     """
-    if num_steps is not None or not is_named(SPACING if spacing is None else spacing):
+    if num_steps is not None or not is_named(
+        usual_spacing(sampler) if spacing is None else spacing
+    ):
         return num_steps
     return default(SAMPLER if sampler is None else sampler, timesteps)
 
@@ -119,11 +140,15 @@ class SamplingPlan:
             ValueError: If a name is unknown, an option is out of range, or steps and spacing
                 contradict each other.
         """
-        sampler = SAMPLER if sampler is None else sampler
-        spacing = SPACING if spacing is None else spacing
+        sampler = usual_sampler(eta, sampler_options) if sampler is None else sampler
+        spacing = usual_spacing(sampler) if spacing is None else spacing
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         steps = resolve_num_steps(chosen, num_steps, schedule.timesteps, spacing, default_steps)
         visited = sampling_levels(schedule, steps, spacing, spacing_options)
+        guided = (guidance_scale or 1.0) != 1.0 or classifier is not None or partner is not None
+        if sampler == "unipc" and "order" not in (sampler_options or {}):
+            third = len(visited) - 1 >= HIGH_ORDER_STEPS and not guided
+            chosen = make_sampler(sampler, {**(sampler_options or {}), "order": 3 if third else 2})
         low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
         guidance = Guidance(
             scale=1.0 if guidance_scale is None else guidance_scale,

@@ -72,13 +72,15 @@ def sample(
 
     Args:
         n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
-        sampler: ddim (the default; deterministic, fast), ddpm (ancestral, all T steps), dpmpp_2m,
-            dpmpp_2m_sde, dpmpp_3m, dpmpp_2s, unipc, deis, heun or euler; or an object.
-        sampler_options: Options of that sampler, such as {"order": 3} for unipc.
-        num_steps: Number of steps, 1 … T. Default: all T for ddpm, 50 (or T, if that is less) for
-            the others.
-        spacing: How the steps are spread: trailing (the default), linspace, leading, quadratic,
-            log_snr or karras; levels per section ("10,15,20"), "ddim25"; or the levels themselves.
+        sampler: unipc (the default), ddim, ddpm (ancestral, all T steps), dpmpp_2m, dpmpp_2m_sde,
+            dpmpp_3m, dpmpp_2s, deis, heun or euler; or an object. With eta alone it is ddim.
+        sampler_options: Options of that sampler. Default of "unipc": {"order": 3} from 10 steps on
+            where nothing guides, else {"order": 2}.
+        num_steps: Number of steps, 1 … T. Default: 20 for unipc, all T for ddpm, 50 for the others;
+            T, if that is less.
+        spacing: How the steps are spread: mixed (the default of unipc), trailing (that of the
+            others), linspace, leading, quadratic, log_snr or karras; levels per section
+            ("10,15,20"), "ddim25"; or the levels themselves.
         spacing_options: Options of that spacing, such as {"rho": 5.0} for karras.
         eta: Noise of samplers that have this option, 0 … 1; short for sampler_options={"eta": …}.
         seed: Names the stream of random numbers; None: a fresh one.
