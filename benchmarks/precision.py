@@ -84,6 +84,8 @@ def train(
         batch_size=16,
         seed=seed,
         mixed_precision=precision,
+        learning_rate=2e-4,
+        lr_schedule="constant",
         warmup_steps=min(100, args.steps),
         log_every=max(1, args.steps // 20),
         sample_every=0,

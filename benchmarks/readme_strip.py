@@ -45,6 +45,7 @@ PROCESS: dict[str, Any] = {"parametrization": "x0", "weighting": "flat"}
 TRAINING: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 1e-3,
+    "lr_schedule": "constant",
     "warmup_steps": 50,
     "ema_decay": 0.999,
     "horizontal_flip": True,

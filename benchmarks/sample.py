@@ -170,6 +170,7 @@ def trained(asked: argparse.Namespace, device: torch.device) -> tuple[Any, Tenso
             max_steps=asked.train_steps,
             batch_size=64,
             learning_rate=1e-3,
+            lr_schedule="constant",
             warmup_steps=min(50, asked.train_steps),
             val_every=0,
             sample_every=0,

@@ -142,7 +142,7 @@ def test_the_exit_code_does_not_hang_on_words() -> None:
 
 def test_a_loaded_run_is_one_line(run: Path) -> None:
     text = repr(load_run(run))
-    assert text == f"LoadedRun({newest(run)}, step 6, weights ema 0.9999, 6 classes)"
+    assert text == f"LoadedRun({newest(run)}, step 6, weights ema 0.5, 6 classes)"
     assert load_run(run).run_state.step == 6
 
 

@@ -52,7 +52,7 @@ def size_of(folder: Path) -> int:
 def test_the_checkpoint_has_the_foretold_size(
     tmp_path: Path, changes: dict[str, Any], probe_steps: int
 ) -> None:
-    told = estimate(tiny_diffusion(), options(**changes), probe_steps)
+    told = estimate(tiny_diffusion(), options(max_steps=1, **changes), probe_steps)
     trainer = tiny_trainer(tmp_path / "run", max_steps=1, **changes)
     before = trainer.prepare() or trainer.learner.checkpoint_bytes()
     trainer.train()
@@ -68,7 +68,7 @@ def test_learned_uncertainty_is_in_the_checkpoint(tmp_path: Path) -> None:
 
     tiny_trainer(tmp_path / "run", make(), max_steps=1).train()
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    assert estimate(make(), options(), 0).checkpoint_bytes == pytest.approx(
+    assert estimate(make(), options(max_steps=1), 0).checkpoint_bytes == pytest.approx(
         size_of(saved), rel=0.02
     )
 

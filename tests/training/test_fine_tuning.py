@@ -116,7 +116,7 @@ def test_what_a_run_notes_of_its_beginning(source: Path, tmp_path: Path) -> None
         source=str(source),
         kind="run",
         step=12,
-        weights="ema 0.9999",
+        weights="ema 0.5",
         sha256=weights_digest(weights),
         data="shapes",
         notes=("self_condition is new: its input channels begin at 0.",),
@@ -436,7 +436,7 @@ def test_status_and_compare_say_what_a_run_began_with(
 
     trainer = tiny_trainer(tmp_path / "run", init_from=str(source), max_steps=1)
     trainer.train()
-    told = f"{source} (step 12, weights ema 0.9999, trained on shapes)"
+    told = f"{source} (step 12, weights ema 0.5, trained on shapes)"
     assert main(["status", str(tmp_path / "run")]) == 0
     assert f"  began with  {told}\n" in capsys.readouterr().out
     assert main(["status", "--json", str(tmp_path / "run")]) == 0

@@ -221,7 +221,7 @@ def test_changed_data_batch_and_seed_are_refused_unless_overridden(tmp_path: Pat
 def test_new_average_starts_from_the_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_trainer(tmp_path).train()
+    tiny_trainer(tmp_path, ema_decay=0.9999).train()
     trainer = tiny_trainer(tmp_path, ema_decay=(0.9999, 0.5), max_steps=7)
     trainer.prepare()
     assert "no EMA of decay 0.5" in capsys.readouterr().err
@@ -296,6 +296,7 @@ def test_loss_falls(tmp_path: Path) -> None:
         max_steps=60,
         log_every=20,
         learning_rate=5e-3,
+        lr_schedule="constant",
         batch_size=8,
     )
     trainer.train()
@@ -582,7 +583,7 @@ def test_image_size_must_fit_the_network(tmp_path: Path) -> None:
         ({"learning_rate": -1.0}, "learning_rate must be a positive finite number; got -1.0"),
         (
             {"learning_rate": float("nan")},
-            "learning_rate must be a number; got nan",
+            "learning_rate must be a number or 'auto'; got nan",
         ),
         ({"ema_decay": (1.0,)}, r"ema_decay must lie in \[0, 1\); got 1.0"),
         ({"ema_decay": (0.9, 0.9)}, "names the same decay twice"),

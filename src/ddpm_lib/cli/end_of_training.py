@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ddpm_lib.cli import options
 from ddpm_lib.cli.next_steps import Finished, after_training
-from ddpm_lib.runs.end_screen import file_lines, next_lines, score_lines, section
+from ddpm_lib.runs.end_screen import average_lines, file_lines, next_lines, score_lines, section
 from ddpm_lib.runs.records import read_records
 from ddpm_lib.runs.verdict import judge, next_steps, words
 
@@ -33,6 +33,7 @@ def report(result: TrainingResult, config: RunConfig, dataset: ImageDataset, idl
     ways = after_training(known_at_the_end(result, config, dataset), next_steps(records, verdict))
     parts = [
         section("VERDICT", words(verdict)),
+        section("WEIGHTS", average_lines(records)),
         section("SCORE", score_lines(records)),
         section("FILES", [] if idle else file_lines(run)),
         section("NEXT", next_lines(ways)),

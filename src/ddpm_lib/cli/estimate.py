@@ -70,11 +70,12 @@ def at_once(diffusion: GaussianDiffusion, settings: RunConfig, probe_steps: int)
     """Say what is known before a step was done, so that nobody waits in front of an empty
     screen.
     """
+    from ddpm_lib.training.by_length import number_of_averages
     from ddpm_lib.training.memory import activation_bytes
 
     model = cast("Unet", diffusion.model)
     count = sum(p.numel() for p in model.parameters())
-    averages = len(settings.ema_decay) + len(settings.posthoc_ema)
+    averages = number_of_averages(settings) + len(settings.posthoc_ema)
     copies = 4 + averages + bool(settings.pull_to_start)  # weights, gradients, moments, …
     known = (
         f"{count / 1e6:,.2f} M parameters; weights, gradients, moments, averages"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import tyro
 
 from ddpm_lib.cli import arguments, help, init_from, options
+from ddpm_lib.cli.chosen_network import AUTO, choose_network
 from ddpm_lib.cli.missing_data import missing_data
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.text import short
@@ -34,16 +35,12 @@ SHAPES_DEFAULTS: dict[str, Any] = {
     "class_conditional": True,
     "max_steps": 900,
     "batch_size": 32,
-    "learning_rate": 2e-3,
-    "warmup_steps": 50,
-    "lr_schedule": "cosine",
     "sample_every": 300,
     "val_every": 150,
     "val_max_images": 256,
     "save_every": 300,
     "log_every": 25,
     "sample_count": 36,
-    "sample_steps": 30,
     "sample_guidance_scale": 2.0,
     "model": {"patch_size": 2},
     "diffusion": {"parametrization": "x0", "weighting": "flat"},
@@ -68,9 +65,10 @@ class RunConfig(TrainingConfig):
     """Size of the images: one number for squares, or height and width."""
     channels: int = 3
     """1 grey, 3 RGB, 4 RGB with alpha."""
-    preset: str = "small"
+    preset: str = AUTO
     """Network to start from: tiny, small, cifar10, imagenet64, or network, process and image size
-    of a published run (docs/unet.md); other flags change it.
+    of a published run (docs/unet.md); other flags change it. auto: that of the run which goes on;
+    else small, and on a CPU tiny with patches that predicts x0.
     """
     class_conditional: bool = False
     """Learn the classes of the data (sets model.num_classes from its labels, where that is not
@@ -133,7 +131,7 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
 
     # One pass finds the data and the preset, on which the other defaults depend.
     asked = given.get(("preset",), file.get("preset"))
-    if asked is not None:
+    if asked not in (None, AUTO):
         with_preset(base, str(asked))  # what is wrong in any case is said first
     named = over(base)
     if ("data",) not in given and "data" not in file and given.keys() - TRAINS_NOTHING:
@@ -143,8 +141,15 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
     base = like_published(base, named)
     if named.init_from is not None:
         base = with_start(base, named, {**given, **arguments.flatten(file)})
+    if asked == AUTO:
+        asked = None
     if named.init_from is None or asked is not None:
-        base = with_preset(base, str(base.preset if asked is None else asked))
+        preset = base.preset if asked is None else str(asked)
+        if preset == AUTO:
+            words = {**arguments.flatten(file), **given}
+            base = with_chosen_network(base, over(base), words)
+        else:
+            base = with_preset(base, preset)
     command = over(base)
     if not command.class_conditional and options.to_plain(command.model)["num_classes"] is None:
         # The guidance that suits the shapes needs their classes; one that was asked for stays, and
@@ -193,6 +198,23 @@ def with_preset(config: C, name: str) -> C:
         model=UnetOptions(**{**network, "out_channels": None}),  # which follow from the variance
         diffusion=DiffusionOptions(**process),
     )
+
+
+def with_chosen_network(config: C, known: RunConfig, given: dict[tuple[str, ...], Any]) -> C:
+    """Set the network's options to what suits the run; see `choose_network`.
+
+    Args:
+        config: The defaults so far.
+        known: The command as far as it is known: size, device, run directory.
+        given: The options that were given, by their path.
+    """
+    run = Path(known.output_dir or f"runs/{default_name(known.data)}")
+    goes_on = None if known.resume == "never" else run
+    chosen = choose_network(given, known.size, known.device, goes_on)
+    base = with_preset(config, chosen.preset)
+    if chosen.words:
+        print(chosen.words, file=sys.stderr)
+    return options.from_mapping(type(config), dict(chosen.values), base, "config.yaml of the run")
 
 
 def with_start(config: C, named: RunConfig, given: dict[tuple[str, ...], Any]) -> C:

@@ -67,7 +67,8 @@ def convert(words: list[str], annotation: Any, append: bool = False) -> Any:
     if type(None) in kinds and len(words) == 1 and words[0].lower() == "none":
         return None
     many = next((k for k in kinds if typing.get_origin(k) in (tuple, dict)), None)
-    if many is None:
+    named = [kind for kind in kinds if choices_of(kind)]
+    if many is None or (len(words) == 1 and any(fits(words[0], kind) for kind in named)):
         return _one_of(words, kinds)
     if typing.get_origin(many) is dict:
         return _pairs(words)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.runs.names import AVERAGE_LOSS
 from ddpm_lib.runs.records import RunRecords, read_records
 from ddpm_lib.runs.run_status import number
 from ddpm_lib.runs.verdict import Proposal, judge, next_steps, words
@@ -34,11 +35,12 @@ MADE = {
 
 
 def end_screen(run: Path) -> str:
-    """Return what there is to say of a run, in sections VERDICT, SCORE, FILES and NEXT."""
+    """Return what there is to say of a run, in sections VERDICT, WEIGHTS, SCORE, FILES and NEXT."""
     records = read_records(run)
     verdict = judge(records)
     parts = [
         section("VERDICT", words(verdict)),
+        section("WEIGHTS", average_lines(records)),
         section("SCORE", score_lines(records)),
         section("FILES", file_lines(run)),
         section("NEXT", next_lines(next_steps(records, verdict))),
@@ -106,6 +108,29 @@ def _score_row(score: Mapping[str, Any], references: Mapping[str, Any]) -> tuple
         f"{value} {unit}",
         "  ".join(part for part in (text, f"! {remark}" if remark else "") if part),
     )
+
+
+def average_lines(records: RunRecords) -> list[str]:
+    """Say which of several weight averages is used, and why; nothing where none was chosen."""
+    row = records.rows[-1] if records.rows else {}
+    found = [
+        (loss, name.removeprefix(AVERAGE_LOSS))
+        for name, value in row.items()
+        if name.startswith(AVERAGE_LOSS) and (loss := number(value)) is not None
+    ]
+    if len(found) < 2:
+        return []
+    (lowest, used), *others = sorted(found)
+    rest = ", ".join(f"{figure(loss)} of {_length(name)}" for loss, name in others)
+    return [
+        f"used: the average over {_length(used)} steps (ema {used}), whose held-out loss is the"
+        f" lowest of {len(found)}: {figure(lowest)}, against {rest}"
+    ]
+
+
+def _length(decay: str) -> str:
+    """Return how many steps an average of a decay covers, "0.9" in 10."""
+    return f"{1 / (1 - float(decay)):,.0f}"
 
 
 def file_lines(run: Path) -> list[str]:

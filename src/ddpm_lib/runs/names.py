@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ddpm_lib.core.errors import CheckpointError
 
+AVERAGE_LOSS = "val_loss_ema_"
+"""Column of the held-out loss of an average at the end of a run, before its decay."""
 _NAME = re.compile(r"step-(\d{9,})")
 
 

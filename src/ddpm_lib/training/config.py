@@ -88,12 +88,16 @@ class TrainingConfig:
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     """Optimizer (fused kernels where the device has them)."""
-    learning_rate: float = 2e-4
-    """Peak learning rate."""
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape after the warm-up, down to final_learning_rate_ratio at max_steps."""
-    warmup_steps: int = 500
-    """Steps of linear warm-up."""
+    learning_rate: float | Literal["auto"] = "auto"
+    """Peak learning rate; auto: 2e-4 for 75,000 steps, more for fewer by the square root, at most
+    2e-3; 2e-4 with init_from.
+    """
+    lr_schedule: Literal["auto", "constant", "cosine", "linear"] = "auto"
+    """Shape after the warm-up, down to final_learning_rate_ratio at max_steps; auto: cosine, and
+    constant with init_from.
+    """
+    warmup_steps: int | Literal["auto"] = "auto"
+    """Steps of linear warm-up; auto: a twentieth of the run, at most 500."""
     final_learning_rate_ratio: float = 0.0
     """Learning rate at max_steps as a fraction of the peak (cosine and linear)."""
     weight_decay: float = 0.0
@@ -104,8 +108,10 @@ class TrainingConfig:
     """Adam's ε."""
     max_grad_norm: float | None = 1.0
     """Clip the gradient's norm to this; none: only measure it."""
-    ema_decay: tuple[float, ...] = (0.9999,)
+    ema_decay: tuple[float, ...] | Literal["auto"] = "auto"
     """One or several decays of weight averages; the first is used for sampling. Empty: no average.
+    auto: three that cover a hundredth, a thirtieth and a tenth of the run, of which the best on
+    held-out images is used at the end.
     """
     ema_power: float = 0.75
     """Warm-up of the average: the decay at step n is at most 1 - n^-ema_power, which suits short
@@ -202,9 +208,9 @@ class TrainingConfig:
     """Steps between sample grids; 0: never."""
     sample_count: int = 16
     """Images of a sample grid."""
-    sample_sampler: str = "ddim"
+    sample_sampler: str = "unipc"
     """Sampler of the grids."""
-    sample_steps: int = 50
+    sample_steps: int = 20
     """Sampling steps of the grids."""
     sample_seed: int = 0
     """Seed of the grids: the same noise every time, so that grids can be compared."""

@@ -52,11 +52,11 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     if options["batch_size"] != "auto":
         at_least["batch_size"] = 1
     for name, least in at_least.items():
-        if options[name] < least:
+        if options[name] != "auto" and options[name] < least:
             raise ConfigError(f"{name} must be at least {least}; got {options[name]}.")
     for name in _POSITIVE:
         value = options[name]
-        if value is not None and not (value > 0 and math.isfinite(value)):
+        if value not in (None, "auto") and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{name} must be a positive finite number; got {value}.")
     for name in ("shards", "keep_every"):
         value = options[name]
@@ -86,7 +86,7 @@ def check_ranges(options: Mapping[str, Any]) -> None:
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"{name} must be 0 or more; got {value}.")
     for name in ("ema_decay", "adam_betas"):
-        for value in options[name]:
+        for value in () if options[name] == "auto" else options[name]:
             if not 0 <= value < 1:
                 raise ConfigError(f"{name} must lie in [0, 1); got {value}.")
 
@@ -100,7 +100,8 @@ def check_together(options: Mapping[str, Any]) -> None:
             f"{option('posthoc_ema')} must be different numbers between 0 and 0.288; got"
             f" {list(options['posthoc_ema'])}."
         )
-    if len(set(options["ema_decay"])) != len(options["ema_decay"]):
+    decays = options["ema_decay"]
+    if decays != "auto" and len(set(decays)) != len(decays):
         raise ConfigError(
             f"{option('ema_decay')} names the same decay twice: {options['ema_decay']}."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +84,7 @@ class RunContext:
         self.started_from: StartedFrom | None = None
         self.last: StepResult | None = None
         self.last_checkpoint: Path | None = None
+        self.average_is_open = config.ema_decay == "auto"
         self._accelerator: Accelerator | None = None
         self._data: TrainingData | None = None
         self._learner: Learner | None = None
@@ -233,6 +234,27 @@ class RunContext:
     def averaged_network(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""
         return _made(self._learner, "averaged network").averaged()
+
+    @property
+    def chooses_average(self) -> bool:
+        """Whether the average to use is chosen at the end: there are several, and nobody named
+        them.
+        """
+        return self.average_is_open and len(self.config.ema_decay) > 1
+
+    def averaged_networks(self) -> dict[float, nn.Module]:
+        """Return the networks of all averages by decay, the one in use first."""
+        ema = _made(self._learner, "averaged network").ema
+        return {} if ema is None else {decay: ema.network(decay) for decay in ema.decays}
+
+    def use_average(self, decay: float) -> None:
+        """Make an average the one that validates, samples and is taken from checkpoints by default;
+        on every rank.
+        """
+        ema = _made(self._learner, "averaged network").ema
+        assert ema is not None
+        ema.put_first(decay)
+        self.config = replace(self.config, ema_decay=ema.decays)
 
     def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
         """Pick the fields of a batch that the network is conditioned on."""

@@ -76,6 +76,12 @@ class WeightAverages:
             )
         return self.averages[self.decays.index(decay)].ema_model
 
+    def put_first(self, decay: float) -> None:
+        """Make an average the one that `network` returns by default."""
+        order = sorted(range(len(self.decays)), key=lambda k: self.decays[k] != decay)
+        self.decays = tuple(self.decays[k] for k in order)
+        self.averages = [self.averages[k] for k in order]
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all averaged tensors under `<decay>/<name>`."""
         return {

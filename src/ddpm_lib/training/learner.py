@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddpm_lib.nn.memory_format import use_channels_last
 from ddpm_lib.runs.network_state import optimizer_tensors
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
+from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.optim import make_optimizer
@@ -82,7 +83,7 @@ class Learner:
             from ddpm_lib.training.fine_tuning.pull_to_start import PullToStart
 
             pull = PullToStart(model, config.pull_to_start)
-        decays = config.ema_decay
+        decays = cast(tuple[float, ...], settled(config).ema_decay)
         ema = WeightAverages(model, decays, config.ema_power) if decays else None
         posthoc = PostHocAverages(model, config.posthoc_ema)
         optimizer = accelerator.prepare_optimizer(make_optimizer(diffusion, config, device))

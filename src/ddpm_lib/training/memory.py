@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ddpm_lib.training.by_length import number_of_averages
+
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.config import TrainingConfig
@@ -67,7 +69,7 @@ def state_bytes(
     if to_come:
         return later
     present = sum(t.numel() * t.element_size() for t in diffusion.state_dict().values())
-    copies = len(config.ema_decay) + len(config.posthoc_ema)
+    copies = number_of_averages(config) + len(config.posthoc_ema)
     network = sum(t.numel() * t.element_size() for t in diffusion.model.state_dict().values())
     pulled = [p for p in diffusion.model.parameters() if p.requires_grad and config.pull_to_start]
     start = sum(p.numel() * p.element_size() for p in pulled)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+
+from ddpm_lib.training.by_length import settled
 
 if TYPE_CHECKING:
     from ddpm_lib.training.config import TrainingConfig
@@ -21,10 +23,12 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     >>> [round(learning_rate(s, c), 2) for s in (0, 3, 4, 7, 10)]
     [0.25, 1.0, 1.0, 0.5, 0.0]
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    span = max(1, config.max_steps - config.warmup_steps)
-    done = min(1.0, (step - config.warmup_steps) / span)
+    config = settled(config)
+    peak, warmup = cast(float, config.learning_rate), cast(int, config.warmup_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    span = max(1, config.max_steps - warmup)
+    done = min(1.0, (step - warmup) / span)
     floor = config.final_learning_rate_ratio
     shape = {
         "constant": 1.0,
@@ -32,8 +36,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
     }[config.lr_schedule]
     if config.lr_schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (floor + (1.0 - floor) * shape)
+        return peak
+    return peak * (floor + (1.0 - floor) * shape)
 
 
 def make_optimizer(
@@ -55,7 +59,7 @@ def make_optimizer(
     fused = device.type in ("cpu", "cuda")
     return cls(
         [g for g in groups if g["params"]],
-        lr=config.learning_rate,
+        lr=cast(float, settled(config).learning_rate),
         betas=config.adam_betas,
         eps=config.adam_eps,
         fused=fused,

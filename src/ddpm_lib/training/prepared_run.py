@@ -19,6 +19,7 @@ from ddpm_lib.runtime.accelerate_state import OwnState, in_own_state
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.agreement import check_output_dir, check_process, check_ranks_agree
 from ddpm_lib.training.batches import BatchPlan
+from ddpm_lib.training.by_length import OPEN, averages_are_open, chosen_words, settled
 from ddpm_lib.training.callbacks import default_callbacks
 from ddpm_lib.training.callbacks.base import Callback, check_callbacks, state_of
 from ddpm_lib.training.callbacks.rows import TrainingRows
@@ -125,6 +126,10 @@ class PreparedRun(RunContext):
         saved = None if checkpoint is None else checkpoint.state
         began = None if saved is None or not began_here(saved) else saved
         before = None if began is None else fraction_held_out(began)
+        left_open = tuple(name for name in OPEN if getattr(config, name) == "auto")
+        told = None if saved is None else saved.training
+        self.average_is_open = averages_are_open(config, told)
+        config = self.config = settled(config, told)
         starting = self._starting_weights() if saved is None else None
         images = open_training_data(
             self.data_source, config, self.diffusion, self.say, before, self.transform
@@ -145,6 +150,8 @@ class PreparedRun(RunContext):
         if checkpoint is not None:
             self._restore(checkpoint)
             self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")
+        elif chosen := chosen_words(config, left_open):
+            self.say(chosen)
         self.say(self._described())
         self._prepared = True
 
@@ -349,6 +356,8 @@ class PreparedRun(RunContext):
         for line in (moved, note):
             if line:
                 self.say(line)
+        if self.average_is_open:  # whoever repeats the run has the choice as well
+            config = replace(config, ema_decay="auto")
         write_run_config(run, self.source_name, config, self.diffusion)
         with self.tolerate_write_errors("data.npz"):
             write_data_index(run, self.dataset)

@@ -22,15 +22,15 @@ class TrainerOptions(TypedDict, total=False):
     accumulation_steps: int
     shards: int | None
     optimizer: Literal["adamw", "adam"]
-    learning_rate: float
-    lr_schedule: Literal["constant", "cosine", "linear"]
-    warmup_steps: int
+    learning_rate: float | Literal["auto"]
+    lr_schedule: Literal["auto", "constant", "cosine", "linear"]
+    warmup_steps: int | Literal["auto"]
     final_learning_rate_ratio: float
     weight_decay: float
     adam_betas: tuple[float, float]
     adam_eps: float
     max_grad_norm: float | None
-    ema_decay: tuple[float, ...]
+    ema_decay: tuple[float, ...] | Literal["auto"]
     ema_power: float
     posthoc_ema: tuple[float, ...]
     posthoc_every: int

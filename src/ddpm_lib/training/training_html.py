@@ -16,7 +16,9 @@ from ddpm_lib.runs.verdict import headline
 def trainer_html(self: Any) -> str:
     """Show what is trained, on what, how far, and the newest grid, as HTML; nothing is opened."""
     config, process = self.config, self.diffusion
-    schedule = "" if config.lr_schedule == "constant" else f", {config.lr_schedule}"
+    rate, shape = config.learning_rate, config.lr_schedule
+    shown = rate if isinstance(rate, str) else f"{rate:g}"
+    schedule = "" if shape in ("constant", "auto") else f", {shape}"
     network = f"{type(process.model).__name__}, {parameter_words(process.model)} parameters"
     pairs: list[tuple[str, object]] = [
         ("network", network),
@@ -24,7 +26,7 @@ def trainer_html(self: Any) -> str:
         ("data", self.source_name),
         ("step", f"{self.step:,} of {config.max_steps:,}"),
         ("batch", f"{config.batch_size} images"),
-        ("optimizer", f"{config.optimizer}, learning rate {config.learning_rate:g}{schedule}"),
+        ("optimizer", f"{config.optimizer}, learning rate {shown}{schedule}"),
         ("run directory", str(self.output_dir)),
         *measured(self.metrics),
     ]

@@ -122,6 +122,7 @@ class Trainer:
             "horizontal_flip": augment_horizontal_flip,
             "optimizer": "adam",
             "learning_rate": train_lr,
+            "lr_schedule": "constant",
             "warmup_steps": 0,
             "adam_betas": tuple(adam_betas),
             "max_grad_norm": max_grad_norm,

@@ -152,6 +152,20 @@ class TrainingView(Protocol):
     def averaged_network(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""
 
+    @property
+    def chooses_average(self) -> bool:
+        """Whether the average to use is chosen at the end: there are several, and nobody named
+        them.
+        """
+
+    def averaged_networks(self) -> dict[float, nn.Module]:
+        """Return the networks of all averages by decay, the one in use first."""
+
+    def use_average(self, decay: float) -> None:
+        """Make an average the one that validates, samples and is taken from checkpoints by default;
+        on every rank.
+        """
+
     def conditions(self, batch: dict[str, Any]) -> dict[str, Tensor] | None:
         """Pick the fields of a batch that the network is conditioned on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from ddpm_lib.core import keys
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.spread import evenly
+from ddpm_lib.runs.names import AVERAGE_LOSS
 from ddpm_lib.time_sampling import spread_levels
 from ddpm_lib.training.adjusted_gap import (
     FEWEST_PAIRS,
@@ -59,6 +61,9 @@ class Validation(Callback):
         ):
             return
         n = min(self.max_images, len(trainer.held_out))
+        averages = {}
+        if trainer.step == trainer.config.max_steps and trainer.chooses_average:
+            averages = self._choose_average(trainer, n)
         held_out = self.losses(trainer, trainer.held_out, n)
         train = self.losses(trainer, trainer.dataset.steady(), min(n, len(trainer.dataset)))
         error, gap_error = standard_errors(held_out, train, trainer.diffusion.timesteps)
@@ -72,8 +77,22 @@ class Validation(Callback):
                 "val_gap_error": gap_error,
                 **self._adjusted(trainer, held_out, train),
                 **self._of_model(trainer, held_out),
+                **averages,
             }
         )
+
+    def _choose_average(self, trainer: TrainingView, n: int) -> dict[str, float]:
+        """Use, from here on, the average with the lowest loss on all held-out images of a
+        validation; return the losses by the names of their columns.
+        """
+        assert trainer.held_out is not None
+        losses = {
+            decay: float(self.losses(trainer, trainer.held_out, n, network).mean())
+            for decay, network in trainer.averaged_networks().items()
+        }
+        if all(math.isfinite(loss) for loss in losses.values()):
+            trainer.use_average(min(losses, key=lambda decay: losses[decay]))
+        return {f"{AVERAGE_LOSS}{decay}": loss for decay, loss in losses.items()}
 
     def losses(
         self,

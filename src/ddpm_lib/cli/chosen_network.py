@@ -1,0 +1,99 @@
+"""The network and the prediction of `ddpm train` where nobody names them: what the run has, or what
+the machine can train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm_lib.core.device_choice import resolve_device
+from ddpm_lib.runs.run_status import is_run
+
+AUTO = "auto"
+SMALLEST_SIDE = 32
+"""Side of the images from which on patches leave enough to work on."""
+FREE = ("num_classes", "class_drop_prob", "dropout", "gradient_checkpointing", "augment_dim")
+"""Options of the network beside which it is still chosen."""
+FROM_TRAINING = ("num_classes", "augment_dim")
+DECIDING = ("parametrization", "weighting", "variance", "loss")
+"""Options of the process that belong to a network of one's own choice."""
+ON_CPU: dict[str, dict[str, Any]] = {
+    "model": {"patch_size": 2},
+    "diffusion": {"parametrization": "x0", "weighting": "flat"},
+}
+"""Beside the preset tiny. Patches make the network four times cheaper; with patches, a narrow
+network learns to predict x0 far sooner than noise or v, whose every pixel it would have to carry
+through.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What stands in the place of preset "auto".
+
+    Attributes:
+        preset: Name of the network.
+        values: Options of the groups model and diffusion beside it.
+        words: What to tell the user; "" for nothing.
+    """
+
+    preset: str
+    values: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    words: str = ""
+
+
+def choose_network(
+    given: Mapping[tuple[str, ...], Any],
+    size: tuple[int, int],
+    device: str,
+    run: Path | None,
+) -> Chosen:
+    """Choose the network of a run for which no preset is named.
+
+    A run that is there goes on with its own. On accelerators, and where the network or what it
+    predicts is named in part, it is "small" with the usual prediction.
+
+    Args:
+        given: The options that were named, by their path.
+        size: Height and width of the images.
+        device: Where to train, as the option says.
+        run: The run directory, where it may be gone on with.
+    """
+    own = None if run is None else network_of_run(run)
+    if own is not None:
+        return Chosen("small", own)
+    named = {path[1] for path in given if path[0] == "model" and len(path) > 1} - set(FREE)
+    named |= {path[1] for path in given if path[0] == "diffusion" and path[-1] in DECIDING}
+    if named or resolve_device(device).type != "cpu":
+        return Chosen("small")
+    if min(size) < SMALLEST_SIDE or size[0] % 8 or size[1] % 8:
+        return Chosen("small")
+    words = (
+        "Chosen for a CPU: the network tiny with patches of 2, which predicts x0, all levels"
+        " weighted alike. --preset small is the larger one that accelerators get."
+    )
+    return Chosen("tiny", ON_CPU, words)
+
+
+def network_of_run(run: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the groups model and diffusion of a run's config.yaml; None where there is no run, or
+    none of a network that these options describe.
+    """
+    if not is_run(run):
+        return None
+    try:
+        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    groups = {name: values.get(name) for name in ("model", "diffusion")} if values else {}
+    if not all(isinstance(group, dict) and group for group in groups.values()) or not groups:
+        return None
+    found = {name: dict(group) for name, group in groups.items() if isinstance(group, dict)}
+    for name in FROM_TRAINING:  # follow from options that a command names again, or forgot
+        found["model"].pop(name, None)
+    return found
