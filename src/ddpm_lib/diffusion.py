@@ -26,6 +26,7 @@ from ddpm_lib.process import (
     loss,
     presets,
     pretrained,
+    restoring,
     sampling,
     sharing,
 )
@@ -272,6 +273,7 @@ class GaussianDiffusion(nn.Module):
 
     edit = editing.edit
     inpaint = editing.inpaint
+    restore = restoring.restore
 
     encode = encoding.encode
     decode = encoding.decode

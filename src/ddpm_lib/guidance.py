@@ -34,6 +34,22 @@ class Partner(Protocol):
         """Return its output F for images x_t (b, c, *spatial) at one level, the same shape."""
 
 
+class Measurement(Protocol):
+    """Something measured of the images, and how likely it is."""
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether x̂_0 must be differentiable in x_t."""
+
+    def rows(self, start: int, stop: int) -> Measurement:
+        """Return the part that belongs to the images start … stop − 1."""
+
+    def shift(self, x: Tensor, x0: Tensor, level: Level) -> Tensor:
+        """Return what it adds to x̂_0, (σ²/α)·∇log p(y|x_t), for x_t, x̂_0 as a function of it, and
+        their level.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class ClassLogProb:
     """log p(y | x_t) of a classifier that returns logits.
@@ -89,6 +105,9 @@ class Guidance:
         partner: The worse network to move away from; the interval and the rescaling hold for it as
             well.
         partner_scale: How far: 1 is not at all, 2 twice as far from it.
+        measured: What was measured of the images (`GaussianDiffusion.restore`): its likelihood is
+            differentiated through the network and all other guidance but the classifier's. It acts
+            at every level.
 
     Raises:
         ValueError: If the interval is not 0 ≤ lo < hi ≤ 1 or rescale is outside [0, 1].
@@ -101,6 +120,7 @@ class Guidance:
     classifier_scale: float = 1.0
     partner: Partner | None = None
     partner_scale: float = 1.0
+    measured: Measurement | None = None
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -132,10 +152,12 @@ class Guidance:
 
     def rows(self, start: int, stop: int) -> Guidance:
         """Return the guidance of the images start … stop − 1, where the classifier has one class
-        per image.
+        per image, or something was measured of each.
         """
         own = getattr(self.classifier, "rows", None)
-        return self if own is None else replace(self, classifier=own(start, stop))
+        part = self if own is None else replace(self, classifier=own(start, stop))
+        measured = None if self.measured is None else self.measured.rows(start, stop)
+        return part if measured is None else replace(part, measured=measured)
 
     def shift(self, x: Tensor, level: Level, time: Tensor, fraction: float) -> Tensor | float:
         """Return what the classifier adds to x̂_0, (σ²/α)·classifier_scale·∇log p(y|x_t), for

@@ -274,7 +274,7 @@ def shrink(x: Tensor, factor: int) -> Tensor:
     # Mixed precision would round the pixels to three digits.
     with torch.autocast(x.device.type, enabled=False):
         for axis in range(2, x.ndim):
-            weights = _weights(x.shape[axis], factor).to(x)
+            weights = shrink_weights(x.shape[axis], factor).to(x)
             x = (x.movedim(axis, -1) @ weights).movedim(-1, axis)
     return x.contiguous()
 
@@ -301,8 +301,10 @@ def check_divisible(size: Sequence[int], factor: int) -> None:
 
 
 @lru_cache(maxsize=32)
-def _weights(size: int, factor: int) -> Tensor:
-    """Return the matrix (size, size // factor) that shrinks one direction, float64."""
+def shrink_weights(size: int, factor: int) -> Tensor:
+    """Return the matrix (size, size // factor) with which `shrink` multiplies one direction,
+    float64.
+    """
     centres = (torch.arange(size // factor, dtype=torch.float64) + 0.5) * factor
     pixels = torch.arange(size, dtype=torch.float64) + 0.5
     d = ((pixels[:, None] - centres) / factor).abs()

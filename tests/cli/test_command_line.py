@@ -37,6 +37,7 @@ from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.report import ReportCommand
+from ddpm_lib.cli.restore import RestoreCommand
 from ddpm_lib.cli.run_settings import layered
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.slurm import SlurmCommand
@@ -54,6 +55,7 @@ CLASSES = {
     "sample": SampleCommand,
     "edit": EditCommand,
     "inpaint": InpaintCommand,
+    "restore": RestoreCommand,
     "evaluate": EvaluateCommand,
     "export": ExportCommand,
     "convert": ConvertCommand,
@@ -129,6 +131,10 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "inpaint": (
         ["runs/mine", "pics"],
         [["--mask", "m.png"], ["--spacing-options", "rho=5"], ["--no-progress"]],
+    ),
+    "restore": (
+        ["runs/mine", "a.png", "pics"],
+        [["--operator", "blur:2"], ["--method-options", "data_std=1"], ["--simulate"]],
     ),
     "evaluate": (["runs/mine"], [["--metrics", "fid,kid"], ["--num", "20"], ["--compile"]]),
     "compare": (["runs/a", "runs/b"], []),

@@ -41,6 +41,7 @@ from ddpm_lib.cli.inpaint import InpaintCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.report import ReportCommand
+from ddpm_lib.cli.restore import RestoreCommand
 from ddpm_lib.cli.run_settings import RunConfig, layered
 from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.slurm import SlurmCommand
@@ -52,6 +53,8 @@ from ddpm_lib.evaluation import METRICS
 from ddpm_lib.interop.openai_flags import PUBLISHED_FLAGS
 from ddpm_lib.nn import NETWORKS
 from ddpm_lib.process import clipping
+from ddpm_lib.process.measuring import METHODS
+from ddpm_lib.process.operators import OPERATORS
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.training.fine_tuning.network_changes import Described
 from locations import ROOT
@@ -63,6 +66,7 @@ COMMANDS = {
     "sample": SampleCommand,
     "edit": EditCommand,
     "inpaint": InpaintCommand,
+    "restore": RestoreCommand,
     "evaluate": EvaluateCommand,
     "convert": ConvertCommand,
     "export": ExportCommand,
@@ -90,6 +94,8 @@ REGISTRIES = [
     SAMPLERS,
     spacing.SPACINGS,
     clipping.CLIPS,
+    OPERATORS,
+    METHODS,
     METRICS,
 ]
 FOREIGN = {

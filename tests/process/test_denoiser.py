@@ -17,7 +17,7 @@ import ddpm_lib
 from ddpm_lib import GaussianDiffusion, Unet
 from ddpm_lib.guidance import ClassLogProb
 from ddpm_lib.nn import LowRes
-from ddpm_lib.process import editing, encoding, likelihood, loss, sampling
+from ddpm_lib.process import editing, encoding, likelihood, loss, restoring, sampling
 from ddpm_lib.process.cascade import Stage
 from ddpm_lib.process.conditions import class_count, find_conditioner, guidable
 from ddpm_lib.process.denoiser import Denoiser
@@ -54,6 +54,7 @@ def test_the_methods_are_the_functions_of_the_room() -> None:
     rooms = {
         sampling: ("sample",),
         editing: ("edit", "inpaint"),
+        restoring: ("restore",),
         encoding: ("encode", "decode", "interpolate"),
         likelihood: ("bits_per_dim", "flow_bits_per_dim"),
         loss: ("forward", "losses", "effective_weights", "q_sample"),
@@ -111,6 +112,7 @@ METHODS: dict[str, Callable[[GaussianDiffusion], object]] = {
     "inpaint": lambda d: d.inpaint(
         IMAGES, MASK.expand(4, 4), num_steps=4, jump_length=1, num_resamples=2
     ),
+    "restore": lambda d: d.restore(IMAGES, "blur:1", num_steps=2),
     "encode": lambda d: d.encode(IMAGES, 2),
     "decode": lambda d: d.decode(IMAGES, 2),
     "interpolate": lambda d: d.interpolate(IMAGES, IMAGES.flip(0), num_steps=4),

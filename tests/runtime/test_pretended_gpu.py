@@ -190,13 +190,24 @@ def check_sampling(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -
             ),
             3,
         ),
+        (lambda d, x: d.restore(x, "blur:1", num_steps=4), 4),
+        (lambda d, x: d.restore(x, "blur:1+grey", num_steps=4, method="mmps"), 4),
         (lambda d, x: d.encode(x, num_steps=4), 1),
         (lambda d, x: d.interpolate(x[:1], x[1:2], num_steps=4), 5),
         pytest.param(
             lambda d, x: d.flow_bits_per_dim(x, tolerance=0.9), None, marks=pytest.mark.slow
         ),
     ],
-    ids=["bits_per_dim", "edit", "inpaint", "encode", "interpolate", "flow_bits_per_dim"],
+    ids=[
+        "bits_per_dim",
+        "edit",
+        "inpaint",
+        "restore",
+        "mmps",
+        "encode",
+        "interpolate",
+        "flow_bits_per_dim",
+    ],
 )
 def test_what_takes_images_waits_to_take_them_and_to_give_results(
     call: Any, most: int | None, monkeypatch: pytest.MonkeyPatch

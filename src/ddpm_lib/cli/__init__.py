@@ -20,6 +20,7 @@ COMMANDS = {
     "sample": "draw images from a run",
     "edit": "redraw images from their noisy versions",
     "inpaint": "paint the masked part of images",
+    "restore": "deblur, enlarge, fill in, denoise or colour images",
     "status": "say how all runs stand, or one: running, finished, stopped, failed, …",
     "watch": "draw the curves of a run in the terminal, while it trains",
     "best": "say which checkpoint and which average to use, with the evidence",

@@ -261,11 +261,12 @@ class _Reader:
         words, fields = self.words, self.positionals
         for k, option in enumerate(fields):
             if is_list(option.annotation):
-                if words[k:] or not option.required:
-                    self.values[option.path] = tuple(words[k:]) or option.default
-                else:
+                fields, words = fields[:k], words[:k]
+                rest = self.words[k:]
+                if not rest and option.required and len(words) == k:
                     raise UsageError(self._about_missing(option))
-                return
+                self.values[option.path] = tuple(map(at_home, rest)) or option.default
+                break
         if fields and len(words) > len(fields):
             folder = folder_of_pictures(words[len(fields) - 1 :])
             if folder is not None:

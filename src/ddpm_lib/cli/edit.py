@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import tyro
-from torch import Tensor
 
 from ddpm_lib.cli import options
-from ddpm_lib.cli.redraw import Picture, RedrawCommand, check, redraw
+from ddpm_lib.cli.redraw import (
+    RedrawCommand,
+    Redrawing,
+    check,
+    read_pictures,
+    redraw,
+    stacked,
+)
 from ddpm_lib.diffusion import GaussianDiffusion
 
 DESCRIPTION = (
@@ -37,10 +42,11 @@ def main(args: list[str]) -> int:
     command: EditCommand = options.parse(EditCommand, args, default, "ddpm edit", DESCRIPTION)
     check(command)
 
-    def prepare(
-        diffusion: GaussianDiffusion, found: list[Picture]
-    ) -> tuple[Callable[..., Tensor], list[Tensor]]:
-        return partial(diffusion.edit, fraction=command.fraction), []
+    def prepare(diffusion: GaussianDiffusion) -> Redrawing:
+        found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
+        images = stacked(found)
+        method = partial(diffusion.edit, fraction=command.fraction)
+        return Redrawing([p.name for p in found], images, method, [images])
 
     sys.stdout.write(redraw(command, "edit", prepare))
     return 0

@@ -40,6 +40,13 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "ddpm inpaint": (
         ("ddpm inpaint runs/mine photo.png --mask mask.png", "paint where the mask is white"),
     ),
+    "ddpm restore": (
+        ("ddpm restore runs/mine --operator blur:2 photo.png", "deblur a picture"),
+        (
+            "ddpm restore runs/mine --operator downsampling:4 --simulate photos",
+            "shrink pictures, enlarge them again, and compare",
+        ),
+    ),
     "ddpm report": (
         ("ddpm report runs/mine", "report.html and results.png in the run"),
         ("ddpm report runs/mine runs/base --output both.html", "one page about two runs"),
@@ -125,6 +132,10 @@ COMMON: dict[str, str] = {
     ),
     "ddpm inpaint": (
         "mask variants num_resamples jump_length checkpoint sampler num_steps class_label"
+        " guidance_scale seed output_dir device"
+    ),
+    "ddpm restore": (
+        "operator noise_std simulate method strength variants checkpoint num_steps class_label"
         " guidance_scale seed output_dir device"
     ),
     "ddpm evaluate": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,15 @@ import tyro
 from torch import Tensor
 
 from ddpm_lib.cli import options
-from ddpm_lib.cli.redraw import Picture, RedrawCommand, check, read_pictures, redraw
+from ddpm_lib.cli.redraw import (
+    Picture,
+    RedrawCommand,
+    Redrawing,
+    check,
+    read_pictures,
+    redraw,
+    stacked,
+)
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.process.inpainting import check_single_step
 from ddpm_lib.samplers import make_sampler
@@ -55,13 +62,10 @@ def main(args: list[str]) -> int:
     given = options.key_values(command.sampler_options, "--sampler-options")
     check_single_step(make_sampler(command.sampler, given, eta=command.eta))
 
-    def prepare(
-        diffusion: GaussianDiffusion, found: list[Picture]
-    ) -> tuple[Callable[..., Tensor], list[Tensor]]:
-        mask = read_masks(command.mask, found)
-        grey = torch.where(
-            mask, torch.tensor(128, dtype=torch.uint8), torch.stack([p.pixels for p in found])
-        )
+    def prepare(diffusion: GaussianDiffusion) -> Redrawing:
+        found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
+        images, mask = stacked(found), read_masks(command.mask, found)
+        grey = torch.where(mask, torch.tensor(128, dtype=torch.uint8), images)
 
         def method(images: Tensor, **how: object) -> Tensor:
             if command.num_steps is None and command.spacing in SPACINGS:
@@ -74,7 +78,7 @@ def main(args: list[str]) -> int:
             masks = mask.repeat_interleave(command.variants, 0)
             return draw(images, masks, **how)  # type: ignore[arg-type]
 
-        return method, [grey]
+        return Redrawing([p.name for p in found], images, method, [images, grey])
 
     sys.stdout.write(redraw(command, "inpaint", prepare))
     return 0

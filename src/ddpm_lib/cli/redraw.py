@@ -1,4 +1,6 @@
-"""What `ddpm edit` and `ddpm inpaint` share: their options, reading pictures, writing results."""
+"""What `ddpm edit`, `inpaint` and `restore` share: their options, reading pictures, writing
+results.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +38,12 @@ from ddpm_lib.training import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RedrawCommand:
-    """Options of both commands."""
+class DrawCommand:
+    """Options of all three commands."""
 
     run: tyro.conf.Positional[str]
     """A run directory, one of its checkpoints, a pretrained folder, or one of the hub by its name,
     owner/name.
-    """
-    images: tyro.conf.Positional[str]
-    """A picture, or a folder of pictures; those of another size are cropped and resized to the
-    model's.
     """
     checkpoint: str = "latest"
     """latest, a step (1200) or a name (step-000001200)."""
@@ -63,8 +61,8 @@ class RedrawCommand:
     sampler_options: tuple[str, ...] = ()
     """Options of the sampler, as s_churn=10 for heun."""
     num_steps: int | None = None
-    """Steps from pure noise down; default: all for ddpm in edit, 250 for inpaint, 50 for the other
-    samplers in edit.
+    """Steps from pure noise down; default: 250 for inpaint, else all for ddpm and 50 for the other
+    samplers.
     """
     spacing: Annotated[
         str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")
@@ -99,15 +97,26 @@ class RedrawCommand:
     """Show a progress bar."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RedrawCommand(DrawCommand):
+    """Options of `ddpm edit` and `ddpm inpaint`."""
+
+    images: tyro.conf.Positional[str]
+    """A picture, or a folder of pictures; those of another size are cropped and resized to the
+    model's.
+    """
+
+
 class Picture(NamedTuple):
-    """A picture as the model takes it, uint8 (c, h, w), with the name and size it has on the
-    disk.
+    """A picture as the model takes it, uint8 (c, h, w), with the name and size it has on the disk,
+    and what was done to it (`data.decode`).
     """
 
     name: str
     pixels: Tensor
     width: int
     height: int
+    flags: int = 0
 
 
 def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[Picture]:
@@ -136,18 +145,58 @@ def read_pictures(path: str, image_size: Sequence[int], channels: int) -> list[P
         except ImageError as error:
             raise ConfigError(f"{file} cannot be used: {error}.") from error
         found.append(
-            Picture(file.stem, torch.tensor(decoded.pixels), decoded.width, decoded.height)
+            Picture(
+                file.stem,
+                torch.tensor(decoded.pixels),
+                decoded.width,
+                decoded.height,
+                decoded.flags,
+            )
         )
+    refuse_namesakes(found, path)
+    return found
+
+
+def refuse_namesakes(found: Sequence[Picture], path: str) -> None:
+    """Refuse pictures whose results would have one name.
+
+    Raises:
+        ConfigError: Naming it.
+    """
     names = [p.name for p in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(
             f"Two pictures in {path} are named {twice}, and so would be their results. Rename one."
         )
-    return found
 
 
-def check(command: RedrawCommand) -> None:
+def stacked(found: Sequence[Picture]) -> Tensor:
+    """Return the pixels of pictures of one size, (n, c, h, w)."""
+    return torch.stack([picture.pixels for picture in found])
+
+
+class Redrawing(NamedTuple):
+    """What is to be drawn, and shown beside it.
+
+    Args:
+        names: Of the results, one per picture.
+        images: What the method takes, a row per picture.
+        method: Called as method(images, **options), every picture repeated for its variants.
+        before: Pictures (n, c, h, w) to show before the results.
+        after: Pictures to show after them.
+        remark: What to say of the results (n·variants, c, h, w), a line or nothing.
+    """
+
+    names: list[str]
+    images: Tensor
+    method: Callable[..., Tensor]
+    before: list[Tensor]
+    after: Sequence[Tensor] = ()
+    remark: Callable[[Tensor], str] = lambda results: ""
+
+
+def check(command: DrawCommand) -> None:
     """Refuse what cannot work before anything is read.
 
     Raises:
@@ -167,19 +216,14 @@ def check(command: RedrawCommand) -> None:
 
 
 def redraw(
-    command: RedrawCommand,
-    word: str,
-    prepare: Callable[
-        [GaussianDiffusion, list[Picture]], tuple[Callable[..., Tensor], list[Tensor]]
-    ],
+    command: DrawCommand, word: str, prepare: Callable[[GaussianDiffusion], Redrawing]
 ) -> str:
     """Load the run and the pictures, draw, write, and return the line to print.
 
     Args:
         command: The options.
         word: Names the directory.
-        prepare: Returns the method to call as method(images, **options), and further pictures to
-            show beside each original.
+        prepare: Reads the pictures for a process.
     """
     chosen = find_checkpoints(command.run, command.checkpoint)[-1]
     check_output(command.output_dir, chosen.run)
@@ -187,28 +231,27 @@ def redraw(
     diffusion = loaded.diffusion
     if len(diffusion.image_size) != 2:
         raise ConfigError(
-            "This run was not trained on pictures. Use diffusion.edit and diffusion.inpaint in"
-            " Python."
+            "This run was not trained on pictures. Use diffusion.edit, diffusion.inpaint and"
+            " diffusion.restore in Python."
         )
-    found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
     label = label_of(loaded, command.class_label)
     cond = {} if label is None else {"class_label": torch.tensor(label)}
     check_guidance(loaded, command.guidance_scale)
     check_guided(diffusion.conditioners, cond, command.guidance_scale)
     partner = autoguide.partner(loaded, command.guide_by, command.guide_scale)
+    job = prepare(diffusion)
     device = resolve_device(command.device)
     precision = pick_precision(command.mixed_precision, str(device))
     place_network(diffusion, device, precision)
     autoguide.place(partner, device, precision)
-    method, shown = prepare(diffusion, found)
     dtype = LOW_PRECISION.get(precision)
-    originals = torch.stack([picture.pixels for picture in found])
     how: dict[str, Any] = steps(command, diffusion.timesteps)
     how |= {"seed": command.seed, "batch_size": command.batch_size, "progress": command.progress}
     how |= {"cond": cond, **partner}
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        results = method(originals.repeat_interleave(command.variants, 0), **how).cpu()
-    return write(command, new_folder(command.output_dir, chosen.run, word), found, shown, results)
+        results = job.method(job.images.repeat_interleave(command.variants, 0), **how).cpu()
+    folder = new_folder(command.output_dir, chosen.run, word)
+    return write(command, folder, job, results) + job.remark(results)
 
 
 def steps(command: Any, timesteps: int) -> dict[str, Any]:
@@ -229,24 +272,19 @@ def steps(command: Any, timesteps: int) -> dict[str, Any]:
     }
 
 
-def write(
-    command: RedrawCommand, folder: Path, found: list[Picture], shown: list[Tensor], results: Tensor
-) -> str:
+def write(command: DrawCommand, folder: Path, job: Redrawing, results: Tensor) -> str:
     """Write each result, a grid with a row for each picture and the settings; return the line to
     print.
     """
-    drawn = pictures.to_uint8(results).unflatten(0, (len(found), command.variants))
-    rows = []
-    for i, picture in enumerate(found):
+    drawn = pictures.to_uint8(results).unflatten(0, (len(job.names), command.variants))
+    rows: list[Tensor] = []
+    for i, name in enumerate(job.names):
         for k, result in enumerate(drawn[i]):
-            pictures.save_image(
-                result,
-                folder
-                / "images"
-                / f"{picture.name}{f'-{k + 1}' if command.variants > 1 else ''}.png",
-            )
-        rows += [picture.pixels, *(s[i] for s in shown), *drawn[i]]
+            end = f"-{k + 1}" if command.variants > 1 else ""
+            pictures.save_image(result, folder / "images" / f"{name}{end}.png")
+        rows += [s[i] for s in job.before]
+        rows += [*drawn[i], *(s[i] for s in job.after)]
     scale = command.scale or max(1, 128 // max(results.shape[-2:]))
-    pictures.save_grid(torch.stack(rows), folder / "grid.png", len(rows) // len(found), scale)
+    pictures.save_grid(torch.stack(rows), folder / "grid.png", len(rows) // len(job.names), scale)
     (folder / "settings.yaml").write_text(options.dump(command), encoding="utf-8")
     return f"{so_many(len(results), 'image')} -> {folder}/images/*.png, {folder}/grid.png\n"

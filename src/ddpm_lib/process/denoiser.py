@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.device_copy import to_device
-from ddpm_lib.guidance import Guidance
+from ddpm_lib.guidance import Guidance, Measurement
 from ddpm_lib.parametrization import N, Parametrization
 from ddpm_lib.process.clipping import CLIPS
 from ddpm_lib.process.conditions import Cond, Conditioners, nulls
@@ -78,10 +78,12 @@ class Denoiser:
         # Below level 1 a network knows nothing cleaner.
         elapsed = max(level.t - 1.0, 0.0)
         time = torch.full((len(x),), elapsed, device=x.device, dtype=torch.float32)
-        fraction = level.t / self.schedule.timesteps
-        output, raw = self._guided(x, level, time, cond, guidance or Guidance())
-        shift = guidance.shift(x, level, time, fraction) if guidance is not None else 0.0
-        x0 = self.clean(x, output, level.alpha, level.sigma, shift=shift)
+        guidance = guidance or Guidance()
+        if guidance.measured is None:
+            x0, raw = self._unclipped(x, level, time, cond, guidance)
+        else:
+            x0, raw = self._measured(x, level, time, cond, guidance, guidance.measured)
+        x0 = CLIPS[self.clip](x0, self.clip_ratio)
         eps = (x - level.alpha * x0) / level.sigma
         return Prediction(x0, eps, partial(self.variance, raw=raw))
 
@@ -138,6 +140,33 @@ class Denoiser:
         p = self.parametrization
         x0 = p.c_skip(alpha, sigma) * x + p.c_out(alpha, sigma) * output + shift
         return CLIPS[self.clip if clip is None else clip](x0, self.clip_ratio)
+
+    def _unclipped(
+        self, x: Tensor, level: Level, time: Tensor, cond: Cond | None, guidance: Guidance
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the guided x̂_0 before it is clipped, and the raw variance."""
+        output, raw = self._guided(x, level, time, cond, guidance)
+        shift = guidance.shift(x, level, time, level.t / self.schedule.timesteps)
+        return self.clean(x, output, level.alpha, level.sigma, clip="none", shift=shift), raw
+
+    def _measured(
+        self,
+        x: Tensor,
+        level: Level,
+        time: Tensor,
+        cond: Cond | None,
+        guidance: Guidance,
+        measured: Measurement,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the same, moved towards what was measured."""
+        # Sampling runs in inference mode, whose tensors no gradient can pass.
+        wanted = measured.differentiates
+        with torch.inference_mode(False), torch.set_grad_enabled(wanted):
+            free = x.detach().clone().requires_grad_(wanted)
+            outer = {k: v.clone() for k, v in cond.items()} if cond is not None else None
+            x0, raw = self._unclipped(free, level, time.clone(), outer, guidance)
+            moved = x0.detach() + measured.shift(free, x0, level)
+        return moved, None if raw is None else raw.detach()
 
     def _guided(
         self, x: Tensor, level: Level, time: Tensor, cond: Cond | None, guidance: Guidance

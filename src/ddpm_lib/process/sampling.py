@@ -227,11 +227,15 @@ def draw(
     model: nn.Module | None = None,
     x_T: Tensor | None = None,
     device: torch.device | str | None = None,
+    purpose: str = "sample",
 ) -> Any:
-    """Draw images as a plan says; `sample` describes the other arguments and what is returned."""
+    """Draw images as a plan says; `sample` describes the other arguments and what is returned.
+
+    `purpose` names their streams of noise: see `image_generator`.
+    """
     denoiser = process.denoiser.using(model)
     where = torch.device(device) if device is not None else denoiser.device
-    streams = ImageStreams.make("sample", seed, seeds, first_index)
+    streams = ImageStreams.make(purpose, seed, seeds, first_index)
     n = count_images(n, seeds, x_T, process.image_shape, cond, batch_size)
     conditions = conditions_for(process, cond, n, streams)
     check_guided(process.conditioners, conditions, plan.guidance.scale)
