@@ -301,6 +301,7 @@ def check_divisible(size: Sequence[int], factor: int) -> None:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def shrink_weights(size: int, factor: int) -> Tensor:
     """Return the matrix (size, size // factor) with which `shrink` multiplies one direction,
     float64.

@@ -217,3 +217,16 @@ def test_the_short_way_through_a_product() -> None:
     assert v is not None
     back = 0.3 * product.apply(product.adjoint(v, shape)) + 0.01 * v
     torch.testing.assert_close(back, y)
+
+
+@pytest.mark.parametrize("word", ["blur:1.1", "downsampling:3", "grey"])
+def test_gradients_pass_what_was_first_used_in_inference(word: str) -> None:
+    """The matrices are kept between calls."""
+    operator, shape = make_operator(word), (3, 6, 9)
+    x = torch.rand(1, *shape)
+    with torch.inference_mode():
+        y = operator.apply(x.clone())
+    free = x.requires_grad_()
+    operator.apply(free).square().sum().backward()
+    assert free.grad is not None
+    torch.testing.assert_close(free.grad, 2 * operator.adjoint(y, shape))

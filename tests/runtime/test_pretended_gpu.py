@@ -191,7 +191,7 @@ def check_sampling(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -
             3,
         ),
         (lambda d, x: d.restore(x, "blur:1", num_steps=4), 4),
-        (lambda d, x: d.restore(x, "blur:1+grey", num_steps=4, method="mmps"), 4),
+        (lambda d, x: d.restore(x, "blur:2", num_steps=4, method="mmps"), 4),
         (lambda d, x: d.encode(x, num_steps=4), 1),
         (lambda d, x: d.interpolate(x[:1], x[1:2], num_steps=4), 5),
         pytest.param(

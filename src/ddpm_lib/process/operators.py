@@ -67,6 +67,7 @@ class Blur(Separable):
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def _blur_matrix(size: int, std: float) -> Tensor:
     reach = int(4.0 * std + 0.5)
     offsets = torch.arange(-reach, reach + 1)
@@ -147,7 +148,7 @@ class Grey(Separable):
             raise ValueError(
                 f"grey takes images with 3 channels, red, green and blue; these have {shape[0]}."
             )
-        weights = torch.tensor([[0.299], [0.587], [0.114]], dtype=torch.float64)
+        weights = torch.tensor([[0.299], [0.587], [0.114]], dtype=torch.float64)  # Pillow's
         return [weights, *[None] * (len(shape) - 1)]
 
 

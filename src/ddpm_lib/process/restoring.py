@@ -186,11 +186,11 @@ def make_problem(
             f" {', '.join(map(str, out))}) with n ≥ 1; got {tuple(measurement.shape)}."
         )
     r = resolve_noise(a, noise_std)
-    y = measurement.to(device)
-    y = y.float() / 255.0 if y.dtype == torch.uint8 else y.float()
     known = a.known()
-    y = y if known is None else torch.where(known, y, 0.0)
+    y = measurement.float() / 255.0 if measurement.dtype == torch.uint8 else measurement.float()
+    y = y if known is None else torch.where(known.to(y.device), y, 0.0)
     check_values(y, a, r)
+    y = y.to(device)
     ones = a.apply(torch.ones(1, *shape, device=device).expand(n, *shape))
     return Problem(a, 2.0 * y - ones, 2.0 * r, shape)
 
@@ -218,7 +218,7 @@ def check_values(y: Tensor, operator: Operator, noise_std: float) -> None:
     Raises:
         ValueError: If values are not finite, or no image in [0, 1] could have them.
     """
-    low, high = (float(v) for v in torch.aminmax(y))
+    low, high = torch.stack(torch.aminmax(y)).tolist()
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError("The measurement holds NaN or infinite values.")
     room = 0.3 + 6.0 * noise_std
