@@ -129,7 +129,7 @@ FOREIGN |= {
     "--standalone",
     "--max-restarts",
 }
-FOREIGN |= {"--signals-to-handle", "--help-all", "--index-url"}
+FOREIGN |= {"--signals-to-handle", "--help-all", "--index-url", "--no-deps"}
 FOREIGN |= {
     "--nnodes",
     "--rdzv-backend",
