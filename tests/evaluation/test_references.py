@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet, evaluate
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation import METRICS, EvaluationOptions, Score
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.evaluate_keywords import EvaluateKeywords
@@ -161,3 +162,12 @@ def test_no_number_without_unit_error_and_reference(tmp_path: Path) -> None:
 def test_keywords_that_type_checkers_see_are_the_options() -> None:
     fields = [field.name for field in dataclasses.fields(EvaluationOptions)]
     assert list(EvaluateKeywords.__annotations__) == fields
+
+
+def test_names_may_come_as_a_list_or_separated_by_commas() -> None:
+    for metrics, features in ((["kid", "pr"], ("random64",)), ("kid,pr", "random64")):
+        options = EvaluationOptions(metrics=metrics, features=features)
+        assert options.metric_names == ["kid", "pr"]
+        assert options.feature_names == ["random64"]
+    with pytest.raises(ConfigError, match="metrics must be"):
+        EvaluationOptions(metrics=["kid", 3])

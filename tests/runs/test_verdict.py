@@ -134,6 +134,20 @@ CASES: dict[str, tuple[str, list[Row], dict[str, Any]]] = {
         rows(settled, sample_copies_p=lambda x: 1e-6 if x > 0.5 else 1.0),
         {},
     ),
+    "most of few samples are copies, twice": (
+        "copying",
+        rows(
+            settled,
+            sample_copies_p=lambda x: 0.01 if x > 0.7 else 1.0,
+            sample_copies=lambda x: 0.6 if x > 0.7 else 0.0,
+        ),
+        {},
+    ),
+    "some of few samples are copies": (
+        "flat",
+        rows(settled, sample_copies_p=lambda x: 0.01, sample_copies=lambda x: 0.3),
+        {},
+    ),
     "one grid of copies long ago": (
         "learning",
         rows(falling, sample_copies_p=lambda x: 1e-6 if x < 0.3 else 1.0),

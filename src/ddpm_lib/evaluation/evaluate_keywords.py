@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 
 class EvaluateKeywords(TypedDict, total=False):
     """The fields of `EvaluationOptions`, which documents and checks them."""
 
-    metrics: str
+    metrics: str | Sequence[str]
     data: str | os.PathLike[str]
     reference: str | os.PathLike[str] | None
     held_out: str | os.PathLike[str] | None
-    features: str
+    features: str | Sequence[str]
     references: bool
     feature_weights: str | os.PathLike[str] | None
     image_size: int | None

@@ -9,7 +9,7 @@ import os
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
@@ -186,6 +186,10 @@ class EvaluationOptions:
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
+        for name in ("metrics", "features"):
+            listed: Any = getattr(self, name)
+            if isinstance(listed, (list, tuple)) and all(isinstance(one, str) for one in listed):
+                object.__setattr__(self, name, ",".join(listed))
         hints = typing.get_type_hints(EvaluationOptions)
         for name, hint in hints.items():
             object.__setattr__(self, name, check_type(name, getattr(self, name), hint))

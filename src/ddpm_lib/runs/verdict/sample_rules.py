@@ -13,6 +13,11 @@ from ddpm_lib.runs.verdict.readings import Readings
 COPY_ALARM = 0.002
 """Level of the test for copies, that of `metrics.memorisation.ALARM`."""
 
+LIKELY, MOST = 0.02, 0.5
+"""Half of the samples are copies, in two grids, each with at most this probability by chance: few
+samples beside fewer held-out images seldom reach the level above.
+"""
+
 CAST_ERRORS = 4.0
 """Standard errors that a sample mean lies off: one channel of three in 10,000 grids by chance."""
 
@@ -29,9 +34,18 @@ FLAT_IMAGE = 0.03
 
 
 def copying(r: Readings) -> Finding | None:
-    """Samples are copies of training images: in all newest grids, or in the last evaluation."""
+    """Samples are copies of training images: in all newest grids, most of them in the two newest
+    ones, or in the last evaluation.
+    """
     grids = r.rows_with("sample_copies", "sample_copies_p", "sample_n")
     first = first_of_last([row["sample_copies_p"] <= COPY_ALARM for row in grids])
+    if first is None:
+        likely = [
+            row["sample_copies_p"] <= LIKELY and row["sample_copies"] >= MOST for row in grids
+        ]
+        first = first_of_last(likely)
+        if first is not None and len(grids) - first < 2:
+            first = None
     seen, since = [], None
     if first is not None:
         last, since = grids[-1], int(grids[first]["step"])
