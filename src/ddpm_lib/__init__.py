@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset as ImageDataset
     from ddpm_lib.data import Shapes as Shapes
     from ddpm_lib.data import open_dataset as open_dataset
+    from ddpm_lib.data.auditing import audit as audit
     from ddpm_lib.diffusion import GaussianDiffusion as GaussianDiffusion
     from ddpm_lib.evaluation import Evaluate as Evaluate
     from ddpm_lib.evaluation import evaluate as evaluate
@@ -35,6 +36,7 @@ _HOME = {
     "ImageDataset": "data",
     "Shapes": "data",
     "open_dataset": "data",
+    "audit": "data.auditing",
     "Trainer": "training",
     "TrainingConfig": "training",
     "Callback": "training",
@@ -53,6 +55,7 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "Unet",
+    "audit",
     "evaluate",
     "load_run",
     "open_dataset",

@@ -15,6 +15,7 @@ from ddpm_lib.cli.streams import prepare_streams, reader_left
 from ddpm_lib.core import spelling
 
 COMMANDS = {
+    "audit": "look at a set of images first: copies, leaks, faults, sizes, classes, values",
     "train": "train on your own images, or on the built-in shapes",
     "estimate": "say what a run costs before it starts: memory, disk, hours",
     "sample": "draw images from a run",

@@ -114,6 +114,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm doctor", "everything, a line each"),
         ("ddpm doctor --json", "the same for scripts"),
     ),
+    "ddpm audit": (
+        ("ddpm audit path/to/images --image-size 64", "a table, and the page audit.html"),
+        ("ddpm audit path/to/images --write-list keep.txt", "what to train on, without copies"),
+        ("ddpm train path/to/images --files keep.txt", "train on that"),
+        ("ddpm audit train_images --val-data test_images", "are test images trained on?"),
+    ),
     "ddpm prepare": (
         ("ddpm prepare sysu sysu-shape-dataset sysu-64 --size 64", "object cut-outs of 64×64"),
     ),

@@ -169,6 +169,10 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.origin = origin
         self.opened_with: dict[str, Any] = {}
         """The options of `open_dataset` that said how the images are read."""
+        self.groups: np.ndarray | None = None
+        """int64 (n,): images of one number stay together when the set is split; None: each is on
+        its own.
+        """
         self.stored: StoredSizes | None = None
         """How large the pictures of the whole set were, where decoding them has told."""
         self._reading: int | None = 0
@@ -191,6 +195,11 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         if self.class_names is not None:
             return len(self.class_names)
         return int(self._labels.max()) + 1 if len(self._labels) else 0
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows of the store that belong to the dataset, int64 (n,)."""
+        return self._rows
 
     @property
     def labels(self) -> Tensor | None:
@@ -312,6 +321,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         part.earlier_fingerprint = self._digest(self.earlier_fingerprint, chosen)
         part._reading = None if self._reading is None else 0
         part.opened_with, part.stored = self.opened_with, self.stored
+        part.groups = None if self.groups is None else self.groups[chosen]
         return part
 
     def _digest(self, whole: str, chosen: np.ndarray) -> str:
@@ -323,8 +333,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """Cut into (train, held out) by a hash of each name, class by class.
 
         A fraction keeps each image on its side when other files are added or removed; a count is
-        exact, and moves few images then. Byte-identical images (for sets in RAM) go to the same
-        side.
+        exact, and moves few images then. Byte-identical images (for sets in RAM) and images of
+        one of the `groups` go to the same side.
 
         Args:
             held_out: A float in (0, 1), the fraction held out, or an int, the number of images.
@@ -333,9 +343,10 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         Raises:
             ValueError: If a side would be empty.
         """
-        from ddpm_lib.data.split import hold_out
+        from ddpm_lib.data.split import hold_out, joined
 
-        held = hold_out(self.names, self._labels, self._twins(), held_out, seed)
+        groups = joined(self._twins(), self.groups)
+        held = hold_out(self.names, self._labels, groups, held_out, seed)
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def _twins(self) -> np.ndarray | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_lib.data.decode import FLAG_NOTES, UPSCALED, ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
+from ddpm_lib.data.progress_lines import ProgressLines
 from ddpm_lib.data.readers import generators_kept, may_fork, run_readers, seed_generators, shared
 from ddpm_lib.data.source import Source, load_patiently, reason
 
@@ -92,7 +93,7 @@ def decode_all(
         0.0,
         workers,
     )
-    progress, done = _Progress(n, log), shared((max(1, workers),), np.int64)
+    progress, done = ProgressLines(n, log), shared((max(1, workers),), np.int64)
 
     def work(rank: int, at: np.ndarray) -> tuple[dict[int, str], dict[int, Any], bool]:
         for block in range(rank * _BLOCK, n, max(1, workers) * _BLOCK):
@@ -160,22 +161,3 @@ def _differs(source: Source, spec: DecodeSpec, first: int, scan: Scan, at: np.nd
 
 def _may_fork() -> bool:
     return may_fork() and threading.current_thread() is threading.main_thread()
-
-
-class _Progress:
-    """A line every five seconds, from the second second on."""
-
-    def __init__(self, total: int, log: Log | None) -> None:
-        self._total, self._log = total, log
-        self._start = time.monotonic()
-        self._next = self._start + 2.0
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        if self._log is not None and now >= self._next and done:
-            rate = done / (now - self._start)
-            left = (self._total - done) / rate
-            self._log(
-                f"decoding {done:,} of {self._total:,} images, {rate:,.0f}/s, {left:,.0f} s to go"
-            )
-            self._next = now + 5.0

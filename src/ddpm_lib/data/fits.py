@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "data_root": None,
     "download": False,
     "transform": None,
+    "files": None,
 }
 TORCHVISION = "a set of torchvision"
 _FILES = ("data_root", "download")
@@ -44,7 +45,7 @@ _MADE = (
 )
 _UNFIT: dict[str, tuple[str, ...]] = {
     "built-in images": _MADE,
-    "an ImageDataset that is open already": _MADE,
+    "an ImageDataset that is open already": (*_MADE, "files"),
     "an array": ("split", "image_column", "label_column", "labels", "frames"),
     "a .npy file": ("split", "image_column", "label_column", "labels", "frames"),
     "a .npz file": ("split", "labels", "frames"),
@@ -83,6 +84,7 @@ _INSTEAD = {
     "fit": "They have their size already",
     "max_pixels": "They are not decoded; it is for pictures",
     "transform": "It is for pictures and arrays; images that are drawn or open already take none",
+    "files": "Give it to open_dataset, or take a part: dataset.subset(rows)",
     "data_root": "It is for names of torchvision's sets, such as mnist",
     "download": "It is for names of torchvision's sets, such as mnist",
 }

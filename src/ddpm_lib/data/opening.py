@@ -21,7 +21,9 @@ from ddpm_lib.data.contents import make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
 from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_spec
 from ddpm_lib.data.decoding import decode_all
+from ddpm_lib.data.file_lists import FileList, Files, choose_rows, read_list
 from ddpm_lib.data.fits import check_fits
+from ddpm_lib.data.listed_source import ListedSource
 from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.probing import draws_numbers
@@ -51,6 +53,7 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     split: str | None = None,
+    files: Files | None = None,
     data_root: str | os.PathLike[str] | None = None,
     download: bool = False,
     on_bad_image: Literal["error", "skip"] = "error",
@@ -93,6 +96,9 @@ def open_dataset(
         label_column: Column or key of the labels; what it holds must then make classes.
         split: Which split of a 🤗 dataset, a folder of splits or of parquet files; of a set of
             torchvision, default: its training split.
+        files: Which of the images are used: the path of a list, a name per line, which `ddpm audit`
+            writes with --write-list; or names. They are relative to the folder of the data, or
+            numbers of rows. Their order does not matter; groups in it stay on one side of a split.
         data_root: Where the files of torchvision's sets lie; default: $DDPM_LIB_DATA, else
             `datasets` in the library's cache.
         download: Whether torchvision may download what is missing there.
@@ -143,11 +149,13 @@ def open_dataset(
             raise ValueError(unknown_name(option, value, _CHOICES[option]))
     spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
     spec = replace(spec, transform=make_transform(transform))
+    listed = None if files is None else read_list(files)
     warning = check_num_workers(num_workers)
     if warning and log:
         log(warning)
     options = {
         "split": split,
+        "files": options_of_files(files),
         "data_root": None if data_root is None else os.fspath(data_root),
         "download": download,
         "image_column": image_column,
@@ -161,7 +169,7 @@ def open_dataset(
         "max_pixels": max_pixels,
         "transform": None if spec.transform is None else str(spec.transform),
     }
-    opened = _ready(data, spec, labels, options)
+    opened = _ready(data, spec, labels, options, listed)
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
@@ -179,12 +187,18 @@ def open_dataset(
             data_root,
             download,
         )
+        chosen = None
+        if listed is not None:
+            chosen = choose_rows(listed, source.names, roots_of(source), called(data))
+            source = ListedSource(source, chosen.rows, said_of(listed, len(chosen.rows), source))
         file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)
         opened = _finish(
             source, spec, ReadingOptions(on_bad_image, cache, limit, num_workers, verify, file, log)
         )
         opened.opened_with = options
+        if chosen is not None and chosen.groups is not None:
+            opened.groups = chosen.groups[opened.rows]
     for note in opened.notes if log else ():
         log(note)  # type: ignore[misc]
     return opened
@@ -200,7 +214,11 @@ def cache_limit_bytes(limit_mb: float | None = None) -> int:
 
 
 def _ready(
-    data: Any, spec: DecodeSpec, labels: str, options: dict[str, Any]
+    data: Any,
+    spec: DecodeSpec,
+    labels: str,
+    options: dict[str, Any],
+    listed: FileList | None,
 ) -> ImageDataset | None:
     """Return what needs no decoding: the built-in shapes, or a dataset of ours."""
     if data is None or (isinstance(data, str) and data == "shapes"):
@@ -212,7 +230,13 @@ def _ready(
             shapes.notes.append(
                 '"shapes" means the built-in set; write "./shapes" for the folder of that name'
             )
-        return without_labels(shapes) if labels == "none" else shapes
+        drawn = without_labels(shapes) if labels == "none" else shapes
+        if listed is None:
+            return drawn
+        chosen = choose_rows(listed, drawn.names, (), "the built-in shapes")
+        part = drawn.subset(chosen.rows)
+        part.groups = chosen.groups
+        return part
     if isinstance(data, ImageDataset):
         check_fits("an ImageDataset that is open already", options, data.opened_with)
         if (data.channels, *data.image_size) != spec.shape:
@@ -318,3 +342,28 @@ def _random_note(cached: bool, cache: str) -> str:
         f"items differ from reading to reading (random transforms?): {how}; a resumed run compares"
         " their number and labels, not their contents"
     )
+
+
+def options_of_files(files: Files | None) -> Any:
+    """Return a list of images as it is remembered: its path, or the names."""
+    if files is None or isinstance(files, (str, os.PathLike)):
+        return None if files is None else os.fspath(files)
+    return [os.fspath(name) for name in files]
+
+
+def roots_of(source: Source) -> tuple[Path, ...]:
+    """Return the folder that names of a source start from, where they are those of files."""
+    root = getattr(source, "root", None)
+    return (root,) if isinstance(root, Path) else ()
+
+
+def called(data: Any) -> str:
+    """Return what to call data in a message."""
+    if isinstance(data, (str, os.PathLike)):
+        return repr(os.fspath(data))
+    return f"the data ({type(data).__name__})"
+
+
+def said_of(listed: FileList, count: int, source: Source) -> str:
+    """Say in a line how many images a list leaves."""
+    return f"{count:,} of {len(source):,} images are used: those that {listed.where} names"

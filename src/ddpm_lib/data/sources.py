@@ -219,7 +219,7 @@ def _from_file(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
         check_fits(f"a {suffix} file", options)
         return open_npz(path, spec, labels, *columns, insist)
     if suffix == ".parquet":
-        own = options["split"] is not None and _split_in(path) == options["split"]
+        own = options["split"] is not None and split_in(path) == options["split"]
         check_fits("one parquet file", {**options, "split": None} if own else options)
         return from_parquet([path], labels, *columns, insist)
     if suffix in TABLES:
@@ -317,7 +317,7 @@ def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path
     """
     kinds: dict[str, list[Path]] = {}
     for file in files:
-        name = _split_in(file)
+        name = split_in(file)
         if (
             not name
             and file.parent != where
@@ -341,7 +341,7 @@ def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path
     return kinds[split]
 
 
-def _split_in(file: Path) -> str:
+def split_in(file: Path) -> str:
     """Return the split that a file's name begins with: "train" of "train-00000-of-00002.parquet";
     "" for none.
     """

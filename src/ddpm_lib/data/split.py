@@ -84,6 +84,33 @@ def hold_out(
     return held
 
 
+def joined(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    """Join two ways to group n images: together are those that either puts together, also by way
+    of others.
+
+    Args:
+        a: int64 (n,), one number per group, or None.
+        b: The same.
+
+    Returns:
+        int64 (n,), or None where both are.
+    """
+    if a is None or b is None:
+        return b if a is None else a
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(a)
+    ends = [np.unique(part, return_inverse=True)[1].reshape(-1) for part in (a, b)]
+    offset = n + int(ends[0].max()) + 1
+    rows = np.concatenate([np.arange(n), np.arange(n)])
+    columns = np.concatenate([n + ends[0], offset + ends[1]])
+    size = offset + int(ends[1].max()) + 1
+    graph = coo_array((np.ones(2 * n, dtype=np.int8), (rows, columns)), shape=(size, size))
+    found: np.ndarray = connected_components(graph, directed=False)[1][:n].astype(np.int64)
+    return found
+
+
 def _whole_groups(held: np.ndarray, leader: np.ndarray) -> np.ndarray:
     """Hold out a whole group when any of it was chosen."""
     chosen = np.zeros(len(held), dtype=bool)

@@ -188,6 +188,7 @@ class RunImages:
             val_data=None,
             val_fraction=0.0,
             split=split,
+            files=None,
             batch_size=1,
             accumulation_steps=1,
             shards=None,
@@ -218,6 +219,7 @@ class RunImages:
             label_column=None,
             image_column=self.image_column(data),
             frames="first",
+            files=None,
         )
         if on_bad_image is not None:
             bare = dataclasses.replace(bare, on_bad_image=on_bad_image)

@@ -140,6 +140,10 @@ class TrainingConfig:
     """Column of the labels in a table; default: found."""
     split: str | None = None
     """Split of a dataset that has several (then it must be named)."""
+    files: str | None = None
+    """Which of the images are used: a text file with a name per line, such as `ddpm audit` writes;
+    groups in it stay on one side of the split into training and held-out images.
+    """
     data_root: str | None = None
     """Where the files of torchvision's sets lie; default: $DDPM_LIB_DATA, else datasets in the
     library's cache.

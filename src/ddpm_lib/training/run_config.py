@@ -53,8 +53,9 @@ def portable_options(config: TrainingConfig) -> dict[str, Any]:
     for name in ("val_data", "init_from"):
         if isinstance(options[name], str):
             options[name] = absolute_source(options[name], asks_for_files(config))
-    if config.data_root is not None:
-        options["data_root"] = os.path.abspath(os.path.expanduser(config.data_root))
+    for name in ("data_root", "files"):
+        if options[name] is not None:
+            options[name] = os.path.abspath(os.path.expanduser(options[name]))
     return options
 
 

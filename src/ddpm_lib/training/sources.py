@@ -124,7 +124,8 @@ def open_training_data(
     held_out: ImageDataset | None = None
     own_split = validation_split(data, config.split, asks_for_files(config))
     if held_fraction(config, None) and own_split is not None:
-        held_out = _open(data, config, diffusion, own_split, log, transform)
+        whole = replace(config, files=None)
+        held_out = _open(data, whole, diffusion, own_split, log, transform)
         log(
             f"Validation: the {len(held_out):,} images of the split {own_split}; all"
             f" {len(train):,} of the split that is trained on are trained on."
@@ -221,7 +222,7 @@ def _for_held_out(config: TrainingConfig) -> TrainingConfig:
     if isinstance(config.val_data, ImageDataset):  # open already, with options of its own
         usual = {f.name: f.default for f in fields(TrainingConfig) if f.name in DEFAULTS}
         return replace(config, **usual)
-    config = without_files(config.val_data, config)
+    config = replace(without_files(config.val_data, config), files=None)
     if may_have_columns(config.val_data) and config.val_labels == "auto":
         return replace(config, labels=config.val_labels)
     return replace(config, labels=config.val_labels, image_column=None, label_column=None)
@@ -273,6 +274,7 @@ def data_options(config: TrainingConfig, split: str | None) -> dict[str, Any]:
     """Return the options of a config that say how data is read, as `open_dataset` takes them."""
     return {
         "split": split,
+        "files": config.files,
         "data_root": config.data_root,
         "download": config.download,
         "fit": config.fit,

@@ -39,6 +39,7 @@ class TrainerOptions(TypedDict, total=False):
     image_column: str | None
     label_column: str | None
     split: str | None
+    files: str | None
     data_root: str | None
     download: bool
     on_bad_image: Literal["error", "skip"]

@@ -25,6 +25,7 @@ SAME: dict[str, str] = {
     "horizontal_flip": (
         "random_flip flip hflip xflip mirror augment_horizontal_flip horizontal_flips"
     ),
+    "files": "file_list filelist files_list image_list img_list list_file keep_list subset_file",
     "fit": "resize_mode center_crop crop preprocess resize",
     "labels": "label_mode use_labels",
     "on_bad_image": "skip_bad ignore_errors on_error skip_errors skip_broken skip_bad_images",

@@ -24,7 +24,7 @@ from ddpm_lib.runs.run_status import no_run
 
 _OURS_ALONE = ("data", "output_dir", "resume", "override", "progress", "trackers")
 """Entries of config.yaml that mean something on the machine of the training only."""
-_PATHS = ("val_data", "init_from")
+_PATHS = ("val_data", "init_from", "files")
 """Entries that may be paths."""
 
 

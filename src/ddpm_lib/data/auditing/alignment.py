@@ -1,0 +1,181 @@
+"""Laying one small picture over another, and how well they then agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_lib.data.auditing.descriptors import light, warped
+
+_TURN = torch.tensor([0.25, 0.5, 0.25])
+_FLOOR = 1.0 / 255
+"""Details of less than a grey level are no evidence."""
+
+
+def blurred(pictures: Tensor, times: int = 1) -> Tensor:
+    """Blur pictures (b, 1, h, w) with a binomial filter."""
+    kernel = (_TURN[:, None] * _TURN[None]).view(1, 1, 3, 3)
+    for _ in range(times):
+        pictures = F.conv2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), kernel)
+    return pictures
+
+
+def _unit(values: Tensor) -> Tensor:
+    values = values - values.mean(-1, keepdim=True)
+    return values / values.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
+    """Improve the maps that lay `moving` over `still`, whatever their brightness and contrast.
+
+    Gauss-Newton on the correlation (the inverse compositional algorithm of Baker and Matthews,
+    2004, on pictures of unit norm), over width, height, angle and place.
+
+    Args:
+        moving: Grey pictures (b, 1, s, s).
+        still: Grey pictures (b, 1, s, s).
+        theta: The maps to start from, (b, 2, 3).
+        steps: Number of steps.
+
+    Returns:
+        Maps (b, 2, 3).
+    """
+    _b, _, side, _ = still.shape
+    at = (torch.arange(side) + 0.5) / side * 2 - 1
+    y, x = (part.reshape(-1) for part in torch.meshgrid(at, at, indexing="ij"))
+    gx = F.pad((still[..., 2:] - still[..., :-2]) * (side / 4), (1, 1)).flatten(1)
+    gy = F.pad((still[..., 2:, :] - still[..., :-2, :]) * (side / 4), (0, 0, 1, 1)).flatten(1)
+    flat = still.flatten(1)
+    contrast = (flat - flat.mean(1, keepdim=True)).norm(dim=1, keepdim=True).clamp_min(1e-3)
+    gx, gy, goal = gx / contrast, gy / contrast, _unit(flat)
+    down = torch.stack([gx * x, gy * y, gy * x - gx * y, gx, gy], 1)
+    down = down - down.mean(2, keepdim=True)
+    down = down - (down @ goal[:, :, None]) * goal[:, None, :]
+    curve = down @ down.transpose(1, 2)
+    least = 1e-3 * curve.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-6)
+    solve = torch.linalg.inv(curve + least[:, None, None] * torch.eye(5))
+    for _ in range(steps):
+        now = _unit(warped(moving, theta).flatten(1))
+        agree = (now * goal).sum(1, keepdim=True).clamp_min(0.3)
+        wrong = now / agree - goal
+        move = (solve @ (down @ wrong[:, :, None]))[:, :, 0].clamp(-0.15, 0.15)
+        theta = _undone(theta, move)
+    return theta
+
+
+def _undone(theta: Tensor, move: Tensor) -> Tensor:
+    """Return maps (b, 2, 3) after the inverse of small ones, which (b, 5) numbers describe."""
+    wide, high, turn = 1 + move[:, 0], 1 + move[:, 1], move[:, 2]
+    area = wide * high + turn.square()
+    inverse = torch.stack([high, turn, -turn, wide], 1).view(-1, 2, 2) / area[:, None, None]
+    linear = theta[:, :, :2] @ inverse
+    return torch.cat([linear, theta[:, :, 2:] - linear @ move[:, 3:, None]], 2)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well pictures laid over each other agree; tensors (b,).
+
+    Attributes:
+        whole: Correlation of the brightness.
+        detail: Correlation of its details, without what is smooth: pictures that are merely alike
+            agree in what is smooth only.
+        off: What remains of the brightness, root mean square in [0, 1], after the best gain.
+        gain: Contrast of the one over that of the other.
+        colour: Root mean square of the difference of the colours.
+        scale: Geometric mean of the scales of width and height.
+        stretch: The larger of the two scales over the smaller.
+        angle: In radians.
+        inside: Share of the one that lies within the other.
+    """
+
+    whole: Tensor
+    detail: Tensor
+    off: Tensor
+    gain: Tensor
+    colour: Tensor
+    scale: Tensor
+    stretch: Tensor
+    angle: Tensor
+    inside: Tensor
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Pictures at half the resolution, for laying over each other roughly.
+
+    Attributes:
+        soft: Their brightness, blurred, float32 (n, 1, s/2, s/2).
+        detail: The same without what a wider blur keeps.
+    """
+
+    soft: Tensor
+    detail: Tensor
+
+    @classmethod
+    def of(cls, pictures: Tensor) -> Halved:
+        """Prepare uint8 pictures (n, 3, s, s)."""
+        parts = [
+            blurred(F.avg_pool2d(light(block.float() / 255), 2)) for block in pictures.split(4096)
+        ]
+        return cls(torch.cat(parts), torch.cat([part - blurred(part, 4) for part in parts]))
+
+
+def coarse(
+    halved: Halved, moving: Tensor, still: Tensor, theta: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Lay pictures over each other at half the resolution: maps, and how well details agree.
+
+    Args:
+        halved: The pictures.
+        moving: Rows of those that are moved, int64 (b,).
+        still: Rows of the others, int64 (b,).
+        theta: Maps to start from, (b, 2, 3).
+        steps: Number of steps.
+    """
+    theta = fit(halved.soft[moving], halved.soft[still], theta, steps)
+    return theta, _correlated(warped(halved.detail[moving], theta), halved.detail[still])
+
+
+def _details(one: Tensor, other: Tensor) -> Tensor:
+    """Correlation of what a wider blur takes away, with a floor where there is next to nothing."""
+    return _correlated(one - blurred(one, 4), other - blurred(other, 4))
+
+
+def _correlated(one: Tensor, other: Tensor) -> Tensor:
+    a, b = (p.flatten(1) - p.flatten(1).mean(1, keepdim=True) for p in (one, other))
+    floor = a.shape[1] * _FLOOR**2
+    power = (a.square().sum(1) + floor).sqrt() * (b.square().sum(1) + floor).sqrt()
+    return (a * b).sum(1) / power
+
+
+def fine(pictures: Tensor, moving: Tensor, still: Tensor, theta: Tensor) -> Agreement:
+    """Lay pictures over each other at full resolution, and say how well they agree; see
+    `coarse`.
+    """
+    one, other = (pictures[rows].float() / 255 for rows in (moving, still))
+    theta = fit(blurred(light(one)), blurred(light(other)), theta, 3)
+    laid = warped(one, theta)
+    a, b = light(laid), light(other)
+    flat_a, flat_b = (p.flatten(1) - p.flatten(1).mean(1, keepdim=True) for p in (a, b))
+    both = (flat_a * flat_b).sum(1)
+    power_a, power_b = flat_a.square().sum(1), flat_b.square().sum(1)
+    gain = both / power_a.clamp_min(1e-6)
+    off = (flat_b - gain[:, None] * flat_a).square().mean(1).sqrt()
+    whole = both / (power_a * power_b).sqrt().clamp_min(1e-6)
+    wide, high = theta[:, :, 0].norm(dim=1), theta[:, :, 1].norm(dim=1)
+    grid = F.affine_grid(theta, list(b.shape), align_corners=False)
+    return Agreement(
+        whole,
+        _details(blurred(a), blurred(b)),
+        off,
+        gain,
+        ((laid - a) * gain.view(-1, 1, 1, 1) - (other - b)).flatten(1).square().mean(1).sqrt(),
+        (wide * high).sqrt(),
+        torch.maximum(wide, high) / torch.minimum(wide, high).clamp_min(1e-3),
+        torch.atan2(theta[:, 1, 0], theta[:, 0, 0].abs()).abs(),
+        (grid.abs() < 1.02).all(-1).float().mean((1, 2)),
+    )
