@@ -32,7 +32,7 @@ class ListedSource(Source):
         self._take()
 
     @property
-    def random(self) -> bool:  # type: ignore[override]
+    def random(self) -> bool:
         """Whether one row is another image each time it is read."""
         return self.whole.random
 

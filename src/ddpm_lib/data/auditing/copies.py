@@ -29,8 +29,8 @@ _MOST_DETAIL = 0.995
 _LEAST_WHOLE = 0.88
 FALSE_ALARMS = 0.003
 """Share of decoys that may pass for copies, before more agreement is asked for."""
-_FLAT = 4.0
-"""Standard deviation of 255 below which a picture shows too little to be compared."""
+MOST_ALARMS = 0.01
+"""The share above which, however much agreement is asked for, the images are too alike to tell."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Search:
         decoys: Number of decoys: pictures upside down, which are copies of nothing.
         alarms: How many of them passed for a copy of another picture.
         probes: Per kind of copies made for trial, how many were made and how many were found.
+        alike: Whether the images are so alike that near-copies cannot be told from others; none are
+            named then.
     """
 
     pairs: Pairs
@@ -67,6 +69,7 @@ class Search:
     decoys: int
     alarms: int
     probes: dict[str, tuple[int, int]]
+    alike: bool = False
 
     @property
     def alarm_rate(self) -> float:
@@ -270,7 +273,8 @@ def _judged(found: _Found, n: int, decoy_from: int, probed: list[Probe], decoys:
     if len(values) > allowed:
         needed = min(_MOST_DETAIL, max(LEAST_DETAIL, float(values[allowed]) + 1e-4))
     alarms = int((values >= needed).sum())
-    strong = found.detail >= needed
+    alike = alarms > MOST_ALARMS * decoys + 1
+    strong = found.detail >= (2.0 if alike else needed)
     is_probe = (found.other >= n) & ~is_decoy & strong
     right = {
         number - n
@@ -286,7 +290,7 @@ def _judged(found: _Found, n: int, decoy_from: int, probed: list[Probe], decoys:
     pairs = Pairs(
         found.one[real], found.other[real], found.detail[real], [found.how[k] for k in real]
     )
-    return Search(pairs, needed, decoys, alarms, probes)
+    return Search(pairs, needed, decoys, alarms, probes, alike)
 
 
 def _no_pairs() -> Pairs:

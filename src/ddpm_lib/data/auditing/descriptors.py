@@ -17,8 +17,10 @@ SIZE = 48
 _LEARNED_FROM = 3000
 _VERSIONS = 6
 _BLOCK = 2048
-_MOST = ((5_000, 8), (20_000, 5), (sys.maxsize, 4))
-"""How many of the closest are taken, in sets of up to so many pictures."""
+_MOST = ((2_000, 10, 0.2), (5_000, 8, 0.1), (20_000, 5, 0.0), (sys.maxsize, 4, 0.0))
+"""How many of the closest are taken in sets of up to so many pictures, and how much less close
+they may be: small sets teach a poorer description, and cost little.
+"""
 _LEAST = {True: 0.5, False: 0.53}
 """How close whole pictures are, and parts."""
 
@@ -207,10 +209,10 @@ def _closest(close: Tensor, start: int, first: int, view: int) -> Candidates:
     """Return the closest ones of some rows; the numbers of rows and columns begin at `start` and
     `first`.
     """
-    least = _LEAST[VIEWS[view][0] == WHOLE]
-    most = next(count for size, count in _MOST if close.shape[1] <= size)
+    most, less = next(rest for size, *rest in _MOST if close.shape[1] <= size)
+    least = _LEAST[VIEWS[view][0] == WHOLE] - less
     rows = torch.nonzero(close.amax(1) > least)[:, 0] if close.shape[1] else torch.arange(0)
-    values, columns = close[rows].topk(min(most, close.shape[1]), 1)
+    values, columns = close[rows].topk(min(int(most), close.shape[1]), 1)
     good = values > least
     left = (rows + start)[:, None].expand_as(columns)
     return Candidates(left[good], columns[good] + first, torch.full((int(good.sum()),), view))

@@ -124,6 +124,11 @@ def search_said(search: Search) -> str:
     made = sum(made for made, _ in search.probes.values())
     if not made:
         return "too few images that show anything"
+    if search.alike:
+        return (
+            "the images are so alike that copies which were changed cannot be told from other"
+            f" images ({search.alarm_rate:.0%} of decoys passed for copies): exact ones only"
+        )
     seen = sum(seen for _, seen in search.probes.values())
     weak = [kind for kind, (made, seen) in search.probes.items() if seen < 0.9 * made]
     rest = f"; hard to find here: {', '.join(weak)}" if weak else ""

@@ -151,7 +151,7 @@ def _summary(found: Audit) -> str:
     rows = [
         (
             finding.title,
-            f"{len(finding):,}",
+            f"{len(finding):,}" if len(finding) else "none",
             f"{len(finding) / len(found):.2%}" if len(finding) else "",
             finding.said,
         )
@@ -169,11 +169,10 @@ def _pairs(found: Audit, finding: Finding, small: Mapping[int, Embedded]) -> str
     cards = []
     for group in finding.groups[:_GROUPS]:
         tiles = "".join(_tile(found, row, small) for row in group[:2])
-        why = finding.why.get(group[1], "").rsplit(" of ", 1)[0]
+        why = finding.why.get(group[1], "").removesuffix(found.names[group[0]])
         more = f", {len(group) - 2} more" if len(group) > 2 else ""
-        cards.append(
-            f'<li><div class="pair">{tiles}</div><p class="hint">{text(why + more)}</p></li>'
-        )
+        words = f"{why}this{more}" if why else more
+        cards.append(f'<li><div class="pair">{tiles}</div><p class="hint">{text(words)}</p></li>')
     return section(
         finding.kind,
         finding.title.capitalize(),

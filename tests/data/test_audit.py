@@ -1,0 +1,325 @@
+"""The audit finds what was planted, names nothing else, and writes a list that training takes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+
+import ddpm_lib
+from ddpm_lib import open_dataset
+from ddpm_lib.cli import main
+from ddpm_lib.data.auditing import KINDS, Audit, audit
+from ddpm_lib.data.auditing.parts import splits_of
+from ddpm_lib.data.auditing.picture_measures import border_box, octave_powers, repeats
+from ddpm_lib.data.auditing.rules import crop_losses
+
+WIDTH, HEIGHT = 72, 56
+
+
+def photo(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """A picture with about as much in each octave of frequency, as those of the world have."""
+    rng = np.random.default_rng(seed)
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    shape = 1 / np.maximum(np.hypot(fx, fy), 1 / max(width, height))
+    common = rng.normal(size=(height, width))
+    channels = []
+    for _ in range(3):
+        noise = np.fft.rfft2(0.8 * common + 0.6 * rng.normal(size=(height, width)))
+        values = np.fft.irfft2(noise * shape, s=(height, width))
+        channels.append((values - values.mean()) / values.std() * 45 + 125)
+    return Image.fromarray(np.clip(np.stack(channels, 2), 0, 255).astype(np.uint8))
+
+
+def saved_again(picture: Image.Image) -> Image.Image:
+    raw = io.BytesIO()
+    picture.save(raw, "JPEG", quality=60)
+    return Image.open(io.BytesIO(raw.getvalue())).convert("RGB")
+
+
+def bordered(picture: Image.Image) -> Image.Image:
+    frame = Image.new("RGB", (picture.width + 16, picture.height + 16), "white")
+    frame.paste(picture, (8, 8))
+    return frame
+
+
+def noisy(picture: Image.Image) -> Image.Image:
+    values = np.asarray(picture) + np.random.default_rng(0).normal(0, 5, (HEIGHT, WIDTH, 3))
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+COPIES = {
+    "exact": lambda p: p.copy(),
+    "saved_again": saved_again,
+    "mirrored": lambda p: p.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "cut": lambda p: p.crop((6, 3, 68, 51)),
+    "scaled": lambda p: p.resize((144, 112), Image.Resampling.BICUBIC),
+    "brighter": lambda p: ImageEnhance.Brightness(p).enhance(1.25),
+    "bordered": bordered,
+    "turned": lambda p: p.rotate(3, Image.Resampling.BICUBIC).crop((3, 3, 69, 53)),
+    "noisy": noisy,
+    "grey": lambda p: p.convert("L").convert("RGB"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("audit") / "photos"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+    for k in range(60):
+        photo(k).save(root / "ab"[k % 2] / f"{k:02d}.png")
+    for k, (name, change) in enumerate(COPIES.items()):
+        change(photo(k)).save(root / "ab"[k % 2] / f"copy_{name}.png")
+    Image.new("RGB", (40, 40), (9, 200, 30)).save(root / "a" / "constant.png")
+    photo(100).filter(ImageFilter.GaussianBlur(3)).save(root / "a" / "blurred.png")
+    large = photo(101).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC)
+    large.save(root / "a" / "enlarged.png")
+    large = photo(102).resize((3 * WIDTH, 3 * HEIGHT), Image.Resampling.NEAREST)
+    large.save(root / "a" / "repeated.png")
+    frame = Image.new("RGB", (120, 120), "white")
+    frame.paste(photo(103), (20, 30))
+    frame.save(root / "a" / "framed.png")
+    photo(104, 160, 40).save(root / "a" / "wide.png")
+    photo(105).convert("L").save(root / "a" / "without_colour.png")
+    (root / "a" / "broken.png").write_bytes((root / "a" / "00.png").read_bytes()[:900])
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Audit:
+    return audit(folder, image_size=64, num_workers=0)
+
+
+def test_copies_of_ten_kinds_are_found_and_nothing_else(found: Audit) -> None:
+    names = {name: row for row, name in enumerate(found.names)}
+    pairs = {
+        tuple(
+            sorted((names[f"{'ab'[k % 2]}/{k:02d}.png"], names[f"{'ab'[k % 2]}/copy_{kind}.png"]))
+        )
+        for k, kind in enumerate(COPIES)
+    }
+    groups = {tuple(sorted(group)) for kind in ("exact", "near") for group in found[kind].groups}
+    assert groups == pairs
+    assert found.names_of("exact") == ["a/copy_exact.png"]
+    assert found.search.alarms <= 1
+    made = sum(made for made, _ in found.search.probes.values())
+    seen = sum(seen for _, seen in found.search.probes.values())
+    assert made > 50
+    assert seen >= 0.95 * made
+
+
+def test_of_copies_the_better_one_stays(found: Audit) -> None:
+    dropped = set(found.names_of("near"))
+    assert {"b/copy_grey.png", "a/copy_noisy.png", "b/copy_saved_again.png"} <= dropped
+    # Four times the pixels, and no more in them.
+    assert "a/copy_scaled.png" in dropped
+    assert "a/04.png" not in dropped
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("unreadable", ["a/broken.png"]),
+        ("constant", ["a/constant.png"]),
+        ("blurry", ["a/blurred.png"]),
+        ("border", ["a/framed.png"]),
+        ("grey", ["a/without_colour.png", "b/copy_grey.png"]),
+        ("conflicts", []),
+    ],
+)
+def test_faults_are_found_and_nothing_else(found: Audit, kind: str, names: list[str]) -> None:
+    assert found.names_of(kind) == names
+
+
+def test_enlarged_ones_are_found(found: Audit) -> None:
+    enlarged = set(found.names_of("enlarged"))
+    assert {"a/enlarged.png", "a/repeated.png"} <= enlarged
+    assert enlarged <= {"a/enlarged.png", "a/repeated.png", "a/copy_scaled.png"}
+    row = list(found.names).index("a/repeated.png")
+    assert "3 times" in found["enlarged"].why[row]
+
+
+def test_sizes_crops_and_values(found: Audit) -> None:
+    names = list(found.names)
+    assert found.crop.each[names.index("a/wide.png")] == pytest.approx(0.75)
+    assert found.crop.worst[0] == names.index("a/wide.png")
+    assert "a/wide.png" in found.names_of("small")
+    assert found.widths.most == 3 * WIDTH
+    assert [(one.name, one.images) for one in found.classes][1] == ("b", 35)
+    assert 0.3 < found.colours.sigma < 0.5
+    text = str(found)
+    for finding in found.found():
+        assert finding.title in text
+    assert set(found.findings) == set(KINDS)
+    json.dumps(found.to_dict())
+    assert "<table" in found._repr_html_()
+
+
+def test_crop_losses_are_those_of_the_areas() -> None:
+    sizes = np.array([[100, 100], [200, 100], [100, 400], [0, 5]])
+    assert crop_losses(sizes, (1, 1)).tolist() == pytest.approx([0, 0.5, 0.75, 0])
+    assert crop_losses(sizes, (32, 64))[1] == pytest.approx(0)
+
+
+def test_sigma_is_that_of_the_values() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    values = images / 127.5 - 1
+    colours = audit(images, num_workers=0).colours
+    assert colours.mean == pytest.approx((images / 255).mean((0, 1, 2)).tolist(), abs=1e-5)
+    spread = np.sqrt(np.square(values - values.mean((0, 1, 2))).mean())
+    assert colours.sigma == pytest.approx(spread, rel=1e-5)
+    assert colours.root == pytest.approx(np.sqrt(np.square(values).mean()), rel=1e-5)
+    assert (colours.least, colours.most) == (images.min(), images.max())
+
+
+def test_measures_of_single_pictures() -> None:
+    whole = photo(0)
+    first, second, third = octave_powers(whole.convert("L"))
+    assert 0.3 < first / second < 3
+    assert 0.3 < second / third < 3
+    blurred = octave_powers(whole.filter(ImageFilter.GaussianBlur(2)).convert("L"))
+    assert blurred[0] / blurred[2] < 0.05
+    box = border_box(bordered(whole))
+    assert box == pytest.approx((8 / 88, 8 / 72, 80 / 88, 64 / 72), abs=0.03)
+    assert repeats(np.asarray(whole)) == 1
+    assert repeats(np.asarray(whole.resize((WIDTH * 4, HEIGHT * 4), Image.Resampling.NEAREST))) == 4
+
+
+def test_a_list_leaves_out_and_groups(found: Audit, folder: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep.txt"
+    kept = found.save_list(keep)
+    text = keep.read_bytes()
+    assert found.save_list(keep) == kept
+    assert keep.read_bytes() == text
+    opened = open_dataset(folder, image_size=16, files=keep)
+    assert len(opened) == kept == len(found) - len(found.left_out())
+    assert opened.groups is None
+    assert not set(opened.names) & {"a/constant.png", "a/copy_exact.png", "a/broken.png"}
+    found.save_list(keep, drop=["unreadable"])
+    grouped = open_dataset(folder, image_size=16, files=keep)
+    assert grouped.groups is not None
+    counts = np.bincount(grouped.groups)
+    assert (counts == 2).sum() == len(COPIES)
+    for seed in range(6):
+        train, held = grouped.split(0.2, seed)
+        assert train.groups is not None
+        assert held.groups is not None
+        assert not set(train.groups.tolist()) & set(held.groups.tolist())
+    with pytest.raises(ValueError, match="Did you mean 'blurry'"):
+        found.save_list(keep, drop=["blury"])
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    """Items as many Datasets have them."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, k: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(self.images[k]).permute(2, 0, 1), k % 2
+
+
+def source(kind: str, images: np.ndarray, folder: Path) -> Any:
+    labels = np.arange(len(images)) % 2
+    if kind == "npz":
+        np.savez(folder / "a.npz", images=images, labels=labels)
+        return folder / "a.npz"
+    if kind == "dataset":
+        return Items(images)
+    if kind == "opened":
+        return open_dataset(images, image_size=(HEIGHT, WIDTH))
+    if kind == "pictures":
+        return [Image.fromarray(image) for image in images]
+    if kind == "hf":
+        from datasets import Dataset
+
+        pictures = [Image.fromarray(image) for image in images]
+        return Dataset.from_dict({"image": pictures, "label": labels})
+    return (images, labels)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "npz", "dataset", "opened", "pictures", "hf"])
+def test_every_source_can_be_looked_at(kind: str, tmp_path: Path) -> None:
+    images = np.stack([np.asarray(photo(k)) for k in range(16)])
+    images = np.concatenate([images, images[3:4], images[5:6, :, ::-1]])
+    found = audit(source(kind, images, tmp_path), num_workers=2)
+    assert found.names_of("exact") == ["000016"]
+    assert found.names_of("near") == ["000017"]
+    found.save_list(tmp_path / "keep.txt")
+    if kind != "opened":
+        opened = open_dataset(
+            source(kind, images, tmp_path), image_size=8, files=tmp_path / "keep.txt"
+        )
+        assert list(opened.names) == [f"{k:06d}" for k in range(16)]
+
+
+@pytest.mark.parametrize("how", ["splits", "val_data"])
+def test_copies_of_held_out_images_are_found(how: str, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for part, first in (("train", 0), ("test", 30)):
+        (root / part).mkdir(parents=True)
+        for k in range(first, first + 20):
+            photo(k).save(root / part / f"{k}.png")
+    photo(33).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "train" / "leak.png")
+    assert splits_of(root) == ["train", "test"]
+    if how == "splits":
+        found = audit(root, num_workers=0)
+        assert found.command.endswith("--split train")
+    else:
+        found = audit(root / "train", val_data=root / "test", num_workers=0)
+    assert found.names_of("leaks") == ["leak.png"]
+    (other,) = found.leak_of[found["leaks"].rows[0]]
+    assert other[1].endswith(": 33.png")
+    assert set(found.left_out()) == {int(found["leaks"].rows[0])}
+
+
+def test_sets_of_one_colour_of_one_image_and_of_copies_alone() -> None:
+    image = np.asarray(photo(0))
+    assert len(audit(np.zeros((20, 8, 8, 3), np.uint8), num_workers=0)["constant"]) == 20
+    assert audit(image[None], num_workers=0).found() == []
+    same = audit(np.repeat(image[None], 12, 0), num_workers=0)
+    assert same.names_of("exact") == [f"{k:06d}" for k in range(1, 12)]
+
+
+def test_the_command_prints_writes_and_refuses(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["audit", str(folder), "--image-size", "64", "--num-workers", "0"]
+    assert main([*words, "--write-list", "keep.txt"]) == 0
+    out = capsys.readouterr().out
+    assert "near-copies" in out
+    assert "a/constant.png" in out
+    assert f"ddpm train {folder} --image-size 64 --files keep.txt" in out
+    page = (tmp_path / "audit.html").read_text()
+    assert "Near-copies" in page
+    assert page.count("<img") > 20
+    first = (tmp_path / "keep.txt").read_bytes()
+    assert main([*words, "--write-list", "keep.txt", "--output", "none", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["findings"]["constant"]["names"] == ["a/constant.png"]
+    assert (tmp_path / "keep.txt").read_bytes() == first
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main([*words, "--write-list", "mine.txt"]) == 2
+    assert "no list that an audit wrote" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert main([*words, "--output", "mine.txt"]) == 2
+    assert main([*words, "--drop", "blury"]) == 2
+    assert "Did you mean 'blurry'" in capsys.readouterr().err
+
+
+def test_it_is_a_public_name() -> None:
+    assert ddpm_lib.audit is audit
