@@ -22,6 +22,7 @@ from ddpm_lib.cli import COMMANDS, arguments, main, values
 from ddpm_lib.cli import options as cli_options
 from ddpm_lib.cli.ablate import AblateCommand
 from ddpm_lib.cli.ablate import read as read_ablate
+from ddpm_lib.cli.audit import AuditCommand
 from ddpm_lib.cli.best import BestCommand
 from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.completion import CompletionCommand
@@ -64,6 +65,7 @@ CLASSES = {
     "push": PushCommand,
     "weights": WeightsCommand,
     "prepare": PrepareCommand,
+    "audit": AuditCommand,
     "ablate": AblateCommand,
     "status": StatusCommand,
     "watch": WatchCommand,
@@ -138,6 +140,16 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     ),
     "evaluate": (["runs/mine"], [["--metrics", "fid,kid"], ["--num", "20"], ["--compile"]]),
     "compare": (["runs/a", "runs/b"], []),
+    "audit": (
+        ["pics"],
+        [
+            ["--image-size", "48", "64"],
+            ["--drop", "duplicates", "blurry"],
+            ["--write-list", "keep.txt"],
+            ["--value-range", "0", "4095"],
+            ["--json"],
+        ],
+    ),
     "export": (["runs/mine", "out"], [["--to", "onnx"], ["--weights", "model"]]),
     "convert": (
         ["model.pt", "runs/theirs"],

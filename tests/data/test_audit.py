@@ -16,7 +16,7 @@ import ddpm_lib
 from ddpm_lib import open_dataset
 from ddpm_lib.cli import main
 from ddpm_lib.data.auditing import KINDS, Audit, audit
-from ddpm_lib.data.auditing.parts import splits_of
+from ddpm_lib.data.auditing.audited_parts import splits_of
 from ddpm_lib.data.auditing.picture_measures import border_box, octave_powers, repeats
 from ddpm_lib.data.auditing.rules import crop_losses
 

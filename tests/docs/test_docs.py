@@ -26,6 +26,7 @@ import tyro
 from ddpm_lib import parametrization, schedules, spacing, time_sampling, variance, weighting
 from ddpm_lib.cli import init_from, options
 from ddpm_lib.cli.ablate import AblateCommand
+from ddpm_lib.cli.audit import AuditCommand
 from ddpm_lib.cli.best import BestCommand
 from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.completion import CompletionCommand
@@ -75,6 +76,7 @@ COMMANDS = {
     "ema": EmaCommand,
     "ablate": AblateCommand,
     "prepare": PrepareCommand,
+    "audit": AuditCommand,
     "push": PushCommand,
     "status": StatusCommand,
     "report": ReportCommand,

@@ -101,7 +101,7 @@ def main(args: list[str]) -> int:
     listed = None if command.write_list is None else Path(command.write_list)
     _refuse(page, listed, command.image_size)
     from ddpm_lib.data.auditing import audit
-    from ddpm_lib.data.auditing.findings import dropped_kinds
+    from ddpm_lib.data.auditing.audit_findings import dropped_kinds
 
     drop = dropped_kinds(command.drop)
     found = audit(

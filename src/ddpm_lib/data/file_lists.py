@@ -159,10 +159,10 @@ def _parse(raw: bytes, where: str, folder: Path) -> FileList:
 def _unquoted(text: bytes, where: str, number: int) -> bytes:
     try:
         value = json.loads(text)
-        if isinstance(value, str):
-            return os.fsencode(value)
     except ValueError:
-        pass
+        value = None
+    if isinstance(value, str):
+        return os.fsencode(value)
     raise ValueError(
         f"Line {number} of {where} begins with a quotation mark but is no string of JSON:"
         f" {show(text[:80])}. Write the name without quotation marks."

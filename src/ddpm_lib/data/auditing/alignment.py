@@ -32,7 +32,8 @@ def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
     """Improve the maps that lay `moving` over `still`, whatever their brightness and contrast.
 
     Gauss-Newton on the correlation (the inverse compositional algorithm of Baker and Matthews,
-    2004, on pictures of unit norm), over width, height, angle and place.
+    2004, on pictures of unit norm), over affine maps: what turns a picture that is not square shears
+    its square version.
 
     Args:
         moving: Grey pictures (b, 1, s, s).
@@ -51,12 +52,12 @@ def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
     flat = still.flatten(1)
     contrast = (flat - flat.mean(1, keepdim=True)).norm(dim=1, keepdim=True).clamp_min(1e-3)
     gx, gy, goal = gx / contrast, gy / contrast, _unit(flat)
-    down = torch.stack([gx * x, gy * y, gy * x - gx * y, gx, gy], 1)
+    down = torch.stack([gx * x, gy * y, gx * y, gy * x, gx, gy], 1)
     down = down - down.mean(2, keepdim=True)
     down = down - (down @ goal[:, :, None]) * goal[:, None, :]
     curve = down @ down.transpose(1, 2)
     least = 1e-3 * curve.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-6)
-    solve = torch.linalg.inv(curve + least[:, None, None] * torch.eye(5))
+    solve = torch.linalg.inv(curve + least[:, None, None] * torch.eye(6))
     for _ in range(steps):
         now = _unit(warped(moving, theta).flatten(1))
         agree = (now * goal).sum(1, keepdim=True).clamp_min(0.3)
@@ -67,12 +68,12 @@ def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
 
 
 def _undone(theta: Tensor, move: Tensor) -> Tensor:
-    """Return maps (b, 2, 3) after the inverse of small ones, which (b, 5) numbers describe."""
-    wide, high, turn = 1 + move[:, 0], 1 + move[:, 1], move[:, 2]
-    area = wide * high + turn.square()
-    inverse = torch.stack([high, turn, -turn, wide], 1).view(-1, 2, 2) / area[:, None, None]
+    """Return maps (b, 2, 3) after the inverse of small ones, which (b, 6) numbers describe."""
+    wide, high, right, down = 1 + move[:, 0], 1 + move[:, 1], move[:, 2], move[:, 3]
+    area = wide * high - right * down
+    inverse = torch.stack([high, -right, -down, wide], 1).view(-1, 2, 2) / area[:, None, None]
     linear = theta[:, :, :2] @ inverse
-    return torch.cat([linear, theta[:, :, 2:] - linear @ move[:, 3:, None]], 2)
+    return torch.cat([linear, theta[:, :, 2:] - linear @ move[:, 4:, None]], 2)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Agreement:
         stretch: The larger of the two scales over the smaller.
         angle: In radians.
         inside: Share of the one that lies within the other.
+        finer: Whether details were compared at the higher resolution too.
     """
 
     whole: Tensor
@@ -101,6 +103,7 @@ class Agreement:
     stretch: Tensor
     angle: Tensor
     inside: Tensor
+    finer: Tensor
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,13 @@ def coarse(
     return theta, _correlated(warped(halved.detail[moving], theta), halved.detail[still])
 
 
+def _finer(fine_ones: Tensor, moving: Tensor, still: Tensor, theta: Tensor) -> Tensor:
+    """Return how well details agree at the higher resolution."""
+    one, other = (fine_ones[rows][:, None].float() / 255 for rows in (moving, still))
+    theta = fit(blurred(one), blurred(other), theta, 3)
+    return _details(blurred(warped(one, theta)), blurred(other))
+
+
 def _details(one: Tensor, other: Tensor) -> Tensor:
     """Correlation of what a wider blur takes away, with a floor where there is next to nothing."""
     return _correlated(one - blurred(one, 4), other - blurred(other, 4))
@@ -152,9 +162,18 @@ def _correlated(one: Tensor, other: Tensor) -> Tensor:
     return (a * b).sum(1) / power
 
 
-def fine(pictures: Tensor, moving: Tensor, still: Tensor, theta: Tensor) -> Agreement:
-    """Lay pictures over each other at full resolution, and say how well they agree; see
-    `coarse`.
+def fine(
+    pictures: Tensor, fine_ones: Tensor, moving: Tensor, still: Tensor, theta: Tensor
+) -> Agreement:
+    """Lay pictures over each other at full resolution, and say how well they agree.
+
+    Args:
+        pictures: uint8 (n, 3, s, s).
+        fine_ones: Their brightness at a higher resolution, uint8 (n, f, f); zeros where there is
+            none. Details must agree there as well.
+        moving: Rows of those that are moved, int64 (b,).
+        still: Rows of the others, int64 (b,).
+        theta: Maps to start from, (b, 2, 3).
     """
     one, other = (pictures[rows].float() / 255 for rows in (moving, still))
     theta = fit(blurred(light(one)), blurred(light(other)), theta, 3)
@@ -168,14 +187,24 @@ def fine(pictures: Tensor, moving: Tensor, still: Tensor, theta: Tensor) -> Agre
     whole = both / (power_a * power_b).sqrt().clamp_min(1e-6)
     wide, high = theta[:, :, 0].norm(dim=1), theta[:, :, 1].norm(dim=1)
     grid = F.affine_grid(theta, list(b.shape), align_corners=False)
+    detail = _details(blurred(a), blurred(b))
+    has = fine_ones.flatten(1).amax(1) > 0
+    both_fine = has[moving] & has[still]
+    if both_fine.any():
+        close = _finer(fine_ones, moving[both_fine], still[both_fine], theta[both_fine])
+        detail[both_fine] = torch.minimum(detail[both_fine], close)
     return Agreement(
         whole,
-        _details(blurred(a), blurred(b)),
+        detail,
         off,
         gain,
         ((laid - a) * gain.view(-1, 1, 1, 1) - (other - b)).flatten(1).square().mean(1).sqrt(),
         (wide * high).sqrt(),
         torch.maximum(wide, high) / torch.minimum(wide, high).clamp_min(1e-3),
-        torch.atan2(theta[:, 1, 0], theta[:, 0, 0].abs()).abs(),
+        torch.maximum(
+            torch.atan2(theta[:, 1, 0], theta[:, 0, 0].abs()).abs(),
+            torch.atan2(theta[:, 0, 1], theta[:, 1, 1].abs()).abs(),
+        ),
         (grid.abs() < 1.02).all(-1).float().mean((1, 2)),
+        both_fine,
     )

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm_lib.core.keywords import answers_wrong_keywords
-from ddpm_lib.data.auditing.copies import find_copies
+from ddpm_lib.data.auditing.audit_findings import DROPPED, KINDS, Audit, Finding
+from ddpm_lib.data.auditing.audited_parts import OpenedSource, Part, splits_of
+from ddpm_lib.data.auditing.copies import Search, find_copies
 from ddpm_lib.data.auditing.facts_of_sets import ClassCount, Colours, CropLoss, Spread
-from ddpm_lib.data.auditing.findings import DROPPED, KINDS, Audit, Finding
 from ddpm_lib.data.auditing.measuring import SIDE, Measure, Measured, joined_parts, measure_all
-from ddpm_lib.data.auditing.parts import OpenedSource, Part, splits_of
-from ddpm_lib.data.auditing.picking import LEAST_SPREAD, all_copies, find_all
+from ddpm_lib.data.auditing.picking import LEAST_SPREAD, Copies, all_copies, find_all
 from ddpm_lib.data.auditing.rules import crop_losses, grey
 from ddpm_lib.data.auditing.showing import held_out_pictures, pictures_of, to_show
 from ddpm_lib.data.auditing.trial_copies import trial_rows
@@ -112,11 +112,84 @@ def audit(
         "download": download,
     }
     workers = ReadingOptions("skip", "none", 0, num_workers, True, None, log).workers
+    opened = _opened(data, val_data, spec, labels, options, files, split, num_workers == 0)
+    first = None if opened[0][0] == "training" else opened[0][0]
+    parts = [
+        _measured(name, source, spec, workers, log, not k)
+        for k, (name, source) in enumerate(opened)
+    ]
+    train = parts[0]
+    whole = joined_parts([part.measured for part in parts])
+    shows = whole.good & (whole.spread > LEAST_SPREAD)
+    search = find_copies(whole, shows, train.measured.probes, seed, log)
+    held = np.arange(len(whole)) >= len(train.source)
+    copies = all_copies(whole, search, held)
+    chosen = _held_out(train, val_fraction, seed) if len(parts) == 1 else None
+    findings = find_all(train.source, train.measured, whole, copies, chosen, _names(parts))
+    findings["small"] = _smaller(train.measured, frame, image_size is not None)
+    name = called(data).strip("'") if data is not None else "shapes"
+    made = _told(name, parts, findings, copies, search, _crop(train.measured, frame), few_images)
+    return replace(
+        made,
+        command=_command(data, first, image_size),
+        seconds=time.monotonic() - begun,
+        cpu_seconds=_cpu_seconds() - computed,
+    )
+
+
+def _told(
+    name: str,
+    parts: Sequence[Part],
+    findings: Mapping[str, Finding],
+    copies: Copies,
+    search: Search,
+    crop: CropLoss,
+    few_images: int,
+) -> Audit:
+    """Put together what was found."""
+    train = parts[0]
+    measured, good = train.measured, train.measured.good
+    shown = to_show(findings, crop, len(train.source))
+    return Audit(
+        name=name,
+        parts=tuple((part.name, len(part.source)) for part in parts),
+        names=train.source.names,
+        findings={kind: findings[kind] for kind in KINDS},
+        classes=_classes(train, findings),
+        sizes=measured.sizes,
+        widths=Spread.of(measured.sizes[good, 0]),
+        heights=Spread.of(measured.sizes[good, 1]),
+        ratios=Spread.of(_ratios(measured)),
+        crop=crop,
+        colours=_colours(measured),
+        grey_files=bool(grey(measured)[good].all()),
+        notes=(*train.source.notes, *_notes(train, few_images)),
+        search=search,
+        near=copies.group[: len(train.source)],
+        seconds=0.0,
+        cpu_seconds=0.0,
+        command="",
+        pictures=pictures_of(train, shown, 0),
+        held_out_pictures=held_out_pictures(parts, findings["leaks"], copies),
+        leak_of=copies.leaks(_names(parts)),
+    )
+
+
+def _opened(
+    data: Any,
+    val_data: Any,
+    spec: DecodeSpec,
+    labels: str,
+    options: dict[str, Any],
+    files: Files | None,
+    split: str | None,
+    here: bool,
+) -> list[tuple[str, Source]]:
+    """Open the part that is trained on, and those that are held out."""
     splits: list[str] = []
     if split is None and files is None:
-        splits = splits_of(data, data_root is not None or download)
+        splits = splits_of(data, options["data_root"] is not None or options["download"])
     first = splits[0] if splits else split
-    here = num_workers == 0
     source = _open(data, first, spec, labels, options, here)
     if files is not None:
         source = _listed(source, files, data)
@@ -126,46 +199,7 @@ def audit(
         opened.append(("held out", _open(val_data, None, spec, "none", bare, here)))
     else:
         opened += [(name, _open(data, name, spec, labels, options, here)) for name in splits[1:]]
-    parts = [
-        _measured(name, source, spec, workers, log, not k)
-        for k, (name, source) in enumerate(opened)
-    ]
-    train = parts[0]
-    whole = joined_parts([part.measured for part in parts])
-    shows = whole.good & (whole.spread > LEAST_SPREAD)
-    search = find_copies(
-        whole.small, whole.inner, whole.bordered, shows, train.measured.probes, seed, log
-    )
-    held = np.arange(len(whole)) >= len(train.source)
-    copies = all_copies(whole, search, held)
-    chosen = _held_out(train, val_fraction, seed) if len(parts) == 1 else None
-    findings = find_all(train.source, train.measured, whole, copies, chosen, _names(parts))
-    findings["small"] = _smaller(train.measured, frame, image_size is not None)
-    crop = _crop(train.measured, frame)
-    shown = to_show(findings, crop, len(train.source))
-    return Audit(
-        name=called(data).strip("'") if data is not None else "shapes",
-        parts=tuple((part.name, len(part.source)) for part in parts),
-        names=train.source.names,
-        findings={kind: findings[kind] for kind in KINDS},
-        classes=_classes(train, findings),
-        sizes=train.measured.sizes,
-        widths=Spread.of(train.measured.sizes[train.measured.good, 0]),
-        heights=Spread.of(train.measured.sizes[train.measured.good, 1]),
-        ratios=Spread.of(_ratios(train.measured)),
-        crop=crop,
-        colours=_colours(train.measured),
-        grey_files=bool(grey(train.measured)[train.measured.good].all()),
-        notes=(*train.source.notes, *_notes(train, few_images)),
-        search=search,
-        near=copies.group[: len(train.source)],
-        seconds=time.monotonic() - begun,
-        cpu_seconds=_cpu_seconds() - computed,
-        command=_command(data, first, image_size),
-        pictures=pictures_of(train, shown, 0),
-        held_out_pictures=held_out_pictures(parts, findings["leaks"], copies),
-        leak_of=copies.leaks(_names(parts)),
-    )
+    return opened
 
 
 def _measuring(spec: DecodeSpec) -> DecodeSpec:

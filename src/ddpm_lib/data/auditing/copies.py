@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_lib.core.keys import key
 from ddpm_lib.data.auditing.alignment import Agreement, Halved, coarse, fine
 from ddpm_lib.data.auditing.descriptors import VIEWS, Descriptor, close_pairs, placed
-from ddpm_lib.data.auditing.measuring import Probe
+from ddpm_lib.data.auditing.measuring import Measured, Probe
 
 Log = Callable[[str], None]
 
@@ -25,6 +25,10 @@ _DECOYS = 2000
 _COARSE = ((2, 0.4), (3, 0.7))
 """Steps of laying over each other at half the resolution, and the agreement asked for after."""
 LEAST_DETAIL = 0.72
+_LEAST_FINE_DETAIL = 0.87
+"""The same where the finer versions were compared: other planes in the same pose reach 0.85, turned
+copies 0.91.
+"""
 _MOST_DETAIL = 0.995
 _LEAST_WHOLE = 0.88
 FALSE_ALARMS = 0.003
@@ -78,9 +82,7 @@ class Search:
 
 
 def find_copies(
-    small: np.ndarray,
-    inner: np.ndarray,
-    bordered: np.ndarray,
+    measured: Measured,
     usable: np.ndarray,
     probes: list[Probe],
     seed: int = 0,
@@ -93,9 +95,7 @@ def find_copies(
     and say what it is worth: pictures upside down (decoys), and copies made for trial (probes).
 
     Args:
-        small: uint8 (n, 3, s, s).
-        inner: The same of what a border leaves, where there is one.
-        bordered: Where that is, bool (n,).
+        measured: The pictures.
         usable: Which pictures show anything, bool (n,).
         probes: Copies made for trial.
         seed: Names the random numbers.
@@ -108,17 +108,31 @@ def find_copies(
         return Search(_no_pairs(), LEAST_DETAIL, 0, 0, {})
     count = min(_DECOYS, len(rows))
     drawn = np.sort(rows[torch.randperm(len(rows), generator=generator)[:count].numpy()])
+    bordered = measured.bordered
     framed = rows[bordered[rows]]
     framed_decoys = np.flatnonzero(bordered[drawn])
     within = [k for k, probe in enumerate(probed) if probe.inner is not None]
-    n, upright = len(small), [probe.small[None] for probe in probed]
-    framed_probes = [probed[k].inner[None] for k in within]  # type: ignore[index]
+    n = len(measured)
+    upright = [probe.whole for probe in probed]
+    inside = [found for found in (probed[k].inner for k in within) if found is not None]
     # Whole pictures come first, then what borders leave of some.
     pictures = torch.from_numpy(
         np.concatenate(
             [
-                *(small[rows], *upright, small[drawn][:, :, ::-1]),
-                *(inner[framed], *framed_probes, inner[drawn[framed_decoys]][:, :, ::-1]),
+                *(measured.small[rows], *(one.small[None] for one in upright)),
+                measured.small[drawn][:, :, ::-1],
+                *(measured.inner[framed], *(one.small[None] for one in inside)),
+                measured.inner[drawn[framed_decoys]][:, :, ::-1],
+            ]
+        )
+    )
+    fine_ones = torch.from_numpy(
+        np.concatenate(
+            [
+                *(measured.fine[rows], *(one.fine[None] for one in upright)),
+                measured.fine[drawn][:, ::-1],
+                *(measured.inner_fine[framed], *(one.fine[None] for one in inside)),
+                measured.inner_fine[drawn[framed_decoys]][:, ::-1],
             ]
         )
     )
@@ -133,7 +147,7 @@ def find_copies(
     made_of = np.concatenate([np.arange(n), [probe.row for probe in probed], drawn]).astype(int)
     whole = len(rows) + len(probed) + len(drawn)
     numbers = _Numbers(torch.from_numpy(owner), torch.from_numpy(made_of), n, first_decoy, whole)
-    found = _search(pictures, numbers, generator, log)
+    found = _search(pictures, fine_ones, numbers, generator, log)
     return _judged(found, n, first_decoy, probed, len(drawn))
 
 
@@ -167,7 +181,11 @@ class _Found:
 
 
 def _search(
-    pictures: Tensor, numbers: _Numbers, generator: torch.Generator, log: Log | None
+    pictures: Tensor,
+    fine_ones: Tensor,
+    numbers: _Numbers,
+    generator: torch.Generator,
+    log: Log | None,
 ) -> _Found:
     """Find and compare close pairs; only those of which one is a real picture."""
     owner, made_of, n = numbers.owner, numbers.made_of, numbers.n
@@ -200,7 +218,7 @@ def _search(
     i, j, v, theta = i[best], j[best], v[best], theta[best]
     one, other, detail, how = [], [], [], []
     for rows in torch.arange(len(i)).split(_BLOCK):
-        agreed = fine(pictures, i[rows], j[rows], theta[rows])
+        agreed = fine(pictures, fine_ones, i[rows], j[rows], theta[rows])
         passed = _plausible(agreed)
         one.append(owner[i[rows]][passed])
         other.append(owner[j[rows]][passed])
@@ -231,6 +249,7 @@ def _plausible(agreed: Agreement) -> Tensor:
     """Whether what lies between two pictures is what people and programs do to copies."""
     return (
         (agreed.detail > LEAST_DETAIL)
+        & (~agreed.finer | (agreed.detail > _LEAST_FINE_DETAIL))
         & (agreed.whole > _LEAST_WHOLE)
         & (agreed.gain > 0.3)
         & (agreed.gain < 3.5)

@@ -11,13 +11,15 @@ import numpy as np
 from PIL import Image
 
 from ddpm_lib.data.auditing.picture_measures import (
+    FINE_SIDE,
     LEAST_BORDER,
     OCTAVES,
     SIDE,
     Picture,
+    Versions,
     inside,
     measure,
-    small_version,
+    versions,
 )
 from ddpm_lib.data.auditing.trial_copies import trial_copy
 from ddpm_lib.data.decode import ImageError
@@ -38,8 +40,8 @@ class Probe:
 
     row: int
     kind: str
-    small: np.ndarray
-    inner: np.ndarray | None
+    whole: Versions
+    inner: Versions | None
 
 
 class Measure:
@@ -62,7 +64,7 @@ class Measure:
         if self.trial is not None:
             kind, row = self.trial
             made = trial_copy(picture, kind, row)
-            self.copy = Probe(row, kind, small_version(made), inside(made))
+            self.copy = Probe(row, kind, versions(made), inside(made))
         return picture
 
     def __repr__(self) -> str:
@@ -90,7 +92,10 @@ class Measured:
             (n, OCTAVES); NaN where a picture is too small for one.
         repeated: k where each pixel is repeated k times in both directions, uint8 (n,); else 1.
         small: The pictures as SIDE×SIDE, uint8 (n, 3, SIDE, SIDE).
-        inner: The same of what the border leaves, where there is a border.
+        fine: The same in grey at FINE_SIDE×FINE_SIDE, uint8 (n, FINE_SIDE, FINE_SIDE); zeros of
+            pictures that are too small for it.
+        inner: As `small`, what the border leaves, where there is a border.
+        inner_fine: As `fine`, likewise.
         bad: Reasons by row of pictures that cannot be used.
         labels: Labels that reading gave, by row.
         probes: Copies made for trial.
@@ -110,7 +115,9 @@ class Measured:
     octaves: np.ndarray
     repeated: np.ndarray
     small: np.ndarray
+    fine: np.ndarray
     inner: np.ndarray
+    inner_fine: np.ndarray
     bad: dict[int, str]
     labels: dict[int, Any]
     probes: list[Probe]
@@ -210,8 +217,10 @@ def _one(source: Source, spec: DecodeSpec, looks: Measure, row: int, found: Meas
     found.box[row], found.octaves[row] = seen.box, seen.octaves
     found.repeated[row] = seen.repeated
     found.small[row] = result.pixels
+    if seen.fine.any():  # else what is zero stays memory that is never touched
+        found.fine[row] = seen.fine
     if seen.inner is not None:
-        found.inner[row] = seen.inner
+        found.inner[row], found.inner_fine[row] = seen.inner
     if looks.copy is not None:
         found.probes.append(looks.copy)
     if source.gives_labels:
@@ -234,7 +243,9 @@ def _room(n: int) -> Measured:
         octaves=shared((n, OCTAVES), np.float32),
         repeated=shared((n,), np.uint8),
         small=shared((n, 3, SIDE, SIDE), np.uint8),
+        fine=shared((n, FINE_SIDE, FINE_SIDE), np.uint8),
         inner=shared((n, 3, SIDE, SIDE), np.uint8),
+        inner_fine=shared((n, FINE_SIDE, FINE_SIDE), np.uint8),
         bad={},
         labels={},
         probes=[],

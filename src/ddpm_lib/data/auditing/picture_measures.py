@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 SIDE = 32
 """Pixels of the side of the small pictures."""
+FINE_SIDE = 64
+"""The same of the finer ones, by which pictures that are much alike are told apart."""
+_LEAST_FINE = 48
+"""Pixels of the shorter side from which there is a finer one."""
 LEAST_BORDER = 0.04
 """Share of the area below which a border is none."""
 OCTAVES = 3
@@ -17,6 +22,18 @@ _LOOKED_AT = 512
 """Pixels of the side of the piece that detail is measured in."""
 _BORDER_SIDE = 192
 _BORDER_TOLERANCE = 6
+
+
+class Versions(NamedTuple):
+    """Small versions of a picture, whatever its proportions.
+
+    Attributes:
+        small: uint8 (3, SIDE, SIDE).
+        fine: Its brightness, uint8 (FINE_SIDE, FINE_SIDE); zeros where the picture is too small.
+    """
+
+    small: np.ndarray
+    fine: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,8 @@ class Picture:
     box: tuple[float, float, float, float]
     octaves: tuple[float, ...]
     repeated: int
-    inner: np.ndarray | None
+    fine: np.ndarray
+    inner: Versions | None
 
 
 def measure(picture: Image.Image) -> Picture:
@@ -67,11 +85,13 @@ def measure(picture: Image.Image) -> Picture:
         box,
         octave_powers(light),
         repeats(array),
+        fine_version(light),
         inside(picture, box),
     )
 
 
 _BOX = Image.Resampling.BOX
+_SMOOTH = Image.Resampling.BICUBIC
 
 
 def border_box(picture: Image.Image) -> tuple[float, float, float, float]:
@@ -109,23 +129,28 @@ def _thickness(rows: np.ndarray) -> int:
 
 def inside(
     picture: Image.Image, box: tuple[float, float, float, float] | None = None
-) -> np.ndarray | None:
-    """Return what a border leaves of a picture as uint8 (3, SIDE, SIDE), None where there is no
-    border, or nothing else.
-    """
+) -> Versions | None:
+    """Return what a border leaves of a picture, None where there is no border, or nothing else."""
     box = border_box(picture) if box is None else box
     width, height = picture.size
     left, top, right, bottom = box[0] * width, box[1] * height, box[2] * width, box[3] * height
     area = (box[2] - box[0]) * (box[3] - box[1])
     if area >= 1 - LEAST_BORDER or right - left < 8 or bottom - top < 8:
         return None
-    return small_version(picture.crop((round(left), round(top), round(right), round(bottom))))
+    return versions(picture.crop((round(left), round(top), round(right), round(bottom))))
 
 
-def small_version(picture: Image.Image) -> np.ndarray:
-    """Return a picture (RGB) as uint8 (3, SIDE, SIDE), whatever its proportions."""
-    small = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(small).transpose(2, 0, 1)
+def versions(picture: Image.Image) -> Versions:
+    """Return small versions of a picture (RGB)."""
+    small = picture.resize((SIDE, SIDE), _SMOOTH, reducing_gap=3.0)
+    return Versions(np.asarray(small).transpose(2, 0, 1), fine_version(picture.convert("L")))
+
+
+def fine_version(light: Image.Image) -> np.ndarray:
+    """Return the finer version of a grey picture; zeros where it is too small."""
+    if min(light.size) < _LEAST_FINE:
+        return np.zeros((FINE_SIDE, FINE_SIDE), dtype=np.uint8)
+    return np.asarray(light.resize((FINE_SIDE, FINE_SIDE), _SMOOTH, reducing_gap=3.0))
 
 
 def octave_powers(light: Image.Image) -> tuple[float, ...]:

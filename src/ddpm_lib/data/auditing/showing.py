@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ddpm_lib.data.auditing.audit_findings import Finding
+from ddpm_lib.data.auditing.audited_parts import Part
 from ddpm_lib.data.auditing.facts_of_sets import CropLoss
-from ddpm_lib.data.auditing.findings import Finding
-from ddpm_lib.data.auditing.parts import Part
 from ddpm_lib.data.auditing.picking import Copies
 from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.decode_spec import make_spec

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.text import so_many
-from ddpm_lib.data.auditing.findings import DROPPED, Audit, Finding
+from ddpm_lib.data.auditing.audit_findings import DROPPED, Audit, Finding
 from ddpm_lib.runs.report.embedding import Embedded, embed
 from ddpm_lib.runs.report.marking_up import duration, facts, section, table, text
 from ddpm_lib.runs.report.page_frame import now_words, page
