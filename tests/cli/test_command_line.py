@@ -144,7 +144,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
         ["pics"],
         [
             ["--image-size", "48", "64"],
-            ["--drop", "duplicates", "blurry"],
+            ["--drop", "duplicates,blurry"],
             ["--write-list", "keep.txt"],
             ["--value-range", "0", "4095"],
             ["--json"],

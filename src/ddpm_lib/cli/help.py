@@ -116,8 +116,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "ddpm audit": (
         ("ddpm audit path/to/images --image-size 64", "a table, and the page audit.html"),
-        ("ddpm audit path/to/images --write-list keep.txt", "what to train on, without copies"),
-        ("ddpm train path/to/images --files keep.txt", "train on that"),
+        ("ddpm audit path/to/images --write-list keep.txt", "for ddpm train … --files keep.txt"),
         ("ddpm audit train_images --val-data test_images", "are test images trained on?"),
     ),
     "ddpm prepare": (

@@ -187,21 +187,26 @@ def open_dataset(
             data_root,
             download,
         )
-        chosen = None
-        if listed is not None:
-            chosen = choose_rows(listed, source.names, roots_of(source), called(data))
-            source = ListedSource(source, chosen.rows, said_of(listed, len(chosen.rows), source))
+        source, groups = _listed(source, listed, data)
         file = None if scan_file is None else Path(scan_file)
         limit = cache_limit_bytes(cache_limit_mb)
         opened = _finish(
             source, spec, ReadingOptions(on_bad_image, cache, limit, num_workers, verify, file, log)
         )
         opened.opened_with = options
-        if chosen is not None and chosen.groups is not None:
-            opened.groups = chosen.groups[opened.rows]
+        opened.groups = None if groups is None else groups[opened.rows]
     for note in opened.notes if log else ():
         log(note)  # type: ignore[misc]
     return opened
+
+
+def _listed(source: Source, listed: FileList | None, data: Any) -> tuple[Source, np.ndarray | None]:
+    """Return the images of a source that a list names, and their groups, if any."""
+    if listed is None:
+        return source, None
+    chosen = choose_rows(listed, source.names, roots_of(source), called(data))
+    note = said_of(listed, len(chosen.rows), source)
+    return ListedSource(source, chosen.rows, note), chosen.groups
 
 
 def cache_limit_bytes(limit_mb: float | None = None) -> int:
