@@ -32,8 +32,8 @@ def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
     """Improve the maps that lay `moving` over `still`, whatever their brightness and contrast.
 
     Gauss-Newton on the correlation (the inverse compositional algorithm of Baker and Matthews,
-    2004, on pictures of unit norm), over affine maps: what turns a picture that is not square shears
-    its square version.
+    2004, on pictures of unit norm), over affine maps: turning a picture that is not square
+    shears its square version.
 
     Args:
         moving: Grey pictures (b, 1, s, s).
