@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_lib.data.auditing.measuring import Measured
+from ddpm_lib.data.auditing.looking import Measured
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore
 from ddpm_lib.data.decode import Decoded, ImageError, fit_array
 from ddpm_lib.data.decode_spec import DecodeSpec

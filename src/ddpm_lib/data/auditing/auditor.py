@@ -17,7 +17,7 @@ from ddpm_lib.data.auditing.audit_findings import DROPPED, KINDS, Audit, Finding
 from ddpm_lib.data.auditing.audited_parts import OpenedSource, Part, splits_of
 from ddpm_lib.data.auditing.copies import Search, find_copies
 from ddpm_lib.data.auditing.facts_of_sets import ClassCount, Colours, CropLoss, Spread
-from ddpm_lib.data.auditing.measuring import SIDE, Measure, Measured, joined_parts, measure_all
+from ddpm_lib.data.auditing.looking import SIDE, Measure, Measured, joined_parts, measure_all
 from ddpm_lib.data.auditing.picking import LEAST_SPREAD, Copies, all_copies, find_all
 from ddpm_lib.data.auditing.rules import crop_losses, grey
 from ddpm_lib.data.auditing.showing import held_out_pictures, pictures_of, to_show

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_lib.core.keys import key
 from ddpm_lib.data.auditing.alignment import Agreement, Halved, coarse, fine
 from ddpm_lib.data.auditing.descriptors import VIEWS, Descriptor, close_pairs, placed
-from ddpm_lib.data.auditing.measuring import Measured, Probe
+from ddpm_lib.data.auditing.looking import Measured, Probe
 
 Log = Callable[[str], None]
 

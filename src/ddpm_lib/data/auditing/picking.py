@@ -11,7 +11,7 @@ import numpy as np
 
 from ddpm_lib.data.auditing.audit_findings import Finding
 from ddpm_lib.data.auditing.copies import Search, joined_groups
-from ddpm_lib.data.auditing.measuring import Measured
+from ddpm_lib.data.auditing.looking import Measured
 from ddpm_lib.data.auditing.rules import (
     border_share,
     constant,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddpm_lib.data.auditing.measuring import Measured
+from ddpm_lib.data.auditing.looking import Measured
 
 CONSTANT_SPREAD = 1.5
 """Standard deviation of the brightness, of 255, below which a picture is of one colour."""
