@@ -44,6 +44,7 @@ from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.slurm import SlurmCommand
 from ddpm_lib.cli.status import StatusCommand
 from ddpm_lib.cli.train import TrainCommand
+from ddpm_lib.cli.tune import TuneCommand
 from ddpm_lib.cli.watch import WatchCommand
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.core import peers_names
@@ -67,6 +68,7 @@ CLASSES = {
     "prepare": PrepareCommand,
     "audit": AuditCommand,
     "ablate": AblateCommand,
+    "tune": TuneCommand,
     "status": StatusCommand,
     "watch": WatchCommand,
     "report": ReportCommand,
@@ -167,6 +169,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "watch": (["runs/mine"], [["--once"], ["--metric", "loss,epoch"], ["--interval", "3"]]),
     "doctor": ([], [["--json"], ["--output-dir", "x"]]),
     "best": (["runs/mine"], [["--json"]]),
+    "tune": (["runs/mine"], [["--calls", "8"], ["--samplers", "ddim,heun"], ["--undo"]]),
     "completion": (["zsh"], [["--install"]]),
     "demo": (["runs/mine"], [["--port", "8000"], ["--host", "0.0.0.0"]]),
     "slurm": (["run.yaml"], [["--gpus", "4"], ["--hours", "2.5"], ["--partition", "a100"]]),

@@ -48,6 +48,7 @@ from ddpm_lib.cli.sample import SampleCommand
 from ddpm_lib.cli.slurm import SlurmCommand
 from ddpm_lib.cli.status import StatusCommand
 from ddpm_lib.cli.train import TrainCommand
+from ddpm_lib.cli.tune import TuneCommand
 from ddpm_lib.cli.watch import WatchCommand
 from ddpm_lib.cli.weights import WeightsCommand
 from ddpm_lib.evaluation import METRICS
@@ -75,6 +76,7 @@ COMMANDS = {
     "weights": WeightsCommand,
     "ema": EmaCommand,
     "ablate": AblateCommand,
+    "tune": TuneCommand,
     "prepare": PrepareCommand,
     "audit": AuditCommand,
     "push": PushCommand,

@@ -2,7 +2,6 @@
 denoiser.
 """
 
-import math
 from functools import cache, partial
 
 import pytest
@@ -16,24 +15,10 @@ from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import sampling_levels
 from ddpm_lib.variance import FixedSmall
+from sampler_tools import CENTRES, SPREAD
+from sampler_tools import ring_predict as predict
 
 COSINE = Schedule.make("cosine", 1000)
-CENTRES = (
-    0.7
-    * torch.tensor(
-        [[math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)] for k in range(8)]
-    ).double()
-)
-SPREAD = 0.08
-
-
-def predict(x: Tensor, level: Level) -> Prediction:
-    """The exact denoiser of eight round Gaussians on a circle; x is (b, 2)."""
-    variance = level.alpha**2 * SPREAD**2 + level.sigma**2
-    away = x[:, None] - level.alpha * CENTRES
-    share = torch.softmax(-0.5 * away.square().sum(-1) / variance, -1)
-    x0 = (share[..., None] * (CENTRES + level.alpha * SPREAD**2 / variance * away)).sum(1)
-    return Prediction(x0, (x - level.alpha * x0) / level.sigma, FixedSmall())
 
 
 def draw(

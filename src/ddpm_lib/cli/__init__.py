@@ -26,6 +26,7 @@ COMMANDS = {
     "watch": "draw the curves of a run in the terminal, while it trains",
     "best": "say which checkpoint and which average to use, with the evidence",
     "report": "write the page of a run, or of several side by side: verdict, curves, samples",
+    "tune": "choose how a run is sampled in few network calls, and keep it as its default",
     "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",

@@ -62,6 +62,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "two rates, two seeds each",
         ),
     ),
+    "ddpm tune": (
+        ("ddpm tune runs/mine --calls 10", "as good as can be in 10 network calls"),
+        ("ddpm tune runs/mine --undo", "sample as before"),
+    ),
     "ddpm ema": (("ddpm ema runs/mine --sigma-rel 0.05,0.1", "two averages"),),
     "ddpm evaluate": (("ddpm evaluate runs/mine", "score a run"),),
     "ddpm convert": (

@@ -77,7 +77,10 @@ class Denoiser:
             return Prediction(x, zero, partial(self.variance, raw=torch.zeros_like(x)))
         # Below level 1 a network knows nothing cleaner.
         elapsed = max(level.t - 1.0, 0.0)
-        time = torch.full((len(x),), elapsed, device=x.device, dtype=torch.float32)
+        if isinstance(elapsed, Tensor):  # a level that something is learned through
+            time = elapsed.to(x.device, torch.float32).expand(len(x))
+        else:
+            time = torch.full((len(x),), elapsed, device=x.device, dtype=torch.float32)
         guidance = guidance or Guidance()
         if guidance.measured is None:
             x0, raw = self._unclipped(x, level, time, cond, guidance)

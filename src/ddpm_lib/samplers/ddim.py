@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
+from ddpm_lib.schedules import scalars
 from ddpm_lib.schedules.levels import Level, tau
 
 
@@ -40,5 +40,5 @@ class DDIM(Sampler):
         if self.eta == 0 or s.sigma == 0:
             return s.alpha * p.x0 + s.sigma * p.eps
         new = self.eta**2 * tau(t, s)
-        mean = s.alpha * p.x0 + s.sigma * math.sqrt(1.0 - new) * p.eps
-        return mean + s.sigma * math.sqrt(new) * noise()
+        mean = s.alpha * p.x0 + s.sigma * scalars.sqrt(1.0 - new) * p.eps
+        return mean + s.sigma * scalars.sqrt(new) * noise()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
 from ddpm_lib.samplers.exponential import half_log_snr_step, quadrature, usable
+from ddpm_lib.schedules import scalars
 from ddpm_lib.schedules.levels import Level
 
 
@@ -49,7 +49,7 @@ class DEIS(Sampler):
         places, earlier = usable(history.past, t, h, order - 1)
         # The same memory as x̂_0 serves: what is kept of a step is one prediction, here ε̂.
         history.remember(t, x, p.eps, self.order)
-        if math.isinf(h):
+        if scalars.isinf(h):
             return s.alpha * p.x0 + s.sigma * p.eps
         # With −h for h the kernel of x̂_0 is that of ε̂.
         x = (s.alpha / t.alpha) * x

@@ -4,7 +4,6 @@ second order.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
 from ddpm_lib.samplers.exponential import advance, half_log_snr_step, moments, quadrature, usable
+from ddpm_lib.schedules import scalars
 from ddpm_lib.schedules.levels import Level, tau
 
 
@@ -71,7 +71,7 @@ class DPMSolver2M(Sampler):
         x0, h = predict(x, t).x0, half_log_snr_step(t, s)
         places, earlier = usable(history.past, t, h, 1)
         reach = (1.0 + self.eta) * h
-        if math.isinf(h) or not earlier:
+        if scalars.isinf(h) or not earlier:
             weights = moments(reach, 1)
         else:
             weights = second_order(places[0], reach, self.solver)
@@ -147,7 +147,7 @@ class DPMSolver3M(Sampler):
         places, earlier = usable(
             history.past, t, h, min(2, history.remaining) if self.lower_order_final else 2
         )
-        if math.isinf(h) or not earlier:
+        if scalars.isinf(h) or not earlier:
             weights = moments(reach, 1)
         elif len(earlier) == 1:
             weights = second_order(places[0], reach, self.solver)
@@ -191,13 +191,15 @@ class DPMSolver2S(Sampler):
     ) -> Tensor:
         """Return x_s."""
         x0, new = predict(x, t).x0, self.eta**2 * tau(t, s)
-        kept = math.sqrt(1.0 - new)
+        kept = scalars.sqrt(1.0 - new)
         ratio = (
             t.alpha * s.sigma / (s.alpha * t.sigma) * kept
         )  # e^{−h} to the level that noise is added to
         if ratio > 0:
-            middle = history.between(t.log_snr - math.log(ratio))
-            x_middle = (middle.sigma / t.sigma) * x + (middle.alpha * (1.0 - math.sqrt(ratio))) * x0
+            middle = history.between(t.log_snr - scalars.log(ratio))
+            x_middle = (middle.sigma / t.sigma) * x + (
+                middle.alpha * (1.0 - scalars.sqrt(ratio))
+            ) * x0
             x0 = predict(x_middle, middle).x0
         x = (s.sigma / t.sigma * kept) * x + (s.alpha * (1.0 - ratio)) * x0
-        return x + s.sigma * math.sqrt(new) * noise() if self.eta and s.sigma else x
+        return x + s.sigma * scalars.sqrt(new) * noise() if self.eta and s.sigma else x

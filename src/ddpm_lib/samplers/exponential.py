@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ddpm_lib.samplers.base import Noise, Past
+from ddpm_lib.schedules import scalars
 from ddpm_lib.schedules.levels import Level
 
 
@@ -38,13 +39,17 @@ def moments(h: float, count: int) -> list[float]:
     if abs(h) < 1.0:
         # The recursion below would cancel; the series is h·Σ_m (−h)^m·j!/(m + j + 1)!.
         return [
-            h * sum((-h) ** m * math.factorial(j) / math.factorial(m + j + 1) for m in range(20))
+            h * sum((-h) ** m * _factorial(j) / _factorial(m + j + 1) for m in range(20))
             for j in range(count)
         ]
-    values = [-math.expm1(-h)]
+    values = [-scalars.expm1(-h)]
     for j in range(1, count):
         values.append(1.0 - j / h * values[-1])  # by parts
     return values
+
+
+def _factorial(n: int) -> float:
+    return float(math.factorial(n))  # which a tensor takes; whole numbers may be too large for it
 
 
 def quadrature(nodes: Sequence[float], h: float) -> list[float]:
@@ -72,7 +77,7 @@ def usable(
     """Return the places (in units of the step, newest first) and x̂_0 of up to `count` earlier
     levels of finite λ.
     """
-    found = [p for p in reversed(past) if math.isfinite(p.level.log_snr)][:count]
+    found = [p for p in reversed(past) if scalars.isfinite(p.level.log_snr)][:count]
     return [-half_log_snr_step(p.level, t) / h for p in found], [p.x0 for p in found]
 
 
@@ -95,4 +100,6 @@ def advance(
         x = x + (s.alpha * weight) * x0
     if eta == 0 or s.sigma == 0:
         return x
-    return x + s.sigma * math.sqrt(-math.expm1(-2.0 * eta * half_log_snr_step(t, s))) * noise()
+    return (
+        x + s.sigma * scalars.sqrt(-scalars.expm1(-2.0 * eta * half_log_snr_step(t, s))) * noise()
+    )

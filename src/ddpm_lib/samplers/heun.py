@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
 from ddpm_lib.samplers.exponential import half_log_snr_step, moments
+from ddpm_lib.schedules import scalars
 from ddpm_lib.schedules.levels import Level
 
 
@@ -70,7 +71,7 @@ class Euler(Sampler):
         if raised.log_snr >= t.log_snr:
             return x, t
         # σ̃_raised² − σ̃_t², times α_raised².
-        added = raised.sigma * math.sqrt(-math.expm1(raised.log_snr - t.log_snr))
+        added = raised.sigma * scalars.sqrt(-scalars.expm1(raised.log_snr - t.log_snr))
         return (raised.alpha / t.alpha) * x + (self.s_noise * added) * noise(), raised
 
 
@@ -112,7 +113,7 @@ class Heun(Euler):
         h = half_log_snr_step(t, s)
         # Compared in h, because e^h overflows from pure noise.
         factor = (
-            0.5 * math.expm1(h)
+            0.5 * scalars.expm1(h)
             if h <= min(math.log1p(2.0 * self.limit), 700.0)
             else 1.0 - moments(h, 1)[0] / h
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ddpm_lib.samplers.base import History, Noise, Predict, Sampler
 from ddpm_lib.samplers.exponential import advance, half_log_snr_step, moments, quadrature, usable
+from ddpm_lib.schedules import scalars
 from ddpm_lib.schedules.levels import Level
 
 
@@ -59,11 +59,11 @@ class UniPC(Sampler):
     ) -> Tensor:
         """Return the predictor's x_s, from the corrected x_t."""
         x0, past = predict(x, t).x0, history.past
-        if self.corrector and past and math.isfinite(half_log_snr_step(past[-1].level, t)):
+        if self.corrector and past and scalars.isfinite(half_log_snr_step(past[-1].level, t)):
             x = self._correct(t, x0, noise, history)
         h = half_log_snr_step(t, s)
         places, earlier = usable(past, t, h, self._order(history.remaining) - 1)
-        if math.isinf(h) or not earlier:
+        if scalars.isinf(h) or not earlier:
             weights = moments(h, 1)
         elif len(earlier) == 1:
             change = 0.5 * self._scale(h) / places[0]
@@ -89,4 +89,4 @@ class UniPC(Sampler):
         return min(self.order, remaining + 1) if self.lower_order_final else self.order
 
     def _scale(self, h: float) -> float:
-        return h if self.variant == "bh1" else -math.expm1(-h)
+        return h if self.variant == "bh1" else -scalars.expm1(-h)

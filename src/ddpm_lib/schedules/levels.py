@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ddpm_lib.schedules import scalars
+
 
 class Level(NamedTuple):
     """A noise level: x_t = α·x_0 + σ·ε with α² + σ² = 1.
@@ -25,8 +27,8 @@ class Level(NamedTuple):
         without cancellation.
         """
         # e^(−|λ|) cannot overflow.
-        small = math.exp(-abs(log_snr))
-        large, little = math.sqrt(1.0 / (1.0 + small)), math.sqrt(small / (1.0 + small))
+        small = scalars.exp(-abs(log_snr))
+        large, little = scalars.sqrt(1.0 / (1.0 + small)), scalars.sqrt(small / (1.0 + small))
         return cls(t, large, little) if log_snr >= 0 else cls(t, little, large)
 
     @property
@@ -39,7 +41,9 @@ class Level(NamedTuple):
         """Natural logarithm of the signal-to-noise ratio, in [-∞, ∞]."""
         if not self.sigma:
             return math.inf
-        return 2.0 * (math.log(self.alpha) - math.log(self.sigma)) if self.alpha else -math.inf
+        return (
+            2.0 * (scalars.log(self.alpha) - scalars.log(self.sigma)) if self.alpha else -math.inf
+        )
 
 
 def tau(t: Level, s: Level) -> float:
