@@ -4,8 +4,9 @@
     ddpm export runs/mine mine-onnx --to onnx
     python sample_onnx.py mine-onnx --num 16 --class-label 3 --guidance-scale 2
 
-DDIM (Song et al. 2021) with classifier-free guidance. `model.json` says all that is not in the
-network: the noise levels, what the output means, which conditions there are.
+DDIM (Song et al. 2021) with classifier-free guidance; for what `ddpm distill` has tuned, jumps to
+clean images and back to a cleaner level (Song et al. 2023). `model.json` says all that is not in
+the network: the noise levels, what the output means, which conditions there are.
 """
 
 import argparse
@@ -19,8 +20,12 @@ import onnxruntime
 from PIL import Image
 
 
-def ddim(folder, x, steps=50, cond=None, guidance_scale=1.0):
-    """Take Gaussian noise x (n, c, h, w) float32 to images in [-1, 1]."""
+def ddim(folder, x, steps=50, cond=None, guidance_scale=1.0, noise=None):
+    """Take Gaussian noise x (n, c, h, w) float32 to images in [-1, 1].
+
+    `noise` draws more of its shape; a network that was tuned for consistency needs it after each
+    step but the last.
+    """
     about = json.loads((Path(folder) / "model.json").read_text())
     session = onnxruntime.InferenceSession(Path(folder) / about["file"])
     n, channels, last = len(x), about["image_shape"][0], about["timesteps"]
@@ -47,6 +52,8 @@ def ddim(folder, x, steps=50, cond=None, guidance_scale=1.0):
             limit = np.maximum(limit, 1).reshape(n, *[1] * (x.ndim - 1))
             x0 = np.clip(x0, -limit, limit) / limit
         eps = (x - alpha * x0) / sigma
+        if about["diffusion"]["loss"] == "consistency" and s:
+            eps = noise(x.shape, np.float32)
         x = np.float32(about["alpha"][s] * x0 + about["sigma"][s] * eps)
         if "self_cond" in given:  # the network sees its last estimate
             given["self_cond"] = other["self_cond"] = np.float32(x0)
@@ -67,7 +74,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="what `ddpm export RUN FOLDER --to onnx` wrote")
     parser.add_argument("--num", type=int, default=16, help="how many images")
-    parser.add_argument("--num-steps", type=int, default=50, help="sampling steps")
+    parser.add_argument("--num-steps", type=int, help="sampling steps; default: 50, tuned: 2")
     parser.add_argument("--class-label", help="name or number of a class")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1: none")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,9 +93,11 @@ def main():
     if needed != needed & cond.keys():
         parser.error(f"this network needs {', '.join(sorted(needed - cond.keys()))}")
     shape = (options.num, *about["image_shape"])
-    noise = np.random.default_rng(options.seed).standard_normal(shape, np.float32)
-    steps = min(options.num_steps, about["timesteps"])
-    images = ddim(options.folder, noise, steps, cond, options.guidance_scale)
+    usual = 2 if about["diffusion"]["loss"] == "consistency" else 50
+    steps = min(options.num_steps or usual, about["timesteps"])
+    noise = np.random.default_rng(options.seed).standard_normal
+    x = noise(shape, np.float32)
+    images = ddim(options.folder, x, steps, cond, options.guidance_scale, noise)
     Image.fromarray(grid(images).squeeze()).save(options.output)
     print(f"{options.num} images -> {options.output}")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ddpm_lib.data.auditing import audit as audit
     from ddpm_lib.diffusion import GaussianDiffusion as GaussianDiffusion
     from ddpm_lib.evaluation import Evaluate as Evaluate
+    from ddpm_lib.evaluation import distill as distill
     from ddpm_lib.evaluation import evaluate as evaluate
     from ddpm_lib.nn import Unet as Unet
     from ddpm_lib.nn import register_network as register_network
@@ -43,6 +44,7 @@ _HOME = {
     "load_run": "training",
     "Evaluate": "evaluation",
     "evaluate": "evaluation",
+    "distill": "evaluation",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "TrainingConfig",
     "Unet",
     "audit",
+    "distill",
     "evaluate",
     "load_run",
     "open_dataset",

@@ -5,6 +5,7 @@ The methods are functions of `process/`, bound in the class body.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -34,7 +35,9 @@ from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.checks import check_parts_fit, loss_weights
 from ddpm_lib.process.clipping import CLIPS
 from ddpm_lib.process.conditions import Cond, Conditioners
+from ddpm_lib.process.consistency import for_consistency
 from ddpm_lib.process.denoiser import Denoiser
+from ddpm_lib.process.level_pairs import CONSISTENCY, pairs_of_loss
 from ddpm_lib.process.network_calls import device_of
 from ddpm_lib.process.noising import Noising
 from ddpm_lib.process.parts import (
@@ -54,7 +57,9 @@ from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler
 from ddpm_lib.variance import VARIANCES, Variance
 from ddpm_lib.weighting import WEIGHTINGS, Weighting
 
-LOSSES: Registry[str] = Registry("loss", {name: name for name in ("simple", "hybrid", "vlb")})
+LOSSES: Registry[str] = Registry(
+    "loss", {name: name for name in ("simple", "hybrid", "vlb", CONSISTENCY)}
+)
 
 
 class GaussianDiffusion(nn.Module):
@@ -89,8 +94,12 @@ class GaussianDiffusion(nn.Module):
             the second half of the network's output channels says where between the two it lies
             (Nichol & Dhariwal 2021).
         loss: simple (the weighted squared error), vlb (the terms of the variational bound in
-            bits/dim, times T), or hybrid (simple + vlb_weight·vlb, where the vlb trains the
-            variance only). Default: hybrid for a learned variance, else simple.
+            bits/dim, times T), hybrid (simple + vlb_weight·vlb, where the vlb trains the
+            variance only), or consistency (a trained network learns to draw in 1 to 4 steps, Geng
+            et al. 2024; see `for_consistency`). Default: hybrid for a learned variance, else
+            simple.
+        loss_options: Options of loss="consistency", such as {"stages": 4, "q": 4.0}: how the pairs
+            of levels that are compared close in.
         vlb_weight: λ of the hybrid loss; 0.001 in Nichol & Dhariwal 2021.
         time_sampler: How training draws levels: uniform, stratified, loss_aware (where the losses
             are large, unbiased; for loss="vlb"); or times between the levels: continuous,
@@ -142,7 +151,8 @@ class GaussianDiffusion(nn.Module):
         weighting: str | Weighting = "min_snr",
         weighting_options: dict[str, float] | None = None,
         variance: str | Variance = "fixed_small",
-        loss: Literal["simple", "hybrid", "vlb"] | None = None,
+        loss: Literal["simple", "hybrid", "vlb", "consistency"] | None = None,
+        loss_options: dict[str, float] | None = None,
         vlb_weight: float = 0.001,
         time_sampler: str | TimeSampler = "uniform",
         time_sampler_options: dict[str, float] | None = None,
@@ -184,6 +194,7 @@ class GaussianDiffusion(nn.Module):
         learned = self.variance.outputs > 1
         self.loss: str = LOSSES[("hybrid" if learned else "simple") if loss is None else loss]
         self.vlb_weight = vlb_weight
+        self.pairs = pairs_of_loss(self.loss, loss_options)
         self.uncertainty = Uncertainty() if learn_uncertainty else None
         self.noising = Noising(offset_noise, input_perturbation, immiscible)
         self.class_names: tuple[str, ...] | None = None
@@ -209,6 +220,7 @@ class GaussianDiffusion(nn.Module):
             "weighting_options": options_of(self.weighting),
             "variance": registered_name(VARIANCES, self.variance),
             "loss": self.loss,
+            "loss_options": {} if self.pairs is None else dataclasses.asdict(self.pairs),
             "vlb_weight": self.vlb_weight,
             "time_sampler": registered_name(TIME_SAMPLERS, self.time_sampler),
             "time_sampler_options": options_of(self.time_sampler),
@@ -257,6 +269,7 @@ class GaussianDiffusion(nn.Module):
             clip=self.clip,
             clip_ratio=self.dynamic_threshold_ratio,
             shape=self.image_shape,
+            jumps=self.loss == CONSISTENCY,
         )
 
     @cached_property
@@ -281,6 +294,8 @@ class GaussianDiffusion(nn.Module):
 
     bits_per_dim = likelihood.bits_per_dim
     flow_bits_per_dim = likelihood.flow_bits_per_dim
+
+    for_consistency = for_consistency
 
     save_pretrained = pretrained.save_pretrained
     from_pretrained = class_function(pretrained.from_pretrained)

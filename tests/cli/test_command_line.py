@@ -28,6 +28,7 @@ from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.demo import DemoCommand
+from ddpm_lib.cli.distill import DistillCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
@@ -67,6 +68,7 @@ CLASSES = {
     "weights": WeightsCommand,
     "prepare": PrepareCommand,
     "audit": AuditCommand,
+    "distill": DistillCommand,
     "ablate": AblateCommand,
     "tune": TuneCommand,
     "status": StatusCommand,
@@ -105,6 +107,10 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "estimate": (
         ["pics"],
         [["--image-size", "32"], ["--ema-decay", "0.9"], ["--json"], ["--probe-steps", "2"]],
+    ),
+    "distill": (
+        ["runs/mine"],
+        [["--steps", "1,2"], ["--max-steps", "100"], ["--stages", "2"], ["--no-progress"]],
     ),
     "ablate": (
         ["toy:ring"],

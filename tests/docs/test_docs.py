@@ -32,6 +32,7 @@ from ddpm_lib.cli.compare import CompareCommand
 from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.demo import DemoCommand
+from ddpm_lib.cli.distill import DistillCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
@@ -75,6 +76,7 @@ COMMANDS = {
     "compare": CompareCommand,
     "weights": WeightsCommand,
     "ema": EmaCommand,
+    "distill": DistillCommand,
     "ablate": AblateCommand,
     "tune": TuneCommand,
     "prepare": PrepareCommand,

@@ -5,6 +5,7 @@ its uninterrupted twin.
     python tests/faults/harness.py writes --kills 100
     python tests/faults/harness.py worlds --kills 100
     python tests/faults/harness.py workers --kills 40
+    python tests/faults/harness.py students --kills 40
 
 A fork server: torch is imported once, every attempt is a fork of this process, so that a kill costs
 well under a second. This process itself never runs autograd, which does not survive a fork. Each
@@ -38,7 +39,7 @@ import torch
 
 torch.set_num_threads(1)
 
-STEPS = {"random": 40, "writes": 40, "worlds": 30, "workers": 40}
+STEPS = {"random": 40, "writes": 40, "worlds": 30, "workers": 40, "students": 40}
 LIMIT = 120.0  # seconds until an attempt counts as hung
 
 
@@ -109,6 +110,10 @@ def trainer_of(run: Path, mode: str, world: int) -> Any:
         }
         options |= {"sample_every": 10, "sample_count": 2, "sample_steps": 2, "save_async": True}
         process = {"time_sampler": "loss_aware", "time_sampler_options": {"history": 2}}
+    if mode == "students":  # whose loss changes with the step
+        process = {"loss": "consistency", "time_sampler": "log_normal_sigma"}
+        options |= {"val_every": 6, "val_fraction": 0.2, "val_max_images": 8, "sample_every": 10}
+        options |= {"sample_sampler": "consistency", "sample_count": 2, "sample_steps": 2}
     if mode == "worlds":
         options |= {"accumulation_steps": 2 // world, "shards": 2}
     if mode == "workers":

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddpm_lib import GaussianDiffusion
-from ddpm_lib.cli import ablate, evaluate, train
+from ddpm_lib.cli import ablate, distill, evaluate, train
 
 STEPS = 4
 
@@ -43,6 +43,14 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def quick(self: GaussianDiffusion, *args: Any, **options: Any) -> Any:
         return sample(self, *args, **options | {"num_steps": 2})
 
+    tuned = distill.Distillation.run
+
+    def few_tunings(self: distill.Distillation, given: Any, callbacks: Any = ()) -> Any:
+        own = dataclasses.replace(self.options, num_samples=64, teacher_steps=2)
+        cadence = {"val_every": STEPS, "sample_every": STEPS, "save_every": STEPS}
+        few = {**given, **cadence, "max_steps": STEPS, "sample_count": 4, "val_max_images": 16}
+        return tuned(dataclasses.replace(self, options=own), few, callbacks)
+
     def few_images(*args: Any, **options: Any) -> Any:
         return ablated(*args, **options | {"images": 256, "seeds": options["seeds"][:1]})
 
@@ -58,6 +66,7 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("evaluate", "evaluate_checkpoints"):
         monkeypatch.setattr(evaluate, name, few_samples(getattr(evaluate, name)))
     monkeypatch.setattr(train, "settings_of", few_steps)
+    monkeypatch.setattr(distill.Distillation, "run", few_tunings)
     monkeypatch.setattr(ablate, "ablate", few_images)
     monkeypatch.setattr(GaussianDiffusion, "sample", quick)
 

@@ -19,7 +19,7 @@ from ddpm_lib import Unet
 from ddpm_lib.diffusion import LOSSES, GaussianDiffusion
 from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.process.clipping import CLIPS
-from ddpm_lib.samplers import SAMPLERS
+from ddpm_lib.samplers import OF_DENOISERS, SAMPLERS
 from ddpm_lib.schedules import SCHEDULES, Schedule
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.time_sampling import TIME_SAMPLERS
@@ -43,8 +43,10 @@ def refusal(
         return "never train a learned variance"
     if not learned and loss == "hybrid":
         return "nothing to train"
-    if loss != "simple" and TIME_SAMPLERS[time_sampler].continuous:
+    if loss in ("hybrid", "vlb") and TIME_SAMPLERS[time_sampler].continuous:
         return "draws times between"
+    if loss == "consistency" and parametrization == "eps":
+        return "predicts eps"
     return None
 
 
@@ -88,6 +90,13 @@ def build(
         )
 
 
+def loss_for(sampler: str, variance: str) -> str:
+    """With which a network answers what the sampler takes its answer for."""
+    if SAMPLERS[sampler].jumps:
+        return "consistency"
+    return "hybrid" if VARIANCES[variance].outputs > 1 else "simple"
+
+
 def train(diffusion: GaussianDiffusion, images: torch.Tensor, steps: int = 2) -> None:
     optimizer = torch.optim.SGD(diffusion.parameters(), lr=1e-3)
     for _ in range(steps):
@@ -102,6 +111,8 @@ def train(diffusion: GaussianDiffusion, images: torch.Tensor, steps: int = 2) ->
 
 def draw(diffusion: GaussianDiffusion, sampler: str, levels: object, n: int = 1) -> None:
     steps = 3 if isinstance(levels, str) and levels in SPACINGS else None
+    if diffusion.loss == "consistency":
+        sampler = "consistency"
     images = diffusion.sample(n, sampler=sampler, spacing=levels, num_steps=steps)
     assert torch.isfinite(images).all(), (diffusion.config, sampler, levels)
 
@@ -117,20 +128,22 @@ def test_every_pair_of_parts(schedule: str, parametrization: str, zero_terminal_
         return
     torch.manual_seed(0)
     images = torch.rand(2, 3, 3, 3)
-    ways = list(product(SAMPLERS, SPACINGS))
+    ways = list(product(OF_DENOISERS, SPACINGS))
     # Where the walk through clips, time samplers and ways to sample begins;
     # `test_every_way_to_sample` sees all of those.
     start = 5 * list(SCHEDULES).index(schedule) + 7 * list(PARAMETRIZATIONS).index(parametrization)
+    fitting = [way for way in FITTING if refusal(table, parametrization, *way) is None]
     for i, weighting in enumerate(WEIGHTINGS, start):
         diffusion = build(
             table,
             parametrization,
             weighting,
-            FITTING[i % len(FITTING)],
+            fitting[i % len(fitting)],
             list(CLIPS)[i % len(CLIPS)],
         )
         train(diffusion, images)
         draw(diffusion, *ways[i % len(ways)])
+    diffusion = build(table, parametrization)
     assert torch.isfinite(diffusion.bits_per_dim(images, num_levels=3).total).all()
 
 
@@ -149,7 +162,11 @@ def test_every_way_to_train(way: tuple[str, str, str]) -> None:
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_every_way_to_sample(parametrization: str, variance: str, sampler: str) -> None:
-    loss = "hybrid" if VARIANCES[variance].outputs > 1 else "simple"
+    loss = loss_for(sampler, variance)
+    if refusal(schedule_of("cosine", False), parametrization, variance, loss, "uniform"):
+        with pytest.raises(ValueError, match="predicts eps"):
+            build(schedule_of("cosine", False), parametrization, way=(variance, loss, "uniform"))
+        return
     # Each way of clipping meets each choice of levels with one parametrization at least.
     clips = cycle(CLIPS)
     for levels, clip in zip(
@@ -171,7 +188,10 @@ SWITCHES = {
     "learn_uncertainty": True,
     "self_condition": True,
     "num_classes": 2,
+    "loss": "consistency",
 }
+FORBIDDEN = ("input_perturbation", "learn_uncertainty", "self_condition")
+"""Where answers at two levels are compared."""
 
 
 @pytest.mark.parametrize("on", list(product([False, True], repeat=len(SWITCHES))))
@@ -180,13 +200,20 @@ def test_every_set_of_training_variants(on: tuple[bool, ...]) -> None:
     of_model = {k: chosen.pop(k) for k in ("self_condition", "num_classes") if k in chosen}
     torch.manual_seed(0)
     model = Unet(dim=4, dim_mults=(1,), channels=1, blocks_per_level=1, **of_model)
+    if "loss" in chosen and set(FORBIDDEN) & {*chosen, *of_model}:
+        with pytest.raises(ValueError, match="loss='consistency'"):
+            build(schedule_of("cosine", False), model=model, image_size=4, channels=1, **chosen)
+        return
     diffusion = build(schedule_of("cosine", False), model=model, image_size=4, channels=1, **chosen)
     batch = {"image": torch.rand(3, 1, 4, 4), "class_label": torch.tensor([0, 1, 1])}
     train(diffusion, batch)
     guidance = (
         {"cond": {"class_label": 1}, "guidance_scale": 2.0} if "num_classes" in of_model else {}
     )
-    assert torch.isfinite(diffusion.sample(2, sampler="dpmpp_2m", num_steps=3, **guidance)).all()
+    sampler = "consistency" if "loss" in chosen else "dpmpp_2m"
+    assert torch.isfinite(diffusion.sample(2, sampler=sampler, num_steps=3, **guidance)).all()
+    if "loss" in chosen:
+        return
     assert torch.isfinite(
         diffusion.bits_per_dim(batch["image"], num_levels=2, cond=guidance.get("cond")).total
     ).all()
@@ -199,6 +226,9 @@ def test_every_kind_of_data(channels: int, dims: int) -> None:
     torch.manual_seed(0)
     samplers = islice(cycle(SAMPLERS), dims + channels, None)
     for parametrization, variance in product(PARAMETRIZATIONS, VARIANCES):
+        sampler = next(samplers)
+        if SAMPLERS[sampler].jumps and parametrization == "eps":
+            sampler = next(samplers)
         outputs = VARIANCES[variance].outputs
         model = Unet(
             dim=4,
@@ -210,7 +240,7 @@ def test_every_kind_of_data(channels: int, dims: int) -> None:
             mid_attention="none",
             dims=dims,
         )
-        way = (variance, "hybrid" if outputs > 1 else "simple", "uniform")
+        way = (variance, loss_for(sampler, variance), "uniform")
         size = (4,) * dims
         diffusion = build(
             schedule_of("linear", False),
@@ -222,7 +252,7 @@ def test_every_kind_of_data(channels: int, dims: int) -> None:
             channels=channels,
         )
         train(diffusion, torch.rand(2, channels, *size))
-        draw(diffusion, next(samplers), "trailing")
+        draw(diffusion, sampler, "trailing")
 
 
 @pytest.mark.slow
@@ -254,11 +284,12 @@ def test_the_whole_product_of_sampling() -> None:
     for name, zero, parametrization, variance in product(
         SCHEDULES, [False, True], PARAMETRIZATIONS, VARIANCES
     ):
-        way = (variance, "hybrid" if VARIANCES[variance].outputs > 1 else "simple", "uniform")
-        if refusal(schedule_of(name, zero), parametrization, *way):
-            continue
-        diffusion = build(schedule_of(name, zero), parametrization, way=way)
-        for sampler, levels in product(SAMPLERS, LEVELS):
-            draw(diffusion, sampler, levels)
-            count += 1
+        for sampler in SAMPLERS:
+            way = (variance, loss_for(sampler, variance), "uniform")
+            if refusal(schedule_of(name, zero), parametrization, *way):
+                continue
+            diffusion = build(schedule_of(name, zero), parametrization, way=way)
+            for levels in LEVELS:
+                draw(diffusion, sampler, levels)
+                count += 1
     print("\n", count, "ways sampled")

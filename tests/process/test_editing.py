@@ -9,7 +9,7 @@ from ddpm_lib import Unet
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.images import to_model_range
 from ddpm_lib.process.streams import image_generator
-from ddpm_lib.samplers import SAMPLERS
+from ddpm_lib.samplers import OF_DENOISERS
 from ddpm_lib.schedules import Schedule
 from process_tools import TinyNet, gaussian_diffusion
 
@@ -64,7 +64,7 @@ def test_edit_by_ancestral_sampling_draws_from_the_data_again() -> None:
         assert float(after.std()) == pytest.approx(float(x0.std()), rel=0.05)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", OF_DENOISERS)
 @pytest.mark.parametrize("schedule", ["cosine", "jsd"])
 def test_every_sampler_edits(sampler: str, schedule: str) -> None:
     d, images = tiny(schedule=schedule, weighting="flat"), torch.rand(2, 3, 4, 4)

@@ -14,7 +14,7 @@ from ddpm_lib.guidance import ClassLogProb, Guidance
 from ddpm_lib.nn import Unet
 from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.process.cascade import Stage, sample_cascade
-from ddpm_lib.samplers import DDPM, SAMPLERS, make_sampler, posterior_mean
+from ddpm_lib.samplers import DDPM, OF_DENOISERS, make_sampler, posterior_mean
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level, tau
 from ddpm_lib.spacing import sampling_levels
@@ -86,7 +86,7 @@ def unscaled(d: GaussianDiffusion) -> GaussianDiffusion:
     return d
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_every_sampler_draws_from_the_posterior(name: str) -> None:
     schedule, steps = (
         Schedule.make("cosine", 1000),
@@ -205,7 +205,7 @@ def test_logits_and_labels() -> None:
     )
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", OF_DENOISERS)
 def test_sampling_with_a_classifier(sampler: str) -> None:
     """Whatever the sampler and the batches, and without a trace in the gradients of any network."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ import torch
 from ddpm_lib import GaussianDiffusion, Shapes, Unet
 from ddpm_lib.evaluation import evaluate
 from ddpm_lib.process.loss import Losses
-from ddpm_lib.samplers import SAMPLERS
+from ddpm_lib.samplers import OF_DENOISERS
 from ddpm_lib.training import Callback, DivergedError
 from pretend_cuda import CUDA, CudaTensor, PretendedGpu, pretended_gpu
 from training_helpers import (
@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "uncertainty": ({}, {"learn_uncertainty": True}),
     "noise": ({}, {"offset_noise": 0.1, "input_perturbation": 0.1}),
     "continuous": ({}, {"time_sampler": "log_normal_sigma"}),
+    "consistency": ({"dropout": 0.2}, {"loss": "consistency", "time_sampler": "log_normal_sigma"}),
 }
 SOURCE = torch.Generator().manual_seed(0)
 DATA = {
@@ -150,7 +151,7 @@ def test_immiscible_noise_waits_once_because_scipy_solves_it(gpu: PretendedGpu) 
     assert [place.split(":")[0] for place in gpu.waits.elements()] == ["process/noising.py"]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", OF_DENOISERS)
 def test_the_sampling_loop_waits_for_nothing(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_sampling("plain", monkeypatch, sampler=sampler)
 
@@ -159,7 +160,7 @@ def test_the_sampling_loop_waits_for_nothing(sampler: str, monkeypatch: pytest.M
 def test_sampling_of_every_kind_of_network_waits_for_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_sampling(name, monkeypatch, sampler="ddpm")
+    check_sampling(name, monkeypatch, sampler="consistency" if name == "consistency" else "ddpm")
 
 
 def test_guided_sampling_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.process.plan import SamplingPlan
-from ddpm_lib.samplers import DDIM, SAMPLERS, Prediction, UniPC, make_sampler, sample_loop
+from ddpm_lib.samplers import (
+    DDIM,
+    OF_DENOISERS,
+    Prediction,
+    UniPC,
+    make_sampler,
+    sample_loop,
+)
 from ddpm_lib.samplers.dpm_solver import DPMSolver2M
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level
@@ -90,7 +97,7 @@ def test_two_calls_per_step_pay_off(name: str, calls: int) -> None:
     assert solver < 0.8 * ddim, (solver, ddim)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_the_samples_are_the_data(name: str) -> None:
     """Energy distance to fresh data after 30 steps, against that of 10 steps of DDIM."""
     generator = torch.Generator().manual_seed(1)

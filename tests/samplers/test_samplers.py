@@ -17,6 +17,7 @@ from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.samplers import (
     DDIM,
     DDPM,
+    OF_DENOISERS,
     SAMPLERS,
     DPMSolver2M,
     DPMSolver2MSDE,
@@ -49,7 +50,7 @@ from sampler_tools import (
 )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_one_point_data_comes_out_exactly(name: str, steps: int) -> None:
     diffusion = one_pixel(Schedule.make("linear", 50), s=0.0)
@@ -114,7 +115,7 @@ def test_ddim_eta_1_is_ancestral_sampling() -> None:
     torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_pure_noise_at_the_end_is_no_special_case(name: str) -> None:
     diffusion = one_pixel(Schedule.make("linear", 1000, {"zero_terminal_snr": True}))
     levels = [diffusion.schedule.level(t) for t in sampling_levels(1000, 250)]
@@ -137,7 +138,7 @@ def test_encoding_inverts_sampling_to_first_order() -> None:
     assert all(1.7 < r < 2.3 for r in ratios), ratios
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_deterministic_samplers_draw_nothing(name: str) -> None:
     diffusion, x = one_pixel(Schedule.make("cosine", 10)), torch.zeros(1, 1, 1).double()
     levels, level_at = (
@@ -154,7 +155,7 @@ def test_deterministic_samplers_draw_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_the_last_step_is_the_predicted_image(name: str, zero: bool) -> None:
     """At σ = 0 nothing is left of x but x̂_0 (but for UniPC, whose last x is corrected before)."""
     diffusion, seen = one_pixel(Schedule.make("cosine", 20, {"zero_terminal_snr": zero})), []
@@ -265,7 +266,7 @@ def test_churn_stays_within_the_schedule() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_images_do_not_depend_on_the_batch(name: str) -> None:
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(TinyNet(), image_size=4, timesteps=40)
@@ -279,7 +280,7 @@ def test_images_do_not_depend_on_the_batch(name: str) -> None:
 
 
 @pytest.mark.every(2)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", OF_DENOISERS)
 def test_every_schedule_parametrization_and_spacing(name: str) -> None:
     """With and without pure noise at the end, and few steps of very different size."""
     needed = {"betas": {"betas": [0.1 * k for k in range(1, 9)]}, "shifted_cosine": {"size": 128}}

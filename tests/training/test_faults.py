@@ -41,7 +41,8 @@ def test_a_few_kills() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "kills"), [("random", 100), ("writes", 100), ("worlds", 100), ("workers", 40)]
+    ("mode", "kills"),
+    [("random", 100), ("writes", 100), ("worlds", 100), ("workers", 40), ("students", 40)],
 )
 def test_hundreds_of_kills(mode: str, kills: int) -> None:
     (report,) = harness(mode, "--kills", str(kills), timeout=3000)

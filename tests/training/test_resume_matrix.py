@@ -34,6 +34,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+def student() -> GaussianDiffusion:
+    """A process whose loss changes with the step."""
+    torch.manual_seed(0)
+    model = Unet(
+        dim=8,
+        dim_mults=(1, 2),
+        blocks_per_level=1,
+        dropout=0.1,
+        num_classes=6,
+        class_drop_prob=0.5,
+        augment_dim=AUGMENT_DIM,
+        low_res_factor=2,
+        low_res_max_noise=0.3,
+    )
+    diffusion = GaussianDiffusion(model, image_size=8, timesteps=40, offset_noise=0.1)
+    return diffusion.for_consistency(loss_options={"stages": 3})
+
+
 def process() -> GaussianDiffusion:
     torch.manual_seed(0)
     model = Unet(
@@ -60,12 +78,13 @@ def process() -> GaussianDiffusion:
     )
 
 
+@pytest.mark.parametrize("tuned", [False, True])
 @pytest.mark.parametrize(
     ("precision", "accumulation", "source"),
     [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES],
 )
 def test_resumed_equals_uninterrupted(
-    tmp_path: Path, folder: Path, precision: str, accumulation: int, source: str | int
+    tmp_path: Path, folder: Path, precision: str, accumulation: int, source: str | int, tuned: bool
 ) -> None:
     options = {
         "max_steps": 7,
@@ -85,12 +104,17 @@ def test_resumed_equals_uninterrupted(
         "save_every": 2,
         "cache": "ram" if source == "ram" else "none",
         "num_workers": 0 if source == "ram" else source,
+        "sample_sampler": "consistency" if tuned else "ddim",
     }
 
     def train(run: str, *stops: int) -> GaussianDiffusion:
         callbacks = [StopAt(stop) for stop in stops]
         trainer = tiny_trainer(
-            tmp_path / run, process(), str(folder), callbacks=callbacks, **options
+            tmp_path / run,
+            student() if tuned else process(),
+            str(folder),
+            callbacks=callbacks,
+            **options,
         )
         trainer.train()
         return trainer.diffusion

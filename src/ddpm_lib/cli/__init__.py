@@ -27,6 +27,7 @@ COMMANDS = {
     "best": "say which checkpoint and which average to use, with the evidence",
     "report": "write the page of a run, or of several side by side: verdict, curves, samples",
     "tune": "choose how a run is sampled in few network calls, and keep it as its default",
+    "distill": "tune a run to draw in 1 to 4 steps, and say whether it is as good",
     "ablate": "compare settings: a grid of small trainings, several seeds each",
     "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",

@@ -40,7 +40,8 @@ def chosen_by(
         "guide_scale": command.guide_scale,
     }
     able = bool(set(cond) & set(guidable(loaded.diffusion.conditioners)))
-    return choose_sampling(loaded.diffusion.sampling_default, wishes, can_guide=able)
+    default, jumps = loaded.diffusion.sampling_default, loaded.diffusion.denoiser.jumps
+    return choose_sampling(default, wishes, can_guide=able, jumps=jumps)
 
 
 def arguments_of(

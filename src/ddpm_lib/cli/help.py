@@ -52,6 +52,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm report runs/mine runs/base --output both.html", "one page about two runs"),
         ("ddpm report runs/mine --xlsx", "results.xlsx too"),
     ),
+    "ddpm distill": (
+        ("ddpm distill runs/mine", "a student in runs/mine-distilled, and how it compares"),
+        ("ddpm distill runs/mine --steps 1,2,4 --max-steps 5000", "tuned for longer"),
+    ),
     "ddpm ablate": (
         (
             "ddpm ablate toy:ring --vary diffusion.schedule=linear,cosine",
@@ -146,6 +150,10 @@ COMMON: dict[str, str] = {
     "ddpm restore": (
         "operator noise_std simulate method strength variants checkpoint num_steps class_label"
         " guidance_scale seed output_dir device"
+    ),
+    "ddpm distill": (
+        "steps max_steps learning_rate batch_size output_dir data checkpoint stages q"
+        " teacher_steps num_samples features seed device mixed_precision"
     ),
     "ddpm evaluate": (
         "metrics num data reference checkpoint features sample_steps batch_size seed device"

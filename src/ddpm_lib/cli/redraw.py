@@ -57,13 +57,11 @@ class DrawCommand:
     """Where to write; default: samples/ in the run, a new directory per call."""
     scale: int | None = None
     """Enlarge the grid by whole pixels; default: tiles of about 128 pixels."""
-    sampler: Annotated[str, tyro.conf.arg(help=f"Sampler: {', '.join(SAMPLERS)}.")] = "ddpm"
+    sampler: Annotated[str, tyro.conf.arg(help=f"{', '.join(SAMPLERS)}.")] = "ddpm"
     sampler_options: tuple[str, ...] = ()
     """Options of the sampler, as s_churn=10 for heun."""
     num_steps: int | None = None
-    """Steps from pure noise down; default: 250 for inpaint, else all for ddpm and 50 for the other
-    samplers.
-    """
+    """Steps from pure noise down; default: 250 in inpaint, else all for ddpm, 50 for most."""
     spacing: Annotated[
         str, tyro.conf.arg(help=f"Levels visited: {', '.join(SPACINGS)}, 10,15,20 or ddim25.")
     ] = "trailing"

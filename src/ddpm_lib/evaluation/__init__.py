@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddpm_lib.evaluation.distilling import Distilled, distill
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.evaluation_result import Evaluation
 from ddpm_lib.evaluation.evaluator import evaluate, evaluate_checkpoints
@@ -16,6 +17,7 @@ from ddpm_lib.evaluation.training_callback import Evaluate
 __all__ = [
     "METRICS",
     "Bank",
+    "Distilled",
     "Evaluate",
     "Evaluation",
     "EvaluationOptions",
@@ -27,6 +29,7 @@ __all__ = [
     "SampleTask",
     "Score",
     "Task",
+    "distill",
     "evaluate",
     "evaluate_checkpoints",
     "mean_score",

@@ -48,8 +48,8 @@ def trains_likelihood(diffusion: GaussianDiffusion) -> bool:
     than a factor of ten from SNR 1 to the cleanest level (min_snr, flat, p2) leaves the bits of the
     cleanest levels to chance.
     """
-    if diffusion.loss == "vlb":
-        return True
+    if diffusion.loss in ("vlb", "consistency"):
+        return diffusion.loss == "vlb"
     snr = diffusion.schedule.snr[1:]
     of_eps = diffusion.weighting(snr) / snr.clamp(min=1e-12)
     middle = int(snr.clamp(min=1e-12).log().abs().argmin())

@@ -119,7 +119,8 @@ def chosen_for(diffusion: GaussianDiffusion, options: EvaluationOptions) -> Chos
         "guide_by": options.guide_by,
         "guide_scale": options.guide_scale,
     }
-    return choose_sampling(diffusion.sampling_default, wishes, can_guide=able)
+    jumps = diffusion.denoiser.jumps
+    return choose_sampling(diffusion.sampling_default, wishes, can_guide=able, jumps=jumps)
 
 
 def open_samples(

@@ -137,6 +137,12 @@ def scheduler_config(diffusion: GaussianDiffusion) -> dict[str, Any]:
     Raises:
         ConfigError: If no scheduler knows what the network predicts.
     """
+    if diffusion.denoiser.jumps:
+        raise ConfigError(
+            "The schedulers of diffusers cannot hold this process: it was tuned for consistency,"
+            " and they take what a network answers for the mean of clean images. Export the run"
+            f" that it was tuned from. {_OTHER_WAYS}."
+        )
     process = diffusion.config
     kind = {ours: theirs for theirs, ours in PARAMETRIZATIONS.items()}.get(
         process["parametrization"]

@@ -126,6 +126,9 @@ def _differences(mine: Denoiser, theirs: Denoiser) -> list[str]:
         )
         if own != other
     ]
+    if mine.jumps != theirs.jumps:
+        answers = ["the mean of clean images", "the end of the trajectory"]
+        found.append(f"answers with {answers[theirs.jumps]} instead of {answers[mine.jumps]}")
     if mine.schedule.timesteps == theirs.schedule.timesteps and not torch.equal(
         mine.schedule.alpha, theirs.schedule.alpha
     ):

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ddpm_lib.core.options import registered_name
 from ddpm_lib.nn.outside import refuse_noise_levels, said
+from ddpm_lib.process.consistency import check_consistency
 from ddpm_lib.process.interface import TrainableProcess
+from ddpm_lib.process.level_pairs import CONSISTENCY
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.time_sampling import TIME_SAMPLERS
 from ddpm_lib.weighting import WEIGHTINGS
@@ -41,6 +43,8 @@ def check_parts_fit(process: TrainableProcess) -> None:
             f" this variance need {wanted}. Build the network with out_channels={wanted}."
         )
     _check_loss(process)
+    if process.loss == CONSISTENCY:
+        check_consistency(process)
     _warn_of_a_floor(process.schedule)
 
 
@@ -82,7 +86,7 @@ def _check_loss(process: TrainableProcess) -> None:
             "In loss='hybrid' the bound trains the variance only, and a fixed one has nothing to"
             " train. Use variance='learned_range', or loss='simple' or 'vlb'."
         )
-    if process.loss != "simple" and process.time_sampler.continuous:
+    if process.loss in ("hybrid", "vlb") and process.time_sampler.continuous:
         name = registered_name(TIME_SAMPLERS, process.time_sampler)
         raise ValueError(
             f"loss={process.loss!r} sums over the steps between levels, and the time sampler "
@@ -114,7 +118,7 @@ def loss_weights(process: TrainableProcess) -> Tensor:
             f"{process.weighting} with {process.parametrization} and {process.schedule} gives"
             " weights that are negative or not finite. Choose another weighting."
         )
-    if weights[-1] == 0:
+    if weights[-1] == 0 and process.loss in ("simple", "hybrid"):
         name = registered_name(WEIGHTINGS, process.weighting)
         warnings.warn(
             f"The weighting {name!r} gives the noisiest level, where sampling starts, the weight 0"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.core.device_copy import to_device
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.guidance import Guidance, Measurement
 from ddpm_lib.parametrization import N, Parametrization
 from ddpm_lib.process.clipping import CLIPS
@@ -35,6 +36,8 @@ class Denoiser:
         clip: What is done to x̂_0 outside the range, an entry of `CLIPS`.
         clip_ratio: Quantile for clip="dynamic".
         shape: Of one image, (c, *spatial).
+        jumps: Whether x̂_0 is the end of the trajectory that x_t is on, as loss="consistency" trains
+            it to be, and not the mean of the clean images that x_t can come from.
     """
 
     network: nn.Module
@@ -45,6 +48,7 @@ class Denoiser:
     clip: str
     clip_ratio: float
     shape: tuple[int, ...]
+    jumps: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +62,23 @@ class Denoiser:
     def clipping(self, clip: str | None) -> Denoiser:
         """Return the same with another clip, an entry of `CLIPS`; itself for None."""
         return self if clip is None else replace(self, clip=clip)
+
+    def check_means(self, what: str, instead: str = "") -> None:
+        """Refuse what takes x̂_0 for the mean of clean images where it is the end of a trajectory.
+
+        Args:
+            what: It, as the subject of a sentence.
+            instead: What could be used, with a comma and "or" behind it.
+
+        Raises:
+            ConfigError: If this network jumps.
+        """
+        if self.jumps:
+            raise ConfigError(
+                "This network was tuned for consistency: it answers with the end of the trajectory,"
+                f" and {what} takes that for the mean of clean images. Use {instead}the run that it"
+                " was tuned from."
+            )
 
     def predict(
         self, x: Tensor, level: Level, cond: Cond | None = None, guidance: Guidance | None = None

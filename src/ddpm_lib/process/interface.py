@@ -11,6 +11,7 @@ from ddpm_lib.parametrization import Parametrization
 from ddpm_lib.process.bound import Chain
 from ddpm_lib.process.conditions import Conditioners
 from ddpm_lib.process.denoiser import Denoiser
+from ddpm_lib.process.level_pairs import ConsistencyPairs
 from ddpm_lib.process.noising import Noising
 from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.process.uncertainty import Uncertainty
@@ -61,6 +62,7 @@ class TrainableProcess(Process, Protocol):
     noising: Noising
     loss: str
     vlb_weight: float
+    pairs: ConsistencyPairs | None
     loss_weights: Tensor
 
     @property

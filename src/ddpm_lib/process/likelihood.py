@@ -110,6 +110,7 @@ def bits_per_dim(
     """
     self.check_images(images)
     denoiser = self.denoiser.using(model).clipping(clip)
+    denoiser.check_means("the variational bound")
     visited = sampling_levels(self.schedule, num_steps, spacing)
     chain = Chain.of(self.schedule, visited[-2::-1])
     rows = torch.arange(len(images)) + first_index
@@ -175,6 +176,7 @@ def flow_bits_per_dim(
     """
     self.check_images(images)
     denoiser = self.denoiser.using(model).clipping("none")
+    denoiser.check_means("the probability flow")
     conditions = _scored_conditions(self, images, cond, seed, first_index)
     last = self.schedule.level(self.timesteps)
     if not 0.0 < sigma_min < last.sigma:

@@ -17,8 +17,10 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.images import to_model_range
 from ddpm_lib.process.conditions import Cond, Conditioners, Draws, for_training, fresh_draws, hidden
 from ddpm_lib.process.conditions import drop as drop_conditions
+from ddpm_lib.process.consistency import consistency_losses
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.interface import TrainableProcess
+from ddpm_lib.process.level_pairs import CONSISTENCY
 from ddpm_lib.process.self_conditioning import (
     SELF_CONDITION,
     is_self_conditioned,
@@ -86,6 +88,7 @@ def forward(
     noise: Tensor | None = None,
     uniform: Draws | None = None,
     drop: Draws | Mapping[str, Draws] | None = None,
+    progress: float = 1.0,
     reduction: Literal["mean", "none"] = "mean",
     model: nn.Module | None = None,
 ) -> Tensor: ...
@@ -101,6 +104,7 @@ def forward(
     noise: Tensor | None = None,
     uniform: Draws | None = None,
     drop: Draws | Mapping[str, Draws] | None = None,
+    progress: float = 1.0,
     reduction: Literal["losses"],
     model: nn.Module | None = None,
 ) -> Losses: ...
@@ -115,14 +119,16 @@ def forward(
     noise: Tensor | None = None,
     uniform: Draws | None = None,
     drop: Draws | Mapping[str, Draws] | None = None,
+    progress: float = 1.0,
     reduction: Literal["mean", "none", "losses"] = "mean",
     model: nn.Module | None = None,
 ) -> Tensor | Losses:
     """Return the training loss E_t [w·c_out²·‖F(x_t, t) − target‖²], each image averaged over its
     values.
 
-    That is loss="simple"; the others add or are T·(bits/dim of the step t → t − 1), whose mean over
-    t is the bound.
+    That is loss="simple"; "hybrid" and "vlb" add or are T·(bits/dim of the step t → t − 1), whose
+    mean over t is the bound; "consistency" compares the clean images predicted at two levels
+    (`process/consistency.py`).
 
     What is not given is drawn from torch's global generators. `uniform` and `drop` may be NumPy
     arrays: wrappers for several GPUs move tensors to the device, and reading them back would make
@@ -139,6 +145,8 @@ def forward(
         drop: Numbers in [0, 1), (b,) on the CPU, or booleans, that decide whose condition is
             hidden; one tensor or one per condition. Default: drawn in training mode, nothing hidden
             in eval mode.
+        progress: The part of the training that is done, in [0, 1], for loss="consistency", whose
+            pairs close in.
         reduction: "mean" for a scalar, "none" for one loss per image, "losses" for a `Losses`.
         model: A network to use instead of `self.model` (wrapped or compiled, say).
 
@@ -147,7 +155,8 @@ def forward(
     """
     if reduction not in ("mean", "none", "losses"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
-    found = losses(self, images, cond, t=t, noise=noise, uniform=uniform, drop=drop, model=model)
+    given = {"t": t, "noise": noise, "uniform": uniform, "drop": drop, "progress": progress}
+    found = losses(self, images, cond, **given, model=model)  # type: ignore[arg-type]
     if reduction == "losses":
         return found
     return found.per_image.mean() if reduction == "mean" else found.per_image
@@ -162,6 +171,7 @@ def losses(
     noise: Tensor | None = None,
     uniform: Draws | None = None,
     drop: Draws | Mapping[str, Draws] | None = None,
+    progress: float = 1.0,
     model: nn.Module | None = None,
 ) -> Losses:
     """Return the training losses of a batch with the levels they were taken at.
@@ -175,6 +185,7 @@ def losses(
         noise: As for `forward`.
         uniform: As for `forward`.
         drop: As for `forward`.
+        progress: As for `forward`.
         model: As for `forward`.
     """
     images, cond = _unpack(images, cond, self.conditioners)
@@ -189,6 +200,9 @@ def losses(
     denoiser = self.denoiser.using(model)
     complete = for_training(self.conditioners, cond, x0)
     complete = _hide_conditions(denoiser, complete, drop, noisy, self.training)
+    if self.loss == CONSISTENCY:
+        distances = consistency_losses(self, denoiser, x0, added, t, complete, progress)
+        return Losses(at.importance * distances, t, at.importance)
     output, raw = noisy.ask(denoiser, complete)
     total = torch.zeros_like(at.time)
     if self.loss != "vlb":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ddpm_lib.guidance import Guidance, LogProb, Partner
-from ddpm_lib.samplers import DDPM, Sampler, UniPC, make_sampler
+from ddpm_lib.samplers import DDPM, SAMPLERS, Sampler, UniPC, make_sampler
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import default_num_steps, is_named, sampling_levels
@@ -19,6 +19,14 @@ HIGH_ORDER_STEPS = 10
 
 DefaultSteps = Callable[[str | Sampler, int], int | None]
 """The number of steps where none is asked for, of the sampler and T."""
+
+
+FEW_JUMPS = 2
+"""Steps of the sampler "consistency" where none are asked for."""
+
+
+def _jumps(sampler: str | Sampler) -> bool:
+    return SAMPLERS[sampler].jumps if isinstance(sampler, str) else sampler.jumps
 
 
 def usual_sampler(
@@ -35,17 +43,19 @@ def usual_spacing(sampler: str | Sampler | None) -> str:
 
 
 def usual_steps(sampler: str | Sampler, timesteps: int) -> int | None:
-    """Return the steps of sampling from noise: all T for ddpm, 20 for unipc, 50 for the others, at
-    most T.
+    """Return the steps of sampling from noise: all T for ddpm, 20 for unipc, 2 for consistency, 50
+    for the others, at most T.
     """
+    if _jumps(sampler):
+        return min(FEW_JUMPS, timesteps)
     if sampler == SAMPLER or isinstance(sampler, UniPC):
         return min(STEPS, timesteps)
     return default_num_steps(sampler == "ddpm" or isinstance(sampler, DDPM), timesteps)
 
 
 def all_steps(sampler: str | Sampler, timesteps: int) -> int:
-    """Return the steps of editing, encoding and decoding: all T."""
-    return timesteps
+    """Return the steps of editing, encoding and decoding: all T, but for consistency."""
+    return min(FEW_JUMPS, timesteps) if _jumps(sampler) else timesteps
 
 
 def repaint_steps(sampler: str | Sampler, timesteps: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.keywords import answers_wrong_keywords
+from ddpm_lib.core.spelling import option
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_unit_range
 from ddpm_lib.process.autoguidance import partner_of
@@ -73,11 +74,12 @@ def sample(
     Args:
         n: Number of images. Default: the length of seeds or x_T, else of the conditions, else 1.
         sampler: unipc (the default), ddim, ddpm (ancestral, all T steps), dpmpp_2m, dpmpp_2m_sde,
-            dpmpp_3m, dpmpp_2s, deis, heun or euler; or an object. With eta alone it is ddim.
+            dpmpp_3m, dpmpp_2s, deis, heun or euler; consistency, the only one and the default for a
+            network that `ddpm distill` has tuned; or an object. With eta alone it is ddim.
         sampler_options: Options of that sampler. Default of "unipc": {"order": 3} from 10 steps on
             where nothing guides, else {"order": 2}.
-        num_steps: Number of steps, 1 … T. Default: 20 for unipc, all T for ddpm, 50 for the others;
-            T, if that is less.
+        num_steps: Number of steps, 1 … T. Default: 20 for unipc, all T for ddpm, 2 for consistency,
+            50 for the others; T, if that is less.
         spacing: How the steps are spread: mixed (the default of unipc), trailing (that of the
             others), linspace, leading, quadratic, log_snr or karras; levels per section
             ("10,15,20"), "ddim25"; or the levels themselves.
@@ -166,7 +168,8 @@ def planned(
     """
     known = process.conditioners
     able = any(k in (cond or {}) and not _is_null((cond or {})[k]) for k in guidable(known))
-    chosen = choose_sampling(process.sampling_default, wishes, can_guide=able)
+    jumps = process.denoiser.jumps
+    chosen = choose_sampling(process.sampling_default, wishes, can_guide=able, jumps=jumps)
     how = dict(chosen.arguments)
     guide_by, guide_scale = how.pop("guide_by"), how.pop("guide_scale")
     if chosen.default is not None:
@@ -272,6 +275,24 @@ def conditions_for(
     return for_sampling(process.conditioners, cond, n, streams.condition, process.class_names)
 
 
+def check_sampler_fits(denoiser: Denoiser, sampler: Sampler) -> None:
+    """Refuse a sampler that takes x̂_0 for a mean where it is the end of a trajectory, and the other
+    way round.
+
+    Raises:
+        ConfigError: Naming what fits.
+    """
+    name = type(sampler).__name__
+    if not sampler.jumps:
+        denoiser.check_means(name, f"{option('sampler', 'consistency')}, or ")
+    elif not denoiser.jumps:
+        raise ConfigError(
+            f"The sampler {name} jumps to the end of the trajectory, and this network answers with"
+            " the mean of clean images, which is blurred. Tune a copy of it first (ddpm distill"
+            f" RUN; in Python: ddpm_lib.distill), or use {option('sampler', 'ddim')}."
+        )
+
+
 def run(
     denoiser: Denoiser,
     plan: SamplingPlan,
@@ -297,7 +318,11 @@ def run(
 
     Returns:
         The state at the last level.
+
+    Raises:
+        ConfigError: If the sampler takes the network's answer for something else.
     """
+    check_sampler_fits(denoiser, plan.sampler)
     here = {name: to_device(value, x.device) for name, value in cond.items()}
     complete = fill_nulls(denoiser.conditioners, here, x)
     predict: Predict = partial(denoiser.predict, cond=complete, guidance=plan.guidance)

@@ -304,7 +304,11 @@ class Chosen:
 
 
 def choose_sampling(
-    default: SamplingDefault | None, wishes: Mapping[str, Any], *, can_guide: bool = True
+    default: SamplingDefault | None,
+    wishes: Mapping[str, Any],
+    *,
+    can_guide: bool = True,
+    jumps: bool = False,
 ) -> Chosen:
     """Fill in what a caller of `sample` left open.
 
@@ -316,9 +320,12 @@ def choose_sampling(
         wishes: The arguments of `sample`, those of `STEPS` and `GUIDANCE`; None for what was not
             said.
         can_guide: Whether the images have a condition that guidance could strengthen.
+        jumps: Whether the network was tuned for consistency, so that one sampler fits it alone.
     """
     said = {name: wishes.get(name) for name in (*STEPS, *GUIDANCE)}
     if default is None or any(is_given(said[name]) for name in STEPS):
+        if jumps and said["sampler"] is None:
+            said["sampler"] = "consistency"
         return Chosen(said, None)
     arguments: dict[str, Any] = {
         "sampler": default.sampler,

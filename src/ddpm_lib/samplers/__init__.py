@@ -17,6 +17,7 @@ from ddpm_lib.samplers.base import (
     Sampler,
     sample_loop,
 )
+from ddpm_lib.samplers.consistency_steps import Consistency
 from ddpm_lib.samplers.ddim import DDIM
 from ddpm_lib.samplers.ddpm import DDPM, posterior_mean
 from ddpm_lib.samplers.deis import DEIS
@@ -37,8 +38,12 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "deis": DEIS,
         "heun": Heun,
         "euler": Euler,
+        "consistency": Consistency,
     },
 )
+
+OF_DENOISERS = tuple(name for name, cls in SAMPLERS.items() if not cls.jumps)
+"""Those for networks that answer with the mean of clean images; "consistency" is for others."""
 
 
 def make_sampler(
@@ -81,7 +86,9 @@ __all__ = [
     "DDIM",
     "DDPM",
     "DEIS",
+    "OF_DENOISERS",
     "SAMPLERS",
+    "Consistency",
     "DPMSolver2M",
     "DPMSolver2MSDE",
     "DPMSolver2S",

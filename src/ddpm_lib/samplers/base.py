@@ -87,6 +87,9 @@ class Sampler(ABC):
     multistep: ClassVar[bool] = False
     """True if a step uses what the network said in earlier steps (`History.past`)."""
 
+    jumps: ClassVar[bool] = False
+    """True if a step takes x̂_0 for the end of the trajectory, not for the mean of clean images."""
+
     @abstractmethod
     def step(
         self, x: Tensor, t: Level, s: Level, predict: Predict, noise: Noise, history: History

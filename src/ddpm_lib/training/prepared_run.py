@@ -144,9 +144,9 @@ class PreparedRun(RunContext):
         self._plan = BatchPlan(count, self.processes, self.rank, steps)
         shards = shards_of_run(config, self.processes, saved, self.say)
         self._randomness = StepRandomness(config.seed, count, shards)
-        augmentation = (config.horizontal_flip, config.augment)
+        looks = (config.horizontal_flip, config.augment, config.max_steps)
         parts = (self.diffusion, self._randomness, self.device)
-        self._forward_pass = ForwardPass(*parts, *augmentation)
+        self._forward_pass = ForwardPass(*parts, *looks)
         if checkpoint is not None:
             self._restore(checkpoint)
             self.say(f"Resumed {checkpoint.path} at step {self.step:,} of {config.max_steps:,}.")

@@ -43,6 +43,15 @@ def check_grids(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
 
     if config.sample_sampler not in SAMPLERS:
         raise ConfigError(unknown_name("sampler", config.sample_sampler, SAMPLERS))
+    jumps = diffusion.denoiser.jumps
+    if jumps != SAMPLERS[config.sample_sampler].jumps:
+        fits = "consistency" if jumps else "ddim"
+        also = f", {option('sample_steps', 2)}" if jumps else ""
+        raise ConfigError(
+            f"The grids of samples cannot be drawn by {config.sample_sampler!r}: this process is"
+            f" {'' if jumps else 'not '}one that is tuned for consistency. Set"
+            f" {option('sample_sampler', fits)}{also}."
+        )
     scale, able = config.sample_guidance_scale, guidable(diffusion.conditioners)
     if scale == 1:
         return

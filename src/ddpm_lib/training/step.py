@@ -27,6 +27,7 @@ class ForwardPass:
         device: Where it computes.
         horizontal_flip: Whether to mirror half of the images.
         augment: Probability of each transformation that the network is told of.
+        max_steps: Steps of the whole training, for a loss that changes on the way.
     """
 
     diffusion: GaussianDiffusion
@@ -34,6 +35,7 @@ class ForwardPass:
     device: torch.device
     horizontal_flip: bool = False
     augment: float = 0.0
+    max_steps: int = 1
 
     def __call__(
         self, network: nn.Module, batch: dict[str, Any], rows: range, step: int, slot: int
@@ -69,7 +71,9 @@ class ForwardPass:
         drop = {k: randomness.uniform(what, slot, rows).numpy() for k, what in purposes.items()}
         randomness.seed_dropout(step, rows)
         # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
-        named = {"uniform": uniform.numpy(), "noise": noise, "drop": drop}
+        named: dict[str, Any] = {"uniform": uniform.numpy(), "noise": noise, "drop": drop}
+        if diffusion.pairs is not None:
+            named["progress"] = min(1.0, step / self.max_steps)
         losses: Losses = network(images, cond, **named, reduction="losses")
         return losses.per_image, losses.t
 

@@ -1,0 +1,78 @@
+"""How a network that was trained is tuned to draw in few steps, where the user does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_lib.training.by_length import rate_of
+from ddpm_lib.training.option_values import is_described
+
+SHARE = 0.5
+"""Of the steps that the teacher was trained for, are those of its student."""
+FEWEST_STEPS = 200
+RATE = 0.5
+"""Of the teacher's peak learning rate."""
+LOOKS = 4
+"""So many grids and validations."""
+
+_ANEW = (
+    "output_dir",
+    "resume",
+    "override",
+    "init_from",
+    "init_weights",
+    "freeze",
+    "pull_to_start",
+    "max_hours",
+    "posthoc_ema",
+    "posthoc_every",
+    "keep_best",
+    "shards",
+    "sample_sampler",
+    "sample_steps",
+    "sample_guidance_scale",
+    "mixed_precision",
+    "device",
+)
+"""Options of a training that say nothing about another one."""
+
+
+def student_options(
+    teacher: Mapping[str, Any], steps: int, source: str, max_steps: int | None = None
+) -> dict[str, Any]:
+    """Return the options of training a student: those of its teacher's data, batch and optimizer,
+    with a schedule of its own.
+
+    Args:
+        teacher: Options that the teacher was trained with; empty where they are not known.
+        steps: Steps that the teacher was trained for; 0 where that is not known.
+        source: The run or the folder that holds the teacher.
+        max_steps: Steps of the student, where they are given.
+    """
+    kept = {name: value for name, value in teacher.items() if name not in _ANEW}
+    if is_described(kept.get("val_data")):
+        del kept["val_data"]
+    most = max_steps or max(FEWEST_STEPS, round(SHARE * steps)) if steps else max_steps or 10_000
+    every = max(1, most // LOOKS)
+    rate = kept.get("learning_rate")
+    rate = float(rate) if isinstance(rate, int | float) else rate_of(steps or most)
+    looks = {
+        name: min(int(kept[name]), every) if kept.get(name) else kept.get(name, every)
+        for name in ("sample_every", "val_every")
+    }
+    averages = "auto" if kept.pop("ema_decay", "auto") else ()
+    return {
+        **kept,
+        **looks,
+        "init_from": source,
+        "max_steps": most,
+        "learning_rate": RATE * rate,
+        "lr_schedule": "cosine",
+        "warmup_steps": min(500, most // 20),
+        "save_every": min(int(kept.get("save_every", 1000)), every),
+        "log_every": min(int(kept.get("log_every", 50)), every),
+        "ema_decay": averages,
+        "sample_sampler": "consistency",
+        "sample_steps": 2,
+    }
