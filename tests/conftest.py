@@ -1,6 +1,7 @@
 import functools
 import gc
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from locations import ROOT
 # One thread: the tensors of the tests are tiny, and several test processes share a small machine.
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
+
+# A shell starts what runs in its background with Ctrl-C ignored, which every child would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks

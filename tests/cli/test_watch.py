@@ -173,7 +173,11 @@ class Terminal:
         return before + text
 
     def end(self) -> tuple[int, str]:
-        code = self.process.wait(120)
+        try:
+            code = self.process.wait(120)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
         while select.select([self.master], [], [], 0.1)[0] and self._read():
             pass
         os.close(self.master)
