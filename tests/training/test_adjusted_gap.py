@@ -146,7 +146,7 @@ class OwnLoss(Callback):
 
     def on_step_end(self, trainer: TrainingView) -> None:
         assert trainer.held_out is not None
-        validation, n = Validation(1, 512, trainer.config.seed), len(trainer.held_out)
+        validation, n = Validation(512, trainer.config.seed), len(trainer.held_out)
         losses = validation.losses(trainer, trainer.held_out, n, trainer.diffusion.model)
         self.loss = float(losses.mean())
 

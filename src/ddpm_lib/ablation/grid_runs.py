@@ -198,6 +198,8 @@ def _run_cell(
         "sample_every": 0,
         "save_every": steps,
         "keep_last": 2,
+        "keep_best": None,
+        "keep_early": "no",
         "log_every": max(1, steps // 20),
     }
     options = {

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from ddpm_lib.cli import options
 from ddpm_lib.cli.next_steps import Finished, after_training
-from ddpm_lib.runs.end_screen import average_lines, file_lines, next_lines, score_lines, section
+from ddpm_lib.runs.end_screen import (
+    average_lines,
+    end_lines,
+    file_lines,
+    next_lines,
+    score_lines,
+    section,
+)
 from ddpm_lib.runs.records import read_records
 from ddpm_lib.runs.verdict import judge, next_steps, words
 
@@ -28,10 +35,11 @@ def report(result: TrainingResult, config: RunConfig, dataset: ImageDataset, idl
     run = result.output_dir
     records = read_records(run)
     verdict = judge(records)
-    if idle:
+    if idle and not result.stopped_by:
         print(f"\n{run} is already finished at step {result.step:,}: nothing was to do.")
     ways = after_training(known_at_the_end(result, config, dataset), next_steps(records, verdict))
     parts = [
+        section("END", end_lines(records)),
         section("VERDICT", words(verdict)),
         section("WEIGHTS", average_lines(records)),
         section("SCORE", score_lines(records)),

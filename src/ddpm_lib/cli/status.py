@@ -107,6 +107,7 @@ def values_of(run: Path) -> dict[str, Any]:
         "step": now.step,
         "max_steps": now.max_steps,
         "reason": now.reason,
+        "stopped_by": now.stopped_by or None,
         "checkpoint": now.checkpoint,
     }
     for name in ("loss", "val_loss", "val_loss_error", "images_per_second"):
@@ -144,7 +145,9 @@ def _lines(run: Path, now: RunStatus) -> list[str]:
     elif now.reason:
         lines.append(f"  reason      {printable(now.reason)}")
     lines.append(f"  checkpoint  {now.checkpoint or 'none yet'}")
-    if now.word in ("stopped", "lost", "killed"):
+    if now.stopped_by:
+        lines.append("  next        the same command stops here again; --stop-when none goes on")
+    elif now.word in ("stopped", "lost", "killed"):
         lines.append(f"  next        {_next(run)}")
     return lines
 

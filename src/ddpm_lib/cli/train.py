@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The"
     " same command continues a run that was cut off. Flags win over --config, which wins over"
-    " --preset. Exit codes: 0 finished; 130 interrupted by Ctrl-C; 143 stopped early by a signal or"
-    " a time limit with a checkpoint saved; 75 another process was lost; 2 wrong input."
+    " --preset. Exit codes: 0 finished, or stopped by itself (--stop-when); 130 interrupted by"
+    " Ctrl-C; 143 stopped early by a signal or a time limit with a checkpoint saved; 75 another process was lost; 2 wrong input."
 )
 
 

@@ -74,6 +74,8 @@ def convert(words: list[str], annotation: Any, append: bool = False) -> Any:
         return _pairs(words)
     arguments = typing.get_args(many)
     element = arguments[0]
+    if choices_of(element) and len(words) == 1 and words[0].lower() == "none":
+        return ()
     if not append:
         words = [part for word in words for part in _split(word, element) if part]
     if arguments[-1] is not Ellipsis and len(words) != len(arguments):

@@ -60,8 +60,8 @@ class FinalScore(Callback):
     Kernel distance, precision, recall and copies of training images, with rows to compare with. It
     takes at most about a twentieth of the training's time, and a minute: fewer samples are drawn
     where they would take longer, and none where fewer than 20 would be left. A training that was
-    stopped before its last step is not scored, nor one near its time limit. Nothing of the
-    training changes.
+    stopped before its last step is not scored, unless it stopped by itself (`stop_when`), nor one
+    near its time limit. Nothing of the training changes.
 
     Args:
         samples: How many are drawn at most, at least 20.
@@ -85,7 +85,7 @@ class FinalScore(Callback):
         self._began = (time.monotonic(), trainer.images_seen)
 
     def on_train_end(self, trainer: TrainingView) -> None:
-        """Score, where the last step is done and there is time."""
+        """Score, where all is trained and there is time."""
         run = TrainedRun(
             config=trainer.config,
             folder=trainer.output_dir,
@@ -95,7 +95,9 @@ class FinalScore(Callback):
             held_out=trainer.held_out,
             averaged=trainer.averaged_network() is not trainer.diffusion.model,
         )
-        if run.step < run.config.max_steps or not run.can_be_scored:
+        stopped = trainer.stop_reason
+        whole_run = run.step >= run.config.max_steps or (stopped is not None and stopped.complete)
+        if not whole_run or not run.can_be_scored:
             return
         began, (since, images) = time.monotonic(), self._began
         taken, seen = began - since, trainer.images_seen - images

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.runs.cadences import Cadences
 from ddpm_lib.runs.names import checkpoint_name, step_in
 from ddpm_lib.runs.records import RunRecords
 from ddpm_lib.runs.run_status import nothing_saved, number
@@ -223,12 +224,12 @@ def _nearest(values: Sequence[Value], step: int, records: RunRecords) -> Value |
     nearest = min(values, key=lambda v: abs(v.step - step), default=None)
     if nearest is None or nearest.step == step:
         return nearest
-    every = number(records.option("val_every", 500)) or 0.0
+    every = Cadences.of(records.config).val_every
     return nearest if abs(nearest.step - step) <= every / 2 else None
 
 
 def _copies(records: RunRecords, step: int) -> float | None:
-    every = number(records.option("sample_every", 1000)) or 0.0
+    every = Cadences.of(records.config).sample_every
     rows = [row for row in records.rows if number(row.get("sample_copies_p")) is not None]
     nearest = min(rows, key=lambda row: abs(row["step"] - step), default=None)
     if nearest is None or abs(nearest["step"] - step) > every / 2:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_lib.core.text import printable
 from ddpm_lib.runs.names import AVERAGE_LOSS
 from ddpm_lib.runs.records import RunRecords, read_records
 from ddpm_lib.runs.run_status import number
@@ -35,10 +36,17 @@ MADE = {
 
 
 def end_screen(run: Path) -> str:
+<<<<<<< HEAD
     """Return what there is to say of a run, in sections VERDICT, WEIGHTS, SCORE, FILES and NEXT."""
+=======
+    """Return what there is to say of a run, in sections VERDICT, SCORE, FILES and NEXT; where it
+    stopped before its last step, END says why.
+    """
+>>>>>>> 9a72d33 (training: cadences follow the length of a run; small sets keep early and best checkpoints; --stop-when)
     records = read_records(run)
     verdict = judge(records)
     parts = [
+        section("END", end_lines(records)),
         section("VERDICT", words(verdict)),
         section("WEIGHTS", average_lines(records)),
         section("SCORE", score_lines(records)),
@@ -46,6 +54,16 @@ def end_screen(run: Path) -> str:
         section("NEXT", next_lines(next_steps(records, verdict))),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def end_lines(records: RunRecords) -> list[str]:
+    """Say where and why a run ended before its last step; nothing of others."""
+    status = records.status
+    if status.step is None or not (status.word == "stopped" or status.stopped_by):
+        return []
+    of = f" of {status.max_steps:,}" if status.max_steps else ""
+    why = f": {printable(status.reason)}" if status.reason else ""
+    return [f"{status.word} at step {status.step:,}{of}{why}"]
 
 
 def section(heading: str, lines: Sequence[str]) -> str:

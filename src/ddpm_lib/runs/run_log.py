@@ -121,8 +121,10 @@ class RunLog:
             file.writelines(self._pending)
         self._pending.clear()
 
-    def status(self, status: str, reason: str) -> None:
-        """Write status.json: running | finished | stopped | failed | lost, and why."""
+    def status(self, status: str, reason: str, by: str = "") -> None:
+        """Write status.json: running | finished | stopped | failed | lost, and why; `by` names what
+        the run stopped by itself for.
+        """
         if not self.processes.is_main:
             return
         with tolerate_write_errors("status.json"):
@@ -133,6 +135,7 @@ class RunLog:
                 max_steps=self.max_steps,
                 save_every=self.save_every,
                 reason=reason,
+                **({"stopped_by": by} if by else {}),
             )
 
     def log(self, values: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ class RunStatus:
         latest: The newest value of each name in its last rows: a row has what was measured at its
             step, and not at every step there is a validation.
         silent: Seconds since the last row was written, None where there is none.
+        stopped_by: What it stopped by itself for, such as "overfitting"; "" for other reasons.
     """
 
     word: str
@@ -56,6 +57,7 @@ class RunStatus:
     row: dict[str, Any] = field(default_factory=dict)
     latest: dict[str, Any] = field(default_factory=dict)
     silent: float | None = None
+    stopped_by: str = ""
 
     def seconds_left(self) -> float | None:
         """Return how long the steps to come take at the present speed, or None where that is not
@@ -162,7 +164,7 @@ def run_status(run: Path) -> RunStatus:
     step, at = _count(said.get("step")), _count(row.get("step"))
     if at is not None and (step is None or (word in ("running", "killed") and at > step)):
         step = at
-    told = said.get("reason")
+    told, by = said.get("reason"), said.get("stopped_by")
     return RunStatus(
         word,
         step,
@@ -174,6 +176,7 @@ def run_status(run: Path) -> RunStatus:
         row,
         {name: value for row in rows for name, value in row.items() if value is not None},
         _silent(run),
+        by if isinstance(by, str) and word == "finished" else "",
     )
 
 

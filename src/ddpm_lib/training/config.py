@@ -4,6 +4,7 @@ command-line flags.
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import check_device_name, check_type, is_path, shown, unknown_options
+from ddpm_lib.runs.cadences import Cadences
 from ddpm_lib.training.config_checks import check_ranges, check_together
 from ddpm_lib.training.option_help import OptionDocs
 from ddpm_lib.training.option_values import describe_object, place
@@ -75,6 +77,12 @@ class TrainingConfig:
     max_hours: float | None = None
     """Wall-clock limit of this call in hours; a checkpoint is saved and the same command continues.
     """
+    stop_when: tuple[Literal["overfitting", "copying", "flat"], ...] = ()
+    """Stop before max_steps, with a checkpoint, when the held-out loss says over-fitting, when
+    samples are copies, or when the held-out loss is surely flat; one or several; none: never.
+    """
+    patience: int = 3
+    """Validations in a row, for copying sample grids, that must show it before stop_when stops."""
     batch_size: int | Literal["auto"] = 32
     """Images per optimizer step over all processes and accumulation steps; auto: the largest batch
     that fits in memory.
@@ -189,27 +197,34 @@ class TrainingConfig:
     """Share of the training data held out by hash of the name, where val_data is not given; 0:
     none.
     """
-    val_every: int = 500
-    """Steps between validations; 0: never."""
+    val_every: int | Literal["auto"] = "auto"
+    """Steps between validations; auto: a sixth of the run, at most 500; 0: never."""
     val_max_images: int = 512
     """Images of each side (held-out, training) in a validation."""
 
-    log_every: int = 50
-    """Steps between lines of metrics.jsonl."""
-    save_every: int = 1000
-    """Steps between checkpoints (one is always written at the end)."""
+    log_every: int | Literal["auto"] = "auto"
+    """Steps between lines of metrics.jsonl; auto: at most 50, fewer in a short run."""
+    save_every: int | Literal["auto"] = "auto"
+    """Steps between checkpoints (one is always written at the end); auto: a third of the run, at
+    most 1,000.
+    """
     keep_last: int = 3
     """Newest checkpoints to keep (at least 2: one may be damaged)."""
     keep_every: int | None = None
     """Also keep the checkpoints of multiples of this step for good."""
-    keep_best: str | None = None
+    keep_best: str | None = "auto"
     """Also save and keep the checkpoint with the lowest value of this logged metric (val_loss);
-    max:NAME for the highest.
+    max:NAME for the highest; auto: val_loss, where there are held-out images and fewer than 10,000
+    to train on.
+    """
+    keep_early: Literal["auto", "yes", "no"] = "auto"
+    """Also keep the checkpoints at 1/16, 1/8 and 1/4 of max_steps, for autoguidance (ddpm sample
+    --guide-by) and from before a small set is copied; auto: below 10,000 training images.
     """
     save_async: bool = False
     """Write checkpoints in a thread: training waits only for a copy in RAM."""
-    sample_every: int = 1000
-    """Steps between sample grids; 0: never."""
+    sample_every: int | Literal["auto"] = "auto"
+    """Steps between sample grids; auto: a third of the run, at most 1,000; 0: never."""
     sample_count: int = 16
     """Images of a sample grid."""
     sample_sampler: str = "unipc"
@@ -287,6 +302,18 @@ class TrainingConfig:
                 "batch_size='auto' becomes a number when the Trainer prepares; here it needs one."
             )
         return self.batch_size
+
+    @functools.cached_property
+    def cadences(self) -> Cadences:
+        """Steps between validations, grids, checkpoints and logged lines, as numbers."""
+        return Cadences.of({field.name: getattr(self, field.name) for field in fields(self)})
+
+    def due(self, step: int, what: Literal["val_every", "sample_every"]) -> bool:
+        """Say whether there is a validation, or a grid, after a step: at its cadence and at the
+        end.
+        """
+        every: int = getattr(self.cadences, what)
+        return bool(every) and (step % every == 0 or step == self.max_steps)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str = "Trainer") -> TrainingConfig:

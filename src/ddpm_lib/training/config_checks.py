@@ -8,12 +8,14 @@ from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.runs.cadences import AUTO
 from ddpm_lib.training.option_values import divisors, wanted_kind
 
 _AT_LEAST = {
     "max_steps": 1,
     "accumulation_steps": 1,
     "warmup_steps": 0,
+    "patience": 1,
     "val_every": 0,
     "val_max_images": 1,
     "log_every": 1,
@@ -48,11 +50,9 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Saying what the range is.
     """
-    at_least = dict(_AT_LEAST)
-    if options["batch_size"] != "auto":
-        at_least["batch_size"] = 1
+    at_least = {**_AT_LEAST, "batch_size": 1}
     for name, least in at_least.items():
-        if options[name] != "auto" and options[name] < least:
+        if options[name] != AUTO and options[name] < least:
             raise ConfigError(f"{name} must be at least {least}; got {options[name]}.")
     for name in _POSITIVE:
         value = options[name]
@@ -117,11 +117,12 @@ def check_together(options: Mapping[str, Any]) -> None:
             " that fit:"
             f" {divisors(size)}."
         )
-    if options["keep_every"] and options["keep_every"] % options["save_every"]:
-        near = options["save_every"] * max(1, round(options["keep_every"] / options["save_every"]))
+    save_every = options["save_every"]
+    if options["keep_every"] and save_every != AUTO and options["keep_every"] % save_every:
+        near = save_every * max(1, round(options["keep_every"] / save_every))
         raise ConfigError(
             f"{option('keep_every')} {options['keep_every']} is not a multiple of"
-            f" {option('save_every')} {options['save_every']}, so those steps are not saved. Set"
+            f" {option('save_every')} {save_every}, so those steps are not saved. Set"
             f" {option('keep_every', near)}."
         )
     wanted_kind(options["resume"])

@@ -78,7 +78,7 @@ class RunContext:
         self.guard = NonFiniteGuard(config.on_nonfinite, config.max_nonfinite)
         self.progress = Progress()
         self.ranks = Processes()  # until the processes have met
-        steps = {"max_steps": config.max_steps, "save_every": config.save_every}
+        steps = {"max_steps": config.max_steps, "save_every": config.cadences.save_every}
         self.run_log = RunLog(output_dir, self.progress, **steps)
         self.origin: dict[str, Any] | None = None
         self.started_from: StartedFrom | None = None

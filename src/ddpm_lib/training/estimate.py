@@ -22,6 +22,7 @@ from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.keeping import kept_for_good
 from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
 from ddpm_lib.training.sources import data_options
 from ddpm_lib.training.trainer import Trainer
@@ -60,7 +61,7 @@ class Estimate:
         available_bytes: What the process may use of the device.
         fits: Whether the one is less than the other.
         checkpoint_bytes: Size of a checkpoint on disk.
-        checkpoints: How many are on disk at most, but for those that other options keep for good.
+        checkpoints: How many are on disk at most, but for those of `keep_every`.
         max_steps: Optimizer steps of the run.
         probe_steps: Steps that were timed.
         seconds_per_step: How long they took each; None if there were none.
@@ -225,6 +226,7 @@ class Rehearsal(Trainer):
             "val_every": 0,
             "sample_every": 0,
             "keep_best": None,
+            "keep_early": "no",
             "trackers": (),
             "progress": False,
             "num_workers": 0,
@@ -232,12 +234,14 @@ class Rehearsal(Trainer):
             "output_dir": None,
         }
         super().__init__(diffusion, data, config=dataclasses.replace(config, **changes))
+        validated = config.val_data is not None or bool(config.val_fraction)
+        self.kept = kept_for_good(config, len(data), validated)
         # Not as an option, which must be the same on all ranks.
         self.run_log = QuietLog(
             folder / "run",
             self.progress,
             max_steps=self.config.max_steps,
-            save_every=self.config.save_every,
+            save_every=self.config.cadences.save_every,
         )
 
     def state_bytes(self, to_come: bool = False) -> int:
@@ -291,7 +295,7 @@ class Rehearsal(Trainer):
             available_bytes=available,
             fits=memory <= available and not out_of_memory,
             checkpoint_bytes=self.learner.checkpoint_bytes(),
-            checkpoints=config.keep_last + 1,
+            checkpoints=config.keep_last + 1 + self.kept,
             max_steps=config.max_steps,
             probe_steps=0 if seconds is None else steps,
             seconds_per_step=seconds,

@@ -26,6 +26,7 @@ from ddpm_lib.training.callbacks.rows import TrainingRows
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext, TrainingData
 from ddpm_lib.training.going_back import set_aside, wanted_step
+from ddpm_lib.training.keeping import as_begun, keepers, kept_for_good
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.resume import (
@@ -86,12 +87,12 @@ class PreparedRun(RunContext):
         output_dir = Path(config.output_dir or f"runs/{data_name(data)}")
         chosen = default_callbacks(config, diffusion.time_sampler.learns)
         chosen += check_callbacks(callbacks)
-        if config.keep_best:  # last, so that it hears what other callbacks log
-            from ddpm_lib.training.callbacks.best import KeepBest, check_metric
+        if config.keep_best:
+            from ddpm_lib.training.callbacks.best import check_metric
 
             check_metric(config)
-            chosen.append(KeepBest(config.keep_best))
-        chosen.append(TrainingRows())
+        self._rows = TrainingRows()
+        chosen.append(self._rows)
         name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
         super().__init__(config, diffusion, output_dir, name, chosen)
         self.data_source, self.transform = data, transform
@@ -109,6 +110,10 @@ class PreparedRun(RunContext):
             frozen_parameters(diffusion.model, config.freeze)
         if config.sample_every:
             check_grids(diffusion, config)
+        if config.stop_when:
+            from ddpm_lib.training.callbacks.stop_when import check_options
+
+            check_options(config, diffusion)
 
     @in_own_state
     def prepare(self) -> None:
@@ -125,6 +130,9 @@ class PreparedRun(RunContext):
         self.source_name = absolute_source(self.source_name, asks_for_files(config))
         saved = None if checkpoint is None else checkpoint.state
         began = None if saved is None or not began_here(saved) else saved
+        if began is not None:
+            config = self.config = as_begun(config, began.training)
+            self.run_log.save_every = config.cadences.save_every
         before = None if began is None else fraction_held_out(began)
         left_open = tuple(name for name in OPEN if getattr(config, name) == "auto")
         told = None if saved is None else saved.training
@@ -135,6 +143,14 @@ class PreparedRun(RunContext):
             self.data_source, config, self.diffusion, self.say, before, self.transform
         )
         self._data = TrainingData(*images, held_fraction(config, before))
+        if config.stop_when:
+            from ddpm_lib.training.callbacks.stop_when import check_images
+
+            held = 0 if self.held_out is None else len(self.held_out)
+            check_images(config, len(self.dataset), held)
+        there = self._rows in self.callbacks
+        last = self.callbacks.index(self._rows) if there else len(self.callbacks)
+        self.callbacks[last:last] = keepers(config, *self._counts())  # they hear what others log
         if starting is not None:
             self._begin_with(starting)
         self._learner = Learner.place(self.diffusion, config, self.accelerator, self.say)
@@ -154,6 +170,10 @@ class PreparedRun(RunContext):
             self.say(chosen)
         self.say(self._described())
         self._prepared = True
+
+    def _counts(self) -> tuple[int, bool]:
+        """Return the number of training images, and whether there are held-out ones."""
+        return len(self.dataset), self.held_out is not None
 
     def _starting_weights(self) -> StartingWeights | None:
         """Find the weights to begin with, and refuse those that do not fit, before the data are
@@ -347,7 +367,8 @@ class PreparedRun(RunContext):
     def _start_records(self) -> None:
         """Begin to write: on the main process, when all that can be refused has been looked at."""
         run, config = self.output_dir, self.config
-        check_space(self.learner.checkpoint_bytes(), run, config.keep_last, self.say)
+        kept = kept_for_good(config, *self._counts())
+        check_space(self.learner.checkpoint_bytes(), run, config.keep_last, kept, self.say)
         self.run_log.open()
         step = wanted_step(config.resume, run)
         back = step is not None and step == self.step

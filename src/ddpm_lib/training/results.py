@@ -22,11 +22,13 @@ class StopReason:
         text: For the user.
         signal: Name of the signal that asked for it, such as SIGTERM; None for other reasons.
         complete: Whether all was done that the call was asked for.
+        by: Which of `stop_when` it was, such as "overfitting"; "" for other reasons.
     """
 
     text: str
     signal: str | None = None
     complete: bool = False
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,16 @@ class TrainingResult:
     """How a call of `Trainer.train` ended.
 
     Attributes:
-        status: "finished" at `max_steps`, or "stopped" before (the same command continues).
+        status: "finished" at `max_steps` or by what `stop_when` names, or "stopped" before (the
+            same command continues).
         step: Optimizer steps done in the whole run.
         reason: Why it stopped.
         output_dir: The run directory.
         checkpoint: The last checkpoint.
         signal: Name of the signal that stopped it, None if none did.
-        complete: Whether the call did all that it was asked for: it came to `max_steps`, or did its
-            `steps`.
+        complete: Whether the call did all that it was asked for: it came to `max_steps`, did its
+            `steps`, or stopped by what `stop_when` names.
+        stopped_by: Which of `stop_when` it was, such as "overfitting"; "" for other reasons.
         exit_code: 0 complete, 130 interrupted by Ctrl-C, 143 stopped early for another reason (a
             launcher may requeue).
     """
@@ -53,6 +57,7 @@ class TrainingResult:
     checkpoint: Path | None
     signal: str | None = None
     complete: bool = False
+    stopped_by: str = ""
 
     @property
     def exit_code(self) -> int:

@@ -90,7 +90,7 @@ class SavedRun(PreparedRun):
     def _roll_back(self, back: RollBack) -> None:
         """Load the checkpoint, move on in the data and cut the records back."""
         self._wait_for_save()
-        newest = self.checkpoints.newest_to_roll_back_to()
+        newest = self.checkpoints.newest_to_roll_back_to(self.config.cadences.save_every)
         if newest is None:
             self.last_checkpoint = None
             nothing = "No complete checkpoint is left to roll back to."

@@ -137,13 +137,16 @@ class RunCheckpoints:
                 files.prune(self.folder, step, config.keep_last, config.keep_every, keep)
         return saved.path
 
-    def newest_to_roll_back_to(self) -> files.VerifiedCheckpoint | None:
+    def newest_to_roll_back_to(self, every: int) -> files.VerifiedCheckpoint | None:
         """Return the newest complete checkpoint, None where there is none.
 
         One that an uninterrupted run has too is preferred to one of an interruption, so that both
         go on from the same step.
+
+        Args:
+            every: Steps between the checkpoints of an uninterrupted run.
         """
-        log, every = self.log, self.config.save_every
+        log = self.log
         on_main = log.processes.on_main
 
         def newest(every: int) -> files.VerifiedCheckpoint | None:
@@ -156,7 +159,9 @@ class RunCheckpoints:
         self.saver.close()
 
 
-def check_space(size: int, run: Path, keep_last: int, log: Callable[[str], None]) -> None:
+def check_space(
+    size: int, run: Path, keep_last: int, kept: int, log: Callable[[str], None]
+) -> None:
     """Compare the free space of the run's file system with the checkpoints to come.
 
     A quota cannot be seen from here.
@@ -164,7 +169,8 @@ def check_space(size: int, run: Path, keep_last: int, log: Callable[[str], None]
     Args:
         size: Bytes of one checkpoint.
         run: The run directory.
-        keep_last: How many are kept.
+        keep_last: How many of the newest are kept.
+        kept: How many others are kept for good.
         log: Gets a line where space will run out.
 
     Raises:
@@ -172,7 +178,7 @@ def check_space(size: int, run: Path, keep_last: int, log: Callable[[str], None]
     """
     free = shutil.disk_usage(run).free
     present = len(files.list_checkpoints(run / "checkpoints"))
-    more = max(1, keep_last + 1 - present)  # a new one is complete before an old one goes
+    more = max(1, keep_last + 1 + kept - present)  # a new one is complete before an old one goes
     numbers = f"A checkpoint needs about {_mib(size)} MiB and {run} has {_mib(free)} MiB free"
     if free < size:
         other = option("output_dir")
@@ -180,8 +186,10 @@ def check_space(size: int, run: Path, keep_last: int, log: Callable[[str], None]
         raise ConfigError(f"{numbers}: not one fits. {ways}")
     if free < more * size:
         log(
-            f"{numbers}, too little for {option('keep_last', keep_last)}. Free space, or set"
-            f" {option('keep_last', 2)}."
+            f"{numbers}, too little for {option('keep_last', keep_last)}"
+            + (f" and {kept} that are kept besides" if kept else "")
+            + f". Free space, or set {option('keep_last', 2)}"
+            + (f" and {option('keep_early', 'no')}." if kept else ".")
         )
 
 

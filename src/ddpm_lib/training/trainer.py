@@ -137,7 +137,7 @@ class Trainer(SavedRun):
             while not self._agree_to_stop(signals, limit) and self.step < self.until:
                 began = time.monotonic()
                 recovery: Recovery | None = self._try_step(network, batches)
-                if recovery is None and self.step % self.config.log_every == 0:
+                if recovery is None and self.step % self.config.cadences.log_every == 0:
                     recovery = self._check_numbers()
                 if recovery is None:
                     self._each_callback("on_step_end")
@@ -272,14 +272,14 @@ class Trainer(SavedRun):
         return reason is not None
 
     def _finish(self, first: int) -> TrainingResult:
-        finished = self.step >= self.config.max_steps
-        status = "finished" if finished else "stopped"
+        at_end = self.step >= self.config.max_steps
         done = goal_reached(self.step, self.until, self.step - first, self.config.max_steps)
-        stopped = done if finished else self._stop_reason or done
+        stopped = done if at_end else self._stop_reason or done
         assert stopped is not None
-        reason = stopped.text
-        self.run_log.status(status, reason)
-        if finished and first == self.step:
+        reason, finished = stopped.text, at_end or bool(stopped.by)
+        status = "finished" if finished else "stopped"
+        self.run_log.status(status, reason, stopped.by)
+        if at_end and first == self.step:
             self.say(
                 f"Training was finished before, at step {self.step:,}: nothing to do. A larger"
                 f" {option('max_steps')} continues it."
@@ -290,11 +290,20 @@ class Trainer(SavedRun):
                 f" {self.last_checkpoint}."
             )
         ended = (status, self.step, reason, self.output_dir, self.last_checkpoint)
-        return TrainingResult(*ended, stopped.signal, stopped.complete)
+        return TrainingResult(*ended, stopped.signal, stopped.complete, stopped.by)
 
     def stop(self, reason: str) -> None:
         """Ask to stop after this step with a checkpoint, giving the reason."""
-        self._stop_reason = StopReason(reason)
+        self.end(StopReason(reason))
+
+    def end(self, reason: StopReason) -> None:
+        """Ask to stop after this step with a checkpoint, for a reason that says what it is."""
+        self._stop_reason = reason
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why training stops before its end; None while it does not."""
+        return self._stop_reason
 
     def close(self) -> None:
         """Leave the process group, where there is one; a script with several processes calls it at

@@ -18,6 +18,8 @@ class TrainerOptions(TypedDict, total=False):
     seed: int
     max_steps: int
     max_hours: float | None
+    stop_when: tuple[Literal["overfitting", "copying", "flat"], ...]
+    patience: int
     batch_size: int | Literal["auto"]
     accumulation_steps: int
     shards: int | None
@@ -55,15 +57,16 @@ class TrainerOptions(TypedDict, total=False):
     val_data: Any
     val_labels: Literal["auto", "folder", "prefix", "none"]
     val_fraction: float
-    val_every: int
+    val_every: int | Literal["auto"]
     val_max_images: int
-    log_every: int
-    save_every: int
+    log_every: int | Literal["auto"]
+    save_every: int | Literal["auto"]
     keep_last: int
     keep_every: int | None
     keep_best: str | None
+    keep_early: Literal["auto", "yes", "no"]
     save_async: bool
-    sample_every: int
+    sample_every: int | Literal["auto"]
     sample_count: int
     sample_sampler: str
     sample_steps: int

@@ -135,6 +135,8 @@ class Trainer:
             "sample_every": 0,
             "save_every": save_and_sample_every,
             "keep_last": 2,
+            "keep_best": None,
+            "keep_early": "no",
         }
         self.trainer = self._make()
 

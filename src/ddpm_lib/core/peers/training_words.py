@@ -42,6 +42,8 @@ SAME: dict[str, str] = {
         "validation_steps eval_every eval_interval val_interval validate_every eval_steps"
         " validation_every val_check_interval eval_freq eval_step"
     ),
+    "stop_when": "early_stopping early_stop early_stopping_metric stop_criterion",
+    "patience": "early_stopping_patience early_stop_patience patience_epochs es_patience",
     "log_every": "log_interval logging_steps log_freq print_freq log_every_n_steps tick",
     "save_every": (
         "save_interval save_steps checkpointing_steps save_freq save_model_every "

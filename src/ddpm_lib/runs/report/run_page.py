@@ -148,8 +148,9 @@ def _header(records: RunRecords, shown: str, written: str) -> str:
             ' aria-label="steps done"></progress>'
         )
     reason = ""
-    if status.reason and status.word not in ("running", "finished"):
-        reason = f'<p class="bad">{text(status.reason)}</p>'
+    if status.reason and (status.word not in ("running", "finished") or status.stopped_by):
+        tone = "soft" if status.stopped_by else "bad"
+        reason = f'<p class="{tone}">{text(status.reason)}</p>'
     return (
         f"<h1>{text(records.run.resolve().name)}</h1>"
         f'<p class="state">{state_pill(records)}{parts}<span class="soft">written '

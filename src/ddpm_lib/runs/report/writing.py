@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.runs.records import RunRecords, read_records
@@ -45,6 +46,8 @@ def write_report(
     path: str | Path | None = None,
     *,
     word: str | None = None,
+    reason: str | None = None,
+    stopped_by: str = "",
     picture: bool = True,
 ) -> Path:
     """Write report.html and results.png of a run from what lies in its directory.
@@ -54,6 +57,8 @@ def write_report(
         path: Where to write the page, default: report.html in the run.
         word: How the run stands, one of `run_status.WORDS`, where the caller knows it better than
             the files: whoever trains holds the lock until the very end.
+        reason: Why it stopped, known by the same caller.
+        stopped_by: What it stopped by itself for, if it did.
         picture: Whether to draw results.png too.
 
     Returns:
@@ -66,7 +71,9 @@ def write_report(
     run = Path(run)
     records = read_records(run)
     if word is not None:
-        records = replace(records, status=replace(records.status, word=word))
+        why = records.status.reason if reason is None else reason
+        known: dict[str, Any] = {"word": word, "reason": why, "stopped_by": stopped_by}
+        records = replace(records, status=replace(records.status, **known))
     path = run / PAGE if path is None else Path(path)
     write_atomically(path, small_enough(lambda points, most: run_page(records, points, most)))
     if picture:

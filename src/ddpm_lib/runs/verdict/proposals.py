@@ -96,7 +96,8 @@ class _Stand:
 
     def go_on(self, why: str, steps: int) -> Proposal:
         """Train this run on, up to a step."""
-        command = f"ddpm train --config {self._config} --max-steps {steps}"
+        again = " --stop-when none" if self.records.status.stopped_by else ""
+        command = f"ddpm train --config {self._config} --max-steps {steps}{again}"
         return Proposal(why, command, self.minutes(steps - self.step))
 
     def anew(self, why: str, *flags: str, steps: int | None = None) -> Proposal:
@@ -128,8 +129,11 @@ def next_steps(records: RunRecords, verdict: Verdict) -> tuple[Proposal, ...]:
         return (Proposal("see how it goes on", f"ddpm watch {shlex.quote(str(s.run))}", left),)
     kinds = [verdict.kind, *(found.kind for found in verdict.also)]
     ways = [one for kind in kinds for one in CURES.get(kind, _nothing)(s)]
-    if s.trains_by_command and s.step < s.max_steps and verdict.kind in RESUMABLE:
-        ways.insert(0, s.go_on("go on to the end", s.max_steps))
+    if s.trains_by_command and s.step < s.max_steps:
+        if records.status.stopped_by:
+            ways.append(s.go_on("go on all the same", s.max_steps))
+        elif verdict.kind in RESUMABLE:
+            ways.insert(0, s.go_on("go on to the end", s.max_steps))
     ways += _look(s)
     return tuple({one.command: one for one in reversed(ways)}.values())[::-1]
 

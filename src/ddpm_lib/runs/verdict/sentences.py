@@ -35,7 +35,7 @@ UNKNOWN = {
 
 def headline(verdict: Verdict) -> str:
     """Return the verdict in one line, as `over-fitting since step 1,200: the training images …`."""
-    return _headline(Finding(verdict.kind, verdict.since, verdict.evidence))
+    return finding_headline(Finding(verdict.kind, verdict.since, verdict.evidence))
 
 
 def words(verdict: Verdict) -> list[str]:
@@ -44,13 +44,14 @@ def words(verdict: Verdict) -> list[str]:
     """
     lines = [headline(verdict), *map(sentence, verdict.evidence)]
     for finding in verdict.also:
-        lines.append(f"Besides, {_headline(finding)}")
+        lines.append(f"Besides, {finding_headline(finding)}")
         lines += map(sentence, finding.evidence)
     lines += [f"Not known is {UNKNOWN[name]}." for name in verdict.unknown]
     return lines
 
 
-def _headline(finding: Finding) -> str:
+def finding_headline(finding: Finding) -> str:
+    """Return a finding in one line; see `headline`."""
     since = "" if finding.since is None else f" since step {finding.since:,}"
     return f"{NAMES[finding.kind]}{since}: {KINDS[finding.kind]}."
 

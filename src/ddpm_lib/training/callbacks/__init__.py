@@ -19,19 +19,23 @@ def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> lis
     """Return the callbacks that the options, and a time sampler that learns, ask for, in the order
     in which they run.
     """
-    chosen: list[Callback] = [MetricLogger(config.log_every)]
+    chosen: list[Callback] = [MetricLogger()]
     if learns_times:
         chosen.append(LossAwareTimes())
     if config.val_every:
-        chosen.append(Validation(config.val_every, config.val_max_images, config.seed))
-    grids = SampleGrid(config.sample_every) if config.sample_every else None
+        chosen.append(Validation(config.val_max_images, config.seed))
+    grids = SampleGrid() if config.sample_every else None
     if grids is not None:
         chosen.append(grids)
+    if config.stop_when:
+        from ddpm_lib.training.callbacks.stop_when import StopWhen
+
+        chosen.append(StopWhen(config.stop_when, config.patience))
     if config.posthoc_ema:
         from ddpm_lib.training.callbacks.snapshots import PostHocSnapshots
 
         chosen.append(PostHocSnapshots(config.posthoc_every))
-    chosen.append(SaveCheckpoints(config.save_every))
+    chosen.append(SaveCheckpoints())
     if config.report:
         from ddpm_lib.training.callbacks.run_report import RunReport
 

@@ -21,7 +21,7 @@ from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.batches import BatchPlan
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.posthoc import PostHocAverages
-from ddpm_lib.training.results import StepResult
+from ddpm_lib.training.results import StepResult, StopReason
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -148,6 +148,13 @@ class TrainingView(Protocol):
         **options: Any,
     ) -> Tensor:
         """Draw images (n, c, *spatial) with the averaged weights; a collective."""
+
+    def end(self, reason: StopReason) -> None:
+        """Ask the same for a reason that says what it is; on every rank."""
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why training stops before its end; None while it does not."""
 
     def averaged_network(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""

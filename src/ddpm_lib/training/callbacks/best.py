@@ -1,8 +1,11 @@
-"""Keep the checkpoint with the best value of a logged metric."""
+"""Keep checkpoints beside the newest: the one with the best value of a logged metric, and early
+ones.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
@@ -18,9 +21,11 @@ class KeepBest(Callback):
     Args:
         metric: Name of a logged quantity, the lowest of which is best; "max:name" takes the
             highest.
+        begin: The first step that may be the best.
     """
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, begin: int = 0) -> None:
+        self.begin = begin
         self.highest = metric.startswith("max:")
         self.metric = metric.removeprefix("max:")
         self.value: float | None = None
@@ -29,7 +34,7 @@ class KeepBest(Callback):
     def on_step_end(self, trainer: TrainingView) -> None:
         """Compare what was logged in this step."""
         value = trainer.logged(self.metric)
-        if value is None or not math.isfinite(value):
+        if value is None or not math.isfinite(value) or trainer.step < self.begin:
             return
         if self.value is None or (value > self.value if self.highest else value < self.value):
             self.value, self.step = float(value), trainer.step
@@ -62,6 +67,42 @@ class KeepBest(Callback):
         self.value, self.step = (state["value"], state["step"]) if same else (None, None)
 
 
+class KeepEarly(Callback):
+    """Save at some early steps, and keep those checkpoints for good.
+
+    A run that is made longer keeps those of its first length too.
+
+    Args:
+        steps: After which to save.
+    """
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        self.steps = frozenset(steps)
+        self.kept: set[int] = set()
+
+    def on_step_end(self, trainer: TrainingView) -> None:
+        """Save when it is time."""
+        if trainer.step in self.steps:
+            self.kept.add(trainer.step)
+            trainer.save()
+
+    def keeps(self) -> set[int]:
+        """Return the steps that were reached."""
+        return set(self.kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps that were reached."""
+        return {"steps": sorted(self.kept)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them.
+
+        Raises:
+            TypeError, ValueError: If they are no steps.
+        """
+        self.kept = {int(step) for step in state.get("steps", ())}
+
+
 def check_metric(config: TrainingConfig) -> None:
     """Refuse a metric of validation where there is none.
 
@@ -69,7 +110,7 @@ def check_metric(config: TrainingConfig) -> None:
         ConfigError: Saying which option to set.
     """
     name = (config.keep_best or "").removeprefix("max:")
-    validated = config.val_every and (config.val_data is not None or config.val_fraction)
+    validated = config.cadences.val_every and (config.val_data is not None or config.val_fraction)
     if name in ("val_loss", "train_fixed_loss", "val_gap") and not validated:
         raise ConfigError(
             f"{option('keep_best', name)} needs validation. Set {option('val_every')} and"

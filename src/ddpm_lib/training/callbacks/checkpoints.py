@@ -6,12 +6,9 @@ from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 
 class SaveCheckpoints(Callback):
-    """Ask for a checkpoint every `every` steps."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
+    """Ask for a checkpoint every `save_every` steps."""
 
     def on_step_end(self, trainer: TrainingView) -> None:
         """Save when it is time."""
-        if trainer.step % self.every == 0:
+        if trainer.step % trainer.config.cadences.save_every == 0:
             trainer.save()

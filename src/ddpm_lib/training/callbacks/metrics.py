@@ -14,15 +14,14 @@ from ddpm_lib.training.callbacks.base import Callback, TrainingView
 
 
 class MetricLogger(Callback):
-    """Average the loss, also by quarter of t, and the gradient norm, and log them every `every`
+    """Average the loss, also by quarter of t, and the gradient norm; log them every `log_every`
     steps.
 
     Sums stay on the device in float64 where it has that, so that nothing waits for the device
     between two lines. The window is part of the checkpoint: a resumed run writes the same lines.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self._sums: Tensor | None = None
         self._restored: list[float] | None = None
         self._clock = (0.0, 0)
@@ -51,7 +50,10 @@ class MetricLogger(Callback):
         if trainer.is_main:
             self._sums[8] += trainer.last.grad_norm.to(self._sums)
             self._sums[9] += 1
-        if trainer.step % self.every == 0 or trainer.step == trainer.config.max_steps:
+        if (
+            trainer.step % trainer.config.cadences.log_every == 0
+            or trainer.step == trainer.config.max_steps
+        ):
             self._write(trainer)
 
     def _write(self, trainer: TrainingView) -> None:

@@ -67,14 +67,13 @@ class TrainingRows(Callback):
     def _due(self, trainer: TrainingView) -> bool:
         if trainer.logged("val_loss") is not None or trainer.step == trainer.until:
             return True
-        if trainer.step % trainer.config.log_every:
+        cadences = trainer.config.cadences
+        if trainer.step % cadences.log_every:
             return False
-        lines = trainer.step // trainer.config.log_every
-        if trainer.held_out is not None and trainer.config.val_every:
-            return trainer.step < trainer.config.val_every and lines & (lines - 1) == 0
-        every = math.ceil(
-            trainer.config.max_steps / trainer.config.log_every / ROWS_WITHOUT_VALIDATION
-        )
+        lines = trainer.step // cadences.log_every
+        if trainer.held_out is not None and cadences.val_every:
+            return trainer.step < cadences.val_every and lines & (lines - 1) == 0
+        every = math.ceil(trainer.config.max_steps / cadences.log_every / ROWS_WITHOUT_VALIDATION)
         return lines % every == 0 or (lines < every and lines & (lines - 1) == 0)
 
     def _row(self, trainer: TrainingView) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -98,9 +99,13 @@ class RunReport(Callback):
         """Write the page as it stays."""
         if not trainer.is_main:
             return
-        word = "finished" if trainer.step >= trainer.config.max_steps else "stopped"
+        stopped = trainer.stop_reason
+        by_itself = stopped is not None and bool(stopped.by)
+        done = by_itself or trainer.step >= trainer.config.max_steps
+        word = "finished" if done else "stopped"
         self._open = False
-        self._write_page(word)
+        known = {} if stopped is None else {"reason": stopped.text, "stopped_by": stopped.by}
+        self._write_page(word, **known)
         self._write_picture()
 
     def close(self) -> None:
@@ -118,8 +123,9 @@ class RunReport(Callback):
         if samples is not None and nearest is not None:
             self._careful("report/nearest.png", lambda: nearest.write(samples, step, self._run))
 
-    def _write_page(self, word: str | None = None) -> None:
-        self._careful("report.html", lambda: write_report(self._run, word=word, picture=False))
+    def _write_page(self, word: str | None = None, **known: str) -> None:
+        page = functools.partial(write_report, self._run, word=word, picture=False)
+        self._careful("report.html", functools.partial(page, **known))
 
     def _write_picture(self) -> None:
         self._careful("results.png", lambda: write_picture(self._run, FEWEST_ROWS))

@@ -25,8 +25,9 @@ BLOCK = 100
 
 
 class SampleGrid(Callback):
-    """Draw a grid of samples from fixed seeds every `every` steps into `samples/`, shared over the
-    ranks, and log what they have in common with training images (`metrics/sample_facts.py`).
+    """Draw a grid of samples from fixed seeds every `sample_every` steps into `samples/`, shared
+    over the ranks, and log what they have in common with training images
+    (`metrics/sample_facts.py`).
 
     Of a super-resolution network it shows held-out images: small copy, sample, truth.
 
@@ -36,8 +37,7 @@ class SampleGrid(Callback):
         drawn_at: The step at which they were drawn.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self.last_grid: Path | None = None
         self.samples: Tensor | None = None
         self.drawn_at: int | None = None
@@ -50,7 +50,7 @@ class SampleGrid(Callback):
     def on_step_end(self, trainer: TrainingView) -> None:
         """Sample when it is time, and after the last step."""
         config = trainer.config
-        if trainer.step % self.every and trainer.step != config.max_steps:
+        if not config.due(trainer.step, "sample_every"):
             return
         batch = trainer.sample(
             config.sample_count,

@@ -46,8 +46,8 @@ class Validation(Callback):
     rank takes its share.
     """
 
-    def __init__(self, every: int, max_images: int, seed: int) -> None:
-        self.every, self.max_images, self.seed = every, max_images, seed
+    def __init__(self, max_images: int, seed: int) -> None:
+        self.max_images, self.seed = max_images, seed
         self._reference: Tensor | None = None
 
     def on_train_start(self, trainer: TrainingView) -> None:
@@ -56,9 +56,7 @@ class Validation(Callback):
 
     def on_step_end(self, trainer: TrainingView) -> None:
         """Validate when it is time."""
-        if trainer.held_out is None or (
-            trainer.step % self.every and trainer.step != trainer.config.max_steps
-        ):
+        if trainer.held_out is None or not trainer.config.due(trainer.step, "val_every"):
             return
         n = min(self.max_images, len(trainer.held_out))
         averages = {}
