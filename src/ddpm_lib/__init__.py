@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ddpm_lib.training import Trainer as Trainer
     from ddpm_lib.training import TrainingConfig as TrainingConfig
     from ddpm_lib.training import load_run as load_run
+    from ddpm_lib.training.planning import plan as plan
 
 _HOME = {
     "Unet": "nn",
@@ -45,6 +46,7 @@ _HOME = {
     "Evaluate": "evaluation",
     "evaluate": "evaluation",
     "distill": "evaluation",
+    "plan": "training.planning",
 }
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "open_dataset",
+    "plan",
     "register_network",
 ]
 

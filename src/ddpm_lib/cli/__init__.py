@@ -17,6 +17,7 @@ from ddpm_lib.core import spelling
 COMMANDS = {
     "audit": "look at a set of images first: copies, leaks, faults, sizes, classes, values",
     "train": "train on your own images, or on the built-in shapes",
+    "plan": "write a run.yaml that suits the data, this machine and the hours, with reasons",
     "estimate": "say what a run costs before it starts: memory, disk, hours",
     "sample": "draw images from a run",
     "edit": "redraw images from their noisy versions",
@@ -90,7 +91,7 @@ def run_script(main: Callable[[], int]) -> int:
 
 
 def _run(name: str, args: list[str]) -> int:
-    if name == "estimate":
+    if name in ("estimate", "plan"):
         _say_loading(name, args)
     command = importlib.import_module(f"ddpm_lib.cli.{name}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -99,7 +99,17 @@ class RunConfig(TrainingConfig):
 C = TypeVar("C", bound=RunConfig)
 
 
-def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C:
+Given = dict[tuple[str, ...], Any]
+"""Options that were given, by their path."""
+
+
+def layered(
+    args: Sequence[str],
+    cls: type[C],
+    prog: str,
+    description: str,
+    planning: Callable[[Given, dict[str, Any]], dict[str, Any]] | None = None,
+) -> C:
     """Lay the defaults, the preset, the config file and the flags over each other, in this order.
 
     Args:
@@ -107,6 +117,7 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
         cls: The settings of a run, with what else the command takes.
         prog: Name of the command.
         description: For its help.
+        planning: From the flags and the config file to what takes the place of the file.
 
     Raises:
         ConfigError: For anything unknown, impossible or missing.
@@ -116,7 +127,7 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
     if help.wanted(args):
         options.show_help(cls, table, args, prog, description, arguments.flatten(SHAPES_DEFAULTS))
     given = arguments.read(table, args, prog)
-    path = given.get(("config",))
+    path = config_path(given)
     file, note = in_its_run(path, options.read_config(path)) if path else ({}, None)
     if note and ("output_dir",) not in given:
         print(note, file=sys.stderr)
@@ -132,6 +143,9 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
     named = over(base)
     if ("data",) not in given and "data" not in file and given.keys() - TRAINS_NOTHING:
         raise missing_data(args, prog, "shapes", given.get(("output_dir",)))
+    if planning is not None:
+        file = planning(given, file)
+        asked, named = given.get(("preset",), file.get("preset")), over(base)
     if named.data == "shapes":
         base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
     base = like_published(base, named)
@@ -152,6 +166,42 @@ def layered(args: Sequence[str], cls: type[C], prog: str, description: str) -> C
         # is refused later.
         command = over(dataclasses.replace(base, sample_guidance_scale=1.0))
     return command
+
+
+def config_path(given: Given) -> str | None:
+    """Return the config file that is given, by --config or in the place of the data, from which it
+    is then taken away.
+
+    Raises:
+        ConfigError: If it is given in both ways.
+    """
+    path, data = given.get(("config",)), given.get(("data",))
+    if not isinstance(data, str) or Path(data).suffix.lower() not in (".yaml", ".yml"):
+        return path
+    if path is not None:
+        raise ConfigError(
+            f"{data} is a config file, and --config names another one, {path}. Give one of them, or"
+            " the data and --config."
+        )
+    del given[("data",)]
+    return data
+
+
+def given_settings(given: Given, cls: type) -> dict[str, Any]:
+    """Return the settings of a run among what was given, by dotted name; without the data.
+
+    Args:
+        given: Options by their path.
+        cls: The command, whose own options are left out.
+    """
+    own = {f.name for f in dataclasses.fields(cls)} - {
+        f.name for f in dataclasses.fields(RunConfig)
+    }
+    return {
+        ".".join(path): value
+        for path, value in given.items()
+        if path[0] not in own and path[0] != "data"
+    }
 
 
 def like_published(config: C, named: RunConfig) -> C:

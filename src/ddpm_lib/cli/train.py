@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import tyro
 
 from ddpm_lib.cli import init_from, options
 from ddpm_lib.cli.end_of_training import report
+from ddpm_lib.cli.plan import plan_to_train
 from ddpm_lib.cli.run_settings import (
     RunConfig,
     changes_of_preset,
@@ -39,7 +43,8 @@ DESCRIPTION = (
     "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The"
     " same command continues a run that was cut off. Flags win over --config, which wins over"
     " --preset. Exit codes: 0 finished, or stopped by itself (--stop-when); 130 interrupted by"
-    " Ctrl-C; 143 stopped early by a signal or a time limit with a checkpoint saved; 75 another process was lost; 2 wrong input."
+    " Ctrl-C; 143 stopped early by a signal or a time limit with a checkpoint saved; 75 another"
+    " process was lost; 2 wrong input."
 )
 
 
@@ -53,6 +58,14 @@ class TrainCommand(RunConfig):
     """Print the resolved configuration as YAML and stop."""
     dry_run: bool = False
     """Open the data, build the network, show both, and stop."""
+    hours: float | None = None
+    """Plan the run for so many hours, as `ddpm plan` does, and train it within them; options that
+    are given are kept.
+    """
+    purpose: Annotated[
+        Literal["samples", "likelihood"] | None,
+        tyro.conf.arg(aliases=("--for",), help="What --hours plans for; default: samples."),
+    ] = None
     final_samples: int = 64
     """After the last step, draw and score so many samples, fewer where they would take more than a
     twentieth of the training's time or a minute, none below 20; 0: never.
@@ -61,7 +74,9 @@ class TrainCommand(RunConfig):
 
 def resolve(args: list[str]) -> TrainCommand:
     """Return what `ddpm train` is to do."""
-    return layered(args, TrainCommand, "ddpm train", DESCRIPTION)
+    began = time.monotonic()
+    planning = functools.partial(plan_to_train, cls=TrainCommand, began=began)
+    return layered(args, TrainCommand, "ddpm train", DESCRIPTION, planning)
 
 
 def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:

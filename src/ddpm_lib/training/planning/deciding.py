@@ -1,0 +1,282 @@
+"""The decisions of a plan, in their order: what is given, what the data say, what time allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddpm_lib.core.spelling import option
+from ddpm_lib.core.validation import is_path
+from ddpm_lib.data.survey import Survey
+from ddpm_lib.training.planning import plan_rules as rules
+from ddpm_lib.training.planning.budget import TimeBudget
+from ddpm_lib.training.planning.plan_rules import Decision, Network
+from ddpm_lib.training.planning.rehearsing import Settings, nested, rehearse
+from ddpm_lib.training.run_config import absolute_source
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.estimate import Estimate
+
+
+class Deciding:
+    """The state of making one plan.
+
+    Args:
+        data: What is planned for.
+        seen: What it is like.
+        hours: How long the run may take.
+        purpose: See `plan_rules.PURPOSES`.
+        given: Settings that are fixed, by dotted name.
+        say: Gets lines on what is done.
+        began: Since when the hours count, by `time.monotonic()`; None: from the training on.
+
+    Attributes:
+        decided: The decisions so far, by name.
+        images: Images that are trained on.
+        cost: What the chosen network was measured to cost.
+    """
+
+    cost: Estimate
+
+    def __init__(
+        self,
+        data: Any,
+        seen: Survey,
+        hours: float,
+        purpose: str,
+        given: dict[str, Any],
+        say: Callable[[str], None],
+        began: float | None = None,
+    ) -> None:
+        self.began = began
+        self.data, self.survey, self.hours, self.purpose = data, seen, hours, purpose
+        self.given, self.say = given, say
+        self.accelerator = _accelerator(str(given.get("device", "auto")))
+        self.decided = {
+            name: Decision(name, value, "as asked for", "given") for name, value in given.items()
+        }
+        self.images = seen.images
+
+    def decide(self, *decisions: Decision | None) -> None:
+        """Take decisions, but for what is given."""
+        for one in decisions:
+            if one is not None and one.name not in self.given:
+                self.decided[one.name] = one
+
+    def decide_all(self) -> None:
+        """Decide on everything."""
+        seen = self.survey
+        self.decide(rules.channels(seen), rules.held_out(seen), *rules.classes(seen, self.purpose))
+        if self.value("val_data") is None and seen.images >= 10:
+            self.images -= int(min(1000, seen.images * self.value("val_fraction")))
+        self.decide(rules.batch(self.images, self.accelerator))
+        self.decide(*rules.ending(self.purpose, seen.images))
+        count = 50 if self.accelerator else 30
+        self.decide(Decision("sample_steps", count, "of DDIM, for the grids", "own: README's runs"))
+        self.say("timing a few steps …")
+        network = self._decide_network()
+        self._decide_steps()
+        self.decide(*rules.schedule(self.steps, network))
+        passes = self.steps * self.batch / self.images
+        augments = not self._network_is_given
+        self.decide(*rules.regularisation(seen, passes, self.purpose, augments))
+        limit = "the same command continues what is left"
+        self.decided["max_hours"] = Decision("max_hours", self.hours_left(), limit, "given")
+        hours = self.steps * self.budget.seconds(self.steps, self.cost) / 3600
+        self.cost = replace(self.cost, max_steps=self.steps, hours=hours)
+
+    def hours_left(self) -> float:
+        """Return the hours that the training may take."""
+        if self.began is None:
+            return self.hours
+        spent = (time.monotonic() - self.began) / 3600
+        return round(max(self.hours / 4, self.hours - spent), 4)
+
+    def value(self, name: str) -> Any:
+        """Return what was decided on a setting, None if nothing was."""
+        found = self.decided.get(name)
+        return None if found is None else found.value
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return int(self.value("max_steps"))
+
+    @property
+    def batch(self) -> int:
+        """Images per step; 32 where that is found out when training starts."""
+        size = self.value("batch_size")
+        return 32 if size == "auto" else int(size)
+
+    @property
+    def budget(self) -> TimeBudget:
+        """What there is time for."""
+        options = {name: one.value for name, one in self.decided.items() if "." not in name}
+        return TimeBudget(self.hours_left(), self.survey.images, self.batch, options)
+
+    def ordered(self) -> tuple[Decision, ...]:
+        """Return all decisions in the order in which they are written."""
+        ordered = sorted(self.decided.values(), key=_place)
+        if not is_path(self.data):
+            return tuple(ordered)
+        count = f"{self.survey.images:,} images, {self.survey.looked_at:,} of them looked at"
+        return (Decision("data", absolute_source(str(self.data)), count, "given"), *ordered)
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what else there is to know."""
+        found = []
+        if self.steps < 1000:
+            found.append(
+                f"{self.steps:,} steps are few: expect blurred shapes. More hours, a smaller"
+                f" {option('image_size')} or a GPU help most."
+            )
+        if self.images < 100:
+            found.append(
+                f"{self.images:,} images are very few: samples will be near to them. More images"
+                " help most."
+            )
+        return tuple(found)
+
+    def _decide_network(self) -> Network | None:
+        """Choose size and network by what this machine can do in time; None for one of the
+        user's.
+        """
+        sides = self._sides()
+        if self._network_is_given:
+            self._frame(max((side for side in sides if side <= 64), default=min(sides)))
+            self.decide(Decision("preset", "small", "the library's default", "default"))
+            values = {name: one.value for name, one in self.decided.items()}
+            self.cost = rehearse(Settings.of(nested(values)), self.survey.images)
+            return None
+        known = [(side, network) for side in sides for network in self._networks(side)]
+        if not known:  # then the network says which sizes fit
+            known = [(min(sides), rules.NETWORKS[0])]
+        narrowest = [one for one in known if one[1] is min(known, key=lambda o: o[1].dim)[1]]
+        first = self._try(*min(narrowest, key=lambda one: abs(one[0] - 32)))
+        ranked = sorted(known, key=lambda one: (one[0] * one[1].dim, one[0]), reverse=True)
+        able = [one for one in ranked if self._predicted(first, *one) >= self._needs(*one)]
+        for one in [*able[:2], ranked[-1]]:  # a prediction may be off: then the next one
+            self.cost = self._try(*one)
+            if self.budget.steps(self.cost) >= self._needs(*one):
+                break
+        self._take(*one)
+        return one[1]
+
+    @property
+    def _network_is_given(self) -> bool:
+        return any(name == "preset" or name.startswith("model.") for name in self.given)
+
+    def _sides(self) -> list[int]:
+        """Return the sides that may be chosen; one where the size is fixed."""
+        size, why = self.given.get("image_size"), None
+        if size is None and self.survey.fixed:
+            size, why = self.data.image_size, Decision("image_size", [], "theirs", "data")
+        if size is None:
+            return rules.sides(self.survey)
+        self.given["image_size"] = [*size] if isinstance(size, list | tuple) else [size]
+        before = self.decided.get("image_size", why)
+        assert before is not None
+        self.decided["image_size"] = replace(before, value=self.given["image_size"])
+        return [min(self.given["image_size"])]
+
+    def _networks(self, side: int) -> list[Network]:
+        """Return the networks that may be chosen at a side."""
+        few, fixed = self.survey.images < 1000, "image_size" in self.given
+        return [
+            network
+            for network in rules.NETWORKS
+            if (fixed or side <= network.largest)
+            and (not few or network.dim <= rules.WIDEST_FOR_FEW)
+            and all(s % self._factor(network, side) == 0 for s in self._size(side))
+        ]
+
+    def _factor(self, network: Network, side: int) -> int:
+        """Return by how much a network divides a side."""
+        levels = {"tiny": 3, "small": 4}[network.preset]
+        return 2 ** (levels - 1) * (2 if self._patches(network, side) else 1)
+
+    def _patches(self, network: Network, side: int) -> bool:
+        return rules.patches(side, network.dim, self.accelerator, self.purpose)
+
+    def _size(self, side: int) -> list[int]:
+        """Return height and width, or one of them for squares, for a side."""
+        if "image_size" in self.given:
+            return list(self.given["image_size"])
+        return rules.frame(self.survey, side)[0]
+
+    def _needs(self, side: int, network: Network) -> int:
+        size = self._size(side)
+        return network.needs(size[0] * size[-1])
+
+    def _options(self, side: int, network: Network) -> dict[str, Any]:
+        """Return all settings that there would be with a network at a size, by dotted name."""
+        patches = self._patches(network, side)
+        found: dict[str, Any] = {"preset": network.preset, "image_size": self._size(side)}
+        found |= {one.name: one.value for one in rules.network(network, patches)}
+        found |= {one.name: one.value for one in rules.prediction(patches, self.purpose)}
+        return {**found, **{name: one.value for name, one in self.decided.items()}}
+
+    def _try(self, side: int, network: Network) -> Estimate:
+        settings = Settings.of(nested(self._options(side, network)))
+        return rehearse(settings, self.survey.images)
+
+    def _predicted(self, first: Estimate, side: int, network: Network) -> int:
+        """Return the steps that a network would do at a size, from the multiplications of it and of
+        one that was timed.
+        """
+        macs = Settings.of(nested(self._options(side, network))).macs()
+        seconds = None
+        if first.seconds_per_step is not None:
+            seconds = first.seconds_per_step * macs / first.macs
+        return self.budget.steps(replace(first, seconds_per_step=seconds))
+
+    def _take(self, side: int, network: Network) -> None:
+        """Decide on a network and the size of the images."""
+        self._frame(side)
+        time = f"{self._needs(side, network):,} steps that it needs, time for"
+        why = f"{time} {self.budget.steps(self.cost):,}"
+        source = "measured; needs: own (README's shapes), estimate for wider ones"
+        self.decide(Decision("preset", network.preset, why, source))
+        patches = self._patches(network, side)
+        self.decide(*rules.network(network, patches), *rules.prediction(patches, self.purpose))
+
+    def _frame(self, side: int) -> None:
+        if "image_size" not in self.given:
+            _, size, fit = rules.frame(self.survey, side)
+            self.decide(size, fit)
+
+    def _decide_steps(self) -> None:
+        time = self.budget.steps(self.cost)
+        worth = rules.worth(self.images, self.batch)
+        each = self.cost.seconds_per_step or 0.0
+        why, source = f"{each:.3g} s each, validation and grids besides", "measured"
+        if worth < time:
+            passes = worth * self.batch / self.images
+            why = f"{passes:,.0f} passes, beyond which only copies are learned; time for {time:,}"
+            source = rules.COPY_LAW
+        self.decide(Decision("max_steps", rules.round_steps(min(time, worth)), why, source))
+
+
+_ORDER = [
+    *("data", "image_size", "fit", "channels", "preset", "class_conditional", "output_dir"),
+    *("val_data", "val_fraction", "batch_size", "max_steps", "max_hours", "stop_when", "patience"),
+    *("learning_rate", "lr_schedule", "warmup_steps", "ema_decay", "horizontal_flip", "augment"),
+    *("sample_steps", "sample_guidance_scale"),
+]
+
+
+def _place(one: Decision) -> tuple[int, int]:
+    group = ("model.", "diffusion.")
+    inner = next((k + 1 for k, name in enumerate(group) if one.name.startswith(name)), 0)
+    return inner, _ORDER.index(one.name) if one.name in _ORDER else len(_ORDER)
+
+
+def _accelerator(device: str) -> bool:
+    """Whether a device, or "auto", is no CPU."""
+    if device == "auto":
+        return bool(torch.accelerator.is_available())
+    return device.partition(":")[0] != "cpu"
