@@ -74,12 +74,14 @@ class Deciding:
         if self.value("val_data") is None and seen.images >= 10:
             self.images -= int(min(1000, seen.images * self.value("val_fraction")))
         self.decide(rules.batch(self.images, self.accelerator))
-        self.decide(*rules.ending(self.purpose, seen.images))
         count = 50 if self.accelerator else 30
         self.decide(Decision("sample_steps", count, "of DDIM, for the grids", "own: README's runs"))
         self.say("timing a few steps …")
         network = self._decide_network()
         self._decide_steps()
+        if self.steps >= rules.copies_from(self.images, self.batch) / 4:  # as priors may be off
+            self.decide(*rules.ending(self.purpose, seen.images))
+            self._decide_steps()  # such a run validates and draws more often
         self.decide(*rules.schedule(self.steps, network))
         passes = self.steps * self.batch / self.images
         augments = not self._network_is_given
@@ -149,12 +151,16 @@ class Deciding:
         if self._network_is_given:
             self._frame(max((side for side in sides if side <= 64), default=min(sides)))
             self.decide(Decision("preset", "small", "the library's default", "default"))
+            patches = (self.value("model.patch_size") or 1) > 1
+            self.decide(*rules.prediction(patches, self.purpose))
             values = {name: one.value for name, one in self.decided.items()}
-            self.cost = rehearse(Settings.of(nested(values)), self.survey.images)
+            self.cost = rehearse(self._settings(values), self.survey.images)
             return None
         known = [(side, network) for side in sides for network in self._networks(side)]
-        if not known:  # then the network says which sizes fit
-            known = [(min(sides), rules.NETWORKS[0])]
+        if not known:
+            smallest = (min(sides), rules.NETWORKS[0])
+            self._settings(self._options(*smallest)).check_size()
+            known = [smallest]
         narrowest = [one for one in known if one[1] is min(known, key=lambda o: o[1].dim)[1]]
         first = self._try(*min(narrowest, key=lambda one: abs(one[0] - 32)))
         ranked = sorted(known, key=lambda one: (one[0] * one[1].dim, one[0]), reverse=True)
@@ -221,14 +227,16 @@ class Deciding:
         return {**found, **{name: one.value for name, one in self.decided.items()}}
 
     def _try(self, side: int, network: Network) -> Estimate:
-        settings = Settings.of(nested(self._options(side, network)))
-        return rehearse(settings, self.survey.images)
+        return rehearse(self._settings(self._options(side, network)), self.survey.images)
+
+    def _settings(self, values: dict[str, Any]) -> Settings:
+        return Settings.of(nested(values), len(self.survey.class_names or ()))
 
     def _predicted(self, first: Estimate, side: int, network: Network) -> int:
         """Return the steps that a network would do at a size, from the multiplications of it and of
         one that was timed.
         """
-        macs = Settings.of(nested(self._options(side, network))).macs()
+        macs = self._settings(self._options(side, network)).macs()
         seconds = None
         if first.seconds_per_step is not None:
             seconds = first.seconds_per_step * macs / first.macs

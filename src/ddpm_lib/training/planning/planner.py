@@ -14,6 +14,7 @@ from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import unknown_options
 from ddpm_lib.data.survey import Survey, survey
+from ddpm_lib.process.presets import PROCESS_PRESETS
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.planning import plan_rules as rules
 from ddpm_lib.training.planning.deciding import Deciding
@@ -104,7 +105,7 @@ class Plan:
         """
         from ddpm_lib.training.trainer import Trainer
 
-        settings = Settings.of(self.settings)
+        settings = Settings.of(self.settings, len(self.survey.class_names or ()))
         unknown_options(changes, list(TrainingConfig.__dataclass_fields__), "Plan.trainer")
         return Trainer(settings.process(), self.data, **{**settings.training, **changes})
 
@@ -206,6 +207,12 @@ def checked(hours: Any, purpose: Any, given: Mapping[str, Any]) -> dict[str, Any
     known = ["image_size", "channels", "preset", "class_conditional", "model", "diffusion"]
     plain = {name for name in fixed if "." not in name}
     unknown_options(plain, [*TrainingConfig.__dataclass_fields__, *known], "plan")
+    if fixed.get("preset") in PROCESS_PRESETS:
+        raise ConfigError(
+            f"{option('preset', fixed['preset'])} is a published run with a process of its own, so"
+            " that nothing is left to plan. Train with it as it is; `ddpm estimate` says how long"
+            " that takes."
+        )
     for name in ("init_from", "max_hours"):
         if fixed.get(name) is not None:
             raise ConfigError(_NOT_PLANNED[name])

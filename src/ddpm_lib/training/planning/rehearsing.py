@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,12 +55,12 @@ class Settings:
     training: dict[str, Any]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], classes: int | None = None) -> Settings:
+    def of(cls, values: Mapping[str, Any], classes: int = 0) -> Settings:
         """Take settings apart.
 
         Args:
             values: As in a config file.
-            classes: Number of classes, for a network that learns them.
+            classes: Number of classes of the data, for a network that learns them.
 
         Raises:
             ConfigError: For an unknown preset.
@@ -78,7 +79,7 @@ class Settings:
         if values.get("augment"):
             model.setdefault("augment_dim", AUGMENT_DIM)
         if values.get("class_conditional"):
-            model.setdefault("num_classes", classes or 10)
+            model.setdefault("num_classes", classes)
         training = {
             name: values[name] for name in TrainingConfig.__dataclass_fields__ if name in values
         }
@@ -89,12 +90,39 @@ class Settings:
         torch.manual_seed(int(self.training.get("seed", 0)))
         return GaussianDiffusion(Unet(**self.model), **self.diffusion)
 
-    def macs(self) -> int:
-        """Return the multiply-accumulate operations of the network per image, forward."""
+    def check_size(self) -> None:
+        """Refuse a size that the network cannot halve so often.
+
+        Raises:
+            ValueError: Naming sizes that fit.
+        """
         size = self.diffusion["image_size"]
         with torch.device("meta"):
-            model = Unet(**self.model)
-        return int(model.summary(size if isinstance(size, tuple) else (size, size)).macs)
+            Unet(**self.model).check_size(size if isinstance(size, tuple) else (size, size))
+
+    def macs(self) -> int:
+        """Return the multiply-accumulate operations of the network per image, forward, as if they
+        grew with the pixels; attention grows faster, and is the smaller part.
+
+        Raises:
+            ValueError: If the network cannot halve such a size so often.
+        """
+        size = self.diffusion["image_size"]
+        height, width = size if isinstance(size, tuple) else (size, size)
+        frozen = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.model.items()
+        }
+        at_32 = _macs_at_32(tuple(sorted(frozen.items())))
+        return round(at_32 * height * width / 32**2)
+
+
+@functools.lru_cache
+def _macs_at_32(model: tuple[tuple[str, Any], ...]) -> int:
+    """Return the operations of a network for an image of 32×32."""
+    with torch.device("meta"):
+        network = Unet(**dict(model))
+    return int(network.summary((32, 32)).macs)
 
 
 def rehearse(settings: Settings, images: int) -> Estimate:
