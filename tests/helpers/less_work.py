@@ -10,6 +10,9 @@ import pytest
 
 from ddpm_lib import GaussianDiffusion
 from ddpm_lib.cli import ablate, distill, evaluate, train
+from ddpm_lib.cli import ablate, evaluate, train
+from ddpm_lib.training.planning import deciding
+from plan_tools import cost
 
 STEPS = 4
 
@@ -23,10 +26,9 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
         model = {"dim": 8, "blocks_per_level": 1, "attention_levels": ()}
         if len(settings.model.dim_mults) > 2:
             model["dim_mults"] = (1, 2, 2, 2)[: len(settings.model.dim_mults)]
-        cadence = {
-            name: min(getattr(settings, name), STEPS)
-            for name in ("sample_every", "val_every", "save_every")
-        }
+        names = ("sample_every", "val_every", "save_every")
+        told = {name: getattr(settings, name) for name in names}
+        cadence = {name: STEPS if v == "auto" else min(v, STEPS) for name, v in told.items()}
         return dataclasses.replace(
             settings,
             max_steps=STEPS,
@@ -67,6 +69,7 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(evaluate, name, few_samples(getattr(evaluate, name)))
     monkeypatch.setattr(train, "settings_of", few_steps)
     monkeypatch.setattr(distill.Distillation, "run", few_tunings)
+    monkeypatch.setattr(deciding, "rehearse", lambda settings, images: cost(0.1, 10**7, 32))
     monkeypatch.setattr(ablate, "ablate", few_images)
     monkeypatch.setattr(GaussianDiffusion, "sample", quick)
 

@@ -36,13 +36,9 @@ MADE = {
 
 
 def end_screen(run: Path) -> str:
-<<<<<<< HEAD
-    """Return what there is to say of a run, in sections VERDICT, WEIGHTS, SCORE, FILES and NEXT."""
-=======
-    """Return what there is to say of a run, in sections VERDICT, SCORE, FILES and NEXT; where it
-    stopped before its last step, END says why.
+    """Return what there is to say of a run, in sections VERDICT, WEIGHTS, SCORE, FILES and NEXT;
+    where it stopped before its last step, END says why.
     """
->>>>>>> 9a72d33 (training: cadences follow the length of a run; small sets keep early and best checkpoints; --stop-when)
     records = read_records(run)
     verdict = judge(records)
     parts = [
