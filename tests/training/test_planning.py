@@ -130,7 +130,7 @@ def test_what_is_given_stays(machine: Machine, data: Data) -> None:
     assert {one.evidence for one in made.decisions if one.name in given} == {"given"}
     fewer = plan("pictures", hours=1, max_steps=77)
     assert fewer.steps == 77
-    assert fewer.settings["warmup_steps"] == 10
+    assert fewer.settings["warmup_steps"] == 3
 
 
 def test_small_sets_stop_by_themselves_and_large_ones_do_not(machine: Machine, data: Data) -> None:

@@ -90,7 +90,7 @@ class TimeBudget:
             forward += (2 * held + min(held, 128)) / cadences.val_every
         if cadences.sample_every:
             guided = 2 if self.options.get("sample_guidance_scale", 1.0) != 1.0 else 1
-            drawn = self.options.get("sample_count", 16) * self.options.get("sample_steps", 50)
+            drawn = self.options.get("sample_count", 16) * self.options.get("sample_steps", 20)
             forward += guided * drawn / cadences.sample_every
         return WRITING + forward / 3 / self.batch_size
 

@@ -74,15 +74,14 @@ class Deciding:
         if self.value("val_data") is None and seen.images >= 10:
             self.images -= int(min(1000, seen.images * self.value("val_fraction")))
         self.decide(rules.batch(self.images, self.accelerator))
-        count = 50 if self.accelerator else 30
-        self.decide(Decision("sample_steps", count, "of DDIM, for the grids", "own: README's runs"))
+        self.decide(*rules.drawing())
         self.say("timing a few steps …")
-        network = self._decide_network()
+        self._decide_network()
         self._decide_steps()
         if self.steps >= rules.copies_from(self.images, self.batch) / 4:  # as priors may be off
             self.decide(*rules.ending(self.purpose, seen.images))
             self._decide_steps()  # such a run validates and draws more often
-        self.decide(*rules.schedule(self.steps, network))
+        self.decide(*rules.schedule(self.steps))
         passes = self.steps * self.batch / self.images
         augments = not self._network_is_given
         self.decide(*rules.regularisation(seen, passes, self.purpose, augments))
@@ -143,10 +142,8 @@ class Deciding:
             )
         return tuple(found)
 
-    def _decide_network(self) -> Network | None:
-        """Choose size and network by what this machine can do in time; None for one of the
-        user's.
-        """
+    def _decide_network(self) -> None:
+        """Choose size and network by what this machine can do in time; one of the user's stays."""
         sides = self._sides()
         if self._network_is_given:
             self._frame(max((side for side in sides if side <= 64), default=min(sides)))
@@ -155,7 +152,7 @@ class Deciding:
             self.decide(*rules.prediction(patches, self.purpose))
             values = {name: one.value for name, one in self.decided.items()}
             self.cost = rehearse(self._settings(values), self.survey.images)
-            return None
+            return
         known = [(side, network) for side in sides for network in self._networks(side)]
         if not known:
             smallest = (min(sides), rules.NETWORKS[0])
@@ -170,7 +167,6 @@ class Deciding:
             if self.budget.steps(self.cost) >= self._needs(*one):
                 break
         self._take(*one)
-        return one[1]
 
     @property
     def _network_is_given(self) -> bool:
@@ -273,7 +269,7 @@ _ORDER = [
     *("data", "image_size", "fit", "channels", "preset", "class_conditional", "output_dir"),
     *("val_data", "val_fraction", "batch_size", "max_steps", "max_hours", "stop_when", "patience"),
     *("learning_rate", "lr_schedule", "warmup_steps", "ema_decay", "horizontal_flip", "augment"),
-    *("sample_steps", "sample_guidance_scale"),
+    *("sample_sampler", "sample_steps", "sample_guidance_scale"),
 ]
 
 

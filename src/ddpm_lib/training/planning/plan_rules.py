@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddpm_lib.data.survey import Survey
+from ddpm_lib.training.by_length import rate_of
 
 PURPOSES = ("samples", "likelihood")
 """What a run is for."""
@@ -56,14 +57,12 @@ class Network:
         steps: Steps that it needs at 32×32 to show what it can; more by as many times as there are
             more pixels.
         largest: The largest side it is chosen for.
-        rate: Its learning rate.
     """
 
     preset: str
     dim: int
     steps: int
     largest: int
-    rate: float
 
     def needs(self, pixels: int) -> int:
         """Return the steps that it needs at a size."""
@@ -71,13 +70,13 @@ class Network:
 
 
 NETWORKS = (
-    Network("tiny", 32, 1_000, 64, 2e-3),
-    Network("small", 64, 4_000, 96, 1e-3),
-    Network("small", 96, 10_000, 128, 5e-4),
-    Network("small", 128, 30_000, 128, 2e-4),
+    Network("tiny", 32, 1_000, 64),
+    Network("small", 64, 4_000, 96),
+    Network("small", 96, 10_000, 128),
+    Network("small", 128, 30_000, 128),
 )
 """Narrow ones first. The first learns the built-in shapes in 900 steps (README); the last is of the
-width of Ho et al. 2020, with their rate; what lies between is interpolated.
+width of Ho et al. 2020; what lies between is interpolated.
 """
 SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Sides that a plan may choose."""
@@ -208,31 +207,35 @@ def prediction(patches: bool, purpose: str) -> list[Decision]:
 _ABLATION = "own: docs/ablation.md"
 
 
+def drawing() -> list[Decision]:
+    """Return the sampler of the grids, which is that of `ddpm sample` where nobody names one."""
+    source = "own: docs/sampling.md"
+    return [
+        Decision("sample_sampler", "unipc", "few steps are enough", source),
+        Decision("sample_steps", 20, "the default of every drawing", source),
+    ]
+
+
 def patches(side: int, dim: int, accelerator: bool, purpose: str) -> bool:
     """Say whether the network works on patches of 2×2 pixels."""
     return purpose == "samples" and not accelerator and side >= 32 and dim <= 64
 
 
-def schedule(steps: int, network: Network | None) -> list[Decision]:
-    """Return learning rate, its course and the average's length.
+def schedule(steps: int) -> list[Decision]:
+    """Return learning rate, its course and the averages: those of every run that names none
+    (`training/by_length.py`), written down.
 
     Args:
         steps: Of the run.
-        network: The one that was chosen, None for one that was given.
     """
-    warmup = min(500, max(10, steps // 20))
-    decay = round(min(0.9999, max(0.9, 1 - 10 / steps)), 4)
-    found = []
-    if network is not None:
-        source = "Ho et al. 2020" if network.dim == 128 else "own: README's runs; interpolated"
-        why = "wide networks take small steps" if network.dim == 128 else "narrow networks take it"
-        found.append(Decision("learning_rate", network.rate, why, source))
-    found += [
-        Decision("lr_schedule", "cosine", "ends without the noise of large steps", "own: README"),
-        Decision("warmup_steps", warmup, "a twentieth of the run, at most 500", "estimate"),
-        Decision("ema_decay", [decay], "averages a tenth of the run", "Karras et al. 2024, §3"),
+    own = "own: docs/training.md"
+    rate, warmup = rate_of(steps), min(500, steps // 20)
+    return [
+        Decision("learning_rate", rate, f"for {steps:,} steps; 2e-4 for 75,000", own),
+        Decision("lr_schedule", "cosine", "ends without the noise of large steps", own),
+        Decision("warmup_steps", warmup, "a twentieth of the run, at most 500", own),
+        Decision("ema_decay", "auto", "three lengths; the best on held-out images is used", own),
     ]
-    return found
 
 
 def regularisation(
