@@ -36,6 +36,7 @@ from ddpm_lib.cli.estimate import EstimateCommand
 from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.export import ExportCommand
 from ddpm_lib.cli.inpaint import InpaintCommand
+from ddpm_lib.cli.plan import PlanCommand
 from ddpm_lib.cli.prepare import PrepareCommand
 from ddpm_lib.cli.push import PushCommand
 from ddpm_lib.cli.report import ReportCommand
@@ -59,6 +60,7 @@ CLASSES = {
     "edit": EditCommand,
     "inpaint": InpaintCommand,
     "restore": RestoreCommand,
+    "plan": PlanCommand,
     "evaluate": EvaluateCommand,
     "export": ExportCommand,
     "convert": ConvertCommand,
@@ -95,6 +97,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--model.attention-levels", "1", "2"],
             ["--diffusion.schedule-options", "s", "0.01"],
             ["--freeze", "down,middle"],
+            ["--stop-when", "overfitting", "copying"],
             ["--compile"],
             ["--class-conditional"],
             ["--no-progress"],
@@ -103,6 +106,10 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--seed=3"],
             ["--value-range", "0", "4095"],
         ],
+    ),
+    "plan": (
+        ["pics"],
+        [["--hours", "2"], ["--for", "likelihood"], ["--image-size", "32"], ["--output", "-"]],
     ),
     "estimate": (
         ["pics"],

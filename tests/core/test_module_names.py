@@ -26,6 +26,7 @@ KNOWN = {
     "names": "names of images, and names of checkpoints",
     "opening": "of data, and of other libraries' files",
     "options": "options of the commands, and options of registered parts",
+    "plan": "how to sample, and the command that plans a training",
     "presets": "networks by name, and whole processes by name",
     "pretrained": "networks in pretrained folders, and whole processes in them",
     "report": COMMAND,

@@ -164,7 +164,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grey": ({"images": 2000, "grey": True}, {"channels": 1}),
     "wide": ({"images": 2000, "size": (320, 200)}, {}),
     "classes": (
-        {"images": 2000, "class_counts": (500, 1500)},
+        {"images": 2000, "class_counts": (500, 1500), "class_names": ("a", "b")},
         {"class_conditional": True, "sample_guidance_scale": 2.0},
     ),
     "classes of few": ({"images": 60, "class_counts": (2,) * 30}, {"class_conditional": False}),

@@ -18,14 +18,11 @@ _INDENT = 26
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "ddpm train": (
-        ("ddpm train", "the built-in shapes, with settings of their own"),
+        ("ddpm train", "the built-in shapes"),
         ("ddpm train path/to/images --image-size 64", "your own images"),
-        ("ddpm train path/to/images --hours 2", "planned by what the images and this machine are"),
+        ("ddpm train path/to/images --hours 2", "planned, within two hours"),
         ("ddpm train path/to/images --class-conditional", "one sub-folder per class"),
-        (
-            "ddpm train path/to/images --max-steps 20000 --dry-run",
-            "only show what would be trained",
-        ),
+        ("ddpm train path/to/images --dry-run", "only show what it would train"),
     ),
     "ddpm plan": (
         ("ddpm plan path/to/images", "a run.yaml for two hours on this machine"),
@@ -140,15 +137,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 
 _TRAIN = (
     "image_size class_conditional preset batch_size max_steps max_hours learning_rate output_dir"
-    " horizontal_flip val_data stop_when hours num_workers device mixed_precision seed config"
-    " dry_run print_config"
+    " horizontal_flip val_data num_workers device mixed_precision seed config dry_run print_config"
 )
 COMMON: dict[str, str] = {
-    "ddpm train": _TRAIN,
-    "ddpm plan": (
-        "hours purpose output image_size batch_size preset class_conditional horizontal_flip"
-        " val_data device seed"
-    ),
+    "ddpm train": _TRAIN.replace("max_hours", "hours"),
+    "ddpm plan": "hours purpose output val_data device seed",
     "ddpm estimate": _TRAIN.replace("dry_run print_config", "probe_steps json"),
     "ddpm sample": (
         "num class_label guidance_scale seed first_index checkpoint sampler num_steps format"

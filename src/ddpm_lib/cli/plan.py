@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -54,7 +55,12 @@ def main(args: list[str]) -> int:
     base = PlanCommand()
     table = arguments.options_of(PlanCommand, base)
     if help.wanted(args):
-        options.show_help(PlanCommand, table, args, "ddpm plan", DESCRIPTION)
+        own = {f.name for f in dataclasses.fields(PlanCommand)} - {
+            f.name for f in dataclasses.fields(RunConfig)
+        }
+        # The defaults of the others are no default here: they are what is planned.
+        shown = [o if o.path[0] in own else dataclasses.replace(o, default=None) for o in table]
+        options.show_help(PlanCommand, shown, args, "ddpm plan", DESCRIPTION)
     given = arguments.read(table, args, "ddpm plan")
     if ("data",) not in given:
         raise missing_data(args, "ddpm plan", "shapes")

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The"
     " same command continues a run that was cut off. Flags win over --config, which wins over"
-    " --preset. Exit codes: 0 finished, or stopped by itself (--stop-when); 130 interrupted by"
-    " Ctrl-C; 143 stopped early by a signal or a time limit with a checkpoint saved; 75 another"
-    " process was lost; 2 wrong input."
+    " --preset. Exit codes: 0 finished, also by --stop-when; 130 interrupted by Ctrl-C; 143 stopped"
+    " early by a signal or a time limit, with a checkpoint; 75 another process was lost; 2 wrong"
+    " input."
 )
 
 
@@ -59,9 +59,7 @@ class TrainCommand(RunConfig):
     dry_run: bool = False
     """Open the data, build the network, show both, and stop."""
     hours: float | None = None
-    """Plan the run for so many hours, as `ddpm plan` does, and train it within them; options that
-    are given are kept.
-    """
+    """Plan a run of so many hours, as `ddpm plan` does, and train it."""
     purpose: Annotated[
         Literal["samples", "likelihood"] | None,
         tyro.conf.arg(aliases=("--for",), help="What --hours plans for; default: samples."),

@@ -2,7 +2,8 @@
 reason.
 """
 
+from ddpm_lib.training.planning.plan_file import Plan
 from ddpm_lib.training.planning.plan_rules import Decision
-from ddpm_lib.training.planning.planner import Plan, plan
+from ddpm_lib.training.planning.planner import plan
 
 __all__ = ["Decision", "Plan", "plan"]

@@ -5,109 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import unknown_options
-from ddpm_lib.data.survey import Survey, survey
+from ddpm_lib.data.survey import survey
 from ddpm_lib.process.presets import PROCESS_PRESETS
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.planning import plan_rules as rules
 from ddpm_lib.training.planning.deciding import Deciding
-from ddpm_lib.training.planning.plan_rules import Decision
-from ddpm_lib.training.planning.rehearsing import Settings, nested
+from ddpm_lib.training.planning.plan_file import Plan
 
 if TYPE_CHECKING:
-    from ddpm_lib.training.estimate import Estimate
-    from ddpm_lib.training.trainer import Trainer
+    pass
 
 LEAST_HOURS = 0.01
 """Below that a plan would be longer than the training."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings of a run, each with its reason, and what to expect of it.
-
-    Attributes:
-        data: What was planned for: a name that opens it, or the object.
-        decisions: The settings, in the order in which they are written.
-        survey: What the data are like.
-        estimate: What the run costs on this machine, measured.
-        hours: What it was planned for.
-        purpose: "samples" or "likelihood".
-        train_images: Images that it trains on.
-        seconds: How long the run is expected to take, with validation, grids and the start.
-        notes: What else there is to know.
-    """
-
-    data: Any
-    decisions: tuple[Decision, ...]
-    survey: Survey
-    estimate: Estimate
-    hours: float
-    purpose: str
-    train_images: int
-    seconds: float
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings as nested values: options of training, and the groups model and
-        diffusion.
-        """
-        return nested({one.name: one.value for one in self.decisions})
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps."""
-        return int(self._value("max_steps"))
-
-    @property
-    def passes(self) -> float:
-        """Expected passes over the training images."""
-        return self.steps * int(self._value("batch_size")) / self.train_images
-
-    @property
-    def copies_from(self) -> int:
-        """The step from which copies of training images are to be expected: a prior."""
-        return rules.copies_from(self.train_images, int(self._value("batch_size")))
-
-    def _value(self, name: str) -> Any:
-        return next(one.value for one in self.decisions if one.name == name)
-
-    def __str__(self) -> str:
-        """Return the plan as a commented run.yaml, which `ddpm train run.yaml` takes."""
-        from ddpm_lib.training.planning.plan_file import plan_yaml
-
-        return plan_yaml(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write run.yaml.
-
-        Raises:
-            ConfigError: If something else lies there, or the data have no name.
-            OSError: If the disk refuses.
-        """
-        from ddpm_lib.training.planning.plan_file import save_plan
-
-        return save_plan(self, Path(path))
-
-    def trainer(self, **changes: Any) -> Trainer:
-        """Return a Trainer of this plan.
-
-        Args:
-            **changes: Options of training that are to be otherwise, such as output_dir.
-        """
-        from ddpm_lib.training.trainer import Trainer
-
-        settings = Settings.of(self.settings, len(self.survey.class_names or ()))
-        unknown_options(changes, list(TrainingConfig.__dataclass_fields__), "Plan.trainer")
-        return Trainer(settings.process(), self.data, **{**settings.training, **changes})
 
 
 def plan(
