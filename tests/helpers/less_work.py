@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_lib import GaussianDiffusion
 from ddpm_lib.cli import ablate, distill, evaluate, train
+from ddpm_lib.training.planning import deciding
 from plan_tools import cost
 
 STEPS = 4
