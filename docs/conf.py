@@ -7,8 +7,6 @@ and docstrings of the public names.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
 import sys
@@ -23,8 +21,7 @@ os.environ["COLUMNS"] = "100"  # the width of `--help`
 os.environ["NO_COLOR"] = "1"
 
 import ddpm_lib  # noqa: E402
-from ddpm_lib.cli import COMMANDS, main  # noqa: E402
-from site_names import PUBLIC_ROOMS  # noqa: E402
+from site_pages import write_all  # noqa: E402
 
 project = "ddpm_lib"
 author = "The ddpm_lib authors"
@@ -56,7 +53,6 @@ myst_enable_extensions = ["deflist", "colon_fence", "attrs_inline"]
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -65,43 +61,6 @@ nitpicky = False
 suppress_warnings = ["ref.python"]
 
 copybutton_prompt_text = "$ "
-
-
-def _help_of(command: str) -> str:
-    """Return what `ddpm COMMAND --help` prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        main([command, "--help"])
-    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).rstrip()
-
-
-def write_commands(folder: Path) -> None:
-    """Write a page with the options of every command."""
-    lines = [
-        "# Commands",
-        "",
-        "What `ddpm COMMAND --help` prints, for every command. What an option does in Python has the same name with underscores.",
-        "",
-    ]
-    for command in COMMANDS:
-        lines += [f"## ddpm {command}", "", "```text", _help_of(command), "```", ""]
-    (folder / "commands.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def write_reference(folder: Path) -> None:
-    """Write a page per room with the signatures and docstrings of its public names."""
-    for room in PUBLIC_ROOMS:
-        lines = [f"# {room.title}", "", room.about, ""]
-        for name in room.names:
-            module, _, attribute = name.rpartition(".")
-            found = getattr(__import__(module, fromlist=[attribute]), attribute)
-            kind = "class" if isinstance(found, type) else "function"
-            if not isinstance(found, type) and not callable(found):
-                kind = "data"
-            lines += [f"## {attribute}", "", "```{eval-rst}", f".. auto{kind}:: {name}"]
-            lines += ["   :members:", "   :undoc-members:"] * (kind == "class")
-            lines += ["```", ""]
-        (folder / f"{room.file}.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def escape_stars(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
@@ -114,14 +73,20 @@ def escape_stars(app: Any, what: str, name: str, found: Any, options: Any, lines
         )
 
 
-def _generate(app: Any) -> None:
-    folder = HERE / "generated"
-    folder.mkdir(exist_ok=True)
-    write_commands(folder)
-    write_reference(folder)
+def outside_links(app: Any, page: str, source: list[str]) -> None:
+    """Name files of the repository that are no pages of the site: there is nothing to link to."""
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)", _named_file, source[0])
+
+
+def _named_file(link: re.Match[str]) -> str:
+    text, file = link[1], link[2]
+    if file.endswith(".png"):
+        return link[0]
+    return f"`{file}`" if text.strip("`") == file else f"{text} (`{file}` in the repository)"
 
 
 def setup(app: Any) -> None:
     """Make the generated pages before Sphinx looks for pages, and mend docstrings."""
     app.connect("autodoc-process-docstring", escape_stars, priority=900)  # after napoleon
-    _generate(app)
+    app.connect("source-read", outside_links)
+    write_all(HERE / "generated")

@@ -147,8 +147,7 @@ def prepare_sysu(
 
     * `train_data/<class>/<class>_<name>.png`: the training images at `size`.
     * `eval_data/<class>/<class>_<name>.jpg`: the held-out photos, untouched.
-    * `normalized_eval_data/<class>_<name>.png`: the held-out images made exactly as the training
-      images, for FID.
+    * `normalized_eval_data/<class>_<name>.png`: the held-out images made as the training ones.
     * `splits.json`: settings, counts and names.
 
     The split is by a hash of each name, class by class; identical and nearly identical photos stay
