@@ -1,4 +1,4 @@
-"""The pictures of docs/symptoms.md: runs that fail in known ways, their curves beside their last grid.
+"""The pictures of docs/symptoms.md: runs that fail in known ways, curves beside their last grid.
 
     python benchmarks/symptoms.py                  # all, about six minutes of one thread
     python benchmarks/symptoms.py --only copying
@@ -20,13 +20,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-from prepared_runs import MANY, PREPARED, SIDE, Prepared, shapes, train  # noqa: E402
-
 from ddpm_lib import load_run, open_dataset  # noqa: E402
 from ddpm_lib.data import ImageDataset  # noqa: E402
 from ddpm_lib.images import save_grid  # noqa: E402
 from ddpm_lib.runs.records import read_records  # noqa: E402
 from ddpm_lib.runs.verdict import judge, words  # noqa: E402
+from prepared_runs import MANY, PREPARED, SIDE, Prepared, shapes, train  # noqa: E402
 
 SEED = 1
 COLUMNS, SHOWN, SCALE = 8, 24, 5
@@ -42,7 +41,11 @@ def enlarged(seed: int) -> ImageDataset:
 
 MORE = {
     "flat": Prepared(
-        ("flat", "flat_rate"), "a rate that decays early", shapes(MANY), 700, options={"learning_rate": 4e-4}
+        ("flat", "flat_rate"),
+        "a rate that decays early",
+        shapes(MANY),
+        700,
+        options={"learning_rate": 4e-4},
     ),
     "few_steps": PREPARED["good"],
     "enlarged": Prepared(("learning",), "images that were enlarged", enlarged, 500, classes=False),
@@ -52,7 +55,11 @@ MORE = {
 def grid_of(name: str, run: Path, file: Path) -> None:
     """Draw the samples of a run: by 3 ancestral steps where that is the fault."""
     loaded = load_run(run)
-    few = {"sampler": "ddpm", "num_steps": 3} if name == "few_steps" else {"sampler": "ddim", "num_steps": 20}
+    few = (
+        {"sampler": "ddpm", "num_steps": 3}
+        if name == "few_steps"
+        else {"sampler": "ddim", "num_steps": 20}
+    )
     cond = None
     if loaded.diffusion.model.config.get("num_classes"):
         import torch
@@ -77,7 +84,9 @@ def picture(name: str, run: Path, file: Path) -> None:
     curves, samples = figure.subplots(1, 2, width_ratios=(1.25, 1))
     for key, label, width in (("loss", "training", 0.9), ("val_loss", "held-out", 2.2)):
         rows = [row for row in records.metrics if row.get(key) is not None]
-        curves.plot([row["step"] for row in rows], [row[key] for row in rows], lw=width, label=label)
+        curves.plot(
+            [row["step"] for row in rows], [row[key] for row in rows], lw=width, label=label
+        )
     curves.set_yscale("log")
     curves.set_xlabel("step")
     curves.set_ylabel("loss")
@@ -85,7 +94,9 @@ def picture(name: str, run: Path, file: Path) -> None:
     samples.imshow(Image.open(grid), interpolation="nearest")
     samples.axis("off")
     headline = told[0] if isinstance(told, list) else str(told).splitlines()[0]
-    figure.suptitle("\n".join(textwrap.wrap(f"VERDICT  {headline}", 110)), fontsize=9, x=0.02, ha="left")
+    figure.suptitle(
+        "\n".join(textwrap.wrap(f"VERDICT  {headline}", 110)), fontsize=9, x=0.02, ha="left"
+    )
     figure.tight_layout()
     figure.savefig(file)
 

@@ -20,8 +20,9 @@ sys.path.insert(0, str(HERE))
 os.environ["COLUMNS"] = "100"  # the width of `--help`
 os.environ["NO_COLOR"] = "1"
 
-import ddpm_lib  # noqa: E402
 from site_pages import write_all  # noqa: E402
+
+import ddpm_lib  # noqa: E402
 
 project = "ddpm_lib"
 author = "The ddpm_lib authors"
@@ -63,7 +64,9 @@ suppress_warnings = ["ref.python"]
 copybutton_prompt_text = "$ "
 
 
-def escape_stars(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+def escape_stars(
+    app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]
+) -> None:
     """Keep `(b, c, *spatial)` of a docstring from being read as emphasis."""
     for number, line in enumerate(lines):
         pieces = re.split(r"(`[^`]*`)", line)

@@ -130,9 +130,17 @@ PUBLIC_ROOMS = (
     PublicRoom(
         "evaluation",
         "Evaluation and metrics",
-        "`ddpm_lib.evaluation` and `ddpm_lib.metrics`: scores of runs, and the functions behind them.",
+        "`ddpm_lib.evaluation` and `ddpm_lib.metrics`: scores, and the functions behind them.",
         (
-            *_of("evaluation", "Evaluation", "EvaluationOptions", "Score", "Metric", "evaluate_checkpoints", "mean_score"),
+            *_of(
+                "evaluation",
+                "Evaluation",
+                "EvaluationOptions",
+                "Score",
+                "Metric",
+                "evaluate_checkpoints",
+                "mean_score",
+            ),
             *_of(
                 "metrics",
                 "Extractor",

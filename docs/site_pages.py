@@ -8,12 +8,18 @@ import inspect
 import io
 import re
 from pathlib import Path
+from typing import Any
+
+import yaml
+from site_names import PUBLIC_ROOMS
 
 from ddpm_lib import GaussianDiffusion, TrainingConfig, Unet
 from ddpm_lib.cli import COMMANDS, main
 from ddpm_lib.core.peers_names import note, same_name
-from peer_arguments import ANSWERS, PEERS
-from site_names import PUBLIC_ROOMS
+
+_THEIRS = yaml.safe_load(Path(__file__).with_name("peer_arguments.yaml").read_text("utf-8"))
+PEERS: list[dict[str, Any]] = _THEIRS["peers"]
+ANSWERS: dict[str, str] = _THEIRS["answers"]
 
 
 def help_of(command: str) -> str:
@@ -29,7 +35,7 @@ def write_commands(folder: Path) -> None:
     lines = [
         "# Commands",
         "",
-        "What `ddpm COMMAND --help` prints. In Python an option has the same name, with underscores.",
+        "What `ddpm COMMAND --help` prints. In Python options have the same names, with _ for -.",
         "",
     ]
     for command in COMMANDS:
@@ -53,11 +59,15 @@ def write_reference(folder: Path) -> None:
 
 def options() -> dict[str, str]:
     """Return every option of the four main groups, and where it is given."""
+
+    def taken(function: Any) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
     groups = (
-        ("`Unet`, `--model.…`", list(inspect.signature(Unet).parameters)),
-        ("`GaussianDiffusion`, `--diffusion.…`", list(inspect.signature(GaussianDiffusion).parameters)),
+        ("`Unet`, `--model.…`", taken(Unet)),
+        ("`GaussianDiffusion`, `--diffusion.…`", taken(GaussianDiffusion)),
         ("`Trainer`, `ddpm train`", [field.name for field in dataclasses.fields(TrainingConfig)]),
-        ("`diffusion.sample`, `ddpm sample`", list(inspect.signature(GaussianDiffusion.sample).parameters)),
+        ("`diffusion.sample`, `ddpm sample`", taken(GaussianDiffusion.sample)),
     )
     found: dict[str, str] = {}
     for place, names in groups:
@@ -84,17 +94,20 @@ def write_switching(folder: Path) -> None:
     lines = [
         "# Switching from another library",
         "",
-        "Type the words that you know: `ddpm train --train-lr 1e-4` says what it is called here, and so does Python. The tables below are made from"
-        " the same words. How implementations differ in what they compute is told in [peers.md](../peers.md).",
+        "Type the words that you know: `ddpm train --train-lr 1e-4` says what it is called here,"
+        " and so does Python. The tables below are made from the same words. How implementations differ"
+        " in what they compute is told in [peers.md](../peers.md).",
         "",
     ]
     for peer in PEERS:
-        lines += [f"## {peer.title}", "", f"{peer.first} More: [{peer.file}](../{peer.file}).", ""]
-        for part in peer.parts:
-            lines += [f"### {part.name}", "", "| there | here | given to |", "|---|---|---|"]
-            for word in part.words.split():
+        more = f"More: [{peer['page']}](../{peer['page']})."
+        lines += [f"## {peer['title']}", "", f"{peer['first']} {more}", ""]
+        for part, words in peer["arguments"].items():
+            lines += [f"### {part}", "", "| there | here | given to |", "|---|---|---|"]
+            for word in words.split():
                 found = answer(word)
-                assert found is not None, f"{peer.title}: {part.name} has {word!r}, which is told nowhere"
+                if found is None:
+                    raise LookupError(f"{peer['title']}: {part} has {word!r}, told nowhere")
                 told, place = found
                 lines.append(f"| `{word}` | {told.replace('|', '/')} | {place} |")
             lines.append("")

@@ -42,7 +42,7 @@ def test_the_changes_of_the_page_pass_their_tests(tmp_path: Path) -> None:
         ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
     )
     files, changes = _blocks("python"), _blocks("diff")
-    assert len(files) == 10 and len(changes) == 4, "the page was read in part"
+    assert (len(files), len(changes)) == (10, 4), "the page was read in part"
     tests = []
     for name, content in files:
         path = tmp_path / name
@@ -55,7 +55,11 @@ def test_the_changes_of_the_page_pass_their_tests(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(tmp_path / "src"), str(ROOT / "tests" / "helpers")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *tests]
     done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert f"{len(tests)} passed" in done.stdout
