@@ -95,8 +95,8 @@ def write_switching(folder: Path) -> None:
         "# Switching from another library",
         "",
         "Type the words that you know: `ddpm train --train-lr 1e-4` says what it is called here,"
-        " and so does Python. The tables below are made from the same words. How implementations differ"
-        " in what they compute is told in [peers.md](../peers.md).",
+        " and so does Python. The tables below are made from the same words. How implementations"
+        " differ in what they compute is told in [peers.md](../peers.md).",
         "",
     ]
     for peer in PEERS:
