@@ -66,7 +66,7 @@ def grid_of(name: str, run: Path, file: Path) -> None:
 
         count = loaded.diffusion.model.config["num_classes"]
         cond = {"class_label": torch.arange(SHOWN) % count}
-    images = loaded.sample(SHOWN, seed=0, cond=cond, **few)
+    images = loaded.diffusion.sample(SHOWN, seed=0, cond=cond, **few)
     save_grid(images, file, columns=COLUMNS, scale=SCALE)
 
 
@@ -83,7 +83,7 @@ def picture(name: str, run: Path, file: Path) -> None:
     FigureCanvasAgg(figure)
     curves, samples = figure.subplots(1, 2, width_ratios=(1.25, 1))
     for key, label, width in (("loss", "training", 0.9), ("val_loss", "held-out", 2.2)):
-        rows = [row for row in records.metrics if row.get(key) is not None]
+        rows = [row for row in records.rows if row.get(key) is not None]
         curves.plot(
             [row["step"] for row in rows], [row[key] for row in rows], lw=width, label=label
         )
