@@ -552,8 +552,8 @@ def test_images_in_the_run_directory(tmp_path: Path) -> None:
         ({"batch_size": 6.5}, r"batch_size must be a whole number or 'auto'; got 6\.5"),
         ({"max_steps": True}, r"max_steps must be a whole number; got True"),
         ({"horizontal_flip": "no"}, r"horizontal_flip must be true or false; got 'no'"),
-        ({"learning_rate": "1e-4"}, r"learning_rate must be a number; got '1e-4'"),
-        ({"ema_decay": "long"}, r"ema_decay must be a list of numbers; got 'long'"),
+        ({"learning_rate": "1e-4"}, r"learning_rate must be a number or 'auto'; got '1e-4'"),
+        ({"ema_decay": "long"}, r"ema_decay must be a list of numbers or 'auto'; got 'long'"),
         ({"max_steps": 0}, r"max_steps must be at least 1; got 0"),
         ({"learning_rate": 0.0}, r"learning_rate must be a positive finite number; got 0\.0"),
         (

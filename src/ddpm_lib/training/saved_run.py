@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ddpm_lib.core.errors import CheckpointError, DivergedError
 from ddpm_lib.runs.names import checkpoint_name
+from ddpm_lib.training.callbacks.base import Callback
+from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.nonfinite import StepReplay, advice_against_divergence, check_loss_scale
 from ddpm_lib.training.prepared_run import PreparedRun
 from ddpm_lib.training.recovery import Recovery, RollBack, Shrink
 from ddpm_lib.training.saving import RunCheckpoints
 
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+
 
 class SavedRun(PreparedRun):
-    """What a `Trainer` does when a checkpoint is due and when a step has failed; made like a
-    `PreparedRun`.
+    """What a `Trainer` does when a checkpoint is due and when a step has failed.
+
+    Args:
+        config: The options.
+        diffusion: The process with its network.
+        data: The data source.
+        callbacks: Of the user, one or several.
+        transform: A callable on each picture, or None.
+
+    Raises:
+        ConfigError: As for `PreparedRun`.
     """
 
-    _save_requested = False
-
-    @cached_property
-    def checkpoints(self) -> RunCheckpoints:
-        """Where this run's checkpoints lie and how they are written."""
-        return RunCheckpoints(self.run_log, self.config)
+    def __init__(
+        self,
+        config: TrainingConfig,
+        diffusion: GaussianDiffusion,
+        data: Any,
+        callbacks: Callback | Iterable[Callback] | None,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__(config, diffusion, data, callbacks, transform)
+        self.checkpoints = RunCheckpoints(self.run_log, self.config)
+        self._save_requested = False
 
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""
