@@ -113,6 +113,9 @@ class GaussianDiffusion(nn.Module):
         input_perturbation: Further noise of this relative size in the network's input, against
             errors that add up in sampling (Ning et al. 2023); 0.1 is theirs, 0 none.
         immiscible: Give each image of a batch the noise near it (Li et al. 2024).
+        noise_draws: Give each image the nearest of this many draws of noise (Li et al. 2025); 1
+            takes the noise as it comes. What the network learns of very noisy levels is then
+            biased: see docs/training.md.
         clip: What sampling does to predicted images outside the range: static (clip), dynamic
             (threshold per image) or none.
         dynamic_threshold_ratio: Quantile of the pixel magnitudes that clip="dynamic" maps to the
@@ -160,6 +163,7 @@ class GaussianDiffusion(nn.Module):
         offset_noise: float = 0.0,
         input_perturbation: float = 0.0,
         immiscible: bool = False,
+        noise_draws: int = 1,
         clip: Literal["static", "dynamic", "none"] = "static",
         dynamic_threshold_ratio: float = 0.995,
     ) -> None:
@@ -196,7 +200,7 @@ class GaussianDiffusion(nn.Module):
         self.vlb_weight = vlb_weight
         self.pairs = pairs_of_loss(self.loss, loss_options)
         self.uncertainty = Uncertainty() if learn_uncertainty else None
-        self.noising = Noising(offset_noise, input_perturbation, immiscible)
+        self.noising = Noising(offset_noise, input_perturbation, immiscible, noise_draws)
         self.class_names: tuple[str, ...] | None = None
         self.sampling_default: SamplingDefault | None = None
         self._range_checked = False
@@ -228,6 +232,7 @@ class GaussianDiffusion(nn.Module):
             "offset_noise": self.noising.offset,
             "input_perturbation": self.noising.perturbation,
             "immiscible": self.noising.immiscible,
+            "noise_draws": self.noising.draws,
             "clip": self.clip,
             "dynamic_threshold_ratio": self.dynamic_threshold_ratio,
         }

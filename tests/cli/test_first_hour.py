@@ -616,7 +616,7 @@ CALLS = [
     ),
     Call(
         "Trainer(diffusion, 'pics', optimizer=torch.optim.SGD(net.parameters()))",
-        r"the class SGD.*'adamw' or 'adam'",
+        r"the class SGD.*'adamw', 'adam' or 'muon'",
         "Trainer(diffusion, 'pics', optimizer='adamw')",
     ),
     Call(

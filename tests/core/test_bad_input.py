@@ -576,7 +576,7 @@ def test_images_in_the_run_directory(tmp_path: Path) -> None:
         ({"val_data": "x", "val_every": 0}, r"val_data is given but val_every is 0"),
         (
             {"optimizer": "adan"},
-            r"optimizer must be one of 'adamw', 'adam'; got 'adan'. Did you mean 'adam'",
+            r"optimizer must be one of 'adamw', 'adam', 'muon'; got 'adan'. Did you mean 'adam'",
         ),
         ({"fit": "squash"}, r"fit must be one of 'crop', 'pad', 'stretch'; got 'squash'"),
         ({"on_bad_image": "skipp"}, r"Did you mean 'skip'"),

@@ -75,6 +75,7 @@ def process() -> GaussianDiffusion:
         offset_noise=0.1,
         input_perturbation=0.1,
         immiscible=True,
+        noise_draws=2,
     )
 
 

@@ -59,7 +59,8 @@ def test_immiscible_noise_is_the_best_permutation_and_is_the_target_too() -> Non
 
 
 @pytest.mark.parametrize(
-    "variant", [{"offset_noise": 0.2}, {"input_perturbation": 0.2}, {"immiscible": True}]
+    "variant",
+    [{"offset_noise": 0.2}, {"input_perturbation": 0.2}, {"immiscible": True}, {"noise_draws": 3}],
 )
 def test_variants_change_training_only(variant: dict) -> None:
     """The same images, levels and noise: another loss while training, the plain one in evaluation
@@ -424,3 +425,63 @@ def test_augmentation_and_network_must_fit(tmp_path: Path) -> None:
         tiny_trainer(tmp_path, flat, augment=0.1)
     with pytest.raises(ConfigError, match=r"augment must lie in \[0, 1\]"):
         tiny_trainer(tmp_path, told, augment=1.5)
+
+
+def test_nearest_draws_have_the_law_of_the_nearest() -> None:
+    """One pixel at x_0 = m: of k draws the nearest has the density k·φ(ε)·(1 − P(|z − m| < |ε −
+    m|))^(k−1), whose moments a quadrature gives.
+    """
+    m, k = 0.8, 4
+    normal = torch.distributions.Normal(0.0, 1.0)
+    grid = torch.linspace(-8, 8, 40_001, dtype=torch.float64)
+    radius = (grid - m).abs()
+    inside = normal.cdf(m + radius) - normal.cdf(m - radius)
+    density = k * normal.log_prob(grid).exp() * (1 - inside) ** (k - 1)
+    assert float(torch.trapezoid(density, grid)) == pytest.approx(1, abs=1e-6)
+    mean = float(torch.trapezoid(density * grid, grid))
+    square = float(torch.trapezoid(density * grid**2, grid))
+    torch.manual_seed(0)
+    x0 = torch.full((200_000, 1, 1), m)
+    target, added = Noising(draws=k)(x0, torch.randn_like(x0))
+    assert target is added
+    assert float(target.mean()) == pytest.approx(mean, abs=0.005)
+    assert float(target.square().mean()) == pytest.approx(square, abs=0.01)
+    assert mean > 0.5  # it is no standard normal any more, and tells of the image
+    # What it tells is ln k at most: the mean of the logarithm of the density over that of draws.
+    told = density * (k * (1 - inside) ** (k - 1)).clamp(min=1e-300).log()
+    assert 0 < float(torch.trapezoid(told, grid)) < math.log(k)
+
+
+@pytest.mark.parametrize(("k", "largest"), [(2, 0.5642), (4, 1.0294), (8, 1.4236)])
+def test_nearest_draws_in_many_dimensions(k: int, largest: float) -> None:
+    """The shifts that the docstring derives, towards the image and of the norm."""
+    torch.manual_seed(0)
+    d = 3 * 16 * 16
+    x0 = 0.5 * torch.randn(4000, 3, 16, 16)
+    eps = Noising(draws=k)(x0, torch.randn_like(x0))[0].flatten(1)
+    flat = x0.flatten(1)
+    norm = flat.norm(dim=1)
+    spread = (2 * d + 4 * norm**2).sqrt()
+    towards = (eps * flat).sum(1) / norm - 2 * largest * norm / spread
+    shorter = eps.square().sum(1) - d + 2 * largest * d / spread
+    for away in (towards, shorter):
+        assert abs(float(away.mean())) < 4 * float(away.std()) / len(away) ** 0.5
+    assert float(((eps * flat).sum(1) / norm).mean()) > 0.2
+
+
+def test_an_assignment_keeps_the_noise_and_nearest_draws_do_not() -> None:
+    torch.manual_seed(0)
+    x0, eps = torch.full((64, 1, 2, 2), 0.7), torch.randn(64, 1, 2, 2)
+    assigned, _ = Noising(immiscible=True)(x0, eps)
+    rows = [sorted(map(tuple, noise.flatten(1).tolist())) for noise in (assigned, eps)]
+    assert rows[0] == rows[1]
+    nearest, _ = Noising(draws=8)(x0, eps)
+    assert float(nearest.mean()) > float(eps.mean()) + 0.2
+    both, _ = Noising(draws=8, immiscible=True)(x0, eps)
+    assert both.shape == eps.shape
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "4"])
+def test_numbers_of_draws_are_checked(wrong: object) -> None:
+    with pytest.raises(ValueError, match="noise_draws must be a whole number"):
+        GaussianDiffusion(TinyNet(), image_size=4, noise_draws=wrong)

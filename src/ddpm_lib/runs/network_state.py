@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,16 +23,34 @@ def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     tensors: dict[str, Tensor],
-) -> None:
+    needs: Callable[[dict[str, Any]], Sequence[str]] | None = None,
+) -> list[str]:
     """Restore what `optimizer_tensors` returned, on each parameter's device.
 
     The `step` counters stay where torch wants them.
+
+    Args:
+        optimizer: Of the same parameters.
+        model: Names them.
+        tensors: The state.
+        needs: Returns which entries a parameter group keeps of each parameter; what has others, of
+            another optimizer, begins afresh.
+
+    Returns:
+        The names of the parameters that begin afresh though there was a state for them.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         name, entry = full.rsplit("|", 1)
         by_parameter.setdefault(name, {})[entry] = tensor
+    other: list[str] = []
+    for group in optimizer.param_groups:
+        for name in (names[id(p)] for p in group["params"]):
+            kept = by_parameter.get(name)
+            if kept and needs is not None and set(kept) != set(needs(group)):
+                del by_parameter[name]
+                other.append(name)
     structure = optimizer.state_dict()
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     structure["state"] = {
@@ -38,6 +59,7 @@ def load_optimizer_tensors(
         if names[id(p)] in by_parameter
     }
     optimizer.load_state_dict(structure)
+    return other
 
 
 def _laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:

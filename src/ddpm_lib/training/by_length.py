@@ -131,6 +131,7 @@ def chosen_words(config: TrainingConfig, open_before: tuple[str, ...]) -> str:
     parts = []
     if {"learning_rate", "lr_schedule", "warmup_steps"} & set(open_before):
         falling = {"cosine": " falling as a cosine", "linear": " falling linearly"}
+        falling["wsd"] = " falling at the end"
         shape = falling.get(config.lr_schedule, "")
         parts.append(
             f"learning rate {config.learning_rate:g}{shape} after {config.warmup_steps} steps"

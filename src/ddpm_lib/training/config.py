@@ -19,12 +19,12 @@ from ddpm_lib.training.option_values import describe_object, place
 
 _BUILT_HERE = {
     "optimizer": (
-        "The Trainer builds its optimizer itself: 'adamw' or 'adam', with learning_rate,"
+        "The Trainer builds its optimizer itself: 'adamw', 'adam' or 'muon', with learning_rate,"
         " weight_decay, adam_betas."
     ),
     "lr_schedule": (
-        "The Trainer computes its schedule itself: 'constant', 'cosine' or 'linear', with"
-        " warmup_steps."
+        "The Trainer computes its schedule itself: 'constant', 'cosine', 'linear' or 'wsd',"
+        " with warmup_steps."
     ),
 }
 """Options for which other libraries take an object."""
@@ -94,20 +94,25 @@ class TrainingConfig:
     one per forward pass.
     """
 
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """Optimizer (fused kernels where the device has them)."""
+    optimizer: Literal["adamw", "adam", "muon"] = "adamw"
+    """Optimizer (fused kernels where the device has them); muon: orthogonal updates for
+    matrices and convolutions, AdamW for the rest, at the same learning rate.
+    """
     learning_rate: float | Literal["auto"] = "auto"
     """Peak learning rate; auto: 2e-4 for 75,000 steps, more for fewer by the square root, at most
     2e-3; 2e-4 with init_from.
     """
-    lr_schedule: Literal["auto", "constant", "cosine", "linear"] = "auto"
-    """Shape after the warm-up, down to final_learning_rate_ratio at max_steps; auto: cosine, and
-    constant with init_from.
+    lr_schedule: Literal["auto", "constant", "cosine", "linear", "wsd"] = "auto"
+    """Shape after the warm-up, down to final_learning_rate_ratio at max_steps; wsd: stable, then a
+    cool-down, before which a checkpoint is kept to extend the run from; auto: cosine, and constant
+    with init_from.
     """
     warmup_steps: int | Literal["auto"] = "auto"
     """Steps of linear warm-up; auto: a twentieth of the run, at most 500."""
     final_learning_rate_ratio: float = 0.0
-    """Learning rate at max_steps as a fraction of the peak (cosine and linear)."""
+    """Learning rate at max_steps as a fraction of the peak (cosine, linear and wsd)."""
+    cooldown_fraction: float = 0.2
+    """Share of max_steps in which wsd cools down."""
     weight_decay: float = 0.0
     """Decoupled (adamw) or L2 (adam) decay of weights with two or more dimensions."""
     adam_betas: tuple[float, float] = (0.9, 0.999)

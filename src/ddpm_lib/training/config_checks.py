@@ -81,6 +81,11 @@ def check_ranges(options: Mapping[str, Any]) -> None:
             f"{option('final_learning_rate_ratio')} must lie in [0, 1]; got"
             f" {options['final_learning_rate_ratio']}."
         )
+    if not 0 < options["cooldown_fraction"] <= 1:
+        raise ConfigError(
+            f"{option('cooldown_fraction')} must lie in (0, 1]; got {options['cooldown_fraction']}."
+            " 0.1 to 0.2 is usual."
+        )
     for name in ("weight_decay", "pull_to_start"):
         value = options[name]
         if not (math.isfinite(value) and value >= 0):

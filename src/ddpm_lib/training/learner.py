@@ -15,7 +15,7 @@ from ddpm_lib.runtime.compiling import compile_regions, wants_compile
 from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages
-from ddpm_lib.training.optim import make_optimizer
+from ddpm_lib.training.optim import make_optimizer, state_entries
 from ddpm_lib.training.posthoc import PostHocAverages
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Learner:
 
     Args:
         diffusion: The process with its network, on the device.
-        optimizer: accelerate's wrapper of Adam or AdamW.
+        optimizer: accelerate's wrapper of Adam, AdamW or Muon.
         ema: Averages of the weights, None where none is kept.
         posthoc: Power-function averages.
         channels_last: Whether the weights lie in that memory format.
@@ -126,10 +126,14 @@ class Learner:
         """Return the size of a checkpoint on disk, also before the first step has made moments."""
         groups = self.tensors()
         if not self.optimizer.state:
-            named = self.diffusion.named_parameters()
-            trained = {k: p for k, p in named if p.requires_grad}
-            moments = ("exp_avg", "exp_avg_sq")
-            groups["optimizer"] = {f"{name}/{k}": p for k, p in trained.items() for name in moments}
+            names = {id(p): name for name, p in self.diffusion.named_parameters()}
+            groups["optimizer"] = {
+                f"{entry}/{names[id(p)]}": p
+                for group in self.optimizer.param_groups
+                for p in group["params"]
+                for entry in state_entries(group)
+                if entry != "step"
+            }
         every = [(k, v) for group in groups.values() for k, v in group.items()]
         # An entry of a safetensors header: its name and about 70 characters on type and place.
         return sum(v.numel() * v.element_size() + len(k) + 70 for k, v in every) + 8 * 1024

@@ -28,6 +28,7 @@ from ddpm_lib.training.context import RunContext, TrainingData
 from ddpm_lib.training.going_back import set_aside, wanted_step
 from ddpm_lib.training.keeping import as_begun, keepers, kept_for_good
 from ddpm_lib.training.learner import Learner
+from ddpm_lib.training.optim import say_extension
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.resume import (
     began_here,
@@ -344,6 +345,7 @@ class PreparedRun(RunContext):
         self.origin = state.origin
         self.started_from = StartedFrom.from_json(state.started_from)
         say_start(self.started_from, self.config.init_from, self.say)
+        say_extension(self.config, state.step, state.training, self.say)
         restore_learner(self.learner, checkpoint, self.say)
         restore_small_states(state, path, self.accelerator.scaler, self.guard, self.callbacks)
         say_versions(state.versions, self.device, self.say)

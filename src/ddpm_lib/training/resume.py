@@ -28,6 +28,7 @@ from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.training.going_back import back_to, wanted_step
 from ddpm_lib.training.learner import START
+from ddpm_lib.training.optim import state_entries
 from ddpm_lib.training.same_data import (
     contents_unknown,
     data_changes,
@@ -251,7 +252,12 @@ def restore_learner(
     load_weights(diffusion.model, read("model"), str(path))
     if diffusion.uncertainty is not None:
         load_weights(diffusion.uncertainty, read("uncertainty"), str(path))
-    load_optimizer_tensors(learner.optimizer, diffusion, read("optimizer"))
+    other = load_optimizer_tensors(learner.optimizer, diffusion, read("optimizer"), state_entries)
+    if other:
+        say(
+            f"The checkpoint was trained by another optimizer: the moments of {len(other)}"
+            f" parameters begin afresh, the first {other[0]}."
+        )
     _restore_averages(learner.ema, checkpoint, say)
     learner.posthoc.restore(checkpoint)
     _restore_pull(learner, checkpoint, say)

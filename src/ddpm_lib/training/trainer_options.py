@@ -23,11 +23,12 @@ class TrainerOptions(TypedDict, total=False):
     batch_size: int | Literal["auto"]
     accumulation_steps: int
     shards: int | None
-    optimizer: Literal["adamw", "adam"]
+    optimizer: Literal["adamw", "adam", "muon"]
     learning_rate: float | Literal["auto"]
-    lr_schedule: Literal["auto", "constant", "cosine", "linear"]
+    lr_schedule: Literal["auto", "constant", "cosine", "linear", "wsd"]
     warmup_steps: int | Literal["auto"]
     final_learning_rate_ratio: float
+    cooldown_fraction: float
     weight_decay: float
     adam_betas: tuple[float, float]
     adam_eps: float

@@ -36,6 +36,10 @@ def default_callbacks(config: TrainingConfig, learns_times: bool = False) -> lis
 
         chosen.append(PostHocSnapshots(config.posthoc_every))
     chosen.append(SaveCheckpoints())
+    if config.lr_schedule in ("wsd", "auto"):  # what a run that goes on began with
+        from ddpm_lib.training.callbacks.stable_part import KeepStablePart
+
+        chosen.append(KeepStablePart())
     if config.report:
         from ddpm_lib.training.callbacks.run_report import RunReport
 
