@@ -202,5 +202,7 @@ def test_what_cannot_be_restored(
         ((run, whole, *blur, "--output-dir", tmp_path / "full"), "is not empty"),
         ((run, whole, *blur, "--sampler", "unpic"), "Did you mean 'unipc'"),
         ((run, whole, *blur, "--steps", "3"), "--num-steps"),
+        ((run, whole, "--operator", "blur:2,noise:1"), "joined by +"),
+        ((run, whole, "--mask", "m.png"), "--operator mask:FILE"),
     ]:
         assert message in error_of(capsys, "restore", *args, *FAST), args

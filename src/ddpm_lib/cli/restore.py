@@ -24,6 +24,7 @@ from ddpm_lib.cli.redraw import (
     refuse_namesakes,
     stacked,
 )
+from ddpm_lib.cli.values import UsageError
 from ddpm_lib.core import keys
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.decode import COMPOSITED, GREY_TO_COLOUR
@@ -76,6 +77,12 @@ class RestoreCommand(DrawCommand):
 
 def main(args: list[str]) -> int:
     """Run the command."""
+    masks = [word for word in args if word.partition("=")[0] == "--mask"]
+    if masks:
+        raise UsageError(
+            "A mask is a part of the operator here: --operator mask:FILE, white where nothing is"
+            " known. To paint into a picture as `ddpm inpaint` does, use that."
+        )
     default = RestoreCommand(run=tyro.MISSING, images=tyro.MISSING, operator=tyro.MISSING)
     command: RestoreCommand = options.parse(
         RestoreCommand, args, default, "ddpm restore", DESCRIPTION

@@ -346,6 +346,7 @@ def _part(word: str, read_mask: Callable[[str], Tensor] | None) -> Operator:
         got = short(value) if value else "nothing"
         raise ValueError(
             f"The operator {name!r} takes a number, its {names[0]}, as in {name}:2; got {got}."
+            " Several operators are joined by +, as in blur:2+noise:0.05."
         )
     return cls(number)  # type: ignore[call-arg]
 
