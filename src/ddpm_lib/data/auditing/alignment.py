@@ -163,17 +163,23 @@ def _correlated(one: Tensor, other: Tensor) -> Tensor:
 
 
 def fine(
-    pictures: Tensor, fine_ones: Tensor, moving: Tensor, still: Tensor, theta: Tensor
+    pictures: Tensor,
+    fine_ones: Tensor,
+    moving: Tensor,
+    still: Tensor,
+    theta: Tensor,
+    least: float,
 ) -> Agreement:
     """Lay pictures over each other at full resolution, and say how well they agree.
 
     Args:
         pictures: uint8 (n, 3, s, s).
         fine_ones: Their brightness at a higher resolution, uint8 (n, f, f); zeros where there is
-            none. Details must agree there as well.
+            none. Details must agree there as well, where they agree at all.
         moving: Rows of those that are moved, int64 (b,).
         still: Rows of the others, int64 (b,).
         theta: Maps to start from, (b, 2, 3).
+        least: Agreement below which the higher resolution is not looked at.
     """
     one, other = (pictures[rows].float() / 255 for rows in (moving, still))
     theta = fit(blurred(light(one)), blurred(light(other)), theta, 3)
@@ -188,8 +194,8 @@ def fine(
     wide, high = theta[:, :, 0].norm(dim=1), theta[:, :, 1].norm(dim=1)
     grid = F.affine_grid(theta, list(b.shape), align_corners=False)
     detail = _details(blurred(a), blurred(b))
-    has = fine_ones.flatten(1).amax(1) > 0
-    both_fine = has[moving] & has[still]
+    there = [fine_ones[rows].flatten(1).amax(1) > 0 for rows in (moving, still)]
+    both_fine = there[0] & there[1] & (detail > least)
     if both_fine.any():
         close = _finer(fine_ones, moving[both_fine], still[both_fine], theta[both_fine])
         detail[both_fine] = torch.minimum(detail[both_fine], close)

@@ -21,6 +21,8 @@ from ddpm_lib.data.auditing.looking import Measured, Probe
 Log = Callable[[str], None]
 
 _BLOCK = 4096
+_FINE_BLOCK = 512
+"""Pairs that are laid over each other at once, roughly and finely: half a gigabyte at most."""
 _DECOYS = 2000
 _COARSE = ((2, 0.4), (3, 0.7))
 """Steps of laying over each other at half the resolution, and the agreement asked for after."""
@@ -217,8 +219,8 @@ def _search(
     best = _best(owner[i], owner[j], agree, len(made_of), 2)
     i, j, v, theta = i[best], j[best], v[best], theta[best]
     one, other, detail, how = [], [], [], []
-    for rows in torch.arange(len(i)).split(_BLOCK):
-        agreed = fine(pictures, fine_ones, i[rows], j[rows], theta[rows])
+    for rows in torch.arange(len(i)).split(_FINE_BLOCK):
+        agreed = fine(pictures, fine_ones, i[rows], j[rows], theta[rows], LEAST_DETAIL)
         passed = _plausible(agreed)
         one.append(owner[i[rows]][passed])
         other.append(owner[j[rows]][passed])
