@@ -137,6 +137,10 @@ def inside(
     area = (box[2] - box[0]) * (box[3] - box[1])
     if area >= 1 - LEAST_BORDER or right - left < 8 or bottom - top < 8:
         return None
+    # The box of a large picture was found in a smaller one, so that a line of border may be left.
+    off = max(width, height) / _BORDER_SIDE if max(width, height) > _BORDER_SIDE else 0
+    left, top = left + off * (left > 0), top + off * (top > 0)
+    right, bottom = right - off * (right < width), bottom - off * (bottom < height)
     return versions(picture.crop((round(left), round(top), round(right), round(bottom))))
 
 
