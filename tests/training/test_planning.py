@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 import ddpm_lib
-from ddpm_lib import Shapes, TrainingConfig
+from ddpm_lib import Shapes, TrainingConfig, Unet
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data import open_dataset
 from ddpm_lib.data.survey import Survey
+from ddpm_lib.nn import PRESETS
 from ddpm_lib.training.estimate import Estimate
 from ddpm_lib.training.planning import deciding, plan
 from ddpm_lib.training.planning import plan_rules as rules
@@ -30,7 +31,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def make(rate: float) -> None:
         def rehearse(settings: Settings, images: int) -> Estimate:
-            batch, macs = settings.training["batch_size"], settings.macs()
+            batch, model = settings.training["batch_size"], settings.model
+            size = settings.diffusion["image_size"]
+            height, width = size if isinstance(size, tuple) else (size, size)
+            near = min(rules.NETWORKS, key=lambda network: abs(network.dim - model["dim"]))
+            macs = round(near.work(height * width, model.get("patch_size", 1) > 1))
             return cost(3 * macs * batch / rate, macs, batch)
 
         monkeypatch.setattr(deciding, "rehearse", rehearse)
@@ -117,6 +122,14 @@ def test_a_network_gets_the_steps_that_it_needs(machine: Machine, data: Data) ->
         dim = options["model"].get("dim", {"tiny": 32, "small": 64}[options["preset"]])
         chosen = next(n for n in rules.NETWORKS if n.dim == dim)
         assert made.steps >= chosen.needs(side * side)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+def test_the_work_of_networks_is_what_they_do(patches: bool) -> None:
+    """Within 7 %, at the size that the numbers are for."""
+    network = rules.NETWORKS[0]
+    model = Unet(**PRESETS[network.preset], patch_size=2 if patches else 1)
+    assert network.work(32**2, patches) == pytest.approx(model.summary((32, 32)).macs, rel=0.07)
 
 
 def test_what_is_given_stays(machine: Machine, data: Data) -> None:

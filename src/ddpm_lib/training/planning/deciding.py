@@ -158,12 +158,14 @@ class Deciding:
             smallest = (min(sides), rules.NETWORKS[0])
             self._settings(self._options(*smallest)).check_size()
             known = [smallest]
-        narrowest = [one for one in known if one[1] is min(known, key=lambda o: o[1].dim)[1]]
-        first = self._try(*min(narrowest, key=lambda one: abs(one[0] - 32)))
+        probe = min(known, key=lambda one: (one[1].dim, abs(one[0] - 32)))
+        timed = {probe: self._try(*probe)}
         ranked = sorted(known, key=lambda one: (one[0] * one[1].dim, one[0]), reverse=True)
-        able = [one for one in ranked if self._predicted(first, *one) >= self._needs(*one)]
+        able = [one for one in ranked if self._predicted(probe, timed[probe], *one)]
         for one in [*able[:2], ranked[-1]]:  # a prediction may be off: then the next one
-            self.cost = self._try(*one)
+            if one not in timed:
+                timed[one] = self._try(*one)
+            self.cost = timed[one]
             if self.budget.steps(self.cost) >= self._needs(*one):
                 break
         self._take(*one)
@@ -228,15 +230,21 @@ class Deciding:
     def _settings(self, values: dict[str, Any]) -> Settings:
         return Settings.of(nested(values), len(self.survey.class_names or ()))
 
-    def _predicted(self, first: Estimate, side: int, network: Network) -> int:
-        """Return the steps that a network would do at a size, from the multiplications of it and of
-        one that was timed.
+    def _predicted(
+        self, probe: tuple[int, Network], cost: Estimate, side: int, network: Network
+    ) -> bool:
+        """Whether a network would do the steps that it needs at a size, by its multiplications
+        against those of one that was timed.
         """
-        macs = self._settings(self._options(side, network)).macs()
-        seconds = None
-        if first.seconds_per_step is not None:
-            seconds = first.seconds_per_step * macs / first.macs
-        return self.budget.steps(replace(first, seconds_per_step=seconds))
+        seconds = cost.seconds_per_step
+        if seconds is not None:
+            seconds *= self._work(side, network) / self._work(*probe)
+        steps = self.budget.steps(replace(cost, seconds_per_step=seconds))
+        return steps >= self._needs(side, network)
+
+    def _work(self, side: int, network: Network) -> float:
+        size = self._size(side)
+        return network.work(size[0] * size[-1], self._patches(network, side))
 
     def _take(self, side: int, network: Network) -> None:
         """Decide on a network and the size of the images."""

@@ -57,12 +57,20 @@ class Network:
         steps: Steps that it needs at 32×32 to show what it can; more by as many times as there are
             more pixels.
         largest: The largest side it is chosen for.
+        macs: Millions of multiplications for an image of 32×32, forward; a quarter with patches.
     """
 
     preset: str
     dim: int
     steps: int
     largest: int
+    macs: int
+
+    def work(self, pixels: int, patches: bool) -> float:
+        """Return the multiplications for an image, as if they grew with its pixels: attention grows
+        faster, and is the smaller part.
+        """
+        return 1e6 * self.macs * pixels / 32**2 / (4 if patches else 1)
 
     def needs(self, pixels: int) -> int:
         """Return the steps that it needs at a size."""
@@ -70,10 +78,10 @@ class Network:
 
 
 NETWORKS = (
-    Network("tiny", 32, 1_000, 64),
-    Network("small", 64, 4_000, 96),
-    Network("small", 96, 10_000, 128),
-    Network("small", 128, 30_000, 128),
+    Network("tiny", 32, 1_000, 64, 250),
+    Network("small", 64, 4_000, 96, 1_600),
+    Network("small", 96, 10_000, 128, 3_534),
+    Network("small", 128, 30_000, 128, 6_224),
 )
 """Narrow ones first. The first learns the built-in shapes in 900 steps (README); the last is of the
 width of Ho et al. 2020; what lies between is interpolated.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from ddpm_lib.training.config import TrainingConfig
 if TYPE_CHECKING:
     from ddpm_lib.training.estimate import Estimate
 
-PROBE_STEPS = 5
+PROBE_STEPS = 3
 """Steps that are timed."""
 
 
@@ -99,30 +98,6 @@ class Settings:
         size = self.diffusion["image_size"]
         with torch.device("meta"):
             Unet(**self.model).check_size(size if isinstance(size, tuple) else (size, size))
-
-    def macs(self) -> int:
-        """Return the multiply-accumulate operations of the network per image, forward, as if they
-        grew with the pixels; attention grows faster, and is the smaller part.
-
-        Raises:
-            ValueError: If the network cannot halve such a size so often.
-        """
-        size = self.diffusion["image_size"]
-        height, width = size if isinstance(size, tuple) else (size, size)
-        frozen = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in self.model.items()
-        }
-        at_32 = _macs_at_32(tuple(sorted(frozen.items())))
-        return round(at_32 * height * width / 32**2)
-
-
-@functools.lru_cache
-def _macs_at_32(model: tuple[tuple[str, Any], ...]) -> int:
-    """Return the operations of a network for an image of 32×32."""
-    with torch.device("meta"):
-        network = Unet(**dict(model))
-    return int(network.summary((32, 32)).macs)
 
 
 def rehearse(settings: Settings, images: int) -> Estimate:
