@@ -5,7 +5,7 @@ on the network's raw output, and with a classifier (Dhariwal & Nichol 2021).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -146,6 +146,15 @@ class Guidance:
     def partner_at(self, fraction: float) -> Partner | None:
         """Return the partner that guides at a level with t/T = fraction, None where none does."""
         return self.partner if self.partner_scale != 1.0 and self._inside(fraction) else None
+
+    def changes_anything(self, fractions: Iterable[float]) -> bool:
+        """Say whether conditions, a classifier or a partner guide at any of these t/T."""
+        strong = (
+            self.scale != 1.0
+            or (self.classifier is not None and self.classifier_scale != 0)
+            or (self.partner is not None and self.partner_scale != 1.0)
+        )
+        return strong and any(self._inside(fraction) for fraction in fractions)
 
     def _inside(self, fraction: float) -> bool:
         return self.interval[0] < fraction <= self.interval[1]

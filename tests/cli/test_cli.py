@@ -198,7 +198,7 @@ def test_the_run_directorys_config_repeats_the_run(
         ("diffusion:\n  shedule: cosine", "group diffusion: 'shedule' (did you mean 'schedule'?)"),
         ("batch_size: many", "must be a whole number or 'auto'; got 'many'"),
         ("batch_size: true", "must be a whole number or 'auto'; got True"),
-        ("learning_rate: fast", "must be a number; got 'fast'"),
+        ("learning_rate: fast", "must be a number or 'auto'; got 'fast'"),
         ("model: 3", "must be a list of `option: value` lines; got int"),
         ("- 1\n- 2", "must hold `option: value` lines; got list"),
         ("a: [", "is not valid YAML"),
@@ -230,8 +230,8 @@ def test_wrong_config_files(
         (
             "--lr-schedule cosin",
             (
-                "--lr-schedule takes one of 'constant', 'cosine', 'linear'; got 'cosin'. Did you"
-                " mean 'cosine'?"
+                "--lr-schedule takes one of 'auto', 'constant', 'cosine', 'linear', 'wsd'; got"
+                " 'cosin'. Did you mean 'cosine'?"
             ),
         ),
         ("--image-size 9", "9×9 must be divisible by 8"),
@@ -568,7 +568,9 @@ def test_estimate_speaks_before_it_opens_the_data(
 
     monkeypatch.setattr(train_command, "build", build)
     assert ddpm("estimate", "pics", *flags) == 2
-    assert said[0].err.splitlines()[0] == f"ddpm estimate: {first}"
+    lines = said[0].err.splitlines()
+    assert lines[0].startswith("Chosen for a CPU: the network tiny"), "what it estimates"
+    assert lines[1] == f"ddpm estimate: {first}"
     assert said[0].out == ""
 
 

@@ -62,7 +62,7 @@ def test_enlarge_a_folder(runs: tuple[Path, Path], folder: Path, tmp_path: Path)
         [torch.from_numpy(np.array(Image.open(p))) for p in sorted(folder.iterdir())]
     ).permute(0, 3, 1, 2)
     cond = {"low_res": small, "low_res_noise": 0.1}
-    wanted = to_uint8(load_run(runs[1]).diffusion.sample(cond=cond, sampler="ddim", num_steps=2))
+    wanted = to_uint8(load_run(runs[1]).diffusion.sample(cond=cond, num_steps=2))
     assert torch.equal(drawn, wanted)
     # The grid has two tiles per image, the first of them the small image in squares.
     grid = np.array(Image.open(out / "grid.png"))
@@ -119,7 +119,10 @@ def test_cascade_of_two_runs(runs: tuple[Path, Path], tmp_path: Path) -> None:
     )
     drawn = torch.from_numpy(np.load(out / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
     base, sr = (load_run(run) for run in runs)
-    stages = [Stage(base.diffusion, "ddim", 3, guidance_scale=2.0), Stage(sr.diffusion, "ddim", 2)]
+    stages = [
+        Stage(base.diffusion, num_steps=3, guidance_scale=2.0),
+        Stage(sr.diffusion, num_steps=2),
+    ]
     label = base.class_names.index("star")
     assert torch.equal(
         drawn, to_uint8(sample_cascade(stages, 3, cond={"class_label": label}, seed=4))

@@ -178,7 +178,7 @@ def test_cache_weights_and_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("DDPM_LIB_DINOV2_WEIGHTS", str(tmp_path / "file"))
     monkeypatch.delenv("DDPM_LIB_INCEPTION_WEIGHTS", raising=False)
-    weights = {"weights inception": "note", "weights dinov2": "broken"}
+    weights = {"weights inception": "note", "weights dinov2": "broken", "weights hedvgg": "note"}
     assert states(check_weights()) == weights
     for reached, offline, state in ((1, 0, "ok"), (0, 0, "note"), (0, 1, "ok")):
         monkeypatch.setattr(hub, "can_reach", lambda address, reached=reached: bool(reached))

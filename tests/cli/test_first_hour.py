@@ -102,7 +102,8 @@ CASES = [
     Case("evaluate runs/min", 2, r"Did you mean runs/mine"),
     Case("sample runs/mine --num 0", 2, r"num must be at least 1"),
     Case("sample runs/mine --checkpoint 999", 2, r"There are: step-0"),
-    Case("sample runs/mine --checkpoint best", 2, r"without --keep-best"),
+    Case("sample runs/mine --checkpoint best", 0, r"step-0"),
+    Case("sample runs/few --checkpoint best", 2, r"without --keep-best"),
     Case("sample runs/mine --class-label star", 2, r"without classes"),
     Case("sample runs/mine --guidance-scale 3", 2, r"--class-conditional"),
     Case("sample runs/mine --sampler ddpmm", 2, r"Did you mean"),
@@ -221,7 +222,7 @@ CASES = [
         f"train pics {QUICK} --output-dir runs/mine --val-every 0", 0, r"stay out of the training"
     ),
     Case(
-        "train pics --image-size 16 --output-dir afile", 2, r"such as afile-2: afile is no folder"
+        "train pics --image-size 16 --output-dir afile", 2, r"afile is a file\..*such as afile-2\."
     ),
     Case(
         "train pics --image-size 16 --output-dir afile/run",
@@ -416,6 +417,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         clone(Path("sysu"), n=4)
         write_tables(Path("tables"))
         assert run(f"train pics {QUICK} --output-dir runs/mine")[0] == 0
+        assert run(f"train pics {QUICK} --output-dir runs/few --keep-best none")[0] == 0
         yield root
 
 

@@ -205,6 +205,10 @@ def test_training_resumes_exactly_on_random_pictures_and_refuses_another_transfo
         "sample_every": 0,
         "val_every": 0,
         "save_every": 3,
+        "learning_rate": 1e-3,
+        "lr_schedule": "constant",
+        "warmup_steps": 0,
+        "ema_decay": 0.9,
         "mixed_precision": "no",
         "num_workers": 0,
     }

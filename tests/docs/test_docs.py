@@ -349,5 +349,10 @@ def test_every_choice_is_named(registry: Any) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    made = {
+        "generated/commands.md",
+        "generated/switching.md",
+    }  # by the site: tests/docs/test_site.py
+    links = [link for link in links if link not in made]
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []

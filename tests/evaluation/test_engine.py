@@ -81,7 +81,7 @@ def test_scores_are_those_of_the_samples_and_the_training_images(run: Path) -> N
     from ddpm_lib.metrics import copies, frechet_distance, kernel_distance, make_extractor
 
     found = evaluate(run, metrics=EVERY, num=25, seed=3, batch_size=4, **SMALL)
-    samples = to_uint8(load_run(run).diffusion.sample(25, sampler="ddim", num_steps=2, seed=3))
+    samples = to_uint8(load_run(run).diffusion.sample(25, num_steps=2, seed=3))
     train, held_out = open_dataset(str(run.parent / "images.npy"), image_size=8).split(7, 0)
     features = make_extractor("random", ["64"], "cpu")
     x = features(samples)["64"]
@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_samples_and_the_training_images(run: Path) -> N
     )
     assert found["kd_random64_train_25"] == pytest.approx(kernel_distance(x, y), rel=1e-4)
     assert found["copies_random64_train_25"] == float(copies(x, y).mean())
-    assert found.about["samples"]["sampler"] == "ddim"
+    assert found.about["samples"]["sampler"] == "unipc"
     assert (found.about["train"]["n"], found.about["held_out"]["n"]) == (34, 7)
     assert found.about["features"] == {"pixels": "pixels", "random": "random"}
     assert "copying_ct_pixels_train_25" in scores(found)
@@ -512,7 +512,7 @@ def test_networks_that_enlarge_get_small_versions_of_the_held_out_images(tmp_pat
     images = trainer.held_out.batch(np.arange(5))["image"]
     diffusion = load_run(tmp_path / "run").diffusion
     small = next(iter(diffusion.model.conditioners.values())).derive(to_model_range(images))
-    samples = to_uint8(diffusion.sample(5, sampler="ddim", num_steps=2, cond={"low_res": small}))
+    samples = to_uint8(diffusion.sample(5, num_steps=2, cond={"low_res": small}))
     features = make_extractor("random", ["64"], "cpu")
     train = statistics_of(
         features(trainer.dataset.batch(np.arange(len(trainer.dataset)))["image"])["64"]

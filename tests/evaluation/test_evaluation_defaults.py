@@ -582,7 +582,7 @@ def test_what_cannot_be_compared_is_said(pair: tuple[Path, Path], tmp_path: Path
         b, metrics="kid", num=20, features="random64", sampler="ddpm", sample_steps=3, **QUIET
     ).save()
     told = compare([a, b])
-    assert "not comparable: the sampler differ (A: ddim, B: ddpm) in kd_random64_train" in told
+    assert "not comparable: the sampler differ (A: unipc, B: ddpm) in kd_random64_train" in told
     assert "the sampling steps differ (A: 1, B: 3)" in told
     other = tmp_path / "other"
     other.mkdir()

@@ -280,9 +280,10 @@ def test_sampling_without_torch_draws_our_images(
     code = WITHOUT_TORCH.format(examples=str(ROOT / "examples"), folder=str(onnx_folder))
     command = [sys.executable, "-c", code]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    plain = everything.sample(3, x_T=noise, num_steps=7)
+    ddim = {"sampler": "ddim", "num_steps": 7}
+    plain = everything.sample(3, x_T=noise, **ddim)
     guided = everything.sample(
-        3, x_T=noise, num_steps=7, cond={"class_label": [2, 0, 1]}, guidance_scale=2.5
+        3, x_T=noise, **ddim, cond={"class_label": [2, 0, 1]}, guidance_scale=2.5
     )
     assert float((plain - guided).abs().max()) > 0.01
     for name, want in (("plain", plain), ("guided", guided)):

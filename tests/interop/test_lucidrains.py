@@ -130,7 +130,10 @@ def test_outputs_of_the_converted_run(run, expected, which):
 def test_the_converted_run_samples_as_the_peer(run, expected):
     diffusion, states = load_run(run).diffusion, expected["ema_ddim_sample_f32"]
     _, frames = diffusion.sample(
-        x_T=expected["noise"][0], spacing=(50, 40, 30, 20, 10), return_trajectory=True
+        x_T=expected["noise"][0],
+        sampler="ddim",
+        spacing=(50, 40, 30, 20, 10),
+        return_trajectory=True,
     )
     # Ours are clamped to the range of pixels, theirs are not; the noise was given in [-1, 1].
     torch.testing.assert_close(frames.transpose(0, 1), states.clamp(0, 1), rtol=1e-4, atol=2e-5)

@@ -225,7 +225,8 @@ def test_a_wrong_shape_is_refused() -> None:
         (usual_steps, DDPM(), 20, 400),
         (usual_steps, "ddim", 20, 50),
         (usual_steps, DDIM(eta=1.0), 20, 50),
-        (usual_steps, "unipc", 20, 50),
+        (usual_steps, "unipc", 20, 20),
+        (usual_steps, "dpmpp_2m", 20, 50),
         (all_steps, "ddim", 20, 400),
         (repaint_steps, "ddpm", 20, 250),
     ],
@@ -281,7 +282,7 @@ def test_a_plan_is_made_of_keywords_and_refuses_what_sample_refuses() -> None:
 
 
 def test_parts_of_a_plan() -> None:
-    plan = SamplingPlan.make(SCHEDULE, num_steps=4)
+    plan = SamplingPlan.make(SCHEDULE, num_steps=4, spacing="trailing")
     middle = level_of_fraction(SCHEDULE, 0.6)
     assert [level.t for level in plan.starting_at(middle).levels] == [12, 10, 5, 0]
     assert [level.t for level in plan.upwards().levels] == [0, 5, 10, 15, 20]

@@ -235,7 +235,8 @@ def test_where_it_is_off() -> None:
     for off in ({"classifier_scale": 0.0}, {"guidance_interval": (0.99, 0.995)}):
         assert torch.equal(plain, d.sample(2, num_steps=10, classifier=ClassLogProb(fn, 1), **off))
     assert not fn.times
-    d.sample(2, num_steps=10, classifier=ClassLogProb(fn, 1), guidance_interval=(0.2, 0.5))
+    even = {"num_steps": 10, "spacing": "trailing"}
+    d.sample(2, **even, classifier=ClassLogProb(fn, 1), guidance_interval=(0.2, 0.5))
     assert [float(t[0]) + 1 for t in fn.times] == [10, 8, 6]
     # Editing and inpainting take it as well.
     images, options = (

@@ -29,7 +29,7 @@ from ddpm_lib.process.operators import Blur, Mask
 from ddpm_lib.process.plan import SamplingPlan
 from ddpm_lib.process.restoring import ROUNDING, make_problem
 from ddpm_lib.process.sampling import draw
-from ddpm_lib.samplers import SAMPLERS, Predict, make_sampler, sample_loop
+from ddpm_lib.samplers import OF_DENOISERS, Predict, make_sampler, sample_loop
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.levels import Level
 from ddpm_lib.spacing import sampling_levels
@@ -246,7 +246,7 @@ def test_an_image_depends_on_its_number_alone(method: str) -> None:
     assert not torch.allclose(whole, seeds)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", OF_DENOISERS)
 def test_every_sampler(sampler: str) -> None:
     d, y = tiny(), torch.rand(2, 3, 2, 2)
     found = d.restore(y, "downsampling:2", sampler=sampler, num_steps=6)
@@ -258,7 +258,7 @@ def test_every_sampler(sampler: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_without_strength_it_is_plain_sampling(method: str) -> None:
     d, y = tiny(), torch.rand(2, 3, 4, 4)
-    plan = SamplingPlan.make(d.schedule, num_steps=5)
+    plan = SamplingPlan.make(d.schedule, sampler="ddim", spacing="trailing", num_steps=5)
     free = draw(d, plan, 2, seed=4, purpose="restore")
     assert torch.equal(
         free, d.restore(y, "blur:1", seed=4, num_steps=5, strength=0.0, method=method)

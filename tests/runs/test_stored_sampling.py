@@ -61,7 +61,7 @@ def test_what_is_kept_draws_where_nothing_is_said(run: Path) -> None:
         TUNED, created=diffusion.sampling_default.created
     )
     assert torch.equal(diffusion.sample(3), named(diffusion))
-    for explicit in ({"num_steps": 50}, {"sampler": "ddim"}, {"spacing": "trailing"}):
+    for explicit in ({"num_steps": 20}, {"sampler": "unipc"}, {"spacing": "mixed"}):
         assert torch.equal(diffusion.sample(3, **explicit), plain)
     assert torch.equal(copy.deepcopy(diffusion).sample(3), named(diffusion))
     diffusion.sampling_default = None
@@ -187,7 +187,7 @@ def test_evaluations_note_it(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert drawn["chosen_by"] == "ddpm tune at step 4"
     assert any(note.startswith("as chosen by ddpm tune") for note in found.about["notes"])
     assert found.about["samples"]["fingerprint"] != before.about["samples"]["fingerprint"]
-    named = evaluate(run, sampler="ddim", sample_steps=50, **options)
+    named = evaluate(run, sampler="unipc", sample_steps=20, **options)
     assert named.about["samples"]["fingerprint"] == before.about["samples"]["fingerprint"]
     assert "chosen_by" not in named.about["samples"]
 

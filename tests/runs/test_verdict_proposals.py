@@ -73,7 +73,6 @@ def test_every_command_is_valid(trained: RunRecords) -> None:
 @pytest.mark.slow
 def test_every_command_does_what_it_says(trained: RunRecords, tmp_path: Path) -> None:
     """Long trainings are cut to twenty steps; all else runs as it stands."""
-    other = trained.run.with_name(f"{trained.run.name}-2")  # which is proposed each time
     for command in all_proposals(trained):
         words = [sys.executable, "-m", "ddpm_lib", *shlex.split(command)[1:]]
         for name in ("--max-steps", "--num-steps"):
@@ -81,7 +80,8 @@ def test_every_command_does_what_it_says(trained: RunRecords, tmp_path: Path) ->
                 words[words.index(name) + 1] = "20"
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-        shutil.rmtree(other, ignore_errors=True)
+        for other in trained.run.parent.glob(f"{trained.run.name}-*"):
+            shutil.rmtree(other)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,3 +133,13 @@ def test_nothing_is_proposed_that_cannot_work(
 def test_a_free_name_is_proposed(trained: RunRecords) -> None:
     first = proposals(standing(trained, "finished"), "unstable")[0]
     assert shlex.quote(f"{trained.run}-2") in first.command
+
+
+def test_proposals_for_new_runs_share_no_directory(trained: RunRecords) -> None:
+    """Whoever runs two of them gets two runs, not a refusal."""
+    others = tuple(Finding(kind) for kind in ("copying", "colour_cast", "classes_unused"))
+    found = next_steps(trained, Verdict("overfitting", 2, (), others))
+    words = [shlex.split(one.command) for one in found if "--output-dir" in one.command]
+    made = [line[line.index("--output-dir") + 1] for line in words]
+    assert len(made) >= 3
+    assert len(set(made)) == len(made)

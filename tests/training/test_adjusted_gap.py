@@ -134,6 +134,8 @@ def train(run: Path, steps: int, **options: Any) -> Trainer:
         "progress": False,
         "device": "cpu",
         "warmup_steps": 0,
+        "lr_schedule": "constant",
+        "ema_decay": 0.9,
     }
     diffusion = GaussianDiffusion(network, image_size=8, timesteps=20)
     trainer = Trainer(diffusion, Shapes(size=8, n=40), **{**usual, **options})

@@ -84,7 +84,7 @@ def test_one_output_shows_the_run_and_ends_with_its_last_state(
     said = capsys.readouterr()
     assert said.err == "", "nothing in red"
     assert "val ± error" not in said.out, "rows stand in the view, not below it as well"
-    assert said.out.count("\n") == 3, "of the classes, what is trained, and how it ended"
+    assert said.out.count("\n") == 4, "the classes, what was chosen, what is trained, how it ended"
     log = (tmp_path / "train.log").read_text()
     assert "val ± error" in log
     assert "Saved step-000000004" in log

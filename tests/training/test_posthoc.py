@@ -211,6 +211,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "posthoc_every": 2,
         "learning_rate": 0.01,
         "val_every": 24,
+        "keep_early": "no",
     }
     tiny_trainer(out, posthoc_ema=(*KEPT, 0.15), val_fraction=0.2, **options).train()
     return out

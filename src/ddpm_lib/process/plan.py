@@ -155,10 +155,6 @@ class SamplingPlan:
         chosen = make_sampler(sampler, sampler_options, eta=eta)
         steps = resolve_num_steps(chosen, num_steps, schedule.timesteps, spacing, default_steps)
         visited = sampling_levels(schedule, steps, spacing, spacing_options)
-        guided = (guidance_scale or 1.0) != 1.0 or classifier is not None or partner is not None
-        if sampler == "unipc" and "order" not in (sampler_options or {}):
-            third = len(visited) - 1 >= HIGH_ORDER_STEPS and not guided
-            chosen = make_sampler(sampler, {**(sampler_options or {}), "order": 3 if third else 2})
         low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
         guidance = Guidance(
             scale=1.0 if guidance_scale is None else guidance_scale,
@@ -169,6 +165,10 @@ class SamplingPlan:
             partner=partner,
             partner_scale=partner_scale,
         )
+        if sampler == "unipc" and "order" not in (sampler_options or {}):
+            guided = guidance.changes_anything(t / schedule.timesteps for t in visited)
+            third = len(visited) - 1 >= HIGH_ORDER_STEPS and not guided
+            chosen = make_sampler(sampler, {**(sampler_options or {}), "order": 3 if third else 2})
         return cls(chosen, tuple(schedule.level(t) for t in visited), guidance)
 
     @property

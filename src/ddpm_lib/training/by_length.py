@@ -119,6 +119,10 @@ def number_of_averages(config: TrainingConfig) -> int:
     return len(settled(config).ema_decay)
 
 
+def _length(steps: float) -> str:
+    return f"{steps:,.0f}" if steps > 4.5 else f"{steps:.2g}"
+
+
 def chosen_words(config: TrainingConfig, open_before: tuple[str, ...]) -> str:
     """Say in a line what was chosen for a run that begins; "" where everything was named.
 
@@ -138,6 +142,6 @@ def chosen_words(config: TrainingConfig, open_before: tuple[str, ...]) -> str:
         )
     if "ema_decay" in open_before:
         decays = [d for d in config.ema_decay if not isinstance(d, str)]
-        lengths = ", ".join(f"{1 / (1 - d):,.0f}" for d in sorted(decays))
+        lengths = ", ".join(_length(1 / (1 - d)) for d in sorted(decays))
         parts.append(f"weight average{'s' if len(decays) > 1 else ''} over {lengths} steps")
     return f"Chosen for {config.max_steps:,} steps: {'; '.join(parts)}. What you name wins."

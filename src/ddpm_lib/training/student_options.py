@@ -57,22 +57,27 @@ def student_options(
     every = max(1, most // LOOKS)
     rate = kept.get("learning_rate")
     rate = float(rate) if isinstance(rate, int | float) else rate_of(steps or most)
-    looks = {
-        name: min(int(kept[name]), every) if kept.get(name) else kept.get(name, every)
-        for name in ("sample_every", "val_every")
+    cadences = {
+        name: _at_most(kept.get(name, "auto"), every)
+        for name in ("sample_every", "val_every", "save_every", "log_every")
     }
     averages = "auto" if kept.pop("ema_decay", "auto") else ()
     return {
         **kept,
-        **looks,
+        **cadences,
         "init_from": source,
         "max_steps": most,
         "learning_rate": RATE * rate,
         "lr_schedule": "cosine",
         "warmup_steps": min(500, most // 20),
-        "save_every": min(int(kept.get("save_every", 1000)), every),
-        "log_every": min(int(kept.get("log_every", 50)), every),
         "ema_decay": averages,
         "sample_sampler": "consistency",
         "sample_steps": 2,
     }
+
+
+def _at_most(cadence: Any, every: int) -> Any:
+    """Return a teacher's cadence where it is finer than a student needs; 0 stays "never"."""
+    if isinstance(cadence, str):
+        return every
+    return min(int(cadence), every) if cadence else cadence

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,6 +49,8 @@ class _Stand:
 
     records: RunRecords
     verdict: Verdict
+    proposed: dict[tuple[str, ...], Path] = field(default_factory=dict)
+    """New run directories by the options that they are for: two proposals share none."""
 
     @property
     def run(self) -> Path:
@@ -102,8 +104,10 @@ class _Stand:
 
     def anew(self, why: str, *flags: str, steps: int | None = None) -> Proposal:
         """Train another run with other options."""
-        other = shlex.quote(str(fresh(self.run)))
-        given = [*flags, *([] if steps is None else [f"--max-steps {steps}"])]
+        given = (*flags, *([] if steps is None else [f"--max-steps {steps}"]))
+        if given not in self.proposed:
+            self.proposed[given] = fresh([self.run, *self.proposed.values()][-1])
+        other = shlex.quote(str(self.proposed[given]))
         command = " ".join([f"ddpm train --config {self._config} --output-dir {other}", *given])
         return Proposal(why, command, self.minutes(steps or self.max_steps))
 

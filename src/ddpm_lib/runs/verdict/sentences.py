@@ -46,8 +46,8 @@ def words(verdict: Verdict) -> list[str]:
     for finding in verdict.also:
         lines.append(f"Besides, {finding_headline(finding)}")
         lines += map(sentence, finding.evidence)
-    lines += [f"Not known is {UNKNOWN[name]}." for name in verdict.unknown]
-    return lines
+    unknown = "; ".join(UNKNOWN[name] for name in verdict.unknown)
+    return [*lines, f"Not known is {unknown}."] if unknown else lines
 
 
 def finding_headline(finding: Finding) -> str:
@@ -59,6 +59,10 @@ def finding_headline(finding: Finding) -> str:
 def sentence(evidence: Evidence) -> str:
     """Say one reading in a sentence."""
     return TEMPLATES[evidence.name](evidence)
+
+
+def _counted(number: float, one: str, many: str) -> str:
+    return f"{int(number):,} {one if number == 1 else many}"
 
 
 def percent(share: float, sign: str = "") -> str:
@@ -188,10 +192,12 @@ TEMPLATES: dict[str, Callable[[Evidence], str]] = {
     "levels": lambda e: f"They take {int(e.value):,} different values.",
     "classes": lambda e: f"The images are of {int(e.value):,} classes.",
     "validations": lambda e: (
-        f"{int(e.value):,} validations were made; {int(e.reference or 0):,} are needed."
+        f"{_counted(e.value, 'validation was', 'validations were')} made;"
+        f" {int(e.reference or 0):,} are needed."
     ),
     "logged_losses": lambda e: (
-        f"{int(e.value):,} losses were logged; {int(e.reference or 0):,} are needed."
+        f"{_counted(e.value, 'loss was', 'losses were')} logged;"
+        f" {int(e.reference or 0):,} are needed."
     ),
 }
 """Sentences by name of the evidence."""

@@ -42,9 +42,10 @@ class KeepBest(Callback):
             trainer.save()
 
     def on_train_end(self, trainer: TrainingView) -> None:
-        """Say which was best, or that the metric never came."""
+        """Say which was best, or that the metric that was asked for never came."""
         if self.step is not None:
             trainer.say(f"Best {self.metric}: {self.value:.6g} at step {self.step:,}.")
+        if self.step is not None or trainer.config.keep_best == "auto":
             return
         hint = nearest(self.metric, list(trainer.metrics))
         trainer.say(

@@ -43,5 +43,5 @@ class KeepStablePart(Callback):
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        self.step = state["step"]
+        """Restore it; a checkpoint from before this callback has none."""
+        self.step = state.get("step")
