@@ -44,6 +44,8 @@ def words(verdict: Verdict) -> list[str]:
     """
     lines = [headline(verdict), *map(sentence, verdict.evidence)]
     for finding in verdict.also:
+        if finding.kind == "too_little" and verdict.unknown:
+            continue  # what is not known says it
         lines.append(f"Besides, {finding_headline(finding)}")
         lines += map(sentence, finding.evidence)
     unknown = "; ".join(UNKNOWN[name] for name in verdict.unknown)
