@@ -340,7 +340,22 @@ class Objects(torch.utils.data.Dataset):
         folder(
             "archive",
             lambda p: write(p / "a.zip", b"x"),
-            r"is an archive. Unpack it, and pass the folder",
+            r"a\.zip' is damaged or no \.zip archive .*Was it copied whole\?",
+        ),
+        folder(
+            "tar",
+            lambda p: write(p / "a.tar", b"x"),
+            r"a\.tar' is damaged or no \.tar archive .*Was it copied whole\?",
+        ),
+        folder(
+            "compressed tar",
+            lambda p: write(p / "a.tar", b"\x1f\x8b\x08"),
+            r"is compressed \(gzip\).*Decompress it \(gunzip\): a plain \.tar is read in place",
+        ),
+        folder(
+            "7z",
+            lambda p: write(p / "a.7z", b"x"),
+            r"is an archive. Unpack it \(7z x .*\), and pass the folder",
         ),
         folder(
             "other file",

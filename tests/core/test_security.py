@@ -245,6 +245,7 @@ def test_limits_of_pillow_stay_as_they_are(tmp_path: Path) -> None:
 def test_archives_are_never_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("../escaped.png", b"x")
-    with pytest.raises(ValueError, match=r"is an archive. Unpack it"):
+    with pytest.raises(BadImagesError, match=r"escaped\.png: a text file, not a picture"):
         open_dataset(tmp_path / "a.zip", image_size=8)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zip"]
     assert not (tmp_path.parent / "escaped.png").exists()

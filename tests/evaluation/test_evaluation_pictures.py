@@ -441,7 +441,7 @@ def test_files_that_are_no_set_say_what_they_are(
         == 2
     )
     said = capsys.readouterr().err
-    assert "Pass the folder" in said or "pass the folder" in said
+    assert "Pass the folder" in said or "damaged or no .zip archive" in said
     assert "ddpm train" not in said
 
 

@@ -39,8 +39,8 @@ class AuditCommand:
     """Options of `ddpm audit`."""
 
     data: tyro.conf.Positional[str]
-    """What `ddpm train` takes: a folder of images, a 🤗 dataset, parquet, .npz, a set of
-    torchvision, shapes.
+    """What `ddpm train` takes: a folder or an archive of images, a 🤗 dataset, parquet, .npz, a set
+    of torchvision, shapes.
     """
     val_data: str | None = None
     """Held-out images; default: the other splits of the data, else those that training holds out.

@@ -54,8 +54,9 @@ class RunConfig(TrainingConfig):
     """All settings of a run: the data, the training options, and the groups model and diffusion."""
 
     data: tyro.conf.Positional[str] = "shapes"
-    """A folder of images, a dataset (path or hub name), a set of torchvision (mnist, cifar10,
-    celeba, …), a .npz or .parquet file, or shapes for the built-in images.
+    """A folder or an archive (.zip, .tar) of images, a dataset (path or hub name), a set of
+    torchvision (mnist, cifar10, celeba, …), a .npz or .parquet file, or shapes for the built-in
+    images.
     """
     image_size: tuple[int, ...] = (64,)
     """Size of the images: one number for squares, or height and width."""

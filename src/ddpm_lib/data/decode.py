@@ -103,14 +103,14 @@ def decode(file: str | bytes | IO[bytes], spec: DecodeSpec, frame: int | None = 
             return fit_picture(picture, spec, start, frame is not None)
 
 
-def count_frames(path: str | bytes) -> int:
+def count_frames(file: str | bytes | IO[bytes]) -> int:
     """Return how many frames or pages a file has; 1 for what cannot be opened, of which decoding
     says why.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(file, formats=FORMATS) as picture:
                 return int(getattr(picture, "n_frames", 1))
     except Exception:
         return 1

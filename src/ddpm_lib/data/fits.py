@@ -61,6 +61,7 @@ _UNFIT: dict[str, tuple[str, ...]] = {
     "a table of pictures": ("split", "labels"),
     TORCHVISION: ("image_column", "label_column", "labels", "frames", "value_range"),
     "a folder of pictures": (),
+    "an archive of pictures": (),
     "a folder of arrays": ("split", "image_column", "label_column", "frames"),
 }
 _INSTEAD = {

@@ -98,6 +98,18 @@ def walk(root: bytes, extensions: frozenset[bytes], left: Counter[str]) -> Walke
     return Walked(found, others, foreign, examples, runs)
 
 
+def is_left_out(name: bytes) -> bytes | None:
+    """Return the part of a file's name for which it is left out: that of a folder which systems
+    make, or b"" for hidden files and folders and for junk; None for others.
+    """
+    *folders, base = name.split(b"/")
+    made = next((part for part in folders if part.lower() in _NO_DATA), None)
+    if made is not None:
+        return made
+    hidden = any(part.startswith(b".") for part in (*folders, base)) or base.lower() in _JUNK
+    return b"" if hidden else None
+
+
 def _entries(
     root: bytes, below: bytes, above: set[tuple[int, int]], left: Counter[str], runs: list[bytes]
 ) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:

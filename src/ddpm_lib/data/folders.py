@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
 from ddpm_lib.data.decode import Decoded, ImageError, count_frames, decode
 from ddpm_lib.data.decode_spec import DecodeSpec
-from ddpm_lib.data.folder_walk import Entry, Walked, walk
+from ddpm_lib.data.folder_walk import Entry, Walked
 from ddpm_lib.data.kinds import way
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.layouts import are_thumbnails, judge
-from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some
+from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some, tables_in
 from ddpm_lib.data.names import PackedNames, show
 from ddpm_lib.data.run_folders import is_a_run, left_runs
-from ddpm_lib.data.source import Examined, Source, file_hash
+from ddpm_lib.data.source import Examined, Source
 from ddpm_lib.data.suffixes import PICTURES
+from ddpm_lib.data.trees import FolderTree, Tree
 
 
 class FolderSource(Source):
     """Picture files below one folder, in the order of their names' bytes.
 
     Args:
-        root: The folder.
+        root: The folder, or another place of files, such as an archive.
         labels: "auto": classes are the first level of sub-folders if there are two or more and hold
             every picture; "folder": the same, or an error; "prefix": the file name up to the first
             "_"; "none".
@@ -48,24 +48,27 @@ class FolderSource(Source):
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Tree,
         labels: str = "auto",
         frames: str = "first",
         table: Table | None = None,
         only: frozenset[bytes] | None = None,
     ) -> None:
-        self.root = root
-        self.notes = []
+        self.tree = FolderTree(root) if isinstance(root, Path) else root
+        self.root = self.tree.root
+        self.notes = list(self.tree.notes)
         self.unused: list[str] = []
-        if not root.is_dir():
-            raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
         left: Counter[str] = Counter()
-        walked = walk(os.fsencode(root), self.extensions, left)
+        walked = self.tree.walk(self.extensions, left)
         found, others, foreign = walked.found, walked.others, walked.foreign
         if only is not None:
             found = [entry for entry in found if entry[0] in only]
+        kept = self.tree.chosen([entry[0] for entry in found], (table or Table()).image_column)
+        if len(kept) < len(found):
+            there = frozenset(kept)
+            found = [entry for entry in found if entry[0] in there]
         if not found:
-            raise NoPicturesError(_nothing_found(root, walked), others)
+            raise NoPicturesError(_nothing_found(self.tree, walked), others)
         if foreign:
             kinds = ", ".join(f"{n:,} {show(ext)}" for ext, n in foreign.most_common(3))
             self.notes.append(f"left out {kinds}: not supported, convert them to PNG or JPEG")
@@ -83,7 +86,7 @@ class FolderSource(Source):
         names, self._all = files, frames == "all"
         if self._all:
             before = len(found)
-            found, self._frames = _each_frame(root, found)
+            found, self._frames = _each_frame(self.tree, found)
             if len(found) == before:
                 self.notes.append('frames="all" changes nothing: every file has one frame')
             files = [name for name, _, _, _ in found]
@@ -105,10 +108,7 @@ class FolderSource(Source):
             raise ImageError(self.problems[row])
         if not self._sizes[row]:
             raise ImageError("empty (zero bytes)")
-        path = os.path.join(os.fsencode(self.root), self._files.raw(row))
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ImageError("not a regular file")
+        with self.open_file(row) as file:
             return decode(file, spec, int(self._frames[row]) if self._all else None)
 
     def examine(self, row: int, spec: DecodeSpec) -> Examined:
@@ -116,9 +116,11 @@ class FolderSource(Source):
         memory).
         """
         decoded = self.load(row, spec)
-        return Examined(
-            decoded, file_hash(os.path.join(os.fsencode(self.root), self._files.raw(row)))
-        )
+        return Examined(decoded, self.tree.content(self._files.raw(row)))
+
+    def open_file(self, row: int) -> IO[bytes]:
+        """Open the file of a row; raises `ImageError` or OSError."""
+        return self.tree.open(self._files.raw(row))
 
     def paths(self) -> list[Path]:
         """Return the files, in order."""
@@ -217,7 +219,7 @@ class FolderSource(Source):
         note.
         """
         found = (
-            find_table(self.root, raw, asked.image_column)
+            self.tree.beside(raw) or find_table(self.tree.tables(), raw, asked.image_column)
             if asked.file is None
             else open_table(asked.file, raw, asked.image_column)
         )
@@ -248,9 +250,11 @@ class FolderSource(Source):
         beside it.
         """
         above = self.root.absolute().parent
+        if not above.is_dir():  # in an archive
+            return None
         inside = [os.fsencode(self.root.absolute().name) + b"/" + name for name in raw]
         try:
-            table = find_table(above, inside, asked.image_column)
+            table = find_table(tables_in(above), inside, asked.image_column)
         except (ValueError, OSError):
             return None  # what cannot be read is no way to propose
         if table is None:
@@ -294,20 +298,23 @@ class Table:
     file: Path | None = None
 
 
-def _open_without_waiting(path: Any, flags: int) -> int:
-    """Open so that a named pipe put in the place of a file cannot block for ever."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-
-
-def _each_frame(root: Path, found: list[Entry]) -> tuple[list[Entry], np.ndarray]:
+def _each_frame(tree: Tree, found: list[Entry]) -> tuple[list[Entry], np.ndarray]:
     """Repeat each file for each of its frames, and number them."""
     entries: list[Entry] = []
     numbers: list[int] = []
     for entry in found:
-        count = 1 if entry[3] else count_frames(os.path.join(os.fsencode(root), entry[0]))
+        count = 1 if entry[3] else _frames_in(tree, entry[0])
         entries += [entry] * count
         numbers += range(count)
     return entries, np.array(numbers, dtype=np.int64)
+
+
+def _frames_in(tree: Tree, name: bytes) -> int:
+    try:
+        with tree.open(name) as file:
+            return count_frames(file)
+    except (ImageError, OSError):
+        return 1  # decoding says why
 
 
 class NoPicturesError(FileNotFoundError):
@@ -318,17 +325,29 @@ class NoPicturesError(FileNotFoundError):
         self.others = others
 
 
-def _nothing_found(root: Path, walked: Walked) -> str:
+def _nothing_found(tree: Tree, walked: Walked) -> str:
+    root, place = tree.root, "folder" if isinstance(tree, FolderTree) else "archive"
     if walked.runs:
         apart = f"holds no pictures to train on; {left_runs(walked.runs)}"
-        return is_a_run(root) if walked.runs == [b""] else f"The folder {str(root)!r} {apart}."
+        return is_a_run(root) if walked.runs == [b""] else f"The {place} {str(root)!r} {apart}."
     counts = walked.others + walked.foreign
     kinds = ", ".join(f"{n:,} × {show(ext)}" for ext, n in counts.most_common(5))
     if not kinds:
-        return f"The folder {str(root)!r} holds no files."
-    text = f"The folder {str(root)!r} holds no pictures; found {kinds}."
+        return f"The {place} {str(root)!r} holds no files."
+    text = f"The {place} {str(root)!r} holds no pictures; found {kinds}."
     for extension, _ in counts.most_common():
         how = way(root / os.fsdecode(walked.examples[extension]), "folder")
         if how is not None:
             return f"{text} {how}"
     return f"{text} Supported: {' '.join(sorted(show(e) for e in PICTURES))}."
+
+
+def with_labels(source: FolderSource, insist: bool) -> FolderSource:
+    """Return the source, if it has labels or needs none.
+
+    Raises:
+        ValueError: If a table beside the pictures has some that are not taken, saying why.
+    """
+    if insist and source.labels is None and source.unused:
+        raise ValueError(f"Class labels are needed; {'; '.join(source.unused)}.")
+    return source

@@ -130,19 +130,15 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ),
     ),
     ("documents", (".pdf", ".eps", ".ico"), _PNG),
-    (
-        "webdataset shards",
-        (".tar",),
-        (
-            "Unpack it (tar -xf {file}), and pass the folder; or in Python pass "
-            "datasets.load_dataset('webdataset', data_files={file}, split='train')"
-        ),
-    ),
-    ("an archive", (".zip",), "Unpack it, and pass the folder: python -m zipfile -e {file} {stem}"),
+    ("archives", (".zip", ".tar"), "Pictures in them are read in place: pass {file}"),
     (
         "an archive",
         (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"),
-        "Unpack it, and pass the folder: tar -xf {file}",
+        (
+            "It is compressed as a whole, so that nothing in it can be read alone. Decompress it to"
+            " a plain .tar, which is read in place, or unpack it, and pass the folder: tar -xf"
+            " {file}"
+        ),
     ),
     ("an archive", (".7z", ".rar"), "Unpack it (7z x {file}), and pass the folder"),
     ("a compressed file", (".gz", ".bz2", ".xz", ".zst"), "Unpack it, and pass what it holds"),
@@ -217,18 +213,13 @@ def way(path: Path, where: str = "file") -> str | None:
     kind, _, text = next(entry for entry in _KINDS if suffix in entry[1])
     shown = str(path)
     quoted = (
-        shlex.quote(shown)
-        if "-xf" in text or "ffmpeg" in text or "zipfile" in text or "7z" in text
-        else repr(shown)
+        shlex.quote(shown) if "-xf" in text or "ffmpeg" in text or "7z" in text else repr(shown)
     )
-    if "datasets.load_dataset" in text:
-        text = text.replace("data_files={file}", f"data_files={shown!r}")
     folder = path.parent
     text = (
         text.replace("{file}", quoted)
         .replace("{folder}", repr(str(folder)))
         .replace("{suffix}", suffix if name.endswith(suffix) else "")
-        .replace("{stem}", shlex.quote(str(path.with_suffix(""))))
     )
     return f"{'It is' if where == 'file' else 'They are'} {kind}. {text}."
 
@@ -249,4 +240,4 @@ def _by_content(path: Path) -> str | None:
     return None
 
 
-LISTED = "a folder of pictures, .npz, .npy, .parquet or .csv"
+LISTED = "a folder or an archive (.zip, .tar) of pictures, .npz, .npy, .parquet or .csv"

@@ -5,12 +5,13 @@ NVlabs, labels.csv.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ddpm_lib.data.columns import LABEL_NAMES, choose_column
 from ddpm_lib.data.names import show
@@ -72,14 +73,49 @@ class Beside:
         return choose_column("label", asked, LABEL_NAMES, self.others, self.name)
 
 
-def find_table(root: Path, names: Sequence[bytes], image_column: str | None) -> Beside | None:
-    """Find the table beside pictures (names relative to `root`) that names them; None if there is
+class TableFile(Protocol):
+    """A file that may hold a table: a Path, or a member of an archive."""
+
+    @property
+    def name(self) -> str:
+        """Its name without folders."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name, with the dot."""
+        ...
+
+    def read_bytes(self) -> bytes:
+        """Return what it holds."""
+        ...
+
+
+def may_be_table(name: str, size: int) -> bool:
+    """Say whether a file beside pictures may hold a table of them."""
+    usual = name in _FIRST or os.path.splitext(name)[1].lower() in TABLES
+    return usual and size <= _LARGEST
+
+
+def tables_in(folder: Path) -> list[TableFile]:
+    """Return the files directly in a folder that may hold tables."""
+    return [
+        entry
+        for entry in folder.iterdir()
+        if entry.is_file() and may_be_table(entry.name, entry.stat().st_size)
+    ]
+
+
+def find_table(
+    tables: Sequence[TableFile], names: Sequence[bytes], image_column: str | None
+) -> Beside | None:
+    """Find the table beside pictures that names them, relative to where it lies; None if there is
     none.
 
     Raises:
         ValueError: If the usual one cannot be read.
     """
-    there = {entry.name: entry for entry in root.iterdir() if entry.is_file()}
+    there = {entry.name: entry for entry in tables}
     first = [there[name] for name in _FIRST if name in there]
     more = [
         there[name]
@@ -88,8 +124,6 @@ def find_table(root: Path, names: Sequence[bytes], image_column: str | None) -> 
     ]
     best: Beside | None = None
     for path in [*first, *more]:
-        if path.stat().st_size > _LARGEST:
-            continue
         try:
             found = open_table(path, names, image_column)
         except ValueError:
@@ -103,7 +137,7 @@ def find_table(root: Path, names: Sequence[bytes], image_column: str | None) -> 
     return best
 
 
-def open_table(path: Path, names: Sequence[bytes], image_column: str | None) -> Beside | None:
+def open_table(path: TableFile, names: Sequence[bytes], image_column: str | None) -> Beside | None:
     """Read a table and find the column that names the pictures; None if no column names any.
 
     Raises:
@@ -153,7 +187,7 @@ def _known(table: Beside) -> int:
     return _count(table.rows)
 
 
-def read_table(path: Path) -> dict[str, list[Any]]:
+def read_table(path: TableFile) -> dict[str, list[Any]]:
     """Read a .csv, .tsv, .jsonl, .json or .parquet file as columns.
 
     Raises:
@@ -164,8 +198,9 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         if suffix == ".parquet":
             import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
-            return dict(pq.read_table(path, use_threads=False).to_pydict())
-        text = path.read_text("utf-8-sig")
+            raw = io.BytesIO(path.read_bytes())
+            return dict(pq.read_table(raw, use_threads=False).to_pydict())
+        text = path.read_bytes().decode("utf-8-sig")
         if suffix == ".jsonl":
             return _columns([json.loads(line) for line in text.splitlines() if line.strip()])
         if suffix == ".json":

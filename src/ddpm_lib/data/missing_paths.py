@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from ddpm_lib.core.lost_paths import lost, meant
+from ddpm_lib.data.archives.archive_files import archive_in
 from ddpm_lib.data.kinds import LISTED, SUFFIXES
 from ddpm_lib.data.run_folders import is_a_run, is_run_directory
 from ddpm_lib.data.torchvision_sets import set_named
@@ -33,7 +34,8 @@ def look_for(written: str) -> str | None:
         raise FileNotFoundError(lost(written))
     if path.is_dir() and is_run_directory(set(map(os.fsencode, os.listdir(path)))):
         raise FileNotFoundError(is_a_run(path))
-    if written == "shapes" or path.exists() or set_named(written) is not None:
+    known = written == "shapes" or path.exists() or archive_in(path) is not None
+    if known or set_named(written) is not None:
         return None
     if glob.has_magic(written) and glob.glob(str(path), recursive=True):
         return None

@@ -80,12 +80,13 @@ def open_dataset(
         data: "shapes" or None (the built-in `Shapes`); the name of a set of torchvision (mnist,
             fashion_mnist, kmnist, emnist, cifar10, cifar100, svhn, stl10, celeba, flowers102, …);
             a folder of pictures (recursive; JPEG, PNG,
-            WEBP, BMP, TIFF, GIF, PPM); a 🤗 dataset as a local path (`save_to_disk`, parquet), a
-            hub name or an object; `.npz`/`.npy` of uint8 images; any torch Dataset of dicts,
-            (image, label) tuples or images (uint8 or PIL; other numbers with `value_range`); a
-            uint8 array (n, h, w, c) or (n, c, h, w), a pair (images, labels) or a dict of arrays;
-            a list of paths, of pictures or of pairs of those and labels; a pandas table with a
-            column of paths or pictures.
+            WEBP, BMP, TIFF, GIF, PPM); a .zip or .tar archive of such, a folder in one
+            (pets.zip/train), or shards of WebDataset, read in place; a 🤗 dataset as a local path
+            (`save_to_disk`, parquet), a hub name or an object; `.npz`/`.npy` of uint8 images; any
+            torch Dataset of dicts, (image, label) tuples or images (uint8 or PIL; other numbers
+            with `value_range`); a uint8 array (n, h, w, c) or (n, c, h, w), a pair (images, labels)
+            or a dict of arrays; a list of paths, of pictures or of pairs of those and labels; a
+            pandas table with a column of paths or pictures.
         image_size: Side in pixels, or (height, width).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with

@@ -148,12 +148,11 @@ def _sizes(source: Source, spec: DecodeSpec) -> Iterator[Sized]:
 
 
 def _from_headers(source: FolderSource, rows: Sequence[int]) -> Iterator[Sized]:
-    paths = source.paths()
     for row in rows:
         if row in source.problems:
             continue
         try:
-            with Image.open(paths[row], formats=FORMATS) as picture:
+            with source.open_file(row) as file, Image.open(file, formats=FORMATS) as picture:
                 width, height = picture.size
                 turned = _orientation(picture) in (5, 6, 7, 8)
         except (

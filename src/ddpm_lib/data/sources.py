@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ import torch
 from ddpm_lib.core.lost_paths import lost, meant
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.core.spelling import option
+from ddpm_lib.data.archives.archive_files import ARCHIVES, archive_in, shards_in
+from ddpm_lib.data.archives.opening_archives import open_archives
 from ddpm_lib.data.arrays import open_npz
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.fits import TORCHVISION, check_fits
-from ddpm_lib.data.folders import FolderSource, NoPicturesError, Table
+from ddpm_lib.data.folders import FolderSource, NoPicturesError, Table, with_labels
 from ddpm_lib.data.hub import load_by_name
 from ddpm_lib.data.kinds import LISTED, way
 from ddpm_lib.data.metadata import TABLES, whole_paths
@@ -26,6 +27,7 @@ from ddpm_lib.data.missing_paths import may_be_hub_name, missing_path
 from ddpm_lib.data.numpy_files import ArrayFolder
 from ddpm_lib.data.objects import Columns, PathSource, from_object
 from ddpm_lib.data.source import Source
+from ddpm_lib.data.split_files import split_files, split_folder, split_in
 from ddpm_lib.data.split_names import best_split, split_of
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.data.torchvision_sets import SETS, hidden_by_path, open_set, set_named
@@ -111,7 +113,13 @@ def _from_written(data: str | os.PathLike[str], spec: DecodeSpec, options: Optio
     path = Path(os.fspath(data)).expanduser()
     if path.is_dir() and not _is_table(path):
         check_fits("a folder of pictures", options)
-        return _from_folder(_split_folder(path, options["split"]), options)
+        split = options["split"]
+        if split is not None and not (path / split).is_dir() and shards_in(path):
+            return open_archives(shards_in(path), "", options)
+        return _from_folder(split_folder(path, options["split"]), options)
+    archive = archive_in(path)
+    if archive is not None:
+        return open_archives([archive[0]], archive[1], options)
     return _from_path(path, str(data), spec, options)
 
 
@@ -131,23 +139,14 @@ def _from_folder(root: Path, options: Options) -> Source:
     labels, frames = options["labels"], options["frames"]
     try:
         table = Table(options["image_column"], options["label_column"])
-        return _needed(FolderSource(root, labels, frames, table), options["insist"])
+        return with_labels(FolderSource(root, labels, frames, table), options["insist"])
     except NoPicturesError as error:
+        if {b".zip", b".tar"} & set(error.others) and shards_in(root):
+            return open_archives(shards_in(root), "", options)
         if not {b".npy", b".npz"} & set(error.others):
             raise
     check_fits("a folder of arrays", {**options, "split": None})
     return ArrayFolder(root, labels)
-
-
-def _needed(source: FolderSource, insist: bool) -> FolderSource:
-    """Return the source, if it has labels or needs none.
-
-    Raises:
-        ValueError: If a table beside the pictures has some that are not taken, saying why.
-    """
-    if insist and source.labels is None and source.unused:
-        raise ValueError(f"Class labels are needed; {'; '.join(source.unused)}.")
-    return source
 
 
 def _from_pattern(written: str, found: list[Path], options: Options) -> Source | None:
@@ -181,7 +180,7 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
 
             return _from_hf_object(load_from_disk(str(path)), options)
         check_fits("parquet files", options)
-        return from_parquet(_split_files(_parquet_in(path), split, path), labels, *columns, insist)
+        return from_parquet(split_files(_parquet_in(path), split, path), labels, *columns, insist)
     if path.is_file():
         return _from_file(path, written, spec, options)
     found = (
@@ -191,7 +190,9 @@ def _from_path(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
     )
     if found and all(file.suffix.lower() == ".parquet" for file in found):
         check_fits("parquet files", options)
-        return from_parquet(_split_files(found, split, path.parent), labels, *columns, insist)
+        return from_parquet(split_files(found, split, path.parent), labels, *columns, insist)
+    if found and all(file.suffix.lower() in ARCHIVES for file in found):
+        return open_archives(found, "", options)
     if found:
         pictures = _from_pattern(written, found, options)
         if pictures is not None:
@@ -233,7 +234,7 @@ def _from_file(path: Path, written: str, spec: DecodeSpec, options: Options) -> 
                 source.notes.append(f"labels: column {label!r} of {path.name}")
             return source
         try:
-            return _needed(
+            return with_labels(
                 FolderSource(path.parent, labels, options["frames"], Table(*columns, path)),
                 insist,
             )
@@ -291,62 +292,6 @@ def _is_table(path: Path) -> bool:
         return False
     beside = [*path.iterdir(), *(file for table in tables for file in table.parent.iterdir())]
     return not any(os.fsencode(file.suffix.lower()) in PICTURES for file in beside)
-
-
-def _split_folder(root: Path, split: str | None) -> Path:
-    if split is None or (root.absolute().name == split and not (root / split).is_dir()):
-        return root  # the whole, or the part itself
-    if not (root / split).is_dir() or Path(split).name != split:
-        there = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        meant = [
-            name
-            for name in there
-            if name.lower() == split.lower() or split_of(name) == "train" == split_of(split)
-        ]
-        hint = f" Did you mean {meant[0]!r}?" if meant else ""
-        raise ValueError(
-            f"{str(root)!r} has no sub-folder for split {split!r}.{hint} There are:"
-            f" {', '.join(there) or 'none'}."
-        )
-    return root / split
-
-
-def _split_files(files: list[Path], split: str | None, where: Path) -> list[Path]:
-    """Choose the parquet files of one split: "train-00000-of-00002.parquet", "train.parquet" or
-    "train/0.parquet".
-    """
-    kinds: dict[str, list[Path]] = {}
-    for file in files:
-        name = split_in(file)
-        if (
-            not name
-            and file.parent != where
-            and (file.parent.name != "data" and split_of(file.parent.name))
-        ):
-            name = file.parent.name
-        kinds.setdefault(name, []).append(file)
-    if split is None:
-        named = sorted(kind for kind in kinds if kind)
-        if len(kinds) > 1 and named:
-            raise ValueError(
-                f"{str(where)!r} holds several splits: {', '.join(named)}. Pass"
-                f" split={best_split(named)!r} (--split {best_split(named)})."
-            )
-        return files
-    if split not in kinds:
-        there = sorted(kind for kind in kinds if kind)
-        raise ValueError(
-            f"{str(where)!r} has no split {split!r}. There are: {', '.join(there) or 'none'}."
-        )
-    return kinds[split]
-
-
-def split_in(file: Path) -> str:
-    """Return the split that a file's name begins with: "train" of "train-00000-of-00002.parquet";
-    "" for none.
-    """
-    found = re.match(r"[a-z]+(?![a-z])", file.stem.lower())
-    return found.group(0) if found and split_of(found.group(0)) else ""
 
 
 def _from_hf_object(data: Any, options: Options) -> Source:

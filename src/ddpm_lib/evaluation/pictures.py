@@ -100,6 +100,7 @@ def _open(
     stored.
     """
     from ddpm_lib.data import BadImagesError
+    from ddpm_lib.data.archives.archive_files import archive_in
     from ddpm_lib.data.arrays import ArraySource
     from ddpm_lib.data.decode_spec import DecodeSpec
     from ddpm_lib.data.sources import find_source
@@ -111,6 +112,8 @@ def _open(
     folder = isinstance(data, (str, Path)) and Path(data).is_dir()
     if folder:
         data, notes = drawn_samples(Path(data), word)
+    elif isinstance(data, (str, Path)):
+        folder = archive_in(Path(data).expanduser()) is not None
     path = str(data) if isinstance(data, Path) else data
     frames = (like.config.frames if like else options.frames or "first") if folder else "first"
     # Of two sets, a split belongs to the one that can have several.

@@ -15,6 +15,7 @@ from ddpm_lib.data.dataset import ImageDataset, MemoryStore
 from ddpm_lib.data.decode import Decoded, ImageError, fit_array
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.source import BadImagesError, Source
+from ddpm_lib.data.split_files import split_in
 from ddpm_lib.data.split_names import best_split, split_of
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.data.torchvision_sets import SETS, set_named
@@ -98,8 +99,6 @@ def splits_of(data: Any, asked: bool = False) -> list[str]:
             return []  # opening it says what is wrong
     tables = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
     if tables:
-        from ddpm_lib.data.sources import split_in
-
         return _ordered([found for found in {split_in(file) for file in tables} if found])
     return _ordered(_folders(path))
 
