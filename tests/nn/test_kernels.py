@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ddpm_lib import Unet
 from ddpm_lib.nn.attention import attend
 from ddpm_lib.nn.kernels import build, group_norm, library, norm_act
+from ddpm_lib.nn.kernels import masks as masks_of_positions
 from ddpm_lib.nn.lowering import lowered_copy
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here")
@@ -343,3 +344,104 @@ def test_attention_in_bf16_is_as_exact_either_way(shape: tuple[int, ...]):
     for a, b, c in zip(run(attend, torch.bfloat16), run(fused, torch.bfloat16), want):
         error, usual = (float((v - c).norm() / c.norm()) for v in (a, b))
         assert error < max(1.5 * usual, 8e-3)
+
+
+@needs_kernel
+@pytest.mark.parametrize("mode", ["add", "scale_shift", "linear"])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
+)
+def test_dropout_inside_is_the_plain_one_behind(
+    mode: str, dtype: torch.dtype, most: float, monkeypatch: pytest.MonkeyPatch
+):
+    x, norm, vectors = case(dtype, (3, 40, 7, 5))  # 40 channels: two vectors and a half
+
+    def dropping(x: Tensor, norm: nn.GroupNorm, **options) -> Tensor:
+        torch.manual_seed(5)
+        return norm_act(x, norm, dropout=0.3, **options)
+
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    got = run(dropping, x, norm, vectors, mode, wide)
+    monkeypatch.setattr(group_norm, "_has_kernel", lambda *_: False)
+    want = run(dropping, x.double(), norm, vectors, mode, torch.float64)
+    assert torch.equal(got[0] == 0, want[0] == 0)
+    for a, b in zip(got, want):
+        assert float((a - b).norm() / b.norm()) < most
+
+
+@needs_kernel
+def test_maps_too_large_to_keep_have_the_same_gradient():
+    """Above a MiB per sample the gradient is computed in two passes that both look at the inputs;
+    a batch cut in rows of one pixel column is not: each sample alone is a smaller one.
+    """
+    x, norm, vectors = case(torch.float32, (1, 8, 256, 136))
+    got = run(norm_act, x, norm, vectors, "plain", torch.float32)
+    want = run(eager, x.double(), norm, vectors, "plain", torch.float64)
+    for a, b in zip(got, want):
+        assert float((a - b).norm() / b.norm()) < 1e-5
+
+
+@needs_kernel
+def test_gradients_of_gradients_have_the_same_mask():
+    x, norm, _ = case(torch.float64, (2, 8, 3, 2))
+
+    def function(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return norm_act(x, norm, dropout=0.4)
+
+    assert torch.autograd.gradcheck(function, [x.requires_grad_()])
+    assert torch.autograd.gradgradcheck(function, [x])
+
+
+@pytest.mark.parametrize("p", [0.02, 0.1, 0.5, 0.9])
+def test_masks_are_as_random_as_they_should_be(p: float):
+    """Rates by sample, row and channel, neighbours, and masks of neighbouring seeds: each is a sum
+    of independent draws, so that its deviation is normal.
+    """
+    shape = (8, 256, 64)
+    masks = [masks_of_positions.kept(seed, shape, p).double() for seed in (7, 8)]
+    sigma = (p * (1 - p)) ** 0.5
+    a, b = ((mask - (1 - p)) / sigma for mask in masks)
+
+    def deviations(v: Tensor, dims: tuple[int, ...]) -> Tensor:
+        count = v.numel() / v.sum(dims).numel()
+        return v.sum(dims) / count**0.5
+
+    for dims in [(0, 1, 2), (1, 2), (0, 2), (0, 1)]:
+        found = deviations(a, dims)
+        assert float(found.abs().max()) < 5
+    for product in (
+        a[:, 1:] * a[:, :-1],
+        a[:, 2:] * a[:, :-2],
+        a[..., 1:] * a[..., :-1],
+        a[..., 16:] * a[..., :-16],
+        a[1:] * a[:-1],
+        a * b,
+    ):
+        assert abs(float(deviations(product, (0, 1, 2)))) < 5
+    spread = deviations(a, (0, 2))
+    assert 0.7 < float(spread.square().mean()) < 1.3  # 256 rows: neither too even nor too uneven
+
+
+def test_masks_are_named_by_seed_and_position():
+    whole = masks_of_positions.kept(3, (4, 6, 5), 0.5)
+    assert torch.equal(whole[:2, :, :3], masks_of_positions.kept(3, (2, 6, 3), 0.5))
+    assert masks_of_positions.kept(2**63 - 1, (1, 1, 4), 0.0).all()
+    assert masks_of_positions.threshold_of(1 - 1e-16) == 2**32 - 1
+    torch.manual_seed(0)
+    seeds = [masks_of_positions.draw_seed() for _ in range(2)]
+    torch.manual_seed(0)
+    assert seeds == [masks_of_positions.draw_seed() for _ in range(2)]
+    assert seeds[0] != seeds[1]
+
+
+def test_dropout_of_everything_and_of_other_shapes_is_torchs():
+    x = torch.randn(2, 8, 5)
+    norm = nn.GroupNorm(2, 8)
+    torch.manual_seed(1)
+    y = norm_act(x, norm, dropout=0.5)
+    torch.manual_seed(1)
+    assert torch.equal(y, nn.functional.dropout(norm_act(x, norm), 0.5))
+    pictures = torch.randn(2, 8, 4, 4)
+    assert not norm_act(pictures, norm, dropout=1.0).any()
+    assert not norm_act(pictures.contiguous(memory_format=LAST), norm, dropout=1.0).any()

@@ -78,12 +78,17 @@ class ResBlock(nn.Module):
     front of the first convolution (Dhariwal & Nichol 2021, §3). The last convolution starts at
     zero.
 
+    `masks_by_position` is False where dropout's masks are drawn by torch on a CPU too, as runs that
+    began with an earlier version had them.
+
     Args:
         width_in: Channels of the input.
         width_out: Channels of the output.
         settings: What all blocks share.
         direction: None, "up" or "down".
     """
+
+    masks_by_position = True
 
     def __init__(
         self,
@@ -116,12 +121,28 @@ class ResBlock(nn.Module):
             h, x = resize(h, self.direction), resize(x, self.direction)
         h = self.conv1(h)
         e = self.time(emb)
+        dropout = self.dropout.p if self.dropout.training and self.masks_by_position else 0.0
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = norm_act(h, self.norm2, scale=scale, shift=shift)
+            h = norm_act(h, self.norm2, scale=scale, shift=shift, dropout=dropout)
         else:
-            h = norm_act(h, self.norm2, add=e)
-        return self.skip(x) + self.conv2(self.dropout(h))
+            h = norm_act(h, self.norm2, add=e, dropout=dropout)
+        return self.skip(x) + self.conv2(h if self.masks_by_position else self.dropout(h))
+
+
+def dropout_masks(model: nn.Module) -> str:
+    """Say where dropout's masks come from on a CPU: "position" of a hash of the position, or
+    "torch".
+    """
+    blocks = [part for part in model.modules() if isinstance(part, ResBlock)]
+    return "position" if all(block.masks_by_position for block in blocks) else "torch"
+
+
+def use_dropout_masks(model: nn.Module, source: str) -> None:
+    """Take dropout's masks from "position" or "torch", in all residual blocks of a network."""
+    for part in model.modules():
+        if isinstance(part, ResBlock):
+            part.masks_by_position = source == "position"
 
 
 class Resampler(nn.Module):

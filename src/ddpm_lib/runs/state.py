@@ -118,6 +118,8 @@ class RunState:
         diffusion: Arguments of the process.
         data: See `DataDescription`.
         ema_decay: Which averages are kept: decays, or a label where it was synthesised.
+        dropout_masks: Where dropout's masks come from on a CPU: "position", a hash of the position,
+            or "torch", as runs began before there was this entry.
         training: The options of training.
         callbacks: States by name of the callback.
         guard: State of the guard against NaN.
@@ -140,6 +142,7 @@ class RunState:
     diffusion: dict[str, Any]
     data: dict[str, Any]
     ema_decay: list[float | str]
+    dropout_masks: str = "position"
     training: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     guard: dict[str, Any] | None = None
@@ -159,7 +162,8 @@ class RunState:
         """
         check_entries(values, checkpoint, _FOR_LOADING)
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        own = {name: value for name, value in values.items() if name in known}
+        own = {"dropout_masks": "torch"}
+        own |= {name: value for name, value in values.items() if name in known}
         extra = {name: value for name, value in values.items() if name not in known}
         return cls(**own, extra=extra)
 
@@ -240,6 +244,7 @@ _WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "diffusion": (f"arguments, with timesteps from 1 to {MOST_LEVELS:,}", _process),
     "data": ("a list of what identifies the data", lambda v: isinstance(v, dict)),
     "ema_decay": ("a list of numbers", _averages),
+    "dropout_masks": ("position or torch", lambda v: v in ("position", "torch")),
     "training": ("a list of options", lambda v: isinstance(v, dict)),
     "callbacks": ("a list of states by name", _states),
     "versions": ("a list of versions", lambda v: isinstance(v, dict)),
@@ -274,7 +279,8 @@ def check_complete(values: Mapping[str, Any], checkpoint: Path) -> None:
     Raises:
         CheckpointError: See `check_entries`.
     """
-    check_entries(values, checkpoint, _WANTED)
+    later = {"dropout_masks"} - values.keys()  # what earlier versions did not write
+    check_entries(values, checkpoint, [name for name in _WANTED if name not in later])
     for name in ("guard", "scaler"):
         if values.get(name) is not None and not isinstance(values[name], dict):
             got = short(values[name], 100)

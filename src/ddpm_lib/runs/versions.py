@@ -8,13 +8,19 @@ from typing import Any
 
 import torch
 
+ARITHMETIC = 2
+"""Counts the changes of this library after which a CPU rounds otherwise. 2: squares of the
+normalisation kernel are taken about the first position.
+"""
+
 
 def describe_versions() -> dict[str, Any]:
-    """Return the versions of Python and of the libraries, and torch's number of threads."""
-    found = {}
+    """Return the versions of Python, of the libraries and of our arithmetic, and torch's threads."""
+    found: dict[str, Any] = {}
     for name in ("ddpm-lib", "torch", "accelerate", "ema-pytorch", "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return {**found, "python": platform.python_version(), "threads": torch.get_num_threads()}
+    found |= {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    return found | {"arithmetic": ARITHMETIC}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.nn.blocks import dropout_masks
 from ddpm_lib.nn.memory_format import use_channels_last
 from ddpm_lib.runs.network_state import optimizer_tensors
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
@@ -90,6 +91,11 @@ class Learner:
         if wants_compile(config.compile, device.type):
             compile_regions(model, config.compile, log)
         return cls(diffusion, optimizer, ema, posthoc, channels_last, pull)
+
+    @property
+    def dropout_masks(self) -> str:
+        """Where dropout's masks come from: "position" or "torch"; see `nn.kernels.masks`."""
+        return dropout_masks(self.diffusion.model)
 
     def averaged(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""

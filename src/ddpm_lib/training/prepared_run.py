@@ -306,6 +306,7 @@ class PreparedRun(RunContext):
             diffusion=self.diffusion.config,
             data=self._data_description().to_json(),
             ema_decay=list(config.ema_decay),
+            dropout_masks=self.learner.dropout_masks,
             training=portable_options(config),
             callbacks={name: state_of(c, self) for name, c in named(self.callbacks).items()},
             guard=self.guard.state_dict(),
@@ -376,9 +377,8 @@ class PreparedRun(RunContext):
         back = step is not None and step == self.step
         moved = set_aside(run, self.step) if back else None
         note = self.run_log.records.cut_back(self.step)
-        for line in (moved, note):
-            if line:
-                self.say(line)
+        for line in filter(None, (moved, note)):
+            self.say(line)
         if self.average_is_open:  # whoever repeats the run has the choice as well
             config = replace(config, ema_decay="auto")
         write_run_config(run, self.source_name, config, self.diffusion)

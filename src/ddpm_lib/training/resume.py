@@ -18,6 +18,7 @@ from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.paths import another
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
+from ddpm_lib.nn.blocks import use_dropout_masks
 from ddpm_lib.nn.networks import describe_network, registered_as
 from ddpm_lib.nn.strict import load_weights
 from ddpm_lib.runs import checkpoint as files
@@ -250,6 +251,7 @@ def restore_learner(
     """
     path, read, diffusion = checkpoint.path, checkpoint.read_tensors, learner.diffusion
     load_weights(diffusion.model, read("model"), str(path))
+    use_dropout_masks(diffusion.model, checkpoint.state.dropout_masks)
     if diffusion.uncertainty is not None:
         load_weights(diffusion.uncertainty, read("uncertainty"), str(path))
     other = load_optimizer_tensors(learner.optimizer, diffusion, read("optimizer"), state_entries)
@@ -345,8 +347,14 @@ def say_versions(saved: dict[str, Any], device: torch.device, say: Callable[[str
         say: Gets a line for each difference.
     """
     threads, version = saved.get("threads"), saved.get("ddpm-lib")
-    if version != (own := describe_versions()["ddpm-lib"]):
-        say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own}.")
+    own = describe_versions()
+    if version != own["ddpm-lib"]:
+        say(f"Saved by ddpm-lib {printable(version)[:40]}, continuing with {own['ddpm-lib']}.")
+    if device.type == "cpu" and saved.get("arithmetic", 1) != own["arithmetic"]:
+        say(
+            "Saved by another version, which rounds otherwise on a CPU: equal up to rounding, not"
+            " bitwise."
+        )
     if device.type == "cpu" and threads != torch.get_num_threads():
         say(
             f"Saved with {threads} CPU threads, continuing with {torch.get_num_threads()}: equal up"

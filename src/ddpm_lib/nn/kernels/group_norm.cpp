@@ -1,18 +1,23 @@
-// Group normalisation, a per-sample affine map and SiLU in one pass over memory, for pixels whose channels lie side by side
-// (channels_last). Plain C++ without any header of torch: compiled in seconds on first use, called through ctypes.
+// Group normalisation, a per-sample affine map, SiLU and dropout in one pass over memory, for pixels whose channels lie side
+// by side (channels_last). Plain C++ without any header of torch: compiled in seconds on first use, called through ctypes.
 //
 //   v = x + add            add (n, c) or null
-//   u = (v - mean_g) * rstd_g,   z = u * gamma + beta,   y = z * sigmoid(z) or z
+//   u = (v - mean_g) * rstd_g,   z = u * gamma + beta,   a = z * sigmoid(z) or z,   y = a * mask / keep
 //
-// gamma and beta are (n, c), or (c) with stride 0. Sums are taken per channel over the rows, then over the channels of a
-// group, in an order that does not depend on the number of threads. The mean is subtracted before squaring (two passes over
-// a block that is in cache), because E[x^2] - E[x]^2 loses digits.
+// gamma and beta are (n, c), or (c) with stride 0. The mask is a hash of (seed, sample, row, channel): the gradient makes it
+// again, so that nobody stores it. Sums are taken per channel over the rows, then over the channels of a group, in an order
+// that does not depend on the number of threads. Squares are taken about the first row, because E[x^2] - E[x]^2 loses digits
+// where the mean is large.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -20,59 +25,139 @@ struct bf16 {
   uint16_t bits;
 };
 
-inline float widen(bf16 v) {
-  uint32_t u = static_cast<uint32_t>(v.bits) << 16;
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
+// Vectors of the compiler's own, as wide as a cache line; where registers are narrower it takes several.
+typedef float Floats __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint64_t Longs __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
 
-inline void narrow(float f, bf16& out) {  // to nearest, ties to even; NaN stays NaN
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
-  uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>(f == f ? rounded : 0x7fc0u);
-}
-inline void narrow(float f, float& out) { out = f; }
-inline void narrow(double f, double& out) { out = f; }
+template <typename T>
+struct Wide {  // of float and bf16: sixteen lanes of float
+  using A = float;
+  using V = Floats;
+  using U = Words;
+};
+template <>
+struct Wide<double> {
+  using A = double;
+  using V = Doubles;
+  using U = Longs;
+};
+template <typename V>
+constexpr int64_t lanes = 16;
+template <>
+constexpr int64_t lanes<Doubles> = 8;
 
-// exp(x) for float to 1e-7, written so that compilers vectorise it: 2^n * p(f) with n = round(x / ln 2). The comparisons
-// are such that NaN passes through.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  float n = std::nearbyint(x * 1.44269504f);
-  float f = x - n * 0.693359375f;
+inline Floats load(const bf16* p) {
+  Halves h;
+  std::memcpy(&h, p, sizeof h);
+  return reinterpret_cast<Floats>(__builtin_convertvector(h, Words) << 16);
+}
+inline Floats load(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Doubles load(const double* p) {
+  Doubles v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(Floats v, bf16* p) {  // to nearest, ties to even; NaN stays NaN
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &h, sizeof h);
+#else
+  const Words u = reinterpret_cast<Words>(v);
+  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Words nan = reinterpret_cast<Words>(v != v);
+  const Halves h = __builtin_convertvector((rounded & ~nan) | (0x7fc0u & nan), Halves);
+  std::memcpy(p, &h, sizeof h);
+#endif
+}
+inline void store(Floats v, float* p) { std::memcpy(p, &v, sizeof v); }
+inline void store(Doubles v, double* p) { std::memcpy(p, &v, sizeof v); }
+
+// The last channels of a task, where they do not fill a vector.
+template <typename V, typename T>
+inline V load_part(const T* p, int64_t count) {
+  T full[lanes<V>] = {};
+  std::memcpy(full, p, count * sizeof(T));
+  return load(full);
+}
+template <typename V, typename T>
+inline void store_part(V v, T* p, int64_t count) {
+  T full[lanes<V>];
+  store(v, full);
+  std::memcpy(p, full, count * sizeof(T));
+}
+
+// 1 / (1 + exp(-z)) to 2e-7. exp(x) = 2^n p(f) with n = round(x / ln 2); the comparisons are such that NaN passes through.
+inline Floats sigmoid(Floats z) {
+  Floats x = -z;
+  x = x < -87.0f ? Floats{} - 87.0f : x;
+  x = x > 87.0f ? Floats{} + 87.0f : x;
+  const Ints e = __builtin_convertvector(x * 1.44269504f + 127.5f, Ints);  // n + 127, which is positive
+  const Floats n = __builtin_convertvector(e - 127, Floats);
+  Floats f = x - n * 0.693359375f;
   f -= n * -2.12194440e-4f;
-  float p = 1.9875691e-4f;
-  p = p * f + 1.3981999e-3f;
+  Floats p = f * 1.9875691e-4f + 1.3981999e-3f;
   p = p * f + 8.3334519e-3f;
   p = p * f + 4.1665796e-2f;
   p = p * f + 1.6666665e-1f;
   p = p * f + 0.5f;
   p = p * f * f + f + 1.0f;
-  int32_t e = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &e, 4);
-  return p * power;
+  const Floats d = p * reinterpret_cast<Floats>(e << 23) + 1.0f;
+#if defined(__AVX512F__)
+  const Floats r = reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(d)));
+  return r * (2.0f - d * r);  // a step of Newton's: 14 digits become 28
+#else
+  return 1.0f / d;
+#endif
 }
-inline double exponential(double x) { return std::exp(x); }
-
-template <typename A>
-inline A sigmoid(A z) {
-  return A(1) / (A(1) + exponential(-z));
+inline Doubles sigmoid(Doubles z) {
+  Doubles y;
+  for (int i = 0; i < lanes<Doubles>; ++i) y[i] = 1.0 / (1.0 + std::exp(-z[i]));
+  return y;
 }
 
-template <typename T>
-struct Accumulator {
-  using type = float;
+// Which elements stay: 32 bits of a hash of the seed, the row of the batch and the channel, against a threshold.
+inline uint64_t mixed(uint64_t v) {  // Steele et al. 2014, SplitMix64
+  v = (v ^ (v >> 30)) * 0xbf58476d1ce4e5b9u;
+  v = (v ^ (v >> 27)) * 0x94d049bb133111ebu;
+  return v ^ (v >> 31);
+}
+struct Dropout {
+  uint64_t seed;
+  uint32_t threshold;  // 2^32 times the probability; 0 for none
+  double scale;
 };
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
+inline uint64_t row_key(const Dropout& d, int64_t row) {
+  return mixed(d.seed + 0x9e3779b97f4a7c15u * (static_cast<uint64_t>(row) + 1));
+}
+inline Words channel_words(int64_t first) {
+  Words w;
+  for (int i = 0; i < lanes<Words>; ++i) w[i] = static_cast<uint32_t>(first + i) * 0x9e3779b9u;
+  return w;
+}
+inline Words bits_of(Words channel, uint64_t key) {
+  Words h = channel ^ static_cast<uint32_t>(key);
+  h = (h ^ (h >> 16)) * 0x7feb352du;
+  h = (h ^ (h >> 15) ^ static_cast<uint32_t>(key >> 32)) * 0x846ca68bu;
+  return h ^ (h >> 16);
+}
+inline Floats dropped(Floats v, Words channel, uint64_t key, const Dropout& d) {
+  const Words kept = reinterpret_cast<Words>(bits_of(channel, key) >= d.threshold);
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(v * static_cast<float>(d.scale)) & kept);
+}
+inline Doubles dropped(Doubles v, Words channel, uint64_t key, const Dropout& d) {
+  const Words h = bits_of(channel, key);
+  for (int i = 0; i < lanes<Doubles>; ++i) v[i] = h[i] >= d.threshold ? v[i] * d.scale : 0.0;
+  return v;
+}
 
 struct Shape {
   int64_t n, rows, channels, groups, chunks;
@@ -90,191 +175,281 @@ inline Task task_of(const Shape& s, int64_t index) {
   return {sample, g0 * size, (g1 - g0) * size, g1 - g0};
 }
 
-template <typename T, typename A>
-void forward_task(const Shape& s, const Task& k, const T* x, const A* add, const A* gamma, const A* beta, int64_t stride,
-                  double eps, bool act, T* y, A* mean, A* rstd) {
-  const int64_t c = s.channels, w = k.width, size = s.channels / s.groups;
-  std::vector<A> buffer(4 * w, A(0));
-  A *sum = buffer.data(), *shift = sum + w, *scale = shift + w, *offset = scale + w;
-  const T* xs = x + k.sample * s.rows * c + k.first;
-  T* ys = y + k.sample * s.rows * c + k.first;
-  const int64_t at = k.sample * c + k.first, par = k.sample * stride + k.first;
-  int64_t r = 0;
-  for (; r + 4 <= s.rows; r += 4) {
-    const T *p0 = xs + r * c, *p1 = p0 + c, *p2 = p1 + c, *p3 = p2 + c;
-#pragma omp simd
-    for (int64_t j = 0; j < w; ++j) sum[j] += (widen(p0[j]) + widen(p1[j])) + (widen(p2[j]) + widen(p3[j]));
-  }
-  for (; r < s.rows; ++r)
-#pragma omp simd
-    for (int64_t j = 0; j < w; ++j) sum[j] += widen(xs[r * c + j]);
-  const A count = A(s.rows) * A(size);
-  for (int64_t g = 0; g < k.groups; ++g) {
-    A total = 0;
-    for (int64_t j = g * size; j < (g + 1) * size; ++j) total += sum[j] + (add ? add[at + j] * A(s.rows) : A(0));
-    A m = total / count;
-    mean[k.sample * s.groups + k.first / size + g] = m;
-    for (int64_t j = g * size; j < (g + 1) * size; ++j) shift[j] = m - (add ? add[at + j] : A(0));
-  }
-  std::fill(sum, sum + w, A(0));
-  r = 0;
-  for (; r + 4 <= s.rows; r += 4) {
-    const T *p0 = xs + r * c, *p1 = p0 + c, *p2 = p1 + c, *p3 = p2 + c;
-#pragma omp simd
-    for (int64_t j = 0; j < w; ++j) {
-      A a = widen(p0[j]) - shift[j], b = widen(p1[j]) - shift[j], d = widen(p2[j]) - shift[j], e = widen(p3[j]) - shift[j];
-      sum[j] += (a * a + b * b) + (d * d + e * e);
-    }
-  }
-  for (; r < s.rows; ++r)
-#pragma omp simd
-    for (int64_t j = 0; j < w; ++j) {
-      A a = widen(xs[r * c + j]) - shift[j];
-      sum[j] += a * a;
-    }
-  for (int64_t g = 0; g < k.groups; ++g) {
-    A total = 0;
-    for (int64_t j = g * size; j < (g + 1) * size; ++j) total += sum[j];
-    A inv = A(1) / std::sqrt(total / count + A(eps));
-    rstd[k.sample * s.groups + k.first / size + g] = inv;
-    for (int64_t j = g * size; j < (g + 1) * size; ++j) {
-      scale[j] = inv * gamma[par + j];
-      offset[j] = beta[par + j];
-    }
-  }
-  for (r = 0; r < s.rows; ++r) {
-    const T* p = xs + r * c;
-    T* q = ys + r * c;
-    if (act)
-#pragma omp simd
-      for (int64_t j = 0; j < w; ++j) {
-        A z = (widen(p[j]) - shift[j]) * scale[j] + offset[j];
-        narrow(z * sigmoid(z), q[j]);
-      }
-    else
-#pragma omp simd
-      for (int64_t j = 0; j < w; ++j) narrow((widen(p[j]) - shift[j]) * scale[j] + offset[j], q[j]);
+// Call body(K, j, count, r0, r1) for tiles of a task: rows r0 to r1, and K vectors from channel j on, or the `count` last
+// ones. A tile's rows are near each other in memory, and what its columns need stays in registers.
+template <int K, typename V, typename Body>
+inline void over_tiles(int64_t rows, int64_t width, Body body) {
+  for (int64_t r0 = 0; r0 < rows; r0 += 128) {
+    const int64_t r1 = std::min(r0 + 128, rows);
+    int64_t j = 0;
+    for (; j + K * lanes<V> <= width; j += K * lanes<V>) body(std::integral_constant<int, K>(), j, lanes<V>, r0, r1);
+    for (; j < width; j += lanes<V>) body(std::integral_constant<int, 1>(), j, std::min(lanes<V>, width - j), r0, r1);
   }
 }
 
-// With dz = dL/dz:  dx = rstd * (gamma dz - mean(gamma dz) - u mean(gamma dz u)), means over the group.
-template <typename T, typename A>
-void backward_task(const Shape& s, const Task& k, const T* dy, const T* x, const A* add, const A* gamma, const A* beta,
-                   int64_t stride, bool act, const A* mean, const A* rstd, T* dx, A* dadd, A* dgamma, A* dbeta) {
+template <typename V, typename T>
+inline V get(const T* p, int64_t count) {
+  return count == lanes<V> ? load(p) : load_part<V>(p, count);
+}
+template <typename V, typename T>
+inline void put(V v, T* p, int64_t count) {
+  if (count == lanes<V>)
+    store(v, p);
+  else
+    store_part(v, p, count);
+}
+
+template <typename T, bool act, bool drop>
+void forward_task(const Shape& s, const Task& k, const T* x, const typename Wide<T>::A* add, const typename Wide<T>::A* gamma,
+                  const typename Wide<T>::A* beta, int64_t stride, double eps, const Dropout& dropout, T* y,
+                  typename Wide<T>::A* mean, typename Wide<T>::A* rstd) {
+  using A = typename Wide<T>::A;
+  using V = typename Wide<T>::V;
   const int64_t c = s.channels, w = k.width, size = s.channels / s.groups;
-  std::vector<A> buffer(8 * w, A(0));
-  A *s0 = buffer.data(), *s1 = s0 + w, *sx = s1 + w, *shift = sx + w, *inv = shift + w, *ga = inv + w, *be = ga + w,
-    *m1 = be + w;
-  std::vector<A> second(w, A(0));
-  A* m2 = second.data();
+  std::vector<A> buffer(4 * w);
+  A *first = buffer.data(), *sum = first + w, *square = sum + w, *scale = square + w;
+  const T* xs = x + k.sample * s.rows * c + k.first;
+  T* ys = y + k.sample * s.rows * c + k.first;
+  const int64_t at = k.sample * c + k.first, par = k.sample * stride + k.first;
+  over_tiles<4, V>(s.rows, w, [&](auto count_of, int64_t j, int64_t m, int64_t r0, int64_t r1) {
+    constexpr int K = count_of();
+    V pivot[K], s1[K], s2[K];
+    for (int i = 0; i < K; ++i) {
+      pivot[i] = get<V>(xs + j + i * lanes<V>, m);
+      s1[i] = get<V>(sum + j + i * lanes<V>, m);
+      s2[i] = get<V>(square + j + i * lanes<V>, m);
+    }
+    for (int64_t r = r0; r < r1; ++r)
+      for (int i = 0; i < K; ++i) {
+        const V v = get<V>(xs + r * c + j + i * lanes<V>, m) - pivot[i];
+        s1[i] += v;
+        s2[i] += v * v;
+      }
+    for (int i = 0; i < K; ++i) {
+      put(pivot[i], first + j + i * lanes<V>, m);
+      put(s1[i], sum + j + i * lanes<V>, m);
+      put(s2[i], square + j + i * lanes<V>, m);
+    }
+  });
+  const A rows = A(s.rows), count = rows * A(size);
+  A* shift = first;
+  for (int64_t g = 0; g < k.groups; ++g) {
+    A total = 0, squares = 0;
+    for (int64_t j = g * size; j < (g + 1) * size; ++j) {
+      const A off = sum[j] / rows;  // the channel's mean, from the first row on
+      square[j] -= sum[j] * off;
+      sum[j] = first[j] + (add ? add[at + j] : A(0)) + off;
+      total += sum[j];
+    }
+    const A m = total / A(size);
+    for (int64_t j = g * size; j < (g + 1) * size; ++j) squares += square[j] + rows * (sum[j] - m) * (sum[j] - m);
+    const A inv = A(1) / std::sqrt(std::max(squares, A(0)) / count + A(eps));
+    mean[k.sample * s.groups + k.first / size + g] = m;
+    rstd[k.sample * s.groups + k.first / size + g] = inv;
+    for (int64_t j = g * size; j < (g + 1) * size; ++j) {
+      shift[j] = m - (add ? add[at + j] : A(0));
+      scale[j] = inv * gamma[par + j];
+    }
+  }
+  over_tiles<4, V>(s.rows, w, [&](auto count_of, int64_t j, int64_t m, int64_t r0, int64_t r1) {
+    constexpr int K = count_of();
+    V a[K], b[K], d[K];
+    Words channel[K];
+    for (int i = 0; i < K; ++i) {
+      const int64_t from = j + i * lanes<V>;
+      a[i] = get<V>(shift + from, m);
+      b[i] = get<V>(scale + from, m);
+      d[i] = get<V>(beta + par + from, m);
+      if (drop) channel[i] = channel_words(k.first + from);
+    }
+    for (int64_t r = r0; r < r1; ++r) {
+      const uint64_t key = drop ? row_key(dropout, k.sample * s.rows + r) : 0;
+      for (int i = 0; i < K; ++i) {
+        const int64_t from = r * c + j + i * lanes<V>;
+        V z = (get<V>(xs + from, m) - a[i]) * b[i] + d[i];
+        if (act) z *= sigmoid(z);
+        if (drop) z = dropped(z, channel[i], key, dropout);
+        put(z, ys + from, m);
+      }
+    }
+  });
+}
+
+template <typename V, bool act>
+inline V gradient_of_act(V grad, V z) {
+  if (!act) return grad;
+  const V t = sigmoid(z);
+  return grad * t * (1 + z * (1 - t));
+}
+
+// With dz = dL/dz:  dx = rstd * (gamma dz - mean(gamma dz) - u mean(gamma dz u)), means over the group. dz is kept between
+// the two passes where a processor's cache holds it, else computed twice.
+template <typename T, bool act, bool drop, bool keep>
+void backward_task(const Shape& s, const Task& k, const T* dy, const T* x, const typename Wide<T>::A* add,
+                   const typename Wide<T>::A* gamma, const typename Wide<T>::A* beta, int64_t stride, const Dropout& dropout,
+                   const typename Wide<T>::A* mean, const typename Wide<T>::A* rstd, T* dx, typename Wide<T>::A* dadd,
+                   typename Wide<T>::A* dgamma, typename Wide<T>::A* dbeta, typename Wide<T>::A* scratch) {
+  using A = typename Wide<T>::A;
+  using V = typename Wide<T>::V;
+  const int64_t c = s.channels, w = k.width, size = s.channels / s.groups;
+  std::vector<A> buffer(8 * w);
+  A *s0 = buffer.data(), *s1 = s0 + w, *sx = s1 + w, *shift = sx + w, *inv = shift + w, *scale = inv + w, *m1 = scale + w,
+    *m2 = m1 + w;
   const T *xs = x + k.sample * s.rows * c + k.first, *gs = dy + k.sample * s.rows * c + k.first;
   T* ds = dx + k.sample * s.rows * c + k.first;
   const int64_t at = k.sample * c + k.first, par = k.sample * stride + k.first;
-#pragma omp simd
+  const A *ga = gamma + par, *be = beta + par;
   for (int64_t j = 0; j < w; ++j) {
     const int64_t g = k.sample * s.groups + (k.first + j) / size;
     shift[j] = mean[g] - (add ? add[at + j] : A(0));
     inv[j] = rstd[g];
-    ga[j] = gamma[par + j];
-    be[j] = beta[par + j];
+    scale[j] = inv[j] * ga[j];
   }
-  for (int64_t r = 0; r < s.rows; ++r) {
-    const T *p = xs + r * c, *q = gs + r * c;
-    if (act)
-#pragma omp simd
-      for (int64_t j = 0; j < w; ++j) {
-        A u = (widen(p[j]) - shift[j]) * inv[j], z = u * ga[j] + be[j], t = sigmoid(z);
-        A dz = widen(q[j]) * t * (A(1) + z * (A(1) - t));
-        s0[j] += dz;
-        s1[j] += dz * u;
-        sx[j] += u;
+  over_tiles<4, V>(s.rows, w, [&](auto count_of, int64_t j, int64_t m, int64_t r0, int64_t r1) {
+    constexpr int K = count_of();
+    V a[K], b[K], d[K], t0[K], t1[K], tx[K];
+    Words channel[K];
+    for (int i = 0; i < K; ++i) {
+      const int64_t from = j + i * lanes<V>;
+      a[i] = get<V>(shift + from, m);
+      b[i] = get<V>(scale + from, m);
+      d[i] = get<V>(be + from, m);
+      t0[i] = get<V>(s0 + from, m);
+      t1[i] = get<V>(s1 + from, m);
+      tx[i] = get<V>(sx + from, m);
+      if (drop) channel[i] = channel_words(k.first + from);
+    }
+    for (int64_t r = r0; r < r1; ++r) {
+      const uint64_t key = drop ? row_key(dropout, k.sample * s.rows + r) : 0;
+      for (int i = 0; i < K; ++i) {
+        const int64_t from = r * c + j + i * lanes<V>;
+        V grad = get<V>(gs + from, m);
+        if (drop) grad = dropped(grad, channel[i], key, dropout);
+        const V v = get<V>(xs + from, m) - a[i];
+        const V dz = gradient_of_act<V, act>(grad, v * b[i] + d[i]);
+        t0[i] += dz;
+        t1[i] += dz * v;
+        tx[i] += v;
+        if (keep) put(dz, scratch + r * w + j + i * lanes<V>, m);
       }
-    else
-#pragma omp simd
-      for (int64_t j = 0; j < w; ++j) {
-        A u = (widen(p[j]) - shift[j]) * inv[j], dz = widen(q[j]);
-        s0[j] += dz;
-        s1[j] += dz * u;
-        sx[j] += u;
-      }
-  }
+    }
+    for (int i = 0; i < K; ++i) {
+      put(t0[i], s0 + j + i * lanes<V>, m);
+      put(t1[i], s1 + j + i * lanes<V>, m);
+      put(tx[i], sx + j + i * lanes<V>, m);
+    }
+  });
   const A count = A(s.rows) * A(size);
   for (int64_t g = 0; g < k.groups; ++g) {
     A a = 0, b = 0;
     for (int64_t j = g * size; j < (g + 1) * size; ++j) {
+      s1[j] *= inv[j];
+      sx[j] *= inv[j];
       a += ga[j] * s0[j];
       b += ga[j] * s1[j];
     }
     for (int64_t j = g * size; j < (g + 1) * size; ++j) {
-      m1[j] = a / count;
-      m2[j] = b / count;
+      dbeta[at + j] = s0[j];
+      dgamma[at + j] = s1[j];
+      if (dadd) dadd[at + j] = inv[j] * (ga[j] * s0[j] - A(s.rows) * (a / count) - (b / count) * sx[j]);
+      m1[j] = inv[j] * (a / count);
+      m2[j] = inv[j] * inv[j] * (b / count);
     }
   }
-#pragma omp simd
-  for (int64_t j = 0; j < w; ++j) {
-    dbeta[at + j] = s0[j];
-    dgamma[at + j] = s1[j];
-    if (dadd) dadd[at + j] = inv[j] * (ga[j] * s0[j] - A(s.rows) * m1[j] - m2[j] * sx[j]);
-  }
-  for (int64_t r = 0; r < s.rows; ++r) {
-    const T *p = xs + r * c, *q = gs + r * c;
-    T* d = ds + r * c;
-    if (act)
-#pragma omp simd
-      for (int64_t j = 0; j < w; ++j) {
-        A u = (widen(p[j]) - shift[j]) * inv[j], z = u * ga[j] + be[j], t = sigmoid(z);
-        A dz = widen(q[j]) * t * (A(1) + z * (A(1) - t));
-        narrow(inv[j] * (ga[j] * dz - m1[j] - u * m2[j]), d[j]);
+  over_tiles<4, V>(s.rows, w, [&](auto count_of, int64_t j, int64_t m, int64_t r0, int64_t r1) {
+    constexpr int K = count_of();
+    V a[K], b[K], d[K], e[K], f[K];
+    Words channel[K];
+    for (int i = 0; i < K; ++i) {
+      const int64_t from = j + i * lanes<V>;
+      a[i] = get<V>(shift + from, m);
+      b[i] = get<V>(scale + from, m);
+      d[i] = get<V>(be + from, m);
+      e[i] = get<V>(m1 + from, m);
+      f[i] = get<V>(m2 + from, m);
+      if (drop && !keep) channel[i] = channel_words(k.first + from);
+    }
+    for (int64_t r = r0; r < r1; ++r) {
+      const uint64_t key = drop && !keep ? row_key(dropout, k.sample * s.rows + r) : 0;
+      for (int i = 0; i < K; ++i) {
+        const int64_t from = r * c + j + i * lanes<V>;
+        const V v = get<V>(xs + from, m) - a[i];
+        V dz;
+        if (keep) {
+          dz = get<V>(scratch + r * w + j + i * lanes<V>, m);
+        } else {
+          dz = get<V>(gs + from, m);
+          if (drop) dz = dropped(dz, channel[i], key, dropout);
+          dz = gradient_of_act<V, act>(dz, v * b[i] + d[i]);
+        }
+        put(b[i] * dz - e[i] - v * f[i], ds + from, m);
       }
-    else
-#pragma omp simd
-      for (int64_t j = 0; j < w; ++j) {
-        A u = (widen(p[j]) - shift[j]) * inv[j];
-        narrow(inv[j] * (ga[j] * widen(q[j]) - m1[j] - u * m2[j]), d[j]);
-      }
+    }
+  });
+}
+
+template <typename T, bool act, bool drop>
+void forward_all(const Shape& s, int threads, const void* x, const void* add, const void* gamma, const void* beta,
+                 int64_t stride, double eps, const Dropout& dropout, void* y, void* mean, void* rstd) {
+  using A = typename Wide<T>::A;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < s.n * s.chunks; ++i)
+    forward_task<T, act, drop>(s, task_of(s, i), static_cast<const T*>(x), static_cast<const A*>(add),
+                               static_cast<const A*>(gamma), static_cast<const A*>(beta), stride, eps, dropout,
+                               static_cast<T*>(y), static_cast<A*>(mean), static_cast<A*>(rstd));
+}
+
+constexpr int64_t KEPT_BYTES = 1 << 20;
+
+template <typename T, bool act, bool drop>
+void backward_all(const Shape& s, int threads, const void* dy, const void* x, const void* add, const void* gamma,
+                  const void* beta, int64_t stride, const Dropout& dropout, const void* mean, const void* rstd, void* dx,
+                  void* dadd, void* dgamma, void* dbeta) {
+  using A = typename Wide<T>::A;
+  const int64_t widest = (s.groups + s.chunks - 1) / s.chunks * (s.channels / s.groups);
+  const bool keep = act && s.rows * widest * static_cast<int64_t>(sizeof(A)) <= KEPT_BYTES;
+  const auto task = keep ? backward_task<T, act, drop, true> : backward_task<T, act, drop, false>;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<A> scratch(keep ? s.rows * widest : 0);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s.n * s.chunks; ++i)
+      task(s, task_of(s, i), static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<const A*>(add),
+           static_cast<const A*>(gamma), static_cast<const A*>(beta), stride, dropout, static_cast<const A*>(mean),
+           static_cast<const A*>(rstd), static_cast<T*>(dx), static_cast<A*>(dadd), static_cast<A*>(dgamma),
+           static_cast<A*>(dbeta), scratch.data());
   }
 }
 
-template <typename T>
-void forward_all(Shape s, int threads, const void* x, const void* add, const void* gamma, const void* beta, int64_t stride,
-                 double eps, int act, void* y, void* mean, void* rstd) {
-  using A = typename Accumulator<T>::type;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < s.n * s.chunks; ++i)
-    forward_task<T, A>(s, task_of(s, i), static_cast<const T*>(x), static_cast<const A*>(add), static_cast<const A*>(gamma),
-                       static_cast<const A*>(beta), stride, eps, act != 0, static_cast<T*>(y), static_cast<A*>(mean),
-                       static_cast<A*>(rstd));
-}
-
-template <typename T>
-void backward_all(Shape s, int threads, const void* dy, const void* x, const void* add, const void* gamma, const void* beta,
-                  int64_t stride, int act, const void* mean, const void* rstd, void* dx, void* dadd, void* dgamma,
-                  void* dbeta) {
-  using A = typename Accumulator<T>::type;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < s.n * s.chunks; ++i)
-    backward_task<T, A>(s, task_of(s, i), static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<const A*>(add),
-                        static_cast<const A*>(gamma), static_cast<const A*>(beta), stride, act != 0,
-                        static_cast<const A*>(mean), static_cast<const A*>(rstd), static_cast<T*>(dx),
-                        static_cast<A*>(dadd), static_cast<A*>(dgamma), static_cast<A*>(dbeta));
+Dropout dropout_of(uint64_t seed, uint32_t threshold) {
+  return {seed, threshold, 1.0 / (1.0 - threshold * 0x1p-32)};
 }
 
 }  // namespace
 
-// dtype: 0 float32, 1 bfloat16, 2 float64. Statistics and parameters are float32, or float64 for float64.
+// dtype: 0 float32, 1 bfloat16, 2 float64. Statistics and parameters are float32, or float64 for float64. A threshold of 0
+// is no dropout.
+#define CHOSEN(function)                                                                                                  \
+  (dtype == 0   ? (act ? (threshold ? function<float, true, true> : function<float, true, false>)                         \
+                       : (threshold ? function<float, false, true> : function<float, false, false>))                      \
+   : dtype == 1 ? (act ? (threshold ? function<bf16, true, true> : function<bf16, true, false>)                           \
+                       : (threshold ? function<bf16, false, true> : function<bf16, false, false>))                        \
+                : (act ? (threshold ? function<double, true, true> : function<double, true, false>)                       \
+                       : (threshold ? function<double, false, true> : function<double, false, false>)))
+
 extern "C" void norm_act_forward(int dtype, int64_t n, int64_t rows, int64_t channels, int64_t groups, int64_t chunks,
-                                 int threads, const void* x, const void* add, const void* gamma, const void* beta,
-                                 int64_t stride, double eps, int act, void* y, void* mean, void* rstd) {
-  Shape s{n, rows, channels, groups, chunks};
-  auto run = dtype == 0 ? forward_all<float> : dtype == 1 ? forward_all<bf16> : forward_all<double>;
-  run(s, threads, x, add, gamma, beta, stride, eps, act, y, mean, rstd);
+                                 int threads, uint64_t seed, uint32_t threshold, int act, const void* x, const void* add,
+                                 const void* gamma, const void* beta, int64_t stride, double eps, void* y, void* mean,
+                                 void* rstd) {
+  const Shape s{n, rows, channels, groups, chunks};
+  CHOSEN(forward_all)(s, threads, x, add, gamma, beta, stride, eps, dropout_of(seed, threshold), y, mean, rstd);
 }
 
 extern "C" void norm_act_backward(int dtype, int64_t n, int64_t rows, int64_t channels, int64_t groups, int64_t chunks,
-                                  int threads, const void* dy, const void* x, const void* add, const void* gamma,
-                                  const void* beta, int64_t stride, int act, const void* mean, const void* rstd, void* dx,
-                                  void* dadd, void* dgamma, void* dbeta) {
-  Shape s{n, rows, channels, groups, chunks};
-  auto run = dtype == 0 ? backward_all<float> : dtype == 1 ? backward_all<bf16> : backward_all<double>;
-  run(s, threads, dy, x, add, gamma, beta, stride, act, mean, rstd, dx, dadd, dgamma, dbeta);
+                                  int threads, uint64_t seed, uint32_t threshold, int act, const void* dy, const void* x,
+                                  const void* add, const void* gamma, const void* beta, int64_t stride, const void* mean,
+                                  const void* rstd, void* dx, void* dadd, void* dgamma, void* dbeta) {
+  const Shape s{n, rows, channels, groups, chunks};
+  CHOSEN(backward_all)
+  (s, threads, dy, x, add, gamma, beta, stride, dropout_of(seed, threshold), mean, rstd, dx, dadd, dgamma, dbeta);
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.kernels.build import library
+from ddpm_lib.nn.kernels.masks import draw_seed, drop_by_position, threshold_of
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 
@@ -24,11 +25,14 @@ def norm_act(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     act: bool = True,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """Compute silu(norm(x + add) · (1 + scale) + shift).
+    """Compute dropout(silu(norm(x + add) · (1 + scale) + shift)).
 
     On a CPU, in channels_last memory, a C++ kernel does it in float32 sums whatever the dtype of x;
-    everywhere else torch's own operations do, which `torch.compile` fuses.
+    everywhere else torch's own operations do, which `torch.compile` fuses. Images on a CPU are
+    dropped by a hash of the position (`masks.py`), under a seed from torch's global generator, with
+    the kernel and without; everything else by torch.
 
     Args:
         x: Feature map (b, c, *spatial).
@@ -37,12 +41,16 @@ def norm_act(
         scale: Factors minus one (b, c) of the normalised map; None for none. Together with shift.
         shift: Summands (b, c) of the normalised map.
         act: Whether to apply SiLU.
+        dropout: Probability of setting an element to zero, in [0, 1].
 
     Returns:
         Tensor like x.
     """
+    by_position = 0 < dropout < 1 and _drops_by_position(x)
+    seed = draw_seed() if by_position else 0
     if not _has_kernel(x, norm):
-        return _eager(x, norm, add, scale, shift, act)
+        y = _eager(x, norm, add, scale, shift, act)
+        return drop_by_position(y, seed, dropout) if by_position else _dropout(y, dropout)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     gamma, beta = norm.weight.to(wide), norm.bias.to(wide)
     if scale is not None and shift is not None:
@@ -50,7 +58,9 @@ def norm_act(
         gamma, beta = gamma * factor, torch.addcmul(shift.to(wide), beta, factor)
     if add is not None:
         add = add.to(wide)
-    return _NormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act)
+    inside = dropout if by_position else 0.0
+    y = _NormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act, seed, inside)
+    return y if by_position else _dropout(y, dropout)
 
 
 def _eager(
@@ -68,6 +78,15 @@ def _eager(
     if scale is not None and shift is not None:
         h = h * (1 + spread(scale)) + spread(shift)
     return F.silu(h) if act else h
+
+
+def _dropout(y: Tensor, p: float) -> Tensor:
+    return F.dropout(y, p) if p else y
+
+
+def _drops_by_position(x: Tensor) -> bool:
+    """Say whether masks come from positions here: not where torch traces or transforms."""
+    return x.device.type == "cpu" and x.ndim == 4 and not torch.compiler.is_compiling() and _plain(x)
 
 
 def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
@@ -135,6 +154,8 @@ class _NormAct(torch.autograd.Function):
         groups: int,
         eps: float,
         act: bool,
+        seed: int,
+        dropout: float,
     ) -> Tensor:
         add = None if add is None else add.contiguous()
         gamma, beta = gamma.contiguous(), beta.contiguous()
@@ -145,26 +166,30 @@ class _NormAct(torch.autograd.Function):
         assert lib is not None
         lib.norm_act_forward(
             *_sizes(x, groups),
+            seed,
+            threshold_of(dropout),
+            int(act),
             _pointer(x),
             _pointer(add),
             _pointer(gamma),
             _pointer(beta),
             stride,
             eps,
-            int(act),
             _pointer(y),
             _pointer(stats[0]),
             _pointer(stats[1]),
         )
         ctx.save_for_backward(x, add, gamma, beta, stats)
         ctx.groups, ctx.stride, ctx.eps, ctx.act = groups, stride, eps, act
+        ctx.seed, ctx.dropout = seed, dropout
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, add, gamma, beta, stats = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of gradients are wanted (create_graph=True)
-            return _differentiable_backward(grad, x, add, gamma, beta, ctx.groups, ctx.eps, ctx.act)
+            options = (ctx.groups, ctx.eps, ctx.act, ctx.seed, ctx.dropout)
+            return _differentiable_backward(grad, x, add, gamma, beta, *options)
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         per_channel = torch.empty(3, x.shape[0], x.shape[1], dtype=gamma.dtype)
@@ -173,13 +198,15 @@ class _NormAct(torch.autograd.Function):
         assert lib is not None
         lib.norm_act_backward(
             *_sizes(x, ctx.groups),
+            ctx.seed,
+            threshold_of(ctx.dropout),
+            int(ctx.act),
             _pointer(grad),
             _pointer(x),
             _pointer(add),
             _pointer(gamma),
             _pointer(beta),
             ctx.stride,
-            int(ctx.act),
             _pointer(stats[0]),
             _pointer(stats[1]),
             _pointer(dx),
@@ -189,7 +216,7 @@ class _NormAct(torch.autograd.Function):
         )
         if gamma.ndim == 1:
             d_gamma, d_beta = d_gamma.sum(0), d_beta.sum(0)
-        return dx, None if add is None else d_add, d_gamma, d_beta, None, None, None
+        return dx, None if add is None else d_add, d_gamma, d_beta, *(None,) * 5
 
 
 def _differentiable_backward(
@@ -201,6 +228,8 @@ def _differentiable_backward(
     groups: int,
     eps: float,
     act: bool,
+    seed: int,
+    dropout: float,
 ) -> tuple[Tensor | None, ...]:
     """Return what `_NormAct.backward` does, by operations that autograd can differentiate again."""
     inputs = [x, add, gamma, beta]
@@ -208,10 +237,10 @@ def _differentiable_backward(
     h = F.group_norm(x if add is None else x + add[..., None, None], groups, eps=eps)
     z = h * gamma[..., None, None] + beta[..., None, None]
     y = (F.silu(z) if act else z).to(x.dtype)
+    if dropout:
+        y = drop_by_position(y, seed, dropout)
     found = iter(torch.autograd.grad(y, needed, grad.to(y.dtype), create_graph=True))
     return (
         *(next(found) if v is not None and v.requires_grad else None for v in inputs),
-        None,
-        None,
-        None,
+        *(None,) * 5,
     )
