@@ -4,16 +4,26 @@ and curve, bit for bit.
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
+from checkpoint_tools import newest, rehash
 from ddpm_lib import GaussianDiffusion, Shapes, Unet
 from ddpm_lib.images import save_image
+from ddpm_lib.nn.blocks import dropout_masks, use_dropout_masks
 from ddpm_lib.training.augmentation import AUGMENT_DIM
-from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, tiny_trainer
+from training_helpers import (
+    StopAt,
+    assert_same_tensors,
+    curve,
+    final_tensors,
+    tiny_diffusion,
+    tiny_trainer,
+)
 
 CASES = list(product(["no", "bf16"], [1, 3], ["ram", 0, 2]))
 """Precision, micro-batches per step, and where the images come from: memory, or files through so
@@ -134,3 +144,41 @@ def test_resumed_equals_uninterrupted(
         assert (tmp_path / "whole" / "posthoc" / name).read_bytes() == (
             tmp_path / "cut" / "posthoc" / name
         ).read_bytes()
+
+
+@pytest.mark.parametrize("source", ["torch", "position"])
+def test_a_run_goes_on_with_the_masks_that_it_began_with(tmp_path: Path, source: str) -> None:
+    """Checkpoints of before dropout moved into the kernel have no entry for it."""
+
+    def train(run: str, *stops: int) -> GaussianDiffusion:
+        callbacks = [StopAt(stop) for stop in stops]
+        diffusion = tiny_diffusion()
+        if run == "whole" or stops:
+            use_dropout_masks(diffusion.model, source)
+        tiny_trainer(tmp_path / run, diffusion, callbacks=callbacks).train()
+        return diffusion
+
+    train("whole")
+    train("cut", 3)
+    state = newest(tmp_path / "cut") / "state.json"
+    values = json.loads(state.read_text())
+    assert values["dropout_masks"] == source
+    if source == "torch":
+        del values["dropout_masks"], values["versions"]["arithmetic"]
+        state.write_text(json.dumps(values))
+        rehash(state.parent)
+    assert dropout_masks(train("cut").model) == source
+    assert_same_tensors(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "cut"))
+    kept = json.loads((newest(tmp_path / "cut") / "state.json").read_text())
+    assert kept["dropout_masks"] == source
+    told = "rounds otherwise on a CPU" in (tmp_path / "cut" / "train.log").read_text()
+    assert told == (source == "torch")
+
+
+def test_the_two_kinds_of_masks_differ(tmp_path: Path) -> None:
+    for source in ("torch", "position"):
+        diffusion = tiny_diffusion()
+        use_dropout_masks(diffusion.model, source)
+        tiny_trainer(tmp_path / source, diffusion).train()
+    a, b = (final_tensors(tmp_path / source) for source in ("torch", "position"))
+    assert not all(torch.equal(a[name], b[name]) for name in a)

@@ -15,7 +15,7 @@ normalisation kernel are taken about the first position.
 
 
 def describe_versions() -> dict[str, Any]:
-    """Return the versions of Python, of the libraries and of our arithmetic, and torch's threads."""
+    """Return the versions of Python, libraries and our arithmetic, and torch's threads."""
     found: dict[str, Any] = {}
     for name in ("ddpm-lib", "torch", "accelerate", "ema-pytorch", "numpy"):
         try:

@@ -86,7 +86,8 @@ def _dropout(y: Tensor, p: float) -> Tensor:
 
 def _drops_by_position(x: Tensor) -> bool:
     """Say whether masks come from positions here: not where torch traces or transforms."""
-    return x.device.type == "cpu" and x.ndim == 4 and not torch.compiler.is_compiling() and _plain(x)
+    on_cpu = x.device.type == "cpu" and x.ndim == 4
+    return on_cpu and not torch.compiler.is_compiling() and _plain(x)
 
 
 def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
