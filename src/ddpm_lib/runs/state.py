@@ -162,7 +162,7 @@ class RunState:
         """
         check_entries(values, checkpoint, _FOR_LOADING)
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        own = {"dropout_masks": "torch"}
+        own: dict[str, Any] = {"dropout_masks": "torch"}
         own |= {name: value for name, value in values.items() if name in known}
         extra = {name: value for name, value in values.items() if name not in known}
         return cls(**own, extra=extra)
