@@ -297,6 +297,10 @@ def _spread(values: Sequence[float]) -> str:
         return ""
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 3
-    if spread:  # also where it is small, its first digit
-        digits = max(digits, -math.floor(math.log10(spread)))
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    first = -math.floor(math.log10(spread)) if spread else digits
+    if first > digits + 2:  # nothing of it would be seen in the digits of the mean
+        return f"{mean:.{digits}f} ± {spread:.0e}"
+    digits = max(digits, first)
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
