@@ -33,6 +33,7 @@ def drawn(run: Path, out: Path, *flags: str) -> np.ndarray:
     return np.load(out / "samples.npz")["arr_0"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("which", ["2", "step-000000002", "model", "ema:0.9", "checkpoint", "run"])
 def test_sample_moves_away_from_what_is_named(run: Path, tmp_path: Path, which: str) -> None:
     named = {"checkpoint": str(run / "checkpoints" / "step-000000002"), "run": str(run)}

@@ -225,6 +225,7 @@ def in_some_order(draw: random.Random, words: list[str], groups: list[list[str]]
     return [word for part in parts for word in part]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", LINES)
 def test_the_order_of_the_words_makes_no_difference(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -492,6 +493,7 @@ def test_examples_of_the_help_are_read(tmp_path: Path, monkeypatch: pytest.Monke
             parsed(words[1], words[2:])
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("encoding", ["gbk", "cp932", "cp949", "cp1251", "ascii", "latin-1"])
 def test_output_in_any_encoding(
     encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

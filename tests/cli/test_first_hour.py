@@ -462,7 +462,7 @@ def pictures_below(folder: str) -> set[str]:
     return {str(path) for path in Path(folder).rglob("*")}
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
 def test_an_answer_fits_on_a_screen_and_its_commands_work(
     case: Case, desk: Path, monkeypatch: pytest.MonkeyPatch
@@ -722,6 +722,7 @@ def names(desk: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.line)
 def test_an_error_in_python_leads_to_a_call_that_works(
     call: Call, names: dict[str, Any], desk: Path, monkeypatch: pytest.MonkeyPatch

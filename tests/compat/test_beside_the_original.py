@@ -94,6 +94,7 @@ def test_losses(objective, schedule):
     torch.testing.assert_close(found, wanted, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
 @pytest.mark.parametrize("self_condition", [False, True])
 def test_sampling_from_the_same_noise(monkeypatch, objective, self_condition):

@@ -169,6 +169,7 @@ FAULTS: dict[str, tuple[Break, str]] = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_one_line_and_loses_nothing(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str

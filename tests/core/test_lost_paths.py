@@ -38,6 +38,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNSET", raising=False)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("written", "said"),
     [

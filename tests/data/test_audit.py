@@ -248,6 +248,7 @@ def source(kind: str, images: np.ndarray, folder: Path) -> Any:
     return (images, labels)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["arrays", "npz", "dataset", "opened", "pictures", "hf"])
 def test_every_source_can_be_looked_at(kind: str, tmp_path: Path) -> None:
     images = np.stack([np.asarray(photo(k)) for k in range(16)])

@@ -132,6 +132,7 @@ def possible(source, kind) -> bool:
     )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_makes_no_classes(tmp_path, source):
     for kind in BAD:

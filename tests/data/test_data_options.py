@@ -88,6 +88,7 @@ WRONG = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", WRONG)
 def test_an_option_without_a_use_is_an_error(tmp_path, kind, option):
@@ -207,6 +208,7 @@ def test_tables_of_pictures_that_do_not_fit(tmp_path, text, words):
         open_dataset(tmp_path / "labels.csv", image_size=8)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("option", ["image_column", "label_column"])
 @pytest.mark.parametrize("kind", ["paths", "pairs of paths", "arrays and labels", "pictures"])
 def test_lists_without_keys_take_no_columns(tmp_path, kind, option):

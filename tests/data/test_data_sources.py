@@ -126,6 +126,7 @@ class Items(torch.utils.data.Dataset):
         return self.make(i)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "make",
     [

@@ -130,6 +130,7 @@ def stack(batches) -> dict[str, torch.Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 def test_order_is_that_of_the_indices(folder, num_workers):
     expected = stack(make_loader(open_dataset(folder, image_size=6), BATCHES))

@@ -365,6 +365,7 @@ SENT = [FAILURES[k] for k in (0, 3, 6, 7)]
 """What comes through the pipe of a reader in a way of its own."""
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("fail", "words", "workers"),
     [*((*case, 0) for case in FAILURES), *((*case, 2) for case in SENT)],
@@ -391,6 +392,7 @@ def test_a_dataset_that_cannot_be_read_at_all_is_said_to_be_at_fault(on_bad_imag
         open_dataset(items, image_size=8, on_bad_image=on_bad_image)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("row", [0, 270])
 @pytest.mark.parametrize(
     ("end", "words"),

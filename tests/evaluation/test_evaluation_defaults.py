@@ -96,6 +96,7 @@ def test_the_readme_s_line_works_on_sixty_pictures(
         assert "too few to tell" in told  # a gap of three images each
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("n", [10, 25, 60, 400])
 def test_default_metrics_work_for_any_number_of_pictures(n: int, tmp_path: Path) -> None:
     found = evaluate(trained(tmp_path, n), **QUICK)
@@ -266,6 +267,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("line", lines_of_the_guide())
 def test_the_guide_s_lines_work_as_they_stand(
     line: str, place: Path, monkeypatch: pytest.MonkeyPatch

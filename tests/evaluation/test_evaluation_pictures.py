@@ -171,6 +171,7 @@ def test_a_dataset_of_the_user_s_is_looked_at_in_another_process(tmp_path: Path)
     assert data.opened_by is None
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["transparent", "turned by EXIF", "GIF", "sub-folders"])
 def test_a_run_s_own_images_and_their_folder_are_at_distance_zero(
     kind: str, tmp_path: Path

@@ -155,6 +155,7 @@ def without(*names):
 EDM2 = {"unet.emb_noise.weight": torch.zeros(2), "unet.enc.64x64_conv.weight": torch.zeros(2)}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("change", "about", "words"),
     [

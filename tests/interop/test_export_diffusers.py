@@ -73,6 +73,7 @@ def labels_of(model: Unet, label: int) -> dict[str, Tensor] | None:
     return None if model.config["num_classes"] is None else {"class_label": torch.tensor([label])}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", NETWORK)
 def test_a_network_answers_alike_and_comes_back(tmp_path: Path, name: str) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -180,6 +181,7 @@ def images_of(pipeline: Any, **options: Any) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("steps", [5, 20])
 @pytest.mark.parametrize("name", PROCESS)
 def test_the_ddpm_pipeline_draws_the_same_images(tmp_path: Path, name: str, steps: int) -> None:

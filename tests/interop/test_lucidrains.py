@@ -246,6 +246,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_damaged_files_are_refused_in_a_line(content, tmp_path, name, capsys):
     change, says = MUTATIONS[name]
@@ -296,6 +297,7 @@ def test_weights_of_no_objective_say_nothing():
     assert objective_of(torch.rand(100).double(), Schedule.make("linear", 100)) is None
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("schedule", "options", "read"),
     [

@@ -222,6 +222,7 @@ def test_alarm_rings_for_memorised_pictures(kind: str, sizes: tuple[int, int]) -
         assert alarms(kind, sizes, 0.5, 6, seed=1)[0] == 1.0
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sizes", SETS[:2], ids=lambda s: str(sum(s)))
 @pytest.mark.parametrize("kind", DATA)
 def test_alarm_rings_seldom_for_new_pictures(kind: str, sizes: tuple[int, int]) -> None:

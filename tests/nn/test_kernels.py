@@ -89,6 +89,7 @@ def test_outputs_and_gradients_are_those_of_the_formula(mode: str, dtype: torch.
 
 
 @needs_kernel
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_derivatives_of_any_order_are_right(mode: str):
     x, norm, (e, scale, shift) = case(torch.float64, (2, 8, 3, 2))

@@ -23,6 +23,7 @@ def pixel(spread: float, parametrization: str = "v") -> GaussianDiffusion:
     return gaussian_diffusion(mean, std, COSINE, parametrization)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("scale", [0.5, 2.0, 3.0])
 @pytest.mark.parametrize("parametrization", ["eps", "x0", "v"])
 def test_two_gaussians_give_the_closed_form(parametrization: str, scale: float) -> None:

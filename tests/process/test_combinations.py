@@ -117,6 +117,7 @@ def draw(diffusion: GaussianDiffusion, sampler: str, levels: object, n: int = 1)
     assert torch.isfinite(images).all(), (diffusion.config, sampler, levels)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -158,6 +159,7 @@ def test_every_way_to_train(way: tuple[str, str, str]) -> None:
             build(table, way=way)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
@@ -194,6 +196,7 @@ FORBIDDEN = ("input_perturbation", "learn_uncertainty", "self_condition")
 """Where answers at two levels are compared."""
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("on", list(product([False, True], repeat=len(SWITCHES))))
 def test_every_set_of_training_variants(on: tuple[bool, ...]) -> None:
     chosen = {name: value for (name, value), used in zip(SWITCHES.items(), on) if used}
@@ -219,6 +222,7 @@ def test_every_set_of_training_variants(on: tuple[bool, ...]) -> None:
     ).all()
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_every_kind_of_data(channels: int, dims: int) -> None:

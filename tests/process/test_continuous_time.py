@@ -25,6 +25,7 @@ def make(name: str, timesteps: int, zero: bool = False) -> Schedule:
     return Schedule.make(name, timesteps, {**options, "zero_terminal_snr": zero})
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_between_levels(name: str, zero: bool) -> None:

@@ -26,6 +26,7 @@ def tiny(**options: object) -> GaussianDiffusion:
     return GaussianDiffusion(TinyNet(), image_size=4, timesteps=20, **options)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "dpmpp_2s", "unipc", "heun"])
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
 def test_edit_by_the_flow(sampler: str, fraction: float) -> None:

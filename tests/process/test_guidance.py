@@ -86,6 +86,7 @@ def unscaled(d: GaussianDiffusion) -> GaussianDiffusion:
     return d
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", OF_DENOISERS)
 def test_every_sampler_draws_from_the_posterior(name: str) -> None:
     schedule, steps = (

@@ -79,6 +79,7 @@ def test_levels_of_a_curve() -> None:
         LevelCurve(Schedule.make("linear", 2, {"zero_terminal_snr": True}))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("name", "steps", "gain"),
     [

@@ -83,6 +83,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_loaded_is_what_was_saved(tmp_path, kind):
     saved = KINDS[kind]()
@@ -116,6 +117,7 @@ def in_a_new_process(tmp_path_factory) -> dict[str, tuple[torch.Tensor, torch.Te
     return {name: (here[name], there[name]) for name in KINDS}
 
 
+@pytest.mark.slow
 def test_a_new_process_draws_the_same_to_the_bit(in_a_new_process):
     wrong = [name for name, (a, b) in in_a_new_process.items() if not torch.equal(a, b)]
     assert wrong == []

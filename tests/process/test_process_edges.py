@@ -97,6 +97,7 @@ METHODS: dict[str, Callable[[GaussianDiffusion, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("weights", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_every_kind_of_images(method: str, weights: torch.dtype) -> None:
@@ -237,6 +238,7 @@ def test_pairs_have_seeds_of_their_own() -> None:
         d.interpolate(x, x, seeds=[1, 2])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("spacing", ["log_snr", "karras"])
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_spacings_by_noise_have_both_ends_and_every_step(name: str, spacing: str) -> None:

@@ -181,6 +181,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_example_of_each_kind_of_network_runs(kind: str, tmp_path: Path, hub: Hub):
     torch.manual_seed(0)

@@ -62,6 +62,7 @@ def drawn(diffusion: GaussianDiffusion) -> torch.Tensor:
     return diffusion.sample(3, num_steps=4, sampler="ddim", seed=5)
 
 
+@pytest.mark.slow
 def test_what_is_pushed_draws_the_same_elsewhere(
     hub: Hub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -181,6 +182,7 @@ FAULTS: dict[str, tuple[Break, str]] = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_one_line_with_the_way_to_try_again(
     hub: Hub,

@@ -68,6 +68,7 @@ def test_grids_in_the_order_of_their_steps(tmp_path: Path) -> None:
     assert [step for step, _ in read_records(tmp_path).grids] == [20, 1_000_000_000]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "config.yaml", "about.json", "status.json", "samples", "evaluations"]
 )

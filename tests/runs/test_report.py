@@ -75,6 +75,7 @@ class Parsed(HTMLParser):
         return json.loads(self.scripts[0])
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("n", [0, 1, 100, 4_000])
 def test_a_page_of_any_number_of_rows(n: int, tmp_path: Path) -> None:
     path = write_report(make_run(tmp_path / "run", n, grids=0 if not n else 3))
@@ -212,6 +213,7 @@ FILES = (
 )  # fmt: skip
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_records_leave_a_page_of_the_others(damage: str, tmp_path: Path) -> None:
     for name in FILES:

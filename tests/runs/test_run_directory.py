@@ -114,6 +114,7 @@ def test_other_links_are_replaced_or_left_and_never_followed(
     assert precious.read_text() == "ten years of work"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "train.log", "status.json"])
 def test_a_link_that_appears_while_it_trains_is_not_followed(
     run: Path, precious: Path, name: str
@@ -436,6 +437,7 @@ def test_pictures_are_of_the_kind_that_their_name_says(tmp_path: Path, name: str
         pictures.save_image(torch.zeros(3, 4, 4), tmp_path / "a.xyz")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", [b"\xfc m", "ünï #1 100%".encode(), b"a\nb", b"-rf"])
 def test_run_directories_of_any_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes
@@ -656,6 +658,7 @@ STATES = [
 GONE = [(name, ...) for name in ("callbacks", "versions", "step", "shards", "model")]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("name", "value"), STATES + GONE, ids=lambda v: "gone" if v is ... else str(v)[:20]
 )

@@ -97,6 +97,7 @@ def test_it_refuses_what_a_gpu_refuses_and_counts_what_waits(gpu: PretendedGpu) 
     assert gpu.waits.total() == len(reads)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_training_step_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(

@@ -139,6 +139,7 @@ def end_error(
     return float((states[-2] - exact_end(predict)).abs().max())
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("predict", [gaussian_predict, mixture_predict])
 @pytest.mark.parametrize(
     ("sampler", "order"),

@@ -77,6 +77,7 @@ def test_a_checkpoint_is_a_source_too(source: Path, tmp_path: Path) -> None:
     assert trainer.started_from.step == 6
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
     [

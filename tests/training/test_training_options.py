@@ -24,6 +24,7 @@ from training_helpers import (
 )
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
     [
