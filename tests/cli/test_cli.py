@@ -351,7 +351,9 @@ def test_formats(run: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(out / "000001.png")), arrays[1])
     assert Image.open(out / "grid.png").size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))
     assert Image.open(out / "denoising.gif").n_frames >= 2
-    assert yaml.safe_load((out / "settings.yaml").read_text())["num"] == 3
+    kept = yaml.safe_load((out / "settings.yaml").read_text())
+    assert (kept["num"], kept["num_steps"]) == (3, 2)
+    assert (kept["sampler"], kept["spacing"]) == ("unipc", "mixed"), "what a default was that day"
 
 
 @pytest.mark.parametrize("n", [1, 5, 7])

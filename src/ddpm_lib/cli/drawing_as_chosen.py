@@ -9,7 +9,7 @@ import torch
 
 from ddpm_lib.cli import autoguide, options
 from ddpm_lib.process.conditions import guidable
-from ddpm_lib.process.plan import resolve_num_steps, usual_sampler
+from ddpm_lib.process.plan import resolve_num_steps, usual_sampler, usual_spacing
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.process.sampling_default import Chosen, choose_sampling
 from ddpm_lib.runs.loading import LoadedRun
@@ -65,8 +65,18 @@ def arguments_of(
     return {**how, "num_steps": steps}
 
 
-def as_plain(chosen: Chosen) -> dict[str, Any]:
-    """Return what was taken of a default for the file of settings; nothing where none was."""
+def as_plain(chosen: Chosen, timesteps: int) -> dict[str, Any]:
+    """Return what was drawn with, for the file of settings: nothing in it is left to a default of
+    today's.
+    """
+    how = chosen.arguments
+    sampler = how["sampler"] or usual_sampler(how["eta"], how["sampler_options"])
+    spacing = usual_spacing(sampler) if how["spacing"] is None else how["spacing"]
+    plain = {
+        "sampler": sampler,
+        "num_steps": resolve_num_steps(sampler, how["num_steps"], timesteps, spacing),
+        "spacing": spacing if isinstance(spacing, str) else [float(t) for t in spacing],
+    }
     if chosen.default is None:
-        return {}
-    return {"sampling_default": chosen.default.to_json() | {"evidence": {}}}
+        return plain
+    return plain | {"sampling_default": chosen.default.to_json() | {"evidence": {}}}

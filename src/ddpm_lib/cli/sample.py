@@ -177,7 +177,7 @@ def main(args: list[str]) -> int:
         if state.is_main_process:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
             prefix = f"{loaded.name}-" if len(chosen) > 1 else ""
-            settings = {**options.to_plain(command), **as_plain(how)}
+            settings = {**options.to_plain(command), **as_plain(how, loaded.diffusion.timesteps)}
             written = write(images, frames, folder, prefix, command, small, settings)
             drawn = f"{so_many(len(images), 'image')} -> {', '.join(written)}"
             sys.stdout.write(f"{loaded.name} ({loaded.weights}): {drawn}\n")
