@@ -105,6 +105,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--max-grad-norm", "none"],
             ["--seed=3"],
             ["--value-range", "0", "4095"],
+            ["--condition", "age=meta.csv:age"],
         ],
     ),
     "plan": (
@@ -139,6 +140,8 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--spacing-options", "rho=5"],
             ["--class-label", "star"],
             ["--first-index", "4"],
+            ["--cond", "age=0.3"],
+            ["--sweep", "age"],
         ],
     ),
     "edit": (

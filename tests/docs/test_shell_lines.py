@@ -114,6 +114,23 @@ def make_files(n: int) -> None:
     clone(Path("path/to/sysu-shape-dataset"))
     write_openai(Path("model500000.pt"), dim=32, dim_mults=(1, 2), attention_levels=(), heads=4)
     make_tables()
+    make_conditions()
+
+
+def make_conditions() -> None:
+    """What comes with pictures: a table, masks, and pictures in pairs."""
+    names = sorted(Path("path/to/images").rglob("*.png"))
+    rows = [f"{path.name},{20 + k % 50}" for k, path in enumerate(names)]
+    Path("meta.csv").write_text("\n".join(["file_name,age", *rows]), encoding="utf-8")
+    mask = np.zeros((24, 28), np.uint8)
+    mask[6:18, 6:20] = 1
+    Path("path/to/masks").mkdir()
+    for path in names:
+        Image.fromarray(mask).save(Path("path/to/masks") / path.name)
+    Image.fromarray(mask[:, 2:26]).save("m.png")
+    for k in range(12):
+        for folder, size in (("photos", 64), ("sketches", 64), ("large", 64), ("small", 16)):
+            picture(Path(folder) / f"{k}.png", k, (size, size))
 
 
 def make_sysu() -> None:

@@ -61,6 +61,8 @@ def main(args: list[str]) -> int:
 
 def looking(settings: RunConfig) -> str:
     """Say what is done first."""
+    if settings.condition:
+        return f"opening {printable(settings.data)}, as the network depends on its conditions"
     if settings.class_conditional and options.to_plain(settings.model)["num_classes"] is None:
         return f"opening {printable(settings.data)}, as the network depends on its classes"
     return "building the network"

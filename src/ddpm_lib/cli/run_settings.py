@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
@@ -24,7 +24,9 @@ from ddpm_lib.training import ConfigError, TrainingConfig
 from ddpm_lib.training.run_config import in_its_run
 from ddpm_lib.training.sources import asks_for_files
 
-UnetOptions = options.options_class("UnetOptions", Unet, leave_out=("channels", "dims"))
+UnetOptions = options.options_class(
+    "UnetOptions", Unet, leave_out=("channels", "conditions", "dims")
+)
 DiffusionOptions = options.options_class(
     "DiffusionOptions", GaussianDiffusion, leave_out=("model", "image_size", "channels")
 )
@@ -66,6 +68,10 @@ class RunConfig(TrainingConfig):
     """Network to start from: tiny, small, cifar10, imagenet64, or network, process and image size
     of a published run (docs/unet.md); other flags change it. auto: that of the run which goes on;
     else small, and on a CPU tiny with patches that predicts x0.
+    """
+    condition: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What comes with each image and is learned, once per condition: NAME=SOURCE[:COLUMN], such as
+    age=meta.csv:age, style=:style for a column of the data itself, mask=path/to/masks.
     """
     class_conditional: bool = False
     """Learn the classes of the data (sets model.num_classes from its labels, where that is not

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, low_res, options
 from ddpm_lib.cli.class_labels import condition
+from ddpm_lib.cli.condition_flags import SWEEP_ROWS, Told
 from ddpm_lib.cli.drawing_as_chosen import arguments_of, as_plain, chosen_by
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
@@ -126,6 +127,14 @@ class SampleCommand:
     """Class name or number of all images; default: the classes in turn, or none for the pictures of
     --low-res.
     """
+    cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A condition of all images, once per condition: age=0.3, style=round, tags=a|b, mask=m.png,
+    caption="a red ring"; NAME=none for no value. Default: none of them.
+    """
+    sweep: str | None = None
+    """A condition that changes from column to column, each row from the same noise: age (over what
+    training saw), age=20..80, age=20,40,80.
+    """
     seed: int = 0
     """Names the images: image i is a function of seed and i."""
     first_index: int = 0
@@ -173,6 +182,9 @@ def main(args: list[str]) -> int:
         place_network(loaded.diffusion, state.device, precision, compiled=command.compile)
         if small is None:
             small = small_images(loaded, command, state, precision)
+        if command.columns is None and command.sweep is not None:
+            columns = Told.read(loaded, (), command.sweep).columns
+            command = dataclasses.replace(command, columns=columns)
         images, frames, how = draw(loaded, command, state, precision, small, partner)
         if state.is_main_process:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
@@ -274,6 +286,8 @@ def small_images(
         guidance_scale=command.base_guidance_scale,
         guide_scale=None,
         format="grid",
+        cond=(),
+        sweep=None,
     )
     drawn, _, _ = draw(base, wishes, state, precision, None, {})
     return SmallImages(drawn, first_index=command.first_index)
@@ -290,8 +304,10 @@ def draw(
     """Draw the images, shared over the ranks; with a GIF also the grids of the way there. Also
     returns what decided how.
     """
-    diffusion, num = loaded.diffusion, count(command, small)
+    diffusion, told = loaded.diffusion, Told.read(loaded, command.cond, command.sweep)
+    num = count(command, small, told)
     cond, seed = condition(loaded, command, num), command.seed
+    cond |= told.conditions(num, command.first_index)
     if small is not None:
         cond |= low_res.conditions(
             diffusion, small.take(num, command.first_index), command.low_res_noise
@@ -312,6 +328,7 @@ def draw(
         device=state.device,
         **how,
     )
+    kwargs["seeds"] = told.seeds(num, command.first_index, seed)
     with torch.autocast(
         state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
     ):
@@ -327,11 +344,12 @@ def draw(
     return images, frames, chosen
 
 
-def count(command: SampleCommand, small: SmallImages | None) -> int:
+def count(command: SampleCommand, small: SmallImages | None, told: Told) -> int:
     """Return the number of images to draw."""
     if command.num is not None:
         return command.num
-    return len(small.images) if small is not None else 16
+    usual = 16 if told.columns is None else SWEEP_ROWS * told.columns
+    return len(small.images) if small is not None else usual
 
 
 def write(

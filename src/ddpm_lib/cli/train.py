@@ -24,9 +24,13 @@ from ddpm_lib.cli.run_settings import (
     start_of,
 )
 from ddpm_lib.cli.streams import reader_left
+from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.paths import another
+from ddpm_lib.data.condition_words import read_all_words
 from ddpm_lib.data.torchvision_sets import set_named
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn import Unet
+from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
 from ddpm_lib.runs.lock import refuse_taken
 from ddpm_lib.training import Callback, ConfigError, Trainer
 from ddpm_lib.training.agreement import check_output_dir
@@ -101,8 +105,38 @@ def build(config: RunConfig) -> tuple[GaussianDiffusion, str | ImageDataset]:
         model_options["num_classes"] = opened.num_classes
         # By its name, a set of torchvision has its test split as well.
         data = data if set_named(data, asks_for_files(config)) else opened
+    if config.condition:
+        table = conditions_of_run(config)
+        if table is None:
+            opened = data if not isinstance(data, str) else open_data(config)
+            table = opened.condition_table
+            data = data if set_named(data, asks_for_files(config)) else opened
+        model_options["conditions"] = table
     torch.manual_seed(config.seed)
     return process_of(config, network_of(config, model_options, start)), data
+
+
+def conditions_of_run(config: RunConfig) -> dict[str, Any] | None:
+    """Return the conditions that a run which goes on was built with, None for a new one.
+
+    Raises:
+        ConfigError: If it was built with others than those that are named.
+    """
+    run = Path(config.output_dir or f"runs/{default_name(config.data)}")
+    there = [] if config.resume == "never" else list_checkpoints(run / "checkpoints")
+    for checkpoint in reversed(there):
+        try:
+            table = read_state(checkpoint)["model"]["config"]["conditions"] or {}
+        except (CheckpointError, KeyError, TypeError):
+            continue  # what is wrong with it is said where the run looks for what to go on from
+        asked = [words.name for words in read_all_words(config.condition)]
+        if set(asked) != set(table):
+            raise ConfigError(
+                f"{run} was trained with the conditions {', '.join(table) or 'none'}; now"
+                f" {', '.join(asked)} are named. Name the same, or begin {another(run)}."
+            )
+        return {name: dict(entry) for name, entry in table.items()}
+    return None
 
 
 def network_of(
@@ -186,6 +220,7 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
     """Show what would be trained."""
     dataset = open_data(config) if isinstance(data, str) else data
     classes = f", {dataset.num_classes} classes" if dataset.num_classes else ""
+    classes += "".join(f", {name}" for name in dataset.conditions)
     print(
         f"data: {len(dataset):,} images of"
         f" {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.data.dataset_conditions import condition_table, taken, with_conditions
 from ddpm_lib.data.dataset_html import dataset_html
 from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
@@ -23,6 +24,7 @@ from ddpm_lib.data.source import Source as Source
 from ddpm_lib.data.source import load_patiently, reason
 
 if TYPE_CHECKING:
+    from ddpm_lib.data.condition_values import ConditionValues
     from ddpm_lib.data.contents import Origin
     from ddpm_lib.data.stored_sizes import StoredSizes
 
@@ -173,6 +175,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """int64 (n,): images of one number stay together when the set is split; None: each is on
         its own.
         """
+        self.conditions: dict[str, ConditionValues] = {}
+        """Further fields of the items, by name; see `with_conditions`."""
         self.stored: StoredSizes | None = None
         """How large the pictures of the whole set were, where decoding them has told."""
         self._reading: int | None = 0
@@ -200,6 +204,11 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     def rows(self) -> np.ndarray:
         """The rows of the store that belong to the dataset, int64 (n,)."""
         return self._rows
+
+    @property
+    def stored_rows(self) -> int:
+        """How many rows the store has, with those that do not belong to the dataset."""
+        return len(self._names)
 
     @property
     def labels(self) -> Tensor | None:
@@ -265,8 +274,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         indices: Sequence[int] | np.ndarray | Tensor,
         draws: Sequence[int] | np.ndarray | None = None,
     ) -> dict[str, Tensor]:
-        """Return stacked items: `image` uint8 (n, c, h, w) and, with labels, `class_label` int64
-        (n,).
+        """Return stacked items: `image` uint8 (n, c, h, w); with labels `class_label` int64 (n,);
+        and the conditions.
 
         Args:
             indices: Which images.
@@ -284,6 +293,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         out = {"image": self._store.get(self._rows[chosen], np.asarray(draws, dtype=np.int64))}
         if self._labels is not None:
             out["class_label"] = torch.from_numpy(self._labels[chosen])
+        out |= {name: values.get(chosen) for name, values in self.conditions.items()}
         return out
 
     def next_draws(self, n: int) -> np.ndarray:
@@ -322,6 +332,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         part._reading = None if self._reading is None else 0
         part.opened_with, part.stored = self.opened_with, self.stored
         part.groups = None if self.groups is None else self.groups[chosen]
+        part.conditions = taken(self.conditions, chosen)
         return part
 
     def _digest(self, whole: str, chosen: np.ndarray) -> str:
@@ -371,4 +382,6 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         where = "in RAM" if self.in_memory else "streamed"
         return f"ImageDataset({len(self):,} images, {size}, {classes}, {where})"
 
+    with_conditions = with_conditions
+    condition_table = property(condition_table)
     _repr_html_ = dataset_html

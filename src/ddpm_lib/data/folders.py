@@ -16,10 +16,19 @@ from ddpm_lib.data.folder_walk import Entry, Walked
 from ddpm_lib.data.kinds import way
 from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.layouts import are_thumbnails, judge
-from ddpm_lib.data.metadata import KINDS, Beside, find_table, open_table, some, tables_in
+from ddpm_lib.data.metadata import (
+    KINDS,
+    Beside,
+    column_beside,
+    find_table,
+    open_table,
+    some,
+    tables_in,
+)
 from ddpm_lib.data.names import PackedNames, show
 from ddpm_lib.data.run_folders import is_a_run, left_runs
 from ddpm_lib.data.source import Examined, Source
+from ddpm_lib.data.stored_sizes import stored_size
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.data.trees import FolderTree, Tree
 
@@ -100,7 +109,8 @@ class FolderSource(Source):
         self._sizes = np.array([size for _, size, _, _ in found], dtype=np.int64)
         self._mtimes = np.array([mtime for _, _, mtime, _ in found], dtype=np.int64)
         self.problems = {k: problem for k, (_, _, _, problem) in enumerate(found) if problem}
-        self._label(labels, table or Table())
+        self._table = table or Table()
+        self._label(labels, self._table)
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Decode one file; raises `ImageError` or OSError."""
@@ -137,6 +147,21 @@ class FolderSource(Source):
     def mtimes(self) -> np.ndarray:
         """Return times of last change in ns, int64 (n,)."""
         return self._mtimes
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column of the table beside the pictures; None for those that it does not
+        name.
+        """
+        raw = [self._files.raw(row) for row in range(len(self.names))]
+        return column_beside(self._beside(raw, self._table), self.root, name)
+
+    def picture_size(self, row: int) -> tuple[int, int] | None:
+        """Return (width, height) of the stored picture, as it is shown."""
+        try:
+            with self.open_file(row) as file:
+                return stored_size(file)
+        except (ImageError, OSError):
+            return None  # what is wrong with it is said where it is decoded
 
     def _label(self, how: str, table: Table) -> None:
         raw = [self._files.raw(row) for row in range(len(self.names))]
@@ -214,15 +239,17 @@ class FolderSource(Source):
             )
         return kept
 
+    def _beside(self, raw: list[bytes], asked: Table) -> Beside | None:
+        """Find the table that names the pictures."""
+        if asked.file is not None:
+            return open_table(asked.file, raw, asked.image_column)
+        return self.tree.beside(raw) or find_table(self.tree.tables(), raw, asked.image_column)
+
     def _from_table(self, raw: list[bytes], asked: Table) -> bool:
         """Take the labels of a table beside the pictures; whether there are some, or none by a
         note.
         """
-        found = (
-            self.tree.beside(raw) or find_table(self.tree.tables(), raw, asked.image_column)
-            if asked.file is None
-            else open_table(asked.file, raw, asked.image_column)
-        )
+        found = self._beside(raw, asked)
         insist = asked.image_column is not None or asked.label_column is not None
         if found is None:
             if insist:

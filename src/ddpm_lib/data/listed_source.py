@@ -98,6 +98,15 @@ class ListedSource(Source):
         """Return words for a row, for messages."""
         return self.whole.place(int(self.rows[row]))
 
+    def column(self, name: str) -> list[Any]:
+        """Return a column of the data beside its images and labels."""
+        values = self.whole.column(name)
+        return [values[row] for row in self.rows.tolist()]
+
+    def picture_size(self, row: int) -> tuple[int, int] | None:
+        """Return (width, height) of the stored picture of a row, None where that is not known."""
+        return self.whole.picture_size(int(self.rows[row]))
+
     def _take(self) -> None:
         self.labels = None if self.whole.labels is None else self.whole.labels[self.rows]
         self.class_names = self.whole.class_names

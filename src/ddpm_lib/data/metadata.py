@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.columns import LABEL_NAMES, choose_column
 from ddpm_lib.data.names import show
 
@@ -153,10 +154,32 @@ def open_table(path: TableFile, names: Sequence[bytes], image_column: str | None
         tried = [*usual, *(column for column in columns if column not in usual)]
     best: Beside | None = None
     for column in tried:
-        rows = _match(columns[column], names)
+        rows = match_names(columns[column], names)
         if max(rows, default=-1) >= 0 and (best is None or _count(rows) > _known(best)):
             best = Beside(path.name, columns, column, rows)
     return best
+
+
+def column_beside(table: Beside | None, root: Path, name: str) -> list[Any]:
+    """Return a column of the table beside pictures, None for those that the table does not name.
+
+    Args:
+        table: The table, None where there is none.
+        root: Where the pictures are.
+        name: Of the column.
+
+    Raises:
+        ValueError: If there is no table, or no such column in it.
+    """
+    if table is None:
+        raise ValueError(
+            f"The folder {str(root)!r} has no table that names its pictures ({KINDS}), to take the"
+            f" column {name!r} from."
+        )
+    if name not in table.columns:
+        raise ValueError(f"{table.name}: {unknown_name('column', name, table.others)}")
+    cells = table.columns[name]
+    return [cells[row] if row >= 0 else None for row in table.rows]
 
 
 def whole_paths(
@@ -261,13 +284,15 @@ _KEYS: tuple[Callable[[bytes], bytes], ...] = (
 )
 
 
-def _match(values: Sequence[Any], names: Sequence[bytes]) -> list[int]:
+def match_names(values: Sequence[Any], names: Sequence[bytes]) -> list[int]:
     """Return the row of each picture, or -1, by the whole name, without extension, or without
     folders.
     """
     written: dict[bytes, int] = {}
     for row, value in enumerate(values):
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
+        if isinstance(value, bytes):
+            written.setdefault(value, row)
+        elif isinstance(value, (str, int)) and not isinstance(value, bool):
             text = str(value).replace("\\", "/").removeprefix("./")
             written.setdefault(os.fsencode(text), row)
     best = [-1] * len(names)

@@ -17,6 +17,8 @@ from ddpm_lib.core import spelling
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.checking import ReadingOptions, check_images, good_rows, sample_contents
+from ddpm_lib.data.condition_files import KnownOfData, add_conditions, known_of
+from ddpm_lib.data.condition_words import ConditionWords, read_all_words
 from ddpm_lib.data.contents import make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
 from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_spec
@@ -65,6 +67,7 @@ def open_dataset(
     value_range: Sequence[float] | None = None,
     frames: Literal["first", "all"] = "first",
     transform: Callable[[Any], Any] | None = None,
+    conditions: Sequence[str] | str = (),
     verify: bool = True,
     scan_file: str | os.PathLike[str] | None = None,
     log: Callable[[str], None] | None = None,
@@ -124,6 +127,9 @@ def open_dataset(
             generators makes another image in every reading, the same one for the same (seed, slot)
             of a training; the result of others is kept in RAM like any image. It is part of the
             fingerprint by its repr or its name.
+        conditions: What comes with each image, written NAME=SOURCE[:COLUMN] (docs/conditions.md),
+            such as "age=meta.csv:age", ":" before a column of the data itself, or the folder of
+            masks; they are further fields of the items.
         verify: False skips the check of sets that do not fit in RAM; a broken file is then named
             when it is first met.
         scan_file: Remembers the result of that check (JSON), so that it runs once as long as no
@@ -151,6 +157,7 @@ def open_dataset(
     spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
     spec = replace(spec, transform=make_transform(transform))
     listed = None if files is None else read_list(files)
+    wanted = read_all_words(conditions)
     warning = check_num_workers(num_workers)
     if warning and log:
         log(warning)
@@ -169,8 +176,19 @@ def open_dataset(
         "fit": fit,
         "max_pixels": max_pixels,
         "transform": None if spec.transform is None else str(spec.transform),
+        "conditions": tuple(words.written for words in wanted),
     }
-    opened = _ready(data, spec, labels, options, listed)
+
+    def pictures(folder: Path, size: tuple[int, int], bands: int) -> ImageDataset:
+        way: dict[str, Any] = {"cache": cache, "cache_limit_mb": cache_limit_mb}
+        way |= {"num_workers": num_workers, "background": background, "max_pixels": max_pixels}
+        paired = open_dataset(
+            folder, image_size=size, channels=bands, fit=fit, labels="none", **way
+        )
+        return paired.steady()
+
+    opened = _ready(data, spec, labels, options, listed, wanted)
+    known: dict[str, Any] = {"column": getattr(opened, "column", None)}
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
@@ -196,6 +214,8 @@ def open_dataset(
         )
         opened.opened_with = options
         opened.groups = None if groups is None else groups[opened.rows]
+        known = known_of(source)
+    opened = add_conditions(opened, wanted, KnownOfData(spec, pictures, **known))
     for note in opened.notes if log else ():
         log(note)  # type: ignore[misc]
     return opened
@@ -225,13 +245,15 @@ def _ready(
     labels: str,
     options: dict[str, Any],
     listed: FileList | None,
+    conditions: Sequence[ConditionWords] = (),
 ) -> ImageDataset | None:
     """Return what needs no decoding: the built-in shapes, or a dataset of ours."""
     if data is None or (isinstance(data, str) and data == "shapes"):
         from ddpm_lib.data.shapes import Shapes
 
         check_fits("built-in images", options)
-        shapes = Shapes(spec.image_size, channels=spec.channels)
+        turned = any(words.own_column == "angle" for words in conditions)
+        shapes = Shapes(spec.image_size, channels=spec.channels, turned=turned)
         if os.path.isdir("shapes"):
             shapes.notes.append(
                 '"shapes" means the built-in set; write "./shapes" for the folder of that name'

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.keys import hashes, uniform
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore
 from ddpm_lib.data.decode_spec import size_pair
 
@@ -29,6 +30,10 @@ _COLOURS = np.array(
     ],
     dtype=np.float32,
 )
+COLOUR_NAMES = ("red", "blue", "green", "purple", "orange", "teal", "pink", "grey")
+"""Names of the colours of the shapes, before light is added."""
+FACTS = ("size", "colour", "mask", "angle")
+"""What is known of every shape; the angle of turned ones."""
 _BACKGROUNDS = np.array(
     [
         (250, 250, 250),
@@ -93,7 +98,11 @@ CLASS_NAMES = tuple(_SHAPES)
 
 
 def draw_shapes(
-    indices: np.ndarray, size: tuple[int, int], channels: int = 3, seed: int = 0
+    indices: np.ndarray,
+    size: tuple[int, int],
+    channels: int = 3,
+    seed: int = 0,
+    turned: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the pictures with these indices; each depends on its index, `size`, `channels` and
     `seed` alone.
@@ -103,42 +112,68 @@ def draw_shapes(
         size: (height, width) in pixels.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA on a transparent background).
         seed: Another seed, another set.
+        turned: Whether each shape is turned by an angle of its own.
 
     Returns:
         uint8 pictures (n, c, h, w) and int64 labels (n,), positions in `CLASS_NAMES`.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    labels = (hashes(indices, seed, "shapes", "class") % np.uint64(len(CLASS_NAMES))).astype(
-        np.int64
-    )
+    labels = shape_classes(indices, seed)
     images = np.empty((len(indices), channels, *size), dtype=np.uint8)
     for start in range(0, len(indices), _CHUNK):
         part = slice(start, start + _CHUNK)
-        images[part] = _draw(indices[part], labels[part], size, channels, seed)
+        images[part] = _draw(indices[part], labels[part], size, channels, seed, turned)
     return images, labels
 
 
-def _draw(
-    indices: np.ndarray, labels: np.ndarray, size: tuple[int, int], channels: int, seed: int
-) -> np.ndarray:
-    height, width = size
+def shape_classes(indices: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return the classes of the pictures, int64 (n,), positions in `CLASS_NAMES`."""
+    found = hashes(indices, seed, "shapes", "class") % np.uint64(len(CLASS_NAMES))
+    return found.astype(np.int64)
+
+
+def _uniform(indices: np.ndarray, seed: int, what: str) -> np.ndarray:
+    return uniform(indices, seed, "shapes", what).numpy().astype(np.float32)[:, None, None]
+
+
+def _radius(indices: np.ndarray, size: tuple[int, int], seed: int, reach: float) -> np.ndarray:
     side = min(size)
+    largest = (side / 2 - 1) / reach  # the edge pixels stay background, however small the picture
+    return np.minimum(side * (0.24 + 0.14 * _uniform(indices, seed, "radius")), largest)
 
-    def draw(what: str) -> np.ndarray:
-        return uniform(indices, seed, "shapes", what).numpy().astype(np.float32)[:, None, None]
 
-    largest = (side / 2 - 1) / 1.1  # the edge pixels stay background, however small the picture
-    radius = np.minimum(side * (0.24 + 0.14 * draw("radius")), largest)
-    margin = radius * 1.1 + 1
-    centre_x = margin + (width - 2 * margin) * draw("x")
-    centre_y = margin + (height - 2 * margin) * draw("y")
+def _cover(
+    indices: np.ndarray, labels: np.ndarray, size: tuple[int, int], seed: int, turned: bool
+) -> np.ndarray:
+    """Return how much of each pixel the shapes cover, float32 (n, h, w) in [0, 1]."""
+    height, width = size
+    reach = 1.2 if turned else 1.1
+    radius = _radius(indices, size, seed, reach)
+    margin = radius * reach + 1
+    centre_x = margin + (width - 2 * margin) * _uniform(indices, seed, "x")
+    centre_y = margin + (height - 2 * margin) * _uniform(indices, seed, "y")
     x = (np.arange(width, dtype=np.float32) + 0.5 - centre_x) / radius
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5 - centre_y) / radius
+    if turned:
+        turn = np.float32(2 * np.pi) * _uniform(indices, seed, "angle")
+        x, y = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     distance = np.empty((len(indices), height, width), dtype=np.float32)
     for label, shape in enumerate(_SHAPES.values()):
         rows = labels == label
         distance[rows] = np.broadcast_to(shape(x[rows], y[rows]), (int(rows.sum()), height, width))
-    cover = np.clip(0.5 - distance * radius, 0.0, 1.0)[:, None]
+    return np.clip(0.5 - distance * radius, 0.0, 1.0)
+
+
+def _draw(
+    indices: np.ndarray,
+    labels: np.ndarray,
+    size: tuple[int, int],
+    channels: int,
+    seed: int,
+    turned: bool,
+) -> np.ndarray:
+    height, width = size
+    cover = _cover(indices, labels, size, seed, turned)[:, None]
 
     def pick(palette: np.ndarray, what: str) -> np.ndarray:
         colour = palette[
@@ -146,7 +181,8 @@ def _draw(
         ]
         return colour[:, :, None, None]
 
-    front = np.clip(pick(_COLOURS, "colour") * (0.9 + 0.2 * draw("light")[:, None]), 0, 255)
+    light = 0.9 + 0.2 * _uniform(indices, seed, "light")[:, None]
+    front = np.clip(pick(_COLOURS, "colour") * light, 0, 255)
     back = pick(_BACKGROUNDS, "background")
     if channels == 4:
         opaque = np.broadcast_to(front, (len(indices), 3, height, width))
@@ -159,6 +195,38 @@ def _draw(
     return picture.round().astype(np.uint8)
 
 
+def shape_facts(
+    what: str, indices: np.ndarray, size: tuple[int, int], seed: int = 0, turned: bool = False
+) -> np.ndarray | list[str]:
+    """Return what is known of pictures of `draw_shapes`, one entry each.
+
+    Args:
+        what: "size" (the diameter as a share of the shorter side), "angle" (degrees clockwise, of
+            turned shapes), "colour" (its name), or "mask" (0 background, else 1 + class; uint8
+            (n, h, w)).
+        indices: As for `draw_shapes`, like the others.
+        size: (height, width).
+        seed: Of the set.
+        turned: Whether shapes are turned.
+
+    Raises:
+        ValueError: If there is no such fact.
+    """
+    if what == "size":
+        radius = _radius(indices, size, seed, 1.2 if turned else 1.1)
+        return (2 * radius[:, 0, 0] / min(size)).astype(np.float32)
+    if what == "angle" and turned:
+        return 360.0 * _uniform(indices, seed, "angle")[:, 0, 0]
+    if what == "colour":
+        numbers = hashes(indices, seed, "shapes", "colour") % np.uint64(len(COLOUR_NAMES))
+        return [COLOUR_NAMES[k] for k in numbers.tolist()]
+    if what == "mask":
+        labels = shape_classes(indices, seed)
+        found = _cover(indices, labels, size, seed, turned) >= 0.5
+        return found.astype(np.uint8) * (1 + labels.astype(np.uint8))[:, None, None]
+    raise ValueError(unknown_name("fact of the built-in shapes", what, FACTS))
+
+
 class Shapes(ImageDataset):
     """Circles, squares, triangles, rings, crosses and stars, drawn by code and held in RAM.
 
@@ -167,6 +235,7 @@ class Shapes(ImageDataset):
         n: Number of pictures.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA on a transparent background).
         seed: Another seed, another set. Picture i depends on `seed` and i alone.
+        turned: Whether each shape is turned by an angle of its own.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -177,7 +246,12 @@ class Shapes(ImageDataset):
     """
 
     def __init__(
-        self, size: int | Sequence[int] = 32, n: int = 8192, channels: int = 3, seed: int = 0
+        self,
+        size: int | Sequence[int] = 32,
+        n: int = 8192,
+        channels: int = 3,
+        seed: int = 0,
+        turned: bool = False,
     ) -> None:
         pair = size_pair(size)
         if min(pair) < 8:
@@ -186,8 +260,9 @@ class Shapes(ImageDataset):
             raise ValueError(f"Shapes need n ≥ 1 pictures; got {n}.")
         if channels not in (1, 3, 4):
             raise ValueError(f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA); got {channels!r}.")
-        images, labels = draw_shapes(np.arange(n), pair, channels, seed)
-        named = repr(("shapes", 1, pair, n, channels, seed)).encode()
+        images, labels = draw_shapes(np.arange(n), pair, channels, seed, turned)
+        named = repr(("shapes", 1, pair, n, channels, seed, *["turned"] * turned)).encode()
+        self.seed, self.turned = seed, turned
         super().__init__(
             MemoryStore(torch.from_numpy(images)),
             labels=labels,
@@ -195,3 +270,8 @@ class Shapes(ImageDataset):
             fingerprint=hashlib.blake2b(named, digest_size=16).hexdigest(),
             notes=[f"{n:,} shapes drawn ({images.nbytes / 1e6:.1f} MB)"],
         )
+
+    def column(self, name: str) -> np.ndarray | list[str]:
+        """Return what is known of every shape; see `shape_facts`."""
+        size = self.image_size[0], self.image_size[1]
+        return shape_facts(name, self.rows, size, self.seed, self.turned)

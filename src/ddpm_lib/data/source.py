@@ -108,6 +108,21 @@ class Source(ABC):
         """Return words for a row, for messages."""
         return repr(self.names[row])
 
+    def column(self, name: str) -> Sequence[Any]:
+        """Return a column of the data beside its images and labels, one value per row.
+
+        Raises:
+            ValueError: If there is none of that name, naming those that there are.
+        """
+        raise ValueError(
+            f"These data have no columns to take {name!r} from. Name a file (NAME=FILE:COLUMN), or"
+            " in Python hand the values over: open_dataset(…).with_conditions({name: values})."
+        )
+
+    def picture_size(self, row: int) -> tuple[int, int] | None:
+        """Return (width, height) of the stored picture of a row, None where that is not known."""
+        return None
+
 
 class Examined(NamedTuple):
     """A decoded image, a hash of what it was made of, and its label."""

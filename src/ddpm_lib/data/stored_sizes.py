@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from typing import IO, NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from ddpm_lib.data.decode import FORMATS
 from ddpm_lib.data.decode_spec import DecodeSpec
 
 
@@ -48,3 +51,13 @@ def stored_sizes(sizes: np.ndarray, spec: DecodeSpec) -> StoredSizes | None:
     kept = np.minimum(ratio, 1 / ratio) if spec.fit == "crop" else np.ones(len(known))
     (w0, h0), (w1, h1) = known.min(0).astype(int).tolist(), known.max(0).astype(int).tolist()
     return StoredSizes((w0, h0), (w1, h1), float(1 - kept.mean()))
+
+
+def stored_size(path: str | bytes | os.PathLike[str] | IO[bytes]) -> tuple[int, int] | None:
+    """Return (width, height) of a picture file as it is shown, None if it cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return picture.size[::-1] if turned else picture.size
+    except (OSError, ValueError):
+        return None

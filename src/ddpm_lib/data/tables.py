@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
 from ddpm_lib.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column
 from ddpm_lib.data.decode import Decoded, ImageError, decode, decode_bytes, fit_array
@@ -36,6 +37,8 @@ class TableSource(Source):
         import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 
         self.notes = []
+        self.further: tuple[list[str], Callable[[str], list[Any]]] | None = None
+        """Names of the table's columns, and what reads one."""
         while isinstance(column.type, pa.BaseExtensionType):
             column = pa.chunked_array(
                 [chunk.storage for chunk in column.chunks], type=column.type.storage_type
@@ -46,6 +49,16 @@ class TableSource(Source):
         self.names = self._paths() or NumberedNames(len(column) if rows is None else len(rows))
         if not len(self):
             raise ValueError("The dataset is empty.")
+
+    def column(self, name: str) -> Sequence[Any]:
+        """Return another column of the table."""
+        if self.further is None:
+            return super().column(name)
+        there, read = self.further
+        if name not in there:
+            raise ValueError(f"The data: {unknown_name('column', name, there)}")
+        values = read(name)
+        return values if self._rows is None else [values[row] for row in self._rows.tolist()]
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Decode one cell; raises `ImageError` or OSError."""
@@ -210,6 +223,7 @@ def from_hf(
     indices = getattr(data, "_indices", None)
     rows = None if indices is None else np.asarray(indices.column(0)).astype(np.int64)
     source = TableSource(data.data.column(image), rows)
+    source.further = (list(features), lambda name: _words_of(data, name))
     if (data.format or {}).get("type") == "custom":
         source.notes.append(
             "the transform set on the dataset is not applied: images are fitted here"
@@ -222,6 +236,21 @@ def from_hf(
             values, names, insist or label_column is not None, source.notes
         )
     return source
+
+
+def _words_of(data: Any, name: str) -> list[Any]:
+    """Return a column of a 🤗 dataset, classes by their names."""
+    values: list[Any] = data.data.column(name).to_pylist()
+    names = getattr(data.features[name], "names", None)
+    return values if names is None else [None if v is None or v < 0 else names[v] for v in values]
+
+
+def _read_one(files: Sequence[Path], name: str) -> list[Any]:
+    """Return a column of parquet files."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+
+    parts = [pq.read_table(file, columns=[name], use_threads=False) for file in files]
+    return [value for part in parts for value in part.column(name).to_pylist()]
 
 
 def _label_values(column: Any) -> list[Any]:
@@ -249,6 +278,7 @@ def from_arrow(
     """Open a `pyarrow.Table`."""
     image, label = _pick(table.column_names, [], labels, (image_column, label_column), "The table")
     source = TableSource(table.column(image))
+    source.further = (list(table.column_names), lambda name: table.column(name).to_pylist())
     if label is not None:
         values = _label_values(table.column(label))
         source.labels, source.class_names = make_labels(
@@ -298,6 +328,7 @@ def from_parquet(
     assert chosen is not None
     table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
     source = TableSource(table.column(chosen[0]), base=files[0].parent)
+    source.further = (list(pq.read_schema(files[0]).names), lambda name: _read_one(files, name))
     if chosen[1] is not None:
         feature = _features(tables[0].schema).get(chosen[1], {})
         names = feature.get("names") if feature.get("_type") == "ClassLabel" else None

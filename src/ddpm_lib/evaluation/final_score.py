@@ -35,6 +35,7 @@ from ddpm_lib.runtime.devices import joined_state
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.sampling import default_condition
 
 if TYPE_CHECKING:
@@ -185,13 +186,14 @@ def draw_samples(
     """
     (n, seconds), config = planned, run.config
     found, drawn = [], 0
-    labels = default_condition(run.diffusion, n) or {}
+    of_data = run.data if run.held_out is None else run.held_out
+    labels = example_conditions(run.diffusion, of_data, n) or default_condition(run.diffusion, n)
     while n >= FEWEST and drawn < n:
         here = slice(drawn, min(n, drawn + -(-n // PARTS)))
         found.append(
             sample(
                 here.stop - drawn,
-                cond={name: value[here] for name, value in labels.items()} or None,
+                cond={name: value[here] for name, value in (labels or {}).items()} or None,
                 sampler=config.sample_sampler,
                 num_steps=run.sample_steps,
                 seed=config.sample_seed,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddpm_lib.images import to_model_range
 from ddpm_lib.nn import LowRes
+from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.conditions import find_conditioner
 
 if TYPE_CHECKING:
@@ -30,3 +31,12 @@ def conditions_of(
     if low_res is not None:
         cond[low_res.name] = low_res.derive(to_model_range(batch["image"]))
     return cond or None
+
+
+def draws_of_data(diffusion: GaussianDiffusion) -> bool:
+    """Whether samples need images of the data for their conditions: to enlarge, or for what comes
+    with them.
+    """
+    return low_res_conditioner(diffusion) is not None or bool(
+        data_conditions(diffusion.conditioners)
+    )

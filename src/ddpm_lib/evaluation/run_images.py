@@ -13,6 +13,7 @@ from ddpm_lib.data.fits import may_have_columns
 from ddpm_lib.data.torchvision_sets import set_named
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.state import DataDescription
+from ddpm_lib.training.conditions_of_data import suited
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.option_values import is_described
 from ddpm_lib.training.run_config import started_data
@@ -242,7 +243,7 @@ def check_matches_run(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:
             f"The run was trained on the classes {', '.join(loaded.class_names or ['none'])}; the"
             f" data has {', '.join(dataset.class_names or ['none'])}. They must be the same."
         )
-    return dataset
+    return suited(dataset, loaded.diffusion)
 
 
 def _quiet(_: str) -> None:

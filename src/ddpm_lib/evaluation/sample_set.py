@@ -14,7 +14,11 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
-from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
+from ddpm_lib.evaluation.network_conditions import (
+    conditions_of,
+    draws_of_data,
+    low_res_conditioner,
+)
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.scored_images import whole_set
 from ddpm_lib.process.autoguidance import partner_of
@@ -159,10 +163,12 @@ def _samples_of_run(
     options: EvaluationOptions, own: RunImages, dataset: Any, device: torch.device
 ) -> tuple[ImageSet, list[str]]:
     loaded, given, notes = own.loaded, None, []
-    if low_res_conditioner(loaded.diffusion) is not None:
+    if draws_of_data(loaded.diffusion):
         if dataset is None and options.data == "held-out" and own.sets()[1] is None:
             given = own.get("train")
-            notes = ["the samples enlarge small training images, as this run held nothing out."]
+            notes = ["the samples take the conditions of training images: nothing was held out."]
+            if low_res_conditioner(loaded.diffusion) is not None:
+                notes = ["the samples enlarge small training images, as this run held nothing out."]
         else:
             given = whole_set(options, own, dataset)[1]
     n = options.num or (DEFAULT_SAMPLES if given is None else len(given))

@@ -17,7 +17,7 @@ from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.feature_plan import plan_features
 from ddpm_lib.evaluation.feature_store import FeatureStore
 from ddpm_lib.evaluation.image_sets import dataset_images
-from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
+from ddpm_lib.evaluation.network_conditions import conditions_of, draws_of_data
 from ddpm_lib.evaluation.sample_set import sample_images
 from ddpm_lib.evaluation.scoring import bind_metrics, run_metrics
 from ddpm_lib.evaluation.tasks import SampleTask
@@ -136,7 +136,7 @@ def _of_pictures(
     )
     needs, _ = plan_features(how, engine)
     about = [way.who, str(way.loaded.checkpoint), way.loaded.weights_sha256, way.loaded.weights]
-    enlarged = data if low_res_conditioner(way.process) is not None else None
+    enlarged = data if draws_of_data(way.process) else None
     train = dataset_images(data.steady(), "train")
     sets = {
         "samples": sample_images(
@@ -191,7 +191,7 @@ def _of_values(
 
 
 def _conditions(process: GaussianDiffusion, data: ImageDataset, n: int) -> Mapping[str, Any] | None:
-    if low_res_conditioner(process) is None:
+    if not draws_of_data(process):
         return default_condition(process, n)
     return conditions_of(process, data.batch(np.arange(n) % len(data)))
 

@@ -12,7 +12,7 @@ from ddpm_lib.evaluation.feature_plan import plan_features
 from ddpm_lib.evaluation.feature_store import FeatureStore
 from ddpm_lib.evaluation.image_sets import dataset_images
 from ddpm_lib.evaluation.metric_table import METRICS
-from ddpm_lib.evaluation.network_conditions import low_res_conditioner
+from ddpm_lib.evaluation.network_conditions import draws_of_data
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.evaluation.sample_set import sample_images
 from ddpm_lib.evaluation.scores import Score
@@ -114,8 +114,8 @@ class Evaluate(Callback):
         engine, options = self._store.engine, self.options
         assert options.num is not None
         about, network = [str(trainer.output_dir), trainer.step], trainer.averaged_network()
-        enlarges = low_res_conditioner(trainer.diffusion) is not None
-        given = (trainer.held_out or trainer.dataset) if enlarges else None
+        of_data = draws_of_data(trainer.diffusion)
+        given = (trainer.held_out or trainer.dataset) if of_data else None
         samples = sample_images(
             trainer.diffusion, options, options.num, about, trainer.device, network, given
         )

@@ -13,6 +13,7 @@ from ddpm_lib.nn.low_res import LowRes, LowResNoise
 from ddpm_lib.nn.networks import NETWORKS
 from ddpm_lib.nn.presets import PRESETS
 from ddpm_lib.nn.registration import register_network
+from ddpm_lib.nn.text_encoders import register_text_encoder
 from ddpm_lib.nn.unet import Unet, preset_config
 
 if TYPE_CHECKING:
@@ -55,4 +56,5 @@ __all__ = [
     "Unet",
     "preset_config",
     "register_network",
+    "register_text_encoder",
 ]

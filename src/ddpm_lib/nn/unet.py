@@ -29,6 +29,7 @@ from ddpm_lib.nn.blocks import (
     TimeConditioning,
     zeroed,
 )
+from ddpm_lib.nn.condition_table import check_conditions, data_conditioners
 from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
 from ddpm_lib.nn.embeddings import TimeEmbedding, TimeOrder
 from ddpm_lib.nn.kernels import norm_act
@@ -97,6 +98,8 @@ class Unet(nn.Module):
         low_res_max_noise: Largest level, in [0, 1], of the noise that training puts on the small
             image; 0 for none.
         low_res_drop_prob: Probability of hiding the small image in training, for guidance by it.
+        conditions: Those that come with the data, by name, such as {"age": {"kind": "number"}}
+            (docs/conditions.md); None for none.
         dims: 1 for sequences, 2 for images, 3 for volumes.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a
             third more time.
@@ -146,13 +149,13 @@ class Unet(nn.Module):
         low_res_factor: int | None = None,
         low_res_max_noise: float = 0.5,
         low_res_drop_prob: float = 0.0,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
         dims: int = 2,
         gradient_checkpointing: bool = False,
     ) -> None:
-        config = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        config["conditions"] = None if conditions is None else check_conditions(conditions)
         check_arguments(config)
         # Lists, not tuples: the config then equals itself after a round trip through JSON.
         self.config = {k: list(v) if isinstance(v, tuple | list) else v for k, v in config.items()}
@@ -201,7 +204,7 @@ class Unet(nn.Module):
         if config["low_res_factor"] is not None:
             low_res = (config[f"low_res_{name}"] for name in ("factor", "max_noise", "drop_prob"))
             made += low_res_conditioners(config["channels"], config["dims"], emb_dim, *low_res)
-        return made
+        return made + data_conditioners(config["conditions"], emb_dim, config["dims"])
 
     def _build_paths(self, dim: int, widths: Sequence[int], settings: BlockSettings) -> None:
         """Make the way down, the middle and the way up."""

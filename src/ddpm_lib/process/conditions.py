@@ -125,10 +125,14 @@ def fresh_draws(conditioners: Conditioners, n: int) -> dict[str, Draws]:
     guidance contrasts.
     """
     shared = torch.rand(n, dtype=torch.float64)
-    return {
-        k: shared if c.guided else torch.rand(n, dtype=torch.float64)
-        for k, c in conditioners.items()
-    }
+    draws: dict[str, Draws] = {}
+    for name, conditioner in conditioners.items():
+        own_way = getattr(conditioner, "drops", None)
+        alone = shared if conditioner.guided and own_way is None else None
+        draws[name] = torch.rand(n, dtype=torch.float64) if alone is None else alone
+        if own_way is not None:
+            draws[name] = own_way(shared.numpy(), torch.as_tensor(draws[name]).numpy())
+    return draws
 
 
 def drop(conditioners: Conditioners, cond: Cond, draws: Draws | Mapping[str, Draws]) -> Cond:
@@ -223,6 +227,10 @@ def _numbers(
     """Put the numbers of classes in the place of their names; refuse what no tensor can be made
     of.
     """
+    own = conditioners[name] if conditioners and name in conditioners else None
+    read: Callable[[Any], Any] | None = getattr(own, "read", None)
+    if read is not None:
+        value = read(value)
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, (list, tuple)) or not any(isinstance(word, str) for word in words):
         if isinstance(value, (Tensor, np.ndarray, list, tuple, int, float, np.generic)):
@@ -232,7 +240,6 @@ def _numbers(
             f" {type(value).__name__}."
         )
     if class_names is None:
-        own = conditioners[name] if conditioners and name in conditioners else None
         classes = getattr(own, "num_classes", None)
         known = f"numbers 0 … {classes - 1}" if classes else "numbers"
         raise ValueError(
@@ -302,7 +309,7 @@ def check_guided(conditioners: Conditioners | None, cond: Cond, scale: float) ->
         return
     able = guided_by(conditioners, cond)
     known: Conditioners = conditioners or {}
-    if all(torch.equal(cond[name], known[name].null_like(cond[name])) for name in able):
+    if all(_says_nothing(known[name], cond[name]) for name in able):
         strength = option("guidance_scale")
         given = " and ".join(f"{name!r}" for name in able)
         hint = ": −1 is no class" if "class_label" in able else ""
@@ -311,6 +318,14 @@ def check_guided(conditioners: Conditioners | None, cond: Cond, scale: float) ->
             f" image{hint}. Give another value, or leave {strength}"
             f" {'out' if in_flags() else 'at 1'}."
         )
+
+
+def _says_nothing(conditioner: Droppable, value: Tensor) -> bool:
+    """Whether a value is the null for every sample; that of numbers is NaN, which equals
+    nothing.
+    """
+    null = conditioner.null_like(value)
+    return bool(((value == null) | ((value != value) & (null != null))).all())
 
 
 def guided_by(conditioners: Conditioners | None, cond: Cond | None) -> list[str]:

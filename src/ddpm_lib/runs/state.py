@@ -59,6 +59,7 @@ class DataDescription:
         held_fraction: The val_fraction that holds images out, 0: none are; None: not noted.
         class_names: Names of the classes, where the data has labels.
         val_fingerprint: Of validation images that came from elsewhere.
+        conditions: A digest of the values of each condition of the training images.
     """
 
     source: str
@@ -69,6 +70,7 @@ class DataDescription:
     held_fraction: float | None = None
     class_names: list[str] | None
     val_fingerprint: str | None = None
+    conditions: dict[str, str] | None = None
 
     @property
     def is_known(self) -> bool:
@@ -98,8 +100,9 @@ class DataDescription:
     def to_json(self) -> dict[str, Any]:
         """Return the entry `data` of state.json."""
         values = dataclasses.asdict(self)
-        if self.val_fingerprint is None:
-            del values["val_fingerprint"]
+        for name in ("val_fingerprint", "conditions"):
+            if values[name] is None:
+                del values[name]
         return values
 
 

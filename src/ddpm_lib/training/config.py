@@ -151,6 +151,10 @@ class TrainingConfig:
     """Column of the images in a table; default: found."""
     label_column: str | None = None
     """Column of the labels in a table; default: found."""
+    condition: tuple[str, ...] = ()
+    """What comes with each image and is learned: NAME=SOURCE[:COLUMN], such as age=meta.csv:age,
+    style=:style for a column of the data itself, mask=path/to/masks (docs/conditions.md).
+    """
     split: str | None = None
     """Split of a dataset that has several (then it must be named)."""
     files: str | None = None

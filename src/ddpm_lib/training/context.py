@@ -161,6 +161,11 @@ class RunContext:
         return _made(self._data, "held_out").held_out
 
     @property
+    def counts(self) -> tuple[int, bool]:
+        """The number of training images, and whether there are held-out ones."""
+        return len(self.dataset), self.held_out is not None
+
+    @property
     def held_fraction(self) -> float:
         """The val_fraction that holds images out of the training; 0: none are."""
         return _made(self._data, "held_fraction").held_fraction

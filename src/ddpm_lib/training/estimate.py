@@ -21,6 +21,7 @@ from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.runtime.watchdog import Watchdog
+from ddpm_lib.training.conditions_of_data import made_up
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.keeping import kept_for_good
 from ddpm_lib.training.memory import activation_bytes, state_bytes, working_bytes
@@ -351,9 +352,11 @@ def random_images(diffusion: GaussianDiffusion, count: int) -> ImageDataset:
     pool = draw.integers(0, 256, (64, diffusion.channels, *diffusion.image_size), dtype=np.uint8)
     classes = class_count(diffusion.conditioners)
     labels = None if classes is None else draw.integers(0, classes, count)
-    return ImageDataset(
+    images = ImageDataset(
         MemoryStore(torch.from_numpy(pool)), labels=labels, rows=np.arange(count) % len(pool)
     )
+    images.conditions = made_up(diffusion, count)
+    return images
 
 
 def _mib(size: int) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.images import comparison_tiles, to_model_range
 from ddpm_lib.nn import LowRes
+from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.conditions import find_conditioner
 from ddpm_lib.training.step import conditions_of
 
@@ -32,7 +33,8 @@ def example_images(dataset: ImageDataset, n: int) -> dict[str, Tensor]:
 def example_conditions(
     diffusion: GaussianDiffusion, dataset: ImageDataset, n: int
 ) -> dict[str, Tensor] | None:
-    """Return the conditions made of n fixed images, None for a network that needs no image.
+    """Return the conditions made of n fixed images, or that come with them; None for a network
+    that takes neither.
 
     Args:
         diffusion: The process.
@@ -40,19 +42,21 @@ def example_conditions(
         n: Number of images; every rank reads the same ones.
     """
     low_res = low_res_of(diffusion)
-    if low_res is None:
+    if low_res is None and not data_conditions(diffusion.conditioners):
         return None
     batch = example_images(dataset, n)
     image = batch.pop("image")
     rest = conditions_of(diffusion, batch) or {}
+    if low_res is None:
+        return rest or None
     return {low_res.name: low_res.derive(to_model_range(image)), **rest}
 
 
 def tiles_beside_examples(
     diffusion: GaussianDiffusion, dataset: ImageDataset, samples: Tensor
 ) -> tuple[Tensor, int | None]:
-    """Put each sample between its small image, enlarged without smoothing, and the image that was
-    made of.
+    """Put each sample between its small image, enlarged without smoothing, or its mask or image,
+    and the image that belongs to it.
 
     Args:
         diffusion: The process.
@@ -60,11 +64,16 @@ def tiles_beside_examples(
         samples: Images (n, c, h, w) drawn under `example_conditions(diffusion, dataset, n)`.
 
     Returns:
-        Tiles (3n, c, h, w), uint8, and how many stand in a row; for networks that need no image the
-        samples and None.
+        Tiles (3n, c, h, w), uint8, and how many stand in a row; for networks that see no
+        picture the samples and None.
     """
     low_res = low_res_of(diffusion)
-    if low_res is None:
+    pictures = [c for c in data_conditions(diffusion.conditioners).values() if c.axes >= 2]
+    if low_res is None and not (pictures and len(diffusion.image_size) == 2):
         return samples, None
-    truth = example_images(dataset, len(samples))["image"]
+    batch = example_images(dataset, len(samples))
+    truth = batch["image"]
+    if low_res is None:
+        shown = pictures[0].picture(batch[pictures[0].name], diffusion.channels)
+        return comparison_tiles(shown, samples, truth)
     return comparison_tiles(low_res.derive(to_model_range(truth)), samples, truth)

@@ -18,11 +18,13 @@ from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import OwnState, in_own_state
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.agreement import check_output_dir, check_process, check_ranks_agree
+from ddpm_lib.training.augmentation_checks import check_augmentation
 from ddpm_lib.training.batches import BatchPlan
 from ddpm_lib.training.by_length import OPEN, averages_are_open, chosen_words, settled
 from ddpm_lib.training.callbacks import default_callbacks
 from ddpm_lib.training.callbacks.base import Callback, check_callbacks, state_of
 from ddpm_lib.training.callbacks.rows import TrainingRows
+from ddpm_lib.training.conditions_of_data import adopt
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext, TrainingData
 from ddpm_lib.training.going_back import set_aside, wanted_step
@@ -49,7 +51,6 @@ from ddpm_lib.training.sampling import check_grids
 from ddpm_lib.training.saving import check_space
 from ddpm_lib.training.sources import (
     asks_for_files,
-    check_augmentation,
     data_name,
     held_fraction,
     open_training_data,
@@ -135,6 +136,7 @@ class PreparedRun(RunContext):
             config = self.config = as_begun(config, began.training)
             self.run_log.save_every = config.cadences.save_every
         before = None if began is None else fraction_held_out(began)
+        adopt(self.diffusion, saved)
         left_open = tuple(name for name in OPEN if getattr(config, name) == "auto")
         told = None if saved is None else saved.training
         self.average_is_open = averages_are_open(config, told)
@@ -151,7 +153,7 @@ class PreparedRun(RunContext):
             check_images(config, len(self.dataset), held)
         there = self._rows in self.callbacks
         last = self.callbacks.index(self._rows) if there else len(self.callbacks)
-        self.callbacks[last:last] = keepers(config, *self._counts())  # they hear what others log
+        self.callbacks[last:last] = keepers(config, *self.counts)  # they hear what others log
         if starting is not None:
             self._begin_with(starting)
         self._learner = Learner.place(self.diffusion, config, self.accelerator, self.say)
@@ -171,10 +173,6 @@ class PreparedRun(RunContext):
             self.say(chosen)
         self.say(self._described())
         self._prepared = True
-
-    def _counts(self) -> tuple[int, bool]:
-        """Return the number of training images, and whether there are held-out ones."""
-        return len(self.dataset), self.held_out is not None
 
     def _starting_weights(self) -> StartingWeights | None:
         """Find the weights to begin with, and refuse those that do not fit, before the data are
@@ -370,7 +368,7 @@ class PreparedRun(RunContext):
     def _start_records(self) -> None:
         """Begin to write: on the main process, when all that can be refused has been looked at."""
         run, config = self.output_dir, self.config
-        kept = kept_for_good(config, *self._counts())
+        kept = kept_for_good(config, *self.counts)
         check_space(self.learner.checkpoint_bytes(), run, config.keep_last, kept, self.say)
         self.run_log.open()
         step = wanted_step(config.resume, run)

@@ -49,6 +49,8 @@ def absolute_source(data: str, asked: bool = False) -> str:
 
 def portable_options(config: TrainingConfig) -> dict[str, Any]:
     """Return the options of training as values for JSON and YAML, paths made absolute."""
+    from ddpm_lib.data.condition_words import portable_words
+
     options = config.to_dict()
     for name in ("val_data", "init_from"):
         if isinstance(options[name], str):
@@ -56,6 +58,7 @@ def portable_options(config: TrainingConfig) -> dict[str, Any]:
     for name in ("data_root", "files"):
         if options[name] is not None:
             options[name] = os.path.abspath(os.path.expanduser(options[name]))
+    options["condition"] = [portable_words(words) for words in options["condition"]]
     return options
 
 
@@ -81,7 +84,7 @@ def write_run_config(
     process = dict(diffusion.config)
     size, channels = process.pop("image_size"), process.pop("channels")
     model = dict(describe_model(diffusion.model)["config"] or {})
-    for name in ("channels", "dims"):
+    for name in ("channels", "dims", "conditions"):
         model.pop(name, None)
     options = portable_options(config)
     if options["resume"] != "never":

@@ -36,6 +36,7 @@ def describe_dataset(
         held_fraction=held_fraction,
         class_names=list(data.class_names) if data.class_names else None,
         val_fingerprint=validation.fingerprint if validation is not None else None,
+        conditions={k: v.digest() for k, v in data.conditions.items()} or None,
     )
 
 
@@ -90,9 +91,10 @@ def data_changes(
     from ddpm_lib.data.contents import tell_apart
 
     names = list(data.class_names) if data.class_names else None
+    others = _other_conditions(data, described)
     if is_same(data, described) and described.class_names == names:
-        return []
-    lines, whole = [], data.origin.fingerprint if data.origin is not None else None
+        return others
+    lines, whole = list[str](), data.origin.fingerprint if data.origin is not None else None
     if described.images != len(data):
         before = f"{described.images:,} training images in the checkpoint"
         lines.append(f"data: {before}, {len(data):,} now")
@@ -116,6 +118,13 @@ def data_changes(
             " note"
         )
     return lines
+
+
+def _other_conditions(data: ImageDataset, described: DataDescription) -> list[str]:
+    """Say of which conditions the values are others; where the images are, that is no wonder."""
+    before = described.conditions or {}
+    changed = [k for k, v in data.conditions.items() if k in before and v.digest() != before[k]]
+    return [f"data: the condition {name!r} has other values now" for name in changed]
 
 
 def _words(names: list[str] | None) -> str:

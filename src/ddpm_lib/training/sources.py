@@ -15,7 +15,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import is_path
 from ddpm_lib.process.conditions import class_count
-from ddpm_lib.training.augmentation import AUGMENT_DIM
+from ddpm_lib.training.conditions_of_data import measure, suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.option_values import refuse_described
 
@@ -163,6 +163,9 @@ def open_training_data(
             " each batch repeats some of them."
         )
     check_classes(train, diffusion)
+    train = suited(train, diffusion, log)
+    measure(diffusion, train)
+    held_out = None if held_out is None else suited(held_out, diffusion)
     if train.num_classes and not reads_labels(diffusion):
         log(unused_classes(train.num_classes))
     return train, held_out
@@ -259,7 +262,7 @@ def _open(
                 f"The dataset's entries are {got} (channels, then sizes) but the diffusion is built"
                 f" for {wanted}."
             )
-        return data.steady()
+        return with_condition_words(data, config).steady()
     needed = reads_labels(diffusion)
     size, channels = diffusion.image_size, diffusion.channels
     return open_images(data, config, size, channels, split, log, needed, transform).steady()
@@ -324,6 +327,7 @@ def open_images(
         log=log,
         require_labels=require_labels,
         transform=transform,
+        conditions=config.condition,
     )
 
 
@@ -365,35 +369,4 @@ def check_same_classes(
             f" {', '.join(train.class_names or ['none'])}. They must be the same;"
             f" {option('val_labels')} says"
             f" where the labels of {option('val_data')} are (folder, prefix)."
-        )
-
-
-def check_augmentation(diffusion: GaussianDiffusion, config: TrainingConfig) -> None:
-    """Check that a network is told of the augmentation that training does, and the other way round.
-
-    Raises:
-        ConfigError: If not.
-    """
-    told: Any = dict(diffusion.conditioners or {}).get("augment")
-    if told is None and config.augment:
-        raise ConfigError(
-            f"augment={config.augment:g} needs a network that is told of it, else samples would be"
-            f" turned and shifted too. Build the Unet with augment_dim={AUGMENT_DIM};"
-            f" {option('horizontal_flip')} works with any network."
-        )
-    if told is not None and not config.augment:
-        raise ConfigError(
-            "The network has augment_dim, but nothing is augmented. Set"
-            f" {option('augment', 0.12)}, or build it"
-            " without."
-        )
-    if config.augment and len(diffusion.image_size) != 2:
-        raise ConfigError(
-            f"augment turns and shifts images; this data has {len(diffusion.image_size)} spatial"
-            " dimensions."
-        )
-    if told is not None and told.augment_dim != AUGMENT_DIM:
-        raise ConfigError(
-            f"The augmentation is described by {AUGMENT_DIM} numbers; got"
-            f" augment_dim={told.augment_dim}."
         )

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.loss import Losses
 from ddpm_lib.training.augmentation import AUGMENT_DRAWS, augment
 from ddpm_lib.training.batches import batch_to_device, flip_rows
+from ddpm_lib.training.conditions_of_data import flipped
 from ddpm_lib.training.randomness import StepRandomness
 
 if TYPE_CHECKING:
@@ -55,9 +57,11 @@ class ForwardPass:
         diffusion, randomness = self.diffusion, self.randomness
         batch = batch_to_device(batch, self.device)
         images = batch.pop("image")
-        if self.horizontal_flip:
-            images = flip_rows(images, randomness.uniform("flip", slot, rows) < 0.5)
         cond = conditions_of(diffusion, batch)
+        if self.horizontal_flip:
+            flip = randomness.uniform("flip", slot, rows) < 0.5
+            images = flip_rows(images, flip)
+            cond = flipped(cond, diffusion.conditioners, flip)
         if self.augment:
             numbered = [f"augment {k}" for k in range(AUGMENT_DRAWS)]
             draws = torch.stack([randomness.uniform(what, slot, rows) for what in numbered], 1)
@@ -69,6 +73,10 @@ class ForwardPass:
         # What guidance contrasts drops together.
         purposes = {k: "drop" if c.guided else k for k, c in droppable}
         drop = {k: randomness.uniform(what, slot, rows).numpy() for k, what in purposes.items()}
+        for k, conditioner in data_conditions(diffusion.conditioners).items():
+            if k in drop:  # together with the others, or by itself
+                alone = randomness.uniform(k, slot, rows).numpy()
+                drop[k] = conditioner.drops(drop[k], alone)
         randomness.seed_dropout(step, rows)
         # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
         named: dict[str, Any] = {"uniform": uniform.numpy(), "noise": noise, "drop": drop}

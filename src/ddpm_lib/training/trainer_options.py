@@ -41,6 +41,7 @@ class TrainerOptions(TypedDict, total=False):
     labels: Literal["auto", "folder", "prefix", "none"]
     image_column: str | None
     label_column: str | None
+    condition: tuple[str, ...]
     split: str | None
     files: str | None
     data_root: str | None

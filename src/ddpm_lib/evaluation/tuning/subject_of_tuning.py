@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.text import printable
-from ddpm_lib.evaluation.network_conditions import conditions_of, low_res_conditioner
+from ddpm_lib.evaluation.network_conditions import conditions_of, draws_of_data
 from ddpm_lib.process.conditions import Cond, fill_nulls
 from ddpm_lib.process.network_calls import evaluating
 from ddpm_lib.process.sampling import conditions_for
@@ -134,7 +134,7 @@ class Subject:
     def conditions(self, rows: range) -> dict[str, Tensor] | None:
         """Return the conditions of images by their numbers: classes in turn, or small images."""
         diffusion = self.process(self.averages[0])
-        if low_res_conditioner(diffusion) is not None:
+        if draws_of_data(diffusion):
             assert self.data is not None
             import numpy as np
 

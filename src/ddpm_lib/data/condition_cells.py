@@ -1,0 +1,289 @@
+"""From what a column, a list or an array holds to the values of a condition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ddpm_lib.core.text import short
+from ddpm_lib.data.condition_values import ConditionValues, images_of_array, mask_values
+from ddpm_lib.data.labels import Odd, plain_label
+from ddpm_lib.nn.condition_table import DROP_PROB
+from ddpm_lib.nn.data_conditions import split_tags
+from ddpm_lib.nn.text_encoders import encode_texts
+
+MOST_NAMES = 1000
+Place = Callable[[int], str]
+"""Words for the image of a row."""
+
+
+def make_values(
+    name: str,
+    raw: Sequence[Any] | np.ndarray,
+    place: Place,
+    options: Mapping[str, Any],
+) -> ConditionValues:
+    """Make the values of a condition from what a column, an array or a caller holds.
+
+    Args:
+        name: Of the condition.
+        raw: One per image; None, NaN or "" where there is none.
+        place: Words for the image of a row.
+        options: kind, drop, missing, … as `condition_words.OPTIONS` says.
+
+    Raises:
+        ValueError: If they make no condition, naming the image, what is wrong and what to do.
+    """
+    may_miss = options.get("missing") == "null"
+    drop = options.get("drop", DROP_PROB)
+    if isinstance(raw, np.ndarray) and raw.ndim > 1:
+        made = _from_array(name, raw, options, drop)
+    else:
+        made = _from_list(name, list(raw), place, options, drop)
+    values = made.values
+    if isinstance(values, np.ndarray):
+        gone = _missing_rows(made.kind, values)
+        if len(gone) and not may_miss:
+            raise ValueError(_missing(name, len(gone), len(values), place(int(gone[0]))))
+        if len(gone) == len(values):
+            raise ValueError(f"The condition {name!r} has no value for any image.")
+        if len(gone) and drop == 0:
+            raise ValueError(
+                f"The condition {name!r} has no value for {len(gone):,} images, which needs a"
+                " network that knows its absence: drop must be above 0."
+            )
+        infinite = np.isinf(values).reshape(len(values), -1).any(1) if _floats(values) else None
+        if infinite is not None and infinite.any():
+            where = place(int(np.flatnonzero(infinite)[0]))
+            raise ValueError(f"The condition {name!r} is infinite for {where}. Correct it.")
+    return made
+
+
+def missing_words(name: str, count: int, total: int, first: str) -> str:
+    """Word that images have no value of a condition, and what can be done."""
+    return _missing(name, count, total, first)
+
+
+def _missing(name: str, count: int, total: int, first: str) -> str:
+    return (
+        f"The condition {name!r} has no value (missing or NaN) for {count:,} of {total:,} images,"
+        f" the first is {first}. Fill it in, leave these images out (files, --files), or let them"
+        f" count as not known: {name}=…,missing=null."
+    )
+
+
+def _floats(values: np.ndarray) -> bool:
+    return values.dtype.kind == "f"
+
+
+def _missing_rows(kind: str, values: np.ndarray) -> np.ndarray:
+    if kind == "label":
+        return np.flatnonzero(values == -1)
+    if kind == "mask" or not _floats(values):
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(np.isnan(values).reshape(len(values), -1).any(1))
+
+
+def _from_array(
+    name: str, raw: np.ndarray, options: Mapping[str, Any], drop: float
+) -> ConditionValues:
+    """Make vectors (n, d), masks (n, h, w) and images (n, c, h, w) of an array."""
+    usual = {2: "vector", 3: "mask", 4: "image"}
+    kind = options.get("kind") or usual.get(raw.ndim)
+    fits = {"vector": 2, "text": 2, "tags": 2, "mask": 3, "image": 4}
+    if kind is None or fits.get(kind) != raw.ndim or raw.dtype.kind not in "fiub":
+        raise ValueError(
+            f"The condition {name!r} is an array of {raw.dtype} of shape {raw.shape}: vectors have"
+            " shape (n, d), masks (n, h, w), images (n, c, h, w), numbers (n,)."
+        )
+    if kind == "mask":
+        return mask_values(name, raw, options, drop)
+    if kind == "image":
+        return images_of_array(name, raw, options, drop)
+    more: dict[str, Any] = {"size": raw.shape[1]}
+    if kind == "tags":
+        more = {"names": [str(k) for k in range(raw.shape[1])]}
+    if kind == "text":
+        more["encoder"] = _encoder(name, options)
+    return ConditionValues(kind, raw.astype(np.float32), drop, more)
+
+
+def _from_list(
+    name: str, raw: list[Any], place: Place, options: Mapping[str, Any], drop: float
+) -> ConditionValues:
+    cells = [_plain(cell) for cell in raw]
+    kind = options.get("kind") or _kind_of(name, cells, options)
+    if kind in ("number", "angle"):
+        numbers = [_number(name, cell, place, row) for row, cell in enumerate(cells)]
+        more = {"period": options.get("period", 360.0)} if kind == "angle" else {}
+        return ConditionValues(kind, np.array(numbers, dtype=np.float32), drop, more)
+    if kind in ("vector", "text") and any(isinstance(cell, list) for cell in cells):
+        return _vectors(name, cells, kind, options, place, drop)
+    if kind == "text":
+        return _texts(name, cells, options, drop)
+    if kind == "label":
+        return _labels(name, cells, place, drop)
+    if kind == "tags":
+        return _tags(cells, drop)
+    raise ValueError(
+        f"The condition {name!r} is a column of {_sort(cells)}, which is no {kind}. Masks and"
+        " images come from folders of pictures or .npy files, vectors from .npy files or lists of"
+        " numbers."
+    )
+
+
+def _plain(cell: Any) -> Any:
+    """Return a number, a word, a list, or None where there is none."""
+    if isinstance(cell, np.ndarray | Tensor) and cell.ndim == 1:
+        cell = cell.tolist()
+    if isinstance(cell, list | tuple):
+        return list(cell)
+    if isinstance(cell, bool | np.bool_):
+        return "yes" if cell else "no"
+    found = plain_label(cell)
+    if isinstance(found, str):
+        text = found.strip()
+        return None if not text else _read_number(text)
+    return found
+
+
+def _read_number(text: str) -> Any:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return None if math.isnan(number) else number
+
+
+def _kind_of(name: str, cells: list[Any], options: Mapping[str, Any]) -> str:
+    """Say what kind the cells of a column are."""
+    if "encoder" in options:
+        return "text"
+    if "period" in options:
+        return "angle"
+    known = [cell for cell in cells if cell is not None]
+    lists = [cell for cell in known if isinstance(cell, list)]
+    if lists and all(isinstance(v, int | float) for cell in lists for v in cell) and any(lists):
+        return "vector"
+    if lists:
+        return "tags"
+    words = [cell for cell in known if isinstance(cell, str)]
+    if not words:
+        return "number"
+    if any("|" in word or ";" in word for word in words):
+        return "tags"
+    distinct = len(set(map(str, known)))
+    if distinct > max(20, len(known) // 2) or distinct > MOST_NAMES:
+        raise ValueError(
+            f"The condition {name!r} has {distinct:,} different texts for {len(known):,} images,"
+            f" such as {short(words[0], 60)}: these are no labels. A sentence encoder makes"
+            f" vectors of them: {name}=…,encoder=NAME. Or say kind=label."
+        )
+    return "label"
+
+
+def _number(name: str, cell: Any, place: Place, row: int) -> float:
+    if cell is None:
+        return math.nan
+    if isinstance(cell, int | float):
+        return float(cell)
+    said = cell.what if isinstance(cell, Odd) else short(cell, 40)
+    raise ValueError(
+        f"The condition {name!r} must be numbers; that of {place(row)} is {said}. Correct it, or"
+        " say kind=label."
+    )
+
+
+def _vectors(
+    name: str, cells: list[Any], kind: str, options: Mapping[str, Any], place: Place, drop: float
+) -> ConditionValues:
+    lengths = {len(cell) for cell in cells if isinstance(cell, list)}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"The condition {name!r} must be vectors of one length; got lengths"
+            f" {', '.join(map(str, sorted(lengths)))}."
+        )
+    size = lengths.pop()
+    rows = np.full((len(cells), size), math.nan, dtype=np.float32)
+    for row, cell in enumerate(cells):
+        if isinstance(cell, list):
+            rows[row] = [_number(name, _plain(v), place, row) for v in cell]
+        elif cell is not None:
+            raise ValueError(f"The condition {name!r} of {place(row)} is no vector: {short(cell)}.")
+    more: dict[str, Any] = {"size": size}
+    if kind == "text":
+        more["encoder"] = _encoder(name, options)
+    return ConditionValues(kind, rows, drop, more)
+
+
+def _texts(name: str, cells: list[Any], options: Mapping[str, Any], drop: float) -> ConditionValues:
+    encoder = _encoder(name, options)
+    found = encode_texts(["" if cell is None else _word(cell) for cell in cells], encoder)
+    found[[row for row, cell in enumerate(cells) if cell is None]] = math.nan
+    return ConditionValues("text", found, drop, {"size": found.shape[1], "encoder": encoder})
+
+
+def _encoder(name: str, options: Mapping[str, Any]) -> str:
+    encoder = options.get("encoder")
+    if encoder is None:
+        raise ValueError(
+            f"The condition {name!r} is text, which needs a sentence encoder: {name}=…,encoder=NAME"
+            " (docs/conditions.md)."
+        )
+    return str(encoder)
+
+
+def _word(cell: Any) -> str:
+    return f"{cell:g}" if isinstance(cell, int | float) else str(cell)
+
+
+def _labels(name: str, cells: list[Any], place: Place, drop: float) -> ConditionValues:
+    for row, cell in enumerate(cells):
+        if isinstance(cell, list | Odd):
+            said = cell.what if isinstance(cell, Odd) else f"a list of {len(cell)} values"
+            raise ValueError(
+                f"The condition {name!r} must be one word; that of {place(row)} is {said}."
+            )
+    words = [None if cell is None else _word(cell) for cell in cells]
+    known = sorted({word for word in words if word is not None}, key=_by_number)
+    if len(known) > MOST_NAMES:
+        raise ValueError(
+            f"The condition {name!r} has {len(known):,} different labels, more than {MOST_NAMES:,}."
+        )
+    numbers = [-1 if word is None else known.index(word) for word in words]
+    return ConditionValues("label", np.array(numbers, dtype=np.int64), drop, {"names": known})
+
+
+def _by_number(word: str) -> tuple[float, str]:
+    number = _read_number(word)
+    return (number, word) if isinstance(number, float) else (math.inf, word)
+
+
+def _tags(cells: list[Any], drop: float) -> ConditionValues:
+    each = [
+        None
+        if cell is None
+        else [_word(v) for v in (cell if isinstance(cell, list) else split_tags(_word(cell)))]
+        for cell in cells
+    ]
+    names = sorted({word for words in each for word in words or ()})
+    values = np.zeros((len(each), len(names)), dtype=np.float32)
+    for row, words in enumerate(each):
+        if words is None:
+            values[row] = math.nan
+        else:
+            values[row, [names.index(word) for word in words]] = 1.0
+    return ConditionValues("tags", values, drop, {"names": names})
+
+
+def _sort(cells: list[Any]) -> str:
+    first = next((cell for cell in cells if cell is not None), None)
+    if isinstance(first, Odd):
+        return first.what
+    return {str: "words", float: "numbers", int: "numbers", list: "lists"}.get(
+        type(first), type(first).__name__
+    )

@@ -1,0 +1,166 @@
+"""The values of a condition, one per image, and what kind they are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_lib.nn.condition_table import DROP_PROB
+from ddpm_lib.nn.pixel_conditions import UNKNOWN
+
+
+class Pictures(Protocol):
+    """Images that are read on demand: what is used of an `ImageDataset`."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """Return {"image": (n, c, h, w)}."""
+        ...
+
+    def subset(self, indices: np.ndarray) -> Any:
+        """Return some of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class ConditionValues:
+    """A condition of all images of a dataset.
+
+    Attributes:
+        kind: A name of `KINDS`.
+        values: By image: float32 (n,) of numbers and angles, (n, d) of vectors, texts and tags,
+            int64 (n,) of labels, uint8 (n, *size) of masks, (n, c, *size) of images,
+            or those as an `ImageDataset`.
+        drop_prob: Probability of hiding it in training.
+        more: What else the network's table says of it, such as names or classes.
+    """
+
+    kind: str
+    values: np.ndarray | Pictures
+    drop_prob: float = DROP_PROB
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def get(self, rows: np.ndarray) -> Tensor:
+        """Return the values of some images, first dimension len(rows)."""
+        if isinstance(self.values, np.ndarray):
+            return torch.from_numpy(self.values[rows])
+        return self.values.batch(rows)["image"]
+
+    def take(self, rows: np.ndarray) -> ConditionValues:
+        """Return those of some images."""
+        if isinstance(self.values, np.ndarray):
+            return replace(self, values=self.values[rows])
+        return replace(self, values=self.values.subset(rows))
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of labels, tags or classes of masks; None for none."""
+        names = self.more.get("names")
+        return None if names is None else tuple(names)
+
+    def entry(self) -> dict[str, Any]:
+        """Return what the table of a network says of it, but for what is measured later."""
+        return {"kind": self.kind, "drop_prob": self.drop_prob, **self.more}
+
+    def digest(self) -> str:
+        """Hash the values, in order."""
+        found = hashlib.blake2b(repr((self.kind, self.names)).encode(), digest_size=16)
+        if isinstance(self.values, np.ndarray):
+            found.update(np.ascontiguousarray(self.values).tobytes())
+        else:
+            found.update(self.values.fingerprint.encode())
+        return found.hexdigest()
+
+    def renamed(self, names: Sequence[str], what: str) -> ConditionValues:
+        """Return the same labels or tags by the numbers of other names.
+
+        Raises:
+            ValueError: If one that is in use is not among them.
+        """
+        own, values = self.names, self.values
+        if own is None or own == tuple(names) or not isinstance(values, np.ndarray):
+            return self
+        used = {own[k] for k in self._used(values)}
+        unknown = sorted(used - set(names))
+        if unknown:
+            raise ValueError(
+                f"{what} has {', '.join(unknown[:5])}, which the network does not know. It knows:"
+                f" {', '.join(names[:50])}{', …' * (len(names) > 50)}."
+            )
+        to = [names.index(word) if word in names else -1 for word in own]
+        if self.kind == "label":
+            moved = np.array([*to, -1], dtype=np.int64)[values]
+        else:
+            moved = np.zeros((len(values), len(names)), dtype=np.float32)
+            for k, place in enumerate(to):
+                if place >= 0:
+                    moved[:, place] = values[:, k]
+            moved[np.isnan(values).any(1)] = math.nan
+        return replace(self, values=moved, more={**self.more, "names": list(names)})
+
+    def _used(self, values: np.ndarray) -> list[int]:
+        if self.kind == "label":
+            return [int(k) for k in np.unique(values) if k >= 0]
+        return np.flatnonzero((np.nan_to_num(values) > 0).any(0)).tolist()
+
+
+def mask_values(
+    name: str, raw: np.ndarray, options: Mapping[str, Any], drop: float
+) -> ConditionValues:
+    """Make masks of whole numbers (n, *size); 255 is unknown, but where 0 and 255 are all there is.
+
+    Raises:
+        ValueError: If they are no whole numbers from 0 to 255, or beyond `classes`.
+    """
+    if raw.dtype.kind not in "iub" or (
+        len(raw) and not 0 <= int(raw.min()) <= int(raw.max()) < 256
+    ):
+        raise ValueError(
+            f"The condition {name!r} must hold whole numbers from 0 to 255, the class of each"
+            f" pixel; got {raw.dtype} from {raw.min():g} to {raw.max():g}."
+        )
+    values = black_and_white(raw.astype(np.uint8))
+    highest = int(values[values != UNKNOWN].max(initial=0))
+    classes = options.get("classes", highest + 1)
+    if highest >= classes:
+        raise ValueError(
+            f"The condition {name!r} has the class {highest}; classes={classes} allows 0 to"
+            f" {classes - 1}."
+        )
+    return ConditionValues("mask", values, drop, {"classes": classes, "names": None})
+
+
+def images_of_array(
+    name: str, raw: np.ndarray, options: Mapping[str, Any], drop: float
+) -> ConditionValues:
+    """Make images of uint8, or of floats in [0, 1], (n, c, h, w).
+
+    Raises:
+        ValueError: If they are neither.
+    """
+    if raw.dtype.kind == "f" and raw.size and raw.min() >= 0 and raw.max() <= 1:
+        raw = (raw * 255).round().astype(np.uint8)
+    if raw.dtype != np.uint8:
+        raise ValueError(
+            f"The condition {name!r} must be images of uint8 or floats in [0, 1]; got {raw.dtype}."
+        )
+    more = {"channels": raw.shape[1], "factor": options.get("factor", 1)}
+    return ConditionValues("image", raw, drop, more)
+
+
+def black_and_white(mask: np.ndarray) -> np.ndarray:
+    """Return 0 and 1 for masks that are black and white alone, 0 and 255; others stay."""
+    return (mask > 0).astype(np.uint8) if set(np.unique(mask).tolist()) == {0, 255} else mask
