@@ -292,7 +292,7 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "config",
     ]
     absent = {
-        "Unet": {"channels", "dims"},
+        "Unet": {"channels", "conditions", "dims"},
         "GaussianDiffusion": {"model", "image_size", "channels"},
     }
     for cls, group in ((Unet, "model"), (GaussianDiffusion, "diffusion")):
