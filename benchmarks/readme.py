@@ -161,7 +161,12 @@ def machines() -> str:
                 minutes("ddpm train"),
                 "shapes of 32×32, a run to explore",
             ),
-            ("the same", "the strip above", f"{last:g}", "its right end"),
+            (
+                f"one CPU thread ({processor(found['cpu'])})",
+                "the strip above",
+                f"{last:g}",
+                "its right end",
+            ),
             (
                 "any, with or without GPU",
                 "`ddpm estimate FOLDER`",
@@ -202,7 +207,9 @@ def without_middle(lines: list[str]) -> list[str]:
     """Leave out all rows of training but the first and those of the last validations."""
     rows = [k for k, line in enumerate(lines) if ROW.match(line)]
     kept = {*rows[:1], *[k for k in rows if "±" in lines[k]][-2:]}
-    return with_dots(lines, [k in rows and k not in kept for k in range(len(lines))])
+    saved = [k for k, line in enumerate(lines) if line.startswith("Saved ")]
+    left_out = [*saved[:-1], *(k for k in rows if k not in kept)]
+    return with_dots(lines, [k in left_out for k in range(len(lines))])
 
 
 def without_details(lines: list[str]) -> list[str]:
