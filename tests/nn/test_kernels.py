@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddpm_lib import Unet
 from ddpm_lib.nn.attention import attend
-from ddpm_lib.nn.kernels import build, group_norm, library, norm_act
+from ddpm_lib.nn.kernels import build, group_norm, library, norm_act, norm_act_beside
 from ddpm_lib.nn.kernels import masks as masks_of_positions
 from ddpm_lib.nn.lowering import lowered_copy
 
@@ -446,3 +446,39 @@ def test_dropout_of_everything_and_of_other_shapes_is_torchs():
     pictures = torch.randn(2, 8, 4, 4)
     assert not norm_act(pictures, norm, dropout=1.0).any()
     assert not norm_act(pictures.contiguous(memory_format=LAST), norm, dropout=1.0).any()
+
+
+@needs_kernel
+@pytest.mark.parametrize("used", ["both", "branch", "past"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-14), (torch.bfloat16, 4e-3)])
+def test_what_goes_past_a_branch_meets_its_gradient_in_the_kernel(
+    used: str, dtype: torch.dtype, most: float
+):
+    x, norm, (e, *_) = case(dtype)
+
+    def residual(x: Tensor, norm: nn.GroupNorm, **_: Tensor) -> Tensor:
+        y, past = norm_act_beside(x, norm)
+        return {"both": 2 * y + past * past, "branch": y, "past": 3 * past}[used]
+
+    def plain(x: Tensor, norm: nn.GroupNorm, **_: Tensor) -> Tensor:
+        y = eager(x, norm)
+        return {"both": 2 * y + x * x, "branch": y, "past": 3 * x}[used]
+
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    got = run(residual, x, norm, [e, e, e], "plain", wide)
+    want = run(plain, x.double(), norm, [e, e, e], "plain", torch.float64)
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        assert float((a - b).norm() / b.norm()) < most
+
+
+@needs_kernel
+def test_a_residual_branch_can_be_differentiated_twice():
+    x, norm, _ = case(torch.float64, (2, 8, 3, 2))
+
+    def function(x: Tensor) -> Tensor:
+        y, past = norm_act_beside(x, norm)
+        return y * past
+
+    assert torch.autograd.gradcheck(function, [x.requires_grad_()])
+    assert torch.autograd.gradgradcheck(function, [x])

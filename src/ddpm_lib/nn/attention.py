@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lib.nn.kernels import norm_act
+from ddpm_lib.nn.kernels import norm_act_beside
 
 _FEW = 256
 """Positions up to which matrix products are the faster attention on a CPU in bf16: measured with 1
@@ -39,7 +39,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the positions of x (b, width, *spatial)."""
         b = x.shape[0]
-        h = x if self.norm is None else norm_act(x, self.norm, act=False)
+        h, x = (x, x) if self.norm is None else norm_act_beside(x, self.norm, act=False)
         h = h.flatten(2).transpose(1, 2)
         q, k, v = (
             self.qkv(h)

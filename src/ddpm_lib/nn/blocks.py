@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.attention import Attention
-from ddpm_lib.nn.kernels import norm_act
+from ddpm_lib.nn.kernels import norm_act, norm_act_beside
 
 Direction = Literal["up", "down"]
 TimeConditioning = Literal["add", "scale_shift"]
@@ -116,7 +116,7 @@ class ResBlock(nn.Module):
         """Map x (b, width_in, *spatial) and the activated vector emb (b, emb_dim) to (b, width_out,
         *spatial).
         """
-        h = norm_act(x, self.norm1)
+        h, x = norm_act_beside(x, self.norm1)
         if self.direction is not None:
             h, x = resize(h, self.direction), resize(x, self.direction)
         h = self.conv1(h)

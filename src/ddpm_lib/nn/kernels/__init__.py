@@ -4,3 +4,4 @@ it.
 
 from ddpm_lib.nn.kernels.build import library as library
 from ddpm_lib.nn.kernels.group_norm import norm_act as norm_act
+from ddpm_lib.nn.kernels.group_norm import norm_act_beside as norm_act_beside

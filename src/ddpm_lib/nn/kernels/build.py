@@ -148,6 +148,6 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     i, k, p, d = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
     how = [i, *[k] * 5, i, ctypes.c_uint64, ctypes.c_uint32, i]
     lib.norm_act_forward.argtypes = [*how, *[p] * 4, k, d, *[p] * 3]
-    lib.norm_act_backward.argtypes = [*how, *[p] * 5, k, *[p] * 6]
+    lib.norm_act_backward.argtypes = [*how, *[p] * 5, k, *[p] * 7]
     lib.norm_act_forward.restype = lib.norm_act_backward.restype = None
     return lib

@@ -283,11 +283,12 @@ inline V gradient_of_act(V grad, V z) {
 }
 
 // With dz = dL/dz:  dx = rstd * (gamma dz - mean(gamma dz) - u mean(gamma dz u)), means over the group. dz is kept between
-// the two passes where a processor's cache holds it, else computed twice.
+// the two passes where a processor's cache holds it, else computed twice. What x has as gradient from elsewhere (past) is added.
 template <typename T, bool act, bool drop, bool keep>
 void backward_task(const Shape& s, const Task& k, const T* dy, const T* x, const typename Wide<T>::A* add,
                    const typename Wide<T>::A* gamma, const typename Wide<T>::A* beta, int64_t stride, const Dropout& dropout,
-                   const typename Wide<T>::A* mean, const typename Wide<T>::A* rstd, T* dx, typename Wide<T>::A* dadd,
+                   const typename Wide<T>::A* mean, const typename Wide<T>::A* rstd, const T* past, T* dx,
+                   typename Wide<T>::A* dadd,
                    typename Wide<T>::A* dgamma, typename Wide<T>::A* dbeta, typename Wide<T>::A* scratch) {
   using A = typename Wide<T>::A;
   using V = typename Wide<T>::V;
@@ -297,6 +298,7 @@ void backward_task(const Shape& s, const Task& k, const T* dy, const T* x, const
     *m2 = m1 + w;
   const T *xs = x + k.sample * s.rows * c + k.first, *gs = dy + k.sample * s.rows * c + k.first;
   T* ds = dx + k.sample * s.rows * c + k.first;
+  const T* os = past ? past + k.sample * s.rows * c + k.first : nullptr;
   const int64_t at = k.sample * c + k.first, par = k.sample * stride + k.first;
   const A *ga = gamma + par, *be = beta + par;
   for (int64_t j = 0; j < w; ++j) {
@@ -382,7 +384,9 @@ void backward_task(const Shape& s, const Task& k, const T* dy, const T* x, const
           if (drop) dz = dropped(dz, channel[i], key, dropout);
           dz = gradient_of_act<V, act>(dz, v * b[i] + d[i]);
         }
-        put(b[i] * dz - e[i] - v * f[i], ds + from, m);
+        V whole = b[i] * dz - e[i] - v * f[i];
+        if (os) whole += get<V>(os + from, m);
+        put(whole, ds + from, m);
       }
     }
   });
@@ -403,8 +407,8 @@ constexpr int64_t KEPT_BYTES = 1 << 20;
 
 template <typename T, bool act, bool drop>
 void backward_all(const Shape& s, int threads, const void* dy, const void* x, const void* add, const void* gamma,
-                  const void* beta, int64_t stride, const Dropout& dropout, const void* mean, const void* rstd, void* dx,
-                  void* dadd, void* dgamma, void* dbeta) {
+                  const void* beta, int64_t stride, const Dropout& dropout, const void* mean, const void* rstd,
+                  const void* past, void* dx, void* dadd, void* dgamma, void* dbeta) {
   using A = typename Wide<T>::A;
   const int64_t widest = (s.groups + s.chunks - 1) / s.chunks * (s.channels / s.groups);
   const bool keep = act && s.rows * widest * static_cast<int64_t>(sizeof(A)) <= KEPT_BYTES;
@@ -416,8 +420,8 @@ void backward_all(const Shape& s, int threads, const void* dy, const void* x, co
     for (int64_t i = 0; i < s.n * s.chunks; ++i)
       task(s, task_of(s, i), static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<const A*>(add),
            static_cast<const A*>(gamma), static_cast<const A*>(beta), stride, dropout, static_cast<const A*>(mean),
-           static_cast<const A*>(rstd), static_cast<T*>(dx), static_cast<A*>(dadd), static_cast<A*>(dgamma),
-           static_cast<A*>(dbeta), scratch.data());
+           static_cast<const A*>(rstd), static_cast<const T*>(past), static_cast<T*>(dx), static_cast<A*>(dadd),
+           static_cast<A*>(dgamma), static_cast<A*>(dbeta), scratch.data());
   }
 }
 
@@ -448,8 +452,9 @@ extern "C" void norm_act_forward(int dtype, int64_t n, int64_t rows, int64_t cha
 extern "C" void norm_act_backward(int dtype, int64_t n, int64_t rows, int64_t channels, int64_t groups, int64_t chunks,
                                   int threads, uint64_t seed, uint32_t threshold, int act, const void* dy, const void* x,
                                   const void* add, const void* gamma, const void* beta, int64_t stride, const void* mean,
-                                  const void* rstd, void* dx, void* dadd, void* dgamma, void* dbeta) {
+                                  const void* rstd, const void* past, void* dx, void* dadd, void* dgamma,
+                                  void* dbeta) {
   const Shape s{n, rows, channels, groups, chunks};
   CHOSEN(backward_all)
-  (s, threads, dy, x, add, gamma, beta, stride, dropout_of(seed, threshold), mean, rstd, dx, dadd, dgamma, dbeta);
+  (s, threads, dy, x, add, gamma, beta, stride, dropout_of(seed, threshold), mean, rstd, past, dx, dadd, dgamma, dbeta);
 }

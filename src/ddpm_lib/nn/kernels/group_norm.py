@@ -46,11 +46,35 @@ def norm_act(
     Returns:
         Tensor like x.
     """
+    return _norm_act(x, norm, add, scale, shift, act, dropout)[0]
+
+
+def norm_act_beside(x: Tensor, norm: nn.GroupNorm, *, act: bool = True) -> tuple[Tensor, Tensor]:
+    """Return silu(norm(x)) and x, for a residual branch and what goes past it: where there is the
+    kernel, the gradients of both meet in it, without another pass over memory that adds them.
+
+    Args:
+        x: Feature map (b, c, *spatial).
+        norm: The normalisation, with its weights.
+        act: Whether to apply SiLU.
+    """
+    return _norm_act(x, norm, None, None, None, act, 0.0)
+
+
+def _norm_act(
+    x: Tensor,
+    norm: nn.GroupNorm,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
     by_position = 0 < dropout < 1 and _drops_by_position(x)
     seed = draw_seed() if by_position else 0
     if not _has_kernel(x, norm):
         y = _eager(x, norm, add, scale, shift, act)
-        return drop_by_position(y, seed, dropout) if by_position else _dropout(y, dropout)
+        return drop_by_position(y, seed, dropout) if by_position else _dropout(y, dropout), x
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     gamma, beta = norm.weight.to(wide), norm.bias.to(wide)
     if scale is not None and shift is not None:
@@ -59,8 +83,8 @@ def norm_act(
     if add is not None:
         add = add.to(wide)
     inside = dropout if by_position else 0.0
-    y = _NormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act, seed, inside)
-    return y if by_position else _dropout(y, dropout)
+    y, past = _NormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act, seed, inside)
+    return y if by_position else _dropout(y, dropout), past
 
 
 def _eager(
@@ -143,7 +167,7 @@ def _chunks(channels: int, groups: int) -> int:
 
 
 class _NormAct(torch.autograd.Function):
-    """The kernel with its gradient; gamma and beta are (c,) or (b, c)."""
+    """The kernel with its gradient, and x itself; gamma and beta are (c,) or (b, c)."""
 
     @staticmethod
     def forward(
@@ -157,7 +181,8 @@ class _NormAct(torch.autograd.Function):
         act: bool,
         seed: int,
         dropout: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         add = None if add is None else add.contiguous()
         gamma, beta = gamma.contiguous(), beta.contiguous()
         y = torch.empty_like(x, memory_format=torch.channels_last)
@@ -183,14 +208,19 @@ class _NormAct(torch.autograd.Function):
         ctx.save_for_backward(x, add, gamma, beta, stats)
         ctx.groups, ctx.stride, ctx.eps, ctx.act = groups, stride, eps, act
         ctx.seed, ctx.dropout = seed, dropout
-        return y
+        return y, x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, past: Tensor | None) -> tuple[Tensor | None, ...]:
         x, add, gamma, beta, stats = ctx.saved_tensors
+        if grad is None:
+            return past, *(None,) * 8
         if torch.is_grad_enabled():  # gradients of gradients are wanted (create_graph=True)
             options = (ctx.groups, ctx.eps, ctx.act, ctx.seed, ctx.dropout)
-            return _differentiable_backward(grad, x, add, gamma, beta, *options)
+            dx, *others = _differentiable_backward(grad, x, add, gamma, beta, *options)
+            return dx if dx is None or past is None else dx + past, *others
+        if past is not None:
+            past = past.to(x.dtype).contiguous(memory_format=torch.channels_last)
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         per_channel = torch.empty(3, x.shape[0], x.shape[1], dtype=gamma.dtype)
@@ -210,6 +240,7 @@ class _NormAct(torch.autograd.Function):
             ctx.stride,
             _pointer(stats[0]),
             _pointer(stats[1]),
+            _pointer(past),
             _pointer(dx),
             None if add is None else _pointer(d_add),
             _pointer(d_gamma),
