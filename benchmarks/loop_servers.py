@@ -79,7 +79,6 @@ def ours(asked: argparse.Namespace, line: Line, folder: Path) -> None:
             trainer.stop("all rounds are done")
 
         def _bare(self, trainer: Trainer, steps: int) -> float:
-            parameters = list(trainer.diffusion.parameters())
             images = trainer.dataset.batch([i % len(trainer.dataset) for i in range(asked.batch)])[
                 "image"
             ]
@@ -87,7 +86,7 @@ def ours(asked: argparse.Namespace, line: Line, folder: Path) -> None:
             start = now(trainer.device)
             for _ in range(steps):
                 trainer.accelerator.backward(trainer.diffusion(images, reduction="none").mean())
-                nn.utils.clip_grad_norm_(parameters, trainer.config.max_grad_norm)
+                trainer.learner.clip_gradients(trainer.accelerator, trainer.config.max_grad_norm)
                 trainer.optimizer.step()
                 trainer.optimizer.zero_grad()
             return now(trainer.device) - start

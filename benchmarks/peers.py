@@ -143,6 +143,7 @@ def our_step(
     """
     from ddpm_lib import GaussianDiffusion, TrainingConfig
     from ddpm_lib.runtime.compiling import compile_regions
+    from ddpm_lib.training.one_pass import OnePassAdam
     from ddpm_lib.training.optim import make_optimizer
 
     precision, channels_last = our_precision(wanted, device)
@@ -157,7 +158,10 @@ def our_step(
         with autocast(device, precision):
             loss = diffusion(images)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        if isinstance(optimizer, OnePassAdam):
+            optimizer.measure(1.0)
+        else:
+            nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-ARITHMETIC = 2
+ARITHMETIC = 3
 """Counts the changes of this library after which a CPU rounds otherwise. 2: squares of the
-normalisation kernel are taken about the first position.
+normalisation kernel are taken about the first position. 3: clipping within Adam's pass.
 """
 
 

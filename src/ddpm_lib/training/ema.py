@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.nn.kernels.weights import follow, one_pass_fits
+
+Slots = list[tuple[dict[str, Any], str]]
+"""Where modules keep their tensors, and under which name: what lies there may be replaced."""
+
 
 class WeightAverages:
     """Several EMAs of one network; the decay of each warms up as 1 - (1 + n)^-power, capped at its
@@ -54,11 +59,24 @@ class WeightAverages:
             average.ema_model.eval()
             average.initted, average.step = average.initted.cpu(), average.step.cpu()
         self.averages: list[Any] = averages
+        self._slots = _float_slots(model)
+        self._shadows = [_float_slots(average.ema_model) for average in averages]
 
+    @torch.no_grad()
     def update(self) -> None:
-        """Take in the network's weights after one optimizer step."""
-        for average in self.averages:
-            average.update()
+        """Take in the network's weights after one optimizer step.
+
+        ema-pytorch walks through all modules by name for that, which costs milliseconds per
+        average; here it says how much to move, and the lists of tensors are kept.
+        """
+        now = _tensors(self._slots)
+        shadows = [_tensors(slots) for slots in self._shadows]
+        weights = [_next_weight(average) for average in self.averages]
+        if one_pass_fits(now, *shadows):
+            follow(now, shadows, weights)
+            return
+        for shadow, weight in zip(shadows, weights):
+            torch._foreach_lerp_(shadow, now, weight)
 
     def set_step(self, step: int) -> None:
         """Set the counters to a number of updates done."""
@@ -81,6 +99,7 @@ class WeightAverages:
         order = sorted(range(len(self.decays)), key=lambda k: self.decays[k] != decay)
         self.decays = tuple(self.decays[k] for k in order)
         self.averages = [self.averages[k] for k in order]
+        self._shadows = [self._shadows[k] for k in order]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all averaged tensors under `<decay>/<name>`."""
@@ -98,3 +117,30 @@ class WeightAverages:
             prefix = f"{decay}/"
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             average.ema_model.load_state_dict(own or average.model.state_dict())
+
+
+def _float_slots(model: nn.Module) -> Slots:
+    """Return where the parameters and buffers are that averages follow, each tensor once."""
+    found: Slots = []
+    seen: set[int] = set()
+    for module in model.modules():
+        for kept in (module._parameters, module._buffers):
+            for name, tensor in kept.items():
+                if tensor is None or not tensor.is_floating_point() or id(tensor) in seen:
+                    continue
+                seen.add(id(tensor))
+                found.append((kept, name))
+    return found
+
+
+def _tensors(slots: Slots) -> list[Tensor]:
+    return [kept[name] for kept, name in slots]
+
+
+def _next_weight(average: Any) -> float:
+    """Count an update of an ema-pytorch average, and return how far it moves to the weights."""
+    average.step += 1
+    if not average.initted:
+        average.initted = torch.tensor(True)
+        return 1.0
+    return 1.0 - float(average.get_current_decay())

@@ -16,6 +16,7 @@ from ddpm_lib.runtime.compiling import compile_regions, wants_compile
 from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.one_pass import OnePassAdam
 from ddpm_lib.training.optim import make_optimizer, state_entries
 from ddpm_lib.training.posthoc import PostHocAverages
 
@@ -96,6 +97,15 @@ class Learner:
     def dropout_masks(self) -> str:
         """Where dropout's masks come from: "position" or "torch"; see `nn.kernels.masks`."""
         return dropout_masks(self.diffusion.model)
+
+    def clip_gradients(self, accelerator: Accelerator, most: float) -> Tensor:
+        """Return the norm of the gradient, the same on every rank, and shorten the gradient to
+        `most`, at the latest when the optimizer reads it.
+        """
+        inner = self.optimizer.optimizer
+        if isinstance(inner, OnePassAdam) and accelerator.scaler is None:
+            return inner.measure(most)
+        return accelerator.clip_grad_norm_(self.diffusion.parameters(), most)
 
     def averaged(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""

@@ -12,6 +12,7 @@ from torch import nn
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.training.by_length import settled
+from ddpm_lib.training.one_pass import OnePassAdam
 
 if TYPE_CHECKING:
     from ddpm_lib.training.config import TrainingConfig
@@ -83,15 +84,15 @@ def make_optimizer(
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    fused = device.type in ("cpu", "cuda")
-    return cls(
-        [g for g in groups if g["params"]],
-        lr=cast(float, settled(config).learning_rate),
-        betas=config.adam_betas,
-        eps=config.adam_eps,
-        fused=fused,
-    )
+    options: dict[str, Any] = {
+        "lr": cast(float, settled(config).learning_rate),
+        "betas": config.adam_betas,
+        "eps": config.adam_eps,
+        "fused": device.type in ("cpu", "cuda", "xpu"),
+        "decoupled_weight_decay": config.optimizer == "adamw",
+    }
+    cls = OnePassAdam if device.type == "cpu" else torch.optim.Adam
+    return cls([g for g in groups if g["params"]], **options)
 
 
 def _muon(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

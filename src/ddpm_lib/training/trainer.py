@@ -181,7 +181,7 @@ class Trainer(SavedRun):
             losses.append(per_image.detach())
             levels.append(t)
         most = config.max_grad_norm or float("inf")
-        norm = accelerator.clip_grad_norm_(self.diffusion.parameters(), most)
+        norm = self.learner.clip_gradients(accelerator, most)
         every = torch.cat(losses)
         self.guard.update(optimizer, accelerator.scaler, every, norm, self.step + 1)
         optimizer.zero_grad(set_to_none=True)

@@ -22,7 +22,7 @@ from ddpm_lib.core.files import write_aside
 
 logger = logging.getLogger("ddpm_lib")
 
-SOURCE = Path(__file__).with_name("group_norm.cpp")
+FOLDER = Path(__file__).parent
 # No -ffast-math: NaN must stay NaN, and linking with it would flush denormals in the whole process.
 FLAGS = (
     "-O3",
@@ -46,8 +46,21 @@ def compiler() -> str | None:
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Load the compiled kernels, building them on first use; None where they cannot be had, with
-    the reason logged.
+    """Load the compiled normalisation; see `_loaded`."""
+    found = _loaded("group_norm")
+    return None if found is None else _declare_group_norm(found)
+
+
+@lru_cache(maxsize=1)
+def weights_library() -> ctypes.CDLL | None:
+    """Load the compiled passes over all weights; see `_loaded`."""
+    found = _loaded("weights")
+    return None if found is None else _declare_weights(found)
+
+
+def _loaded(name: str) -> ctypes.CDLL | None:
+    """Load compiled kernels, building them on first use; None where they cannot be had, with the
+    reason logged.
 
     `DDPM_LIB_KERNELS=0` turns them off. Nodes of a cluster with different processors get a file
     each.
@@ -57,37 +70,38 @@ def library() -> ctypes.CDLL | None:
     found = compiler()
     if found is None:
         logger.info(
-            "No C++ compiler (g++) here: normalisation runs in torch's own, slower operations."
+            "No C++ compiler (g++) here: torch's own, slower operations run instead of %s.", name
         )
         return None
     try:
-        return _declare(ctypes.CDLL(str(_built(found))))
+        return ctypes.CDLL(str(_built(found, name)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         logger.warning(
-            "The fast normalisation could not be compiled with %s; torch's own operations are used."
-            " [%s]",
+            "The fast %s could not be compiled with %s; torch's own operations are used. [%s]",
+            {"group_norm": "normalisation", "weights": "update of weights"}[name],
             found,
             said[-300:],
         )
         return None
 
 
-def _built(found: str) -> Path:
-    """Return the shared library for this source, compiler and processor, compiled if it is not in
-    the cache.
+def _built(found: str, kernel: str) -> Path:
+    """Return the shared library for a source, compiler and processor, compiled if it is not in the
+    cache.
     """
+    source = FOLDER / f"{kernel}.cpp"
     version = subprocess.run(
         [found, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     parts = (
-        SOURCE.read_text(encoding="utf-8"),
+        source.read_text(encoding="utf-8"),
         " ".join(FLAGS),
         version,
         platform.machine(),
         _processor(),
     )
-    name = f"group_norm-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    name = f"{kernel}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     for folder in (
         cache_folder() / "kernels",
         Path(tempfile.gettempdir()) / f"ddpm_lib-kernels-{os.getuid()}",
@@ -108,7 +122,7 @@ def _built(found: str) -> Path:
                 continue
             target = folder / name
             if not target.exists():
-                _compile(found, target)
+                _compile(found, source, target)
             if target.stat().st_uid == os.getuid():
                 return target
         except OSError as error:
@@ -116,14 +130,14 @@ def _built(found: str) -> Path:
     raise OSError("no folder to compile into; set DDPM_LIB_CACHE to one that can be written")
 
 
-def _compile(found: str, target: Path) -> None:
+def _compile(found: str, source: Path, target: Path) -> None:
     """Compile in place; processes that do so at once each rename a complete file over the
     other's.
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        object_file, linked = str(Path(work) / "group_norm.o"), str(Path(work) / "group_norm.so")
+        object_file, linked = str(Path(work) / "kernel.o"), str(Path(work) / "kernel.so")
         for command in (
-            [found, *FLAGS, "-c", str(SOURCE), "-o", object_file],
+            [found, *FLAGS, "-c", str(source), "-o", object_file],
             # Linked without OpenMP: its symbols come from the runtime that torch has loaded.
             # A second runtime would bring threads of its own.
             [found, "-shared", object_file, "-o", linked],
@@ -143,7 +157,16 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+def _declare_weights(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the functions take; see the C++ file."""
+    i, k, p, d = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
+    lib.sum_of_squares.argtypes, lib.sum_of_squares.restype = [k, p, i, p], d
+    lib.adam.argtypes, lib.adam.restype = [k, p, i, *[p] * 6, *[d] * 6, i], None
+    lib.follow.argtypes, lib.follow.restype = [k, p, i, p, k, p, p], None
+    return lib
+
+
+def _declare_group_norm(lib: ctypes.CDLL) -> ctypes.CDLL:
     """Say what the functions take; see the C++ file."""
     i, k, p, d = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
     how = [i, *[k] * 5, i, ctypes.c_uint64, ctypes.c_uint32, i]
