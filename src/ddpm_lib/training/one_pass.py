@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_lib.nn.kernels.weights import adam_step, gradient_norm, one_pass_fits
+
+
+class _Lists(NamedTuple):
+    weights: list[Tensor]
+    grads: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
 
 
 class OnePassAdam(torch.optim.Adam):
@@ -35,7 +43,7 @@ class OnePassAdam(torch.optim.Adam):
         return torch.tensor(norm)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the weights by their gradients."""
         loss = None
         if closure is not None:
@@ -44,10 +52,10 @@ class OnePassAdam(torch.optim.Adam):
         scale, self._scale = self._scale, 1.0
         if self.found_inf is not None and bool(self.found_inf):
             return loss
-        groups = [(group, *self._listed(group)) for group in self.param_groups]
-        if all(one_pass_fits(*lists[:4]) for _, *lists in groups):
-            for group, weights, grads, means, squares, steps in groups:
-                self._pass(group, (weights, grads, means, squares), steps, scale)
+        found = [self._listed(group) for group in self.param_groups]
+        if all(one_pass_fits(*lists[:4]) for lists in found):
+            for group, lists in zip(self.param_groups, found):
+                self._pass(group, lists, scale)
         else:
             for p in (p for group in self.param_groups for p in group["params"]):
                 if p.grad is not None:
@@ -55,26 +63,19 @@ class OnePassAdam(torch.optim.Adam):
             super().step()
         return loss
 
-    def _listed(self, group: dict[str, Any]) -> tuple[list[Tensor], ...]:
+    def _listed(self, group: dict[str, Any]) -> _Lists:
         """Return weights, gradients, moments and counters of a group, made where missing."""
-        lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
-        self._init_group(group, *lists)
-        weights, grads, means, squares, _, steps = lists
-        return weights, grads, means, squares, steps
+        weights, grads, means, squares, steps = lists = _Lists([], [], [], [], [])
+        self._init_group(group, weights, grads, means, squares, [], steps)
+        return lists
 
-    def _pass(
-        self,
-        group: dict[str, Any],
-        lists: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
-        steps: list[Tensor],
-        scale: float,
-    ) -> None:
-        if not steps:
+    def _pass(self, group: dict[str, Any], lists: _Lists, scale: float) -> None:
+        if not lists.steps:
             return
-        torch._foreach_add_(steps, 1)
+        torch._foreach_add_(lists.steps, 1)
         adam_step(
-            *lists,
-            torch.stack(steps).tolist(),
+            *lists[:4],
+            torch.stack(lists.steps).tolist(),
             scale=scale,
             lr=group["lr"],
             betas=group["betas"],
