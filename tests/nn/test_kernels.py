@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ddpm_lib import Unet
 from ddpm_lib.nn.attention import attend
 from ddpm_lib.nn.kernels import build, group_norm, library, norm_act, norm_act_beside
-from ddpm_lib.nn.kernels import masks as masks_of_positions
+from ddpm_lib.nn.kernels import position_masks as masks_of_positions
 from ddpm_lib.nn.lowering import lowered_copy
 
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler here")

@@ -11,7 +11,7 @@ import torch
 from ema_pytorch import EMA
 from torch import Tensor, nn
 
-from ddpm_lib.nn.kernels import weights as kernels
+from ddpm_lib.nn.kernels import weight_passes as kernels
 from ddpm_lib.nn.kernels.build import weights_library
 from ddpm_lib.training.ema import WeightAverages
 from ddpm_lib.training.one_pass import OnePassAdam

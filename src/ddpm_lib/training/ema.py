@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.nn.kernels.weights import follow, one_pass_fits
+from ddpm_lib.nn.kernels.weight_passes import follow, one_pass_fits
 
 Slots = list[tuple[dict[str, Any], str]]
 """Where modules keep their tensors, and under which name: what lies there may be replaced."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_lib.nn.kernels.weights import adam_step, gradient_norm, one_pass_fits
+from ddpm_lib.nn.kernels.weight_passes import adam_step, gradient_norm, one_pass_fits
 
 
 class _Lists(NamedTuple):

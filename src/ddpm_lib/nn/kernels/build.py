@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL | None:
 @lru_cache(maxsize=1)
 def weights_library() -> ctypes.CDLL | None:
     """Load the compiled passes over all weights; see `_loaded`."""
-    found = _loaded("weights")
+    found = _loaded("weight_passes")
     return None if found is None else _declare_weights(found)
 
 
@@ -79,7 +79,7 @@ def _loaded(name: str) -> ctypes.CDLL | None:
         said = getattr(error, "stderr", "") or str(error)
         logger.warning(
             "The fast %s could not be compiled with %s; torch's own operations are used. [%s]",
-            {"group_norm": "normalisation", "weights": "update of weights"}[name],
+            {"group_norm": "normalisation", "weight_passes": "update of weights"}[name],
             found,
             said[-300:],
         )

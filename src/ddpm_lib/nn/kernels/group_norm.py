@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.kernels.build import library
-from ddpm_lib.nn.kernels.masks import draw_seed, drop_by_position, threshold_of
+from ddpm_lib.nn.kernels.position_masks import draw_seed, drop_by_position, threshold_of
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 
@@ -31,7 +31,7 @@ def norm_act(
 
     On a CPU, in channels_last memory, a C++ kernel does it in float32 sums whatever the dtype of x;
     everywhere else torch's own operations do, which `torch.compile` fuses. Images on a CPU are
-    dropped by a hash of the position (`masks.py`), under a seed from torch's global generator, with
+    dropped by a hash of the position (`position_masks.py`), under a seed from torch's global generator, with
     the kernel and without; everything else by torch.
 
     Args:
