@@ -158,3 +158,28 @@ def test_a_machine_without_a_gpu_does_not_guess_for_one(monkeypatch: pytest.Monk
     job = command.job_of(wishes, 4.0, "x")
     hours, why = command.limit(wishes, None, job)  # type: ignore[arg-type]
     assert (hours, why) == (4.0, "a guess, as no steps were timed (--probe-steps 0)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "told"),
+    [
+        ("", 1, True),
+        ("", 0, False),
+        ("--preset small", 1, False),
+        ("--diffusion.parametrization v", 1, False),
+    ],
+)
+def test_a_file_that_was_written_on_a_login_node_is_told_to_hold_the_network_of_cpus(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    gpus: int,
+    told: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ddpm("train", "shapes", "--image-size", 32, *flags.split(), "--print-config") == 0
+    Path("run.yaml").write_text(capsys.readouterr().out)
+    assert ddpm("slurm", "run.yaml", "--gpus", gpus, "--hours", 1) == 0
+    said = capsys.readouterr().out
+    assert ("--preset small" in said) is told

@@ -22,6 +22,7 @@ FREE = ("num_classes", "class_drop_prob", "dropout", "gradient_checkpointing", "
 FROM_TRAINING = ("num_classes", "augment_dim")
 DECIDING = ("parametrization", "weighting", "variance", "loss")
 """Options of the process that belong to a network of one's own choice."""
+CPU_PRESET = "tiny"
 ON_CPU: dict[str, dict[str, Any]] = {
     "model": {"patch_size": 2},
     "diffusion": {"parametrization": "x0", "weighting": "flat"},
@@ -77,7 +78,20 @@ def choose_network(
         "Chosen for a CPU: the network tiny with patches of 2, which predicts x0, all levels"
         " weighted alike. --preset small is the larger one that accelerators get."
     )
-    return Chosen("tiny", ON_CPU, words)
+    return Chosen(CPU_PRESET, ON_CPU, words)
+
+
+def is_choice_for_cpus(settings: Any) -> bool:
+    """Say whether the settings of a run hold what is chosen on a CPU where nobody names a network.
+
+    Args:
+        settings: Options of `ddpm train`.
+    """
+    return settings.preset == CPU_PRESET and all(
+        getattr(getattr(settings, group), name) == value
+        for group, values in ON_CPU.items()
+        for name, value in values.items()
+    )
 
 
 def network_of_run(run: Path) -> dict[str, dict[str, Any]] | None:

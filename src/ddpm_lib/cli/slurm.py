@@ -77,6 +77,7 @@ def main(args: list[str]) -> int:
     job = job_of(command, UNKNOWN, "ddpm")  # refuses what is impossible before torch is loaded
 
     from ddpm_lib.cli import train
+    from ddpm_lib.cli.chosen_network import is_choice_for_cpus
 
     line = ["--config", command.config]
     settings = train.settings_of(train.layered(line, train.TrainCommand, "ddpm slurm", ""))
@@ -94,6 +95,11 @@ def main(args: list[str]) -> int:
         raise _exists(script) from None
     print(f"wrote {printable(script)}: {what_it_asks(job)}")
     print(f"  time limit {time_limit(job.hours)}: {why}")
+    if job.gpus and is_choice_for_cpus(settings):
+        print(
+            "  the file holds the small network that is chosen on machines without a GPU, as login"
+            " nodes are; to train the usual one, write the file again with --preset small"
+        )
     print(f"submit it here:  sbatch {shlex.quote(str(script))}")
     print(f"then:            ddpm status {shlex.quote(run)}")
     return 0
