@@ -50,6 +50,7 @@ WRONG = {
     "train_superres": ["--data", "nowhere"],
     "toy2d": ["--toy", "ring", "--batch-size", "0"],
     "inpaint": ["--run", "nowhere"],
+    "generate_dataset": ["--model", "nowhere", "--prompt", "owl", "--output", "x", "--count", "0"],
     "fine_tune": ["--source", "nowhere/a/b", "--data", "x", "--held-out", "y"],
 }
 
