@@ -162,7 +162,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    results = []
+    results: list[dict[str, Any]] = []
+    slopes: dict[str, tuple[float, float, float]] = {}
     for kind in args.set:
         for n in args.images:
             for seed in args.seeds:
@@ -178,10 +179,11 @@ def main() -> None:
             if r["set"] == kind and r["onset"] is not None
         ]
         if len({n for n, _ in points}) > 1:
-            found, low, high = slope(points)
+            found, low, high = slopes[kind] = slope(points)
             print(f"{kind}: onset grows with n to the power {found:.2f} [{low:.2f}, {high:.2f}]")
     if args.output is not None:
-        args.output.write_text(json.dumps({"runs": results}, indent=1) + "\n")
+        found = {"batch_size": args.batch_size, "slopes": slopes, "runs": results}
+        args.output.write_text(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
