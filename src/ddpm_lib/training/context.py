@@ -26,6 +26,7 @@ from ddpm_lib.training.nonfinite import NonFiniteGuard
 from ddpm_lib.training.posthoc import PostHocAverages
 from ddpm_lib.training.randomness import StepRandomness
 from ddpm_lib.training.results import StepResult
+from ddpm_lib.training.saving import RunCheckpoints
 from ddpm_lib.training.step import ForwardPass, conditions_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class RunContext:
         self.ranks = Processes()  # until the processes have met
         steps = {"max_steps": config.max_steps, "save_every": config.cadences.save_every}
         self.run_log = RunLog(output_dir, self.progress, **steps)
+        self.checkpoints = RunCheckpoints(self.run_log, config)
         self.origin: dict[str, Any] | None = None
         self.started_from: StartedFrom | None = None
         self.last: StepResult | None = None
@@ -93,6 +95,7 @@ class RunContext:
         self._forward_pass: ForwardPass | None = None
         self._watchdog: Watchdog | None = None
         self._until: int | None = None
+        self._save_requested = False
 
     def _repr_html_(self) -> str:
         from ddpm_lib.training.training_html import trainer_html

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ddpm_lib.core.errors import CheckpointError, DivergedError
 from ddpm_lib.runs.names import checkpoint_name
-from ddpm_lib.training.callbacks.base import Callback
-from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.nonfinite import StepReplay, advice_against_divergence, check_loss_scale
 from ddpm_lib.training.prepared_run import PreparedRun
 from ddpm_lib.training.recovery import Recovery, RollBack, Shrink
-from ddpm_lib.training.saving import RunCheckpoints
 
 if TYPE_CHECKING:
-    from ddpm_lib.diffusion import GaussianDiffusion
+    pass
 
 
 class SavedRun(PreparedRun):
-    """What a `Trainer` does when a checkpoint is due and when a step has failed.
-
-    Args:
-        config: The options.
-        diffusion: The process with its network.
-        data: The data source.
-        callbacks: Of the user, one or several.
-        transform: A callable on each picture, or None.
-
-    Raises:
-        ConfigError: As for `PreparedRun`.
+    """What a `Trainer` does when a checkpoint is due and when a step has failed; made like a
+    `PreparedRun`.
     """
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        diffusion: GaussianDiffusion,
-        data: Any,
-        callbacks: Callback | Iterable[Callback] | None,
-        transform: Callable[[Any], Any] | None = None,
-    ) -> None:
-        super().__init__(config, diffusion, data, callbacks, transform)
-        self.checkpoints = RunCheckpoints(self.run_log, self.config)
-        self._save_requested = False
 
     def save(self) -> None:
         """Ask for a checkpoint after this step; to be called on every rank."""

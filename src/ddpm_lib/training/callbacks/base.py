@@ -277,7 +277,7 @@ def _warn_of_old_state_dict(callback: Callback) -> None:
             f"{type(callback).__name__}.state_dict takes an argument, and will not be given one in "
             "a later version. Keep what it needs in on_train_start, and define state_dict(self).",
             DeprecationWarning,
-            stacklevel=6,  # the caller of Trainer(...)
+            stacklevel=5,  # the caller of Trainer(...)
         )
 
 
