@@ -95,7 +95,7 @@ class Learner:
 
     @property
     def dropout_masks(self) -> str:
-        """Where dropout's masks come from: "position" or "torch"; see `nn.kernels.position_masks`."""
+        """Where dropout's masks come from on a CPU: "position" or "torch"."""
         return dropout_masks(self.diffusion.model)
 
     def clip_gradients(self, accelerator: Accelerator, most: float) -> Tensor:

@@ -31,8 +31,8 @@ def norm_act(
 
     On a CPU, in channels_last memory, a C++ kernel does it in float32 sums whatever the dtype of x;
     everywhere else torch's own operations do, which `torch.compile` fuses. Images on a CPU are
-    dropped by a hash of the position (`position_masks.py`), under a seed from torch's global generator, with
-    the kernel and without; everything else by torch.
+    dropped by a hash of the position (`position_masks.py`), under a seed from torch's global
+    generator, with the kernel and without; everything else by torch.
 
     Args:
         x: Feature map (b, c, *spatial).
