@@ -274,7 +274,7 @@ def shrink(x: Tensor, factor: int) -> Tensor:
     # Mixed precision would round the pixels to three digits.
     with torch.autocast(x.device.type, enabled=False):
         for axis in range(2, x.ndim):
-            weights = shrink_weights(x.shape[axis], factor).to(x)
+            weights = _shrink_weights_like(x.shape[axis], factor, x.dtype, x.device)
             x = (x.movedim(axis, -1) @ weights).movedim(-1, axis)
     return x.contiguous()
 
@@ -298,6 +298,15 @@ def check_divisible(size: Sequence[int], factor: int) -> None:
             " between it and its smaller copy. The nearest sizes that fit:"
             f" {nearest_multiples(size, factor)}."
         )
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _shrink_weights_like(
+    size: int, factor: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Keep the matrix on the device: copying it there makes the host wait."""
+    return shrink_weights(size, factor).to(device, dtype)
 
 
 @lru_cache(maxsize=32)

@@ -10,7 +10,7 @@ from docstring_parser import DocstringStyle, parse
 from torch import nn
 
 from ddpm_lib.nn import PRESETS, Unet, preset_config
-from ddpm_lib.nn.blocks import resize
+from ddpm_lib.nn.blocks import Layer, resize
 from ddpm_lib.nn.embeddings import sinusoids
 from ddpm_lib.nn.summary import summarize
 
@@ -512,3 +512,20 @@ def test_patch_network() -> None:
     assert model.summary(image_size=32).macs < 0.3 * plain.macs
     with pytest.raises(ValueError, match="divisible by 4"):
         model(torch.randn(2, 3, 6, 6), torch.tensor([0, 1]))
+
+
+def test_skip_connections_join_inside_the_layers_that_are_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, given = Layer.forward, []
+
+    def seen(self: Layer, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        given.append(len(rest))
+        return real(self, x, *rest)
+
+    monkeypatch.setattr(Layer, "forward", seen)
+    model = small(scale_skips=True)
+    model(*batch(model))
+    down = sum(len(level.layers) for level in model.down)
+    assert given == [1] * down + [2] * (len(given) - down)
+    assert len(given) > 2 * down

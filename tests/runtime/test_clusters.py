@@ -17,8 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from ddpm_lib.runtime.launch import adopt_slurm_ranks, first_host
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.runtime.accelerate_state import OwnState
+from ddpm_lib.runtime.devices import make_accelerator
+from ddpm_lib.runtime.launch import adopt_slurm_ranks, check_ways_of_sharing, first_host
 from locations import FAULTS, HELPERS, ROOT
 from training_helpers import assert_same_tensors, curve, final_tensors
 
@@ -46,6 +50,50 @@ def test_ranks_of_an_srun_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "0")
     adopt_slurm_ranks()
     assert os.environ["RANK"] == "3", "another launcher's ranks stay"
+
+
+@pytest.mark.parametrize(("visible", "rank"), [(1, "0"), (2, "1"), (4, "3"), (0, "3")])
+def test_a_task_that_sees_one_gpu_takes_number_0(
+    monkeypatch: pytest.MonkeyPatch, visible: int, rank: str
+) -> None:
+    """`--gpus-per-task=1` hides the others' GPUs; without GPUs the local rank stays as it is."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    given = {"STEP_NUM_TASKS": "4", "PROCID": "3", "LOCALID": "3", "STEP_NODELIST": "gpu03"}
+    for name, value in (given | {"JOB_ID": "123456789"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    adopt_slurm_ranks()
+    assert (os.environ["RANK"], os.environ["LOCAL_RANK"]) == ("3", rank)
+    assert 20_000 <= int(os.environ["MASTER_PORT"]) < 32_000  # below what systems give away
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron"),
+    ],
+)
+def test_other_ways_of_sharing_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, name: str
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match=f"{variable}=true asks accelerate for {name}.*unset"):
+        make_accelerator(tmp_path, device="cpu")
+    monkeypatch.setenv(variable, "false")
+    check_ways_of_sharing()
+
+
+def test_a_launcher_does_not_compile_the_whole_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    with OwnState().installed():
+        plugin = make_accelerator(tmp_path, device="cpu").state.dynamo_plugin
+    assert str(plugin.backend.value) == "NO"
 
 
 @pytest.mark.parametrize(

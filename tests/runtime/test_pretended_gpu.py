@@ -14,10 +14,17 @@ import pytest
 import torch
 
 from ddpm_lib import GaussianDiffusion, Shapes, Unet
+from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.evaluation import evaluate
+from ddpm_lib.images import shrink
+from ddpm_lib.nn.memory_format import use_channels_last
 from ddpm_lib.process.loss import Losses
+from ddpm_lib.process.self_conditioning import training_estimate
+from ddpm_lib.process.streams import ImageStreams
+from ddpm_lib.runtime.devices import precision_advice
 from ddpm_lib.samplers import OF_DENOISERS
 from ddpm_lib.training import Callback, DivergedError
+from ddpm_lib.training.randomness import StepRandomness
 from pretend_cuda import CUDA, CudaTensor, PretendedGpu, pretended_gpu
 from training_helpers import (
     StopAt,
@@ -68,6 +75,109 @@ def conditions(name: str) -> dict[str, torch.Tensor] | None:
 
 def on_cpu(x: torch.Tensor) -> torch.Tensor:
     return x.detach().cpu()
+
+
+def test_self_conditioning_asks_for_few_numbers_of_rows(gpu: PretendedGpu) -> None:
+    """Each number is compiled anew and tried out by cuDNN."""
+    asked: list[int] = []
+
+    def guess(rows: torch.Tensor) -> torch.Tensor:
+        asked.append(len(rows))
+        return rows.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2) + 1
+
+    for images in (1, 7, 32, 50):
+        asked.clear()
+        x = torch.zeros(images, 1, 2, 2, device=CUDA)
+        for count in range(images + 1):
+            shown = torch.zeros(images, dtype=torch.bool)
+            shown[torch.randperm(images)[:count]] = True
+            found = on_cpu(training_estimate(x, shown, guess))[:, 0, 0, 0]
+            want = torch.where(shown, torch.arange(1.0, images + 1), torch.zeros(()))
+            assert torch.equal(found, want)
+        assert len(set(asked)) <= 8
+    assert {place.split()[0] for place in gpu.waits} == {"elsewhere"}  # this test alone looks
+
+
+def test_small_images_of_a_batch_are_made_without_waiting(gpu: PretendedGpu) -> None:
+    images = DATA["image"].to(CUDA)
+    first = on_cpu(shrink(images, 2))  # the table goes to the device once
+    gpu.waits.clear()
+    again = shrink(images, 2)
+    assert not gpu.waits
+    assert torch.equal(on_cpu(again), first)
+    assert torch.equal(first, shrink(DATA["image"], 2))
+
+
+def test_noise_of_many_steps_is_drawn_at_once(
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch per image and step would take longer than the numbers; they stay an image's own."""
+    launches: list[tuple[int, ...]] = []
+    real = torch.randn
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        launches.append(args[0])
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch, "randn", counted)
+    streams = ImageStreams.make("sample", 0, None, 0)
+    drawn = {}
+    for device, images in ((CUDA, range(4)), (torch.device("cpu"), range(4)), (CUDA, [2])):
+        launches.clear()
+        noise = streams.noise(images, (3, 16, 16), torch.float32, device)
+        drawn[device.type, len(images)] = torch.stack([on_cpu(noise()) for _ in range(33)], 1)
+        assert len(launches) == len(images) * (33 if device.type == "cpu" else 3)
+    assert torch.equal(drawn["cuda", 4], drawn["cpu", 4])
+    assert torch.equal(drawn["cuda", 4][2:3], drawn["cuda", 1])
+    large = streams.noise([0], (3, 256, 256), torch.float32, CUDA)
+    launches.clear()
+    large(), large(), large()
+    assert launches == [(1, 3, 256, 256)] * 3
+
+
+def test_dropout_is_seeded_on_the_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("all kinds of devices"))
+    randomness = StepRandomness(0, 8, 1)
+    randomness.seed_dropout(3, range(8), torch.device("cuda", 0))
+    on_gpu = torch.initial_seed()
+    randomness.seed_dropout(3, range(8))
+    assert seeded == [on_gpu] == [torch.initial_seed()]
+
+
+@pytest.mark.parametrize(("capability", "last"), [((7, 0), False), ((7, 5), False), ((8, 0), True)])
+def test_layout_and_advice_follow_the_kind_of_gpu(
+    capability: tuple[int, int], last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "Tesla T4")
+    assert use_channels_last("auto", "cuda", "no") is last
+    assert use_channels_last("auto", "cuda", "fp16")
+    assert use_channels_last("yes", "cuda", "no")
+    told = precision_advice("auto", CUDA, "no")
+    assert told is not None
+    assert "Tesla T4 has no bf16" in told
+    assert "mixed_precision" in told
+    for wanted, device, precision in (
+        ("no", CUDA, "no"),
+        ("auto", CUDA, "bf16"),
+        ("auto", torch.device("cpu"), "no"),
+    ):
+        assert precision_advice(wanted, device, precision) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "alone"), [("cuda", True), ("xpu", True), ("mps", False), ("cpu", False)]
+)
+def test_copies_to_mps_wait_for_their_source(
+    device: str, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda *a, non_blocking: seen.append(non_blocking))
+    to_device(torch.ones(2), torch.device(device))
+    assert seen == [alone]
 
 
 def test_it_refuses_what_a_gpu_refuses_and_counts_what_waits(gpu: PretendedGpu) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -336,6 +338,52 @@ def test_watchdog_names_the_silent_and_the_late(tmp_path: Path) -> None:
                 "All processes live; furthest behind (step 6): process 0 in saving."
                 in dogs[1]._missing()
             )
+
+
+def test_watchdog_ends_a_process_whose_peer_is_silent(tmp_path: Path) -> None:
+    """What NCCL's own watchdog would end by SIGABRT, with the exit code that means "try again"."""
+    from torch.distributed import HashStore
+
+    store, told = HashStore(), []
+    dog = Watchdog(600, tmp_path, 0, 2, store, on_lost=told.append, lost_after=0.3)
+    peer = Watchdog(600, tmp_path, 1, 2, store)
+    dog.interval = peer.interval = 0.05
+    peer.mark(4, "the next step")
+    with dog:
+        with peer:
+            time.sleep(0.8)
+            assert told == []  # both are stuck, but alive: that is not for us to end
+        deadline = time.monotonic() + 60
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert told == ["process 1 (last heard at step 4, in the next step)"]
+
+
+def test_watchdog_lets_live_what_moves(tmp_path: Path) -> None:
+    from torch.distributed import HashStore
+
+    told: list[str] = []
+    dog = Watchdog(600, tmp_path, 0, 2, HashStore(), on_lost=told.append, lost_after=0.4)
+    dog.interval = 0.05
+    with dog:
+        for step in range(20):
+            dog.mark(step, "the next step")
+            time.sleep(0.05)
+    assert told == []
+
+
+def test_a_process_that_is_lost_ends_with_75(tmp_path: Path) -> None:
+    code = (
+        "import threading, time\n"
+        "from ddpm_lib.core.errors import LostProcessError\n"
+        "from ddpm_lib.runtime.watchdog import leave_at_once\n"
+        "error = LostProcessError('process 1 is gone')\n"
+        "threading.Thread(target=leave_at_once, args=(error,)).start()\n"
+        "time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75
+    assert "process 1 is gone" in done.stderr
 
 
 def test_options_are_checked() -> None:

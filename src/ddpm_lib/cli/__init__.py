@@ -182,7 +182,7 @@ def _for_users(error: Exception) -> tuple[int, str] | None:
     from ddpm_lib.training import CheckpointError, DivergedError, LostProcessError, OutOfMemoryError
 
     if isinstance(error, LostProcessError):
-        return 75, text  # "try again": the same command continues
+        return error.exit_code, text
     return (
         (2, text) if isinstance(error, (CheckpointError, DivergedError, OutOfMemoryError)) else None
     )

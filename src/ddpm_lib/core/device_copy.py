@@ -12,4 +12,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=copies_by_itself(device))
+
+
+def copies_by_itself(device: torch.device) -> bool:
+    """Say whether a copy to the device may go on alone while its source is freed.
+
+    Not on MPS, which reads the memory later and finds what lies there then (pytorch#189690).
+    """
+    return device.type in ("cuda", "xpu")

@@ -20,6 +20,9 @@ class OutOfMemoryError(RuntimeError):
 class LostProcessError(RuntimeError):
     """Another process of the run died or fell silent; the same command continues the run."""
 
+    exit_code = 75
+    """Of a process that ends for it: "try again", so that scripts of clusters start it anew."""
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, incomplete, damaged or does not fit."""

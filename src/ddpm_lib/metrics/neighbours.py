@@ -38,15 +38,34 @@ def nearest_distances(x: Tensor, y: Tensor, k: int, same: bool = False) -> Tenso
             f"{k} nearest neighbours need {k + same} images; got {len(y)}. Use more images."
         )
     found = []
-    centre = y.double().mean(0)
-    step = max(1, _BLOCK // len(y))
+    centre = _mean(y)
+    many = _rows_at_a_time(y)
+    step = max(1, _BLOCK // min(len(y), many))
     for start in range(0, len(x), step):
-        d = distances(x[start : start + step], y, centre)
-        if same:
-            rows = torch.arange(len(d), device=d.device)
-            d[rows, rows + start] = torch.inf
-        found.append(d.topk(k, largest=False).values)
+        some, nearest = x[start : start + step], None
+        for first in range(0, len(y), many):
+            d = distances(some, y[first : first + many], centre)
+            if same:
+                own = torch.arange(start, start + len(some), device=d.device) - first
+                inside = (own >= 0) & (own < d.shape[1])
+                d[inside.nonzero().flatten(), own[inside]] = torch.inf
+            d = d if nearest is None else torch.cat([nearest, d], 1)
+            nearest = d.topk(min(k, d.shape[1]), largest=False).values
+        assert nearest is not None
+        found.append(nearest)
     return torch.cat(found)
+
+
+def _rows_at_a_time(y: Tensor) -> int:
+    """Return how many features are turned to float64 at a time: 128 MiB of them."""
+    return max(1, _BLOCK // max(1, y.shape[1]))
+
+
+def _mean(y: Tensor) -> Tensor:
+    total = torch.zeros(y.shape[1:], dtype=torch.float64, device=y.device)
+    for some in y.split(_rows_at_a_time(y)):
+        total += some.double().sum(0)
+    return total / len(y)
 
 
 @dataclass(frozen=True)
@@ -84,13 +103,18 @@ def manifolds(samples: Tensor, reference: Tensor, k: int = 3) -> Manifolds:
     mine = nearest_distances(samples, samples, k, same=True)[:, -1]
     inside, recalled = [], torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     covered = torch.zeros_like(recalled)
-    step = max(1, _BLOCK // len(reference))
-    centre = reference.double().mean(0)
+    many, centre = _rows_at_a_time(reference), _mean(reference)
+    step = max(1, _BLOCK // min(len(reference), many))
     for start in range(0, len(samples), step):
-        d = distances(samples[start : start + step], reference, centre)
-        balls = d <= real
-        inside.append(balls.sum(1))
-        covered |= balls.any(0)
-        recalled |= (d <= mine[start : start + step, None]).any(0)
+        some, own = samples[start : start + step], mine[start : start + step, None]
+        count = torch.zeros(len(some), dtype=torch.int64, device=samples.device)
+        for first in range(0, len(reference), many):
+            rows = slice(first, first + many)
+            d = distances(some, reference[rows], centre)
+            balls = d <= real[rows]
+            count += balls.sum(1)
+            covered[rows] |= balls.any(0)
+            recalled[rows] |= (d <= own).any(0)
+        inside.append(count)
     count = torch.cat(inside)
     return Manifolds((count > 0).double(), recalled.double(), count.double() / k, covered.double())

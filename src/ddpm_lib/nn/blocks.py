@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -209,8 +210,12 @@ class Layer(nn.Module):
             Attention(width_out, heads, settings.norm(width_out)) if heads is not None else None
         )
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map x (b, width_in, *spatial) to (b, width_out, *spatial)."""
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map x, with the channels of a skip connection behind its own, (b, width_in, *spatial) to
+        (b, width_out, *spatial).
+        """
+        if skip is not None:
+            x = torch.cat((x, skip), 1)
         x = self.res(x, emb)
         return x if self.attn is None else self.attn(x)
 

@@ -282,11 +282,8 @@ class Unet(nn.Module):
         for level in self.up:
             for layer in cast(ResolutionLevel, level).layers:
                 skip = skips.pop()
-                h = self._run(
-                    layer,
-                    torch.cat((h, skip * self.skip_factor if self.skip_factor != 1 else skip), 1),
-                    emb,
-                )
+                scaled = skip * self.skip_factor if self.skip_factor != 1 else skip
+                h = self._run(layer, h, emb, scaled)
             if level.resample is not None:
                 h = self._run(cast(nn.Module, level.resample), h, emb)
         return from_patches(self.conv_out(norm_act(h, self.norm_out)), self.patch_size)
@@ -321,11 +318,11 @@ class Unet(nn.Module):
         # Every block begins with this activation; once is enough.
         return F.silu(emb), torch.cat(inputs, dim=1) if len(inputs) > 1 else x
 
-    def _run(self, module: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+    def _run(self, module: nn.Module, *inputs: Tensor) -> Tensor:
         """Run one part of the network, recomputed in the backward pass when so configured."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, x, emb, use_reentrant=False)
-        return module(x, emb)
+            return checkpoint(module, *inputs, use_reentrant=False)
+        return module(*inputs)
 
     def _check_inputs(self, x: Tensor, t: Tensor) -> None:
         """Raise when shapes do not fit; reads no values, so that no device is waited for."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.core.device_copy import to_device
+from ddpm_lib.core.device_copy import copies_by_itself, to_device
 from ddpm_lib.images import to_model_range
 from ddpm_lib.process.conditions import Cond, Conditioners, Draws, for_training, fresh_draws, hidden
 from ddpm_lib.process.conditions import drop as drop_conditions
@@ -191,7 +191,7 @@ def losses(
     images, cond = _unpack(images, cond, self.conditioners)
     device = self.device if images.device.type == "cpu" else images.device
     self.check_images(images)
-    x0 = to_model_range(images.to(device, non_blocking=True))
+    x0 = to_model_range(images.to(device, non_blocking=copies_by_itself(device)))
     t, importance = drawn_levels(self.time_sampler, t, uniform, len(x0), self.timesteps)
     at = _levels_of(self, t, importance, x0)
     eps = _noise_like(x0, noise)

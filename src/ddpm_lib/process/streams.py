@@ -4,6 +4,7 @@ trajectory keeps.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from torch import Tensor
 
 from ddpm_lib.core import keys
 
+_AHEAD = 16
+"""Steps of which the noise is drawn at once, at most."""
+_AT_ONCE = 1 << 17
+"""Numbers of one image drawn at once, at most: many more depend on the kind of GPU."""
+
 
 class Noise:
     """Standard Gaussian noise in which every image of the batch has its own stream.
@@ -23,21 +29,45 @@ class Noise:
         shape: Of one image.
         generators: One per image, all on one device.
         dtype: float32, or float64 for computations in float64.
+        device: Where it is drawn: the generators'.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], generators: Sequence[torch.Generator], dtype: torch.dtype
+        self,
+        shape: tuple[int, ...],
+        generators: Sequence[torch.Generator],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.shape, self.generators, self.dtype = shape, generators, dtype
+        self.device = device
+        self._drawn: list[Tensor] = []
+        self._first = True
 
     def __call__(self) -> Tensor:
         """Draw the next noise (b, *shape)."""
+        if not self._drawn:
+            self._drawn = list(self._draw(1 if self._first else self._ahead()).unbind(1)[::-1])
+            self._first = False
+        return self._drawn.pop()
+
+    def _draw(self, times: int) -> Tensor:
+        """Draw noise (b, times, *shape)."""
         return torch.stack(
             [
-                torch.randn(self.shape, generator=g, device=g.device, dtype=self.dtype)
+                torch.randn((times, *self.shape), generator=g, device=self.device, dtype=self.dtype)
                 for g in self.generators
             ]
         )
+
+    def _ahead(self) -> int:
+        """Return of how many steps a GPU draws the noise at once: each image and step would be a
+        launch of its own, which takes longer than the numbers. Most samplers draw once, so that is
+        never part of it.
+        """
+        if self.device.type == "cpu":
+            return 1
+        return max(1, min(_AHEAD, _AT_ONCE // max(1, math.prod(self.shape))))
 
 
 def image_generator(
@@ -90,7 +120,8 @@ class ImageStreams:
         device: torch.device,
     ) -> Noise:
         """Return the noise of these images, each of which has its own stream."""
-        return Noise(shape, [self._generator(device, i, self.purpose) for i in images], dtype)
+        generators = [self._generator(device, i, self.purpose) for i in images]
+        return Noise(shape, generators, dtype, torch.device(device))
 
     def condition(self, i: int) -> torch.Generator:
         """Return the random numbers of the conditions of image i, on the CPU for every device."""

@@ -20,6 +20,7 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.runtime.accelerate_state import OwnState
 from ddpm_lib.runtime.launch import (
     adopt_slurm_ranks,
+    check_ways_of_sharing,
     explain_rendezvous_errors,
     hidden_from_accelerate,
     launched_processes,
@@ -103,6 +104,15 @@ def pick_precision(wanted: str, device: str) -> str:
     return wanted
 
 
+def precision_advice(wanted: str, device: torch.device, precision: str) -> str | None:
+    """Return what would be faster, where auto has chosen float32 on a GPU older than bf16."""
+    if wanted != "auto" or device.type != "cuda" or precision != "no":
+        return None
+    name = torch.cuda.get_device_name(device)
+    fp16 = option("mixed_precision", "fp16")
+    return f"{name} has no bf16, so training is in float32; {fp16} is several times as fast there."
+
+
 def _cuda_has_bf16(device: str) -> bool:
     with torch.cuda.device(device) if ":" in device else contextlib.nullcontext():
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -143,6 +153,7 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
     place = resolve_device(device)
     if place.type == "cpu":
         keep_freed_memory()
+    check_ways_of_sharing()
     adopt_slurm_ranks()
     processes = launched_processes(cpu=place.type == "cpu")
     if processes > 1 and place.index is not None:
@@ -163,7 +174,7 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
     try:
         with explain_rendezvous_errors():
             state = PartialState(
-                cpu=place.type == "cpu", **rendezvous.group_options(timeout_minutes)
+                cpu=place.type == "cpu", **rendezvous.group_options(timeout_minutes, place.type)
             )
     except BaseException:
         # half made: the next call would take it for one whose processes have met
@@ -206,6 +217,7 @@ def make_accelerator(
     state = join_processes(device, timeout_minutes)
     return Accelerator(
         mixed_precision=precision,
+        dynamo_backend="no",  # regions are compiled by `compile`, not the whole by a launcher
         cpu=state.device.type == "cpu",
         # Ours are counted in the loop; without this, a launcher's setting would divide the loss
         # once more.
@@ -232,7 +244,8 @@ def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[Non
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
     )
-    torch.backends.cudnn.benchmark = not deterministic  # every batch has the same shape
+    # Every batch has the same shape. On ROCm this would be MIOpen's exhaustive search.
+    torch.backends.cudnn.benchmark = not deterministic and torch.version.hip is None
     if deterministic:
         os.environ.setdefault(
             "CUBLAS_WORKSPACE_CONFIG", ":4096:8"

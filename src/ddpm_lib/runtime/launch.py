@@ -25,6 +25,13 @@ _MPI = {
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
 }
+_OTHER_WAYS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker's data parallelism",
+}
 _RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
@@ -39,7 +46,8 @@ def adopt_slurm_ranks() -> None:
     """Take the ranks from SLURM where `srun` started several tasks and no other launcher set them
     (accelerate does not look).
 
-    The first node of the step is where the processes meet, at a port made from the job's number.
+    The first node of the step is where the processes meet, at a port made from the job's number,
+    below those that the system gives away.
     """
     env = os.environ
     tasks = env.get(
@@ -59,8 +67,12 @@ def adopt_slurm_ranks() -> None:
         for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
     )
     env.update({name: env[source] for name, source in names.items()})
+    if (
+        gpus := torch.cuda.device_count()
+    ):  # a task may see one of the node's GPUs alone, as number 0
+        env["LOCAL_RANK"] = str(int(env["LOCAL_RANK"]) % gpus)
     env.setdefault("MASTER_ADDR", first_host(env.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1")
-    env.setdefault("MASTER_PORT", str(20_000 + (17 * job + step) % 20_000))
+    env.setdefault("MASTER_PORT", str(20_000 + (17 * job + step) % 12_000))
 
 
 def first_host(nodes: str) -> str:
@@ -142,6 +154,22 @@ def how_to_be_one() -> str:
         )
     names = [*_RANKS, *(name for name in (*_MPI, *_MPI.values()) if name in env)]
     return f"If they are left over and this is to be one process: `unset {' '.join(names)}`."
+
+
+def check_ways_of_sharing() -> None:
+    """Refuse ways of training that accelerate's configuration asks for and this library has not.
+
+    Raises:
+        ConfigError: Naming the variable, which `accelerate launch` sets.
+    """
+    for variable, name in _OTHER_WAYS.items():
+        if os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "y", "on", "t"):
+            raise ConfigError(
+                f"{variable}={os.environ[variable]} asks accelerate for {name}, with which this"
+                " library does not train: averages, checkpoints and sampling need whole weights on"
+                " every process. Choose plain data parallelism (`accelerate config`, or torchrun"
+                f" --nproc_per_node N …), or unset {variable}."
+            )
 
 
 @contextlib.contextmanager

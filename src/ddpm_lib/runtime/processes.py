@@ -49,6 +49,15 @@ class Processes:
         """Whether this is rank 0, which writes files and speaks."""
         return self.rank == 0
 
+    @property
+    def wait_on_device(self) -> bool:
+        """Whether collectives run on NCCL, so that the main thread sees nothing of their errors."""
+        if self.count == 1:
+            return False
+        from torch import distributed
+
+        return "nccl" in str(distributed.get_backend())
+
     def share(self, n: int) -> range:
         """Return this rank's part of 0 … n-1: equal blocks, the last ones shorter or empty."""
         return own_share(n, self.rank, self.count)

@@ -36,13 +36,19 @@ _SCHEME = "ddpm-lib"
 _KEY = "ddpm_lib/meeting"
 
 
-def group_options(minutes: float) -> dict[str, Any]:
+NCCL_LATER = 2.0
+"""Minutes that NCCL waits longer than our watchdog, which ends the process with a status."""
+
+
+def group_options(minutes: float, device: str = "cpu") -> dict[str, Any]:
     """Return the arguments of `init_process_group` for this launcher.
 
     Args:
         minutes: How long the processes wait for each other, here and in every collective.
+        device: What they compute on.
     """
-    options: dict[str, Any] = {"timeout": timedelta(minutes=minutes)}
+    later = NCCL_LATER if device == "cuda" else 0.0
+    options: dict[str, Any] = {"timeout": timedelta(minutes=minutes + later)}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         _register()
         options["init_method"] = f"{_SCHEME}://"

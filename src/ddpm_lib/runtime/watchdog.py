@@ -1,9 +1,13 @@
-"""Says where a run hangs and which process the others wait for; it only watches and ends nothing.
+"""Says where a run hangs and which process the others wait for; it ends only what NCCL would.
 
 A collective waits silently for a process that is stuck or gone, until `process_timeout_minutes`
 ends it. Long before, a thread of every process notices that nothing moves. The processes tell each
 other through the store they met at how far they are, so that the one who is missing can be named;
 nobody's clock is compared with another's.
+
+Under NCCL the main thread waits for the GPU and sees no error, and NCCL's own watchdog ends the
+process by SIGABRT: no status, no exit code that a script could tell from a crash. So there the
+thread acts a little before, when another process has been silent for as long as it may.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ddpm_lib.core.errors import LostProcessError
 from ddpm_lib.core.files import open_own
 
 logger = logging.getLogger("ddpm_lib")
@@ -33,13 +39,24 @@ class Watchdog:
         rank: This process.
         processes: How many there are.
         store: Where the processes met (a torch `Store`), or None for one process.
+        on_lost: Called with what is known, when nothing has moved for `lost_after` seconds and
+            another process is silent; None: nobody is.
+        lost_after: How long that takes.
     """
 
     def __init__(
-        self, seconds: float, run: Path, rank: int = 0, processes: int = 1, store: Any = None
+        self,
+        seconds: float,
+        run: Path,
+        rank: int = 0,
+        processes: int = 1,
+        store: Any = None,
+        *,
+        on_lost: Callable[[str], None] | None = None,
+        lost_after: float = 600.0,
     ) -> None:
         self.seconds, self.run, self.rank, self.processes = seconds, run, rank, processes
-        self._store = store
+        self._store, self._on_lost, self._lost_after = store, on_lost, lost_after
         self._place = (0, "starting")
         self._moved = 0
         self._done = threading.Event()
@@ -73,9 +90,15 @@ class Watchdog:
                 if told:
                     logger.warning("The run moves again (step %d).", self._place[0])
                 seen, since, told = self._moved, time.monotonic(), False
-            elif not told and time.monotonic() - since >= self.seconds:
+                continue
+            if not told and time.monotonic() - since >= self.seconds:
                 told = True
                 self._speak(time.monotonic() - since)
+            if self._on_lost is not None and time.monotonic() - since >= self._lost_after:
+                gone = self._gone()
+                if gone and self._moved == seen:
+                    self._on_lost(gone)
+                    return
 
     def _publish(self, beat: int) -> None:
         if self._store is None:
@@ -129,10 +152,17 @@ class Watchdog:
             return f"The stacks could not be written to {path} ({error})."
         return f"Stacks of all threads: {path}."
 
-    def _missing(self) -> str:
-        """Name the processes that are silent, or else those that are furthest behind."""
+    def _gone(self) -> str:
+        """Name the processes that are silent, and the store where it is; nothing where all live."""
         if self._store is None:
-            return ""
+            return "process 0, which keeps the store, or the network"
+        silent, _ = self._silent()
+        if self._store is None:
+            return "process 0, which keeps the store, or the network"
+        return ", ".join(silent)
+
+    def _silent(self) -> tuple[list[str], dict[int, list[str] | None]]:
+        """Return the processes whose threads say nothing new, and what all said last."""
         first = self._read()
         self._done.wait(2.5 * self.interval)
         self._publish(-1)
@@ -140,9 +170,15 @@ class Watchdog:
         silent = [
             r for r in second if r != self.rank and (second[r] is None or second[r] == first.get(r))
         ]
+        return [f"process {r}{_last_heard(second[r])}" for r in silent], second
+
+    def _missing(self) -> str:
+        """Name the processes that are silent, or else those that are furthest behind."""
+        if self._store is None:
+            return ""
+        silent, second = self._silent()
         if silent:
-            said = [f"process {r}{_last_heard(second[r])}" for r in silent]
-            return f"Silent, so stopped, killed or cut off: {', '.join(said)}."
+            return f"Silent, so stopped, killed or cut off: {', '.join(silent)}."
         behind = min(int(place[1]) for place in second.values() if place)
         late = [f"process {r} in {p[2]}" for r, p in second.items() if p and int(p[1]) == behind]
         return f"All processes live; furthest behind (step {behind}): {', '.join(late)}."
@@ -181,3 +217,12 @@ def rendezvous_store(processes: int) -> Any:
 
     store = distributed_c10d._get_default_store()
     return store.clone()
+
+
+def leave_at_once(error: LostProcessError) -> None:
+    """End the process with the error's exit code, saying it; from any thread."""
+    logger.error("%s", error)
+    for handler in (*logger.handlers, *logging.getLogger().handlers):
+        handler.flush()
+    sys.stderr.flush()
+    os._exit(error.exit_code)

@@ -13,6 +13,7 @@ from ddpm_lib.nn.blocks import dropout_masks
 from ddpm_lib.nn.memory_format import use_channels_last
 from ddpm_lib.runs.network_state import optimizer_tensors
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
+from ddpm_lib.runtime.devices import precision_advice
 from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages
@@ -70,8 +71,11 @@ class Learner:
             log: Gets a line when regions are compiled.
         """
         device, model = accelerator.device, diffusion.model
+        precision = str(accelerator.mixed_precision)
+        if advice := precision_advice(config.mixed_precision, device, precision):
+            log(advice)
         channels_last = getattr(model, "dims", None) == 2 and use_channels_last(
-            config.channels_last, device.type, str(accelerator.mixed_precision)
+            config.channels_last, device.type, precision
         )
         diffusion.to(device)
         if channels_last:

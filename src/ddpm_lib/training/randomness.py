@@ -81,11 +81,18 @@ class StepRandomness:
         offset = rows.start - first * size
         return drawn[offset : offset + len(rows)]
 
-    def seed_dropout(self, step: int, rows: range) -> None:
-        """Seed torch's global generators, which dropout draws from, for one micro-batch."""
+    def seed_dropout(self, step: int, rows: range, device: torch.device | str = "cpu") -> None:
+        """Seed torch's global generators of the CPU and of a device, which dropout draws from, for
+        one micro-batch.
+
+        `torch.manual_seed` would do it for all kinds of devices, and format a stack trace for each
+        that this process has not begun to use.
+        """
         index = step * self.batch_size + rows.start
         seed = (keys.key(self.seed, "dropout") + index) & (2**63 - 1)
-        if torch.accelerator.is_available():
-            torch.manual_seed(seed)
-        else:  # the same numbers; torch would format a stack trace for a GPU that is not there
-            torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        kind = torch.device(device).type
+        if kind == "mps":
+            torch.mps.manual_seed(seed)
+        elif kind != "cpu":
+            torch.get_device_module(kind).manual_seed(seed)

@@ -77,7 +77,7 @@ class ForwardPass:
             if k in drop:  # together with the others, or by itself
                 alone = randomness.uniform(k, slot, rows).numpy()
                 drop[k] = conditioner.drops(drop[k], alone)
-        randomness.seed_dropout(step, rows)
+        randomness.seed_dropout(step, rows, self.device)
         # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
         named: dict[str, Any] = {"uniform": uniform.numpy(), "noise": noise, "drop": drop}
         if diffusion.pairs is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.errors import ConfigError, LostProcessError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.runs.metrics_file import flat_scalars
@@ -19,7 +19,7 @@ from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
 from ddpm_lib.runtime.memory import is_out_of_memory_error
 from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.runtime.trackers import finishers, log_to_trackers, start_trackers
-from ddpm_lib.runtime.watchdog import Watchdog, rendezvous_store
+from ddpm_lib.runtime.watchdog import Watchdog, leave_at_once, rendezvous_store
 from ddpm_lib.training.batches import TrainingBatches
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.claim import claimed
@@ -208,7 +208,15 @@ class Trainer(SavedRun):
             self.guard.reset(self.device)
             store = rendezvous_store(self.processes)
             seconds = 60 * self.config.stall_minutes
-            watchdog = Watchdog(seconds, self.output_dir, self.rank, self.processes, store)
+            watchdog = Watchdog(
+                seconds,
+                self.output_dir,
+                self.rank,
+                self.processes,
+                store,
+                on_lost=self._end_lost if self.ranks.wait_on_device else None,
+                lost_after=60 * self.config.process_timeout_minutes,
+            )
             self._watchdog = watchdog
             with (
                 devices.global_state_kept(self.device, self.config.deterministic),
@@ -229,6 +237,16 @@ class Trainer(SavedRun):
             steps += finishers(self.accelerator)
             steps.append(lambda: give_back_network(self.accelerator, self.diffusion, own_forward))
             run_all([*steps, allocator.give_back_freed_memory], failure)
+
+    def _end_lost(self, who: str) -> None:
+        """End this process from the watchdog's thread: the main one waits for the GPU for good."""
+        error = LostProcessError(
+            f"Another process of this run is gone: {who}. Process {self.rank} of {self.processes}"
+            f" ends at step {self.step}. Start the same command again: it continues from"
+            f" {self.last_checkpoint or 'the beginning'}."
+        )
+        self.run_log.status("lost", str(error))
+        leave_at_once(error)
 
     def _open_batches(self) -> TrainingBatches:
         from ddpm_lib.data import default_num_workers
