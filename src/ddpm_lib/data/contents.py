@@ -111,6 +111,14 @@ def first_digest(
     return digest.hexdigest()
 
 
+def decoded_digest(source: Source, spec: DecodeSpec) -> str:
+    """Hash what decoded images depend on: names, sizes and times of files, and all settings."""
+    rows = np.arange(len(source), dtype=np.int64)
+    files = first_digest(source, spec, rows, with_times=True)
+    settings = json.dumps([1, _settings(spec)], sort_keys=True)
+    return hashlib.blake2b(f"{files} {settings}".encode(), digest_size=16).hexdigest()
+
+
 def _settings(spec: DecodeSpec) -> dict[str, Any]:
     """Return the settings but those of later versions that are at their default: adding one changes
     no digest.

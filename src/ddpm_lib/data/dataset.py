@@ -52,6 +52,8 @@ class MemoryStore:
     """
 
     in_memory = True
+    twins: np.ndarray | None = None
+    """Number of the group of equal images that each belongs to, where that is known."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -366,6 +368,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """
         if not isinstance(self._store, MemoryStore):
             return None
+        if self._store.twins is not None:
+            return self._store.twins[self._rows]
         images = self._store.images.numpy()
         groups: dict[bytes, int] = {}
         digests = (

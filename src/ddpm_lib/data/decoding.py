@@ -65,7 +65,13 @@ class Scan:
 
 
 def decode_all(
-    source: Source, spec: DecodeSpec, *, keep: bool, num_workers: int, log: Log | None = None
+    source: Source,
+    spec: DecodeSpec,
+    *,
+    keep: bool,
+    num_workers: int,
+    log: Log | None = None,
+    into: np.ndarray | None = None,
 ) -> Scan:
     """Decode every image of a source.
 
@@ -76,6 +82,7 @@ def decode_all(
         num_workers: Forked processes (0 or 1: this one does it). Small sets and systems without
             fork are done here; a Dataset of the user's never, unless it is to be.
         log: Is given a progress line every few seconds, and one when an image takes very long.
+        into: Where kept pixels go, in memory that forked processes share; default: new memory.
 
     Returns:
         The `Scan`. Its arrays lie in anonymous shared memory: independent of the size of /dev/shm.
@@ -85,7 +92,7 @@ def decode_all(
     if source.foreign:
         workers = 0 if source.here or not may_fork() else max(1, min(num_workers, -(-n // _BLOCK)))
     scan = Scan(
-        shared((n, *spec.shape), np.uint8) if keep else None,
+        None if not keep else shared((n, *spec.shape), np.uint8) if into is None else into,
         shared((n,), np.uint16),
         shared((n, 2), np.int32),
         shared((n,), np.int64),

@@ -29,16 +29,17 @@ from ddpm_lib.data.listed_source import ListedSource
 from ddpm_lib.data.looks import look_at
 from ddpm_lib.data.names import ChosenNames
 from ddpm_lib.data.probing import draws_numbers
+from ddpm_lib.data.reading_notes import random_note, streamed_note
 from ddpm_lib.data.source import Source
 from ddpm_lib.data.stored_sizes import stored_sizes
 from ddpm_lib.data.transforms import make_transform
-from ddpm_lib.data.workers import check_num_workers, default_num_workers
+from ddpm_lib.data.workers import check_num_workers
 from ddpm_lib.runtime.limits import available_memory, local_world_size
 
 _CHOICES = {
     "labels": ("auto", "folder", "prefix", "none"),
     "on_bad_image": ("error", "skip"),
-    "cache": ("auto", "ram", "none"),
+    "cache": ("auto", "ram", "disk", "none"),
     "frames": ("first", "all"),
 }
 _CACHE_LIMIT_MB = 4096
@@ -59,7 +60,7 @@ def open_dataset(
     data_root: str | os.PathLike[str] | None = None,
     download: bool = False,
     on_bad_image: Literal["error", "skip"] = "error",
-    cache: Literal["auto", "ram", "none"] = "auto",
+    cache: Literal["auto", "ram", "disk", "none"] = "auto",
     cache_limit_mb: float | None = None,
     num_workers: int | None = None,
     background: Background = "white",
@@ -109,7 +110,9 @@ def open_dataset(
         on_bad_image: "error" names every unusable file; "skip" leaves them out, counted (the
             fingerprint changes with them).
         cache: "auto" (RAM if it fits the limit and images stay the same), "ram" (of random
-            transforms one version of each image), "none" (read on demand).
+            transforms one version of each image), "disk" (once into a mapped file of the library's
+            cache, which ranks and later runs share; for files without transforms), "none" (read on
+            demand).
         cache_limit_mb: Limit of "auto" in MB per process; default: 4,096 or a quarter of the
             available memory, shared over the local ranks.
         num_workers: Processes for decoding; default: the CPUs this process may use, shared over the
@@ -299,9 +302,15 @@ def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDatas
         source.look(spec, keep or way.verify, way.log)
     source.random |= drawn
     scan, images, content = None, getattr(source, "ready", None), None
+    mapped: Store | None = None
     if images is not None:
         notes.append(f"{n:,} images in RAM ({size / 1e6:,.1f} MB)")
         content = source.sizes()
+    elif way.cache == "disk":
+        from ddpm_lib.data.disk_cache import mapped_images
+
+        scan, mapped = mapped_images(source, spec, way, notes)
+        images, content = mapped.images.numpy(), scan.content
     elif keep and not (source.random and way.cache == "auto"):
         scan = decode_all(source, spec, keep=True, num_workers=way.workers, log=way.log)
         images, content = scan.images, scan.content
@@ -312,13 +321,13 @@ def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDatas
                 f"{n:,} images decoded once into RAM ({size / 1e6:,.1f} MB, {scan.seconds:.1f} s)"
             )
     if images is None:
-        notes.append(_streamed(source, size, way, keep))
+        notes.append(streamed_note(source, size, way, keep))
         scan = scan or check_images(source, spec, way, notes)
         content = scan.content if scan is not None else sample_contents(source, spec, notes)
     source.random |= scan is not None and scan.random
     if source.random:
         content = None
-        notes.append(_random_note(images is not None, way.cache))
+        notes.append(random_note(images is not None, way.cache))
     rows = good_rows(source, scan, way, notes)
     if source.gives_labels and scan is not None:
         source.take_labels({row: scan.labels[row] for row in rows.tolist()})
@@ -327,6 +336,7 @@ def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDatas
     store: Store = (
         StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
     )
+    store = mapped or store
     if len(rows) == 1:
         notes.append("one image only: a model can do no more than memorise it")
     origin = make_origin(source, spec, rows, ChosenNames(source.names, rows), content)
@@ -343,33 +353,6 @@ def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDatas
     if scan is not None and not scan.known:
         opened.stored = stored_sizes(scan.sizes[rows], spec)
     return opened
-
-
-def _streamed(source: Source, size: int, way: ReadingOptions, fits: bool) -> str:
-    """Say that images are read on demand, by how many, and why."""
-    why = (
-        f"{size / 1e9:.1f} GB decoded exceeds the cache limit of {way.limit / 1e9:.1f} GB"
-        " (cache_limit_mb)"
-    )
-    if way.cache == "none":
-        why = 'cache="none"'
-    elif fits:
-        why = "they differ from reading to reading"
-    streaming = way.num_workers if way.num_workers is not None else default_num_workers()
-    return f"streamed by {streaming} worker{'s' * (streaming != 1)}: {why}"
-
-
-def _random_note(cached: bool, cache: str) -> str:
-    """Say what is done with images that random transforms make."""
-    if cached:
-        how = "one version of each is kept in RAM, as asked for"
-    else:
-        how = 'each reading draws anew; cache="ram" (--cache ram) keeps one version of each'
-        how += ', cache="none" (--cache none) streams in any case' if cache == "auto" else ""
-    return (
-        f"items differ from reading to reading (random transforms?): {how}; a resumed run compares"
-        " their number and labels, not their contents"
-    )
 
 
 def options_of_files(files: Files | None) -> Any:

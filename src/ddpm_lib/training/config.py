@@ -181,8 +181,10 @@ class TrainingConfig:
     frames: Literal["first", "all"] = "first"
     """Of files with several pages or frames (TIFF stacks, GIF): the first, or all, each an image.
     """
-    cache: Literal["auto", "ram", "none"] = "auto"
-    """Decode once into RAM (auto: where it fits in cache_limit_mb), or stream through workers."""
+    cache: Literal["auto", "ram", "disk", "none"] = "auto"
+    """Decode once into RAM (auto: where it fits in cache_limit_mb), once into a file of the
+    library's cache that all runs share (disk), or stream through workers.
+    """
     cache_limit_mb: float | None = None
     """Limit of the RAM cache in MiB; default: a share of the memory this process may use."""
     num_workers: int | None = None

@@ -51,7 +51,7 @@ class TrainerOptions(TypedDict, total=False):
     max_pixels: int
     value_range: tuple[float, float] | None
     frames: Literal["first", "all"]
-    cache: Literal["auto", "ram", "none"]
+    cache: Literal["auto", "ram", "disk", "none"]
     cache_limit_mb: float | None
     num_workers: int | None
     horizontal_flip: bool
