@@ -14,12 +14,14 @@ class PublicRoom:
         title: Its heading.
         about: What stands above the names.
         names: Dotted names, in the order of the page.
+        examples: The part of docs/names.md with its examples.
     """
 
     file: str
     title: str
     about: str
     names: tuple[str, ...]
+    examples: str
 
 
 def _of(room: str, *names: str) -> tuple[str, ...]:
@@ -50,6 +52,7 @@ PUBLIC_ROOMS = (
             "Evaluate",
             "register_network",
         ),
+        "training-and-runs",
     ),
     PublicRoom(
         "networks",
@@ -71,6 +74,7 @@ PUBLIC_ROOMS = (
             "Augmentation",
             "preset_config",
         ),
+        "networks-and-conditions",
     ),
     PublicRoom(
         "samplers",
@@ -93,6 +97,7 @@ PUBLIC_ROOMS = (
             "sample_loop",
             "posterior_mean",
         ),
+        "samplers",
     ),
     PublicRoom(
         "data",
@@ -112,6 +117,7 @@ PUBLIC_ROOMS = (
             "available_memory",
             "default_num_workers",
         ),
+        "data",
     ),
     PublicRoom(
         "training",
@@ -129,6 +135,7 @@ PUBLIC_ROOMS = (
             "OutOfMemoryError",
             "LostProcessError",
         ),
+        "training-and-runs",
     ),
     PublicRoom(
         "evaluation",
@@ -166,6 +173,7 @@ PUBLIC_ROOMS = (
                 "find_weights",
             ),
         ),
+        "evaluation-and-metrics",
     ),
     PublicRoom(
         "experiments",
@@ -175,5 +183,6 @@ PUBLIC_ROOMS = (
             *_of("ablation", "ablate", "Grid", "Cell", "Outcome", "AblationResult"),
             *_of("interop", "read_foreign", "Imported", "Reader", "Opened"),
         ),
+        "ablations",
     ),
 )

@@ -46,7 +46,10 @@ def write_commands(folder: Path) -> None:
 def write_reference(folder: Path) -> None:
     """Write a page per room with the signatures and docstrings of its public names."""
     for room in PUBLIC_ROOMS:
-        lines = [f"# {room.title}", "", room.about, ""]
+        examples = (
+            f"Examples of what other pages do not use: [names.md](../names.md#{room.examples})."
+        )
+        lines = [f"# {room.title}", "", f"{room.about} {examples}", ""]
         for name in room.names:
             module, _, attribute = name.rpartition(".")
             found = getattr(__import__(module, fromlist=[attribute]), attribute)
