@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from test_docs import PAGES, blocks
 
 from locations import ROOT
-from test_docs import PAGES, blocks
 
 sys.path.insert(0, str(ROOT / "docs"))
 
-import site_names  # noqa: E402
+import site_names
 
 NAMES = [name for room in site_names.PUBLIC_ROOMS for name in room.names]
 
