@@ -29,7 +29,7 @@ class EstimateCommand(RunConfig):
     """What the command takes besides the settings of a run."""
 
     config: str | None = None
-    """YAML file with any of these options (groups as nested keys)."""
+    """YAML file of these options (groups are nested keys)."""
     probe_steps: int = 5
     """Steps to time, after 2 of warm-up; 0: none, and so no speed."""
     json: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import re
 import shutil
 import textwrap
 import typing
@@ -220,7 +221,9 @@ def text(
         )
         lines += ["", f"{title}:"]
         for option in members_:
-            lines += _entry(_spelling(option), _help(option, said, shapes), width)
+            told = _help(option, said, shapes)
+            told = told if shown is flags else _brief(told, 2 * (width - _INDENT))
+            lines += _entry(_spelling(option), told, width)
     if shown is not flags:
         lines += ["", f"`{prog} --help-all` shows all {len(flags)} options."]
     return "\n".join(lines)
@@ -324,6 +327,23 @@ def _help(
     if told.startswith("default ") and f"default: {told[8:]}" in words.lower():
         told = ""
     return f"{words} ({told})" if told else words
+
+
+def _brief(told: str, room: int) -> str:
+    """Leave out the last parts of what is told of an option, but its default, where the room is
+    short.
+
+    >>> _brief("Peak learning rate; auto: 2e-4 for 75,000 steps; else more. (default auto)", 60)
+    'Peak learning rate. (default auto)'
+    """
+    words, mark, default = told.rpartition(" (default ")
+    if not mark:
+        words, default = told, ""
+    parts = re.split(r"(?<=[.;]) ", words)
+    while len(parts) > 1 and len(" ".join(parts)) + len(mark + default) > room:
+        parts.pop()
+    brief = " ".join(parts)
+    return (brief[:-1] + "." if brief.endswith(";") else brief) + mark + default
 
 
 def _value(value: Any) -> str:

@@ -56,18 +56,17 @@ class RunConfig(TrainingConfig):
     """All settings of a run: the data, the training options, and the groups model and diffusion."""
 
     data: tyro.conf.Positional[str] = "shapes"
-    """A folder or an archive (.zip, .tar) of images, a dataset (path or hub name), a set of
-    torchvision (mnist, cifar10, celeba, …), a .npz or .parquet file, or shapes for the built-in
-    images.
+    """A folder or archive of images, a dataset (path or hub name), a set of torchvision (mnist, …),
+    a .npz or .parquet file, or shapes for the built-in images.
     """
     image_size: tuple[int, ...] = (64,)
     """Size of the images: one number for squares, or height and width."""
     channels: int = 3
     """1 grey, 3 RGB, 4 RGB with alpha."""
     preset: str = AUTO
-    """Network to start from: tiny, small, cifar10, imagenet64, or network, process and image size
-    of a published run (docs/unet.md); other flags change it. auto: that of the run which goes on;
-    else small, and on a CPU tiny with patches that predicts x0.
+    """Network: tiny, small, cifar10, imagenet64, or all of a published run (docs/unet.md); other
+    flags change it. auto: that of the run which goes on; else small, and on a CPU tiny with patches
+    that predicts x0.
     """
     condition: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """What comes with each image and is learned, once per condition: NAME=SOURCE[:COLUMN], such as

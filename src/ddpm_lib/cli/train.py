@@ -44,10 +44,9 @@ if TYPE_CHECKING:
 
 
 DESCRIPTION = (
-    "Train a denoising diffusion model on a folder of images, a dataset or the built-in shapes. The"
-    " same command continues a run that was cut off. Flags win over --config, which wins over"
-    " --preset. Exit codes: 0 finished, also by --stop-when; 130 interrupted by Ctrl-C; 143 stopped"
-    " early by a signal or a time limit, with a checkpoint; 75 another process was lost; 2 wrong"
+    "Train on a folder of images, a dataset or the built-in shapes. The same command continues a"
+    " run that was cut off. Flags win over --config, which wins over --preset. Exit codes: 0"
+    " finished, 130 Ctrl-C, 143 stopped early with a checkpoint, 75 a process was lost, 2 wrong"
     " input."
 )
 
@@ -57,13 +56,13 @@ class TrainCommand(RunConfig):
     """What the command takes besides the settings of a run."""
 
     config: str | None = None
-    """YAML file with any of these options (groups as nested keys)."""
+    """YAML file of these options (groups are nested keys)."""
     print_config: bool = False
     """Print the resolved configuration as YAML and stop."""
     dry_run: bool = False
     """Open the data, build the network, show both, and stop."""
     hours: float | None = None
-    """Plan a run of so many hours, as `ddpm plan` does, and train it."""
+    """Plan a run of so many hours, and train it; see `ddpm plan`."""
     purpose: Annotated[
         Literal["samples", "likelihood"] | None,
         tyro.conf.arg(aliases=("--for",), help="What --hours plans for; default: samples."),

@@ -69,7 +69,8 @@ class TrainingConfig:
     minimised (L2-SP, Li et al. 2018); every checkpoint then holds θ₀.
     """
     seed: int = 0
-    """Names every random number of the run: initial weights, order, noise, levels, flips, dropout.
+    """Names every random number of the run; weights, order, noise, levels, flips, dropout follow
+    from it.
     """
 
     max_steps: int = 75_000
@@ -256,8 +257,8 @@ class TrainingConfig:
     """
 
     device: str = "auto"
-    """Where to train: auto (an accelerator if there is one, else the CPU), cpu, cuda, mps, xpu, or
-    cuda:1 for one GPU.
+    """Where to train: auto (an accelerator, else the CPU), cpu, cuda, mps, xpu, or cuda:1 for one
+    GPU.
     """
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's forward pass; auto: bf16 where the hardware computes it fast."""
