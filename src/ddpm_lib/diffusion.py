@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ from ddpm_lib.schedules.levels import Level
 from ddpm_lib.time_sampling import TIME_SAMPLERS, TimeSampler
 from ddpm_lib.variance import VARIANCES, Variance
 from ddpm_lib.weighting import WEIGHTINGS, Weighting
+
+if TYPE_CHECKING:
+    from ddpm_lib.data.measurements.normalization import Normalization
 
 LOSSES: Registry[str] = Registry(
     "loss", {name: name for name in ("simple", "hybrid", "vlb", CONSISTENCY)}
@@ -130,6 +133,9 @@ class GaussianDiffusion(nn.Module):
         class_names: Names of the classes, where they are known (`load_run` and `Trainer` set them):
             conditions may then say {"class_label": "star"} instead of a number. No part of
             `config`.
+        normalization: Of a process that learned measured values: `normalization.inverse(samples)`
+            gives them in their units and type. `load_run`, `from_pretrained` and `Trainer` set it;
+            None for pictures. No part of `config`.
         sampling_default: How `sample` draws where it is not told; `load_run` and `from_pretrained`
             set it where `ddpm tune` has chosen. No part of `config`; None asks the library.
 
@@ -202,6 +208,7 @@ class GaussianDiffusion(nn.Module):
         self.uncertainty = Uncertainty() if learn_uncertainty else None
         self.noising = Noising(offset_noise, input_perturbation, immiscible, noise_draws)
         self.class_names: tuple[str, ...] | None = None
+        self.normalization: Normalization | None = None
         self.sampling_default: SamplingDefault | None = None
         self._range_checked = False
         check_parts_fit(self)

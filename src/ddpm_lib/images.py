@@ -86,6 +86,37 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array, mode="RGB" if channels == 3 else "RGBA")
 
 
+def preview(images: Tensor) -> Tensor:
+    """Return pictures that show images of any number of channels, or volumes.
+
+    Of two channels the first is shown, in grey; of more than four the first three, as red, green
+    and blue. A volume becomes one picture of at most 16 slices along its first axis, spread over
+    it, in rows.
+
+    Args:
+        images: uint8 or float in [0, 1], (n, c, h, w) or (n, c, d, h, w).
+
+    Returns:
+        (n, 1, 3 or 4, H, W), of the same type.
+    """
+    channels = images.shape[1]
+    if channels not in (1, 3, 4):
+        images = images[:, : 3 if channels > 4 else 1]
+    if images.ndim == 4:
+        return images
+    depth = images.shape[2]
+    count = min(depth, 16)
+    chosen = images[:, :, [k * (depth - 1) // max(1, count - 1) for k in range(count)]]
+    columns = grid_columns(count)
+    rows = math.ceil(count / columns)
+    blank = columns * rows - count
+    if blank:
+        chosen = torch.cat([chosen, torch.zeros_like(chosen[:, :, :blank])], 2)
+    n, c, _, height, width = chosen.shape
+    tiles = chosen.reshape(n, c, rows, columns, height, width)
+    return tiles.transpose(3, 4).reshape(n, c, rows * height, columns * width)
+
+
 def grid_columns(n: int) -> int:
     """Return the number of columns that makes `n` tiles nearly square."""
     return max(1, math.ceil(math.sqrt(n)))

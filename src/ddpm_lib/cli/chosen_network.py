@@ -50,7 +50,7 @@ class Chosen:
 
 def choose_network(
     given: Mapping[tuple[str, ...], Any],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     device: str,
     run: Path | None,
 ) -> Chosen:
@@ -61,7 +61,7 @@ def choose_network(
 
     Args:
         given: The options that were named, by their path.
-        size: Height and width of the images.
+        size: Height and width of the images, or three sizes of volumes.
         device: Where to train, as the option says.
         run: The run directory, where it may be gone on with.
     """
@@ -72,7 +72,7 @@ def choose_network(
     named |= {path[1] for path in given if path[0] == "diffusion" and path[-1] in DECIDING}
     if named or resolve_device(device).type != "cpu":
         return Chosen("small")
-    if min(size) < SMALLEST_SIDE or size[0] % 8 or size[1] % 8:
+    if min(size) < SMALLEST_SIDE or size[0] % 8 or size[1] % 8 or len(size) == 3:
         return Chosen("small")
     words = (
         "Chosen for a CPU: the network tiny with patches of 2, which predicts x0, all levels"

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.data import BadImagesError
-from ddpm_lib.data.dataset import reason
 from ddpm_lib.data.decode import ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.folders import FolderSource
+from ddpm_lib.data.source import reason
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.process.cascade import Stage
 from ddpm_lib.training import ConfigError

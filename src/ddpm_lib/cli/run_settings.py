@@ -60,9 +60,9 @@ class RunConfig(TrainingConfig):
     a .npz or .parquet file, or shapes for the built-in images.
     """
     image_size: tuple[int, ...] = (64,)
-    """Size of the images: one number for squares, or height and width."""
+    """One number, height and width, or three of volumes."""
     channels: int = 3
-    """1 grey, 3 RGB, 4 RGB with alpha."""
+    """1 grey, 3 RGB, 4 RGB with alpha; of measured values any."""
     preset: str = AUTO
     """Network: tiny, small, cifar10, imagenet64, or all of a published run (docs/unet.md); other
     flags change it. auto: that of the run which goes on; else small, and on a CPU tiny with patches
@@ -85,14 +85,21 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.image_size) not in (1, 2) or min(self.image_size) < 1:
+        if len(self.image_size) not in (1, 2, 3) or min(self.image_size) < 1:
             raise ConfigError(
                 f"image_size must be one number or height and width; got {list(self.image_size)}."
             )
+        if len(self.image_size) == 3 and self.normalize is None:
+            raise ConfigError(
+                f"image_size must be one number or height and width; got {list(self.image_size)}:"
+                " three are for volumes of measured values, with normalize (--normalize affine)."
+            )
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Return (height, width)."""
+    def size(self) -> tuple[int, ...]:
+        """Return (height, width), or the three sizes of volumes."""
+        if len(self.image_size) == 3:
+            return self.image_size
         return self.image_size[0], self.image_size[-1]
 
     def training(self) -> TrainingConfig:

@@ -19,6 +19,7 @@ from ddpm_lib.cli import autoguide, low_res, options
 from ddpm_lib.cli.class_labels import condition
 from ddpm_lib.cli.condition_flags import SWEEP_ROWS, Told
 from ddpm_lib.cli.drawing_as_chosen import arguments_of, as_plain, chosen_by
+from ddpm_lib.cli.drawn_files import check_format, write
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.core.device_choice import resolve_device
@@ -77,9 +78,10 @@ class SampleCommand:
     """Classifier-free guidance of that run; default: 1, none."""
     low_res_noise: float | None = None
     """Level of the noise put on the images to enlarge, against their faults; default: none."""
-    format: Literal["grid", "png", "npz", "gif", "all"] = "grid"
-    """One picture, numbered PNGs, one .npz (arr_0: uint8 NHWC), a GIF of the denoising, or all of
-    them.
+    format: Literal["grid", "png", "npz", "gif", "all", "npy", "tiff", "nifti"] = "grid"
+    """One picture, numbered PNGs, one .npz (arr_0: NHWC, uint8, or the data's type and units for a
+    run on measured values), a GIF of the denoising, or all of them; or numbered .npy, .tif or
+    .nii.gz files in the data's type and units.
     """
     columns: int | None = None
     """Images per row of the grid; default: nearly square."""
@@ -177,6 +179,7 @@ def main(args: list[str]) -> int:
     for checkpoint in chosen:
         loaded = load_checkpoint(checkpoint, command.weights, command.ema_decay)
         check_guidance(loaded, command.guidance_scale)
+        check_format(command.format, loaded.diffusion.normalization)
         partner = autoguide.partner(loaded, command.guide_by, command.guide_scale)
         autoguide.place(partner, state.device, precision, compiled=command.compile)
         place_network(loaded.diffusion, state.device, precision, compiled=command.compile)
@@ -190,7 +193,8 @@ def main(args: list[str]) -> int:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
             prefix = f"{loaded.name}-" if len(chosen) > 1 else ""
             settings = {**options.to_plain(command), **as_plain(how, loaded.diffusion.timesteps)}
-            written = write(images, frames, folder, prefix, command, small, settings)
+            units = loaded.diffusion.normalization
+            written = write(images, frames, folder, prefix, command, small, settings, units)
             drawn = f"{so_many(len(images), 'image')} -> {', '.join(written)}"
             sys.stdout.write(f"{loaded.name} ({loaded.weights}): {drawn}\n")
             sys.stdout.write(f"{how.line()}\n" if how.line() else "")
@@ -339,7 +343,8 @@ def draw(
             few = {k: v[:shown] for k, v in cond.items()}
             _, states = diffusion.sample(shown, **{**kwargs, "cond": few}, return_trajectory=40)
             frames = [
-                pictures.make_grid(moment, command.columns) for moment in states.transpose(0, 1)
+                pictures.make_grid(pictures.preview(moment), command.columns)
+                for moment in states.transpose(0, 1)
             ]
     return images, frames, chosen
 
@@ -350,51 +355,3 @@ def count(command: SampleCommand, small: SmallImages | None, told: Told) -> int:
         return command.num
     usual = 16 if told.columns is None else SWEEP_ROWS * told.columns
     return len(small.images) if small is not None else usual
-
-
-def write(
-    images: Tensor,
-    frames: list[Tensor],
-    folder: Path,
-    prefix: str,
-    command: SampleCommand,
-    small: SmallImages | None,
-    settings: Mapping[str, Any],
-) -> list[str]:
-    """Write the images in the formats asked for and return the paths; the grid shows enlarged
-    images beside the small ones.
-    """
-    import numpy as np
-
-    pixels = pictures.to_uint8(images)
-    scale = command.scale or max(1, 128 // max(images.shape[-2:]))
-    formats = ("grid", "png", "npz", "gif") if command.format == "all" else (command.format,)
-    made: list[str] = []
-    if "grid" in formats:
-        tiles, columns = pixels, command.columns
-        if small is not None:
-            taken = small.take(len(pixels), command.first_index)
-            tiles, columns = pictures.comparison_tiles(taken, pixels, columns=columns)
-        made.append(str(pictures.save_grid(tiles, folder / f"{prefix}grid.png", columns, scale)))
-    if "png" in formats:
-        digits = max(6, len(str(command.first_index + len(pixels))))
-        for i, image in enumerate(pixels):
-            name = small.name_of(command.first_index + i) if small is not None else ""
-            pictures.save_image(
-                image, folder / f"{prefix}{command.first_index + i:0{digits}d}{name}.png"
-            )
-        made.append(f"{folder}/{prefix}*.png")
-    if "npz" in formats:
-        path = folder / f"{prefix}samples.npz"
-        np.savez(path, arr_0=pixels.permute(0, 2, 3, 1).numpy())
-        made.append(str(path))
-    if "gif" in formats:
-        made.append(
-            str(
-                pictures.save_gif(
-                    frames, folder / f"{prefix}denoising.gif", scale=max(1, scale // 2)
-                )
-            )
-        )
-    (folder / f"{prefix}settings.yaml").write_text(options.dump(settings), encoding="utf-8")
-    return made

@@ -149,7 +149,7 @@ def network_of(
     learned = options.to_plain(config.diffusion)["variance"] == "learned_range"
     if learned and model_options["out_channels"] is None:
         model_options["out_channels"] = 2 * config.channels  # the second half says the variance
-    return Unet(channels=config.channels, **model_options)
+    return Unet(channels=config.channels, dims=len(config.size), **model_options)
 
 
 def process_of(config: RunConfig, model: nn.Module) -> GaussianDiffusion:
@@ -222,7 +222,7 @@ def dry_run(config: RunConfig, diffusion: GaussianDiffusion, data: str | ImageDa
     classes += "".join(f", {name}" for name in dataset.conditions)
     print(
         f"data: {len(dataset):,} images of"
-        f" {dataset.channels}×{config.size[0]}×{config.size[1]}{classes}"
+        f" {'×'.join(map(str, (dataset.channels, *config.size)))}{classes}"
     )
     if dataset.num_classes and "class_label" not in (diffusion.conditioners or {}):
         print(unused_classes(dataset.num_classes))

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_lib.core import spelling
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.data.contents import first_digest
 from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.decoding import Scan, decode_all
 from ddpm_lib.data.source import BadImagesError, Source
-from ddpm_lib.runtime.limits import available_cpus, local_world_size
+from ddpm_lib.runtime.limits import available_cpus, available_memory, local_world_size
 
 _SAMPLED = 64
+_CACHE_LIMIT_MB = 4096
 
 
 @dataclass(frozen=True)
@@ -129,3 +131,12 @@ def check_images(
         }
         write_atomically(path, json.dumps(saved))
     return scan
+
+
+def cache_limit_bytes(limit_mb: float | None = None) -> int:
+    """Return the limit of cache="auto" for this process in bytes."""
+    if limit_mb is not None:
+        if limit_mb < 0:
+            raise ValueError(f"{spelling.option('cache_limit_mb')} must be ≥ 0; got {limit_mb!r}.")
+        return int(limit_mb * 1e6)
+    return int(min(_CACHE_LIMIT_MB * 1e6, available_memory() / 4) / local_world_size())

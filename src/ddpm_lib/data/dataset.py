@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,115 +15,18 @@ from torch import Tensor
 
 from ddpm_lib.data.dataset_conditions import condition_table, taken, with_conditions
 from ddpm_lib.data.dataset_html import dataset_html
-from ddpm_lib.data.decode import ImageError
-from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.names import ChosenNames, Names, NumberedNames
-from ddpm_lib.data.readers import LentReader, generators_kept, is_reader, may_fork, seed_generators
 from ddpm_lib.data.source import BadImagesError as BadImagesError
 from ddpm_lib.data.source import Source as Source
-from ddpm_lib.data.source import load_patiently, reason
+from ddpm_lib.data.stores import Map
+from ddpm_lib.data.stores import MemoryStore as MemoryStore
+from ddpm_lib.data.stores import Store as Store
+from ddpm_lib.data.stores import StreamStore as StreamStore
 
 if TYPE_CHECKING:
     from ddpm_lib.data.condition_values import ConditionValues
     from ddpm_lib.data.contents import Origin
     from ddpm_lib.data.stored_sizes import StoredSizes
-
-
-class Store(Protocol):
-    """Rows of images of one shape."""
-
-    in_memory: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(c, *spatial) of one row."""
-        ...
-
-    def get(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tensor:
-        """Return uint8 images (n, c, h, w); `draws` names the random numbers that a Dataset may
-        draw for each.
-        """
-        ...
-
-
-class MemoryStore:
-    """Images in RAM: one uint8 tensor (n, c, h, w), or any other tensor (n, c, *spatial) in [0,
-    1].
-    """
-
-    in_memory = True
-    twins: np.ndarray | None = None
-    """Number of the group of equal images that each belongs to, where that is known."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self.shape = tuple(images.shape[1:])
-
-    def get(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tensor:
-        """Return uint8 images (n, c, h, w), copied."""
-        return self.images[torch.from_numpy(rows)]
-
-
-class StreamStore:
-    """Images decoded when asked for; a disk that fails for a moment is asked again three times.
-
-    A Dataset of the user's is read in another process, unless this one is a loader's worker: see
-    `readers`.
-    """
-
-    in_memory = False
-
-    def __init__(self, source: Source, spec: DecodeSpec) -> None:
-        self.source = source
-        self.spec = spec
-        self.shape = spec.shape
-        self.draws = source.foreign or spec.transform is not None
-        self.at = np.full(1, -1, dtype=np.int64)
-        self._lent: LentReader | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lent": None}
-
-    def get(self, rows: np.ndarray, draws: np.ndarray | None = None) -> Tensor:
-        """Return uint8 images (n, c, h, w), decoded.
-
-        Raises:
-            BadImagesError: If a file cannot be read or decoded, naming it.
-        """
-        source = self.source
-        if not source.foreign and self.draws and not is_reader():
-            with generators_kept():
-                return torch.from_numpy(self._read(rows, draws, self.at))
-        if not source.foreign or is_reader():
-            return torch.from_numpy(self._read(rows, draws, self.at))
-        if source.here or not may_fork():
-            with generators_kept():
-                return torch.from_numpy(self._read(rows, draws, self.at))
-        if self._lent is None:
-            self._lent = LentReader(self._read, getattr(source, "data", None), source.place)
-        return torch.from_numpy(self._lent(rows, draws))
-
-    def _read(self, rows: np.ndarray, draws: np.ndarray | None, at: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), *self.shape), dtype=np.uint8)
-        for k, row in enumerate(rows.tolist()):
-            at[0] = row
-            if self.draws:
-                seed_generators("item", row, 0 if draws is None else int(draws[k]))
-            out[k] = self._load(row)
-        at[0] = -1
-        return out
-
-    def _load(self, row: int) -> np.ndarray:
-        try:
-            return load_patiently(self.source.load, row, self.spec).pixels
-        except (ImageError, OSError) as error:
-            hint = (
-                "It was not checked when the set was opened, or has changed since. Restore it, or"
-                " open the set again."
-            )
-            raise BadImagesError(
-                [(self.source.names[row], reason(error))], len(self.source), hint
-            ) from None
 
 
 class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -181,7 +84,28 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """Further fields of the items, by name; see `with_conditions`."""
         self.stored: StoredSizes | None = None
         """How large the pictures of the whole set were, where decoding them has told."""
+        self.measured: dict[str, Any] = {}
+        """Of measured values: their type as stored, unit and geometry; empty for pictures."""
         self._reading: int | None = 0
+
+    @property
+    def normalization(self) -> Any:
+        """How measured values become what is trained on, a `Normalization`; None for pictures."""
+        return getattr(self._store, "after", None)
+
+    def with_map(self, after: Map | None) -> ImageDataset:
+        """Return the same images, of which `after` makes what is trained on; None: as stored."""
+        same = copy.copy(self)
+        store: Any = copy.copy(self._store)
+        store.after = after
+        same._store, same.notes = store, list(self.notes)
+        return same
+
+    def stored_values(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return measured values (n, c, *spatial) in their units and type."""
+        store: Any = self._store
+        rows = self._rows[np.asarray(indices, dtype=np.int64)]
+        return np.asarray(store.stored(rows, self.next_draws(len(rows))))
 
     @property
     def image_size(self) -> tuple[int, ...]:
@@ -333,6 +257,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         part.earlier_fingerprint = self._digest(self.earlier_fingerprint, chosen)
         part._reading = None if self._reading is None else 0
         part.opened_with, part.stored = self.opened_with, self.stored
+        part.measured = self.measured
         part.groups = None if self.groups is None else self.groups[chosen]
         part.conditions = taken(self.conditions, chosen)
         return part

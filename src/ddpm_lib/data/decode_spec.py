@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 from PIL import Image, ImageColor
 
 from ddpm_lib.core.registry import unknown_name
@@ -53,6 +54,16 @@ class DecodeSpec:
         return (self.channels, *self.image_size)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the results."""
+        return np.dtype(np.uint8)
+
+    @property
+    def draws(self) -> bool:
+        """Whether readings of an image may differ by what is drawn for them."""
+        return self.transform is not None
+
+    @property
     def mode(self) -> str:
         """Pillow's name for the result: L, RGB or RGBA."""
         return {1: "L", 3: "RGB", 4: "RGBA"}[self.channels]
@@ -87,7 +98,10 @@ def make_spec(
         ValueError: If an option is out of range, naming it and the choices.
     """
     if channels not in (1, 3, 4):
-        raise ValueError(f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA); got {channels!r}.")
+        raise ValueError(
+            f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA); got {channels!r}. Measured values"
+            f" have any number: {option('normalize', 'affine')}."
+        )
     if fit not in get_args(Fit):
         raise ValueError(unknown_name("fit", fit, get_args(Fit)))
     if isinstance(background, str):

@@ -92,7 +92,7 @@ def decode_all(
     if source.foreign:
         workers = 0 if source.here or not may_fork() else max(1, min(num_workers, -(-n // _BLOCK)))
     scan = Scan(
-        None if not keep else shared((n, *spec.shape), np.uint8) if into is None else into,
+        None if not keep else shared((n, *spec.shape), spec.dtype) if into is None else into,
         shared((n,), np.uint16),
         shared((n, 2), np.int32),
         shared((n,), np.int64),
@@ -122,7 +122,7 @@ def decode_all(
             work, workers, data, source.place, log, lambda: progress(int(done.sum()))
         )
     else:
-        own = source.foreign or spec.transform is not None
+        own = source.foreign or spec.draws
         with generators_kept() if own else contextlib.nullcontext():
             results = [work(0, np.zeros(1, dtype=np.int64))]
     for bad, labels, random in results:
@@ -134,7 +134,7 @@ def decode_all(
 
 
 def _one(source: Source, spec: DecodeSpec, row: int, scan: Scan) -> None:
-    if source.foreign or spec.transform is not None:
+    if source.foreign or spec.draws:
         seed_generators("item", row, 0)
     try:
         result, content, label = load_patiently(source.examine, row, spec)

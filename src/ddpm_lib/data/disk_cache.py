@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,19 +67,19 @@ def mapped_images(
         ValueError: If the source cannot say whether its files have changed, or the disk is too
             small.
     """
-    if source.foreign or spec.transform is not None or source.mtimes() is None:
+    if source.foreign or spec.draws or source.mtimes() is None:
         raise ValueError(
             f"{spelling.option('cache', 'disk')} keeps decoded images of files, whose names, sizes"
             " and times of change say whether they are the same; these data have none, or a"
-            f" transform. Use {spelling.option('cache', 'ram')} or"
+            f" transform or patches. Use {spelling.option('cache', 'ram')} or"
             f" {spelling.option('cache', 'none')}."
         )
     folder = cache_folder() / FOLDER / decoded_digest(source, spec)
     shape = (len(source), *spec.shape)
-    megabytes = f"{int(np.prod(shape)) / 1e6:,.1f} MB"
+    megabytes = f"{int(np.prod(shape)) * spec.dtype.itemsize / 1e6:,.1f} MB"
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, shape, way):
-        found = _read(folder, shape)
+    with _alone(folder, shape, spec, way):
+        found = _read(folder, shape, spec.dtype)
         if found is not None:
             notes.append(f"{shape[0]:,} images decoded before, in {folder / _PIXELS} ({megabytes})")
             return found
@@ -87,13 +88,15 @@ def mapped_images(
         f"{shape[0]:,} images decoded once into {folder / _PIXELS} ({megabytes},"
         f" {scan.seconds:.1f} s)"
     )
-    found = _read(folder, shape)
+    found = _read(folder, shape, spec.dtype)
     if found is None:
         raise OSError(errno.EIO, "what was just written cannot be read", str(folder))
     return scan, found[1]
 
 
-def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Scan, MappedStore] | None:
+def _read(
+    folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[Scan, MappedStore] | None:
     """Map a complete set; None where there is none, or it is damaged."""
     path = folder / _PIXELS
     try:
@@ -105,7 +108,7 @@ def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Scan, MappedStore] | No
         parts = [about[name] for name in ("flags", "sizes", "content", "twins")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if pixels.shape != shape or pixels.dtype != np.uint8 or any(len(p) != shape[0] for p in parts):
+    if pixels.shape != shape or pixels.dtype != dtype or any(len(p) != shape[0] for p in parts):
         return None
     flags, sizes, content, twins = parts
     scan = Scan(pixels, flags, sizes, content, bad, 0.0, 0)
@@ -115,7 +118,7 @@ def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Scan, MappedStore] | No
 def _write(
     folder: Path, shape: tuple[int, ...], source: Source, spec: DecodeSpec, way: ReadingOptions
 ) -> Scan:
-    path, size = folder / _PIXELS, int(np.prod(shape))
+    path, size = folder / _PIXELS, int(np.prod(shape)) * spec.dtype.itemsize
     free = shutil.disk_usage(folder).free
     if free < size + (64 << 20):
         raise ValueError(
@@ -129,7 +132,7 @@ def _write(
         left.unlink(missing_ok=True)
     try:
         os.close(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-        pixels = np.lib.format.open_memmap(aside, "w+", dtype=np.uint8, shape=shape)
+        pixels = np.lib.format.open_memmap(aside, "w+", dtype=spec.dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):  # a full disk says so now, not by SIGBUS while decoding
             with open(aside, "rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, aside.stat().st_size)
@@ -164,14 +167,16 @@ def _write(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, shape: tuple[int, ...], way: ReadingOptions) -> Iterator[None]:
+def _alone(
+    folder: Path, shape: tuple[int, ...], spec: DecodeSpec, way: ReadingOptions
+) -> Iterator[None]:
     """Wait while another process decodes this set; where there are no locks each does it, and the
     last one's files stay.
     """
     handle = open_own(folder / ".lock", os.O_RDWR | os.O_CREAT)
     locked, told = False, False
     try:
-        while not locked and _read(folder, shape) is None:
+        while not locked and _read(folder, shape, spec.dtype) is None:
             try:
                 file_locks.take(handle)
                 locked = True

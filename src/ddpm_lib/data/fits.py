@@ -25,6 +25,8 @@ DEFAULTS: dict[str, Any] = {
     "download": False,
     "transform": None,
     "files": None,
+    "normalize": None,
+    "slice_axis": None,
 }
 TORCHVISION = "a set of torchvision"
 _FILES = ("data_root", "download")
@@ -42,6 +44,8 @@ _MADE = (
     "fit",
     "max_pixels",
     "transform",
+    "normalize",
+    "slice_axis",
 )
 _UNFIT: dict[str, tuple[str, ...]] = {
     "built-in images": _MADE,
@@ -61,6 +65,14 @@ _UNFIT: dict[str, tuple[str, ...]] = {
     "a table of pictures": ("split", "labels"),
     TORCHVISION: ("image_column", "label_column", "labels", "frames", "value_range"),
     "a folder of pictures": (),
+    "HDF5 or Zarr": ("split", "labels", "frames"),
+    "DICOM": ("image_column", "label_column", "frames"),
+    "measured values": (
+        "frames",
+        "background",
+        "value_range",
+        "transform",
+    ),
     "an archive of pictures": (),
     "a folder of arrays": ("split", "image_column", "label_column", "frames"),
 }
@@ -85,9 +97,21 @@ _INSTEAD = {
     "fit": "They have their size already",
     "max_pixels": "They are not decoded; it is for pictures",
     "transform": "It is for pictures and arrays; images that are drawn or open already take none",
+    "normalize": "They are 8-bit images already; open measured values with it",
+    "slice_axis": "They are images already; it is for measured volumes",
     "files": "Give it to open_dataset, or take a part: dataset.subset(rows)",
     "data_root": "It is for names of torchvision's sets, such as mnist",
     "download": "It is for names of torchvision's sets, such as mnist",
+}
+
+_MEASURED = {
+    "frames": "Pages of a TIFF are slices of a volume: slice_axis=0 (--slice-axis 0)",
+    "background": "They have no colour; it is for pictures",
+    "value_range": "Their range is found in the data; value_range is for pictures of 8 bits made"
+    " of more",
+    "transform": "It is for pictures; transform arrays beforehand",
+    "data_root": _INSTEAD["data_root"],
+    "download": _INSTEAD["download"],
 }
 
 
@@ -110,7 +134,7 @@ def check_fits(
             continue
         if done is not None and _same(value, done.get(name, DEFAULTS[name])):
             continue
-        note = _INSTEAD[name]
+        note = (_MEASURED if kind == "measured values" else _INSTEAD)[name]
         if name == "labels" and "image_column" in _UNFIT[kind]:
             note = 'Those are for folders of pictures; leave it out, or use "none"'
         raise ValueError(f"{name}={value!r} does not fit {kind}. {note}.")

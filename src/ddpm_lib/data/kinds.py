@@ -8,20 +8,22 @@ import shlex
 from pathlib import Path
 
 _ARRAY = "and pass slices.npy with value_range (--value-range), the values of black and white"
+_VALUES = 'As values in their units they are read with normalize="affine" (--normalize affine). '
 _PNG = "Convert them to PNG or JPEG first"
 
 _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "DICOM",
         (".dcm", ".dicom", ".ima"),
-        "Stack the slices with pydicom: files = sorted(pathlib.Path({folder}).rglob('*{suffix}')); "
+        _VALUES + "Or stack the slices with pydicom: "
+        "files = sorted(pathlib.Path({folder}).rglob('*{suffix}')); "
         "numpy.save('slices.npy', numpy.stack([pydicom.pixels.apply_rescale(d.pixel_array, d) "
         "for d in map(pydicom.dcmread, files)])); " + _ARRAY,
     ),
     (
         "NIfTI",
         (".nii", ".nii.gz"),
-        "Save the slices with nibabel: numpy.save('slices.npy', "
+        _VALUES + "Or save the slices with nibabel: numpy.save('slices.npy', "
         "numpy.moveaxis(nibabel.load({file}).get_fdata(dtype='float32'), 2, 0)); " + _ARRAY,
     ),
     (
@@ -34,7 +36,7 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "HDF5",
         (".h5", ".hdf5", ".hdf", ".he5"),
         (
-            "In Python, pass the array in it: h5py.File({file})['NAME'], or save it:"
+            _VALUES + "Or in Python, pass the array in it: h5py.File({file})['NAME'], or save it:"
             " numpy.save('images.npy', ...[:])"
         ),
     ),
@@ -107,7 +109,7 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
             " (--value-range)"
         ),
     ),
-    ("Zarr", (".zarr",), "In Python, pass the array in it: zarr.open({file})['NAME']"),
+    ("Zarr", (".zarr",), _VALUES + "Or in Python, pass the array in it: zarr.open({file})['NAME']"),
     (
         "ffcv",
         (".beton",),

@@ -10,6 +10,7 @@ from pathlib import Path
 from ddpm_lib.core.lost_paths import lost, meant
 from ddpm_lib.data.archives.archive_files import archive_in
 from ddpm_lib.data.kinds import LISTED, SUFFIXES
+from ddpm_lib.data.measurements.array_stores import store_in
 from ddpm_lib.data.run_folders import is_a_run, is_run_directory
 from ddpm_lib.data.torchvision_sets import set_named
 
@@ -23,6 +24,11 @@ def may_be_hub_name(written: str) -> bool:
     return _HUB_NAME.fullmatch(written) is not None and Path(written).suffix.lower() not in files
 
 
+def leads_into(written: str) -> bool:
+    """Say whether a path leads into a file that is there: pets.zip/train, scans.h5:images."""
+    return archive_in(Path(written).expanduser()) is not None or store_in(written) is not None
+
+
 def look_for(written: str) -> str | None:
     """Refuse a path that leads nowhere, opening nothing; return a note on what may be a hub name.
 
@@ -34,7 +40,7 @@ def look_for(written: str) -> str | None:
         raise FileNotFoundError(lost(written))
     if path.is_dir() and is_run_directory(set(map(os.fsencode, os.listdir(path)))):
         raise FileNotFoundError(is_a_run(path))
-    known = written == "shapes" or path.exists() or archive_in(path) is not None
+    known = written == "shapes" or path.exists() or leads_into(written)
     if known or set_named(written) is not None:
         return None
     if glob.has_magic(written) and glob.glob(str(path), recursive=True):

@@ -46,9 +46,13 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def check_npy(path: Path) -> tuple[int, ...]:
+def check_npy(path: Path, held: bool = True) -> tuple[int, ...]:
     """Check by its header that a .npy file holds what it says, and fits in memory; return its
     shape.
+
+    Args:
+        path: The file.
+        held: Whether all of it is to be in memory.
 
     Raises:
         TooLargeError: If not.
@@ -65,7 +69,8 @@ def check_npy(path: Path) -> tuple[int, ...]:
             f"{path} is damaged: its header says {size / 1e9:,.3g} GB for shape {shape}, the file"
             f" has {path.stat().st_size / 1e9:,.3g} GB."
         )
-    _check_memory(path.name, size, f"numpy.load({str(path)!r}, mmap_mode='r')")
+    if held:
+        _check_memory(path.name, size, f"numpy.load({str(path)!r}, mmap_mode='r')")
     return shape
 
 

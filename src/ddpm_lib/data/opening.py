@@ -16,25 +16,43 @@ import torch
 from ddpm_lib.core import spelling
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.registry import unknown_name
-from ddpm_lib.data.checking import ReadingOptions, check_images, good_rows, sample_contents
+from ddpm_lib.data.checking import (
+    ReadingOptions,
+    cache_limit_bytes,
+    check_images,
+    good_rows,
+    sample_contents,
+)
 from ddpm_lib.data.condition_files import KnownOfData, add_conditions, known_of
+from ddpm_lib.data.condition_images import OpenFolder
 from ddpm_lib.data.condition_words import ConditionWords, read_all_words
 from ddpm_lib.data.contents import make_origin
 from ddpm_lib.data.dataset import ImageDataset, MemoryStore, Store, StreamStore
 from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_spec
-from ddpm_lib.data.decoding import decode_all
+from ddpm_lib.data.decoding import Scan, decode_all
 from ddpm_lib.data.file_lists import FileList, Files, choose_rows, read_list
 from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.listed_source import ListedSource
 from ddpm_lib.data.looks import look_at
+from ddpm_lib.data.measurements.measuring_options import (
+    Normalize,
+    ValueOptions,
+    kind_of,
+    refuse_values,
+)
 from ddpm_lib.data.names import ChosenNames
+from ddpm_lib.data.opening_words import (
+    called,
+    options_of_files,
+    roots_of,
+    said_of,
+)
 from ddpm_lib.data.probing import draws_numbers
 from ddpm_lib.data.reading_notes import random_note, streamed_note
 from ddpm_lib.data.source import Source
 from ddpm_lib.data.stored_sizes import stored_sizes
 from ddpm_lib.data.transforms import make_transform
 from ddpm_lib.data.workers import check_num_workers
-from ddpm_lib.runtime.limits import available_memory, local_world_size
 
 _CHOICES = {
     "labels": ("auto", "folder", "prefix", "none"),
@@ -42,7 +60,6 @@ _CHOICES = {
     "cache": ("auto", "ram", "disk", "none"),
     "frames": ("first", "all"),
 }
-_CACHE_LIMIT_MB = 4096
 
 
 @answers_wrong_keywords
@@ -51,7 +68,7 @@ def open_dataset(
     *,
     image_size: int | Sequence[int],
     channels: int = 3,
-    fit: Literal["crop", "pad", "stretch"] = "crop",
+    fit: Literal["crop", "pad", "stretch", "patch"] = "crop",
     labels: Literal["auto", "folder", "prefix", "none"] = "auto",
     image_column: str | None = None,
     label_column: str | None = None,
@@ -66,6 +83,8 @@ def open_dataset(
     background: Background = "white",
     max_pixels: int = MAX_PIXELS,
     value_range: Sequence[float] | None = None,
+    normalize: Normalize | None = None,
+    slice_axis: int | None = None,
     frames: Literal["first", "all"] = "first",
     transform: Callable[[Any], Any] | None = None,
     conditions: Sequence[str] | str = (),
@@ -92,9 +111,10 @@ def open_dataset(
             or a dict of arrays; a list of paths, of pictures or of pairs of those and labels; a
             pandas table with a column of paths or pictures.
         image_size: Side in pixels, or (height, width).
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA); any number of measured values.
         fit: "crop" (keep the aspect ratio, centred, cut the rest), "pad" (keep all, fill with
-            `background`), "stretch" (squash).
+            `background`), "stretch" (squash); of measured values also "patch" (cut out a part of
+            that size, in each reading another one).
         labels: "auto" (sub-folders if there are two or more; the label column; a note where that
             makes no classes), "folder", "prefix" (`cat_001.jpg`), "none".
         image_column: Column or key of the images, where the usual names do not find it.
@@ -122,6 +142,11 @@ def open_dataset(
         value_range: (black, white) of images of more than 8 bits, such as (0, 4095) for 12 bits or
             (-160, 240) for a window of a CT; values outside become black and white. Default: 0 and
             65,535 for 16 bits; others need it.
+        normalize: Take the data for measured values of any type and number of channels, not for
+            pictures: "affine" (lowest and highest value of each channel become 0 and 1),
+            "quantile" (spread evenly), or a `Normalization` that was fitted before. Items are then
+            float32 in [0, 1]; `dataset.normalization.inverse` gives values in their units.
+        slice_axis: Of measured volumes: each slice along this axis (0, 1, 2) is an image.
         frames: "first" page or frame of a file in a folder, or "all" of them, each an image (TIFF
             stacks, GIF, APNG).
         transform: A callable on each picture, before it gets `image_size`: from a PIL picture (L,
@@ -149,16 +174,10 @@ def open_dataset(
         BadImagesError: If images cannot be used (a ValueError), all of them named.
         ValueError: If an option or the layout of the data is wrong; the message says what to do.
     """
-    for option, value in (
-        ("labels", labels),
-        ("on_bad_image", on_bad_image),
-        ("cache", cache),
-        ("frames", frames),
-    ):
+    words = {"labels": labels, "on_bad_image": on_bad_image, "cache": cache, "frames": frames}
+    for option, value in words.items():
         if value not in _CHOICES[option]:
             raise ValueError(unknown_name(option, value, _CHOICES[option]))
-    spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
-    spec = replace(spec, transform=make_transform(transform))
     listed = None if files is None else read_list(files)
     wanted = read_all_words(conditions)
     warning = check_num_workers(num_workers)
@@ -178,50 +197,72 @@ def open_dataset(
         "value_range": value_range,
         "fit": fit,
         "max_pixels": max_pixels,
-        "transform": None if spec.transform is None else str(spec.transform),
-        "conditions": tuple(words.written for words in wanted),
+        "transform": None if transform is None else str(transform),
+        "conditions": tuple(condition.written for condition in wanted),
     }
 
     def pictures(folder: Path, size: tuple[int, int], bands: int) -> ImageDataset:
         way: dict[str, Any] = {"cache": cache, "cache_limit_mb": cache_limit_mb}
         way |= {"num_workers": num_workers, "background": background, "max_pixels": max_pixels}
-        paired = open_dataset(
-            folder, image_size=size, channels=bands, fit=fit, labels="none", **way
-        )
-        return paired.steady()
+        way |= {"fit": fit, "labels": "none"}
+        return open_dataset(folder, image_size=size, channels=bands, **way).steady()
 
+    file = None if scan_file is None else Path(scan_file)
+    limit = cache_limit_bytes(cache_limit_mb)
+    way = ReadingOptions(on_bad_image, cache, limit, num_workers, verify, file, log)
+    if normalize is not None:
+        options |= {"normalize": kind_of(normalize), "slice_axis": slice_axis}
+        values = ValueOptions(image_size, channels, fit, max_pixels, slice_axis, require_labels)
+        made, about = _measured(data, normalize, values, options, way, listed, pictures)
+        return _told(add_conditions(made, wanted, about), log)
+    refuse_values(fit, slice_axis)
+    spec = make_spec(image_size, channels, fit, background, max_pixels, value_range)
+    spec = replace(spec, transform=make_transform(transform))
+    options["transform"] = None if spec.transform is None else str(spec.transform)
     opened = _ready(data, spec, labels, options, listed, wanted)
     known: dict[str, Any] = {"column": getattr(opened, "column", None)}
     if opened is None:
         from ddpm_lib.data.sources import find_source
 
-        here = num_workers == 0
-        source = find_source(
-            data,
-            spec,
-            labels,
-            image_column,
-            label_column,
-            split,
-            require_labels,
-            here,
-            frames,
-            data_root,
-            download,
-        )
+        asked = labels, image_column, label_column, split, require_labels
+        source = find_source(data, spec, *asked, num_workers == 0, frames, data_root, download)
         source, groups = _listed(source, listed, data)
-        file = None if scan_file is None else Path(scan_file)
-        limit = cache_limit_bytes(cache_limit_mb)
-        opened = _finish(
-            source, spec, ReadingOptions(on_bad_image, cache, limit, num_workers, verify, file, log)
-        )
+        opened = _finish(source, spec, way)
         opened.opened_with = options
         opened.groups = None if groups is None else groups[opened.rows]
         known = known_of(source)
     opened = add_conditions(opened, wanted, KnownOfData(spec, pictures, **known))
+    return _told(opened, log)
+
+
+def _told(opened: ImageDataset, log: Callable[[str], None] | None) -> ImageDataset:
     for note in opened.notes if log else ():
         log(note)  # type: ignore[misc]
     return opened
+
+
+def _measured(
+    data: Any,
+    normalize: Normalize,
+    values: ValueOptions,
+    options: dict[str, Any],
+    way: ReadingOptions,
+    listed: FileList | None,
+    open_folder: OpenFolder,
+) -> tuple[ImageDataset, KnownOfData]:
+    """Open measured values, and normalize them; with what is known for their conditions."""
+    from ddpm_lib.data.measurements.opening_measured import fitted, open_values
+
+    source, spec = open_values(data, values, options)
+    chosen, groups = _listed(source, listed, data)
+    together = source.groups
+    if groups is None and together is not None:
+        groups = together if listed is None else together[chosen.rows]  # type: ignore[attr-defined]
+    opened = _finish(chosen, spec, way)
+    opened.groups = None if groups is None else groups[opened.rows]
+    opened.opened_with = options
+    made = fitted(opened, source, spec, normalize)
+    return made, KnownOfData(spec, open_folder, **known_of(chosen))
 
 
 def _listed(source: Source, listed: FileList | None, data: Any) -> tuple[Source, np.ndarray | None]:
@@ -231,15 +272,6 @@ def _listed(source: Source, listed: FileList | None, data: Any) -> tuple[Source,
     chosen = choose_rows(listed, source.names, roots_of(source), called(data))
     note = said_of(listed, len(chosen.rows), source)
     return ListedSource(source, chosen.rows, note), chosen.groups
-
-
-def cache_limit_bytes(limit_mb: float | None = None) -> int:
-    """Return the limit of cache="auto" for this process in bytes."""
-    if limit_mb is not None:
-        if limit_mb < 0:
-            raise ValueError(f"{spelling.option('cache_limit_mb')} must be ≥ 0; got {limit_mb!r}.")
-        return int(limit_mb * 1e6)
-    return int(min(_CACHE_LIMIT_MB * 1e6, available_memory() / 4) / local_world_size())
 
 
 def _ready(
@@ -274,9 +306,7 @@ def _ready(
             raise ValueError(
                 f"The dataset holds images of (c, h, w) = {(data.channels, *data.image_size)}, but"
                 f" {spec.shape} is asked for. Open it with the {spelling.option('image_size')} and"
-                " channels"
-                " of the"
-                " model."
+                " channels of the model."
             )
         return without_labels(data) if labels == "none" else data
     return None
@@ -292,8 +322,9 @@ def without_labels(data: ImageDataset) -> ImageDataset:
 
 def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDataset:
     """Decode or check everything, and build the dataset of what is good."""
-    n, size = len(source), len(source) * int(np.prod(spec.shape))
-    keep = way.cache == "ram" or (way.cache == "auto" and size <= way.limit)
+    n, size = len(source), len(source) * int(np.prod(spec.shape)) * spec.dtype.itemsize
+    patches = spec.draws and spec.transform is None
+    keep = way.cache == "ram" or (way.cache == "auto" and size <= way.limit and not patches)
     notes: list[str] = []
     drawn = spec.transform is not None and draws_numbers(source, spec)
     if spec.transform is not None:
@@ -321,7 +352,7 @@ def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDatas
                 f"{n:,} images decoded once into RAM ({size / 1e6:,.1f} MB, {scan.seconds:.1f} s)"
             )
     if images is None:
-        notes.append(streamed_note(source, size, way, keep))
+        notes.append(streamed_note(source, size, way, keep, patches))
         scan = scan or check_images(source, spec, way, notes)
         content = scan.content if scan is not None else sample_contents(source, spec, notes)
     source.random |= scan is not None and scan.random
@@ -332,13 +363,25 @@ def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDatas
     if source.gives_labels and scan is not None:
         source.take_labels({row: scan.labels[row] for row in rows.tolist()})
     notes += scan.notes() if scan is not None else []
-    notes += look_at(source, spec, rows, images, scan.flags if scan is not None else None)
-    store: Store = (
-        StreamStore(source, spec) if images is None else MemoryStore(torch.from_numpy(images))
-    )
-    store = mapped or store
+    if type(spec) is DecodeSpec:
+        notes += look_at(source, spec, rows, images, scan.flags if scan is not None else None)
+    if mapped is None and images is not None:
+        mapped = MemoryStore(torch.from_numpy(images))
     if len(rows) == 1:
         notes.append("one image only: a model can do no more than memorise it")
+    return _built(source, spec, rows, notes, mapped or StreamStore(source, spec), content, scan)
+
+
+def _built(
+    source: Source,
+    spec: DecodeSpec,
+    rows: np.ndarray,
+    notes: list[str],
+    store: Store,
+    content: np.ndarray | None,
+    scan: Scan | None,
+) -> ImageDataset:
+    """Build the dataset of what was decoded or checked."""
     origin = make_origin(source, spec, rows, ChosenNames(source.names, rows), content)
     opened = ImageDataset(
         store,
@@ -350,31 +393,6 @@ def _finish(source: Source, spec: DecodeSpec, way: ReadingOptions) -> ImageDatas
         notes=[*source.notes, *notes],
         origin=origin,
     )
-    if scan is not None and not scan.known:
+    if scan is not None and not scan.known and len(spec.image_size) == 2:
         opened.stored = stored_sizes(scan.sizes[rows], spec)
     return opened
-
-
-def options_of_files(files: Files | None) -> Any:
-    """Return a list of images as it is remembered: its path, or the names."""
-    if files is None or isinstance(files, (str, os.PathLike)):
-        return None if files is None else os.fspath(files)
-    return [os.fspath(name) for name in files]
-
-
-def roots_of(source: Source) -> tuple[Path, ...]:
-    """Return the folder that names of a source start from, where they are those of files."""
-    root = getattr(source, "root", None)
-    return (root,) if isinstance(root, Path) else ()
-
-
-def called(data: Any) -> str:
-    """Return what to call data in a message."""
-    if isinstance(data, (str, os.PathLike)):
-        return repr(os.fspath(data))
-    return f"the data ({type(data).__name__})"
-
-
-def said_of(listed: FileList, count: int, source: Source) -> str:
-    """Say in a line how many images a list leaves."""
-    return f"{count:,} of {len(source):,} images are used: those that {listed.where} names"

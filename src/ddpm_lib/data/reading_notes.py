@@ -7,7 +7,9 @@ from ddpm_lib.data.source import Source
 from ddpm_lib.data.workers import default_num_workers
 
 
-def streamed_note(source: Source, size: int, way: ReadingOptions, fits: bool) -> str:
+def streamed_note(
+    source: Source, size: int, way: ReadingOptions, fits: bool, patches: bool = False
+) -> str:
     """Say that images are read on demand, by how many, and why."""
     why = (
         f"{size / 1e9:.1f} GB decoded exceeds the cache limit of {way.limit / 1e9:.1f} GB"
@@ -17,6 +19,8 @@ def streamed_note(source: Source, size: int, way: ReadingOptions, fits: bool) ->
         why += '; cache="disk" (--cache disk) decodes once, to a file'
     if way.cache == "none":
         why = 'cache="none"'
+    elif patches:
+        why = "each reading takes another patch"
     elif fits:
         why = "they differ from reading to reading"
     streaming = way.num_workers if way.num_workers is not None else default_num_workers()

@@ -127,7 +127,14 @@ class RunImages:
         try:
             fraction = fraction_held_out(self.loaded.run_state)
             diffusion = self.loaded.diffusion
-            train, held_out = open_training_data(source, config, diffusion, _quiet, fraction)
+            train, held_out = open_training_data(
+                source,
+                config,
+                diffusion,
+                _quiet,
+                fraction,
+                normalization=diffusion.normalization,
+            )
         except (OSError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"The data of this run, {described.source!r}, cannot be opened from here: {error}"
@@ -167,7 +174,12 @@ class RunImages:
         try:
             fraction = fraction_held_out(self.loaded.run_state)
             found = open_training_data(
-                self.given, self.config, self.loaded.diffusion, _quiet, fraction
+                self.given,
+                self.config,
+                self.loaded.diffusion,
+                _quiet,
+                fraction,
+                normalization=self.loaded.diffusion.normalization,
             )
         except (OSError, TypeError, ValueError):
             return None  # other images, of other sizes or classes
@@ -196,9 +208,10 @@ class RunImages:
             on_bad_image=on_bad_image or self.config.on_bad_image,
         )
         alone = without_files(data, alone)
-        return check_matches_run(
-            open_training_data(data, alone, self.loaded.diffusion, _quiet)[0], self.loaded
-        )
+        diffusion = self.loaded.diffusion
+        known = diffusion.normalization
+        opened, _ = open_training_data(data, alone, diffusion, _quiet, normalization=known)
+        return check_matches_run(opened, self.loaded)
 
     def image_column(self, data: Any) -> str | None:
         """Return the run's column of images for data that may have columns."""
@@ -226,7 +239,9 @@ class RunImages:
             bare = dataclasses.replace(bare, on_bad_image=on_bad_image)
         bare = without_files(data, bare)
         diffusion = self.loaded.diffusion
-        return open_images(data, bare, diffusion.image_size, diffusion.channels, split, _quiet)
+        size, channels = diffusion.image_size, diffusion.channels
+        known = diffusion.normalization
+        return open_images(data, bare, size, channels, split, _quiet, normalization=known)
 
 
 def check_matches_run(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:

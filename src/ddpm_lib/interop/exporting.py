@@ -197,6 +197,11 @@ def describe(
         "image_shape": list(diffusion.image_shape),
         "range": [-1.0, 1.0],
         "class_names": list(diffusion.class_names) if diffusion.class_names else None,
+        **(
+            {}
+            if diffusion.normalization is None
+            else {"normalization": diffusion.normalization.to_json()}
+        ),
         **({} if inputs is None else _signature(diffusion, inputs)),
         "clip": diffusion.clip,
         "clip_ratio": diffusion.dynamic_threshold_ratio,

@@ -71,6 +71,7 @@ def for_consistency(self: P, *, loss_options: Mapping[str, float] | None = None)
     process: Any = self
     made = type(self)(process.model, **student_config(process.config, loss_options))
     made.class_names = process.class_names
+    made.normalization = process.normalization
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,15 @@ from ddpm_lib.time_sampling import TimeSampler
 from ddpm_lib.variance import Variance
 from ddpm_lib.weighting import Weighting
 
+if TYPE_CHECKING:
+    from ddpm_lib.data.measurements.normalization import Normalization
+
 
 class Process(Protocol):
     """A process that draws and scores images."""
 
     class_names: tuple[str, ...] | None
+    normalization: Normalization | None
     sampling_default: SamplingDefault | None
     schedule: Schedule
 

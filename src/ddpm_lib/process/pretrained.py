@@ -71,6 +71,7 @@ def save_pretrained(
         class_names=self.class_names,
         weights=weights,
         sampling=None if default is None else portable(default).to_json(),
+        normalization=None if self.normalization is None else self.normalization.to_json(),
     )
     return save_folder(Path(folder), config, groups, max_shard_size)
 
@@ -145,6 +146,15 @@ def load_process(
         take_precision(process.uncertainty, tensors)
         load_weights(process.uncertainty, tensors, f"{source}: the uncertainty")
     process.class_names = config.class_names
+    if config.normalization is not None:
+        from ddpm_lib.data.measurements.normalization import Normalization
+
+        try:
+            process.normalization = Normalization.from_json(
+                config.normalization, f"{source}: config.json"
+            )
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
     if config.sampling is not None and label != PARTNER:
         default = parse_default(config.sampling, f"{source}: config.json, sampling")
         if default.guide_by is not None:

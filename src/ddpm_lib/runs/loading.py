@@ -22,6 +22,7 @@ from ddpm_lib.process.pretrained import load_process
 from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint, Verify
+from ddpm_lib.runs.measured_runs import run_normalization
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runs.partners import RunPartner
 from ddpm_lib.runs.pretrained_model import PretrainedModel, find_pretrained
@@ -247,6 +248,7 @@ def load_checkpoint(
         model, diffusion = _build(found, state)
         names = state.trained_on.class_names
         diffusion.class_names = tuple(names) if names else None
+        diffusion.normalization = run_normalization(state, found)
     except (
         KeyError,
         TypeError,

@@ -60,6 +60,7 @@ class DataDescription:
         class_names: Names of the classes, where the data has labels.
         val_fingerprint: Of validation images that came from elsewhere.
         conditions: A digest of the values of each condition of the training images.
+        normalization: Of measured values, `Normalization.to_json`; None for pictures.
     """
 
     source: str
@@ -71,6 +72,7 @@ class DataDescription:
     class_names: list[str] | None
     val_fingerprint: str | None = None
     conditions: dict[str, str] | None = None
+    normalization: dict[str, Any] | None = None
 
     @property
     def is_known(self) -> bool:
@@ -100,7 +102,7 @@ class DataDescription:
     def to_json(self) -> dict[str, Any]:
         """Return the entry `data` of state.json."""
         values = dataclasses.asdict(self)
-        for name in ("val_fingerprint", "conditions"):
+        for name in ("val_fingerprint", "conditions", "normalization"):
             if values[name] is None:
                 del values[name]
         return values

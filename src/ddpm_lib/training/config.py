@@ -140,9 +140,9 @@ class TrainingConfig:
     per length.
     """
 
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    fit: Literal["crop", "pad", "stretch", "patch"] = "crop"
     """How images get the training size: keep the aspect and crop the centre, keep it and pad, or
-    stretch.
+    stretch; patch cuts parts of that size out of measured values, others each time.
     """
     labels: Literal["auto", "folder", "prefix", "none"] = "auto"
     """Class labels: from sub-folders or columns where there are some, from label_name.jpg prefixes,
@@ -178,6 +178,14 @@ class TrainingConfig:
     value_range: tuple[float, float] | None = None
     """What is black and what is white in images of more than 8 bits, such as 0 4095; default: 0
     65535 for 16 bits.
+    """
+    normalize: Literal["affine", "quantile"] | None = None
+    """Take the data for measured values of any type and number of channels: affine maps the lowest
+    and highest training value of each channel to the range of the network, quantile spreads values
+    evenly in it. Samples come back in the data's units.
+    """
+    slice_axis: int | None = None
+    """Of measured volumes (NIfTI, DICOM, arrays): each slice along this axis, 0 to 2, is an image.
     """
     frames: Literal["first", "all"] = "first"
     """Of files with several pages or frames (TIFF stacks, GIF): the first, or all, each an image.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
+from ddpm_lib.runs.measured_runs import run_normalization
 from ddpm_lib.runs.names import step_of
 from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.runs.state import DataDescription, RunState
@@ -119,9 +120,7 @@ class PreparedRun(RunContext):
 
     @in_own_state
     def prepare(self) -> None:
-        """Open the data, place the network, and restore the newest checkpoint; `train` calls it,
-        calling it first is allowed.
-        """
+        """Open the data, place the network, restore the newest checkpoint, as `train` does."""
         if self._prepared:
             return
         self._meet()
@@ -142,9 +141,11 @@ class PreparedRun(RunContext):
         self.average_is_open = averages_are_open(config, told)
         config = self.config = settled(config, told)
         starting = self._starting_weights() if saved is None else None
+        units = run_normalization(began, self.output_dir)
         images = open_training_data(
-            self.data_source, config, self.diffusion, self.say, before, self.transform
+            self.data_source, config, self.diffusion, self.say, before, self.transform, units
         )
+        self.diffusion.normalization = images[0].normalization
         self._data = TrainingData(*images, held_fraction(config, before))
         if config.stop_when:
             from ddpm_lib.training.callbacks.stop_when import check_images

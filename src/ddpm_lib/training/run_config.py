@@ -30,6 +30,7 @@ def absolute_source(data: str, asked: bool = False) -> str:
         data: As it was written.
         asked: Whether an option says that a set of torchvision is meant.
     """
+    from ddpm_lib.data.missing_paths import leads_into
     from ddpm_lib.data.torchvision_sets import PREFIX, set_named
 
     if data == "shapes" or data.startswith("toy:"):
@@ -39,8 +40,10 @@ def absolute_source(data: str, asked: bool = False) -> str:
         return PREFIX + name
     path = os.path.expanduser(data)
     try:
-        there = os.path.lexists(path) or (
-            glob.has_magic(path) and bool(glob.glob(path, recursive=True))
+        there = (
+            os.path.lexists(path)
+            or leads_into(path)
+            or (glob.has_magic(path) and bool(glob.glob(path, recursive=True)))
         )
     except (OSError, ValueError):  # a name too long, or with a zero byte: no path
         return data
@@ -118,6 +121,8 @@ def started_data(run: Path, output_dir: object, data: str) -> str:
     Returns:
         An absolute path where there is something; else `data` as it is.
     """
+    from ddpm_lib.data.missing_paths import leads_into
+
     here = absolute_source(data)
     if here != data or not isinstance(output_dir, str) or os.path.isabs(output_dir):
         return here
@@ -126,7 +131,8 @@ def started_data(run: Path, output_dir: object, data: str) -> str:
         return data
     there = Path(*parts[: -len(ends)]) / data
     try:
-        return str(there) if os.path.lexists(there) else data
+        found = os.path.lexists(there) or leads_into(str(there))
+        return str(there) if found else data
     except (OSError, ValueError):  # a name too long, or with a zero byte: no path
         return data
 

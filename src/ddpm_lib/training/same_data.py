@@ -37,6 +37,7 @@ def describe_dataset(
         class_names=list(data.class_names) if data.class_names else None,
         val_fingerprint=validation.fingerprint if validation is not None else None,
         conditions={k: v.digest() for k, v in data.conditions.items()} or None,
+        normalization=None if data.normalization is None else data.normalization.to_json(),
     )
 
 

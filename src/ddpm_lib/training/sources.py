@@ -17,10 +17,12 @@ from ddpm_lib.core.validation import is_path
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.conditions_of_data import measure, suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.measured_data import in_one_range
 from ddpm_lib.training.option_values import refuse_described
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.measurements.normalization import Normalization
     from ddpm_lib.diffusion import GaussianDiffusion
 
 
@@ -96,6 +98,7 @@ def open_training_data(
     log: Callable[[str], None],
     held_before: float | None = None,
     transform: Callable[[Any], Any] | None = None,
+    normalization: Normalization | None = None,
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the training set and the held-out set as the config says.
 
@@ -108,6 +111,8 @@ def open_training_data(
             else None. What was held out stays out of the training, and what was trained on stays in
             it, whatever becomes of the validation.
         transform: A callable on each picture of both sets.
+        normalization: Of measured values, for a run that goes on; else it is fitted on what is
+            trained on.
 
     Returns:
         The training images and the held-out ones, or None where there are none.
@@ -157,6 +162,7 @@ def open_training_data(
         after = None if isinstance(config.val_data, ImageDataset) else transform
         held_out = _open(config.val_data, _for_held_out(config), diffusion, given, log, after)
         check_same_classes(train, held_out, diffusion)
+    train, held_out = in_one_range(train, held_out, config.normalize, normalization, log)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
             f"The batch of {config.batch_size} is larger than the {len(train)} training images:"
@@ -249,7 +255,8 @@ def _open(
             "transform is for pictures and arrays of images that are opened here: give it to"
             " open_dataset for an ImageDataset, and transform sequences and volumes beforehand."
         )
-    if len(diffusion.image_size) != 2 and not isinstance(data, ImageDataset):
+    shaped = len(diffusion.image_size) == 2 or config.normalize is not None
+    if not shaped and not isinstance(data, ImageDataset):
         data = collect(data, reads_labels(diffusion))
     if isinstance(data, ImageDataset):
         check_fits(
@@ -288,6 +295,8 @@ def data_options(config: TrainingConfig, split: str | None) -> dict[str, Any]:
         "background": config.background,
         "max_pixels": config.max_pixels,
         "value_range": config.value_range,
+        "normalize": config.normalize,
+        "slice_axis": config.slice_axis,
         "frames": config.frames,
     }
 
@@ -301,6 +310,7 @@ def open_images(
     log: Callable[[str], None],
     require_labels: bool = False,
     transform: Callable[[Any], Any] | None = None,
+    normalization: Normalization | None = None,
 ) -> ImageDataset:
     """Open any source of images with the data options of a config.
 
@@ -308,19 +318,26 @@ def open_images(
         data: What `ddpm_lib.data.open_dataset` takes.
         config: Gives fit, labels, columns, cache and workers.
         size: Height and width.
-        channels: 1, 3 or 4.
+        channels: 1, 3 or 4; any number of measured values.
         split: Split of a dataset that has several.
         log: Gets lines for the user.
         require_labels: Whether the labels that are found must make classes.
         transform: A callable on each picture, before it gets its size.
+        normalization: Of measured values, fitted before; None: it is fitted later, on the part that
+            is trained on.
     """
     from ddpm_lib.data import open_dataset
 
+    chosen = data_options(config, split)
+    if config.normalize is not None:
+        from ddpm_lib.data.measurements.normalization import Unfitted
+
+        chosen["normalize"] = normalization or Unfitted(config.normalize)
     return open_dataset(
         data,
         image_size=size,
         channels=channels,
-        **data_options(config, split),
+        **chosen,
         cache=config.cache,
         cache_limit_mb=config.cache_limit_mb,
         num_workers=config.num_workers,

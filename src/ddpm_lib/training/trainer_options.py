@@ -37,7 +37,7 @@ class TrainerOptions(TypedDict, total=False):
     ema_power: float
     posthoc_ema: tuple[float, ...]
     posthoc_every: int
-    fit: Literal["crop", "pad", "stretch"]
+    fit: Literal["crop", "pad", "stretch", "patch"]
     labels: Literal["auto", "folder", "prefix", "none"]
     image_column: str | None
     label_column: str | None
@@ -50,6 +50,8 @@ class TrainerOptions(TypedDict, total=False):
     background: str
     max_pixels: int
     value_range: tuple[float, float] | None
+    normalize: Literal["affine", "quantile"] | None
+    slice_axis: int | None
     frames: Literal["first", "all"]
     cache: Literal["auto", "ram", "disk", "none"]
     cache_limit_mb: float | None

@@ -49,6 +49,7 @@ class FolderConfig:
             that guide. One stem is "model".
         sampling: How to sample unless told otherwise, `SamplingDefault.to_json`; None for the
             library's way.
+        normalization: How measured values were brought to [0, 1]; None for pictures.
         version: Of the library that wrote it.
     """
 
@@ -57,6 +58,7 @@ class FolderConfig:
     class_names: tuple[str, ...] | None = None
     weights: dict[str, str] = field(default_factory=lambda: {"model": MAIN})
     sampling: dict[str, Any] | None = None
+    normalization: dict[str, Any] | None = None
     version: str = field(default_factory=library_version)
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class FolderConfig:
             "class_names": None if self.class_names is None else list(self.class_names),
             "weights": self.weights,
             **({} if self.sampling is None else {"sampling": self.sampling}),
+            **({} if self.normalization is None else {"normalization": self.normalization}),
         }
 
     def choose(self, name: str | None, where: str) -> tuple[str, str]:
@@ -215,11 +218,16 @@ def parse_config(values: Mapping[str, Any], where: str) -> FolderConfig:
     if not isinstance(sampling, (dict, type(None))):
         got = short(sampling, 100)
         raise CheckpointError(f"{where} is damaged: sampling must be an object; got {got}.")
+    measured = values.get("normalization")
+    if not isinstance(measured, (dict, type(None))):
+        got = short(measured, 100)
+        raise CheckpointError(f"{where} is damaged: normalization must be an object; got {got}.")
     return FolderConfig(
         model={"class": values["model"]["class"], "config": values["model"]["config"]},
         diffusion=values["diffusion"],
         class_names=None if names is None else tuple(names),
         weights=values["weights"],
         sampling=sampling,
+        normalization=measured,
         version=str(values.get("version", "unknown")),
     )

@@ -27,6 +27,7 @@ from ddpm_lib.data.suffixes import PICTURES, UNSUPPORTED
 from ddpm_lib.data.trees import Tree
 
 _OPEN = 32
+_DATA = PICTURES | {b".npy", b".npz", b".nii", b".gz"}
 Found = tuple[bytes, int, Member]
 """A name, the number of the archive that has it, and where in it."""
 
@@ -283,7 +284,7 @@ def _only_folder(names: Iterable[bytes]) -> bytes:
 
 
 def _is_data(name: bytes) -> bool:
-    return os.path.splitext(name)[1].lower() in PICTURES or _is_table(name)
+    return os.path.splitext(name)[1].lower() in _DATA or _is_table(name)
 
 
 def _is_table(name: bytes) -> bool:

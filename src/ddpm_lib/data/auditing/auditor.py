@@ -29,7 +29,7 @@ from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_s
 from ddpm_lib.data.file_lists import Files, choose_rows, read_list
 from ddpm_lib.data.listed_source import ListedSource
 from ddpm_lib.data.names import ChosenNames, Names
-from ddpm_lib.data.opening import called, roots_of, said_of
+from ddpm_lib.data.opening_words import called, roots_of, said_of
 from ddpm_lib.data.source import BadImagesError, Source
 from ddpm_lib.data.split import hold_out
 

@@ -63,11 +63,13 @@ class SampleGrid(Callback):
         self.drawn_at = trainer.step
         if trainer.is_main:
             self.samples = pictures.to_uint8(batch).cpu()
-        if trainer.is_main and batch.ndim == 4 and batch.shape[1] in (1, 3, 4):
+        pictured = batch.ndim == 4 and batch.shape[1] in (1, 3, 4)
+        if trainer.is_main and (pictured or trainer.dataset.measured):
             scale = pictures.grid_scale(batch.shape[-2:])
             path = trainer.output_dir / "samples" / f"step-{trainer.step:09d}.png"
             shown = trainer.dataset if trainer.held_out is None else trainer.held_out
             tiles, columns = tiles_beside_examples(trainer.diffusion, shown, batch)
+            tiles = pictures.preview(tiles)
             with trainer.tolerate_write_errors(str(path)):
                 self.last_grid = pictures.save_grid(tiles, path, columns, scale)
                 trainer.note("grid saved")

@@ -144,7 +144,16 @@ _NOT_PLANNED = {
 
 
 def reading(fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the fixed options that say how images are read."""
+    """Return those of the fixed options that say how images are read.
+
+    Raises:
+        ConfigError: For measured values, which plans do not know.
+    """
+    if fixed.get("normalize") is not None:
+        raise ConfigError(
+            "A plan looks at pictures, and normalize (--normalize) asks for measured values. Train"
+            " them without a plan: ddpm train DATA --normalize affine."
+        )
     names = (
         "labels",
         "image_column",

@@ -1,0 +1,66 @@
+"""Measured values of a run: one normalization for what is trained on and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.measurements.normalization import Normalization
+
+
+def in_one_range(
+    train: ImageDataset,
+    held_out: ImageDataset | None,
+    kind: str | None,
+    saved: Normalization | None,
+    log: Callable[[str], None],
+) -> tuple[ImageDataset, ImageDataset | None]:
+    """Normalize both sets of a run by what is fitted on the training images; pictures stay as they
+    are.
+
+    Args:
+        train: The training images.
+        held_out: The held-out ones, if any.
+        kind: "affine", "quantile", or None for pictures.
+        saved: Of a run that goes on: its normalization, which counts.
+        log: Gets lines.
+
+    Raises:
+        ConfigError: If a set is of pictures and the other of measured values, or the run was
+            normalized in another way.
+    """
+    if saved is not None and (not train.measured or saved.kind != (kind or saved.kind)):
+        raise ConfigError(
+            f"This run learns measured values with {option('normalize', saved.kind)}; what its"
+            " network has learned means nothing in another range. Leave that option as it was, or"
+            " start another run."
+        )
+    if not train.measured:
+        if held_out is not None and held_out.measured:
+            raise ConfigError(
+                f"{option('val_data')} holds measured values, and the training data pictures. Open"
+                f" both with {option('normalize')}, or none."
+            )
+        return train, held_out
+    from ddpm_lib.data.measurements.opening_measured import fit_to, normalized
+
+    if saved is not None:
+        train = normalized(train, saved)
+    elif train.normalization is None:
+        before = len(train.notes)
+        train = fit_to(train, kind or "affine")
+        for note in train.notes[before:]:
+            log(note)
+    if held_out is None:
+        return train, None
+    if not held_out.measured:
+        raise ConfigError(
+            f"{option('val_data')} holds pictures, and the training data measured values. Open both"
+            f" with {option('normalize')}, or none."
+        )
+    return train, normalized(held_out, train.normalization)
