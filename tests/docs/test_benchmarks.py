@@ -111,6 +111,32 @@ def test_data(script, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_model_of_scaling(script):
+    """Sums that are hidden cost nothing, sums that are not cost what they take."""
+    model = script("scaling_model")
+    slow, fast = model.Link(1e6, 0.0), model.Link(1e15, 0.0)
+    assert model.step_seconds(1, 2, 4e8, 1, slow) == 3
+    assert model.step_seconds(1, 2, 4e8, 8, fast) == pytest.approx(3)
+    assert slow.sum_seconds(4e8, 2) == pytest.approx(400)
+    assert slow.sum_seconds(4e8, 1000) == pytest.approx(800, rel=0.01)
+    alone = model.step_seconds(1, 2, 4e8, 2, slow)  # the first bucket's gradients come first
+    assert alone == pytest.approx(1 + 2 / 15 + 400)
+    many = model.Link(1e9, 1e-3, trees=True)
+    assert many.sum_seconds(1e6, 512) == pytest.approx(2 * 9e-3 + 2e-3)
+    sizes = [1e4, 1e6, 1e8]
+    link = model.Link(2e9, 3e-5)
+    found = model.fitted(sizes, [link.sum_seconds(size, 4) for size in sizes], 4)
+    assert (found.bandwidth, found.latency) == pytest.approx((2e9, 3e-5))
+    for shares in model.table().values():
+        assert all(0 < share <= 1 for share in shares.values())
+
+
+@pytest.mark.slow
+def test_scaling_is_compared_with_its_model(script, tmp_path):
+    found = run(script, tmp_path, "scaling_model")
+    assert found["processes"]["2"]["bandwidth"] > 0
+
+
 @pytest.mark.parametrize("name", ["train_loop", "startup", "memory", "scaling"])
 def test_benchmarks_that_start_processes(script, tmp_path, name):
     run(script, tmp_path, name, *([] if name in ("memory", "scaling") else ["--no-peers"]))
