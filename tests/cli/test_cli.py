@@ -484,8 +484,8 @@ def test_which_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (
             "--format gid",
             (
-                "--format takes one of 'grid', 'png', 'npz', 'gif', 'all'; got 'gid'. Did you mean"
-                " 'grid'?"
+                "--format takes one of 'grid', 'png', 'npz', 'gif', 'all', 'npy', 'tiff', 'nifti';"
+                " got 'gid'. Did you mean 'grid'?"
             ),
         ),
         ("--nmu 3", "--num"),
