@@ -95,6 +95,10 @@ class Guidance:
     variance·∇log p, is its limit for short steps). In pure noise (α = 0) there is nothing to
     classify, and ∇log p = 0.
 
+    Single conditions have scales of their own (`parts`): with F_i the output without condition i
+    alone, each adds (scale_i − 1)·(F_cond − F_i), which for one condition is the same guidance. It
+    costs one more call of the network per condition.
+
     Args:
         scale: 1 is no guidance, 0 ignores the condition.
         interval: Guide only at levels with lo < t/T ≤ hi (Kynkäänniemi et al. 2024).
@@ -108,6 +112,7 @@ class Guidance:
         measured: What was measured of the images (`GaussianDiffusion.restore`): its likelihood is
             differentiated through the network and all other guidance but the classifier's. It acts
             at every level.
+        parts: Names of conditions, each with a scale of its own.
 
     Raises:
         ValueError: If the interval is not 0 ≤ lo < hi ≤ 1 or rescale is outside [0, 1].
@@ -121,14 +126,17 @@ class Guidance:
     partner: Partner | None = None
     partner_scale: float = 1.0
     measured: Measurement | None = None
+    parts: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (
             ("guidance_scale", self.scale),
             ("classifier_scale", self.classifier_scale),
+            *((f"guidance_scale of {name!r}", scale) for name, scale in self.parts),
         ):
             if not math.isfinite(value):
-                raise ValueError(f"{option(name)} must be a finite number; got {value}.")
+                shown = option(name) if " " not in name else name
+                raise ValueError(f"{shown} must be a finite number; got {value}.")
         low, high = self.interval
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(
@@ -143,6 +151,12 @@ class Guidance:
         """Say whether to guide by conditions at a level with t/T = fraction."""
         return self.scale != 1.0 and self._inside(fraction)
 
+    def parts_at(self, fraction: float) -> tuple[str, ...]:
+        """Return the conditions that guide on their own at a level with t/T = fraction."""
+        if not self._inside(fraction):
+            return ()
+        return tuple(name for name, scale in self.parts if scale != 1.0)
+
     def partner_at(self, fraction: float) -> Partner | None:
         """Return the partner that guides at a level with t/T = fraction, None where none does."""
         return self.partner if self.partner_scale != 1.0 and self._inside(fraction) else None
@@ -151,6 +165,7 @@ class Guidance:
         """Say whether conditions, a classifier or a partner guide at any of these t/T."""
         strong = (
             self.scale != 1.0
+            or any(scale != 1.0 for _, scale in self.parts)
             or (self.classifier is not None and self.classifier_scale != 0)
             or (self.partner is not None and self.partner_scale != 1.0)
         )
@@ -204,7 +219,11 @@ class Guidance:
         return (level.sigma**2 / level.alpha * self.classifier_scale) * gradient
 
     def combine(
-        self, cond: Tensor, null: Tensor | None = None, partner: Tensor | None = None
+        self,
+        cond: Tensor,
+        null: Tensor | None = None,
+        partner: Tensor | None = None,
+        without: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Combine outputs, all (b, c, *spatial).
 
@@ -212,8 +231,12 @@ class Guidance:
             cond: The network's with the condition.
             null: Without it; None where conditions do not guide.
             partner: The partner's; None where none guides.
+            without: By condition that guides on its own, the network's without it alone.
         """
         guided = cond if null is None else null + self.scale * (cond - null)
+        scales = dict(self.parts)
+        for name, other in (without or {}).items():
+            guided = guided + (scales[name] - 1.0) * (cond - other)
         if partner is not None:
             guided = guided + (self.partner_scale - 1.0) * (cond - partner)
         if not self.rescale:

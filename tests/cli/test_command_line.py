@@ -141,6 +141,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--class-label", "star"],
             ["--first-index", "4"],
             ["--cond", "age=0.3"],
+            ["--cond-guidance", "age=3"],
             ["--sweep", "age"],
         ],
     ),

@@ -210,3 +210,46 @@ def test_wrong_values_are_named(name: str, value: torch.Tensor, message: str) ->
 def test_wrong_tables_are_named(table: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Unet(dim=8, dim_mults=(1, 2), conditions=table)
+
+
+def test_guidance_by_one_condition_is_guidance_where_it_is_the_only_one() -> None:
+    diffusion = GaussianDiffusion(network(), image_size=8, timesteps=10, clip="none").eval()
+    how = {"num_steps": 3, "sampler": "ddim", "cond": {"age": 30.0}}
+    whole = diffusion.sample(2, guidance_scale=3.0, **how)
+    alone = diffusion.sample(2, guidance_scale={"age": 3.0}, **how)
+    assert torch.allclose(whole, alone, atol=1e-5)
+    assert not torch.allclose(whole, diffusion.sample(2, **how), atol=1e-3)
+
+
+def test_each_condition_guides_by_its_own_scale() -> None:
+    """The output is F + Σ (s_i − 1)·(F − F_i), of which a scale of 1 adds nothing."""
+    from ddpm_lib.guidance import Guidance
+
+    diffusion = GaussianDiffusion(network(), image_size=8, timesteps=10, clip="none").eval()
+    denoiser, level = diffusion.denoiser, diffusion.schedule.level(5)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    cond = {"age": torch.tensor([20.0, 60.0]), "hair": torch.tensor([0, 1])}
+
+    def at(**parts: float) -> torch.Tensor:
+        guidance = Guidance(parts=tuple(parts.items()))
+        with torch.no_grad():
+            return denoiser.predict(x, level, cond, guidance).x0
+
+    plain, age, hair, both = at(), at(age=3.0), at(hair=0.5), at(age=3.0, hair=0.5)
+    assert torch.allclose(both - plain, (age - plain) + (hair - plain), atol=1e-4)
+    assert torch.equal(at(age=1.0), plain)
+    assert not torch.allclose(age, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({"agee": 2.0}, r"Did you mean 'age'"),
+        ({"hair": 2.0}, r"Guidance by 'hair' strengthens its value, and none is given"),
+        ({"age": math.inf}, r"must be a finite number"),
+    ],
+)
+def test_guidance_that_cannot_be_is_named(scales: dict[str, float], message: str) -> None:
+    diffusion = GaussianDiffusion(network(), image_size=8, timesteps=10).eval()
+    with pytest.raises(ValueError, match=message):
+        diffusion.sample(1, cond={"age": 3.0}, guidance_scale=scales, num_steps=2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -265,3 +267,13 @@ class Told:
         if self.columns is None:
             return None
         return [seed + (first_index + i) // self.columns for i in range(n)]
+
+
+def with_columns(command: Any, loaded: LoadedRun) -> Any:
+    """Return the flags with as many columns of the grid as a sweep has, where nobody says how
+    many.
+    """
+    if command.columns is not None or command.sweep is None:
+        return command
+    columns = Told.read(loaded, (), command.sweep).columns
+    return dataclasses.replace(command, columns=columns)

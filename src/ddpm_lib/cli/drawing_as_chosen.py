@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ddpm_lib.cli import autoguide, options
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps, usual_sampler, usual_spacing
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.process.sampling_default import Chosen, choose_sampling
 from ddpm_lib.runs.loading import LoadedRun
+
+
+def guidance_scales(scale: float | None, parts: Sequence[str]) -> float | dict[str, float] | None:
+    """Return the strength of guidance by all conditions, or those of single ones by name.
+
+    Raises:
+        ConfigError: If both are given, or a strength is no number.
+    """
+    if not parts:
+        return scale
+    if scale is not None:
+        raise ConfigError(
+            "--guidance-scale guides by all conditions, --cond-guidance by single ones. Give one of"
+            " them."
+        )
+    found = options.key_values(parts, "--cond-guidance")
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"--cond-guidance {name} takes a number; got {value!r}.")
+    return {name: float(value) for name, value in found.items()}
 
 
 def chosen_by(
@@ -33,7 +54,7 @@ def chosen_by(
         "spacing": command.spacing,
         "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
         "eta": command.eta,
-        "guidance_scale": command.guidance_scale,
+        "guidance_scale": guidance_scales(command.guidance_scale, command.cond_guidance),
         "guidance_interval": command.guidance_interval,
         "guidance_rescale": command.guidance_rescale,
         "guide_by": guide_by,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, low_res, options
 from ddpm_lib.cli.class_labels import condition
-from ddpm_lib.cli.condition_flags import SWEEP_ROWS, Told
+from ddpm_lib.cli.condition_flags import SWEEP_ROWS, Told, with_columns
 from ddpm_lib.cli.drawing_as_chosen import arguments_of, as_plain, chosen_by
 from ddpm_lib.cli.drawn_files import check_format, write
 from ddpm_lib.cli.low_res import SmallImages
@@ -130,12 +130,14 @@ class SampleCommand:
     --low-res.
     """
     cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A condition of all images, once per condition: age=0.3, style=round, tags=a|b, mask=m.png,
-    caption="a red ring"; NAME=none for no value. Default: none of them.
+    """A condition of all images, once per condition: age=0.3, style=round, tags=a|b, mask=m.png;
+    NAME=none, and what is not named, for no value.
     """
+    cond_guidance: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Guidance by single conditions instead of all, once per condition: age=3."""
     sweep: str | None = None
-    """A condition that changes from column to column, each row from the same noise: age (over what
-    training saw), age=20..80, age=20,40,80.
+    """A condition that changes from column to column, each row from one noise: age, age=20..80, or
+    age=20,40,80.
     """
     seed: int = 0
     """Names the images: image i is a function of seed and i."""
@@ -185,9 +187,7 @@ def main(args: list[str]) -> int:
         place_network(loaded.diffusion, state.device, precision, compiled=command.compile)
         if small is None:
             small = small_images(loaded, command, state, precision)
-        if command.columns is None and command.sweep is not None:
-            columns = Told.read(loaded, (), command.sweep).columns
-            command = dataclasses.replace(command, columns=columns)
+        command = with_columns(command, loaded)
         images, frames, how = draw(loaded, command, state, precision, small, partner)
         if state.is_main_process:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
@@ -199,11 +199,8 @@ def main(args: list[str]) -> int:
             sys.stdout.write(f"{loaded.name} ({loaded.weights}): {drawn}\n")
             sys.stdout.write(f"{how.line()}\n" if how.line() else "")
             if checkpoint is chosen[-1]:
-                sys.stdout.write(
-                    "".join(
-                        f"{line}\n" for line in what_was_drawn(loaded, command, len(images), small)
-                    )
-                )
+                told = what_was_drawn(loaded, command, len(images), small)
+                sys.stdout.writelines(f"{line}\n" for line in told)
     destroy_group(state)
     return 0
 
@@ -291,6 +288,7 @@ def small_images(
         guide_scale=None,
         format="grid",
         cond=(),
+        cond_guidance=(),
         sweep=None,
     )
     drawn, _, _ = draw(base, wishes, state, precision, None, {})

@@ -320,6 +320,31 @@ def check_guided(conditioners: Conditioners | None, cond: Cond, scale: float) ->
         )
 
 
+def check_parts(conditioners: Conditioners | None, cond: Cond, names: Sequence[str]) -> None:
+    """Refuse guidance by single conditions that cannot guide, or are not given.
+
+    Args:
+        conditioners: Of the network.
+        cond: The conditions that were given.
+        names: Those that have a scale of their own.
+
+    Raises:
+        ValueError: Naming the condition.
+    """
+    check_names(conditioners, dict.fromkeys(names))
+    for name in names:
+        if name not in guidable(conditioners):
+            raise ValueError(
+                f"{name!r} cannot guide: this network has never seen images without it"
+                " (drop_prob = 0)."
+            )
+        if name not in cond or _says_nothing((conditioners or {})[name], cond[name]):
+            raise ValueError(
+                f"Guidance by {name!r} strengthens its value, and none is given. Give one, or leave"
+                " its scale out."
+            )
+
+
 def _says_nothing(conditioner: Droppable, value: Tensor) -> bool:
     """Whether a value is the null for every sample; that of numbers is NaN, which equals
     nothing.

@@ -202,11 +202,14 @@ class Denoiser:
             output, null, raw = self._both(x, level, time, cond)
         else:
             output, raw = self.raw(x, level.alpha, level.sigma, time, cond)
-        partner = guidance.partner_at(fraction)
-        if null is None and partner is None:
+        partner, without = guidance.partner_at(fraction), dict[str, Tensor]()
+        for name in guidance.parts_at(fraction):
+            less = {**(cond or {}), **nulls(self.conditioners, {name: (cond or {})[name]})}
+            without[name], _ = self.raw(x, level.alpha, level.sigma, time, less)
+        if null is None and partner is None and not without:
             return output, raw
         other = None if partner is None else partner(x, level, time, cond)
-        return guidance.combine(output, null, other), raw
+        return guidance.combine(output, null, other, without), raw
 
     def _both(
         self, x: Tensor, level: Level, time: Tensor, cond: Cond | None

@@ -118,7 +118,7 @@ class SamplingPlan:
         spacing: str | Sequence[float] | None = None,
         spacing_options: Mapping[str, Any] | None = None,
         eta: float | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float | None = None,
         classifier: LogProb | None = None,
@@ -156,8 +156,11 @@ class SamplingPlan:
         steps = resolve_num_steps(chosen, num_steps, schedule.timesteps, spacing, default_steps)
         visited = sampling_levels(schedule, steps, spacing, spacing_options)
         low, high = (0.0, 1.0) if guidance_interval is None else guidance_interval
+        parts = dict(guidance_scale) if isinstance(guidance_scale, Mapping) else {}
+        whole = 1.0 if isinstance(guidance_scale, Mapping) else guidance_scale
         guidance = Guidance(
-            scale=1.0 if guidance_scale is None else guidance_scale,
+            scale=1.0 if whole is None else whole,
+            parts=tuple((name, float(scale)) for name, scale in parts.items()),
             interval=(low, high),
             rescale=0.0 if guidance_rescale is None else guidance_rescale,
             classifier=classifier,

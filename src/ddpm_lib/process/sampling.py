@@ -22,7 +22,14 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_unit_range
 from ddpm_lib.process.autoguidance import partner_of
-from ddpm_lib.process.conditions import Cond, check_guided, fill_nulls, for_sampling, guidable
+from ddpm_lib.process.conditions import (
+    Cond,
+    check_guided,
+    check_parts,
+    fill_nulls,
+    for_sampling,
+    guidable,
+)
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.interface import Process
 from ddpm_lib.process.network_calls import evaluating
@@ -50,7 +57,7 @@ def sample(
     seeds: Sequence[int] | None = None,
     first_index: int = 0,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | Mapping[str, float] | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float | None = None,
     classifier: LogProb | None = None,
@@ -91,8 +98,8 @@ def sample(
             share one.
         cond: Conditions by name: one entry for all images, or one per image. A condition left out
             is null if the network knows a null (drop_prob > 0), an error otherwise.
-        guidance_scale: Strength of classifier-free guidance by the conditions; 1, the default, is
-            none.
+        guidance_scale: Strength of classifier-free guidance by all conditions; 1, the default, is
+            none. By name, {"age": 3.0}, each condition has its own.
         guidance_interval: Guide where lo < t/T ≤ hi; default: everywhere.
         guidance_rescale: Against over-exposure by guidance, 0 (the default) … 1.
         classifier: log p(y|x_t) of any differentiable kind, called as classifier(x_t, t) with x_t
@@ -242,6 +249,7 @@ def draw(
     n = count_images(n, seeds, x_T, process.image_shape, cond, batch_size)
     conditions = conditions_for(process, cond, n, streams)
     check_guided(process.conditioners, conditions, plan.guidance.scale)
+    check_parts(process.conditioners, conditions, [name for name, _ in plan.guidance.parts])
     kept = kept_frames(return_trajectory, len(plan.levels))
     images, trajectories = [], []
     for start, stop in batches(n, batch_size):
