@@ -18,6 +18,7 @@ from ddpm_lib.evaluation.metric_table import METRICS
 from ddpm_lib.evaluation.sample_metrics import SampleMetric
 from ddpm_lib.metrics import FEATURES, read_statistics
 from ddpm_lib.metrics.moments import contents
+from ddpm_lib.nn.condition_table import data_conditions
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -28,7 +29,7 @@ FEWEST, MOST = 64, 1000
 """How many samples are drawn by default: as many as training images, within these bounds."""
 LEVELS = 20
 """Levels per image from which bits/dim are estimated by default."""
-AT_LEAST = {"kid": 4, "pr": 20, "memorisation": 3, "loss_gap": 2}
+AT_LEAST = {"kid": 4, "pr": 20, "memorisation": 3, "loss_gap": 2, "adherence": 16}
 """With fewer images on one side these say nothing, and are left out."""
 CLEAN_SHARE = 0.1
 
@@ -148,6 +149,8 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
             f" more images, {option('val_fraction')} > 0 and {option('val_every')} > 0, or with"
             " val_data."
         )
+    if held_out is not None and len(held_out) >= AT_LEAST["adherence"]:
+        names += ["adherence"] if data_conditions(diffusion.conditioners) else []
     changes: dict[str, Any] = {}
     likelihood = trains_likelihood(diffusion)
     if likelihood and (held_out is not None or other):
@@ -184,7 +187,7 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
 def too_few(name: str, store: FeatureStore | None) -> str:
     """Say why a metric of samples would say nothing of sets of these sizes; "" where it would."""
     least = AT_LEAST.get(name)
-    if store is None or least is None or name == "loss_gap":
+    if store is None or least is None or name in ("loss_gap", "adherence"):
         return ""
     against = "train" if name == "memorisation" else "reference"
     there = [store.n] + ([store.sets[against].n] if against in store.sets else [])

@@ -46,6 +46,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "held_out": ("memorisation",),
     "reference": tuple(name for name in _SAMPLES if name != "is"),
     **dict.fromkeys(("features", "feature_weights", "references", *DRAWING), _SAMPLES),
+    **dict.fromkeys(DRAWING[:5], (*_SAMPLES, "adherence")),
 }
 """Options that some of our metrics use, and which; the others serve all, or are checked with the
 data.
@@ -65,7 +66,8 @@ class EvaluationOptions:
     the training was for likelihood). Else names separated by commas: fid, sfid, kid, is, pr
     (precision, recall), dc (density, coverage) and memorisation look at samples; nll (bits/dim by
     the variational bound), flow_nll (by the probability flow), loss_gap and gap (held-out minus
-    training: the loss; and bits/dim too) score the model itself.
+    training: the loss; and bits/dim too) score the model itself; adherence reads conditions of the
+    data back from samples.
     """
     data: str = "held-out"
     """Images for nll and flow_nll. held-out: what the run held out; train: what it was trained on;

@@ -47,3 +47,23 @@ class MetricOptions(Protocol):
     @property
     def progress(self) -> bool:
         """Whether a progress bar is shown."""
+
+    @property
+    def sampler(self) -> str | None:
+        """Sampler of the samples; None for the default."""
+
+    @property
+    def sample_steps(self) -> int | None:
+        """Its steps; None for the default."""
+
+    @property
+    def spacing(self) -> str | None:
+        """Which levels it visits; None for the default."""
+
+    @property
+    def eta(self) -> float | None:
+        """Noise of samplers that have it; None for the default."""
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Strength of guidance by conditions; None for the default."""

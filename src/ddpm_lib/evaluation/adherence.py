@@ -1,0 +1,146 @@
+"""Whether samples have what was asked for: conditions are read back from them, and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spread import evenly
+from ddpm_lib.evaluation.image_sets import as_pictures
+from ddpm_lib.evaluation.scores import Score, mean_score
+from ddpm_lib.evaluation.tasks import ModelTask
+from ddpm_lib.metrics.condition_readers import Reader, target_of
+from ddpm_lib.nn.condition_table import data_conditions
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+    from ddpm_lib.nn.data_conditions import DataCondition
+
+READ = 4096
+"""Training images that a reader learns from."""
+SAMPLES = 256
+"""Samples whose conditions are read, where nobody says how many."""
+
+
+def adherence(task: ModelTask) -> list[Score]:
+    """Error of each condition of the data, read back from samples that were drawn for it.
+
+    For each image a sample is drawn with the image's conditions. A small network, trained on the
+    training images to say the condition of an image, then reads it: numbers and angles are
+    regressed, labels and tags classified, masks segmented. `/real` is its error on the images
+    themselves, which samples cannot be expected to beat, `/chance` its error when samples are
+    paired with the conditions of other images.
+
+    Raises:
+        ConfigError: If the network takes no condition of the data.
+    """
+    conditions = data_conditions(task.model().conditioners)
+    if not conditions or len(task.model().image_size) != 2:
+        raise ConfigError(
+            "adherence reads conditions of the data back from images (--condition), and this"
+            " network takes none."
+        )
+    n = min(len(task.images), task.options.num or SAMPLES)
+    images = task.images.subset(evenly(n, len(task.images)))
+    samples = _samples(task, images)
+    train = task.own("train")
+    known = train.subset(evenly(min(READ, len(train)), len(train)))
+    scores: list[Score] = []
+    for name, conditioner in conditions.items():
+        scores += _scores(task, name, conditioner, known, images, samples)
+    return scores
+
+
+def _samples(task: ModelTask, images: ImageDataset) -> Tensor:
+    """Draw a sample for each image, by its conditions; uint8 (n, c, h, w) on every rank."""
+    diffusion, options = task.model(), task.options
+    how = {
+        "sampler": options.sampler,
+        "num_steps": options.sample_steps,
+        "spacing": options.spacing,
+        "eta": options.eta,
+        "guidance_scale": options.guidance_scale,
+    }
+    shape = (diffusion.channels, *diffusion.image_size)
+
+    def draw(rows: range) -> Tensor:
+        _, cond = task.batch(rows, images)
+        drawn = diffusion.sample(
+            len(rows),
+            **how,  # type: ignore[arg-type]
+            seed=options.seed,
+            first_index=rows.start,
+            cond=cond,
+            device=task.state.device,
+            progress=False,
+        )
+        return (drawn.clamp(0, 1) * 255).round().flatten(1).cpu().double()
+
+    found = task.over(
+        len(images),
+        "samples by their conditions",
+        math.prod(shape),
+        options.batch_size,
+        draw,
+        images.fingerprint,
+    )
+    return found.to(torch.uint8).view(-1, *shape)
+
+
+def _scores(
+    task: ModelTask,
+    name: str,
+    conditioner: DataCondition,
+    train: ImageDataset,
+    images: ImageDataset,
+    samples: Tensor,
+) -> list[Score]:
+    target = target_of(name, conditioner.spec)
+    learned = train.batch(np.arange(len(train)))
+    values = _standardised(conditioner, learned[name], learned["image"])
+    reader = Reader(
+        target, as_pictures(learned["image"]), values, task.state.device, task.options.seed
+    )
+    truth = images.batch(np.arange(len(images)))
+    asked = _standardised(conditioner, truth[name], truth["image"])
+    others = asked.roll(max(1, len(asked) // 2), 0)
+    pictures = as_pictures(samples)
+    pairs = {
+        "": (pictures, asked),
+        "/real": (as_pictures(truth["image"]), asked),
+        "/chance": (pictures, others),
+    }
+    found = {}
+    for word, (seen, wanted) in pairs.items():
+        errors = reader.errors(seen, wanted)
+        found[word] = mean_score(f"adherence_{name}{word}", errors[~errors.isnan()], target.unit)
+    return [_judged(found[""], found["/chance"]), found["/real"], found["/chance"]]
+
+
+def _judged(score: Score, chance: Score) -> Score:
+    """Say where samples are no nearer to what was asked for than to what was not."""
+    ends = score.interval
+    if ends is None or chance.value > ends[1]:
+        return score
+    return dataclasses.replace(score, remark="not obeyed: no better than chance")
+
+
+def _standardised(conditioner: DataCondition, values: Tensor, images: Tensor) -> Tensor:
+    """Return vectors as the network sees them, and small images in the size of the images."""
+    if conditioner.kind in ("vector", "text"):
+        gone = values.isnan()
+        seen: Tensor = conditioner.features(values.nan_to_num())
+        return seen.masked_fill(gone, math.nan)
+    if conditioner.kind == "image" and values.shape[2:] != images.shape[2:]:
+        large = F.interpolate(
+            values.float(), size=images.shape[2:], mode="bilinear", align_corners=False
+        )
+        return large.round().to(torch.uint8)
+    return values
