@@ -106,6 +106,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--seed=3"],
             ["--value-range", "0", "4095"],
             ["--condition", "age=meta.csv:age"],
+            ["--add-data", "more"],
         ],
     ),
     "plan": (

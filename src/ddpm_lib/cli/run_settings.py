@@ -72,6 +72,10 @@ class RunConfig(TrainingConfig):
     """What comes with each image and is learned, once per condition: NAME=SOURCE[:COLUMN], such as
     age=meta.csv:age, style=:style for a column of the data itself, mask=path/to/masks.
     """
+    add_data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """More images to train on, of any source, once each; a run that goes on with them notes it, and
+    what it holds out stays the same.
+    """
     class_conditional: bool = False
     """Learn the classes of the data (sets model.num_classes from its labels, where that is not
     given).

@@ -82,6 +82,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """
         self.conditions: dict[str, ConditionValues] = {}
         """Further fields of the items, by name; see `with_conditions`."""
+        self.grown_from: tuple[tuple[str, int], ...] = ()
+        """Fingerprint and number of images before each set that was joined to the first."""
         self.stored: StoredSizes | None = None
         """How large the pictures of the whole set were, where decoding them has told."""
         self.measured: dict[str, Any] = {}
@@ -261,6 +263,12 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         part.groups = None if self.groups is None else self.groups[chosen]
         part.conditions = taken(self.conditions, chosen)
         return part
+
+    def relabelled(self, labels: np.ndarray, class_names: Sequence[str]) -> ImageDataset:
+        """Return the same images with other labels int64 (n,), by other names."""
+        same = copy.copy(self)
+        same._labels, same.class_names = np.asarray(labels, np.int64), tuple(class_names)
+        return same
 
     def _digest(self, whole: str, chosen: np.ndarray) -> str:
         digest = hashlib.blake2b(whole.encode(), digest_size=16)

@@ -61,6 +61,7 @@ class DataDescription:
         val_fingerprint: Of validation images that came from elsewhere.
         conditions: A digest of the values of each condition of the training images.
         normalization: Of measured values, `Normalization.to_json`; None for pictures.
+        grown: When more images were added: step, images_seen, images_before, images, added.
     """
 
     source: str
@@ -73,6 +74,7 @@ class DataDescription:
     val_fingerprint: str | None = None
     conditions: dict[str, str] | None = None
     normalization: dict[str, Any] | None = None
+    grown: list[dict[str, Any]] | None = None
 
     @property
     def is_known(self) -> bool:
@@ -102,7 +104,7 @@ class DataDescription:
     def to_json(self) -> dict[str, Any]:
         """Return the entry `data` of state.json."""
         values = dataclasses.asdict(self)
-        for name in ("val_fingerprint", "conditions", "normalization"):
+        for name in ("val_fingerprint", "conditions", "normalization", "grown"):
             if values[name] is None:
                 del values[name]
         return values

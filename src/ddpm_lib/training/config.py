@@ -156,6 +156,10 @@ class TrainingConfig:
     """What comes with each image and is learned: NAME=SOURCE[:COLUMN], such as age=meta.csv:age,
     style=:style for a column of the data itself, mask=path/to/masks (docs/conditions.md).
     """
+    add_data: tuple[str, ...] = ()
+    """More images to train on, of any source, behind the training data: a run that goes on with
+    them notes it; what is held out stays the same.
+    """
     split: str | None = None
     """Split of a dataset that has several (then it must be named)."""
     files: str | None = None

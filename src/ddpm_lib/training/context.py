@@ -84,6 +84,7 @@ class RunContext:
         self.checkpoints = RunCheckpoints(self.run_log, config)
         self.origin: dict[str, Any] | None = None
         self.started_from: StartedFrom | None = None
+        self.growth: list[dict[str, Any]] = []
         self.last: StepResult | None = None
         self.last_checkpoint: Path | None = None
         self.average_is_open = config.ema_decay == "auto"

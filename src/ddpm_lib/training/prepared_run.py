@@ -29,6 +29,7 @@ from ddpm_lib.training.conditions_of_data import adopt
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext, TrainingData
 from ddpm_lib.training.going_back import set_aside, wanted_step
+from ddpm_lib.training.growing import described_as, events_of
 from ddpm_lib.training.keeping import as_begun, keepers, kept_for_good
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.optim import say_extension
@@ -125,9 +126,8 @@ class PreparedRun(RunContext):
             return
         self._meet()
         config = self.config
-        checkpoint = self.on_main(
-            lambda: find_checkpoint(self.output_dir, self.config.resume, self.say)
-        )
+        resume = config.resume
+        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, resume, self.say))
         self.source_name = absolute_source(self.source_name, asks_for_files(config))
         saved = None if checkpoint is None else checkpoint.state
         began = None if saved is None or not began_here(saved) else saved
@@ -142,9 +142,8 @@ class PreparedRun(RunContext):
         config = self.config = settled(config, told)
         starting = self._starting_weights() if saved is None else None
         units = run_normalization(began, self.output_dir)
-        images = open_training_data(
-            self.data_source, config, self.diffusion, self.say, before, self.transform, units
-        )
+        way = (self.diffusion, self.say, before, self.transform, units)
+        images = open_training_data(self.data_source, config, *way)
         self.diffusion.normalization = images[0].normalization
         self._data = TrainingData(*images, held_fraction(config, before))
         if config.stop_when:
@@ -290,8 +289,9 @@ class PreparedRun(RunContext):
 
     def _data_description(self) -> DataDescription:
         """Return what identifies the training data."""
-        validation = self.held_out if self.config.val_data is not None else None
-        return describe_dataset(self.dataset, self.source_name, self.held_fraction, validation)
+        other = None if self.config.val_data is None else self.held_out
+        parts = (self.dataset, self.source_name, self.held_fraction, other)
+        return described_as(describe_dataset(*parts), self.growth)
 
     def _run_state(self) -> RunState:
         """Collect everything but the tensors; on every rank, as callbacks may need all of them."""
@@ -330,8 +330,8 @@ class PreparedRun(RunContext):
         layout = " in channels_last" if self.channels_last else ""
         micro = f" in micro-batches of {plan.micro}" if plan.accumulation > 1 else ""
         return (
-            f"Training {size}{frozen} on {len(self.dataset):,} images{kept};"
-            f" batch {self.config.images_per_step} ({ranks}{micro}), {precision}{layout} on"
+            f"Training {size}{frozen} on {len(self.dataset):,} images{kept}; batch"
+            f" {self.config.images_per_step} ({ranks}{micro}), {precision}{layout} on"
             f" {self.device}; run directory {self.output_dir}."
         )
 
@@ -342,6 +342,7 @@ class PreparedRun(RunContext):
         check_same_network(self.diffusion, state, path)
         check_same_order(self.config, data, self._data_description(), checkpoint, self.say)
         self.progress.load_state_dict(state.to_json())
+        self.growth = events_of(self.dataset, state, portable_options(self.config), self.say)
         self.origin = state.origin
         self.started_from = StartedFrom.from_json(state.started_from)
         say_start(self.started_from, self.config.init_from, self.say)

@@ -28,6 +28,7 @@ from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.runs.state import STATE, DataDescription, RunState
 from ddpm_lib.runs.versions import describe_versions
 from ddpm_lib.training.going_back import back_to, wanted_step
+from ddpm_lib.training.growing import reminder
 from ddpm_lib.training.learner import START
 from ddpm_lib.training.optim import state_entries
 from ddpm_lib.training.same_data import (
@@ -223,6 +224,7 @@ def check_same_order(
     trained_on, held = state.trained_on, fraction_held_out(state)
     index = read_data_index(checkpoint.run)
     lines = data_changes(data.dataset, data.held_fraction, trained_on, held, index)
+    lines += reminder(trained_on, config.add_data) if lines else []
     validated, validates = trained_on.val_fingerprint, described.val_fingerprint
     if validated and validates and validated != validates:
         other = "val_data: other images than those that this run was validated on"

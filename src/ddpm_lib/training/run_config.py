@@ -61,6 +61,7 @@ def portable_options(config: TrainingConfig) -> dict[str, Any]:
     for name in ("data_root", "files"):
         if options[name] is not None:
             options[name] = os.path.abspath(os.path.expanduser(options[name]))
+    options["add_data"] = [absolute_source(v, asks_for_files(config)) for v in options["add_data"]]
     options["condition"] = [portable_words(words) for words in options["condition"]]
     return options
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ddpm_lib.core.spelling import option
 from ddpm_lib.runs.state import DataDescription, RunState
+from ddpm_lib.training.growing import growth
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -92,6 +93,9 @@ def data_changes(
     from ddpm_lib.data.contents import tell_apart
 
     names = list(data.class_names) if data.class_names else None
+    known = growth(data, described)
+    if known is not None and described.class_names == names:
+        return _other_conditions(data.subset(range(known)), described)
     others = _other_conditions(data, described)
     if is_same(data, described) and described.class_names == names:
         return others

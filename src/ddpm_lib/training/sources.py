@@ -17,6 +17,7 @@ from ddpm_lib.core.validation import is_path
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.conditions_of_data import measure, suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.growing import grown
 from ddpm_lib.training.measured_data import in_one_range
 from ddpm_lib.training.option_values import refuse_described
 
@@ -170,6 +171,15 @@ def open_training_data(
         )
     check_classes(train, diffusion)
     train = suited(train, diffusion, log)
+    kept = replace(config, files=None, cache="ram" if train.in_memory else "none")
+    train = grown(
+        train,
+        held_out,
+        config.add_data,
+        lambda more: suited(_open(more, kept, diffusion, None, log, transform), diffusion),
+        log,
+        reads_labels(diffusion),
+    )
     measure(diffusion, train)
     held_out = None if held_out is None else suited(held_out, diffusion)
     if train.num_classes and not reads_labels(diffusion):

@@ -1,0 +1,180 @@
+"""Runs that go on with more images: what is added, and what a checkpoint was trained on before."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
+from ddpm_lib.runs.state import DataDescription, RunState
+
+if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
+
+
+def grown(
+    train: ImageDataset,
+    held_out: ImageDataset | None,
+    added: Sequence[str],
+    open_more: Callable[[str], ImageDataset],
+    log: Callable[[str], None],
+    needs_labels: bool,
+) -> ImageDataset:
+    """Return training images with more of them behind; what is held out stays as it is.
+
+    Args:
+        train: The training images so far.
+        held_out: The held-out images, copies of which are left out of what is added.
+        added: What is added, in order.
+        open_more: Opens an addition as the training images were opened.
+        log: Gets lines for the user.
+        needs_labels: Whether the network reads labels.
+
+    Raises:
+        ConfigError: If an addition does not fit.
+    """
+    if not added:
+        return train
+    if train.measured:
+        raise ConfigError(
+            f"{option('add_data')} adds pictures, and these are measured values. Put all files in"
+            f" one folder, and begin another run with {option('init_from')}."
+        )
+    from ddpm_lib.data.joining import join
+
+    parts, ends = [train], [(train.fingerprint, len(train))]
+    for source in added:
+        more = _alike(source, open_more(source), train, needs_labels)
+        more = _without_held_out(source, more, held_out, log)
+        parts.append(more)
+        try:
+            whole = join(parts)
+        except ValueError as error:
+            raise ConfigError(f"{option('add_data')} {source}: {error}") from None
+        ends.append((whole.fingerprint, len(whole)))
+        log(f"Added {len(more):,} images of {source}: {len(whole):,} are trained on.")
+    whole.grown_from = tuple(ends[:-1])
+    return whole
+
+
+def _alike(
+    source: str, more: ImageDataset, train: ImageDataset, needs_labels: bool
+) -> ImageDataset:
+    """Return an addition with labels numbered as those of the training images."""
+    names, own = train.class_names, more.class_names
+    if names is None or (own is None and not needs_labels):
+        return more
+    if own is None:
+        raise ConfigError(
+            f"{option('add_data')} {source} has no labels, which the network reads. Sort its images"
+            " as the training images are."
+        )
+    if own == names:
+        return more
+    unknown = sorted(set(own) - set(names))
+    if unknown and needs_labels:
+        raise ConfigError(
+            f"{option('add_data')} {source} has the class {', '.join(unknown[:5])}, which the"
+            f" training images have not: {', '.join(names)}."
+        )
+    assert more.labels is not None
+    numbers = np.array([names.index(name) if name in names else 0 for name in own])
+    return more.relabelled(numbers[more.labels.numpy()], names)
+
+
+def _without_held_out(
+    source: str,
+    more: ImageDataset,
+    held_out: ImageDataset | None,
+    log: Callable[[str], None],
+) -> ImageDataset:
+    """Leave out copies of held-out images: trained on, they would say nothing of new ones."""
+    kept, new = _contents(held_out), _contents(more)
+    if kept is None or new is None:
+        return more
+    copies = np.isin(new, kept[kept != 0])
+    if copies.all():
+        raise ConfigError(f"All images of {source} are copies of held-out images.")
+    if copies.any():
+        log(f"Left out {int(copies.sum()):,} images of {source}: copies of held-out images.")
+        return more.subset(np.flatnonzero(~copies))
+    return more
+
+
+def _contents(data: ImageDataset | None) -> np.ndarray | None:
+    """Return a hash of each image, int64 (n,); None where contents are not compared."""
+    origin = None if data is None else data.origin
+    if data is None or origin is None or origin.content is None:
+        return None
+    place = {origin.names.raw(i): i for i in range(len(origin.names))}
+    rows = [place.get(data.names.raw(i), -1) for i in range(len(data))]
+    return None if min(rows, default=-1) < 0 else origin.content[rows]
+
+
+def growth(data: ImageDataset, described: DataDescription) -> int | None:
+    """Return how many of the training images a checkpoint was trained on before others were added;
+    None where these are not what it was trained on.
+
+    Args:
+        data: The training images.
+        described: The checkpoint's description of its data.
+    """
+    for fingerprint, images in data.grown_from:
+        if fingerprint == described.fingerprint:
+            return images
+    return None
+
+
+def events_of(
+    data: ImageDataset,
+    state: RunState,
+    options: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Return when the run has grown, now included where it grows.
+
+    Args:
+        data: The training images now.
+        state: The checkpoint that the run goes on from.
+        options: Those of training, with paths that mean the same everywhere.
+        say: Gets a line where it grows.
+    """
+    events = [dict(one) for one in state.trained_on.grown or []]
+    before = growth(data, state.trained_on)
+    if before is None:
+        return events
+    number = [images for _, images in data.grown_from].index(before)
+    event = {
+        "step": state.step,
+        "images_seen": state.images_seen,
+        "images_before": before,
+        "images": len(data),
+        "added": list(options["add_data"])[number:],
+    }
+    say(f"Growing at step {state.step:,}: from {before:,} to {len(data):,} training images.")
+    return [*events, event]
+
+
+def described_as(
+    described: DataDescription, events: Sequence[Mapping[str, Any]]
+) -> DataDescription:
+    """Return a description with the events of growth."""
+    return dataclasses.replace(described, grown=[dict(one) for one in events] or None)
+
+
+def reminder(described: DataDescription, added: Sequence[str]) -> list[str]:
+    """Say in a line what a run had grown by, where that is not named again."""
+    before = [source for one in described.grown or [] for source in one.get("added", [])]
+    named = {*added, *(os.path.abspath(os.path.expanduser(source)) for source in added)}
+    missing = [source for source in before if source not in named]
+    if not missing:
+        return []
+    return [
+        f"data: it has grown by {', '.join(missing)}, which"
+        f" {option('add_data')} names again ({option('add_data', missing[0])})"
+    ]
