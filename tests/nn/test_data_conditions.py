@@ -253,3 +253,17 @@ def test_guidance_that_cannot_be_is_named(scales: dict[str, float], message: str
     diffusion = GaussianDiffusion(network(), image_size=8, timesteps=10).eval()
     with pytest.raises(ValueError, match=message):
         diffusion.sample(1, cond={"age": 3.0}, guidance_scale=scales, num_steps=2)
+
+
+def test_the_card_says_what_can_be_asked_for() -> None:
+    from ddpm_lib.process.model_card import simple_card
+
+    conditions = {**TABLE, "caption": {"kind": "text", "size": 2, "encoder": "letters"}}
+    diffusion = GaussianDiffusion(network(**conditions), image_size=8, timesteps=10).eval()
+    card = simple_card(diffusion, "me/mine", None)
+    assert "number (1 … 90 in training)" in card
+    assert "tags (3: hat, beard, smile)" in card
+    assert "mask (4 classes)" in card
+    assert "encoder letters" in card
+    assert 'cond={"age": 45.5, "turn": 90.0, "hair": "dark", "tags": "hat"' in card
+    assert "ddpm sample me/mine --num 16 --cond age=45.5" in card

@@ -89,6 +89,37 @@ class DataCondition(Conditioner):
         """Return values that are pictures as images to look at, uint8 (n, channels, h, w)."""
         raise NotImplementedError(f"{type(self).__name__} is no picture.")
 
+    @property
+    def words(self) -> str:
+        """What it takes, in words for people."""
+        spec, names = self.spec, self.spec.get("names")
+        if names:
+            more = f"{len(names)}: {', '.join(names[:8])}{', …' * (len(names) > 8)}"
+        else:
+            known = {
+                "number": f"{spec['low']:g} … {spec['high']:g} in training"
+                if spec.get("low") is not None
+                else "",
+                "angle": f"period {spec.get('period'):g}" if "period" in spec else "",
+                "vector": f"{spec.get('size')} numbers",
+                "text": f"encoder {spec.get('encoder')}",
+                "mask": f"{spec.get('classes')} classes",
+                "image": f"{spec.get('channels')} channels",
+            }
+            more = known.get(self.kind, "")
+        needed = "" if self.optional else ", always needed"
+        return f"{self.kind}{f' ({more})' if more else ''}{needed}"
+
+    @property
+    def example(self) -> Any:
+        """A value as Python writes it, None where there is no short one."""
+        names, low = self.spec.get("names"), self.spec.get("low")
+        if names and self.kind in ("label", "tags"):
+            return names[0]
+        if self.kind == "number" and low is not None:
+            return float(f"{(low + self.spec['high']) / 2:.3g}")
+        return {"angle": 90.0, "text": "some words"}.get(self.kind)
+
     def refuse(self, what: str) -> ValueError:
         """Return an error that names the condition and its kind."""
         return ValueError(f"The condition {self.name!r} ({self.kind}) {what}")

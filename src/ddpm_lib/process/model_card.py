@@ -5,11 +5,13 @@ directory.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddpm_lib.core.hub.folder_config import LIBRARY
 from ddpm_lib.core.hub.markdown import block, code, plain, table
+from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.process.interface import TrainableProcess
 from ddpm_lib.process.sampling_default import SamplingDefault
@@ -85,6 +87,9 @@ def summary(process: TrainableProcess, source: str = "") -> str:
     if "low_res" in known:
         what = f"enlarges images to {size_word(process)}"
     by_class = " by class" if "class_label" in known else ""
+    named = list(data_conditions(process.conditioners))
+    if named:
+        by_class += f"{' and' if by_class else ''} by {', '.join(map(code, named))}"
     trained = f", trained on {source}" if source else ""
     return f"A denoising diffusion model (DDPM) that {what}{by_class}{trained}."
 
@@ -103,15 +108,19 @@ def usage(process: TrainableProcess, repo_id: str, revision: str | None = None) 
         cond = "small"
     elif "class_label" in known:
         cond = _quoted(names[0]) if names else "0"
+    shown = {k: c.example for k, c in data_conditions(process.conditioners).items()}
+    told = {k: json.dumps(v, ensure_ascii=False) for k, v in shown.items() if v is not None}
     name = "low_res" if "low_res" in known else "class_label"
+    pairs = [f'"{name}": {cond}'] if cond else []
+    pairs += [f'"{key}": {value}' for key, value in told.items()]
     lines = [
         *imports,
         "",
         f"diffusion = GaussianDiffusion.from_pretrained({_quoted(repo_id)}{at})",
         *before,
         "images = diffusion.sample(",
-        "    16, seed=0" + ("," if cond else ""),
-        *([f'    cond={{"{name}": {cond}}}'] if cond else []),
+        "    16, seed=0" + ("," if pairs else ""),
+        *([f"    cond={{{', '.join(pairs)}}},"] if pairs else []),
         f")  # float32 ({shape}) in [0, 1]",
     ]
     shell = ["pip install ddpm-lib"]
@@ -120,7 +129,8 @@ def usage(process: TrainableProcess, repo_id: str, revision: str | None = None) 
         lines.insert(0, f"# Import first the module that registers {network.__name__}.")
     elif revision is None and len(spatial(process)) == 2:
         more = "--low-res path/to/small" if "low_res" in known else "--num 16"
-        shell.append(f"ddpm sample {repo_id} {more}")
+        words = [f"--cond {k}={shlex.quote(str(shown[k]))}" for k in told]
+        shell.append(" ".join([f"ddpm sample {repo_id} {more}", *words]))
     return "\n\n".join(["## Use", block("bash", shell), "Or in Python:", block("python", lines)])
 
 
@@ -148,6 +158,8 @@ def outline(process: TrainableProcess) -> Rows:
     ]
     if "class_label" in set(process.conditioners or ()):
         rows.append(("Classes", classes_word(process)))
+    for name, condition in data_conditions(process.conditioners).items():
+        rows.append((f"Condition {code(name)}", plain(condition.words)))
     learned = ", with learned uncertainty" if config["learn_uncertainty"] else ""
     default = process.sampling_default
     chosen = [] if default is None else [("Sampling unless told otherwise", drawn_as(default))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from ddpm_lib.core.hub.markdown import block, code, plain, table
@@ -112,6 +113,12 @@ def _based_on(base: Base) -> str:
     )
 
 
+def _grown(event: Mapping[str, Any]) -> str:
+    """Word an event of growth; the paths of a machine are nobody's business."""
+    before, after = event.get("images_before", 0), event.get("images", 0)
+    return f"from {before:,} to {after:,} at step {event.get('step', 0):,}"
+
+
 def _training_rows(facts: RunFacts) -> list[tuple[str, str]]:
     state, said, on = facts.state, facts.training, facts.state.trained_on
     process = facts.loaded.diffusion
@@ -123,6 +130,7 @@ def _training_rows(facts: RunFacts) -> list[tuple[str, str]]:
     steps = f"{state.step:,}" + (f" of {said['max_steps']:,}" if "max_steps" in said else "")
     return [
         ("Data", f"{on.images:,} {noun(process)}{held}" if on.images else "not recorded"),
+        ("Growth", "; ".join(map(_grown, on.grown or []))),
         ("Steps", steps),
         ("Images seen", f"{seen}, each {amount(epochs, 3)} times" if seen and epochs else seen),
         ("Batch", f"{state.batch_size:,}" if said else ""),
