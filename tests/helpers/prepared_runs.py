@@ -133,7 +133,7 @@ PREPARED = {
         "so much weight decay that the network forgets its input",
         shapes(MANY),
         400,
-        options={"weight_decay": 150.0, "lr_schedule": "constant"},
+        options={"weight_decay": 150.0, "lr_schedule": "constant", "learning_rate": 2e-4},
     ),
 }
 

@@ -85,6 +85,11 @@ def rows(
     return found
 
 
+def of_one_held_out_image(found: list[Row]) -> list[Row]:
+    """Of one image no error is known."""
+    return [{k: v for k, v in row.items() if not k.startswith("val_gap")} for row in found]
+
+
 def verdict(found: list[Row], trivial: float = 0.5, word: str = "finished", **data: Any) -> Verdict:
     return judge_readings(Readings(found, {**FINE, **data}, trivial, word))
 
@@ -132,6 +137,28 @@ CASES: dict[str, tuple[str, list[Row], dict[str, Any]]] = {
     "copies since the middle": (
         "copying",
         rows(settled, sample_copies_p=lambda x: 1e-6 if x > 0.5 else 1.0),
+        {},
+    ),
+    "held-out and training loss are several times apart, of one image": (
+        "overfitting",
+        of_one_held_out_image(rows(falling, held_out=lambda x: 0.3 - 0.1 * x)),
+        {},
+    ),
+    "one held-out image is harder than the others, and stays so": (
+        "learning",
+        of_one_held_out_image(rows(falling, held_out=lambda x: 3 * falling(x))),
+        {},
+    ),
+    "many samples are copies, and the losses apart, of one image": (
+        "copying",
+        of_one_held_out_image(
+            rows(
+                falling,
+                held_out=lambda x: 0.3 - 0.1 * x,
+                sample_copies=lambda x: 0.4,
+                sample_copies_p=lambda x: 0.2,
+            )
+        ),
         {},
     ),
     "most of few samples are copies, twice": (

@@ -35,6 +35,11 @@ it, from which on weights that have learned nothing jump about; where the rate i
 is about 0.01, and the weights are no worse than their average.
 """
 
+PARTED = 2.5
+"""A held-out loss so many times that of the training images, against what it was at first, is no
+matter of which images were held out.
+"""
+
 LAG = 0.5
 """An average that stands where the weights stood this share of the run ago is dead."""
 
@@ -99,13 +104,14 @@ def noise(r: Readings) -> Finding | None:
 
 
 def overfitting(r: Readings) -> Finding | None:
-    """The held-out loss rises from its minimum, or the gap opens while it does not fall."""
-    rise, gap = _rise(r), _gap(r)
-    if rise is None and gap is None:
+    """The held-out loss rises from its minimum, or the gap opens while it does not fall, or the two
+    losses are several times apart.
+    """
+    found = [one for one in (_rise(r), _gap(r), parted(r)) if one is not None]
+    if not found:
         return None
-    since = [found.since for found in (rise, gap) if found is not None and found.since is not None]
-    evidence = tuple(one for found in (rise, gap) if found is not None for one in found.evidence)
-    return Finding("overfitting", min(since), evidence)
+    since = min(one.since for one in found if one.since is not None)
+    return Finding("overfitting", since, tuple(seen for one in found for seen in one.evidence))
 
 
 def _rise(r: Readings) -> Finding | None:
@@ -142,6 +148,22 @@ def _gap(r: Readings) -> Finding | None:
     _, value, error = gaps[-1]
     seen = Evidence("gap", value, error, reference=r.last("train_fixed_loss"), step=gaps[-1][0])
     return Finding("overfitting", gaps[first][0], (seen,))
+
+
+def parted(r: Readings) -> Finding | None:
+    """The held-out loss has become several times that of the training images under the same noise.
+
+    One held-out image may be harder than the others, but not more and more so: this needs no error,
+    which one image does not have.
+    """
+    rows = r.rows_with("val_loss", "train_fixed_loss")
+    ratios = [row["val_loss"] / max(row["train_fixed_loss"], 1e-12) for row in rows]
+    first = first_of_last([ratio >= PARTED * max(1.0, ratios[0]) for ratio in ratios])
+    if first is None or len(ratios) - first < IN_A_ROW:
+        return None
+    step = int(rows[first]["step"])
+    seen = Evidence("parted", ratios[-1], reference=ratios[0], step=int(rows[0]["step"]))
+    return Finding("overfitting", step, (seen,))
 
 
 def gap_curve(r: Readings) -> list[tuple[int, float, float]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from ddpm_lib.runs.run_status import number
-from ddpm_lib.runs.verdict.curve_rules import first_of_last
+from ddpm_lib.runs.verdict.curve_rules import first_of_last, parted
 from ddpm_lib.runs.verdict.findings import Evidence, Finding
 from ddpm_lib.runs.verdict.readings import Readings
 
@@ -17,6 +17,9 @@ LIKELY, MOST = 0.02, 0.5
 """Half of the samples are copies, in two grids, each with at most this probability by chance: few
 samples beside fewer held-out images seldom reach the level above.
 """
+
+MANY = 1 / 3
+"""So many samples are copies, in two grids, where the held-out loss is several times the other."""
 
 CAST_ERRORS = 4.0
 """Standard errors that a sample mean lies off: one channel of three in 10,000 grids by chance."""
@@ -35,7 +38,7 @@ FLAT_IMAGE = 0.03
 
 def copying(r: Readings) -> Finding | None:
     """Samples are copies of training images: in all newest grids, most of them in the two newest
-    ones, or in the last evaluation.
+    ones, many of them there where the losses have parted, or in the last evaluation.
     """
     grids = r.rows_with("sample_copies", "sample_copies_p", "sample_n")
     first = first_of_last([row["sample_copies_p"] <= COPY_ALARM for row in grids])
@@ -46,6 +49,11 @@ def copying(r: Readings) -> Finding | None:
         first = first_of_last(likely)
         if first is not None and len(grids) - first < 2:
             first = None
+    apart = parted(r) if first is None else None
+    if apart is not None:  # one held-out image tells no copies from chance
+        first = first_of_last([row["sample_copies"] >= MANY for row in grids])
+        if first is not None and len(grids) - first < 2:
+            first = None
     seen, since = [], None
     if first is not None:
         last, since = grids[-1], int(grids[first]["step"])
@@ -53,6 +61,7 @@ def copying(r: Readings) -> Finding | None:
         step = int(last["step"])
         seen.append(Evidence("copies", share, reference=n, step=step))
         seen.append(Evidence("copies_p", last["sample_copies_p"], reference=COPY_ALARM))
+        seen += [] if apart is None else apart.evidence
     p = _evaluated_copies(r.evaluations[-1]) if r.evaluations else None
     if p is not None and p <= COPY_ALARM:
         seen.append(Evidence("evaluated_copies_p", p, reference=COPY_ALARM))

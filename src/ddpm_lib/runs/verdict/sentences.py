@@ -188,6 +188,10 @@ TEMPLATES: dict[str, Callable[[Evidence], str]] = {
         f"The training loss was {figure(e.reference)}{_at(e)} and ends at {figure(e.value)}."
     ),
     "diverged": lambda e: f"Training ended in losses that are not finite{_at(e, 'after')}.",
+    "parted": lambda e: (
+        f"The held-out loss is {e.value:.1f} times that of training images under the same noise;"
+        f" {_at(e).strip()} it was {e.reference or 0:.1f} times."
+    ),
     "learning_rate": lambda e: f"The learning rate is {figure(e.value)}.",
     "contrast": _contrast,
     "data_mean": lambda e: f"Their mean is {figure(255 * e.value)} of 255.",
