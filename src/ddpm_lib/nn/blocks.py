@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.attention import Attention
-from ddpm_lib.nn.kernels import norm_act, norm_act_beside
+from ddpm_lib.nn.kernels import conv3x3, norm_act, norm_act_beside
 
 Direction = Literal["up", "down"]
 TimeConditioning = Literal["add", "scale_shift"]
@@ -120,7 +120,7 @@ class ResBlock(nn.Module):
         h, x = norm_act_beside(x, self.norm1)
         if self.direction is not None:
             h, x = resize(h, self.direction), resize(x, self.direction)
-        h = self.conv1(h)
+        h = conv3x3(h, self.conv1)
         e = self.time(emb)
         dropout = self.dropout.p if self.dropout.training and self.masks_by_position else 0.0
         if self.scale_shift:
@@ -128,7 +128,8 @@ class ResBlock(nn.Module):
             h = norm_act(h, self.norm2, scale=scale, shift=shift, dropout=dropout)
         else:
             h = norm_act(h, self.norm2, add=e, dropout=dropout)
-        return self.skip(x) + self.conv2(h if self.masks_by_position else self.dropout(h))
+        h = h if self.masks_by_position else self.dropout(h)
+        return self.skip(x) + conv3x3(h, self.conv2)
 
 
 def dropout_masks(model: nn.Module) -> str:

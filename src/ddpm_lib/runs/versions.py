@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-ARITHMETIC = 3
+ARITHMETIC = 4
 """Counts the changes of this library after which a CPU rounds otherwise. 2: squares of the
 normalisation kernel are taken about the first position. 3: clipping within Adam's pass.
+4: gradients of small convolutions as products.
 """
 
 

@@ -111,7 +111,7 @@ def _dropout(y: Tensor, p: float) -> Tensor:
 def _drops_by_position(x: Tensor) -> bool:
     """Say whether masks come from positions here: not where torch traces or transforms."""
     on_cpu = x.device.type == "cpu" and x.ndim == 4
-    return on_cpu and not torch.compiler.is_compiling() and _plain(x)
+    return on_cpu and not torch.compiler.is_compiling() and plain(x)
 
 
 def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
@@ -124,7 +124,7 @@ def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
     ):
         return False
     if (
-        not _plain(x)
+        not plain(x)
         or norm.weight is None
         or x.numel() == 0
         or not x.is_contiguous(memory_format=torch.channels_last)
@@ -135,7 +135,7 @@ def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
     return library() is not None
 
 
-def _plain(x: Tensor) -> bool:
+def plain(x: Tensor) -> bool:
     """Say whether x is memory with numbers in it, not a stand-in of torch.func, torch.export or a
     tracer.
     """
