@@ -200,3 +200,44 @@ def test_conditions_that_nobody_learns_are_said(tmp_path: Path) -> None:
     assert "the condition size, which this network does not take" in (
         tmp_path / "run" / "train.log"
     ).read_text(encoding="utf-8")
+
+
+def answers(diffusion: GaussianDiffusion) -> torch.Tensor:
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return diffusion.eval().model(x, torch.tensor([3.0, 40.0]), {})
+
+
+def test_other_weights_begin_as_without_what_is_new_or_gone(tmp_path: Path, folder: Path) -> None:
+    data = opened(folder)
+    plain = tiny_trainer(tmp_path / "plain", data=Shapes(size=8, n=N), ema_decay=())
+    plain.train()
+    start = str(tmp_path / "plain")
+    begun = tiny_trainer(tmp_path / "more", process(data), data, init_from=start)
+    begun.prepare()
+    assert torch.allclose(answers(begun.diffusion), answers(plain.diffusion), atol=1e-5)
+    values = data.batch([0, 1])
+    cond = {name: values[name] for name in ("size", "colour", "tags", "code", "mask")}
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # nothing that is new adds anything yet
+        told = begun.diffusion.model(x, torch.tensor([3.0, 40.0]), cond)
+    assert torch.allclose(told, answers(plain.diffusion), atol=1e-5)
+    begun.train()
+    less = tiny_trainer(
+        tmp_path / "less",
+        data=Shapes(size=8, n=N),
+        init_from=str(tmp_path / "more"),
+        init_weights="model",
+    )
+    less.prepare()
+    assert torch.allclose(answers(less.diffusion), answers(begun.diffusion), atol=1e-5)
+    same = tiny_trainer(
+        tmp_path / "same",
+        process(data),
+        data,
+        init_from=str(tmp_path / "more"),
+        init_weights="model",
+    )
+    same.prepare()
+    for name, tensor in begun.diffusion.model.state_dict().items():
+        assert torch.equal(same.diffusion.model.state_dict()[name], tensor), name

@@ -100,7 +100,7 @@ def defaults_of(start: Start, given: Mapping[tuple[str, ...], Any]) -> dict[str,
     values["diffusion"] = process
     if described.network != "Unet":
         return values
-    for name in ("channels", "dims"):
+    for name in ("channels", "dims", "conditions"):
         config.pop(name, None)
     if config.get("out_channels") == (2 if learned else 1) * channels:
         config["out_channels"] = None

@@ -72,8 +72,8 @@ class Artist:
         if others:
             raise ConfigError(
                 f"{self._loaded.name} draws from more than a class ({', '.join(sorted(others))})."
-                " `ddpm sample` takes pictures to enlarge with --low-res; Python takes everything"
-                " else: load_run(…).diffusion.sample(cond=…)."
+                " `ddpm sample` takes conditions with --cond, and pictures to enlarge with"
+                " --low-res; Python takes everything: load_run(…).diffusion.sample(cond=…)."
             )
 
     def _load(self, weights: str) -> LoadedRun:

@@ -22,6 +22,7 @@ MAPPED = (
     "augment_dim",
     "low_res_factor",
     "low_res_max_noise",
+    "conditions",
 )
 """Arguments of `Unet` whose weights have a meaning for other values."""
 
@@ -146,7 +147,7 @@ def _compare_networks(there: Described, here: Described, source: str, changes: C
             changes.notes.append(f"{told}: no weight depends on it")
         elif change.path == "time_scale" and _steps_times_scale_agree(there, here):
             changes.notes.append(f"{told}, which fits the other number of levels")
-        elif change.path not in may_differ:
+        elif change.path.partition(".")[0] not in may_differ:
             changes.refused.append(told)
 
 

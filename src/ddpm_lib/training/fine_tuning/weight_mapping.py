@@ -15,6 +15,10 @@ from torch import Tensor
 
 from ddpm_lib.core.text import printable
 from ddpm_lib.nn import LowResNoise
+from ddpm_lib.training.fine_tuning.condition_mapping import (
+    condition_channels,
+    map_data_conditions,
+)
 from ddpm_lib.training.fine_tuning.network_changes import Described
 
 Weights = dict[str, Tensor]
@@ -81,7 +85,7 @@ def _inputs(described: Described) -> dict[str, int]:
         shown["self_cond"] = channels
     if described.option("low_res_factor") is not None:
         shown["low_res"] = channels
-    return shown
+    return shown | condition_channels(described)
 
 
 def _map_channels(
@@ -97,7 +101,9 @@ def _map_channels(
         parts = dict(zip(old_inputs, kernel.split(split, dim=1)))
         made = []
         for name, count in new_inputs.items():
-            if name in parts:
+            if name in parts and name in condition_channels(here):
+                made.append(parts[name])
+            elif name in parts:
                 made.append(_mixed(parts[name], channel_map(old, now, "in"), 1, pixels))
             else:
                 shape = (kernel.shape[0], count * pixels, *kernel.shape[2:])
@@ -170,6 +176,7 @@ def _map_conditions(
     elif before != now:
         say(f"low_res_factor {before} → {now}, with the same weights.")
     _map_noise(new, template, there, here, say)
+    map_data_conditions(new, template, there, here, say)
 
 
 def _map_noise(
