@@ -176,3 +176,20 @@ def test_joined_sets_are_their_parts(folders: tuple[Path, Path], cache: str) -> 
             assert (batch[field][6 * k : 6 * k + 6] == own[field]).all(), field
     assert len(set(whole.names)) == 12
     assert whole.fingerprint != join(parts[::-1]).fingerprint
+
+
+def test_classes_that_nobody_learns_need_not_be_known(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    base, more = folders
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for k, path in enumerate(sorted(more.rglob("*.png"))):
+        (flat / f"{k}.png").write_bytes(path.read_bytes())
+    run = tmp_path / "run"
+    options = {"num_workers": 0, "val_every": 2, "val_fraction": 0.2}
+    tiny_trainer(run, data=str(base), callbacks=[StopAt(2)], **options).train()
+    after = tiny_trainer(run, data=str(base), add_data=(str(flat),), **options)
+    after.train()
+    assert len(after.dataset) == 52
+    assert len(load_run(run).run_state.trained_on.grown) == 1

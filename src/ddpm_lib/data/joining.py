@@ -57,8 +57,8 @@ class JoinedSource(Source):
 def join(parts: Sequence[ImageDataset]) -> ImageDataset:
     """Return one dataset of the images of several: in the same order, all in RAM or all streamed.
 
-    Labels are numbered as in the first, and so must the others' be; conditions are those that all
-    have. Its origin is that of the first.
+    Labels are numbered as in the first, and so must the others' be; there are none where a set has
+    none. Conditions are those that all have. Its origin is that of the first.
 
     Args:
         parts: At least one; of one shape.
@@ -86,7 +86,8 @@ def join(parts: Sequence[ImageDataset]) -> ImageDataset:
             "Sets can be joined if all lie in RAM or all are read from files. Give both the same"
             " cache, or join Datasets of your own with torch's ConcatDataset."
         )
-    labels = None if first.labels is None else np.concatenate([_labels(p) for p in parts])
+    every = [part.labels for part in parts]
+    labels = None if any(v is None for v in every) else torch.cat(every).numpy()  # type: ignore[arg-type]
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.fingerprint.encode())
@@ -115,12 +116,6 @@ def _names(parts: Sequence[ImageDataset]) -> list[bytes]:
         mark = b"" if k == 0 else b"+%d/" % k
         found += [mark + part.names.raw(i) for i in range(len(part))]
     return found
-
-
-def _labels(part: ImageDataset) -> np.ndarray:
-    if part.labels is None:
-        raise ValueError("A set without labels cannot be joined to one with labels.")
-    return part.labels.numpy()
 
 
 def _values(parts: Sequence[ConditionValues]) -> ConditionValues:

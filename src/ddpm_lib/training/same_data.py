@@ -94,7 +94,7 @@ def data_changes(
 
     names = list(data.class_names) if data.class_names else None
     known = growth(data, described)
-    if known is not None and described.class_names == names:
+    if known is not None and names in (None, described.class_names):
         return _other_conditions(data.subset(range(known)), described)
     others = _other_conditions(data, described)
     if is_same(data, described) and described.class_names == names:
