@@ -317,8 +317,9 @@ def test_only_the_command_line_prints_and_nothing_exits() -> None:
         for name, node in calls(tree):
             if name == "print" and "cli" not in path.relative_to(SOURCE).parts:
                 found.append(where(path, node))
-            if name in ("exit", "quit", "os._exit") or (
-                name == "sys.exit" and path.name != "__main__.py"
+            # A rank that waits in NCCL for one that is lost can be ended from another thread only.
+            if (name == "os._exit" and path.name != "watchdog.py") or (
+                name in ("exit", "quit") or (name == "sys.exit" and path.name != "__main__.py")
             ):
                 found.append(where(path, node))
     assert found == []

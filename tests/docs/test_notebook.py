@@ -53,7 +53,7 @@ unet = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1)
 diffusion = GaussianDiffusion(unet, image_size=8, timesteps=50)
 trainer = Trainer(
     diffusion, Shapes(8, n=64), output_dir="run", max_steps=100, batch_size=4,
-    val_every=0, sample_every=0, device="cpu",
+    val_every=0, sample_every=0, device="cpu", keep_early="no",
     callbacks=[Slow()],
 )
 """
@@ -120,7 +120,8 @@ def test_quickstart_runs_from_top_to_bottom(
     scored = cell_with(notebook, "evaluate(RUN").outputs[-1].data["text/html"]
     assert "precision" in scored
     steps = [p.name for p in list_checkpoints(tmp_path / "runs" / "quickstart" / "checkpoints")]
-    assert steps == ["step-000000003", "step-000000006", "step-000000009"]
+    assert steps[-1] == "step-000000009"
+    assert "step-000000003" in steps, "where the first cell ended"
 
 
 @pytest.mark.slow
