@@ -78,6 +78,8 @@ def escape_stars(
 
 def outside_links(app: Any, page: str, source: list[str]) -> None:
     """Name files of the repository that are no pages of the site: there is nothing to link to."""
+    if page.startswith("generated/"):  # where ../ is the folder of the guides
+        return
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)", _named_file, source[0])
 
 

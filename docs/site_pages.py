@@ -54,6 +54,7 @@ def write_reference(folder: Path) -> None:
             module, _, attribute = name.rpartition(".")
             found = getattr(__import__(module, fromlist=[attribute]), attribute)
             kind = "class" if isinstance(found, type) else "function"
+            kind = kind if callable(found) else "data"  # the name of a type
             lines += [f"## {attribute}", "", "```{eval-rst}", f".. auto{kind}:: {name}"]
             lines += ["   :members:"] * (kind == "class")
             lines += ["```", ""]
