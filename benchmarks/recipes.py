@@ -1,6 +1,6 @@
 """The table of docs/recipes.md: what `ddpm plan` proposes by images, size and hours.
 
-    OMP_NUM_THREADS=1 python benchmarks/recipes.py --output benchmarks/results/recipes.json
+    python benchmarks/recipes.py --output benchmarks/results/recipes.json
     python benchmarks/recipes.py --write             # the page's table, from the stored file
 
 A plan times a few steps on this machine and trains nothing. The pictures are the built-in shapes;
