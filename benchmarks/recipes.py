@@ -1,7 +1,7 @@
 """The table of docs/recipes.md: what `ddpm plan` proposes by images, size and hours.
 
     python benchmarks/recipes.py --output benchmarks/results/recipes.json
-    python benchmarks/recipes.py --write             # the page's table, from the stored file
+    python benchmarks/recipes.py --write             # fill the page from the stored file
 
 A plan times a few steps on this machine and trains nothing. The pictures are the built-in shapes;
 `--images`, `--sizes`, `--hours` and `--device` ask for other plans.
