@@ -132,7 +132,7 @@ def test_no_number_without_unit_error_and_reference(tmp_path: Path) -> None:
     found = evaluate(
         tmp_path,
         Shapes(size=8, n=500),
-        metrics=",".join(name for name in METRICS if name not in ("is", "sfid")),
+        metrics=",".join(name for name in METRICS if name not in ("is", "sfid", "adherence")),
         num=40,
         num_levels=2,
         sample_steps=1,

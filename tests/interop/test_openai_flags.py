@@ -127,7 +127,8 @@ def test_the_printed_command_trains_the_same(name, capsys, monkeypatch):
     assert printed == train_command(flags)
     command = train.resolve(shlex.split(printed)[2:])
     own, network = command.model, completed(flags.network)
-    names = [n for n in network if n not in ("channels", "dims", "out_channels", "num_classes")]
+    from_data = ("channels", "dims", "out_channels", "num_classes", "conditions")
+    names = [n for n in network if n not in from_data]
     for option in names:
         value = getattr(own, option)
         assert (list(value) if isinstance(value, tuple) else value) == network[option], option

@@ -13,8 +13,7 @@ from ddpm_lib.core.text import short
 from ddpm_lib.data.condition_values import ConditionValues, images_of_array, mask_values
 from ddpm_lib.data.labels import Odd, plain_label
 from ddpm_lib.nn.condition_table import DROP_PROB
-from ddpm_lib.nn.data_conditions import split_tags
-from ddpm_lib.nn.text_encoders import encode_texts
+from ddpm_lib.nn.text_encoders import encode_texts, split_tags
 
 MOST_NAMES = 1000
 Place = Callable[[int], str]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.nn.conditioning import Conditioner, Stream, check_labels
-from ddpm_lib.nn.text_encoders import encode_texts
+from ddpm_lib.nn.text_encoders import encode_texts, split_tags
 
 _FREQUENCIES = 6
 _HARMONICS = 4
@@ -394,12 +394,3 @@ class LabelCondition(DataCondition):
         """Check dtype and shape, and on the CPU the range."""
         super().validate(value, batch)
         check_labels(self.name, value, batch, len(self.spec["names"]))
-
-
-def split_tags(words: str) -> list[str]:
-    """Return the tags in a text, which stand between "|" or ";".
-
-    >>> split_tags("red| round")
-    ['red', 'round']
-    """
-    return [word.strip() for word in words.replace(";", "|").split("|") if word.strip()]

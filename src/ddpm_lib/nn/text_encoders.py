@@ -100,3 +100,12 @@ def _checked(found: Any, n: int, encoder: str) -> np.ndarray:
             f" shape {array.shape}."
         )
     return array
+
+
+def split_tags(words: str) -> list[str]:
+    """Return the tags in a text, which stand between "|" or ";".
+
+    >>> split_tags("red| round")
+    ['red', 'round']
+    """
+    return [word.strip() for word in words.replace(";", "|").split("|") if word.strip()]

@@ -30,6 +30,7 @@ from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext, TrainingData
 from ddpm_lib.training.going_back import set_aside, wanted_step
 from ddpm_lib.training.growing import described_as, events_of
+from ddpm_lib.training.holding_out import held_fraction
 from ddpm_lib.training.keeping import as_begun, keepers, kept_for_good
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.optim import say_extension
@@ -54,7 +55,6 @@ from ddpm_lib.training.saving import check_space
 from ddpm_lib.training.sources import (
     asks_for_files,
     data_name,
-    held_fraction,
     open_training_data,
 )
 from ddpm_lib.training.step import ForwardPass

@@ -4,7 +4,6 @@ them.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -18,6 +17,7 @@ from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.conditions_of_data import measure, suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.growing import grown
+from ddpm_lib.training.holding_out import held_fraction, hold_out
 from ddpm_lib.training.measured_data import in_one_range
 from ddpm_lib.training.option_values import refuse_described
 
@@ -126,37 +126,17 @@ def open_training_data(
     if config.val_data is not None and is_path(config.val_data):
         look_for(os.fspath(config.val_data))  # before the training images are decoded
     train = _open(data, _for_training(data, config), diffusion, config.split, log, transform)
-    fraction = held_fraction(config, held_before)
-    held_out: ImageDataset | None = None
     own_split = validation_split(data, config.split, asks_for_files(config))
     if held_fraction(config, None) and own_split is not None:
         whole = replace(config, files=None)
-        held_out = _open(data, whole, diffusion, own_split, log, transform)
+        split = _open(data, whole, diffusion, own_split, log, transform)
+        held_out: ImageDataset | None = split
         log(
-            f"Validation: the {len(held_out):,} images of the split {own_split}; all"
+            f"Validation: the {len(split):,} images of the split {own_split}; all"
             f" {len(train):,} of the split that is trained on are trained on."
         )
-    elif fraction and len(train) < 10:
-        log(
-            f"{len(train)} images are too few to hold some out: there is no validation."
-            f" {option('val_data')}"
-            " can name others."
-        )
-    elif fraction:
-        # 1,000 held-out images estimate the loss well; a share of a million would only be lost to
-        # training.
-        count = min(1000, max(1, math.floor(len(train) * fraction)))
-        train, held_out = train.split(count, config.seed)
-        if held_before and not held_fraction(config, None):
-            log(
-                f"The {len(held_out):,} images that this run held out so far stay out of the"
-                " training."
-            )
-    elif held_before == 0 and held_fraction(config, None):
-        log(
-            "This run trains on all its images, so that none can be held out: there is no"
-            f" validation. {option('val_data')} can name others."
-        )
+    else:
+        train, held_out = hold_out(train, config, held_before, log)
     if config.val_data is not None:
         given = validation_split(config.val_data, None, asks_for_files(config))
         # What is open already has its transform, or none.
@@ -218,19 +198,6 @@ def unused_classes(count: int) -> str:
         f"The data have {count:,} classes, which this run does not learn. --class-conditional"
         f" would, in Python Unet(num_classes={count})."
     )
-
-
-def held_fraction(config: TrainingConfig, before: float | None) -> float:
-    """Return the share of the training data that is held out by hash of the name; 0: none.
-
-    Args:
-        config: The options.
-        before: For a run that goes on, the share until now.
-    """
-    asked = config.val_fraction if config.val_every and config.val_data is None else 0.0
-    if before is None:
-        return asked
-    return (asked or before) if before else 0.0
 
 
 def _for_held_out(config: TrainingConfig) -> TrainingConfig:
