@@ -73,6 +73,7 @@ def test_edit_and_inpaint_take_it_too(run: Path, tmp_path: Path) -> None:
         assert found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_evaluate_scores_guided_samples_and_says_so(run: Path) -> None:
     options = {"metrics": "pr", "features": "random64", "num": 12, "sample_steps": 3}
     options |= {"reference": "train", "references": False, "device": "cpu", "progress": False}

@@ -260,6 +260,7 @@ def test_killed_on_the_first_save_there_is_nothing_or_all(tmp_path):
     assert seen == {True, False}
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     path = save(tmp_path / "m", 0.0, "300KB", layers=4)
     draw = random.Random(0)

@@ -138,6 +138,7 @@ def test_a_disk_that_is_too_small_is_said(
         opened(folder)
 
 
+@pytest.mark.slow
 def test_processes_that_begin_at_once_decode_once(folder: Path, cache: Path) -> None:
     code = (
         "import sys, time\n"

@@ -248,6 +248,7 @@ WRITERS = [
 ]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("write", WRITERS, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("cache", ["ram", "none", "disk"])
 def test_every_kind_of_data_gives_its_values(tmp_path, write, cache):

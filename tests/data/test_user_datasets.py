@@ -295,6 +295,7 @@ def test_a_change_that_only_shows_late_is_noticed():
     assert not data.in_memory
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["python", "numpy", "torch"])
 def test_random_batches_of_a_resumed_run_are_those_of_one_that_was_not_cut(name):
     data = open_dataset(Varying(RANDOM[name]), image_size=8, num_workers=2).steady()

@@ -137,6 +137,7 @@ def test_scaling_is_compared_with_its_model(script, tmp_path):
     assert found["processes"]["2"]["bandwidth"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_loop", "startup", "memory", "scaling"])
 def test_benchmarks_that_start_processes(script, tmp_path, name):
     run(script, tmp_path, name, *([] if name in ("memory", "scaling") else ["--no-peers"]))

@@ -104,6 +104,7 @@ def test_scores_are_those_of_the_samples_and_the_training_images(run: Path) -> N
     assert other["fd_random64_heldout_25"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("n", [2, 7, 41, pytest.param(1001, marks=pytest.mark.slow)])
 def test_numbers_do_not_depend_on_the_batch(run: Path, n: int) -> None:
     asked = {"metrics": "fid,is,kid" if n < 4 else EVERY, "num": n, **SMALL}

@@ -272,6 +272,7 @@ def test_a_folder_without_a_usable_picture_says_why_of_each(tmp_path: Path) -> N
     assert evaluate(folder, reference=folder, value_range=(0, 1), **FD).about["samples"]["n"] == 3
 
 
+@pytest.mark.slow
 def test_a_range_and_frames_serve_the_set_that_has_them(tmp_path: Path) -> None:
     """Samples of eight bits against a reference of twelve; stacks of pages on either side."""
     for name in ("deep", "stack", "samples"):

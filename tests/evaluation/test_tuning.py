@@ -90,6 +90,7 @@ def test_what_is_found_is_kept_and_used(run: Path, monkeypatch: pytest.MonkeyPat
     assert "train images that nothing was chosen by" in table
 
 
+@pytest.mark.slow
 def test_a_tuning_that_was_killed_finds_the_same(
     run: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_published_pipeline_draws_its_images(shared: Path) -> None:
     torch.testing.assert_close(images, expected["ddpm_pipeline_images"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("folder", CHECKPOINTS)
 def test_training_goes_on_from_published_checkpoints(
     shared: Path, tmp_path: Path, folder: str

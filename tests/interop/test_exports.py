@@ -204,6 +204,7 @@ def test_a_network_of_diffusers_is_exported(tmp_path: Path) -> None:
     assert about["conditions"]["class_label"] == label
 
 
+@pytest.mark.slow
 def test_a_network_for_points_is_exported(tmp_path: Path) -> None:
     network = randomised(MLP(width=8, depth=1, num_classes=3, frequencies=2))
     diffusion = GaussianDiffusion(network, image_size=(1,), timesteps=20)
@@ -308,6 +309,7 @@ np.save("output.npy", network(given.pop("x"), given.pop("t"), given).numpy())
 """
 
 
+@pytest.mark.slow
 def test_torch_export_runs_without_this_library(
     everything: GaussianDiffusion, torch_folder: Path, tmp_path: Path
 ) -> None:

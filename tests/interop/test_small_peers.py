@@ -321,6 +321,7 @@ def test_converted_runs_give_the_published_outputs(
     assert images.isfinite().all()
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", FILES)
 def test_training_goes_on_and_lowers_the_loss(shared: Path, tmp_path: Path, name: str) -> None:
     run = converted(shared, tmp_path, name)

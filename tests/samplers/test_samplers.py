@@ -279,7 +279,7 @@ def test_images_do_not_depend_on_the_batch(name: str) -> None:
     assert whole.shape == (4, 3, 4, 4)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", OF_DENOISERS)
 def test_every_schedule_parametrization_and_spacing(name: str) -> None:
     """With and without pure noise at the end, and few steps of very different size."""

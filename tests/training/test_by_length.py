@@ -122,6 +122,7 @@ def test_the_best_average_on_held_out_images_is_used(tmp_path: Path) -> None:
     assert "lowest of 2" in line
 
 
+@pytest.mark.slow
 def test_an_average_that_is_named_first_stays_first(tmp_path: Path) -> None:
     """The named ones are 0.99, which has hardly left the random weights, and 0.5."""
     options = {**LONG, "ema_decay": (0.99, 0.5), "ema_power": 5.0}
@@ -131,6 +132,7 @@ def test_an_average_that_is_named_first_stays_first(tmp_path: Path) -> None:
     assert average_lines(read_records(tmp_path / "run")) == []
 
 
+@pytest.mark.slow
 def test_the_choice_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "whole", **LONG).train()
     tiny_trainer(tmp_path / "parts", callbacks=[StopAt(31)], **LONG).train()

@@ -199,6 +199,7 @@ def test_two_processes_are_measured_together() -> None:
     assert told["images_per_second"] == pytest.approx(128 / told["seconds_per_step"])
 
 
+@pytest.mark.slow
 def test_command_as_json_agrees_with_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,11 +30,11 @@ def harness(*args: str, timeout: float) -> list[dict]:
 
 
 def test_a_few_kills() -> None:
-    """Inside checkpoint writes, and with another number of processes at each restart: bitwise the
-    twin. At random moments too: the slow tests.
+    """Inside checkpoint writes: bitwise the twin. At random moments, and with another number of
+    processes at each restart too: the slow tests.
     """
-    reports = harness("writes", "worlds", "--kills", "2", "1", timeout=600)
-    assert sum(report["kills"] for report in reports) == 3
+    reports = harness("writes", "--kills", "2", timeout=600)
+    assert sum(report["kills"] for report in reports) == 2
     assert all(report["equal"] == report["finished"] >= 1 for report in reports)
     assert reports[0]["inside_a_write"] >= 1
 

@@ -475,6 +475,7 @@ def test_a_repository_is_a_source_and_its_commit_is_noted(
     assert "is not read" not in log_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_example_shows_what_trained_weights_are_worth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def trainer(run: Path, base: Path, *more: Path, stop: int | None = None, **optio
     )
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_a_grown_run_is_exact_on_resume(
     tmp_path: Path, folders: tuple[Path, Path], cache: str

@@ -87,6 +87,7 @@ def test_an_older_run_goes_on_as_it_was() -> None:
     assert auto.cadences.val_every == 150
 
 
+@pytest.mark.slow
 def test_a_run_in_pieces_keeps_the_same(tmp_path: Path) -> None:
     """Interrupted anywhere: the same checkpoints stay, with the same weights."""
     options = {**AUTO, "val_every": 5}

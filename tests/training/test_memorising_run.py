@@ -78,6 +78,7 @@ def logged(run: Path) -> dict[str, float]:
     return {name: value for row in rows for name, value in row.items()}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("pictures", [30, 60, 300])
 def test_rings_while_training_for_memorised_pictures_and_not_for_new_ones(
     pictures: int, tmp_path: Path
@@ -89,6 +90,7 @@ def test_rings_while_training_for_memorised_pictures_and_not_for_new_ones(
         assert (row["sample_copies"] > 0.5) == rings, name
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("pictures", [30, 60, 300])
 def test_rings_in_an_evaluation(
     pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,7 @@ def test_which_parameters_it_takes() -> None:
         make_optimizer(nn.Linear(3, 3), TrainingConfig(optimizer="muon"), CPU)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -212,6 +213,7 @@ def test_a_run_is_extended_from_its_stable_part(tmp_path: Path) -> None:
     assert_same_tensors(final_tensors(tmp_path / "long"), final_tensors(tmp_path / "short"))
 
 
+@pytest.mark.slow
 def test_extending_from_cooled_weights_says_what_is_better(tmp_path: Path) -> None:
     options = {"lr_schedule": "wsd", "warmup_steps": 1, "cooldown_fraction": 0.5}
     tiny_trainer(tmp_path, max_steps=8, **options).train()

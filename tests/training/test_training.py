@@ -33,6 +33,7 @@ from training_helpers import (
 )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "options",
     [

@@ -72,6 +72,7 @@ def process(data: ImageDataset) -> GaussianDiffusion:
     return tiny_diffusion(conditions=data.condition_table)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, folder: Path, cache: str) -> None:
     def train(run: str, *stops: int) -> Trainer:
