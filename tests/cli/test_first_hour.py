@@ -462,7 +462,7 @@ def pictures_below(folder: str) -> set[str]:
     return {str(path) for path in Path(folder).rglob("*")}
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
 def test_an_answer_fits_on_a_screen_and_its_commands_work(
     case: Case, desk: Path, monkeypatch: pytest.MonkeyPatch

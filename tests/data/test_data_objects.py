@@ -91,7 +91,7 @@ OBJECTS = {
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("name", OBJECTS)
 def test_everyday_objects(files, name):
     make, labelled = OBJECTS[name]

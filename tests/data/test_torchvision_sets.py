@@ -239,6 +239,7 @@ def test_sizes_and_channels_are_those_of_the_set_unless_given(
     assert "data: 24 images of 3×16×16, 10 classes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_trainer_and_other_commands_take_the_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -191,6 +191,7 @@ class Asks(torch.utils.data.Dataset):
         return np.full((4, 4, 1), (info.num_workers * 10 + threads if own else 0), np.uint8)
 
 
+@pytest.mark.slow
 def test_readers_look_like_workers_of_a_loader():
     data = open_dataset(Asks(), image_size=4, channels=1, num_workers=2)
     assert set(data.batch(np.arange(64))["image"].unique().tolist()) == {21}

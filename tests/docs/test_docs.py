@@ -202,6 +202,7 @@ def matches(wanted: str, got: str) -> bool:
     return re.fullmatch(pattern, " ".join(got.split()), re.DOTALL) is not None
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any(b.runs for b in blocks(p))], ids=lambda p: p.stem
 )

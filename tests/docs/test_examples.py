@@ -28,6 +28,7 @@ def run_example(monkeypatch: pytest.MonkeyPatch, name: str, *words: str) -> int:
     return module.main()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["train_sysu", "train_superres"])
 def test_training_starts_in_a_fresh_directory_and_goes_on(name, tmp_path, monkeypatch) -> None:
     data = clone(tmp_path / "dataset", classes=CLASSES, n=4)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from locations import ROOT
 
 PAGE = ROOT / "docs" / "first_change.md"
@@ -37,6 +39,7 @@ def _apply(file: Path, change: str) -> None:
     file.write_text(text, "utf-8")
 
 
+@pytest.mark.slow
 def test_the_changes_of_the_page_pass_their_tests(tmp_path: Path) -> None:
     shutil.copytree(
         ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")

@@ -408,6 +408,7 @@ def with_odd_value(content, draw: random.Random) -> None:
         content[draw.choice([7, "more", "model.model.more", 3.5])] = draw.choice(ODD)
 
 
+@pytest.mark.slow
 def test_odd_values_anywhere_are_refused_in_a_line_or_change_nothing(content, tmp_path):
     def read(what):
         opened = Opened(tmp_path, what)

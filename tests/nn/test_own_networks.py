@@ -207,6 +207,7 @@ print("all of them")
 """
 
 
+@pytest.mark.slow
 def test_the_names_of_networks_that_nothing_has_imported_are_known_and_taken():
     command = [sys.executable, "-c", NOT_IMPORTED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

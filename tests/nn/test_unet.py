@@ -160,6 +160,7 @@ def test_gradient_checkpointing_saves_most_of_the_activations():
         assert kept[1] < 0.6 * kept[0]
 
 
+@pytest.mark.slow
 def test_summary_counts_bf16():
     from ddpm_lib.nn.summary import _count_saved_bytes
 

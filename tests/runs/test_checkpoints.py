@@ -96,6 +96,7 @@ def test_saving_beside_the_training_saves_the_same(tmp_path: Path) -> None:
     assert " s beside the training." in log_of(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_never_two_checkpoints_on_their_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

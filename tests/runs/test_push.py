@@ -255,6 +255,7 @@ def test_a_command_of_one_process(run: Path, monkeypatch, capsys: pytest.Capture
     assert "runs as one process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_in_training_is_pushed_as_far_as_it_was_saved(hub: Hub, tmp_path: Path):
     pushed = []
 

@@ -110,6 +110,7 @@ def test_a_wrapped_network_is_refused_because_nothing_else_could_load_its_weight
         GaussianDiffusion(wrap(Unet(8, (1,))), image_size=8)
 
 
+@pytest.mark.slow
 def test_a_network_compiled_in_place_is_stored_under_its_own_names(
     tmp_path: Path, captured_only: None
 ):

@@ -232,6 +232,7 @@ def test_notebook_launcher(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_accelerate_launch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
     command += [str(HELPERS / "run_tiny.py"), str(tmp_path), "6"]

@@ -393,6 +393,7 @@ def test_a_run_is_the_cpu_s_run_and_waits_to_log_validate_draw_and_save_only(
 FAST = {"max_steps": 4, "val_every": 0, "sample_every": 0, "dim_mults": (1,), "log_every": 1}
 
 
+@pytest.mark.slow
 def test_a_run_in_fp16_resumes_exactly_with_its_loss_scale(
     tmp_path: Path, gpu: PretendedGpu
 ) -> None:

@@ -223,6 +223,7 @@ def test_command_as_json_agrees_with_the_run(
     assert min(told["images_per_second"], told["seconds_per_step"], told["hours"]) > 0
 
 
+@pytest.mark.slow
 def test_command_reads_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text(
         "data: shapes\nbatch_size: auto\naccumulation_steps: 2\nprobe_steps: 0\n"

@@ -193,6 +193,7 @@ def test_it_takes_the_place_of_the_bar(notebook: Notebook, monkeypatch: pytest.M
     assert kinds() == {ProgressBar}
 
 
+@pytest.mark.slow
 def test_it_is_drawn_seldom(
     notebook: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,7 @@ def test_first_fingerprints_are_what_they_were(tmp_path):
     assert items.split(1)[0].earlier_fingerprint == "3484b29501e030f802cd3b48b8454f19"
 
 
+@pytest.mark.slow
 def test_validation_turned_off_and_on_again(tmp_path, capsys):
     data = Items(IMAGES)
     on = {"val_every": 100, "val_fraction": 0.25}

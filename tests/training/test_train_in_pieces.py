@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kept", [True, False], ids=["one object", "new object"])
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 def test_a_run_in_pieces_is_the_run_in_one_go(
     tmp_path: Path, options: dict[str, Any], kept: bool
 ) -> None:

@@ -290,6 +290,7 @@ def test_accumulation_is_the_same_batch(tmp_path: Path) -> None:
         )  # float32 sums in another order, through Adam
 
 
+@pytest.mark.slow
 def test_loss_falls(tmp_path: Path) -> None:
     trainer = tiny_trainer(
         tmp_path,
