@@ -14,6 +14,8 @@ import os
 import re
 import shlex
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,9 @@ RECIPES = {
     ),
     "base": "path/to/images --image-size 16 --output-dir runs/base",
     "images": "path/to/images --image-size 16 --ema-decay 0.999 0.99 --output-dir runs/images",
+    "bands": (
+        "path/to/bands --normalize affine --channels 12 --image-size 64 --output-dir runs/bands"
+    ),
 }
 LONGER = {
     "--checkpoint 5000": f"--checkpoint {STEPS}",
@@ -115,6 +120,42 @@ def make_files(n: int) -> None:
     write_openai(Path("model500000.pt"), dim=32, dim_mults=(1, 2), attention_levels=(), heads=4)
     make_tables()
     make_conditions()
+    make_archives()
+    make_measured()
+
+
+def make_archives() -> None:
+    """Pictures in a .zip, and two shards of WebDataset."""
+    with zipfile.ZipFile("pets.zip", "w") as archive:
+        for k in range(40):
+            kind = ("cat", "dog")[k % 2]
+            picture(Path("packed.png"), k)
+            archive.write("packed.png", f"pets/train/{kind}/{k}.png")
+    Path("shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(f"shards/train-{shard}.tar", "w") as archive:
+            for k in range(20):
+                picture(Path("packed.png"), 20 * shard + k)
+                Path("packed.cls").write_text(str(k % 2), encoding="utf-8")
+                for suffix in ("png", "cls"):
+                    archive.add(f"packed.{suffix}", f"{shard}-{k:04d}.{suffix}")
+
+
+def make_measured() -> None:
+    """Arrays of twelve bands, an HDF5 file, and a scan."""
+    import h5py
+    import nibabel
+
+    rng = np.random.default_rng(0)
+    Path("path/to/bands").mkdir()
+    for k in range(16):
+        np.save(f"path/to/bands/{k}.npy", rng.normal(300, 20, (64, 64, 12)).astype(np.float32))
+    with h5py.File("weather.h5", "w") as file:
+        file["temperature"] = rng.normal(280, 9, (16, 128, 128)).astype(np.float32)
+    Path("path/to/scans").mkdir()
+    for k in range(2):
+        volume = nibabel.Nifti1Image(rng.integers(0, 900, (64, 64, 10), np.int16), np.eye(4))
+        nibabel.save(volume, f"path/to/scans/{k}.nii.gz")
 
 
 def make_conditions() -> None:
