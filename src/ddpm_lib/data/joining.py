@@ -75,19 +75,21 @@ def join(parts: Sequence[ImageDataset]) -> ImageDataset:
     names = PackedNames(_names(parts))
     stores = [part._store for part in parts]
     store: MemoryStore | StreamStore
-    if all(isinstance(one, MemoryStore) for one in stores):
-        images: Any = [one.images[torch.from_numpy(p.rows)] for one, p in zip(stores, parts)]  # type: ignore[attr-defined]
+    in_ram = [one for one in stores if isinstance(one, MemoryStore)]
+    of_files = [one for one in stores if isinstance(one, StreamStore) and not one.source.foreign]
+    if len(in_ram) == len(parts):
+        images = [one.images[torch.from_numpy(part.rows)] for one, part in zip(in_ram, parts)]
         store = MemoryStore(torch.cat(images))
-    elif all(isinstance(one, StreamStore) and not one.source.foreign for one in stores):
-        pairs = [(one.source, p.rows) for one, p in zip(stores, parts)]  # type: ignore[attr-defined]
-        store = StreamStore(JoinedSource(pairs, names), stores[0].spec)  # type: ignore[attr-defined]
+    elif len(of_files) == len(parts):
+        pairs = [(one.source, part.rows) for one, part in zip(of_files, parts)]
+        store = StreamStore(JoinedSource(pairs, names), of_files[0].spec)
     else:
         raise ValueError(
             "Sets can be joined if all lie in RAM or all are read from files. Give both the same"
             " cache, or join Datasets of your own with torch's ConcatDataset."
         )
-    every = [part.labels for part in parts]
-    labels = None if any(v is None for v in every) else torch.cat(every).numpy()  # type: ignore[arg-type]
+    every = [part.labels for part in parts if part.labels is not None]
+    labels = torch.cat(every).numpy() if len(every) == len(parts) else None
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.fingerprint.encode())

@@ -18,6 +18,7 @@ from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.evaluation.tasks import ModelTask
 from ddpm_lib.metrics.condition_readers import Reader, target_of
 from ddpm_lib.nn.condition_table import data_conditions
+from ddpm_lib.nn.data_conditions import VectorCondition
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -134,9 +135,9 @@ def _judged(score: Score, chance: Score) -> Score:
 
 def _standardised(conditioner: DataCondition, values: Tensor, images: Tensor) -> Tensor:
     """Return vectors as the network sees them, and small images in the size of the images."""
-    if conditioner.kind in ("vector", "text"):
+    if isinstance(conditioner, VectorCondition):  # texts too
         gone = values.isnan()
-        seen: Tensor = conditioner.features(values.nan_to_num())
+        seen = conditioner.features(values.nan_to_num())
         return seen.masked_fill(gone, math.nan)
     if conditioner.kind == "image" and values.shape[2:] != images.shape[2:]:
         large = F.interpolate(

@@ -81,10 +81,6 @@ class DataCondition(Conditioner):
         single = isinstance(value, Tensor) and 0 < value.ndim == self.axes
         return value[None] if single else value
 
-    def features(self, value: Tensor) -> Tensor:
-        """Return what the layers of an embedded value see."""
-        raise NotImplementedError(f"{type(self).__name__} is not embedded.")
-
     def picture(self, value: Tensor, channels: int) -> Tensor:
         """Return values that are pictures as images to look at, uint8 (n, channels, h, w)."""
         raise NotImplementedError(f"{type(self).__name__} is no picture.")

@@ -72,7 +72,7 @@ def _save(path: Any, array: np.ndarray) -> None:
 
 def _named(name: str) -> Encoder:
     try:
-        from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found,unused-ignore]
+        from sentence_transformers import SentenceTransformer
     except ImportError:
         handed = f" Handed in: {', '.join(_HANDED_IN)}." if _HANDED_IN else ""
         raise ConfigError(
