@@ -204,9 +204,15 @@ def make_parser(doc: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
 
 
 def pick_device(wanted: str) -> torch.device:
+    """Return the device to measure, with cuDNN choosing its algorithms by trying them, as the
+    library's training has it: for everyone who is measured alike.
+    """
     from ddpm_lib.runtime.devices import pick_device as pick
 
-    return torch.device(pick(wanted))
+    device = torch.device(pick(wanted))
+    if device.type == "cuda" and torch.version.hip is None:
+        torch.backends.cudnn.benchmark = True
+    return device
 
 
 def about(arguments: argparse.Namespace, device: torch.device | str) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def build(
         steps[name] = lambda: [one() for _ in range(asked.steps)]
 
     default, _ = peers.our_precision("auto", device)
-    for wanted in dict.fromkeys(("no", default)):
+    ours = ("no", default) if asked.precision == "both" else (asked.precision,)
+    for wanted in dict.fromkeys(ours):
         model = peers.our_unet(asked.width)
         facts_macs = model.summary(asked.size).macs  # the library's own count
         name = f"ours, {'fp32' if wanted == 'no' else wanted}"
@@ -116,6 +117,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "--cpu-time",
         action="store_true",
         help="measure processor time instead of the clock: one thread on a busy machine",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("both", *common.DTYPES),
+        default="both",
+        help="of ours; both: fp32 and the library's choice here (with --compile one is enough)",
     )
     peers.add_arguments(parser)
     asked = parser.parse_args(arguments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -94,6 +96,8 @@ def test_the_networks_are_equal(script):
 def test_train_step(script, tmp_path):
     found = run(script, tmp_path, "train_step", "--no-peers")
     assert next(iter(found["variants"])) == "ours, fp32"
+    found = run(script, tmp_path, "train_step", "--no-peers", "--precision", "bf16")
+    assert list(found["variants"]) == ["ours, bf16"]
 
 
 @pytest.mark.slow
@@ -141,6 +145,48 @@ def test_scaling_is_compared_with_its_model(script, tmp_path):
 @pytest.mark.parametrize("name", ["train_loop", "startup", "memory", "scaling"])
 def test_benchmarks_that_start_processes(script, tmp_path, name):
     run(script, tmp_path, name, *([] if name in ("memory", "scaling") else ["--no-peers"]))
+
+
+def test_cudnn_chooses_by_trying_where_a_gpu_is_measured(script, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert script("common").pick_device("cpu").type == "cpu"
+    assert not torch.backends.cudnn.benchmark
+    assert script("common").pick_device("cuda").type == "cuda"
+    assert torch.backends.cudnn.benchmark
+
+
+def test_some_checks_for_a_gpu_run_on_a_cpu(script, tmp_path):
+    output = tmp_path / "smoke.json"
+    argv = ["--quick", "--device", "cpu", "--output", str(output)]
+    found = script("gpu_smoke").main([*argv, "--only", "attention", "seeds", "waits"])
+    assert [c["result"] for c in found["checks"].values()] == ["PASS"] * 2 + ["SKIP"]
+    table = script("gpu_table").table(tmp_path)
+    assert "| waits | SKIP |" in table
+
+
+def test_a_check_that_fails_is_a_result(script, tmp_path):
+    smoke = script("gpu_smoke")
+
+    def broken(bench):
+        raise AssertionError("off by 3")
+
+    bench = smoke.Bench(torch.device("cpu"), tmp_path, True)
+    found = smoke.done(broken, bench)
+    assert (found["result"], found["detail"]) == ("FAIL", "AssertionError: off by 3")
+
+
+@pytest.mark.slow
+def test_the_command_for_a_gpu_runs_on_a_cpu(tmp_path):
+    environment = {**os.environ, "DEVICE": "cpu", "QUICK": "1", "PYTHON": sys.executable}
+    command = ["bash", str(FOLDER / "gpu.sh"), str(tmp_path / "found")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "found" / "table.md").read_text(encoding="utf-8")
+    assert done.stdout.endswith(table)
+    assert table.count("PASS") >= 6
+    assert "FAIL" not in table
+    assert "| cifar10 bf16, 4 |" in table or "| cifar10 no, 4 |" in table
 
 
 @pytest.mark.slow
