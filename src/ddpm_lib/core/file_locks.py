@@ -15,16 +15,25 @@ import re
 import socket
 import struct
 from pathlib import Path
+from typing import Any
 
+fcntl: Any
+msvcrt: Any
 try:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+except ImportError:
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:  # everything but Windows
+    msvcrt = None
 
 _OWNER = re.compile(r"process (\d+) on (\S+?)(?:, SLURM job \S+)?")
 _FLOCK = "hhqqi4x"  # l_type, l_whence, l_start, l_len, l_pid of Linux on 64 bits
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
+_FAR = 1 << 30
+"""The byte that is locked on Windows, where nobody reads what is: far behind the name."""
 
 _held: set[int] = set()
 
@@ -46,6 +55,8 @@ def lives_here(owner: str) -> bool:
     """
     match = _OWNER.fullmatch(owner)
     if not match or match[2] != socket.gethostname() or int(match[1]) == os.getpid():
+        return False
+    if msvcrt is not None:  # asking with signal 0 would interrupt it there; and there are locks
         return False
     try:
         os.kill(int(match[1]), 0)
@@ -69,10 +80,13 @@ def take(handle: int) -> None:
         BlockingIOError: If it is locked already.
         OSError: If there are no locks here.
     """
-    if fcntl is None:
+    if fcntl is None and msvcrt is None:
         raise OSError(errno.ENOLCK, "this system has no file locks")
     try:
-        _open_file_lock(handle)
+        if fcntl is None:
+            _lock_far_byte(handle, msvcrt.LK_NBLCK)
+        else:
+            _open_file_lock(handle)
     except OSError as error:
         if error.errno in _TAKEN:
             raise BlockingIOError(error.errno, error.strerror) from error
@@ -99,6 +113,11 @@ def _open_file_lock(handle: int) -> None:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _lock_far_byte(handle: int, how: int) -> None:
+    os.lseek(handle, _FAR, os.SEEK_SET)
+    msvcrt.locking(handle, how, 1)
+
+
 def let_go(handle: int) -> None:
     """Unlock a file and close it; a child that was forked just now may have it open still, so
     closing is not enough.
@@ -111,6 +130,9 @@ def let_go(handle: int) -> None:
             )
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)
+    elif msvcrt is not None:
+        with contextlib.suppress(OSError):
+            _lock_far_byte(handle, msvcrt.LK_UNLCK)
     os.close(handle)
 
 
@@ -118,8 +140,15 @@ def is_locked(handle: int) -> bool | None:
     """Say whether somebody has locked a file that is open for reading, taking nothing; None where
     it cannot be known.
     """
-    if fcntl is None:
+    if fcntl is None and msvcrt is None:
         return None
+    if fcntl is None:
+        try:
+            _lock_far_byte(handle, msvcrt.LK_NBLCK)
+        except OSError as error:
+            return True if error.errno in _TAKEN else None
+        _lock_far_byte(handle, msvcrt.LK_UNLCK)
+        return False
     question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     for name in ("F_OFD_GETLK", "F_GETLK"):
         if hasattr(fcntl, name) and hasattr(

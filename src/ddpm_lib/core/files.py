@@ -16,6 +16,8 @@ from typing import IO, Any
 
 from ddpm_lib.core.text import printable
 
+WINDOWS = os.name == "nt"
+"""Whether this system opens no directories and flushes only what is open for writing."""
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -41,9 +43,10 @@ def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
         NotAFileOfOursError: Naming the file, if it is a link, a directory or a device.
         OSError: If it cannot be opened.
     """
-    careful = (
-        getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    )
+    names = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT")
+    careful = 0
+    for name in names:  # the last two are Windows'
+        careful |= getattr(os, name, 0)
     try:
         handle = os.open(path, flags | careful, mode)
     except OSError as error:
@@ -109,8 +112,14 @@ def utf8_name(path: Path) -> Iterator[str]:
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or what a directory says of its entries, to the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
+    """Bring a file, or what a directory says of its entries, to the disk itself.
+
+    Windows knows no such thing for directories (NTFS keeps a journal of them), and flushes files
+    only through handles that may write.
+    """
+    if WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -165,10 +174,28 @@ def write_atomically(path: Path, text: str) -> None:
 
     def write(temporary: Path) -> None:
         handle = open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        options: dict[str, Any] = {"errors": "backslashreplace", "newline": ""}
+        with open(handle, "w", encoding="utf-8", **options) as file:
             file.write(text)
 
     write_aside(path, write)
+
+
+def write_at_start(handle: int, raw: bytes) -> None:
+    """Write bytes at the beginning of an open file; its position is then anybody's guess."""
+    if hasattr(os, "pwrite"):
+        os.pwrite(handle, raw, 0)
+    else:
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, raw)
+
+
+def read_at_start(handle: int, count: int) -> bytes:
+    """Read up to `count` bytes from the beginning of an open file."""
+    if hasattr(os, "pread"):
+        return os.pread(handle, count, 0)
+    os.lseek(handle, 0, os.SEEK_SET)
+    return os.read(handle, count)
 
 
 def write_in_place(path: Path, text: str) -> None:
@@ -187,7 +214,7 @@ def write_in_place(path: Path, text: str) -> None:
         room, raw = os.fstat(handle).st_size, text.encode("ascii", "backslashreplace")
         if len(raw) > room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.pwrite(handle, raw.ljust(room), 0)
+        write_at_start(handle, raw.ljust(room))
         os.fsync(handle)
     finally:
         os.close(handle)

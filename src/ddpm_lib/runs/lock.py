@@ -11,7 +11,12 @@ from pathlib import Path
 
 from ddpm_lib.core import file_locks as locks
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.files import NotAFileOfOursError, open_own
+from ddpm_lib.core.files import (
+    NotAFileOfOursError,
+    open_own,
+    read_at_start,
+    write_at_start,
+)
 from ddpm_lib.core.paths import another, fresh
 from ddpm_lib.core.spelling import option
 
@@ -60,7 +65,7 @@ class RunLock:
         )
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(handle, 0)
-            os.pwrite(handle, name.encode("utf-8", "replace"), 0)
+            write_at_start(handle, name.encode("utf-8", "replace"))
         if trouble is not None:
             note = f"{self.path.parent} has no file locks ({trouble})"
             return (
@@ -94,7 +99,7 @@ class RunLock:
             handle = open_own(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 trouble = None
-                owner = os.pread(handle, 1000, 0).decode("utf-8", "replace").strip()
+                owner = read_at_start(handle, 1000).decode("utf-8", "replace").strip()
                 try:
                     locks.take(handle)
                 except BlockingIOError:

@@ -13,6 +13,7 @@ from typing import Any
 from ddpm_lib.core.files import (
     NotAFileOfOursError,
     appending,
+    flush,
     keep_aside,
     not_ours,
     sweep,
@@ -116,8 +117,7 @@ class MetricsFile:
         ahead of its curve.
         """
         if self.jsonl.exists():
-            with self.jsonl.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(self.jsonl)
 
     def _rewrite_csv(self, rows: list[dict[str, Any]]) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
