@@ -83,6 +83,7 @@ class PretendedGpu(TorchDispatchMode):
         waits: How often each line of the library made the host wait for the GPU: {"file.py:line
             operation": times}.
         pinned: Addresses of memory that was page-locked; copies from elsewhere wait.
+        has_float64: Whether it computes in float64; Apple's do not.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,7 @@ class PretendedGpu(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
         self.pinned: set[int] = set()
         self.indivisible: set[Any] = set()
+        self.has_float64 = True
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -118,6 +120,8 @@ class PretendedGpu(TorchDispatchMode):
         def taken(x: Any) -> Any:
             if not isinstance(x, torch.Tensor):
                 return x
+            if x.dtype == torch.float64 and not self.has_float64:
+                raise TypeError(f"{function}: this GPU has no float64 (Apple's have none).")
             return same[id(x)] if id(x) in same else CudaTensor(x)
 
         return mapped(taken, done) if on_gpu else done

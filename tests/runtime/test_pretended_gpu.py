@@ -18,12 +18,15 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.evaluation import evaluate
 from ddpm_lib.images import shrink
 from ddpm_lib.nn.memory_format import use_channels_last
+from ddpm_lib.process.likelihood import _Flow
 from ddpm_lib.process.loss import Losses
+from ddpm_lib.process.noising import assignment
 from ddpm_lib.process.self_conditioning import training_estimate
 from ddpm_lib.process.streams import ImageStreams
 from ddpm_lib.runtime.devices import precision_advice
 from ddpm_lib.samplers import OF_DENOISERS
-from ddpm_lib.training import Callback, DivergedError
+from ddpm_lib.training import Callback, DivergedError, TrainingConfig
+from ddpm_lib.training.estimate import Rehearsal, random_images
 from ddpm_lib.training.randomness import StepRandomness
 from pretend_cuda import CUDA, CudaTensor, PretendedGpu, pretended_gpu
 from training_helpers import (
@@ -336,6 +339,31 @@ def test_what_takes_images_waits_to_take_them_and_to_give_results(
         torch.testing.assert_close(on_cpu(a), b, atol=1e-4, rtol=1e-4)
 
 
+def flow_once(diffusion: GaussianDiffusion) -> None:
+    probe = torch.ones(2, 3, 16, 16).pin_memory().to(CUDA, non_blocking=True)
+    flow = _Flow(diffusion.denoiser.clipping("none"), None, probe)
+    found = flow(-1.0, np.zeros(2 * 3 * 16 * 16 + 2))
+    assert found.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d, x: flow_once(d),
+        lambda d, x: d.bits_per_dim(x, num_steps=4, num_levels=2),
+        lambda d, x: d.restore(x, "blur:1", num_steps=2),
+        lambda d, x: assignment(x.to(CUDA).float(), x.to(CUDA).float()),
+        lambda d, x: d(x.to(CUDA)).backward(),
+    ],
+    ids=["flow", "bits_per_dim", "restore", "immiscible", "training"],
+)
+def test_a_gpu_without_float64_is_not_asked_for_it(call: Any, gpu: PretendedGpu) -> None:
+    gpu.has_float64 = False
+    with pytest.raises(TypeError, match="no float64"):
+        torch.ones(2, device=CUDA).double()
+    call(make().to(CUDA), (255 * DATA["image"]).byte())
+
+
 def run(folder: Path, device: str, **options: Any) -> Any:
     settings = {
         "max_steps": 8,
@@ -481,6 +509,22 @@ def test_a_loss_that_is_not_finite_is_named_and_kept_out(tmp_path: Path, gpu: Pr
         trainer.train()
     assert not torch.equal(weights.seen[0], weights.seen[1])
     assert all(torch.equal(weights.seen[1], later) for later in weights.seen[2:])
+
+
+def test_the_memory_that_is_measured_is_the_steps_own(
+    tmp_path: Path, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search for the largest batch has had its peaks before."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *a: asked.append("forgotten"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *a: asked.append("synchronized"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda *a: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda *a: asked.append("read") or 7)
+    config = TrainingConfig(batch_size=2, max_steps=4, compile=False, device="cuda")
+    trainer = Rehearsal(make(), random_images(make(), 8), config, tmp_path)
+    trainer.prepare()
+    assert trainer.probe(1)[1] == 7
+    assert asked == ["forgotten", "read"]
 
 
 @pytest.mark.slow

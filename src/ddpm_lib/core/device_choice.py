@@ -23,9 +23,18 @@ def resolve_device(wanted: str | torch.device) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
     kind, _, index = name.partition(":")
+    if kind == "auto":
+        kind = next(kind for kind, there in present.items() if there)
+    if kind == "cuda" and torch.cuda._is_in_bad_fork():
+        raise ConfigError(
+            "This process was forked from one that had used CUDA, or had only asked for it"
+            " (torch.cuda.is_available()), and cannot use it any more. In a notebook: restart the"
+            " kernel and call notebook_launcher before any cell that asks, or start the processes"
+            " by `!torchrun --nproc_per_node 2 script.py`."
+        )
+    if name == "auto":
+        return torch.device(kind)
     if not present[kind]:
         built = f"torch {torch.__version__}"
         there = ", ".join(name for name, ok in present.items() if ok)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -78,6 +79,7 @@ def summarize(
     image_size: int | Sequence[int],
     batch_size: int = 1,
     precision: Literal["float32", "bf16"] = "float32",
+    eager_on_cuda: bool = False,
 ) -> Summary:
     """Count by running a copy of the network on the meta device: nothing is computed and no memory
     is used.
@@ -91,6 +93,8 @@ def summarize(
         image_size: One size for all directions, or one per direction.
         batch_size: Number of images in the batch.
         precision: Of the activations.
+        eager_on_cuda: Whether they are those of torch's own operations on CUDA, uncompiled, where
+            autocast keeps normalisations in float32: about half as much again in bf16.
 
     Returns:
         The counts.
@@ -102,7 +106,7 @@ def summarize(
         x, t = torch.zeros(batch_size, model.channels, *sizes), torch.zeros(batch_size)
     macs = _count_macs(copy, x[:1], t[:1])
     if precision == "bf16":
-        activations = _count_saved_bytes_in_bf16(model, x.shape)
+        activations = _count_saved_bytes_in_bf16(model, x.shape, eager_on_cuda)
     else:
         activations = _count_saved_bytes(copy, x, t)
     parameters = sum(p.numel() for p in copy.parameters())
@@ -185,14 +189,29 @@ def _count_saved_bytes(model: nn.Module, x: Tensor, t: Tensor) -> int:
     return saved_bytes(lambda: model(x, t), model, of_the_formula)
 
 
-def _count_saved_bytes_in_bf16(model: SizedNetwork, shape: Sequence[int]) -> int:
+def _count_saved_bytes_in_bf16(model: SizedNetwork, shape: Sequence[int], cuda: bool) -> int:
     """Count under autocast, which the meta device knows nothing of and tensors that only look like
-    the CPU's do.
+    the CPU's do. Autocast of CUDA leaves normalisations in float32, that of CPUs does not.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():
+    kind = "cuda" if cuda else "cpu"
+    with FakeTensorMode(), torch.device(kind):
         copy = _copy_of(model)
         x, t = torch.zeros(*shape), torch.zeros(shape[0])
-        with torch.autocast("cpu", torch.bfloat16):
+        with _autocast_of(kind):
             return _count_saved_bytes(copy, x, t)
+
+
+@contextlib.contextmanager
+def _autocast_of(kind: str) -> Iterator[None]:
+    """Autocast to bf16 as a kind of device does it, whether there is one or not."""
+    before = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    torch.set_autocast_enabled(kind, True)
+    torch.set_autocast_dtype(kind, torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(kind, before[0])
+        torch.set_autocast_dtype(kind, before[1])
+        torch.clear_autocast_cache()

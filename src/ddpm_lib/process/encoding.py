@@ -232,11 +232,12 @@ def _no_noise() -> Tensor:
 
 def _slerp(a: Tensor, b: Tensor, w: Tensor) -> Tensor:
     """Interpolate along the great circle, which keeps the length that a Gaussian draw has (Shoemake
-    1985).
+    1985); in float64 where the device has that.
     """
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    wide = torch.float32 if a.device.type == "mps" else torch.float64
+    flat_a, flat_b = a.flatten(1).to(wide), b.flatten(1).to(wide)
     cosine = nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1.0, 1.0)
-    angle, w = torch.arccos(cosine)[:, None], w.flatten(1).double()
+    angle, w = torch.arccos(cosine)[:, None], w.flatten(1).to(wide)
     flat = (torch.sin((1.0 - w) * angle) * flat_a + torch.sin(w * angle) * flat_b) / torch.sin(
         angle
     )

@@ -234,7 +234,7 @@ def learn_levels(
                 rows = range(start, min(n, start + batch_size))
                 x = starts[rows.start : rows.stop]
                 end = walk(sampler, x, levels, predict(rows), schedule.level_at)
-                found.append(distances(end, targets[rows.start : rows.stop]).double())
+                found.append(distances(end, targets[rows.start : rows.stop]).cpu().double())
         return float(torch.cat(found).mean())
 
     ladders = fixed_levels(schedule, num_steps)

@@ -290,13 +290,15 @@ class _Flow:
         phi = math.exp(log_phi)
         level = self._level(phi)
         with torch.enable_grad():
-            x = torch.from_numpy(state[:-n]).view(self.probe.shape).to(self.probe).requires_grad_()
+            x = torch.from_numpy(state[:-n]).view(self.probe.shape).to(self.probe.dtype)
+            x = x.to(self.probe.device).requires_grad_()
             p = self.denoiser.predict(x, level, self.cond)
             velocity = level.alpha * p.eps - level.sigma * p.x0
             (pulled,) = torch.autograd.grad((velocity * self.probe).sum(), x)
-        divergence = (pulled * self.probe).flatten(1).double().sum(1)
-        change = torch.cat([velocity.detach().double().flatten(), divergence])
-        return phi * change.cpu().numpy()
+        # One transfer, and float64 on the CPU only: Apple's GPUs have none.
+        change, products = torch.stack([velocity.detach(), pulled * self.probe]).cpu().double()
+        divergence = products.flatten(1).sum(1)
+        return phi * torch.cat([change.flatten(), divergence]).numpy()
 
     def _level(self, phi: float) -> Level:
         alpha, sigma = math.cos(phi), math.sin(phi)

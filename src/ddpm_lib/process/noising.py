@@ -118,6 +118,6 @@ def assignment(x0: Tensor, eps: Tensor) -> Tensor:
 
     images, noise = x0.flatten(1), eps.flatten(1)
     squares = images.square().sum(1)[:, None] + noise.square().sum(1) - 2.0 * (images @ noise.T)
-    rows, columns = linear_sum_assignment(squares.double().clamp(min=0.0).sqrt().cpu().numpy())
+    rows, columns = linear_sum_assignment(squares.cpu().double().clamp(min=0.0).sqrt().numpy())
     assert (rows == range(len(rows))).all()
     return to_device(torch.from_numpy(columns), eps.device)

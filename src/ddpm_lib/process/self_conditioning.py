@@ -62,6 +62,9 @@ def training_estimate(x_t: Tensor, shown: Tensor, guess: Callable[[Tensor], Tens
         asked = to_device(asked, x_t.device)
         with torch.no_grad():
             value[asked[: len(rows)]] = guess(asked)[: len(rows)].to(value.dtype)
+        # Up to torch 2.11 autocast hands the casts of this pass, which have no history, to the
+        # next one: the weights would get no gradient.
+        torch.clear_autocast_cache()
     return value
 
 

@@ -180,6 +180,14 @@ def join_processes(device: str, timeout_minutes: float) -> PartialState:
         # half made: the next call would take it for one whose processes have met
         PartialState._reset_state()
         raise
+    if state.num_processes == 1:
+        PartialState._reset_state()
+        raise ConfigError(
+            f"There are {processes} processes, but this torch cannot let them meet on"
+            f" {place.type}: each would train alone (Apple's GPUs have no way of sharing, CUDA on"
+            " Windows and XPU have it in some builds only). Start one process, or use"
+            f" {option('device', 'cpu')}."
+        )
     rendezvous.after_rendezvous()
     return state
 
@@ -265,6 +273,15 @@ def global_state_kept(device: torch.device, deterministic: bool) -> Iterator[Non
             torch.random.fork_rng(indices),
         ):
             yield
+    except RuntimeError as error:
+        if deterministic and "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            raise ConfigError(
+                f"{option('deterministic', True)} came too late: this process has multiplied"
+                " matrices on the GPU before, and cuBLAS reads its setting at the first product"
+                " only. Restart it (in a notebook the kernel) with CUBLAS_WORKSPACE_CONFIG=:4096:8"
+                " set before, or train without."
+            ) from error
+        raise
     finally:
         if deterministic:
             torch.use_deterministic_algorithms(switches[0], warn_only=switches[1])

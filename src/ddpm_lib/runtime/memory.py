@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+_FULL = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "host_allocation_failed",
+    "unable to find an engine",
+)
+"""What errors of a full device say; cuBLAS and cuDNN have words of their own for it."""
 
 
 def device_module(device: torch.device) -> Any:
@@ -40,9 +43,8 @@ def free_bytes(device: torch.device) -> int:
 
 def is_out_of_memory_error(error: BaseException) -> bool:
     """Say whether an error means that the device, or the machine, has no more memory."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _FULL)
     )
 
 

@@ -19,6 +19,7 @@ from ddpm_lib.process.conditions import class_count
 from ddpm_lib.runs.run_log import RunLog
 from ddpm_lib.runtime import devices
 from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
+from ddpm_lib.runtime.compiling import wants_compile
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.runtime.watchdog import Watchdog
 from ddpm_lib.training.conditions_of_data import made_up
@@ -269,7 +270,8 @@ class Rehearsal(Trainer):
             self.diffusion.image_size,
         )
         micro = self.plan.micro
-        kept = {p: activation_bytes(model, size, micro, p) for p in ("no", "bf16")}
+        eager = self.device.type == "cuda" and not wants_compile(config.compile, "cuda")
+        kept = {p: activation_bytes(model, size, micro, p, eager) for p in ("no", "bf16")}
         if kept["no"] is None or kept["bf16"] is None:
             raise ConfigError(f"Only a Unet can be estimated; got {type(model).__name__}.")
         activations = kept["no" if self.precision == "no" else "bf16"]
@@ -315,6 +317,8 @@ class Rehearsal(Trainer):
         own_forward = self.diffusion.__dict__.get("forward")
         self._watchdog = Watchdog(60 * self.config.stall_minutes, self.output_dir)
         seconds, peak = None, None
+        if self.device.type in ("cuda", "xpu"):  # what a search tried before is no part of it
+            device_module(self.device).reset_peak_memory_stats(self.device)
         try:
             network = self.accelerator.prepare_model(self.diffusion)
             self.diffusion.train()

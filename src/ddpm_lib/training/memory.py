@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
@@ -31,7 +31,11 @@ def working_bytes(model: nn.Module, activations: int) -> int:
 
 
 def activation_bytes(
-    model: nn.Module, image_size: Sequence[int], batch_size: int, precision: str
+    model: nn.Module,
+    image_size: Sequence[int],
+    batch_size: int,
+    precision: str,
+    eager_on_cuda: bool = False,
 ) -> int | None:
     """Return what the forward pass of a `Unet` keeps for the backward pass, computing nothing; None
     for other networks.
@@ -41,15 +45,15 @@ def activation_bytes(
         image_size: Spatial size of one image.
         batch_size: Images per forward pass.
         precision: "no", "bf16" or "fp16".
+        eager_on_cuda: Whether torch's own operations compute on CUDA, uncompiled.
     """
     from ddpm_lib.nn import Unet
     from ddpm_lib.nn.summary import summarize
 
     if type(model) is not Unet:
         return None
-    return summarize(
-        model, image_size, batch_size, "float32" if precision == "no" else "bf16"
-    ).activation_bytes
+    low: Literal["float32", "bf16"] = "float32" if precision == "no" else "bf16"
+    return summarize(model, image_size, batch_size, low, eager_on_cuda).activation_bytes
 
 
 def state_bytes(
