@@ -55,17 +55,15 @@ def test_a_process_forked_after_cuda_was_used_is_told(
 
 
 def test_determinism_that_comes_too_late_says_what_to_set() -> None:
-    said = (
-        "Deterministic behavior was enabled … set the environment CUBLAS_WORKSPACE_CONFIG=:4096:8"
-    )
+    said = "Deterministic behavior was enabled … set CUBLAS_WORKSPACE_CONFIG=:4096:8"
     cpu = torch.device("cpu")
-    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8 set before"):
-        with devices.global_state_kept(cpu, True):
-            raise RuntimeError(said)
+    too_late = pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8 set before")
+    with too_late, devices.global_state_kept(cpu, True):
+        raise RuntimeError(said)
     assert not torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(RuntimeError, match="Deterministic behavior"):
-        with devices.global_state_kept(cpu, False):
-            raise RuntimeError(said)
+    theirs = pytest.raises(RuntimeError, match="Deterministic behavior")
+    with theirs, devices.global_state_kept(cpu, False):
+        raise RuntimeError(said)
 
 
 def test_processes_that_cannot_meet_do_not_train_alone(
