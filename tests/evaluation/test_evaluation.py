@@ -98,6 +98,21 @@ def test_weights_checkpoints_and_chains_are_those_asked_for(run: Path) -> None:
         )
 
 
+def test_samples_are_drawn_in_lower_precision_and_likelihoods_are_not(run: Path) -> None:
+    options = {"metrics": "nll,kid", "features": "random64", "num_levels": 3, "num": 4, **QUIET}
+    options |= {"sample_steps": 2, "data": "train"}
+    full = evaluate(run, **options)
+    low = evaluate(run, mixed_precision="bf16", **options)
+    assert low["nll"] == full["nll"]
+    kid = next(score.name for score in full.scores if "nll" not in score.name)
+    assert low[kid] != full[kid]
+    assert low[kid] == pytest.approx(full[kid], rel=0.2)
+    fingerprints = {found.about["samples"]["fingerprint"] for found in (full, low)}
+    assert len(fingerprints) == 2, "features that are kept are not mixed up"
+    with pytest.raises(ConfigError, match="does not train on cpu"):
+        evaluate(run, mixed_precision="fp16", **options)
+
+
 @pytest.mark.slow
 def test_numbers_depend_neither_on_the_processes_nor_on_the_batch_size(
     run: Path, tmp_path: Path

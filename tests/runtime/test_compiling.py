@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import nn
 from ddpm_lib import GaussianDiffusion, Shapes, Unet
 from ddpm_lib.cli import main
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.runtime import compiling
 from ddpm_lib.runtime.compiling import compile_regions, wants_compile
 from training_helpers import final_tensors, tiny_diffusion, tiny_trainer
 
@@ -45,11 +48,12 @@ def test_regions_are_compiled_names_and_outputs_stay(monkeypatch: pytest.MonkeyP
     want, said = model(x, t), []
     compile_regions(model, True, said.append)
     assert seen == model.regions()
-    assert len(seen) == 2 + 4 + 1 + 2  # layers down and up, the middle, resamplers
+    # Layers down and up, the middle, resamplers, and both ends with the embedding of time.
+    assert len(seen) == 2 + 4 + 1 + 2 + 3
     torch.testing.assert_close(model(x, t), want, rtol=1e-5, atol=1e-6)
     assert list(model.state_dict()) == names
     assert all(part._compiled_call_impl is None for part in copy.deepcopy(model).modules())
-    assert "9 regions" in said[0]
+    assert "12 regions" in said[0]
 
 
 def test_a_python_that_cannot_compile_is_told_or_gone_around(monkeypatch: pytest.MonkeyPatch):
@@ -146,3 +150,27 @@ def test_the_command_line_samples_and_evaluates_compiled(
     )
     assert main([*words.split(), "--compile"]) == 0
     assert "Compiling" in capsys.readouterr().err
+
+
+def test_what_is_compiled_is_kept_where_it_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(compiling, "available_cpus", lambda: 32)
+    monkeypatch.setattr(compiling, "local_world_size", lambda: 8)
+    (tmp_path / "file").write_text("no folder")
+    cases = {tmp_path / "own": tmp_path / "own", tmp_path / "file": Path(tempfile.gettempdir())}
+    for cache, expected in cases.items():
+        for name in names:
+            monkeypatch.setenv(name, "anything")  # so that it is put back afterwards
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("DDPM_LIB_CACHE", str(cache))
+        compiling.share_compilation()
+        found = [Path(os.environ[name]) for name in names[:2]]
+        assert [path.name for path in found] == ["inductor", "triton"]
+        assert all(expected in path.parents for path in found)
+        assert os.environ[names[2]] == "4"  # of 32 CPUs for 8 processes
+    for name in names:
+        monkeypatch.setenv(name, "7")
+    compiling.share_compilation()
+    assert [os.environ[name] for name in names] == ["7"] * 3, "who has set them is left alone"

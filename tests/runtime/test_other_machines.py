@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.nn.summary import summarize
 from ddpm_lib.runtime import devices
+from ddpm_lib.runtime.accelerate_state import give_back_network, prepare_network
 from ddpm_lib.runtime.memory import is_out_of_memory_error
 
 
@@ -107,3 +109,24 @@ def test_the_casts_of_a_pass_without_history_are_forgotten(monkeypatch: pytest.M
         assert calls
     loss.backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+def test_constants_are_not_sent_around_at_every_step() -> None:
+    """DistributedDataParallel sends all buffers, in every forward pass."""
+    import torch.distributed as dist
+
+    torch.manual_seed(0)
+    network = Unet(dim=8, dim_mults=(1,), blocks_per_level=1)
+    diffusion = GaussianDiffusion(network, image_size=8, timesteps=10, learn_uncertainty=True)
+    assert len(list(diffusion.buffers())) == 2
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrap = SimpleNamespace(prepare_model=torch.nn.parallel.DistributedDataParallel, _models=[])
+        prepared = prepare_network(wrap, diffusion)
+        assert prepared.modules_buffers == []
+        prepared(torch.rand(2, 3, 8, 8)).backward()
+    finally:
+        dist.destroy_process_group()
+    assert all(p.grad is not None for p in diffusion.parameters())
+    give_back_network(wrap, diffusion, None)
+    assert not [name for name in vars(diffusion) if "ddp" in name]

@@ -4,6 +4,8 @@ number.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -351,3 +353,48 @@ def test_an_ablation_wants_a_number() -> None:
 
     with pytest.raises(ConfigError, match="must be a number, not 'auto'"):
         _steps(SimpleNamespace(settings={"training": {"batch_size": "auto"}}), 100)
+
+
+def test_what_fits_compiled_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search without compiling finds half of what compiled blocks leave room for."""
+    now = {"images": 0, "stance": ""}
+    asked: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def passes(trial: Any) -> Iterator[Any]:
+        yield lambda n, backward: asked.append((n, now["stance"])) or now.update(images=n)
+
+    @contextlib.contextmanager
+    def stance(name: str) -> Iterator[None]:
+        now["stance"] = name
+        yield
+
+    memory = SimpleNamespace(
+        empty_cache=lambda: None,
+        mem_get_info=lambda device: (100 * GIB, 100 * GIB),
+        memory_reserved=lambda device: 0,
+        reset_peak_memory_stats=lambda device: None,
+        max_memory_reserved=lambda device: (
+            now["images"] * GIB * (2 if now["stance"] == "default" else 4)
+        ),
+    )
+    monkeypatch.setattr(auto_batch, "_passes", passes)
+    monkeypatch.setattr(torch.compiler, "set_stance", stance)
+    monkeypatch.setattr(auto_batch, "device_module", lambda device: memory)
+    found = {}
+    for compiled in (True, False):
+        asked.clear()
+        monkeypatch.setattr(auto_batch, "wants_compile", lambda *a, c=compiled: c)
+        config = TrainingConfig(batch_size="auto")
+        cpu = torch.device("cpu")
+        trial = SimpleNamespace(
+            diffusion=tiny_diffusion(),
+            config=config,
+            device=cpu,
+            processes=SimpleNamespace(count=1),
+        )
+        found[compiled] = auto_batch._search(trial, 64, "all.")
+        assert [n for n, how in asked if how == "default"] == ([40] if compiled else [])
+    assert (found[True].images, found[False].images) == (40, 20)
+    assert "40 per forward pass fit compiled" in found[True].why
+    assert "uncompiled it would be 20" in found[True].why

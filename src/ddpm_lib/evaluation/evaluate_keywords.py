@@ -46,5 +46,6 @@ class EvaluateKeywords(TypedDict, total=False):
     batch_size: int
     seed: int
     device: str
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"]
     compile: bool
     progress: bool

@@ -173,8 +173,11 @@ class EvaluationOptions:
     seed: int = 0
     """Names the noise and the samples: those of image i are a function of seed and i."""
     device: str = "auto"
-    """Where to evaluate: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number. The
-    network runs in float32.
+    """Where to evaluate: auto, cpu, cuda, mps, xpu, or cuda:1 for one GPU by its number."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Precision in which the network draws the samples: no (float32), bf16, fp16, or auto as
+    `ddpm sample` has it, which is several times as fast on a GPU. Losses and likelihoods are always
+    computed in float32.
     """
     compile: bool = False
     """Compile the network's blocks with torch.compile: for many images on a GPU; the first batch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from ddpm_lib.evaluation.network_conditions import (
 )
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.scored_images import whole_set
+from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.process.autoguidance import partner_of
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps, usual_sampler, usual_spacing
@@ -29,6 +32,8 @@ from ddpm_lib.process.sampling_default import Chosen, SamplingDefault, choose_sa
 from ddpm_lib.runs.guiding import load_partner
 from ddpm_lib.runs.partners import RunPartner
 from ddpm_lib.runs.placing import place_network
+from ddpm_lib.runtime.compiling import compile_regions
+from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
 from ddpm_lib.training.sampling import default_condition
 
 if TYPE_CHECKING:
@@ -49,6 +54,7 @@ def sample_images(
     network: nn.Module | None = None,
     given: ImageDataset | None = None,
     partner: LoadedRun | None = None,
+    precision: str = "no",
 ) -> ImageSet:
     """Draw samples: image i is a function of the seed and i, so batches and ranks do not matter.
 
@@ -62,6 +68,7 @@ def sample_images(
         given: Images whose small versions a network that enlarges gets, with their labels; from the
             start again when all are used.
         partner: The worse version that guides, on the device.
+        precision: In which the network computes, "no", "bf16" or "fp16".
     """
     cond = default_condition(diffusion, n)
     chosen = chosen_for(diffusion, options)
@@ -85,6 +92,8 @@ def sample_images(
     if partner is not None:
         drawn += [partner.weights_sha256, partner.weights, how["guide_scale"]]
         how["guide_by"] = partner.diffusion
+    if precision in LOW_PRECISION:
+        drawn.append(precision)
 
     def read(rows: range) -> Tensor:
         here = {k: v[rows.start : rows.stop] for k, v in cond.items()} if cond else None
@@ -92,16 +101,18 @@ def sample_images(
             here = conditions_of(
                 diffusion, given.batch(np.arange(rows.start, rows.stop) % len(given))
             )
-        images = diffusion.sample(
-            len(rows),
-            **how,
-            seed=options.seed,
-            first_index=rows.start,
-            cond=here,
-            device=device,
-            model=network,
-            progress=False,
-        )
+        kind = LOW_PRECISION.get(precision, torch.bfloat16)
+        with torch.autocast(device.type, dtype=kind, enabled=precision in LOW_PRECISION):
+            images = diffusion.sample(
+                len(rows),
+                **how,
+                seed=options.seed,
+                first_index=rows.start,
+                cond=here,
+                device=device,
+                model=network,
+                progress=False,
+            )
         return as_pictures(images)
 
     about = [about, given.fingerprint if given is not None else None]
@@ -184,8 +195,22 @@ def _samples_of_run(
     notes += [note for note in (chosen.line(),) if note]
     if chosen.default is not None and chosen.default.notice():
         notes.append(chosen.default.notice())
+    precision = pick_precision(options.mixed_precision, str(device))
+    network = None
+    if precision in LOW_PRECISION:  # a copy: likelihoods want the float32 weights
+        network = lowered_copy(loaded.diffusion.model, LOW_PRECISION[precision])
+        if options.compile:
+            compile_regions(network, True, partial(print, file=sys.stderr))
     samples = sample_images(
-        loaded.diffusion, options, n, about, device, given=given, partner=partner
+        loaded.diffusion,
+        options,
+        n,
+        about,
+        device,
+        network=network,
+        given=given,
+        partner=partner,
+        precision=precision,
     )
     return samples, notes
 

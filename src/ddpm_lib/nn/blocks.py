@@ -221,6 +221,16 @@ class Layer(nn.Module):
         return x if self.attn is None else self.attn(x)
 
 
+class Head(nn.Module):
+    """The end of a network, conv(silu(norm(h))), as a part that can be compiled; the weights stay
+    the network's, under its names.
+    """
+
+    def forward(self, h: Tensor, norm: nn.GroupNorm, conv: nn.Module) -> Tensor:
+        """Map h (b, width, *spatial) to (b, channels of the output, *spatial)."""
+        return conv(norm_act(h, norm))
+
+
 class ResolutionLevel(nn.Module):
     """The layers of one resolution, and the change to the next resolution.
 

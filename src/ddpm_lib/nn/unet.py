@@ -21,6 +21,7 @@ from ddpm_lib.nn.blocks import (
     BlockSettings,
     Direction,
     DownPadding,
+    Head,
     Layer,
     Middle,
     Resample,
@@ -32,7 +33,6 @@ from ddpm_lib.nn.blocks import (
 from ddpm_lib.nn.condition_table import check_conditions, data_conditioners
 from ddpm_lib.nn.conditioning import Augmentation, ClassLabel, Conditioner, SelfCondition
 from ddpm_lib.nn.embeddings import TimeEmbedding, TimeOrder
-from ddpm_lib.nn.kernels import norm_act
 from ddpm_lib.nn.low_res import low_res_conditioners
 from ddpm_lib.nn.patches import from_patches, to_patches
 from ddpm_lib.nn.presets import PRESETS
@@ -187,6 +187,7 @@ class Unet(nn.Module):
         self._build_paths(dim, widths, settings)
         self.norm_out = settings.norm(widths[0])
         self.conv_out = zeroed(settings.conv(widths[0], self.out_channels * pixels))
+        self.head = Head()
 
     def build_conditioners(self, emb_dim: int) -> list[Conditioner]:
         """Return the conditioners; override this to condition on something else.
@@ -286,7 +287,7 @@ class Unet(nn.Module):
                 h = self._run(layer, h, emb, scaled)
             if level.resample is not None:
                 h = self._run(cast(nn.Module, level.resample), h, emb)
-        return from_patches(self.conv_out(norm_act(h, self.norm_out)), self.patch_size)
+        return from_patches(self.head(h, self.norm_out, self.conv_out), self.patch_size)
 
     def _condition(
         self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor | None]
@@ -344,8 +345,9 @@ class Unet(nn.Module):
         checks.check_spatial(x.shape[2:], self.downsample_factor)
 
     def regions(self) -> list[nn.Module]:
-        """Return the parts that repeat, which training compiles one by one (each shape once)."""
-        return [part for part in self.modules() if isinstance(part, Layer | Resampler | Middle)]
+        """Return the parts that training compiles one by one (each shape once)."""
+        parts = [part for part in self.modules() if isinstance(part, Layer | Resampler | Middle)]
+        return [*parts, self.time_embedding, self.conv_in, self.head]
 
     def check_size(self, image_size: int | Sequence[int]) -> None:
         """Raise ValueError when images of this size do not fit, naming the nearest sizes that do.

@@ -24,6 +24,9 @@ class Uncertainty(nn.Module):
         features: Number of Fourier features.
     """
 
+    constant_buffers = ("frequencies", "phases")
+    """What is the same on every rank for good, so that nobody has to send it around."""
+
     frequencies: Tensor
     phases: Tensor
 

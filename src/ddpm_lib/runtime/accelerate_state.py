@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_LEFT_OUT = "_ddp_params_and_buffers_to_ignore"
+"""Where DistributedDataParallel looks for the names of what it does not send around."""
+
 
 class OwnState:
     """One state of accelerate: device and processes, precision, accumulation.
@@ -50,9 +53,29 @@ class OwnState:
                 cls._shared_state = found
 
 
+def prepare_network(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """Let accelerate wrap a module for training on all processes.
+
+    DistributedDataParallel sends all buffers around at every forward pass, which matters to running
+    statistics; what a part calls its `constant_buffers` is left out.
+
+    Args:
+        accelerator: What prepares it.
+        module: The module, on its device.
+    """
+    constant = [
+        f"{name}.{buffer}" if name else buffer
+        for name, part in module.named_modules()
+        for buffer in getattr(part, "constant_buffers", ())
+    ]
+    module.__dict__[_LEFT_OUT] = constant
+    prepared: nn.Module = accelerator.prepare_model(module)
+    return prepared
+
+
 def give_back_network(accelerator: Accelerator, module: nn.Module, forward: Any) -> None:
-    """Undo what `prepare_model` did: accelerate puts its autocast into the module itself, which is
-    the user's.
+    """Undo what `prepare_network` did: accelerate puts its autocast into the module itself, which
+    is the user's.
 
     Args:
         accelerator: What prepared it.
@@ -60,7 +83,7 @@ def give_back_network(accelerator: Accelerator, module: nn.Module, forward: Any)
         forward: Its own `forward` attribute from before, None where it had none.
     """
     accelerator._models.clear()
-    for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
+    for name in ("_is_accelerate_prepared", "_original_forward", "forward", _LEFT_OUT):
         module.__dict__.pop(name, None)
     if forward is not None:
         module.__dict__["forward"] = forward

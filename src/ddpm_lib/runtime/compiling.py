@@ -4,16 +4,22 @@ and not many.
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import os
+import sys
+import tempfile
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.files import try_writing
+from ddpm_lib.runtime.limits import available_cpus, local_world_size
 
 _LIMIT = 256
 """Shapes of one region that are compiled: every width and resolution of a U-Net is one, in training
@@ -26,6 +32,31 @@ def wants_compile(wanted: bool | Literal["auto"], device: str) -> bool:
     if wanted == "auto":
         return device == "cuda" and importlib.util.find_spec("triton") is not None
     return wanted
+
+
+def share_compilation() -> None:
+    """Let Inductor and Triton keep what they compile in the library's cache, or in the system's
+    temporary folder where that cannot be written to, and divide the CPUs that compile among the
+    processes of this machine.
+
+    Who has set TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR or TORCHINDUCTOR_COMPILE_THREADS is left
+    alone.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try_writing(folder)
+    except OSError:  # a home that is full, read-only or not there, as on nodes of clusters
+        name = getpass.getuser() if hasattr(os, "getuid") else "cache"
+        folder = Path(tempfile.gettempdir()) / f"ddpm_lib-{name}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        threads = max(1, available_cpus() // local_world_size())
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(threads)
+        config: Any = sys.modules.get("torch._inductor.config")
+        if config is not None:  # which reads the variable when it is imported
+            config.compile_threads = min(threads, config.compile_threads)
 
 
 def compile_regions(
@@ -47,7 +78,7 @@ def compile_regions(
     """
     declared = getattr(model, "regions", None)
     regions: list[nn.Module] = declared() if declared is not None else [model]
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    share_compilation()
     settings = torch._dynamo.config
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(settings, name, max(_LIMIT, getattr(settings, name)))

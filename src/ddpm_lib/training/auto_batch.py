@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.nn.summary import saved_bytes
 from ddpm_lib.runtime import devices
+from ddpm_lib.runtime.compiling import wants_compile
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.config import TrainingConfig
@@ -47,6 +48,7 @@ GPU_SHARE = 0.9
 and sample grids.
 """
 CPU_SHARE = 0.8
+Stance = Literal["default", "force_eager"]
 _GIB = 2.0**30
 
 
@@ -171,6 +173,24 @@ def largest_that_fits(fits: Callable[[int], bool], limit: int) -> tuple[int, int
     return low, high
 
 
+def more_if_compiled(fits: Callable[[int], bool], images: int, limit: int) -> int | None:
+    """Say how many images more fit compiled than the search without found; None for no more.
+
+    Compiled blocks keep up to half as much. Each size is compiled anew, which takes a minute, so
+    only twice as many and half as many more are tried.
+
+    Args:
+        fits: Says whether a batch fits compiled.
+        images: What fits uncompiled.
+        limit: No larger one is asked for.
+
+    >>> [more_if_compiled(lambda n: n <= most, 16, 64) for most in (16, 24, 31, 32, 64)]
+    [None, 24, 24, 32, 32]
+    """
+    tried = [rounded(min(limit, n)) for n in (2 * images, images + images // 2)]
+    return next((n for n in tried if n > images and fits(n)), None)
+
+
 def rounded(n: int) -> int:
     """Return the largest of the sizes 1 … 8, 10, 12, 14, 16, 20, … that is at most n.
 
@@ -246,6 +266,7 @@ def _search(trial: Trial, limit: int, reason: str) -> Choice:
     """Try growing batches on the device until one does not fit."""
     memory = device_module(trial.device)
     ballast: Tensor | None = None
+    more = None
 
     def release() -> None:
         trial.diffusion.zero_grad(set_to_none=True)
@@ -257,11 +278,12 @@ def _search(trial: Trial, limit: int, reason: str) -> Choice:
     room = int(GPU_SHARE * (free + memory.memory_reserved(trial.device)))
     with _passes(trial) as run:
 
-        def fits(images: int) -> bool:
+        def fits(images: int, stance: Stance = "force_eager") -> bool:
             memory.reset_peak_memory_stats(trial.device)
             enough = True
             try:
-                run(images, True)
+                with torch.compiler.set_stance(stance):
+                    run(images, True)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory_error(error):
                     raise
@@ -276,6 +298,8 @@ def _search(trial: Trial, limit: int, reason: str) -> Choice:
             later = _bytes_to_come(trial) - _gradient_bytes(trial.diffusion)
             ballast = torch.empty(max(0, later), dtype=torch.uint8, device=trial.device)
             images, too_many = largest_that_fits(fits, limit)
+            if too_many and wants_compile(trial.config.compile, trial.device.type):
+                more = more_if_compiled(lambda n: fits(n, "default"), images, limit)
         except torch.OutOfMemoryError:
             images, too_many = 0, 1
         finally:
@@ -286,6 +310,9 @@ def _search(trial: Trial, limit: int, reason: str) -> Choice:
         return Choice(0, f"Not even one image per forward pass fits in {share}.")
     if too_many is None:
         return Choice(images, f"{reason} (They fit in {share}.)")
+    if more is not None:
+        uncompiled = f"uncompiled it would be {rounded(images)}"
+        return Choice(more, f"{more} per forward pass fit compiled in {share}; {uncompiled}.")
     return Choice(
         rounded(images), f"{images} per forward pass fit in {share} and {too_many} do not."
     )

@@ -18,7 +18,11 @@ from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.runs.run_log import RunLog
 from ddpm_lib.runtime import devices
-from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
+from ddpm_lib.runtime.accelerate_state import (
+    give_back_network,
+    in_own_state,
+    prepare_network,
+)
 from ddpm_lib.runtime.compiling import wants_compile
 from ddpm_lib.runtime.memory import device_module, free_bytes, is_out_of_memory_error
 from ddpm_lib.runtime.watchdog import Watchdog
@@ -320,7 +324,7 @@ class Rehearsal(Trainer):
         if self.device.type in ("cuda", "xpu"):  # what a search tried before is no part of it
             device_module(self.device).reset_peak_memory_stats(self.device)
         try:
-            network = self.accelerator.prepare_model(self.diffusion)
+            network = prepare_network(self.accelerator, self.diffusion)
             self.diffusion.train()
             self.guard.reset(self.device)
             batches = self._open_batches()

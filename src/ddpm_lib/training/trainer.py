@@ -15,7 +15,11 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.runs.metrics_file import flat_scalars
 from ddpm_lib.runtime import allocator, devices
-from ddpm_lib.runtime.accelerate_state import give_back_network, in_own_state
+from ddpm_lib.runtime.accelerate_state import (
+    give_back_network,
+    in_own_state,
+    prepare_network,
+)
 from ddpm_lib.runtime.memory import is_out_of_memory_error
 from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.runtime.trackers import finishers, log_to_trackers, start_trackers
@@ -196,7 +200,7 @@ class Trainer(SavedRun):
         self.run_log.drop_row()
         try:
             self.on_main(self._start_records)
-            network = self.accelerator.prepare_model(self.diffusion)
+            network = prepare_network(self.accelerator, self.diffusion)
             self.diffusion.train()
             if self.config.trackers and self.step < self.config.max_steps:
                 options = flat_scalars(self.config.to_dict())
