@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
@@ -99,6 +99,19 @@ def picture(name: str, run: Path, file: Path) -> None:
     )
     figure.tight_layout()
     figure.savefig(file)
+    thumbnail(file)
+
+
+def thumbnail(file: Path) -> None:
+    """Cut the grid out of a picture, for the table that the page begins with."""
+    whole = Image.open(file).convert("RGB")
+    right = whole.crop((int(0.6 * whole.width), 45, whole.width, whole.height))
+    box = ImageChops.difference(right, Image.new("RGB", right.size, "white")).getbbox()
+    assert box is not None
+    grid = right.crop(box)
+    side = grid.height  # of its eight columns those that make it square
+    small = grid.crop((0, 0, min(side, grid.width), side)).resize((150, 150), Image.Resampling.BOX)
+    small.quantize(96).save(file.with_name(f"small-{file.name}"), optimize=True)
 
 
 def main() -> None:
@@ -106,7 +119,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=list(runs), default=list(runs))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
+    parser.add_argument("--thumbnails", action="store_true", help="cut them anew, train nothing")
     given = parser.parse_args()
+    if given.thumbnails:
+        for name in given.only:
+            thumbnail(given.out / f"symptom-{name}.png")
+        return
     PREPARED.update(MORE)
     with tempfile.TemporaryDirectory() as folder:
         for name in given.only:

@@ -99,9 +99,11 @@ def test_a_page_of_any_number_of_rows(n: int, tmp_path: Path) -> None:
 def test_a_page_has_all_its_parts(tmp_path: Path) -> None:
     page = Parsed(write_report(make_run(tmp_path / "run"), picture=False))
     parts = [value for tag, name, value in page.values if (tag, name) == ("section", "id")]
-    assert parts == ["verdict", "curves", "samples", "nearest", "scores", "data", "run"]
+    assert parts == [
+        "verdict", "samples", "curves", "nearest", "scores", "data", "run", "words",
+    ]  # fmt: skip
     links = [value for tag, name, value in page.values if (tag, name) == ("a", "href")]
-    assert links == ["#main", *(f"#{part}" for part in parts)]
+    assert links == ["#main", "#verdict", *(f"#{part}" for part in parts)]
     said = " ".join(page.said)
     for words in (
         "ddpm train cats", "aaaa", "with uncommitted changes", "12.5 % of the pixels", "1,234,567",

@@ -4,7 +4,9 @@ the run's speed.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import shlex
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 import tyro
 
 from command_line import TINY
+from ddpm_lib import GaussianDiffusion, Shapes, Trainer, TrainingConfig, Unet, evaluate
 from ddpm_lib.cli import main
 from ddpm_lib.cli.evaluate import EvaluateCommand
 from ddpm_lib.cli.options import parse
@@ -91,6 +94,7 @@ def test_there_is_always_something_to_do(trained: RunRecords, kind: str) -> None
         assert found
         assert len({one.command for one in found}) == len(found)
         assert all(one.why and one.command.startswith("ddpm ") for one in found)
+        assert not any(one.python for one in found)
 
 
 def test_a_run_that_was_stopped_goes_on_first(trained: RunRecords) -> None:
@@ -111,23 +115,104 @@ def test_minutes_follow_from_the_speed_of_the_run(trained: RunRecords) -> None:
     assert next_steps(unknown, Verdict("learning", None, ()))[0].minutes is None
 
 
+def in_python(records: RunRecords, **changes: Any) -> RunRecords:
+    """Return the records of a run that a Trainer of somebody's program trained."""
+    data = {**records.about["data"], "named": False, "images": 100, "class_counts": [50, 50]}
+    return dataclasses.replace(records, about={**records.about, "data": data}, **changes)
+
+
 @pytest.mark.parametrize("lacks", ["checkpoints", "data", "network", "everything"])
 def test_nothing_is_proposed_that_cannot_work(
     trained: RunRecords, lacks: str, tmp_path: Path
 ) -> None:
+    own = {"class": "Mine", "module": "mine"}
     changes: dict[str, Any] = {
         "checkpoints": {"run": tmp_path},
         "data": {"about": {"data": {"images": 100, "named": False}}},
-        "network": {"config": {**trained.config, "model": {"class": "Mine"}}},
+        "network": {
+            "config": {**trained.config, "model": {}},
+            "about": {**trained.about, "network": own},
+        },
         "everything": {"run": tmp_path, "about": {}, "config": {}},
     }
     records = dataclasses.replace(trained, **changes[lacks])
     for kind in KINDS:
-        names = {one.command.split()[1] for one in proposals(standing(records, "finished"), kind)}
+        found = proposals(standing(records, "finished"), kind)
+        names = {one.command.split()[1] for one in found if not one.python}
         if lacks in ("checkpoints", "everything"):
             assert not {"sample", "evaluate"} & names
+        if lacks == "network":  # which commands cannot build
+            assert not names
+            assert not any("Unet" in one.command for one in found)
         if lacks != "checkpoints":
             assert "train" not in names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_made_in_python_get_as_many_proposals(trained: RunRecords, kind: str) -> None:
+    for word, step in (("finished", 4), ("stopped", 2)):
+        by_command = proposals(standing(trained, word, step), kind)
+        here = proposals(standing(in_python(trained), word, step), kind)
+        assert [one.why for one in here] == [one.why for one in by_command]
+        assert [one.minutes for one in here] == [one.minutes for one in by_command]
+
+
+def python_proposals(records: RunRecords) -> list[str]:
+    return [one.command for one in all_proposals(records).values() if one.python]
+
+
+def test_calls_in_python_name_arguments_that_exist(trained: RunRecords) -> None:
+    known = {
+        "Trainer": {field.name for field in dataclasses.fields(TrainingConfig)},
+        "GaussianDiffusion": set(inspect.signature(GaussianDiffusion).parameters),
+        "Unet": set(inspect.signature(Unet).parameters),
+    }
+    seen: dict[str, set[str]] = {name: set() for name in known}
+    found = python_proposals(in_python(trained))
+    assert len(found) > 10
+    for command in found:
+        for node in ast.walk(ast.parse(command)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                name = node.func.id
+                if name != "evaluate":
+                    assert any(isinstance(a, ast.Constant) and a.value is ... for a in node.args)
+                    seen[name] |= {str(word.arg) for word in node.keywords}
+    for name, words in seen.items():
+        assert words
+        assert words <= known[name]
+
+
+@pytest.mark.slow
+def test_calls_in_python_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the program that trained the run: `...` is replaced by what it gave."""
+    images = Shapes(size=8, n=40)
+    usual = {"max_steps": 4, "batch_size": 8, "progress": False, "device": "cpu", "val_every": 0}
+    usual |= {"sample_every": 0, "output_dir": str(tmp_path / "run")}
+    network = {"dim": 8, "dim_mults": (1,), "groups": 4}
+
+    def unet(_: object, **more: Any) -> Unet:
+        return Unet(**{**network, **more})
+
+    def diffusion(*given: Any, **more: Any) -> GaussianDiffusion:
+        inner = next((one for one in given if one is not ...), unet(...))
+        return GaussianDiffusion(inner, image_size=8, **{"timesteps": 20, **more})
+
+    def trainer(*given: Any, **more: Any) -> Trainer:
+        inner = next((one for one in given if one is not ...), diffusion(...))
+        steps = min(8, more.pop("max_steps", 4))
+        return Trainer(inner, images, **{**usual, **more, "max_steps": steps})
+
+    trainer(...).train()
+    records = read_records(tmp_path / "run")
+    assert records.about["network"] == {"class": "Unet", "module": "ddpm_lib.nn.unet"}
+    words = {"Unet": unet, "GaussianDiffusion": diffusion, "Trainer": trainer, "data": images}
+    words["evaluate"] = lambda run, data: evaluate(
+        run, data, num=10, metrics=["pr"], features="random64", device="cpu"
+    )
+    for command in python_proposals(records):
+        assert eval(command, dict(words)) is not None, command
+        for other in tmp_path.glob("run-*"):  # proposals of different verdicts
+            shutil.rmtree(other)
 
 
 def test_a_free_name_is_proposed(trained: RunRecords) -> None:

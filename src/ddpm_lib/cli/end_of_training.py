@@ -13,9 +13,10 @@ from ddpm_lib.runs.end_screen import (
     next_lines,
     score_lines,
     section,
+    verdict_lines,
 )
 from ddpm_lib.runs.records import read_records
-from ddpm_lib.runs.verdict import judge, next_steps, words
+from ddpm_lib.runs.verdict import judge, next_steps
 
 if TYPE_CHECKING:
     from ddpm_lib.cli.run_settings import RunConfig
@@ -40,7 +41,7 @@ def report(result: TrainingResult, config: RunConfig, dataset: ImageDataset, idl
     ways = after_training(known_at_the_end(result, config, dataset), next_steps(records, verdict))
     parts = [
         section("END", end_lines(records)),
-        section("VERDICT", words(verdict)),
+        section("VERDICT", verdict_lines(verdict)),
         section("WEIGHTS", average_lines(records)),
         section("SCORE", score_lines(records)),
         section("FILES", [] if idle else file_lines(run)),

@@ -13,7 +13,15 @@ from ddpm_lib.core.text import printable
 from ddpm_lib.runs.names import AVERAGE_LOSS
 from ddpm_lib.runs.records import RunRecords, read_records
 from ddpm_lib.runs.run_status import number
-from ddpm_lib.runs.verdict import Proposal, judge, next_steps, words
+from ddpm_lib.runs.verdict import (
+    ELLIPSIS,
+    Proposal,
+    Verdict,
+    judge,
+    next_steps,
+    symptom_line,
+    words,
+)
 from ddpm_lib.runs.verdict.sentences import figure
 
 WIDTH = 100
@@ -43,13 +51,18 @@ def end_screen(run: Path) -> str:
     verdict = judge(records)
     parts = [
         section("END", end_lines(records)),
-        section("VERDICT", words(verdict)),
+        section("VERDICT", verdict_lines(verdict)),
         section("WEIGHTS", average_lines(records)),
         section("SCORE", score_lines(records)),
         section("FILES", file_lines(run)),
         section("NEXT", next_lines(next_steps(records, verdict))),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """Say the verdict, what shows it, and where pictures of it are."""
+    return [*words(verdict), symptom_line(verdict)]
 
 
 def end_lines(records: RunRecords) -> list[str]:
@@ -155,7 +168,10 @@ def file_lines(run: Path) -> list[str]:
 
 
 def next_lines(proposals: Sequence[Proposal]) -> list[str]:
-    """Return proposals as `why (about 3 min)  command`; the command ends its line, to be copied."""
+    """Return proposals as `why (about 3 min)  command`; the command ends its line, to be copied.
+
+    Where some are calls in Python, a last line says what `...` in them stands for.
+    """
     texts = [one.why + _time(one.minutes) for one in proposals]
     width = max((len(text) for text in texts if len(text) <= BESIDE), default=0)
     lines: list[str] = []
@@ -164,7 +180,7 @@ def next_lines(proposals: Sequence[Proposal]) -> list[str]:
             lines += [text, f"  {one.command}"]
         else:
             lines.append(f"{text:{width}}  {one.command}")
-    return lines
+    return [*lines, ELLIPSIS] if any(one.python for one in proposals) else lines
 
 
 def _time(minutes: float | None) -> str:

@@ -387,7 +387,7 @@ class PreparedRun(RunContext):
         self._record_start()
 
     def _record_start(self) -> None:
-        from ddpm_lib.training.run_facts import learned_facts, machine_facts, record_start
+        from ddpm_lib.training import run_facts
 
         run = self.output_dir
         with self.tolerate_write_errors("about.json"):
@@ -395,6 +395,6 @@ class PreparedRun(RunContext):
             own = self.source_name == type(self.data_source).__name__
             named = not own and self.transform is None
             learned = (self.source_name, self.dataset, self.held_out, self.diffusion, named)
-            facts = machine_facts(self.device, self.processes, self.precision)
-            facts["parameters"] = sum(p.numel() for p in self.diffusion.model.parameters())
-            record_start(run, self.step, facts, lambda: learned_facts(*learned))
+            facts = run_facts.machine_facts(self.device, self.processes, self.precision)
+            facts |= run_facts.network_facts(self.diffusion.model)
+            run_facts.record_start(run, self.step, facts, lambda: run_facts.learned_facts(*learned))

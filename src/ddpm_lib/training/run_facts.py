@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.images import to_model_range
@@ -68,6 +68,15 @@ def machine_facts(device: torch.device, processes: int, precision: str) -> dict[
             "threads": known["threads"],
         },
         "precision": hardware["precision"],
+    }
+
+
+def network_facts(network: nn.Module) -> dict[str, Any]:
+    """Return the number of parameters of a network, its class and the module that it is from."""
+    cls = type(network)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "network": {"class": cls.__name__, "module": cls.__module__},
     }
 
 

@@ -136,7 +136,7 @@ def run_charts(records: RunRecords, marks: Sequence[tuple[str, int]] = ()) -> li
 
 _LOSS = (
     "Held-out images are not trained on. All but the first line are under the same noise every"
-    " time."
+    " time. Best: the lowest held-out loss; since: the verdict holds from there."
 )
 _GAP = (
     "Same noise on both sides, less what the two sets differ by anyway; the band is ± 2 standard"
@@ -146,7 +146,10 @@ _BY_QUARTER = (
     "t from 0 (clean) to T (noise) in four parts: form and colour come from the noisy ones."
 )
 _COPIES = "A sample is a copy where one training image is three times nearer than the next."
-_LOOKS = "1 is like data. Variety → 0: all samples alike. Grain ≫ 1: noise; below 1: blur."
+_LOOKS = (
+    "1 is like data. Variety, how much two samples differ: 0 is all alike. Grain, how rough samples"
+    " are from pixel to pixel: far above 1 is noise, below 1 blur."
+)
 _NORM = "Spikes that do not come back: the learning rate is too high."
 _SPEED = "images_per_second"
 

@@ -18,7 +18,7 @@ from ddpm_lib.runs.report.page_facts import (
 )
 from ddpm_lib.runs.report.page_frame import charts_json, now_words, page
 from ddpm_lib.runs.report.page_parts import curves_part, grid_pictures, image, slider
-from ddpm_lib.runs.report.run_page import footer, page_data, run_data, state_pill
+from ddpm_lib.runs.report.run_page import footer, page_data, run_data, state_pill, verdict_pill
 from ddpm_lib.runs.verdict import judge, words
 
 COLOURS = 8
@@ -40,7 +40,7 @@ def comparison_page(runs: Runs, points: int, pictures: int) -> str:
     verdicts = [judge(records) for _, records in runs]
     states = "".join(
         f'<span><span class="key" data-colour="{k % COLOURS}"></span>{text(name)}'
-        f" {state_pill(records)}</span>"
+        f" {state_pill(records)} {verdict_pill(verdicts[k])}</span>"
         for k, (name, records) in enumerate(runs)
     )
     return page(

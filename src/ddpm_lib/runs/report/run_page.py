@@ -19,7 +19,17 @@ from ddpm_lib.runs.report.page_parts import (
     run_part,
     scores_part,
 )
-from ddpm_lib.runs.verdict import Proposal, Verdict, judge, next_steps, words
+from ddpm_lib.runs.report.page_words import words_part
+from ddpm_lib.runs.verdict import (
+    ELLIPSIS,
+    Proposal,
+    Verdict,
+    judge,
+    next_steps,
+    symptom_line,
+    words,
+)
+from ddpm_lib.runs.verdict.sentences import NAMES
 
 TONES = {
     "learning": "good",
@@ -54,16 +64,17 @@ def run_page(records: RunRecords, points: int, pictures: int) -> str:
     written, shown = now_words()
     sections = [
         verdict_part(verdict, proposals),
-        curves_part(charts),
         grids_part(records, share["grids"]),
+        curves_part(charts),
         nearest_part(records, share["nearest"]),
         scores_part(records),
         data_part(records, share["data"]),
         run_part(records),
+        words_part(records),
     ]
     return page(
         title=f"{records.run.resolve().name} · ddpm",
-        header=_header(records, shown, written),
+        header=_header(records, verdict, shown, written),
         sections=sections,
         data={
             **page_data(written, records.status.word == "running"),
@@ -107,12 +118,20 @@ def verdict_part(verdict: Verdict, proposals: tuple[Proposal, ...]) -> str:
     evidence = "".join(f"<li>{text(line)}</li>" for line in lines)
     content = f'<p class="headline">{text(headline)}</p>'
     content += f'<ul class="plain">{evidence}</ul>' if evidence else ""
+    content += f'<p class="hint">{text(symptom_line(verdict))}</p>'
     steps = "".join(
         f"<li><p>{text(one.why)}{_minutes(one)}</p>{command_box(one.command)}</li>"
         for one in proposals
     )
     content += f'<h3>Next</h3><ol class="next">{steps}</ol>' if steps else ""
-    return section("verdict", "Verdict", content, f"verdict {TONES.get(verdict.kind, 'bad')}")
+    if any(one.python for one in proposals):
+        content += f'<p class="hint">{text(ELLIPSIS)}</p>'
+    return section("verdict", "Verdict", content, f"verdict {tone(verdict)}")
+
+
+def tone(verdict: Verdict) -> str:
+    """Return how a verdict is coloured: good, warn or bad."""
+    return TONES.get(verdict.kind, "bad")
 
 
 def _minutes(proposal: Proposal) -> str:
@@ -122,8 +141,8 @@ def _minutes(proposal: Proposal) -> str:
 
 
 _STATES = {
-    "running": ("good", "running"),
-    "finished": ("good", "finished"),
+    "running": ("soft", "running"),
+    "finished": ("soft", "finished"),
     "stopped": ("warn", "stopped early"),
     "killed": ("bad", "killed"),
     "lost": ("bad", "lost a process"),
@@ -133,12 +152,20 @@ _STATES = {
 
 
 def state_pill(records: RunRecords) -> str:
-    """Return how the run stands, in a word."""
-    tone, word = _STATES.get(records.status.word, ("warn", records.status.word))
-    return f'<span class="pill {tone}">{text(word)}</span>'
+    """Return how far the run came, in a word: it has a colour only where that is amiss. How the run
+    went is the verdict's, see `verdict_pill`.
+    """
+    colour, word = _STATES.get(records.status.word, ("warn", records.status.word))
+    return f'<span class="pill {colour}">{text(word)}</span>'
 
 
-def _header(records: RunRecords, shown: str, written: str) -> str:
+def verdict_pill(verdict: Verdict) -> str:
+    """Return the verdict in a word or two, in its colour, leading to what shows it."""
+    name = NAMES[verdict.kind]
+    return f'<a class="pill {tone(verdict)}" href="#verdict">{text(name)}</a>'
+
+
+def _header(records: RunRecords, verdict: Verdict, shown: str, written: str) -> str:
     status = records.status
     parts = "".join(f"<span>{text(words)}</span>" for words in progress_words(records))
     bar = ""
@@ -149,11 +176,11 @@ def _header(records: RunRecords, shown: str, written: str) -> str:
         )
     reason = ""
     if status.reason and (status.word not in ("running", "finished") or status.stopped_by):
-        tone = "soft" if status.stopped_by else "bad"
-        reason = f'<p class="{tone}">{text(status.reason)}</p>'
+        colour = "soft" if status.stopped_by else "bad"
+        reason = f'<p class="{colour}">{text(status.reason)}</p>'
     return (
         f"<h1>{text(records.run.resolve().name)}</h1>"
-        f'<p class="state">{state_pill(records)}{parts}<span class="soft">written '
-        f'<time id="written" datetime="{text(written)}">{text(shown)}</time>'
-        f' <span id="reload"></span></span></p>{reason}{bar}'
+        f'<p class="state">{state_pill(records)}{verdict_pill(verdict)}{parts}'
+        f'<span class="soft">written <time id="written" datetime="{text(written)}">{text(shown)}'
+        f'</time> <span id="reload"></span></span></p>{reason}{bar}'
     )

@@ -7,11 +7,13 @@ next; loads no torch.
 from ddpm_lib.runs.verdict.findings import GOES_WELL, KINDS, Evidence, Finding, Verdict
 from ddpm_lib.runs.verdict.judging import judge, judge_readings
 from ddpm_lib.runs.verdict.notes import row_note, row_notes
-from ddpm_lib.runs.verdict.proposals import Proposal, next_steps
+from ddpm_lib.runs.verdict.proposals import ELLIPSIS, Proposal, next_steps
 from ddpm_lib.runs.verdict.readings import Readings
 from ddpm_lib.runs.verdict.sentences import headline, plain, words
+from ddpm_lib.runs.verdict.symptoms import symptom_line
 
 __all__ = [
+    "ELLIPSIS",
     "GOES_WELL",
     "KINDS",
     "Evidence",
@@ -26,5 +28,6 @@ __all__ = [
     "plain",
     "row_note",
     "row_notes",
+    "symptom_line",
     "words",
 ]

@@ -1,5 +1,5 @@
-"""What to do next: commands that are valid where the user stands, from the verdict and the state of
-the run, with their minutes.
+"""What to do next: commands that are valid where the user stands, or calls in Python where no
+command can train such a run, from the verdict and the state of the run, with their minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ddpm_lib.core.paths import fresh
 from ddpm_lib.runs.names import checkpoint_name, step_in
 from ddpm_lib.runs.records import RunRecords
 from ddpm_lib.runs.run_status import number
+from ddpm_lib.runs.verdict.changes import Changes
 from ddpm_lib.runs.verdict.findings import GOES_WELL, Verdict
 
 LONGER = 2
@@ -23,6 +24,9 @@ LONGER = 2
 
 SCORABLE = 10
 """Training images from which on an evaluation has something to say."""
+
+_WITH_COMMANDS = ("ddpm_lib", "diffusers")
+"""Packages whose networks a command can build by their names."""
 
 SPEEDS = 20
 """Logged speeds that the time of a proposal is taken from: the newest ones."""
@@ -34,13 +38,21 @@ class Proposal:
 
     Attributes:
         why: What it is good for, in a few words.
-        command: What to type where the run directory was named as it was.
+        command: What to type where the run directory was named as it was; in Python, the call to
+            make in the program that trained the run.
         minutes: How long it takes at the speed of the run; None where that is not known.
+        python: Whether it is a call in Python, in which `...` stands for the arguments that the
+            program gives already (`ELLIPSIS`).
     """
 
     why: str
     command: str
     minutes: float | None = None
+    python: bool = False
+
+
+ELLIPSIS = "In Python, ... stands for the arguments that your program gives already."
+"""What is said below proposals that are calls in Python."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class _Stand:
     records: RunRecords
     verdict: Verdict
     proposed: dict[tuple[str, ...], Path] = field(default_factory=dict)
-    """New run directories by the options that they are for: two proposals share none."""
+    """New run directories by the settings that they are for: two proposals share none."""
 
     @property
     def run(self) -> Path:
@@ -78,8 +90,37 @@ class _Stand:
         """Whether `ddpm train --config` can train such a run: the data have a name, and the network
         is the command's.
         """
-        data, model = self.records.about.get("data") or {}, self.records.config.get("model")
-        return bool(data.get("named")) and isinstance(model, dict) and "dim" in model
+        data = self.records.about.get("data") or {}
+        return bool(data.get("named")) and self.has_unet
+
+    @property
+    def trains_in_python(self) -> bool:
+        """Whether a Trainer of a user's program trained the run, and no command can."""
+        return bool(self.records.about.get("data")) and not self.trains_by_command
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is known how to train such a run: by the command or in Python."""
+        return self.trains_by_command or self.trains_in_python
+
+    @property
+    def has_unet(self) -> bool:
+        """Whether the network takes the arguments of a `Unet`."""
+        model = self.records.config.get("model")
+        return isinstance(model, dict) and "dim" in model
+
+    @property
+    def network(self) -> str:
+        """Class of the network."""
+        return str((self.records.about.get("network") or {}).get("class") or "Unet")
+
+    @property
+    def loads_by_command(self) -> bool:
+        """Whether a command can build the network again: it is one of the library's own."""
+        known = self.records.about.get("network")
+        if not isinstance(known, dict):
+            return "model" not in self.records.config or bool(self.records.config["model"])
+        return str(known.get("module")).split(".")[0] in _WITH_COMMANDS
 
     def model(self, name: str, default: Any) -> Any:
         """Return an argument of the network."""
@@ -98,18 +139,45 @@ class _Stand:
 
     def go_on(self, why: str, steps: int) -> Proposal:
         """Train this run on, up to a step."""
-        again = " --stop-when none" if self.records.status.stopped_by else ""
-        command = f"ddpm train --config {self._config} --max-steps {steps}{again}"
-        return Proposal(why, command, self.minutes(steps - self.step))
+        minutes, stopped = self.minutes(steps - self.step), self.records.status.stopped_by
+        if not self.trains_by_command:
+            again = {"stop_when": ()} if stopped else {}
+            changes = Changes({"max_steps": steps, **again})
+            return Proposal(why, changes.call(self.network), minutes, python=True)
+        flags = f"--max-steps {steps}{' --stop-when none' if stopped else ''}"
+        return Proposal(why, f"ddpm train --config {self._config} {flags}", minutes)
 
-    def anew(self, why: str, *flags: str, steps: int | None = None) -> Proposal:
-        """Train another run with other options."""
-        given = (*flags, *([] if steps is None else [f"--max-steps {steps}"]))
-        if given not in self.proposed:
-            self.proposed[given] = fresh([self.run, *self.proposed.values()][-1])
-        other = shlex.quote(str(self.proposed[given]))
-        command = " ".join([f"ddpm train --config {self._config} --output-dir {other}", *given])
-        return Proposal(why, command, self.minutes(steps or self.max_steps))
+    def anew(
+        self,
+        why: str,
+        *,
+        steps: int | None = None,
+        model: dict[str, Any] | None = None,
+        diffusion: dict[str, Any] | None = None,
+        **training: Any,
+    ) -> list[Proposal]:
+        """Train another run with other settings; nothing where they are those of a network that has
+        no such arguments.
+        """
+        model = model or {}
+        if model and not self.has_unet:
+            if steps is None:
+                return []
+            model = {}
+        last = {} if steps is None else {"max_steps": steps}
+        key = (repr(model), repr(diffusion), repr({**training, **last}))
+        if key not in self.proposed:
+            self.proposed[key] = fresh([self.run, *self.proposed.values()][-1])
+        other, minutes = str(self.proposed[key]), self.minutes(steps or self.max_steps)
+        if self.trains_by_command:
+            flags = Changes({**training, **last}, model, diffusion or {}).flags()
+            head = f"ddpm train --config {self._config} --output-dir {shlex.quote(other)}"
+            return [Proposal(why, f"{head} {flags}", minutes)]
+        if training.pop("class_conditional", False):
+            counts = (self.records.about.get("data") or {}).get("class_counts") or ()
+            model = {**model, "num_classes": len(counts)}
+        changes = Changes({**training, **last, "output_dir": other}, model, diffusion or {})
+        return [Proposal(why, changes.call(self.network), minutes, python=True)]
 
     @property
     def _config(self) -> str:
@@ -133,7 +201,7 @@ def next_steps(records: RunRecords, verdict: Verdict) -> tuple[Proposal, ...]:
         return (Proposal("see how it goes on", f"ddpm watch {shlex.quote(str(s.run))}", left),)
     kinds = [verdict.kind, *(found.kind for found in verdict.also)]
     ways = [one for kind in kinds for one in CURES.get(kind, _nothing)(s)]
-    if s.trains_by_command and s.step < s.max_steps:
+    if s.trains and s.step < s.max_steps:
         if records.status.stopped_by:
             ways.append(s.go_on("go on all the same", s.max_steps))
         elif verdict.kind in RESUMABLE:
@@ -150,18 +218,24 @@ def _look(s: _Stand) -> list[Proposal]:
     """Return the ways to look at what a run can do."""
     if not s.checkpoints:
         return []
+    if not s.loads_by_command:
+        why = "more samples; of a network of your own, in Python"
+        return [Proposal(why, "Trainer(...).sample(64, seed=1)", python=True)]
     ways = []
     if not s.model("low_res_factor", None):
         ways.append(s.on_run("more samples", "sample", "--num 64 --seed 1"))
     data = s.records.about.get("data") or {}
-    if data.get("named") and (number(data.get("images")) or 0) >= SCORABLE:
-        ways.append(s.on_run("score it", "evaluate"))
+    if (number(data.get("images")) or 0) >= SCORABLE:
+        if data.get("named"):
+            ways.append(s.on_run("score it", "evaluate"))
+        else:  # data of the user's program, which no command can open
+            ways.append(Proposal("score it", f"evaluate({str(s.run)!r}, data)", python=True))
     return ways
 
 
 def _training(cure: Callable[[_Stand], list[Proposal]]) -> Callable[[_Stand], list[Proposal]]:
-    """Make a cure empty where no command can train such a run."""
-    return lambda s: cure(s) if s.trains_by_command else []
+    """Make a cure empty where it is not known how to train such a run."""
+    return lambda s: cure(s) if s.trains else []
 
 
 def _nothing(s: _Stand) -> list[Proposal]:
@@ -186,7 +260,7 @@ def _flat(s: _Stand) -> list[Proposal]:
     if s.verdict.kind != "flat":
         return []
     dim = int(s.model("dim", 64))
-    return [s.anew("a larger network learns more", f"--model.dim {2 * dim}")]
+    return s.anew("a larger network learns more", model={"dim": 2 * dim})
 
 
 def _overfitting(s: _Stand) -> list[Proposal]:
@@ -194,15 +268,18 @@ def _overfitting(s: _Stand) -> list[Proposal]:
     since = s.step if found is None else found
     dropout = min(0.5, max(0.1, 2 * (number(s.model("dropout", 0)) or 0)))
     ways = _before(s, since)
-    if s.trains_by_command:
-        end = max(1, since)
+    if s.trains:
         why = "against it: dropout, and an earlier end; more images help most"
-        ways.append(s.anew(why, f"--model.dropout {dropout:g}", steps=end))
+        if not s.has_unet:
+            why = "against it: an earlier end; more images help most"
+        ways += s.anew(why, model={"dropout": dropout}, steps=max(1, since))
     return ways
 
 
 def _before(s: _Stand, since: int) -> list[Proposal]:
     """Draw from the newest checkpoint that is not behind a step, where it is not the newest."""
+    if not s.loads_by_command:
+        return []
     earlier = [step for step in s.checkpoints if step <= since]
     if not earlier or earlier[-1] == s.checkpoints[-1]:
         return []
@@ -213,38 +290,42 @@ def _before(s: _Stand, since: int) -> list[Proposal]:
 def _copying(s: _Stand) -> list[Proposal]:
     found = _finding(s, "copying")
     ways = [] if found is None else _before(s, found - 1)
-    if s.trains_by_command:
+    if s.trains:
         dim = max(8, int(s.model("dim", 64)) // 2)
         end = max(1, (s.step if found is None else found) // 2)
         why = "a smaller network that stops earlier; more images help most"
-        ways.append(s.anew(why, f"--model.dim {dim} --model.dropout 0.1", steps=end))
+        if not s.has_unet:
+            why = "an earlier end; more images help most"
+        ways += s.anew(why, model={"dim": dim, "dropout": 0.1}, steps=end)
     return ways
 
 
 def _unstable(s: _Stand) -> list[Proposal]:
     rate = number(s.records.option("learning_rate")) or 1e-4
-    return [s.anew("a tenth of the learning rate", f"--learning-rate {rate / 10:.3g}")]
+    return s.anew("a tenth of the learning rate", learning_rate=float(f"{rate / 10:.3g}"))
 
 
 def _dead_average(s: _Stand) -> list[Proposal]:
     ways = []
-    if s.checkpoints:
+    if s.checkpoints and s.loads_by_command:
         ways.append(s.on_run("the trained weights draw", "sample", "--weights model --num 64"))
-    if s.trains_by_command:
+    if s.trains:
         decay = 1 - 10.0 ** -max(1, min(4, math.floor(math.log10(max(10, s.max_steps) / 5))))
-        flags = f"--ema-decay {decay:g} --ema-power 0.75"
-        ways.append(s.anew("a shorter average", flags))
+        ways += s.anew("a shorter average", ema_decay=decay, ema_power=0.75)
     return ways
 
 
 def _collapsed(s: _Stand) -> list[Proposal]:
     ways = []
     decay = number(s.records.option("weight_decay")) or 0.0
-    if s.trains_by_command:
-        ways += (
-            [s.anew("less weight decay", "--weight-decay 0.01")] if decay > 0.1 else _unstable(s)
-        )
-    if s.checkpoints and (number(s.records.option("sample_guidance_scale")) or 1.0) > 1:
+    if s.trains:
+        less = decay > 0.1
+        ways += s.anew("less weight decay", weight_decay=0.01) if less else _unstable(s)
+    if (
+        s.checkpoints
+        and s.loads_by_command
+        and (number(s.records.option("sample_guidance_scale")) or 1.0) > 1
+    ):
         ways.append(s.on_run("samples without guidance", "sample", "--guidance-scale 1 --num 64"))
     return ways
 
@@ -252,18 +333,21 @@ def _collapsed(s: _Stand) -> list[Proposal]:
 def _colour_cast(s: _Stand) -> list[Proposal]:
     ways = []
     steps = number((s.records.config.get("diffusion") or {}).get("timesteps"))
-    if s.checkpoints and steps:
+    if s.checkpoints and s.loads_by_command and steps:
         flags = f"--sampler ddpm --num-steps {int(steps)} --num 16"
         ways.append(s.on_run("whether more steps of sampling help", "sample", flags))
-    if s.trains_by_command:
-        flags = "--diffusion.schedule cosine --diffusion.schedule-options zero_terminal_snr=True"
-        flags += " --diffusion.parametrization v"
-        ways.append(s.anew("a schedule that ends in pure noise", flags))
+    if s.trains:
+        process = {
+            "schedule": "cosine",
+            "schedule_options": {"zero_terminal_snr": True},
+            "parametrization": "v",
+        }
+        ways += s.anew("a schedule that ends in pure noise", diffusion=process)
     return ways
 
 
 def _classes_unused(s: _Stand) -> list[Proposal]:
-    return [s.anew("learn the classes", "--class-conditional")]
+    return s.anew("learn the classes", class_conditional=True)
 
 
 def _finding(s: _Stand, kind: str) -> int | None:
