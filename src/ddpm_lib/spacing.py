@@ -126,8 +126,8 @@ def mixed(
     num_steps: int,
     /,
     *,
-    share: float = 0.75,
-    sigma_min: float = 0.03,
+    share: float | None = None,
+    sigma_min: float | None = None,
     sigma_max: float = 80.0,
     fractional: bool = False,
 ) -> list[float]:
@@ -135,39 +135,50 @@ def mixed(
     `share` parts of log σ̃ and the rest of t, σ̃ = σ/α.
 
     Steps even in log-SNR are right for a solver with a perfect network, but leave few of them for
-    the middle, where a trained network changes its mind. Noise outside of `sigma_min` … `sigma_max`
-    counts in t only.
+    the middle, where a trained network changes its mind. The fewer the steps S, the more the solver
+    errs: hence the defaults, chosen on exact mixtures (docs/sampling.md).
 
     Args:
         schedule: The schedule.
         num_steps: Number of steps S.
-        share: 0 … 1; 1 is even in log σ̃.
-        sigma_min: σ̃ below which log σ̃ does not count.
-        sigma_max: σ̃ above which it does not.
+        share: 0 … 1; 1 is even in log σ̃. Default: 1 up to 8 steps, falling to 0.75 from 20 on.
+        sigma_min: σ̃ of the last noisy level, or that of level 1 if it is larger. Default: 6/S², at
+            most 0.1 but 2.4/S² for less than 5 steps, at least 0.4/S.
+        sigma_max: σ̃ above which log σ̃ does not count.
         fractional: As for "log_snr".
     """
     if isinstance(schedule, int):
         raise ValueError(_NEEDS_NOISE.format("mixed"))
+    top, noise = schedule.timesteps, _log_noise(schedule)
+    if share is None:
+        share = min(1.0, max(0.75, 1.0 - (num_steps - 8) / 48))
+    if sigma_min is None:
+        usual = max(min(0.1, 6 / num_steps**2), 2.4 / num_steps**2, 0.4 / num_steps)
+        sigma_min = min(usual, 0.1 * math.exp(min(noise[-1], 10.0)))
     if not (0.0 <= share <= 1.0 and 0.0 < sigma_min < sigma_max):
         raise ValueError(
             "The spacing 'mixed' needs 0 <= share <= 1 and 0 < sigma_min < sigma_max; got"
             f" share={share}, sigma_min={sigma_min}, sigma_max={sigma_max}."
         )
-    top = schedule.timesteps
     if num_steps == 1:
         return [top]
     ends = math.log(sigma_min), math.log(sigma_max)
-    noise = [
-        min(max(-0.5 * schedule.level(t).log_snr, ends[0]), ends[1]) for t in range(1, top + 1)
-    ]
-    spread = noise[-1] - noise[0]
+    inside = [min(max(value, ends[0]), ends[1]) for value in noise]
+    spread = inside[-1] - inside[0]
     counts = share if spread > 0 else 0.0
     way = [
-        counts * (value - noise[0]) / (spread or 1.0) + (1.0 - counts) * k / (top - 1)
-        for k, value in enumerate(noise)
+        counts * (value - inside[0]) / (spread or 1.0) + (1.0 - counts) * k / (top - 1)
+        for k, value in enumerate(inside)
     ]
-    exact = [_inverse(way, k / (num_steps - 1)) for k in range(num_steps - 1)] + [float(top)]
+    begin = (1.0 - counts) * (_inverse(noise, ends[0]) - 1.0) / (top - 1)
+    places = [begin + (1.0 - begin) * k / (num_steps - 1) for k in range(num_steps - 1)]
+    exact = [_inverse(way, place) for place in places] + [float(top)]
     return exact if fractional else _distinct(exact, top)
+
+
+def _log_noise(schedule: Schedule) -> list[float]:
+    """Return log σ̃ of the levels 1 … T, infinite for pure noise."""
+    return [-0.5 * schedule.level(t).log_snr for t in range(1, schedule.timesteps + 1)]
 
 
 def _inverse(rising: Sequence[float], value: float) -> float:

@@ -2,7 +2,10 @@
 denoiser.
 """
 
-from functools import cache, partial
+import math
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -109,37 +112,110 @@ def test_the_samples_are_the_data(name: str) -> None:
     assert distance < 0.5 * energy_distance(draw("ddim", 10, "log_snr", {"sigma_max": 80.0}), data)
 
 
-def draw_like_images(**options: object) -> Tensor:
-    """Draw as `GaussianDiffusion.sample` does with these arguments, from a mixture whose spectrum
-    falls as that of images does, with its exact denoiser; x is (b, 64).
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussians of one diagonal covariance with their exact denoiser: centres (k, d), spread (d,)
+    in variances, and where n trajectories start, (n, d).
     """
+
+    centres: Tensor
+    spread: Tensor
+    start: Tensor
+
+    def denoise(self, x: Tensor, level: Level) -> Prediction:
+        variance = level.alpha**2 * self.spread + level.sigma**2
+        away = x[:, None] - level.alpha * self.centres
+        share = torch.softmax(-0.5 * (away.square() / variance).sum(-1), -1)
+        x0 = (share[..., None] * (self.centres + level.alpha * self.spread / variance * away)).sum(
+            1
+        )
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma, FixedSmall())
+
+    def draw(self, **options: object) -> Tensor:
+        """Draw as `GaussianDiffusion.sample` does with these arguments."""
+        plan = SamplingPlan.make(COSINE, **options)  # type: ignore[arg-type]
+        noise = partial(torch.randn, *self.start.shape, dtype=torch.float64)
+        return sample_loop(
+            plan.sampler, self.start, plan.levels, self.denoise, noise, level_at=COSINE.level_at
+        )
+
+    @cached_property
+    def end(self) -> Tensor:
+        """Where the probability-flow ODE ends."""
+        fine = {"sampler": UniPC(order=3), "spacing": "log_snr", "num_steps": 200}
+        return self.draw(**fine, spacing_options={"fractional": True})
+
+    def error(self, **options: object) -> float:
+        """Return the mean over trajectories of the root mean square error of the end."""
+        return float((self.draw(**options) - self.end).square().mean(1).sqrt().mean())
+
+
+def like_images() -> Mixture:
+    """Return a mixture whose spectrum falls as that of images does."""
     spread = 0.2 * torch.arange(1.0, 65.0, dtype=torch.float64) ** -2
     generator = torch.Generator().manual_seed(0)
     centres = 3 * spread.sqrt() * torch.randn(8, 64, generator=generator, dtype=torch.float64)
-    start = torch.randn(200, 64, generator=generator, dtype=torch.float64)
+    start = torch.randn(100, 64, generator=generator, dtype=torch.float64)
+    return Mixture(centres, spread, start)
 
-    def denoise(x: Tensor, level: Level) -> Prediction:
-        variance = level.alpha**2 * spread + level.sigma**2
-        away = x[:, None] - level.alpha * centres
-        share = torch.softmax(-0.5 * (away.square() / variance).sum(-1), -1)
-        x0 = (share[..., None] * (centres + level.alpha * spread / variance * away)).sum(1)
-        return Prediction(x0, (x - level.alpha * x0) / level.sigma, FixedSmall())
 
-    plan = SamplingPlan.make(COSINE, **options)  # type: ignore[arg-type]
-    noise = partial(torch.randn, 200, 64, dtype=torch.float64)
-    return sample_loop(plan.sampler, start, plan.levels, denoise, noise, level_at=COSINE.level_at)
+def moons() -> Mixture:
+    """Return two interleaved half moons of narrow Gaussians."""
+    turn = torch.linspace(0, math.pi, 20, dtype=torch.float64)
+    upper = torch.stack([turn.cos(), turn.sin()], 1)
+    lower = torch.stack([1.0 - turn.cos(), 0.5 - turn.sin()], 1)
+    centres = 0.55 * (torch.cat([upper, lower]) - torch.tensor([0.5, 0.25]))
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    return Mixture(centres, torch.full((2,), 0.05**2, dtype=torch.float64), start)
+
+
+def ring() -> Mixture:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    return Mixture(CENTRES, torch.full((2,), SPREAD**2, dtype=torch.float64), start)
 
 
 def test_the_default_in_twenty_steps_beats_ddim_in_a_hundred() -> None:
-    fine = {"sampler": UniPC(order=3), "spacing": "log_snr", "num_steps": 200}
-    end = draw_like_images(**fine, spacing_options={"fractional": True})
+    """By far on all of them, the coarse and the fine."""
+    for data in (like_images(), moons(), ring()):
+        usual = data.error()
+        assert usual < 0.7 * data.error(sampler="ddim", num_steps=100)
+        assert usual < 0.5 * data.error(sampler="dpmpp_2m", num_steps=20)
 
-    def error(**options: object) -> float:
-        return float((draw_like_images(**options) - end).square().mean().sqrt())
 
-    usual = error()
-    assert usual < 0.7 * error(sampler="ddim", num_steps=100)
-    assert usual < 0.5 * error(sampler="dpmpp_2m", num_steps=20)
+SOLVERS = ("ddim", "dpmpp_2m", UniPC(order=2), UniPC(order=3))
+NARROW = {"sigma_min": 0.02, "sigma_max": 80.0}
+FIXED = [("trailing", None), ("linspace", None), ("log_snr", NARROW), ("karras", NARROW)]
+
+
+@pytest.mark.parametrize("calls", [4, 6, 8, 10, 14, 20])
+def test_no_fixed_choice_is_as_good_everywhere_as_the_default(calls: int) -> None:
+    """Each is worse on one of the sets, or hardly better: what serves points of two numbers does
+    not serve images, and what serves many steps not few.
+    """
+    sets = (like_images(), moons(), ring())
+    usual = [data.error(num_steps=calls) for data in sets]
+    for solver in SOLVERS:
+        for spacing, options in FIXED:
+            how = {"sampler": solver, "spacing": spacing, "spacing_options": options}
+            found = [data.error(**how, num_steps=calls) for data in sets]
+            worst = max(other / own for other, own in zip(found, usual, strict=True))
+            assert worst > 0.9, (solver, spacing, found, usual)
+
+
+@pytest.mark.parametrize(("calls", "ratio"), [(6, 0.2), (8, 0.2), (10, 0.4), (20, 0.25)])
+def test_the_last_step_is_no_leap(calls: int, ratio: float) -> None:
+    """Levels that end at level 1 whatever their number leave a last noisy step that is several
+    times as long as the one before: extrapolation over it is what made few steps bad.
+    """
+    to_one = {"sampler": "unipc", "num_steps": calls, "spacing": "mixed"}
+    far = {"share": 0.75, "sigma_min": 0.006}
+    for data in (moons(), ring()):
+        assert data.error(num_steps=calls) < 0.8 * data.error(**to_one, spacing_options=far)
+    steps = [level.log_snr for level in SamplingPlan.make(COSINE, num_steps=calls).levels[1:-1]]
+    apart = [b - a for a, b in pairwise(steps)]
+    assert apart[-1] < 1.5 * apart[-2]
 
 
 @pytest.mark.parametrize(

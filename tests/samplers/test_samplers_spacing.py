@@ -173,7 +173,7 @@ def test_level_at_the_ends() -> None:
 def test_mixed_lies_between_log_snr_and_linspace(name: str) -> None:
     schedule = Schedule.make(name, 200)
     free = {"sigma_min": 1e-9, "sigma_max": 1e9, "fractional": True}
-    even = sampling_levels(schedule, 12, "mixed", {"share": 0.0})
+    even = sampling_levels(schedule, 12, "mixed", {"share": 0.0, "sigma_min": 1e-9})
     assert even == sampling_levels(schedule, 12, "linspace")
     noise = sampling_levels(schedule, 12, "mixed", {"share": 1.0, **free})
     steps = [schedule.level_at(schedule.level(t).log_snr).log_snr for t in noise[:-1]]
