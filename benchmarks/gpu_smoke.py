@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common import finish, make_parser, pick_device
+from common import finish, make_parser, pick_device, seconds
 from ddpm_lib import Callback, GaussianDiffusion, Shapes, Trainer, Unet
 
 SIDE, IMAGES = 16, 8
@@ -191,6 +191,44 @@ class After(Callback):
         self.call(trainer)
 
 
+def both_ways(function: Any, x: Tensor, norm: torch.nn.Module) -> tuple[Tensor, float]:
+    """Return the gradient of x under bf16 autocast, and the seconds of forward and backward."""
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+
+    def once() -> None:
+        leaf.grad = None
+        with torch.autocast(x.device.type, torch.bfloat16):
+            y = function(leaf, norm)
+        y.backward(x.to(y.dtype))
+
+    for _ in range(3):
+        once()
+    took = seconds(lambda: [once() for _ in range(20)], x.device) / 20
+    assert leaf.grad is not None
+    return leaf.grad.float(), took
+
+
+def normalisation(bench: Bench) -> str:
+    """Triton's normalisation computes what torch does, and faster."""
+    from torch import nn
+
+    from ddpm_lib.nn.kernels import norm_act, triton_kernels
+
+    bench.only_on_cuda()
+    assert triton_kernels(bench.device) is not None, "it is not used; a warning above says why"
+    said = []
+    for b, c, side in ((128, 128, 32), (128, 256, 16), (128, 256, 8)):
+        x = torch.randn(b, c, side, side, device=bench.device, dtype=torch.bfloat16)
+        x = x.to(memory_format=torch.channels_last)
+        norm = nn.GroupNorm(32, c).to(bench.device)
+        found = [both_ways(f, x, norm) for f in (norm_act, lambda x, norm: F.silu(norm(x)))]
+        off, faster = apart(found[0][0], found[1][0]), found[1][1] / found[0][1]
+        moved = 5 * x.numel() * x.element_size() / found[0][1] / 1e9
+        said.append(f"{c}×{side}² {faster:.1f}× ({moved:,.0f} GB/s), off {off:.0e}")
+        assert off < 2e-2, said[-1]
+    return "; ".join(said)
+
+
 def waits(bench: Bench) -> str:
     """A step makes the host wait for nothing."""
     bench.only_on_cuda()
@@ -311,6 +349,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     for check in (
         parity,
         attention,
+        normalisation,
         waits,
         resume,
         fp16,

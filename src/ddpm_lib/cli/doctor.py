@@ -72,6 +72,7 @@ _CHECKS = {
     "devices": ("runtime.machine_checks", "check_devices"),
     "torch.compile": ("runtime.machine_checks", "check_compiling"),
     "kernel": ("nn.kernels.kernel_checks", "check_kernels"),
+    "triton": ("nn.kernels.kernel_checks", "check_triton"),
     "workers": ("data.workers", "check_workers"),
     "memory": ("runtime.machine_checks", "check_memory"),
     "/dev/shm": ("runtime.machine_checks", "check_shared_memory"),

@@ -4,9 +4,10 @@ and not many.
 
 from __future__ import annotations
 
-import getpass
+import contextlib
 import importlib.util
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
@@ -47,8 +48,7 @@ def share_compilation() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try_writing(folder)
     except OSError:  # a home that is full, read-only or not there, as on nodes of clusters
-        name = getpass.getuser() if hasattr(os, "getuid") else "cache"
-        folder = Path(tempfile.gettempdir()) / f"ddpm_lib-{name}"
+        folder = _temporary_folder()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
@@ -57,6 +57,21 @@ def share_compilation() -> None:
         config: Any = sys.modules.get("torch._inductor.config")
         if config is not None:  # which reads the variable when it is imported
             config.compile_threads = min(threads, config.compile_threads)
+
+
+def _temporary_folder() -> Path:
+    """Return a folder of this user's among the system's temporary ones; code is loaded from it, so
+    one that somebody else has made is not taken.
+    """
+    if hasattr(os, "getuid"):
+        folder = Path(tempfile.gettempdir()) / f"ddpm_lib-compiled-{os.getuid()}"
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            about = folder.lstat()
+            safe = stat.S_ISDIR(about.st_mode) and not about.st_mode & 0o022
+            if safe and about.st_uid == os.getuid():
+                return folder
+    return Path(tempfile.mkdtemp(prefix="ddpm_lib-compiled-"))
 
 
 def compile_regions(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.errors import ConfigError, OutOfMemoryError
+from ddpm_lib.nn.kernels.norm_on_gpu import triton_kernels
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.runs.run_log import RunLog
 from ddpm_lib.runtime import devices
@@ -275,6 +276,7 @@ class Rehearsal(Trainer):
         )
         micro = self.plan.micro
         eager = self.device.type == "cuda" and not wants_compile(config.compile, "cuda")
+        eager = eager and not (self.learner.channels_last and triton_kernels(self.device))
         kept = {p: activation_bytes(model, size, micro, p, eager) for p in ("no", "bf16")}
         if kept["no"] is None or kept["bf16"] is None:
             raise ConfigError(f"Only a Unet can be estimated; got {type(model).__name__}.")

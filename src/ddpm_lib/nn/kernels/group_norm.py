@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.kernels.build import library
+from ddpm_lib.nn.kernels.norm_formula import differentiable_backward
+from ddpm_lib.nn.kernels.norm_on_gpu import TritonNormAct, triton_fits
 from ddpm_lib.nn.kernels.position_masks import draw_seed, drop_by_position, threshold_of
 
+GPUS = ("cuda",)
+"""Kinds of devices on which Triton's kernels are used."""
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 
 
@@ -29,8 +33,9 @@ def norm_act(
 ) -> Tensor:
     """Compute dropout(silu(norm(x + add) · (1 + scale) + shift)).
 
-    On a CPU, in channels_last memory, a C++ kernel does it in float32 sums whatever the dtype of x;
-    everywhere else torch's own operations do, which `torch.compile` fuses. Images on a CPU are
+    In channels_last memory a kernel does it in float32 sums whatever the dtype of x: C++ on a CPU,
+    Triton on CUDA; everywhere else torch's own operations do, and where `torch.compile` traces,
+    which fuses them. Images on a CPU are
     dropped by a hash of the position (`position_masks.py`), under a seed from torch's global
     generator, with the kernel and without; everything else by torch.
 
@@ -72,7 +77,8 @@ def _norm_act(
 ) -> tuple[Tensor, Tensor]:
     by_position = 0 < dropout < 1 and _drops_by_position(x)
     seed = draw_seed() if by_position else 0
-    if not _has_kernel(x, norm):
+    on_gpu = _has_triton(x, norm)
+    if not on_gpu and not _has_kernel(x, norm):
         y = _eager(x, norm, add, scale, shift, act)
         return drop_by_position(y, seed, dropout) if by_position else _dropout(y, dropout), x
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -82,6 +88,9 @@ def _norm_act(
         gamma, beta = gamma * factor, torch.addcmul(shift.to(wide), beta, factor)
     if add is not None:
         add = add.to(wide)
+    if on_gpu:
+        y, past = TritonNormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act)
+        return drop_by_position(y, seed, dropout) if by_position else _dropout(y, dropout), past
     inside = dropout if by_position else 0.0
     y, past = _NormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act, seed, inside)
     return y if by_position else _dropout(y, dropout), past
@@ -114,6 +123,13 @@ def _drops_by_position(x: Tensor) -> bool:
     return on_cpu and not torch.compiler.is_compiling() and plain(x)
 
 
+def _has_triton(x: Tensor, norm: nn.GroupNorm) -> bool:
+    """Say whether the kernel for GPUs does this one; a cheap no first."""
+    if x.device.type not in GPUS or x.ndim != 4 or torch.compiler.is_compiling() or not plain(x):
+        return False
+    return triton_fits(x, norm)
+
+
 def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
     """Say whether the kernel does this one; a cheap no first, because every layer asks."""
     if (
@@ -127,6 +143,7 @@ def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
         not plain(x)
         or norm.weight is None
         or x.numel() == 0
+        or x.shape[1] != norm.num_channels  # torch has the error for it
         or not x.is_contiguous(memory_format=torch.channels_last)
     ):
         return False
@@ -217,7 +234,7 @@ class _NormAct(torch.autograd.Function):
             return past, *(None,) * 8
         if torch.is_grad_enabled():  # gradients of gradients are wanted (create_graph=True)
             options = (ctx.groups, ctx.eps, ctx.act, ctx.seed, ctx.dropout)
-            dx, *others = _differentiable_backward(grad, x, add, gamma, beta, *options)
+            dx, *others = differentiable_backward(grad, x, add, gamma, beta, *options)
             return dx if dx is None or past is None else dx + past, *others
         if past is not None:
             past = past.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -249,30 +266,3 @@ class _NormAct(torch.autograd.Function):
         if gamma.ndim == 1:
             d_gamma, d_beta = d_gamma.sum(0), d_beta.sum(0)
         return dx, None if add is None else d_add, d_gamma, d_beta, *(None,) * 5
-
-
-def _differentiable_backward(
-    grad: Tensor,
-    x: Tensor,
-    add: Tensor | None,
-    gamma: Tensor,
-    beta: Tensor,
-    groups: int,
-    eps: float,
-    act: bool,
-    seed: int,
-    dropout: float,
-) -> tuple[Tensor | None, ...]:
-    """Return what `_NormAct.backward` does, by operations that autograd can differentiate again."""
-    inputs = [x, add, gamma, beta]
-    needed = [v for v in inputs if v is not None and v.requires_grad]
-    h = F.group_norm(x if add is None else x + add[..., None, None], groups, eps=eps)
-    z = h * gamma[..., None, None] + beta[..., None, None]
-    y = (F.silu(z) if act else z).to(x.dtype)
-    if dropout:
-        y = drop_by_position(y, seed, dropout)
-    found = iter(torch.autograd.grad(y, needed, grad.to(y.dtype), create_graph=True))
-    return (
-        *(next(found) if v is not None and v.requires_grad else None for v in inputs),
-        *(None,) * 5,
-    )

@@ -12,6 +12,7 @@ from torch import nn
 from ddpm_lib.core.health import Check
 from ddpm_lib.nn.kernels.build import compiler, library
 from ddpm_lib.nn.kernels.group_norm import norm_act
+from ddpm_lib.nn.kernels.norm_on_gpu import triton_kernels
 
 
 def check_kernels() -> Iterator[Check]:
@@ -40,6 +41,20 @@ def check_kernels() -> Iterator[Check]:
     else:
         says = f"it does not compute what torch does (error {off:.2g})"
         yield Check("kernel", "broken", says, "set DDPM_LIB_KERNELS=0, and report this line")
+
+
+def check_triton() -> Iterator[Check]:
+    """Say whether the kernels for GPUs compute what torch does, on each that is here."""
+    if not torch.cuda.is_available():
+        return
+    for k in range(torch.cuda.device_count()):
+        device = torch.device("cuda", k)
+        if triton_kernels(device) is None:
+            says = f"normalisation on {device} is torch's own: slower where nothing is compiled"
+            yield Check("triton", "note", says, "a warning above says why, if it is no choice")
+        else:
+            says = f"normalisation on {device} is compiled, and agrees with torch's"
+            yield Check("triton", "ok", says)
 
 
 def kernel_error() -> float:
