@@ -35,6 +35,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -130,6 +131,18 @@ def cost(arm: str, train: Path, root: Path, plan: Path | None = None) -> tuple[f
     return start, step
 
 
+def learn_cost(
+    arm: str, train: Path, root: Path, plan: Path | None, steps: int, used: float
+) -> None:
+    """Take what a training cost into account for the next one of its kind: what a step costs depends
+    on what else the machine does.
+    """
+    name = f"{arm}-{train.parent.name}" if plan else arm
+    start, step = cost(arm, train, root, plan)
+    found = 0.5 * step + 0.5 * max(used - start, 0.1) / steps
+    write_atomically(root / "costs" / f"{name}.json", json.dumps([start, found]))
+
+
 def planned(train: Path, minutes: float, file: Path) -> Path:
     """Write the plan for these minutes of processor time.
 
@@ -163,6 +176,7 @@ def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
     used = _spent(_command(arm, folder, run, steps, seed, plan))
     if (run / "drawing.json").is_file():
         used -= json.loads((run / "drawing.json").read_text(encoding="utf-8"))
+    learn_cost(arm, folder, root, plan, steps, used)
     drawn = draw(arm, run)
     facts = {
         **{"set": name, "arm": arm, "minutes": minutes, "seed": seed, "steps": steps},
@@ -203,14 +217,17 @@ def measure(drawn: Tensor, folder: Path) -> dict[str, float]:
         found = {k: torch.cat([part[k] for part in parts]) for k in ("256", "512")}
         return {**found, "8x8": F.adaptive_avg_pool2d(to_rgb(pictures).float() / 255, 8).flatten(1)}
 
-    stored = folder / "features.pt"
+    stored = folder / "features.safetensors"
     if not stored.is_file():
         held = _pixels(folder / "held_out")
         seen = _pixels(folder / "train")
         some = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:2000]]
         ours = {"reference": features(held if len(held) >= 500 else torch.cat([some, held]))}
-        torch.save({**ours, "train": features(some), "held": features(held)}, stored)
-    of = torch.load(stored)
+        parts = {**ours, "train": features(some), "held": features(held)}
+        save_file({f"{a}.{b}": v for a, part in parts.items() for b, v in part.items()}, stored)
+    of: dict[str, dict[str, Tensor]] = {}
+    for name, values in load_file(stored).items():
+        of.setdefault(name.split(".")[0], {})[name.split(".")[1]] = values
     mine = features(drawn)
     ball = manifolds(mine["256"], of["reference"]["256"])
     return {
