@@ -59,7 +59,14 @@ FORMER = [
     *("--diffusion.weighting", "min_snr", "--learning-rate", "2e-4", "--lr-schedule", "constant"),
     *("--warmup-steps", "500", "--ema-decay", "0.9999"),
 ]
-ARMS: dict[str, list[str]] = {"default": [], "former": FORMER, "plan": [], "lucidrains": []}
+ARMS: dict[str, list[str]] = {
+    "default": [],
+    "muon": ["--optimizer", "muon"],
+    "adamw": ["--optimizer", "adamw"],
+    "former": FORMER,
+    "plan": [],
+    "lucidrains": [],
+}
 SAMPLES = {"lucidrains": 128}
 NUM_SAMPLES, GRID = 512, 64
 MEASURES = {

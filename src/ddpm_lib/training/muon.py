@@ -147,15 +147,26 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return UVᵀ of each matrix UΣVᵀ (n, rows, columns), to some 30 %.
 
-    X ← aX + (bXXᵀ + c(XXᵀ)²)X takes singular values in (0, 1] to about [0.7, 1.2] in five steps.
+    X ← aX + (bXXᵀ + c(XXᵀ)²)X takes singular values in (0, 1] to about [0.7, 1.2] in five steps. All
+    factors are polynomials of the first XXᵀ, so that they are multiplied among themselves, as squares
+    of the shorter side, and touch X once: a convolution's matrix is nine times as long as wide.
+    Divided by √‖XXᵀ‖, which is nearer to the largest singular value than ‖X‖, values begin higher.
     """
     low = torch.bfloat16 if matrices.is_cuda else torch.float32
     x = matrices.to(low)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram = (x @ x.mT).float()
+    size = gram.norm(dim=(1, 2), keepdim=True) + 1e-14
+    gram = gram / size
     a, b, c = _COEFFICIENTS
-    for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    product: Tensor | None = None
+    for step in range(_ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else product @ factor
+        if step < _ITERATIONS - 1:
+            gram = gram @ factor @ factor
+    assert product is not None
+    x = (product / size.sqrt()).to(low) @ x
     return x.mT if tall else x
