@@ -1,8 +1,8 @@
 """What each minute buys: trainings of equal processor time on real sets, measured and drawn.
 
     python benchmarks/quality.py train --sets sysu cifar --minutes 1 5 15 --sysu DIR --cifar DIR
-    python benchmarks/quality.py table
-    python benchmarks/quality.py page                # fills docs/quality.md from benchmarks/results
+    python benchmarks/quality.py table           # of what is there
+    python benchmarks/quality.py page            # store, draw, and fill docs/quality.md
 
 Every training is a command of its own, of one thread on the CPU, and costs the processor time that
 was asked for: what 40 and 120 steps cost is measured first, per arm. The same command skips what is
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -77,6 +78,12 @@ MEASURES = {
     "recall": "recall",
     "copies": "copies",
 }
+MARKS = (1.0, 5.0, 15.0, 60.0)
+"""Minutes that the strips show."""
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, FIGURES = ROOT / "docs" / "quality.md", ROOT / "docs" / "figures"
+RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
+COLUMNS = 16
 ROOT_OF_RUNS = Path("runs/quality")
 SHORT, LONG = 40, 120
 """Steps of the two trainings from which the cost of a step is taken."""
@@ -141,8 +148,8 @@ def cost(arm: str, train: Path, root: Path, plan: Path | None = None) -> tuple[f
 def learn_cost(
     arm: str, train: Path, root: Path, plan: Path | None, steps: int, used: float
 ) -> None:
-    """Take what a training cost into account for the next one of its kind: what a step costs depends
-    on what else the machine does.
+    """Take what a training cost into account for the next one of its kind: what a step costs
+    depends on what else the machine does.
     """
     name = f"{arm}-{train.parent.name}" if plan else arm
     start, step = cost(arm, train, root, plan)
@@ -249,7 +256,7 @@ def measure(drawn: Tensor, folder: Path) -> dict[str, float]:
     }
 
 
-def picture(images: Tensor, file: Path, columns: int = 16) -> None:
+def picture(images: Tensor, file: Path, columns: int = COLUMNS) -> None:
     """Draw the first images as a grid without gaps."""
     pixels = to_rgb(images[:GRID]).permute(0, 2, 3, 1).numpy()
     rows = [
@@ -318,6 +325,44 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def strip(name: str, minutes: list[float], root: Path, file: Path) -> None:
+    """Draw a set: a row of its images, then two rows of samples after each of these minutes."""
+    of = np.random.default_rng(0)
+    seen = sorted((root / "sets" / name / "train").glob("*.png"))
+    chosen = [np.asarray(Image.open(f).convert("RGB")) for f in of.choice(seen, COLUMNS, False)]
+    rows = [np.concatenate(chosen, 1)]
+    for one in minutes:
+        grid = np.asarray(Image.open(root / "grids" / f"{name}-default-{one:g}-0.png"))
+        gap = np.full((4, grid.shape[1], 3), 255, np.uint8)
+        rows += [gap, grid[: 2 * SIDE]]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, 0)).save(file, optimize=True)
+
+
+def write_page(root: Path) -> None:
+    """Store what was measured, draw the strips, and fill the page."""
+    found = read(root)
+    write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
+    for name in list(SETS)[:4]:
+        minutes = sorted(
+            {r["minutes"] for r in found if (r["set"], r["arm"]) == (name, "default")} & set(MARKS)
+        )
+        strip(name, minutes, root, FIGURES / f"quality-{name}.png")
+    fill(found)
+
+
+def fill(found: list[dict[str, Any]]) -> None:
+    """Put the tables into the page."""
+    lengths = [r for r in found if r["arm"] == "default" and r["seed"] == 0]
+    lengths = [r for r in lengths if r["minutes"] in MARKS and r["set"] in list(SETS)[:4]]
+    text = PAGE.read_text(encoding="utf-8")
+    for mark, part in (("lengths", lengths), ("arms", [r for r in found if r["minutes"] == 2])):
+        made = re.compile(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end of {mark} -->)", re.S)
+        words = f"\n{table(part)}\n\n"
+        text = made.sub(lambda _, words=words: words, text)  # type: ignore[misc]
+    write_atomically(PAGE, text)
+
+
 def _mean(values: list[float]) -> str:
     mean = sum(values) / len(values)
     digits = 0 if mean >= 100 else 1 if mean >= 10 else 2 if mean >= 0.1 else 3
@@ -365,9 +410,10 @@ def main(arguments: list[str] | None = None) -> int:
                 for minutes in options.minutes:
                     for arm in options.arms:
                         train(name, arm, minutes, seed, options.root)
+    elif options.what == "page":
+        write_page(options.root)
     else:
-        found = read(options.root)
-        print(table(found))
+        print(table(read(options.root)))
     return 0
 
 

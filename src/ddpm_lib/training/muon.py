@@ -147,10 +147,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return UVᵀ of each matrix UΣVᵀ (n, rows, columns), to some 30 %.
 
-    X ← aX + (bXXᵀ + c(XXᵀ)²)X takes singular values in (0, 1] to about [0.7, 1.2] in five steps. All
-    factors are polynomials of the first XXᵀ, so that they are multiplied among themselves, as squares
-    of the shorter side, and touch X once: a convolution's matrix is nine times as long as wide.
-    Divided by √‖XXᵀ‖, which is nearer to the largest singular value than ‖X‖, values begin higher.
+    X ← aX + (bXXᵀ + c(XXᵀ)²)X takes singular values in (0, 1] to about [0.7, 1.2] in five steps.
+    All factors are polynomials of the first XXᵀ, so that they are multiplied among themselves, as
+    squares of the shorter side, and touch X once: the matrix of a convolution is nine times as long
+    as wide. √‖XXᵀ‖, by which X is divided, is nearer to the largest singular value than ‖X‖, so
+    that the small ones begin higher.
     """
     low = torch.bfloat16 if matrices.is_cuda else torch.float32
     x = matrices.to(low)
