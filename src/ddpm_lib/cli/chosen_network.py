@@ -31,6 +31,8 @@ ON_CPU: dict[str, dict[str, Any]] = {
 network learns to predict x0 far sooner than noise or v, whose every pixel it would have to carry
 through.
 """
+OPTIMIZER_ON_CPU = "muon"
+"""Of that network: better pictures for the same seconds (docs/quality.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,12 @@ class Chosen:
 
     Attributes:
         preset: Name of the network.
-        values: Options of the groups model and diffusion beside it.
+        values: The optimizer, and options of the groups model and diffusion, beside it.
         words: What to tell the user; "" for nothing.
     """
 
     preset: str
-    values: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     words: str = ""
 
 
@@ -76,9 +78,9 @@ def choose_network(
         return Chosen("small")
     words = (
         "Chosen for a CPU: the network tiny with patches of 2, which predicts x0, all levels"
-        " weighted alike. --preset small is the larger one that accelerators get."
+        " weighted alike, trained by Muon. --preset small is the larger one that accelerators get."
     )
-    return Chosen(CPU_PRESET, ON_CPU, words)
+    return Chosen(CPU_PRESET, {"optimizer": OPTIMIZER_ON_CPU, **ON_CPU}, words)
 
 
 def is_choice_for_cpus(settings: Any) -> bool:
@@ -94,20 +96,33 @@ def is_choice_for_cpus(settings: Any) -> bool:
     )
 
 
-def network_of_run(run: Path) -> dict[str, dict[str, Any]] | None:
-    """Return the groups model and diffusion of a run's config.yaml; None where there is no run, or
-    none of a network that these options describe.
-    """
+def optimizer_of_run(run: Path) -> dict[str, str]:
+    """Return the optimizer of a run as an option of its config.yaml; {} where there is no run."""
+    name = _settings_of(run).get("optimizer")
+    return {"optimizer": name} if isinstance(name, str) else {}
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
     if not is_run(run):
-        return None
+        return {}
     try:
         values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def network_of_run(run: Path) -> dict[str, Any] | None:
+    """Return the groups model and diffusion of a run's config.yaml, and its optimizer; None where
+    there is no run, or none of a network that these options describe.
+    """
+    values = _settings_of(run)
+    groups = {name: values.get(name) for name in ("model", "diffusion")}
+    if not all(isinstance(group, dict) and group for group in groups.values()):
         return None
-    groups = {name: values.get(name) for name in ("model", "diffusion")} if values else {}
-    if not all(isinstance(group, dict) and group for group in groups.values()) or not groups:
-        return None
-    found = {name: dict(group) for name, group in groups.items() if isinstance(group, dict)}
+    found: dict[str, Any] = {
+        name: dict(group) for name, group in groups.items() if isinstance(group, dict)
+    }
     for name in FROM_TRAINING:  # follow from options that a command names again, or forgot
         found["model"].pop(name, None)
-    return found
+    return {**optimizer_of_run(run), **found}

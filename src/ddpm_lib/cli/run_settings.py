@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, cast
 import tyro
 
 from ddpm_lib.cli import arguments, help, init_from, options
-from ddpm_lib.cli.chosen_network import AUTO, choose_network
+from ddpm_lib.cli.chosen_network import AUTO, choose_network, optimizer_of_run
 from ddpm_lib.cli.missing_data import missing_data
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.text import short
@@ -37,6 +37,7 @@ SHAPES_DEFAULTS: dict[str, Any] = {
     "class_conditional": True,
     "max_steps": 900,
     "batch_size": 32,
+    "optimizer": "muon",
     "val_max_images": 256,
     "sample_count": 36,
     "sample_guidance_scale": 2.0,
@@ -164,7 +165,8 @@ def layered(
         file = planning(given, file)
         asked, named = given.get(("preset",), file.get("preset")), over(base)
     if named.data == "shapes":
-        base = options.from_mapping(cls, SHAPES_DEFAULTS, base, "SHAPES_DEFAULTS")
+        values = {**SHAPES_DEFAULTS, **_optimizer_of(named)}
+        base = options.from_mapping(cls, values, base, "SHAPES_DEFAULTS")
     base = like_published(base, named)
     if named.init_from is not None:
         base = with_start(base, named, {**given, **arguments.flatten(file)})
@@ -271,13 +273,22 @@ def with_chosen_network(config: C, known: RunConfig, given: dict[tuple[str, ...]
         known: The command as far as it is known: size, device, run directory.
         given: The options that were given, by their path.
     """
-    run = Path(known.output_dir or f"runs/{default_name(known.data)}")
-    goes_on = None if known.resume == "never" else run
-    chosen = choose_network(given, known.size, known.device, goes_on)
+    chosen = choose_network(given, known.size, known.device, _run_to_continue(known))
     base = with_preset(config, chosen.preset)
     if chosen.words:
         print(chosen.words, file=sys.stderr)
     return options.from_mapping(type(config), dict(chosen.values), base, "config.yaml of the run")
+
+
+def _run_to_continue(named: RunConfig) -> Path | None:
+    if named.resume == "never":
+        return None
+    return Path(named.output_dir or f"runs/{default_name(named.data)}")
+
+
+def _optimizer_of(named: RunConfig) -> dict[str, str]:
+    run = _run_to_continue(named)
+    return {} if run is None else optimizer_of_run(run)
 
 
 def with_start(config: C, named: RunConfig, given: dict[tuple[str, ...], Any]) -> C:

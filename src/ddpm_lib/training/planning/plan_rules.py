@@ -205,6 +205,7 @@ def prediction(patches: bool, purpose: str) -> list[Decision]:
         return [
             Decision("diffusion.parametrization", "x0", why, own),
             Decision("diffusion.weighting", "flat", "what goes with it there", own),
+            Decision("optimizer", "muon", "better pictures for the same seconds", _QUALITY),
         ]
     return [
         Decision("diffusion.parametrization", "v", "no worse than x0, better than eps", _ABLATION),
@@ -213,6 +214,7 @@ def prediction(patches: bool, purpose: str) -> list[Decision]:
 
 
 _ABLATION = "own: docs/ablation.md"
+_QUALITY = "own: docs/quality.md"
 
 
 def drawing() -> list[Decision]:
