@@ -25,6 +25,7 @@ def test_a_cpu_gets_a_small_network_with_patches(capsys: pytest.CaptureFixture[s
     model, process = network()
     assert (model["dim"], model["patch_size"]) == (32, 2)
     assert (process["parametrization"], process["weighting"]) == ("x0", "flat")
+    assert resolve(OWN).optimizer == "muon"
     told = capsys.readouterr().err
     assert "Chosen for a CPU" in told
     assert "--preset small" in told
@@ -45,6 +46,7 @@ def test_what_is_named_wins(flags: tuple[str, ...], capsys: pytest.CaptureFixtur
     model, process = network(*flags)
     assert (model["dim"], model["patch_size"]) == (64, 1)
     assert (process["parametrization"], process["weighting"]) == ("v", "min_snr")
+    assert resolve([*OWN, *flags]).optimizer == "adamw"
     assert capsys.readouterr().err == ""
 
 
@@ -56,6 +58,21 @@ def test_dropout_and_classes_change_nothing_of_the_choice() -> None:
 def test_accelerators_keep_the_larger_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "resolve_device", lambda wanted: torch.device("cuda"))
     assert choose_network({}, (32, 32), "auto", None).preset == "small"
+
+
+@pytest.mark.parametrize("data", ["pictures", "shapes"])
+def test_a_run_goes_on_with_its_own_optimizer(data: str, tmp_path: Path) -> None:
+    """Another optimizer would begin its moments afresh."""
+    run = tmp_path / "run"
+    words = [data, "--device", "cpu", "--image-size", "32", "--output-dir", str(run)]
+    assert resolve(words).optimizer == "muon"
+    run.mkdir()
+    (run / "status.json").write_text("{}")
+    network = "model: {dim: 32, patch_size: 2}\ndiffusion: {parametrization: x0}\n"
+    (run / "config.yaml").write_text(f"optimizer: adamw\n{network}")
+    assert resolve(words).optimizer == "adamw"
+    assert resolve([*words, "--optimizer", "muon"]).optimizer == "muon"
+    assert resolve([*words, "--resume", "never"]).optimizer == "muon"
 
 
 def test_a_run_goes_on_with_its_own_network(tmp_path: Path) -> None:
