@@ -80,6 +80,8 @@ MEASURES = {
 }
 MARKS = (1.0, 5.0, 15.0, 60.0)
 """Minutes that the strips show."""
+EQUAL = 2.0
+"""Minutes of the comparison of arms."""
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FIGURES = ROOT / "docs" / "quality.md", ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
@@ -351,15 +353,31 @@ def write_page(root: Path) -> None:
     fill(found)
 
 
+def parts(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the tables of the page, by their marks."""
+    shown = list(SETS)[:4]
+    lengths = [
+        run
+        for run in found
+        if (run["arm"], run["seed"]) == ("default", 0)
+        and run["minutes"] in MARKS
+        and run["set"] in shown
+    ]
+    equal = [run for run in found if run["minutes"] == EQUAL]
+    return {"lengths": f"\n{table(lengths)}\n\n", "arms": f"\n{table(equal)}\n\n"}
+
+
+def printed(mark: str) -> re.Pattern[str]:
+    """Return what finds a table of the page."""
+    return re.compile(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end of {mark} -->)", re.S)
+
+
 def fill(found: list[dict[str, Any]]) -> None:
     """Put the tables into the page."""
-    lengths = [r for r in found if r["arm"] == "default" and r["seed"] == 0]
-    lengths = [r for r in lengths if r["minutes"] in MARKS and r["set"] in list(SETS)[:4]]
     text = PAGE.read_text(encoding="utf-8")
-    for mark, part in (("lengths", lengths), ("arms", [r for r in found if r["minutes"] == 2])):
-        made = re.compile(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end of {mark} -->)", re.S)
-        words = f"\n{table(part)}\n\n"
-        text = made.sub(lambda _, words=words: words, text)  # type: ignore[misc]
+    for mark, words in parts(found).items():
+        before, after = printed(mark).split(text)
+        text = before + words + after
     write_atomically(PAGE, text)
 
 
