@@ -231,3 +231,17 @@ def test_refusals() -> None:
             TrainingConfig(cooldown_fraction=wrong)
     with pytest.raises(ConfigError, match="Did you mean 'muon'"):
         TrainingConfig(optimizer="moun")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_memory_of_moments_is_what_the_optimizer_takes(optimizer: str) -> None:
+    from ddpm_lib.training.memory import moments_bytes
+
+    model = Unet(dim=16, dim_mults=(1, 2), blocks_per_level=1)
+    config = TrainingConfig(max_steps=10, optimizer=optimizer)
+    made = make_optimizer(model, config, torch.device("cpu"))
+    sum(p.square().sum() for p in model.parameters()).backward()
+    made.step()
+    kept = [t for state in made.state.values() for t in state.values() if t.ndim > 0]
+    found = sum(t.numel() * t.element_size() for t in kept)
+    assert moments_bytes(model, optimizer) == found

@@ -73,15 +73,16 @@ def at_once(diffusion: GaussianDiffusion, settings: RunConfig, probe_steps: int)
     screen.
     """
     from ddpm_lib.training.by_length import number_of_averages
-    from ddpm_lib.training.memory import activation_bytes
+    from ddpm_lib.training.memory import activation_bytes, moments_bytes
 
     model = cast("Unet", diffusion.model)
     count = sum(p.numel() for p in model.parameters())
     averages = number_of_averages(settings) + len(settings.posthoc_ema)
-    copies = 4 + averages + bool(settings.pull_to_start)  # weights, gradients, moments, …
+    copies = 2 + averages + bool(settings.pull_to_start)  # weights, gradients, averages, …
+    state = 4 * count * copies + moments_bytes(model, settings.optimizer)
     known = (
         f"{count / 1e6:,.2f} M parameters; weights, gradients, moments, averages"
-        f" {4 * count * copies / 2**20:,.0f} MiB"
+        f" {state / 2**20:,.0f} MiB"
     )
     size = (
         1 if settings.batch_size == "auto" else settings.batch_size // settings.accumulation_steps

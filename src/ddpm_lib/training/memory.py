@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from ddpm_lib.training.by_length import number_of_averages
+from ddpm_lib.training.muon import takes_muon
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -56,10 +57,27 @@ def activation_bytes(
     return summarize(model, image_size, batch_size, low, eager_on_cuda).activation_bytes
 
 
+def moments_bytes(module: nn.Module, optimizer: str) -> int:
+    """Return the memory of the optimizer's moments: two for each trained parameter, one where Muon
+    trains it.
+
+    Args:
+        module: A network or a process.
+        optimizer: As in the options of training.
+    """
+    trained = {
+        name: p.numel() * p.element_size()
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+    once = takes_muon(module) if optimizer == "muon" else []
+    return 2 * sum(trained.values()) - sum(trained.get(name, 0) for name in once)
+
+
 def state_bytes(
     diffusion: GaussianDiffusion, config: TrainingConfig, processes: int, to_come: bool = False
 ) -> int:
-    """Return the memory that training takes whatever the batch: weights, gradients, two moments,
+    """Return the memory that training takes whatever the batch: weights, gradients, moments,
     averages, DDP's buckets, and the weights of the first step where `pull_to_start` needs them.
 
     Args:
@@ -69,7 +87,7 @@ def state_bytes(
         to_come: Count only what is not there before the first step: gradients, moments and buckets.
     """
     trained = sum(p.numel() * p.element_size() for p in diffusion.parameters() if p.requires_grad)
-    later = trained * (4 if processes > 1 else 3)
+    later = trained * (2 if processes > 1 else 1) + moments_bytes(diffusion, config.optimizer)
     if to_come:
         return later
     present = sum(t.numel() * t.element_size() for t in diffusion.state_dict().values())
