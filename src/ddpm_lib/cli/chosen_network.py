@@ -74,13 +74,18 @@ def choose_network(
     named |= {path[1] for path in given if path[0] == "diffusion" and path[-1] in DECIDING}
     if named or resolve_device(device).type != "cpu":
         return Chosen("small")
-    if min(size) < SMALLEST_SIDE or size[0] % 8 or size[1] % 8 or len(size) == 3:
+    if len(size) == 3 or not all(map(patches_fit, size)):
         return Chosen("small")
     words = (
         "Chosen for a CPU: the network tiny with patches of 2, which predicts x0, all levels"
         " weighted alike, trained by Muon. --preset small is the larger one that accelerators get."
     )
     return Chosen(CPU_PRESET, {"optimizer": OPTIMIZER_ON_CPU, **ON_CPU}, words)
+
+
+def patches_fit(side: int) -> bool:
+    """Say whether images of this side are worth patches on a CPU."""
+    return side >= SMALLEST_SIDE and side % 8 == 0
 
 
 def is_choice_for_cpus(settings: Any) -> bool:
