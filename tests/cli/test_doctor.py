@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
