@@ -143,7 +143,7 @@ def mixed(
         num_steps: Number of steps S.
         share: 0 … 1; 1 is even in log σ̃. Default: 1 up to 8 steps, falling to 0.75 from 20 on.
         sigma_min: σ̃ of the last noisy level, or that of level 1 if it is larger. Default: 6/S², at
-            most 0.1 but 2.4/S² for less than 5 steps, at least 0.4/S.
+            most 0.1 but 2.4/S² for less than 5 steps, at least 0.55/S.
         sigma_max: σ̃ above which log σ̃ does not count.
         fractional: As for "log_snr".
     """
@@ -153,7 +153,7 @@ def mixed(
     if share is None:
         share = min(1.0, max(0.75, 1.0 - (num_steps - 8) / 48))
     if sigma_min is None:
-        usual = max(min(0.1, 6 / num_steps**2), 2.4 / num_steps**2, 0.4 / num_steps)
+        usual = max(min(0.1, 6 / num_steps**2), 2.4 / num_steps**2, 0.55 / num_steps)
         sigma_min = min(usual, 0.1 * math.exp(min(noise[-1], 10.0)))
     if not (0.0 <= share <= 1.0 and 0.0 < sigma_min < sigma_max):
         raise ValueError(

@@ -20,6 +20,7 @@ from ddpm_lib.evaluation.tuning.tuner import Tuner
 from ddpm_lib.evaluation.tuning.way_of_sampling import Way
 from ddpm_lib.evaluation.tuning.yardstick import Measure, Yardstick, apart
 from ddpm_lib.runs.stored_sampling import FILE, read_sampling
+from launchers import torchrun
 from training_helpers import tiny_diffusion, tiny_trainer
 
 QUICK: dict[str, Any] = {
@@ -113,6 +114,23 @@ def test_a_tuning_that_was_killed_finds_the_same(
     kept[0].write_text("{")  # cut off: done again
     monkeypatch.setattr(Tuner, "_score", real)
     assert alike(tune(run, **options), whole)
+    assert not (run / "tuning").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does_and_say_it_once(run: Path, trained: Path) -> None:
+    options = {**QUICK, "samplers": ("ddim",), "guidance": True}
+    single = tune(trained, **options)
+    done = torchrun(str(Path(__file__).parents[1] / "helpers" / "run_tuning.py"), str(run))
+    assert done.stdout.count("way of sampling") == 1
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert values["ranks"] == 2
+    assert len(set(values["found"])) == 1  # all ranks agree, to the last digit
+    assert values["saved"] == ([True, False] if values["better"][0] else [False, False])
+    rows = single.evidence["reported"]
+    for two, one in zip(values["reported"], rows, strict=True):
+        assert (two["way"], two["calls"]) == (one["way"], one["calls"])
+        assert two["distance"] == pytest.approx(one["distance"], rel=1e-3)
     assert not (run / "tuning").exists()
 
 

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs.checkpoint import list_checkpoints
 from ddpm_lib.runs.loading import load_run
 from ddpm_lib.runs.names import step_of
+from ddpm_lib.runs.stored_sampling import partner_steps, write_sampling
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.keeping import as_begun, best_metric, early, kept_for_good
 from training_helpers import assert_same_tensors, final_tensors, tiny_trainer
@@ -51,6 +53,23 @@ def test_a_longer_run_keeps_what_it_had(tmp_path: Path) -> None:
     tiny_trainer(run, max_steps=48, **AUTO).train()
     assert set(steps_on_disk(run)) >= {1, 2, 4, 48}
     assert set(steps_on_disk(run)) & {3, 6, 12} == set()  # those were behind it
+
+
+def test_what_a_sampling_default_guides_by_is_kept(tmp_path: Path) -> None:
+    """That of the default and of the one before it, which may be gone back to; no others."""
+    run = tmp_path / "run"
+    options = {**AUTO, "keep_early": "no", "keep_best": None, "save_every": 2, "val_every": 0}
+    tiny_trainer(run, max_steps=4, **options).train()
+    for name in ("step-000000002", "4", "model"):
+        default = SamplingDefault(
+            made_by="t", sampler="ddim", guide_by=name, guide_scale=1.5, step=4
+        )
+        write_sampling(run, default)
+    assert partner_steps(run) == {2, 4}
+    tiny_trainer(run, max_steps=12, **options).train()
+    assert steps_on_disk(run) == [2, 4, 10, 12]
+    (run / "sampling.json").write_text("{")
+    assert partner_steps(run) == set()
 
 
 def test_none_are_kept_where_that_is_said(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.text import printable
 from ddpm_lib.process.sampling_default import SamplingDefault, parse_default
+from ddpm_lib.runs.names import step_in
 
 FILE = "sampling.json"
 FORMAT = 1
@@ -45,6 +46,26 @@ def sampling_or_none(run: Path) -> SamplingDefault | None:
     except CheckpointError as error:
         logger.warning("%s It is left out; `ddpm tune RUN --undo` removes it.", error)
         return None
+
+
+def partner_steps(run: Path) -> set[int]:
+    """Return the steps that sampling defaults of a run guide by, those included that
+    `undo_sampling` would go back to; none where the file cannot be read.
+    """
+    try:
+        values = _read(run) or {}
+    except CheckpointError:
+        return set()
+    found = (_partner_step(one) for one in (values, *_earlier(values)))
+    return {step for step in found if step is not None}
+
+
+def _partner_step(values: dict[str, Any]) -> int | None:
+    how = values.get("sampling")
+    name = how.get("guide_by") if isinstance(how, dict) else None
+    if not isinstance(name, str):
+        return None
+    return int(name) if name.isascii() and name.isdigit() else step_in(name)
 
 
 def write_sampling(run: Path, default: SamplingDefault) -> Path:

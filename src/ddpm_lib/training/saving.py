@@ -14,6 +14,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.run_log import RunLog, tolerate_write_errors
+from ddpm_lib.runs.stored_sampling import partner_steps
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.learner import Learner
 
@@ -134,7 +135,8 @@ class RunCheckpoints:
         log.info(f"Saved {saved.path.name}: {size}{beside}.")
         if log.processes.is_main:
             with tolerate_write_errors("The removal of old checkpoints"):
-                files.prune(self.folder, step, config.keep_last, config.keep_every, keep)
+                wanted = {*keep, *partner_steps(self.folder.parent)}
+                files.prune(self.folder, step, config.keep_last, config.keep_every, wanted)
         return saved.path
 
     def newest_to_roll_back_to(self, every: int) -> files.VerifiedCheckpoint | None:
