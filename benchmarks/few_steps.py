@@ -38,6 +38,7 @@ from ddpm_lib.metrics import (
     statistics_of,
     to_rgb,
 )
+from ddpm_lib.process.conditions import class_count
 from ddpm_lib.process.plan import SamplingPlan
 from ddpm_lib.samplers import Prediction, UniPC, sample_loop
 from ddpm_lib.schedules import Schedule
@@ -206,7 +207,7 @@ def of_run(run: str, images: Tensor, num: int, calls: list[int]) -> None:
 
     reference = features(images)
     gaussians = {name: statistics_of(values) for name, values in reference.items()}
-    classes = getattr((process.conditioners or {}).get("class_label"), "num_classes", 0)
+    classes = class_count(process.conditioners)
     cond = {"class_label": torch.arange(num) % classes} if classes else None
     print(f"\n{'':<34}{'stage 3':>9}{'stage 5':>9}{'8×8':>9}{'precision':>11}{'recall':>8}")
 

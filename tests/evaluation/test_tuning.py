@@ -73,6 +73,7 @@ def test_what_is_found_is_kept_and_used(run: Path, monkeypatch: pytest.MonkeyPat
     assert any("by 2" in one["way"] for one in evidence["compared"])  # an earlier step was tried
     assert any("guidance" in one["way"] for one in evidence["compared"])
     assert any("ema 0.5" in one["way"] for one in evidence["compared"])
+    assert any("mixed to 0.1 levels" in one["way"] for one in evidence["compared"])
     assert not (run / "tuning").exists()
     assert any(line.startswith("chosen: ") for line in lines)
     loaded = load_run(run)
@@ -144,6 +145,22 @@ def test_nothing_worse_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
     found = tune(run, **{**QUICK, "guidance": False, "samplers": ("ddim",)})
     assert (found.saved, found.is_better) == (None, False)
     assert not (run / FILE).exists()
+
+
+def test_the_library_s_own_way_is_among_those_that_are_compared(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that levels which were learned badly are not chosen for want of others."""
+    monkeypatch.setattr(Tuner, "_score", lambda self, way: _scored(way.origin == "mixed"))
+    found = tune(run, **{**QUICK, "samplers": ("unipc",), "guidance": False})
+    assert found.default.spacing == "mixed"
+    assert found.evidence["gains"]["same_calls"]["value"] == 0.0
+    assert found.saved is None
+
+
+def _scored(good: bool) -> dict[str, Any]:
+    influence = [0.1, -0.1]
+    return {"distance": 1.0 - good, "influence": influence, "precision": None, "recall": None}
 
 
 def test_the_command_says_what_it_did(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from ddpm_lib.evaluation.tuning.subject_of_tuning import Subject, find_subject
 from ddpm_lib.evaluation.tuning.tune_options import TuneOptions, steps_for
 from ddpm_lib.evaluation.tuning.tune_result import Tuned
 from ddpm_lib.evaluation.tuning.units import Units
-from ddpm_lib.evaluation.tuning.way_of_sampling import WHOLE, Way
+from ddpm_lib.evaluation.tuning.way_of_sampling import LEARNED, WHOLE, Way
 from ddpm_lib.evaluation.tuning.yardstick import Measure, Yardstick, apart
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import SAMPLER, SPACING
@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 
 SCALES, PARTNER_SCALES = (1.5, 2.0, 3.0), (1.3, 1.7)
 INTERVALS = (WHOLE, (0.2, 0.8), (0.3, 1.0))
+ORIGINS = {
+    LEARNED: None,
+    SPACING: None,
+    **{f"{SPACING} to {end:g}": end for end in (0.05, 0.1, 0.2)},
+}
+"""Where levels come from, and the σ/α at which the noisy ones end. Trained networks err most on
+nearly clean images, which neither learned levels know nor fixed ones: both follow the flow."""
 ROUNDS = 2
 """How often every choice is looked at again with the others as they are."""
 MOST_LISTED = 60
@@ -147,7 +154,8 @@ class Tuner:
             f" {self.options.starts} images of {self.options.teacher_calls} calls"
         )
         plain = [self._plain(name, calls) for name in self.options.samplers]
-        best = self._best(plain)
+        usual = Way(SAMPLER, SPACING, calls, self.usual, origin=SPACING)
+        best = self._best([*plain, *([usual] if SAMPLER in self.options.samplers else [])])
         for _ in range(ROUNDS):
             before = best
             best = self._best([best, *self._neighbours(best, calls)])
@@ -176,6 +184,7 @@ class Tuner:
         """Return the ways that differ in one choice, as far as they fit into the calls."""
         found: list[Way | None] = [replace(way, weights=w) for w in self.subject.averages]
         found += [self._fitted(replace(way, sampler=s), calls) for s in self.options.samplers]
+        found += [self._fitted(replace(way, origin=one), calls) for one in ORIGINS]
         if self.options.guidance:
             found += self._guided(way, calls)
         return [one for one in dict.fromkeys(found) if one is not None and one != way]
@@ -198,14 +207,22 @@ class Tuner:
     def _fitted(self, way: Way, calls: int) -> Way | None:
         """Return a way with as many steps, at levels learned for them, as the calls allow."""
         most = min(steps_for(way.sampler, calls), self.process.timesteps)
-        rough = self.learning.levels(way.sampler, most).levels
+        rough = self._levels(way, most)
         for steps in range(most, 0, -1):
             if way.is_guided and self._rough_calls(way, rough, steps) > calls:
                 continue
-            levels = self.learning.levels(way.sampler, steps).levels
+            levels = self._levels(way, steps)
             if way.calls(levels, self.process.timesteps) <= calls:
                 return replace(way, spacing=levels, steps=steps)
         return None
+
+    def _levels(self, way: Way, steps: int) -> tuple[float, ...]:
+        """Return so many noisy levels of the origin that a way has."""
+        if way.origin == LEARNED:
+            return self.learning.levels(way.sampler, steps).levels
+        end = ORIGINS[way.origin]
+        ends = {} if end is None else {"sigma_min": end, "fractional": True}
+        return tuple(sampling_levels(self.process.schedule, steps, SPACING, ends)[:-1])
 
     def _rough_calls(self, way: Way, rough: tuple[float, ...], steps: int) -> int:
         """Guess the calls of fewer steps from the levels of more, before any are learned."""
@@ -252,7 +269,7 @@ class Tuner:
         timesteps = self.process.timesteps
 
         def usual(steps: int) -> Way:
-            return Way(SAMPLER, SPACING, min(steps, timesteps), self.usual)
+            return Way(SAMPLER, SPACING, min(steps, timesteps), self.usual, origin=SPACING)
 
         ways = {
             "tuned": best,

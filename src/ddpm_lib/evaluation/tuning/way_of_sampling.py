@@ -9,6 +9,7 @@ from typing import Any
 from ddpm_lib.evaluation.tuning.tune_options import CALLS_PER_STEP
 
 WHOLE = (0.0, 1.0)
+LEARNED = "learned"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Way:
         interval: Where what guides does so, of t/T.
         partner: What guides as a worse version, as `guide_by` names it; None for none.
         partner_scale: How far from it.
+        origin: Where its levels are from: "learned"; "mixed"; or "mixed to 0.1", that spacing with
+            its last noisy level at σ/α = 0.1.
     """
 
     sampler: str
@@ -34,6 +37,7 @@ class Way:
     interval: tuple[float, float] = WHOLE
     partner: str | None = None
     partner_scale: float = 1.0
+    origin: str = LEARNED
 
     @property
     def is_guided(self) -> bool:
@@ -75,7 +79,7 @@ class Way:
 
     def words(self) -> str:
         """Say it in a line."""
-        where = self.spacing if isinstance(self.spacing, str) else "learned levels"
+        where = self.spacing if isinstance(self.spacing, str) else f"{self.origin} levels"
         parts = [f"{self.sampler} in {self.steps}, {where}", self.weights]
         inside = "" if self.interval == WHOLE else f" in {self.interval[0]:g}…{self.interval[1]:g}"
         if self.scale != 1.0:
