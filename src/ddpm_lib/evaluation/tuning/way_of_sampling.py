@@ -9,7 +9,6 @@ from typing import Any
 from ddpm_lib.evaluation.tuning.tune_options import CALLS_PER_STEP
 
 WHOLE = (0.0, 1.0)
-LEARNED = "learned"
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class Way:
         interval: Where what guides does so, of t/T.
         partner: What guides as a worse version, as `guide_by` names it; None for none.
         partner_scale: How far from it.
-        origin: Where its levels are from: "learned"; "mixed"; or "mixed to 0.1", that spacing with
-            its last noisy level at σ/α = 0.1.
+        end: σ/α of the last noisy level of a spacing by name; None for what it is by default.
     """
 
     sampler: str
@@ -37,12 +35,17 @@ class Way:
     interval: tuple[float, float] = WHOLE
     partner: str | None = None
     partner_scale: float = 1.0
-    origin: str = LEARNED
+    end: float | None = None
 
     @property
     def is_guided(self) -> bool:
         """Whether anything guides."""
         return self.scale != 1.0 or self.partner is not None
+
+    @property
+    def spacing_options(self) -> dict[str, float]:
+        """Options of its spacing."""
+        return {} if self.end is None else {"sigma_min": self.end}
 
     def unguided(self) -> Way:
         """Return the same without guidance."""
@@ -69,7 +72,7 @@ class Way:
         """Return what `sample` is to be told, but for what guides as a worse version."""
         found: dict[str, Any] = {"sampler": self.sampler, "spacing": self.spacing}
         if isinstance(self.spacing, str):
-            found["num_steps"] = self.steps
+            found |= {"num_steps": self.steps, "spacing_options": self.spacing_options}
         return {**found, "guidance_scale": self.scale, "guidance_interval": self.interval}
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +82,8 @@ class Way:
 
     def words(self) -> str:
         """Say it in a line."""
-        where = self.spacing if isinstance(self.spacing, str) else f"{self.origin} levels"
+        where = self.spacing if isinstance(self.spacing, str) else "learned levels"
+        where += f" to {self.end:g}" if self.end is not None else ""
         parts = [f"{self.sampler} in {self.steps}, {where}", self.weights]
         inside = "" if self.interval == WHOLE else f" in {self.interval[0]:g}…{self.interval[1]:g}"
         if self.scale != 1.0:
