@@ -58,6 +58,8 @@ part smoke 400 "$python" "$here/gpu_smoke.py" --device "$device" $quick --output
 profiled 128-compiled 300 --batch 128
 if [ -z "${QUICK:-}" ]; then
     profiled 032-compiled 180 --batch 32
+    profiled 032-graph 180 --batch 32 --graph
+    profiled 128-graph 180 --batch 128 --graph
     profiled 128-eager 120 --batch 128 --compile no
     profiled 512-compiled 240 --batch 512
 fi

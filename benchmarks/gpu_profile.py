@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--network", default="cifar10", help="a preset of Unet")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
+    parser.add_argument("--graph", action="store_true", help="forward and backward as a CUDA graph")
     parser.add_argument("--precision", choices=("auto", "no", "bf16", "fp16"), default="auto")
     asked = parser.parse_args(argv)
     device = pick_device(asked.device)
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             device=str(device),
             compile=compiled,
             mixed_precision=asked.precision,
+            cuda_graph=asked.graph,
             callbacks=[clock],
         )
         trainer.train()
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found = clock.found | {
         "network": asked.network,
         "batch": batch,
-        "compile": asked.compile,
+        "compile": f"{asked.compile}, graph" if asked.graph else asked.compile,
         "precision": precision,
         "images_per_second": batch / clock.found["seconds_per_step"],
         "tflops": 6e-12 * macs * batch / clock.found["seconds_per_step"],

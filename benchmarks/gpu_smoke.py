@@ -87,17 +87,17 @@ class Bench:
             "output_dir": str(self.folder / where),
         }
         data = Shapes(size=SIDE, n=images)
-        diffusion = make(name, self.quick)
+        diffusion = make(name, self.quick, options.pop("dropout", 0.0))
         trainer = Trainer(diffusion, data, callbacks=list(callbacks), **settings | options)
         trainer.train(steps)
         return trainer
 
 
-def make(name: str, quick: bool = False) -> GaussianDiffusion:
+def make(name: str, quick: bool = False, dropout: float = 0.0) -> GaussianDiffusion:
     """Make a small process whose weights all matter: new outputs are 0."""
     model, process = VARIANTS[name]
     torch.manual_seed(0)
-    network = Unet(**({"dim": 8 if quick else 32, "dim_mults": (1, 2)} | model))
+    network = Unet(**({"dim": 8 if quick else 32, "dim_mults": (1, 2), "dropout": dropout} | model))
     with torch.no_grad():
         for weight in network.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
@@ -300,6 +300,31 @@ def compiled(bench: Bench) -> str:
     return f"largest difference {off:.0e}"
 
 
+def graph(bench: Bench) -> str:
+    """Forward and backward pass as a CUDA graph train as eager ones do, dropout included."""
+    bench.only_on_cuda()
+    said = []
+    for name, options in (
+        ("plain", {"deterministic": True}),
+        ("classes", {"deterministic": True, "accumulation_steps": 2}),
+        ("plain", {"compile": True}),
+    ):
+        places = [f"graph-{len(said)}-{asked}" for asked in (False, True)]
+        runs = [
+            weights_of(bench.run(place, name, dropout=0.1, cuda_graph=asked, **options))
+            for place, asked in zip(places, (False, True))
+        ]
+        off = max(float((runs[0][k] - runs[1][k]).abs().max()) for k in runs[0])
+        said.append(f"{name} {', '.join(options)}: largest difference {off:.0e}")
+        assert off < (1e-6 if "deterministic" in options else 1e-3), said[-1]
+    bench.run("graph-cut", "plain", dropout=0.1, cuda_graph=True, deterministic=True, steps=4)
+    cut = bench.run("graph-cut", "plain", dropout=0.1, cuda_graph=True, deterministic=True)
+    whole = bench.run("graph-whole", "plain", dropout=0.1, cuda_graph=True, deterministic=True)
+    a, b = weights_of(whole), weights_of(cut)
+    assert all(torch.equal(a[k], b[k]) for k in a), "it does not resume exactly"
+    return "; ".join(said)
+
+
 def validate(bench: Bench) -> str:
     """Validation, grids and saving beside training run."""
     every = {"val_every": 4, "sample_every": 4, "sample_count": 4, "sample_steps": 2}
@@ -356,6 +381,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
         memory,
         auto,
         compiled,
+        graph,
         validate,
         seeds,
         ddp,

@@ -165,6 +165,14 @@ def test_some_checks_for_a_gpu_run_on_a_cpu(script, tmp_path):
     assert "| waits | SKIP |" in table
 
 
+@pytest.mark.slow
+def test_the_time_of_the_host(script, tmp_path):
+    argv = ["--quick", "--device", "cpu", "--output", str(tmp_path / "found.json")]
+    found = script("host_time").main(argv)
+    assert found["weights"] > 100
+    assert all(time > 0 for time in found["milliseconds"])
+
+
 def test_a_check_that_fails_is_a_result(script, tmp_path):
     smoke = script("gpu_smoke")
 

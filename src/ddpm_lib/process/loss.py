@@ -63,7 +63,7 @@ class Noisy:
         return denoiser.raw(self.x, self.alpha, self.sigma, self.time.float(), cond)
 
 
-class _Levels(NamedTuple):
+class Levels(NamedTuple):
     """What depends on the levels of a batch.
 
     α and σ are (b, 1, …); the weight of F's error, the importance, the network's time and the
@@ -193,7 +193,8 @@ def losses(
     self.check_images(images)
     x0 = to_model_range(images.to(device, non_blocking=copies_by_itself(device)))
     t, importance = drawn_levels(self.time_sampler, t, uniform, len(x0), self.timesteps)
-    at = _levels_of(self, t, importance, x0)
+    table = level_table(self, t, importance).to(x0.dtype)
+    at = levels_from(to_device(table, x0.device), x0.ndim)
     eps = _noise_like(x0, noise)
     eps, added = self.noising(x0, eps) if self.training else (eps, eps)
     noisy = Noisy(at.alpha * x0 + at.sigma * added, at.alpha, at.sigma, at.time)
@@ -206,11 +207,9 @@ def losses(
     output, raw = noisy.ask(denoiser, complete)
     total = torch.zeros_like(at.time)
     if self.loss != "vlb":
-        error = output - self.parametrization.target(x0, eps, at.alpha, at.sigma)
-        total = at.weight * error.square().flatten(1).mean(1)
+        total = squared_error(self, at, x0, eps, output)
     if self.uncertainty is not None:
-        u = self.uncertainty(at.log_snr)
-        total = total * torch.exp(-u) + u
+        total = by_uncertainty(self.uncertainty, at, total)
     if self.loss != "simple":
         guess = denoiser.clean(noisy.x, output, at.alpha, at.sigma, clip="none")
         # In the hybrid loss the bound teaches the variance and leaves the mean alone.
@@ -251,13 +250,10 @@ def q_sample(self: TrainableProcess, images: Tensor, t: Tensor, noise: Tensor) -
     return alpha * x0 + sigma * noise
 
 
-def _levels_of(
-    process: TrainableProcess,
-    t: Tensor,
-    importance: Tensor | None,
-    x0: Tensor,
-) -> _Levels:
-    """Look up all that depends on the levels t (b,), on the device and in the precision of x0."""
+def level_table(process: TrainableProcess, t: Tensor, importance: Tensor | None) -> Tensor:
+    """Look up all that depends on the levels t (b,): a row for each of `Levels`, float64 (6, b) on
+    the CPU, so that one transfer is enough.
+    """
     alpha, sigma = process.schedule.gather(t)
     if t.is_floating_point():
         snr, fall = process.schedule.snr_between(t)
@@ -267,11 +263,30 @@ def _levels_of(
         weight = process.loss_weights[t]
     importance = torch.ones_like(alpha) if importance is None else importance
     log_snr = 2.0 * (alpha.log() - sigma.log())
-    # One transfer for everything that depends on t; the arithmetic on the tables is float64.
-    table = torch.stack([alpha, sigma, weight, importance, (t - 1).double(), log_snr]).to(x0.dtype)
-    rows = list(to_device(table, x0.device))
-    alpha, sigma = (v.view(-1, *[1] * (x0.ndim - 1)) for v in rows[:2])
-    return _Levels(alpha, sigma, *rows[2:])
+    return torch.stack([alpha, sigma, weight, importance, (t - 1).double(), log_snr])
+
+
+def levels_from(table: Tensor, ndim: int) -> Levels:
+    """Cut a table (6, b), on the device and in the precision of the images, of `ndim` dimensions,
+    into its rows.
+    """
+    rows = list(table)
+    alpha, sigma = (v.view(-1, *[1] * (ndim - 1)) for v in rows[:2])
+    return Levels(alpha, sigma, *rows[2:])
+
+
+def squared_error(
+    process: TrainableProcess, at: Levels, x0: Tensor, eps: Tensor, output: Tensor
+) -> Tensor:
+    """Return w·c_out²·‖F − target‖² of each image, averaged over its values, (b,)."""
+    error = output - process.parametrization.target(x0, eps, at.alpha, at.sigma)
+    return at.weight * error.square().flatten(1).mean(1)
+
+
+def by_uncertainty(uncertainty: nn.Module, at: Levels, total: Tensor) -> Tensor:
+    """Return L·e^−u + u for losses (b,) and the u that is learned of their levels."""
+    u = uncertainty(at.log_snr)
+    return total * torch.exp(-u) + u
 
 
 def _hide_conditions(

@@ -280,6 +280,10 @@ class TrainingConfig:
     """Compile the network's blocks with torch.compile (slow at the first start, kept for the next);
     auto: on CUDA GPUs.
     """
+    cuda_graph: bool = False
+    """Record forward and backward pass as a CUDA graph and replay it: for small batches on one GPU,
+    whose time goes into launching kernels. Tried on no GPU yet (docs/performance.md).
+    """
     deterministic: bool = False
     """Only deterministic CUDA kernels: bitwise repeatable, slower (the CPU needs no switch)."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"

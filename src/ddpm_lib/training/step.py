@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,24 @@ from ddpm_lib.training.randomness import StepRandomness
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
+
+
+class PassInputs(NamedTuple):
+    """What a forward pass is a function of, beside the weights.
+
+    Attributes:
+        images: On the device, flipped and augmented.
+        cond: The network's conditions, on the device; None for none.
+        uniform: Numbers that name the levels, float64 (b,) on the CPU.
+        noise: ε, on the device.
+        drop: Numbers that decide whose conditions are hidden, by condition.
+    """
+
+    images: Tensor
+    cond: dict[str, Tensor] | None
+    uniform: Tensor
+    noise: Tensor
+    drop: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,24 @@ class ForwardPass:
         Returns:
             The losses (b,) on the device, and the levels t (b,) on the CPU.
         """
+        given = self.inputs(batch, rows, step, slot)
+        # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
+        named: dict[str, Any] = {"uniform": given.uniform.numpy(), "noise": given.noise}
+        named["drop"] = given.drop
+        if self.diffusion.pairs is not None:
+            named["progress"] = min(1.0, step / self.max_steps)
+        losses: Losses = network(given.images, given.cond, **named, reduction="losses")
+        return losses.per_image, losses.t
+
+    def inputs(self, batch: dict[str, Any], rows: range, step: int, slot: int) -> PassInputs:
+        """Return what a forward pass is a function of beside the weights, and seed dropout.
+
+        Args:
+            batch: As for the call.
+            rows: As for the call.
+            step: As for the call.
+            slot: As for the call.
+        """
         diffusion, randomness = self.diffusion, self.randomness
         batch = batch_to_device(batch, self.device)
         images = batch.pop("image")
@@ -78,12 +114,7 @@ class ForwardPass:
                 alone = randomness.uniform(k, slot, rows).numpy()
                 drop[k] = conditioner.drops(drop[k], alone)
         randomness.seed_dropout(step, rows, self.device)
-        # NumPy: DDP would move CPU tensors to the GPU, and reading them back there would wait.
-        named: dict[str, Any] = {"uniform": uniform.numpy(), "noise": noise, "drop": drop}
-        if diffusion.pairs is not None:
-            named["progress"] = min(1.0, step / self.max_steps)
-        losses: Losses = network(images, cond, **named, reduction="losses")
-        return losses.per_image, losses.t
+        return PassInputs(images, cond, uniform, noise, drop)
 
 
 def conditions_of(diffusion: GaussianDiffusion, batch: dict[str, Any]) -> dict[str, Tensor] | None:

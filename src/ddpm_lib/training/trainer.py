@@ -33,6 +33,7 @@ from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.goal import checked_steps, goal_reached, last_step
 from ddpm_lib.training.optim import learning_rate, set_learning_rate
 from ddpm_lib.training.option_help import show_options
+from ddpm_lib.training.passes import EagerPass, GraphedPass, MicroBatch, make_pass
 from ddpm_lib.training.recovery import (
     Recovery,
     Shrink,
@@ -91,6 +92,7 @@ class Trainer(SavedRun):
         super().__init__(chosen, diffusion, data, callbacks, transform)
         self._stop_reason: StopReason | None = None
         self._slowest_step = 0.0
+        self._pass: EagerPass | GraphedPass | None = None
 
     def __repr__(self) -> str:
         """Return one line: what, where and how far."""
@@ -167,22 +169,19 @@ class Trainer(SavedRun):
         return None
 
     def _optimizer_step(self, network: nn.Module, batches: TrainingBatches) -> None:
-        config, rows_of, forward = self.config, self.plan.rows(), self.forward_pass
+        config, rows_of = self.config, self.plan.rows()
         accelerator, optimizer = self.accelerator, self.optimizer
         self.watchdog.mark(self.step, "the next step")
         rate = learning_rate(self.step, config)
         set_learning_rate(optimizer, rate)
         losses, levels = [], []
+        run = self._pass_of(network)
         for i, rows in enumerate(rows_of):
             last = i == len(rows_of) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(network):
-                batch = next(batches)
-                per_image, t = forward(network, batch, rows, self.step, self.images_seen)
-                loss = per_image.mean() / len(rows_of)
-                if last and self.learner.pull is not None:
-                    loss = loss + self.learner.pull.penalty()
-                accelerator.backward(loss)
-            losses.append(per_image.detach())
+                where = (self.step, self.images_seen, i, len(rows_of))
+                per_image, t = run(MicroBatch(next(batches), rows, *where))
+            losses.append(per_image)
             levels.append(t)
         most = config.max_grad_norm or float("inf")
         norm = self.learner.clip_gradients(accelerator, most)
@@ -193,6 +192,13 @@ class Trainer(SavedRun):
         self.progress.advance(config.images_per_step)
         self.last = StepResult(every, torch.cat(levels), norm, rate)
 
+    def _pass_of(self, network: nn.Module) -> EagerPass | GraphedPass:
+        """Return how micro-batches are done, made once for a network that accelerate prepared."""
+        if self._pass is None or self._pass.network is not network:
+            parts = (self.forward_pass, self.accelerator, self.learner.pull)
+            self._pass = make_pass(network, *parts, self.config.cuda_graph)
+        return self._pass
+
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
         own_forward, failure = self.diffusion.__dict__.get("forward"), None
@@ -202,6 +208,7 @@ class Trainer(SavedRun):
             self.on_main(self._start_records)
             network = prepare_network(self.accelerator, self.diffusion)
             self.diffusion.train()
+            self._pass_of(network)
             if self.config.trackers and self.step < self.config.max_steps:
                 options = flat_scalars(self.config.to_dict())
                 self.on_main(
@@ -234,6 +241,7 @@ class Trainer(SavedRun):
                 self.run_log.status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
+            self._pass = None  # with the memory of its graph
             steps: list[Callable[[], object]] = [
                 self.checkpoints.close,
                 *(callback.close for callback in self.callbacks),

@@ -84,6 +84,7 @@ class TrainerOptions(TypedDict, total=False):
     mixed_precision: Literal["auto", "no", "bf16", "fp16"]
     channels_last: Literal["auto", "yes", "no"]
     compile: bool | Literal["auto"]
+    cuda_graph: bool
     deterministic: bool
     on_nonfinite: Literal["stop", "skip", "rollback"]
     max_nonfinite: int

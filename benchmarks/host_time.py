@@ -1,0 +1,107 @@
+"""What the host does in a training step besides the network: the time that a GPU would wait for.
+
+    python benchmarks/host_time.py --output host_time.json
+    python benchmarks/host_time.py --network small --averages 1
+
+The network is replaced by one with as many weights of one number each, whose forward and backward
+pass are one operation each. What is left is the loop: drawing numbers, copying, the loss, clipping,
+the guard, the optimizer, the averages and the records. On a CPU the optimizer and averages take
+their own way there (kernels of one pass; DDPM_LIB_KERNELS=0 is nearer to what a GPU is told).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import finish, make_parser, pick_device, print_table
+from ddpm_lib import Callback, GaussianDiffusion, Shapes, Trainer, Unet
+
+
+class _Touch(torch.autograd.Function):
+    """Return x; give every weight a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(*weights)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *torch._foreach_mul(list(ctx.saved_tensors), 0.5)
+
+
+class Stub(nn.Module):
+    """As many weights as another network has, of one number each."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        ones = [nn.Parameter(torch.ones([1] * p.ndim)) for p in like.parameters()]
+        self.weights = nn.ParameterList(ones)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        return _Touch.apply(x, *self.weights)
+
+
+class Steps(Callback):
+    """Takes the processor time of every step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._last = time.thread_time()
+
+    def on_step_end(self, trainer: Any) -> None:
+        now = time.thread_time()
+        self.times.append(now - self._last)
+        self._last = now
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = make_parser(__doc__)
+    parser.add_argument("--network", default="cifar10", help="the preset whose weights are counted")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--averages", type=int, default=1, help="averages of the weights")
+    asked = parser.parse_args(argv)
+    if asked.quick:
+        asked.network, asked.batch, asked.steps, asked.rounds = "tiny", 2, 6, 1
+    device = pick_device(asked.device)
+    network = Stub(Unet.preset(asked.network))
+    count = len(list(network.parameters()))
+    medians = []
+    for _ in range(asked.rounds):
+        clock = Steps()
+        with tempfile.TemporaryDirectory() as folder:
+            Trainer(
+                GaussianDiffusion(network, image_size=8, channels=3),
+                Shapes(size=8, n=64),
+                output_dir=folder,
+                max_steps=asked.steps,
+                batch_size=asked.batch,
+                ema_decay=(0.9999, 0.999, 0.99)[: asked.averages],
+                val_every=0,
+                sample_every=0,
+                save_every=10 * asked.steps,
+                log_every=50,
+                progress=False,
+                report=False,
+                compile=False,
+                device=str(device),
+                callbacks=[clock],
+            ).train()
+        medians.append(1000 * statistics.median(clock.times[len(clock.times) // 4 :]))
+    middle = statistics.median(medians)
+    spread = f"({min(medians):.2f} … {max(medians):.2f})"
+    head = (f"host time, {asked.network}", "weights", "ms/step", "")
+    print_table(head, [("all but the network", str(count), f"{middle:.2f}", spread)])
+    return finish(asked, device, milliseconds=medians, weights=count)
+
+
+if __name__ == "__main__":
+    main()
