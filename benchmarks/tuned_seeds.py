@@ -69,7 +69,7 @@ def main() -> None:
     tuned = measure()
     print(process.sampling_default.words())
     names = [f"{kind}{layer}" for kind, layer in COLUMNS]
-    print(f"\n{'':<12}" + "".join(f"{name:>24}" for name in names))
+    print(f"\n{'':<12}" + "".join(f"{name:>28}" for name in names))
     print(f"{'tuned':<12}" + "".join(f"{value:>24.4f}" for value in tuned.mean(0)))
     for steps in options.untuned:
         found = measure(sampler="unipc", num_steps=steps)
@@ -78,7 +78,7 @@ def main() -> None:
             p = ttest_rel(tuned[:, k], found[:, k]).pvalue / 2
             sign = "nearer" if tuned[:, k].mean() < found[:, k].mean() else "farther"
             cells.append(f"{found[:, k].mean():.4f} ({sign}, p {p:.3f})")
-        print(f"{f'untuned {steps}':<12}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+        print(f"{f'untuned {steps}':<12}" + "".join(f"{cell:>28}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_levels_of_a_curve() -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "gain"),
     [
-        ("ddim", 6, 0.9), ("dpmpp_2m", 6, 0.4), ("unipc", 6, 0.5), ("deis", 6, 0.8),
+        ("ddim", 6, 0.9), ("dpmpp_2m", 6, 0.6), ("unipc", 6, 0.5), ("deis", 6, 0.8),
         ("heun", 4, 1.0),
     ],
 )  # fmt: skip
