@@ -114,3 +114,76 @@ def test_a_subset_is_looked_at_alone() -> None:
     assert isinstance(whole, ImageDataset)
     assert survey(whole.subset(range(20, 40))).grey
     assert not survey(whole).grey
+
+
+def stored(root: Path, kind: str) -> tuple[str, dict[str, object]]:
+    """Write 24 images of values, and say what a look is to find besides their number."""
+    draw = np.random.default_rng(2)
+    kelvin = (280 + 10 * draw.standard_normal((24, 2, 12, 10))).astype(np.float32)
+    if kind == "hdf5":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(root / "a.h5", "w") as file:
+            file["rain"] = np.exp(kelvin[:, 0].astype(np.float64) / 5)
+        return f"{root}/a.h5:rain", {"channels": 1, "kind": "quantile", "stored": "float64"}
+    if kind == "16 bits":
+        for k, one in enumerate((100 * kelvin[:, 0]).astype(np.uint16)):
+            Image.fromarray(one).save(root / f"{k:02d}.png")
+        return str(root), {"channels": 1, "kind": "affine", "stored": "uint16"}
+    if kind == "nifti":
+        nibabel = pytest.importorskip("nibabel")
+        for k in range(3):
+            volume = kelvin[8 * k : 8 * k + 8, 0]
+            image = nibabel.Nifti1Image(volume, np.diag([3.0, 1, 1, 1]))
+            image.to_filename(root / f"{k}.nii.gz")
+        found = {"channels": 1, "kind": "affine", "stored": "float32", "slice_axis": 0}
+        return str(root), found
+    for k, one in enumerate(kelvin):
+        np.save(root / f"{k:02d}.npy", one)
+    return str(root), {"channels": 2, "kind": "affine", "stored": "float32"}
+
+
+@pytest.mark.parametrize("kind", ["npy", "16 bits", "hdf5", "nifti"])
+def test_values_are_known_from_pictures(tmp_path: Path, kind: str) -> None:
+    """By themselves: how many channels, which normalization, along which axis volumes are cut."""
+    where, expected = stored(tmp_path, kind)
+    seen = survey(where)
+    assert seen.values is not None
+    assert (seen.images, seen.shape, seen.values.asked) == (24, (12, 10), False)
+    told = {"channels": seen.channels, "kind": seen.values.kind, "stored": seen.values.stored}
+    if seen.values.slice_axis is not None:
+        told["slice_axis"] = seen.values.slice_axis
+        assert seen.independent == 3
+        assert seen.symmetric is None
+    assert told == expected
+    assert survey(where, normalize="affine").values.asked  # type: ignore[union-attr]
+
+
+def test_pictures_stay_pictures(tmp_path: Path) -> None:
+    """8 bits, and 16 bits whose black and white are said."""
+    assert survey(pictures(tmp_path / "a", [(16, 16)] * 3)).values is None
+    (tmp_path / "b").mkdir()
+    where, _ = stored(tmp_path / "b", "16 bits")
+    assert survey(where, value_range=(0, 65_535)).values is None
+
+
+def test_volumes_are_learned_whole_where_three_sizes_are_asked_for(tmp_path: Path) -> None:
+    """Then nothing is cut; an array of volumes says so where one size is asked for."""
+    where, _ = stored(tmp_path, "nifti")
+    seen = survey(where, image_size=(8, 8, 8))
+    assert seen.values is not None
+    assert (seen.images, seen.values.slice_axis, seen.values.size) == (3, None, (8, 12, 10))
+    volumes = np.zeros((5, 40, 40, 40), np.float32)
+    with pytest.raises(ValueError, match=r"that of volumes: learn them whole"):
+        survey(volumes, normalize="affine")
+
+
+def test_conditions_are_seen(tmp_path: Path) -> None:
+    """As a network takes them; a column that is not there is named."""
+    folder = pictures(tmp_path / "a", [(16, 16)] * 4)
+    lines = [f"{k:03d}.png,{k}.5" for k in range(4)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,age", *lines]))
+    assert survey(folder, conditions=("age=:age",)).conditions["age"]["kind"] == "number"
+    with pytest.raises(ValueError, match="Did you mean 'age'"):
+        survey(folder, conditions=("age=:agee",))
+    data = Shapes(size=8, n=4).with_conditions({"size": [1.0, 2, 3, 4]})
+    assert list(survey(data).conditions) == ["size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         def rehearse(settings: Settings, images: int) -> Estimate:
             batch, model = settings.training["batch_size"], settings.model
             size = settings.diffusion["image_size"]
-            height, width = size if isinstance(size, tuple) else (size, size)
+            pixels = math.prod(size) if isinstance(size, tuple) else size**2
             near = min(rules.NETWORKS, key=lambda network: abs(network.dim - model["dim"]))
-            macs = round(near.work(height * width, model.get("patch_size", 1) > 1))
+            macs = round(near.work(pixels, model.get("patch_size", 1) > 1))
             return cost(3 * macs * batch / rate, macs, batch)
 
         monkeypatch.setattr(deciding, "rehearse", rehearse)
@@ -239,6 +240,62 @@ def test_all_settings_are_possible_together(machine: Machine, data: Data) -> Non
                 settings = Settings.of(made.settings)
                 TrainingConfig(**settings.training)
                 settings.process().model.check_size(settings.process().image_size)
+
+
+def weather(folder: Path, n: int = 40) -> Path:
+    """Write images of two channels of values, with a column and masks beside them."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    (folder / "values").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    for k in range(n):
+        name = f"{k:02d}"
+        np.save(folder / "values" / f"{name}.npy", draw.standard_normal((2, 24, 24)))
+        Image.fromarray(draw.integers(0, 3, (24, 24), np.uint8)).save(folder / f"masks/{name}.png")
+    lines = ["file_name,wind", *(f"{k:02d}.npy,{k / 7}" for k in range(n))]
+    (folder / "wind.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_measured_values_are_planned_for(machine: Machine, tmp_path: Path) -> None:
+    """Without being told that they are; with a network of their channels, in two and three
+    dimensions.
+    """
+    made = plan(str(weather(tmp_path) / "values"), hours=0.1)
+    options = made.settings
+    assert (options["normalize"], options["channels"]) == ("affine", 2)
+    assert "2 × 24×24 values of float64" in str(made)
+    trainer = made.trainer(output_dir=str(tmp_path / "run"), progress=False, device="cpu")
+    trainer.prepare()
+    assert trainer.dataset.normalization.dtype == "float64"
+    np.save(tmp_path / "volumes.npy", np.random.default_rng(1).standard_normal((12, 20, 20, 20)))
+    volumes = plan(str(tmp_path / "volumes.npy"), hours=0.1, image_size=[16, 16, 16])
+    model = volumes.trainer(output_dir="unused", progress=False).diffusion.model
+    assert (model.config["dims"], volumes.settings["horizontal_flip"]) == (3, False)
+
+
+def test_conditions_are_planned_for(machine: Machine, tmp_path: Path) -> None:
+    """The network learns them; what would part images from their masks is not planned; words mean
+    the same in other folders.
+    """
+    root = weather(tmp_path)
+    words = (f"wind={root}/wind.csv:wind", f"mask={root}/masks")
+    made = plan(str(root / "values"), hours=50, condition=words, augment=0.0)
+    table = made.trainer(output_dir="unused", progress=False).diffusion.model.config["conditions"]
+    assert {name: one["kind"] for name, one in table.items()} == {"wind": "number", "mask": "mask"}
+    assert plan(str(root / "values"), hours=50, condition=words[:1]).settings["augment"] == 0.12
+    assert "augment" not in plan(str(root / "values"), hours=50, condition=words).settings
+    assert "wind (number), mask (mask)" in str(made)
+
+
+def test_an_angle_is_not_mirrored() -> None:
+    """Its image would be; nor are sizes chosen that small images do not divide."""
+    known = seen(farther=0.5, conditions={"turn": {"kind": "angle"}})
+    assert rules.flips(known).value is False
+    assert rules.flips(seen(farther=0.5)).value is True
+    low = {"kind": "image", "factor": 3}
+    assert rules.least_step(seen(conditions={"low": low})) == 3
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -5,8 +5,9 @@ how large, of which classes, grey or not, mirrored or not.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,10 +19,15 @@ from ddpm_lib.data.dataset import ImageDataset, StreamStore
 from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.opening import open_dataset
 
+if TYPE_CHECKING:
+    from ddpm_lib.data.measurements.value_survey import ValueFacts
+
 LOOKED_AT = 400
 """Images that are decoded for it, spread over the set."""
 SIDE = 32
 """The size at which they are looked at."""
+LEAST_INDEPENDENT = 10
+"""Images, or volumes of slices, from which on it is said whether they have a side."""
 MIRROR_SIDE = 8
 """The size at which they are compared with their mirror images."""
 
@@ -42,6 +48,10 @@ class Survey:
         farther: Share of the images whose mirror image is farther from the other images than they
             are themselves: about a half where left and right make no difference.
         notes: What was said when they were opened.
+        independent: How many of those that were looked at say something on their own: slices of one
+            volume are alike; None: all.
+        values: What measured values are like; None for pictures.
+        conditions: What comes with each image, as `Unet(conditions=…)` takes it.
     """
 
     images: int
@@ -54,6 +64,9 @@ class Survey:
     class_counts: tuple[int, ...] | None = None
     farther: float | None = None
     notes: tuple[str, ...] = field(default=())
+    independent: int | None = None
+    values: ValueFacts | None = None
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,9 +94,10 @@ class Survey:
         three in five are farther, for sure (95 %, one-sided); None where too few were looked at to
         know.
         """
-        if self.farther is None:
+        n = self.looked_at if self.independent is None else self.independent
+        if self.farther is None or n < LEAST_INDEPENDENT:
             return None
-        error = 1.645 * math.sqrt(0.25 / self.looked_at)
+        error = 1.645 * math.sqrt(0.25 / n)
         if self.farther + error <= 0.6:
             return True
         return False if self.farther - error > 0.5 else None
@@ -94,17 +108,61 @@ def survey(data: Any, **options: Any) -> Survey:
 
     Args:
         data: What `open_dataset` takes.
-        **options: Options of `open_dataset`, but those of size, channels and reading.
+        **options: Options of `open_dataset`, but those of reading. With `normalize` the data are
+            taken for measured values; without, where no picture can hold them and no value_range
+            makes pictures of them.
 
     Raises:
         ValueError, OSError: As `open_dataset` does.
     """
+    words, size = options.pop("conditions", ()), options.pop("image_size", None)
     if isinstance(data, ImageDataset):
-        return of_dataset(data, fixed=True)
+        seen = of_dataset(data, fixed=True)
+        return _with_conditions(seen, data, data, words, {}, size)
+    asked = options.pop("normalize", None) is not None
+    how = {name: options.pop(name, None) for name in ("channels", "slice_axis")}
+    if asked or (options.get("value_range") is None and _are_values(data)):
+        from ddpm_lib.data.measurements.value_survey import survey_values
+
+        volumes = size is not None and len(size) == 3
+        seen = survey_values(data, volumes=volumes, asked=asked, **how, **options)
+        return _with_conditions(seen, data, None, words, options, size)
     opened = open_dataset(
         data, image_size=SIDE, channels=3, cache="none", verify=False, num_workers=1, **options
     )
-    return of_dataset(opened)
+    return _with_conditions(of_dataset(opened), data, None, words, options, size)
+
+
+def _are_values(data: Any) -> bool:
+    from ddpm_lib.data.measurements.value_survey import are_values
+
+    return are_values(data)
+
+
+def _with_conditions(
+    seen: Survey,
+    data: Any,
+    opened: ImageDataset | None,
+    words: Sequence[str],
+    options: dict[str, Any],
+    size: Sequence[int] | None,
+) -> Survey:
+    """Return what was seen with the conditions that words and the dataset itself name."""
+    if not words:
+        return seen if opened is None else replace(seen, conditions=opened.condition_table)
+    how: dict[str, Any] = {"image_size": tuple(size or (SIDE, SIDE)), "channels": 3}
+    if opened is not None:
+        how = {"image_size": opened.image_size, "channels": opened.channels}
+    how["image_size"] = how["image_size"] if len(how["image_size"]) > 1 else how["image_size"][0]
+    if seen.values is not None:
+        from ddpm_lib.data.measurements.normalization import Unfitted
+
+        how["channels"], how["slice_axis"] = seen.channels, seen.values.slice_axis
+        how["normalize"] = Unfitted(seen.values.kind)
+    if opened is None:
+        how |= {"cache": "none", "verify": False, "num_workers": 1}
+    made = open_dataset(data, conditions=tuple(words), **how, **options)
+    return replace(seen, conditions=made.condition_table)
 
 
 def of_dataset(data: ImageDataset, fixed: bool = False) -> Survey:
@@ -156,24 +214,26 @@ def _read(data: ImageDataset, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
     return torch.stack(found), np.array(sizes)
 
 
-def mirrored_farther(images: Tensor) -> float | None:
+def mirrored_farther(images: Tensor, groups: np.ndarray | None = None) -> float | None:
     """Return the share of images whose mirror image is farther from the nearest other image than
-    they are themselves, ties counted half; None for fewer than three images.
+    they are themselves, ties counted half; None for fewer than three images or groups.
 
     Letters and digits are written one way: their mirror images are like no other. Where left and
     right are drawn at random, the share is a half.
 
     Args:
         images: (n, c, h, w), uint8 or float.
+        groups: Numbers (n,): images of one number, such as slices of a volume, are not compared.
     """
-    n = len(images)
-    if n < 3:
+    apart = np.arange(len(images)) if groups is None else groups
+    if len(np.unique(apart)) < 3:
         return None
+    same = torch.from_numpy(apart[:, None] == apart[None])
     small = F.adaptive_avg_pool2d(images.float(), (MIRROR_SIDE, MIRROR_SIDE))
     flat, turned = small.flatten(1), small.flip(-1).flatten(1)
     near = []
     for own in (flat, turned):
         distance = torch.cdist(own, flat)
-        distance.fill_diagonal_(float("inf"))
+        distance.masked_fill_(same, float("inf"))
         near.append(distance.min(1).values)
     return float(((near[1] > near[0]).float() + 0.5 * (near[1] == near[0]).float()).mean())

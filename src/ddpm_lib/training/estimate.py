@@ -234,6 +234,8 @@ class Rehearsal(Trainer):
             "sample_every": 0,
             "keep_best": None,
             "keep_early": "no",
+            "condition": (),  # of files; these images have values of their own
+            "add_data": (),
             "trackers": (),
             "progress": False,
             "num_workers": 0,

@@ -26,7 +26,10 @@ LINEAR = 1 / 16
 """
 _SAMPLED = 1_000_000
 """Values per channel of which quantiles are taken."""
-_NARROW = 0.1
+NARROW = 0.1
+"""A standard deviation in [-1, 1] below which a straight map leaves values in a small part of
+it.
+"""
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,7 @@ def _constant(ends: Sequence[tuple[float, float]]) -> list[str]:
 
 def _narrow(ends: Sequence[tuple[float, float]], std: np.ndarray) -> list[str]:
     spreads = [2 * float(s) / (high - low) for (low, high), s in zip(ends, std) if high > low]
-    if not spreads or min(spreads) >= _NARROW:
+    if not spreads or min(spreads) >= NARROW:
         return []
     return [
         "most values lie in a small part of their range (a standard deviation of"

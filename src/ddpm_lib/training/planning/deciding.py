@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import is_path
+from ddpm_lib.data.condition_words import portable_words
 from ddpm_lib.data.survey import Survey
 from ddpm_lib.training.planning import plan_rules as rules
 from ddpm_lib.training.planning.budget import TimeBudget
@@ -71,6 +73,7 @@ class Deciding:
         """Decide on everything."""
         seen = self.survey
         self.decide(rules.channels(seen), rules.held_out(seen), *rules.classes(seen, self.purpose))
+        self.decide(*rules.measured(seen))
         if self.value("val_data") is None and seen.images >= 10:
             self.images -= int(min(1000, seen.images * self.value("val_fraction")))
         self.decide(rules.batch(self.images, self.accelerator))
@@ -83,7 +86,7 @@ class Deciding:
             self._decide_steps()  # such a run validates and draws more often
         self.decide(*rules.schedule(self.steps))
         passes = self.steps * self.batch / self.images
-        augments = not self._network_is_given
+        augments = not self._network_is_given and rules.may_augment(seen, self.value("image_size"))
         self.decide(*rules.regularisation(seen, passes, self.purpose, augments))
         limit = "the same command continues what is left"
         self.decided["max_hours"] = Decision("max_hours", self.hours_left(), limit, "given")
@@ -121,7 +124,11 @@ class Deciding:
 
     def ordered(self) -> tuple[Decision, ...]:
         """Return all decisions in the order in which they are written."""
-        ordered = sorted(self.decided.values(), key=_place)
+        found = dict(self.decided)
+        if "condition" in found:
+            words = [portable_words(one) for one in found["condition"].value]
+            found["condition"] = replace(found["condition"], value=words)
+        ordered = sorted(found.values(), key=_place)
         if not is_path(self.data):
             return tuple(ordered)
         count = f"{self.survey.images:,} images, {self.survey.looked_at:,} of them looked at"
@@ -196,6 +203,7 @@ class Deciding:
             if (fixed or side <= network.largest)
             and (not few or network.dim <= rules.WIDEST_FOR_FEW)
             and all(s % self._factor(network, side) == 0 for s in self._size(side))
+            and all(s % rules.least_step(self.survey) == 0 for s in self._size(side))
         ]
 
     def _factor(self, network: Network, side: int) -> int:
@@ -213,8 +221,7 @@ class Deciding:
         return rules.frame(self.survey, side)[0]
 
     def _needs(self, side: int, network: Network) -> int:
-        size = self._size(side)
-        return network.needs(size[0] * size[-1])
+        return network.needs(_pixels(self._size(side)))
 
     def _options(self, side: int, network: Network) -> dict[str, Any]:
         """Return all settings that there would be with a network at a size, by dotted name."""
@@ -228,7 +235,8 @@ class Deciding:
         return rehearse(self._settings(self._options(side, network)), self.survey.images)
 
     def _settings(self, values: dict[str, Any]) -> Settings:
-        return Settings.of(nested(values), len(self.survey.class_names or ()))
+        seen = self.survey
+        return Settings.of(nested(values), len(seen.class_names or ()), seen.conditions)
 
     def _predicted(
         self, probe: tuple[int, Network], cost: Estimate, side: int, network: Network
@@ -243,8 +251,7 @@ class Deciding:
         return steps >= self._needs(side, network)
 
     def _work(self, side: int, network: Network) -> float:
-        size = self._size(side)
-        return network.work(size[0] * size[-1], self._patches(network, side))
+        return network.work(_pixels(self._size(side)), self._patches(network, side))
 
     def _take(self, side: int, network: Network) -> None:
         """Decide on a network and the size of the images."""
@@ -274,7 +281,8 @@ class Deciding:
 
 
 _ORDER = [
-    *("data", "image_size", "fit", "channels", "preset", "class_conditional", "output_dir"),
+    *("data", "image_size", "fit", "channels", "normalize", "slice_axis", "preset"),
+    *("class_conditional", "condition", "output_dir"),
     *("val_data", "val_fraction", "batch_size", "max_steps", "max_hours", "stop_when", "patience"),
     *("learning_rate", "lr_schedule", "warmup_steps", "ema_decay", "horizontal_flip", "augment"),
     *("sample_sampler", "sample_steps", "sample_guidance_scale"),
@@ -285,6 +293,11 @@ def _place(one: Decision) -> tuple[int, int]:
     group = ("model.", "diffusion.")
     inner = next((k + 1 for k, name in enumerate(group) if one.name.startswith(name)), 0)
     return inner, _ORDER.index(one.name) if one.name in _ORDER else len(_ORDER)
+
+
+def _pixels(size: list[int]) -> int:
+    """Return how many pixels images of a size have; one number is the side of a square."""
+    return math.prod(size if len(size) > 1 else 2 * size)
 
 
 def _accelerator(device: str) -> bool:

@@ -99,7 +99,8 @@ class Plan:
         """
         from ddpm_lib.training.trainer import Trainer
 
-        settings = Settings.of(self.settings, len(self.survey.class_names or ()))
+        seen = self.survey
+        settings = Settings.of(self.settings, len(seen.class_names or ()), seen.conditions)
         unknown_options(changes, list(TrainingConfig.__dataclass_fields__), "Plan.trainer")
         return Trainer(settings.process(), self.data, **{**settings.training, **changes})
 
@@ -131,8 +132,11 @@ def expectations(plan: Plan) -> list[str]:
     height, width = seen.shape
     what = f"{seen.images:,} images, {width}×{height} in the middle of the set"
     classes = len([count for count in seen.class_counts or () if count])
+    if seen.values is not None:
+        what = f"{seen.images:,} images, {seen.channels:,} × {seen.values.words}"
     if classes > 1:
         what += f", {classes:,} classes"
+    what += "".join(f", {name} ({one['kind']})" for name, one in seen.conditions.items())
     disk = cost.checkpoint_bytes * cost.checkpoints / 2**20
     memory = cost.memory_bytes / 2**20
     fits = "fits" if cost.fits else "does NOT fit"

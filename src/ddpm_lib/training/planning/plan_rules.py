@@ -8,6 +8,7 @@ paper, or an estimate, which is called one.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,16 +125,50 @@ def frame(survey: Survey, side: int, step: int = 16) -> tuple[list[int], Decisio
         reason = f"a centre crop loses {square:.0%} of a picture's area on average"
         return [side], decided, Decision("fit", "crop", reason, "data")
     reason = f"a centre crop would lose {square:.0%} of a picture's area on average"
+    if survey.values is not None:
+        reason = f"a centre crop loses {square:.0%} of an image; there is no padding of values"
+        return [side], decided, Decision("fit", "crop", reason, "data")
     return [side], decided, Decision("fit", "pad", reason, "data")
 
 
 def channels(survey: Survey) -> Decision:
     """Return how many channels."""
+    if survey.values is not None:
+        return Decision("channels", survey.channels, "the values have so many", "data")
     if survey.fixed:
         return Decision("channels", survey.channels, "the data have so many", "data")
     if survey.grey:
         return Decision("channels", 1, f"all of {survey.looked_at:,} pictures are grey", "data")
     return Decision("channels", 3, "pictures have colours", "data")
+
+
+def measured(survey: Survey) -> list[Decision]:
+    """Return how measured values are normalized and cut; nothing for pictures."""
+    found = survey.values
+    if found is None:
+        return []
+    spread = f"a straight map gives them a deviation of {found.spread:.2g} in [-1, 1]"
+    narrow = found.kind == "quantile"
+    why = f"{spread}{': quantiles spread them' if narrow else ', of pictures 0.5'}"
+    if not found.asked:
+        why = f"values of {found.stored}, which value_range would make pictures of; {why}"
+    decided = [Decision("normalize", found.kind, why, "data")]
+    if found.slice_axis is not None:
+        decided.append(Decision("slice_axis", found.slice_axis, found.why_sliced, "data"))
+    return decided
+
+
+def may_augment(survey: Survey, size: Sequence[int] | None) -> bool:
+    """Say whether images may be turned and shifted: not volumes, and not where masks and images
+    that come with them would stay where they are.
+    """
+    kinds = {entry["kind"] for entry in survey.conditions.values()}
+    return len(size or ()) < 3 and not kinds & {"mask", "image", "angle"}
+
+
+def least_step(survey: Survey) -> int:
+    """Return what a side must be a multiple of for the small images that come with the data."""
+    return math.lcm(1, *(int(one.get("factor") or 1) for one in survey.conditions.values()))
 
 
 def held_out(survey: Survey) -> Decision:
@@ -266,18 +301,28 @@ def regularisation(
     source = "Ho et al. 2020, appendix B" if drop else "estimate: nothing to forget yet"
     found.append(Decision("model.dropout", drop, why, source))
     if purpose == "samples":
-        flips = survey.symmetric
-        farther = "" if survey.farther is None else f"{survey.farther:.0%} of mirror images"
-        said = {
-            True: f"{farther} are farther from the others than the images are: no side",
-            False: f"{farther} are farther from the others than the images are: a side",
-            None: "too few images to know whether they have a side",
-        }[flips]
-        found.append(Decision("horizontal_flip", flips is True, said, "data"))
+        found.append(flips(survey))
     if augments and purpose == "samples" and survey.images < 5_000 and passes >= 300:
         source = "Karras et al. 2022, appendix F.2"
         found.append(Decision("augment", 0.12, f"{why}; samples do not show it", source))
     return found
+
+
+def flips(survey: Survey) -> Decision:
+    """Return whether images are mirrored at random."""
+    share = "" if survey.farther is None else f"{survey.farther:.0%} of mirror images"
+    said = {
+        True: f"{share} are farther from the others than the images are: no side",
+        False: f"{share} are farther from the others than the images are: a side",
+        None: "too few images to know whether they have a side",
+    }[survey.symmetric]
+    decided = survey.symmetric is True
+    angles = [name for name, one in survey.conditions.items() if one["kind"] == "angle"]
+    if angles:
+        decided, said = False, f"{angles[0]} may be another one in a mirror image"
+    elif survey.values is not None and survey.farther is None:
+        decided, said = False, "volumes may have a side"
+    return Decision("horizontal_flip", decided, said, "data")
 
 
 def ending(purpose: str, images: int) -> list[Decision]:

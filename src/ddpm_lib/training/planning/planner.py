@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
@@ -17,9 +17,6 @@ from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.planning import plan_rules as rules
 from ddpm_lib.training.planning.deciding import Deciding
 from ddpm_lib.training.planning.plan_file import Plan
-
-if TYPE_CHECKING:
-    pass
 
 LEAST_HOURS = 0.01
 """Below that a plan would be longer than the training."""
@@ -144,21 +141,13 @@ _NOT_PLANNED = {
 
 
 def reading(fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the fixed options that say how images are read.
-
-    Raises:
-        ConfigError: For measured values, which plans do not know.
-    """
-    if fixed.get("normalize") is not None:
-        raise ConfigError(
-            "A plan looks at pictures, and normalize (--normalize) asks for measured values. Train"
-            " them without a plan: ddpm train DATA --normalize affine."
-        )
+    """Return those of the fixed options that say how data are read."""
     names = (
         "labels",
         "image_column",
         "label_column",
         "split",
+        "files",
         "data_root",
         "download",
         "on_bad_image",
@@ -166,5 +155,14 @@ def reading(fixed: Mapping[str, Any]) -> dict[str, Any]:
         "max_pixels",
         "value_range",
         "frames",
+        "normalize",
+        "slice_axis",
+        "channels",
     )
-    return {name: fixed[name] for name in names if fixed.get(name) is not None}
+    found = {name: fixed[name] for name in names if fixed.get(name) is not None}
+    if fixed.get("condition"):
+        found["conditions"] = fixed["condition"]
+    size = fixed.get("image_size")
+    if size is not None:
+        found["image_size"] = tuple(size) if isinstance(size, list | tuple) else (size,)
+    return found

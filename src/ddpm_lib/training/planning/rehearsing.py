@@ -54,12 +54,18 @@ class Settings:
     training: dict[str, Any]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], classes: int = 0) -> Settings:
+    def of(
+        cls,
+        values: Mapping[str, Any],
+        classes: int = 0,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Settings:
         """Take settings apart.
 
         Args:
             values: As in a config file.
             classes: Number of classes of the data, for a network that learns them.
+            conditions: Those of the data, as `Unet(conditions=…)` takes them.
 
         Raises:
             ConfigError: For an unknown preset.
@@ -79,6 +85,10 @@ class Settings:
             model.setdefault("augment_dim", AUGMENT_DIM)
         if values.get("class_conditional"):
             model.setdefault("num_classes", classes)
+        if len(size) == 3:
+            model["dims"] = 3
+        if conditions:
+            model["conditions"] = {name: dict(entry) for name, entry in conditions.items()}
         training = {
             name: values[name] for name in TrainingConfig.__dataclass_fields__ if name in values
         }
