@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from command_line import TINY, ddpm, error_of
-from ddpm_lib import GaussianDiffusion, TrainingConfig
+from ddpm_lib import GaussianDiffusion, Shapes, TrainingConfig, Unet
 from ddpm_lib.cli import main
 from ddpm_lib.nn.mlp import MLP
 from ddpm_lib.runs.checkpoint import list_checkpoints, read_state
@@ -159,6 +160,20 @@ def test_options_of_a_real_run_cost_nothing_and_leave_nothing(tmp_path: Path) ->
     assert not {"forward", "_original_forward"} & set(diffusion.__dict__)
     assert sorted(tmp_path.rglob("*")) == files
     assert_same_tensors(before, final_tensors(tmp_path / "run"))
+
+
+def test_what_comes_with_the_data_costs_what_it_costs(tmp_path: Path) -> None:
+    """Conditions of files and added images are of the run, not of random images: the network takes
+    values of its own.
+    """
+    data = Shapes(size=8, n=20).with_conditions({"size": np.arange(20.0)})
+    model = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1, conditions=data.condition_table)
+    words = {"condition": ("size=:size",), "add_data": ("more",), "batch_size": 4, "max_steps": 3}
+    config = TrainingConfig(**words, device="cpu", output_dir=str(tmp_path / "run"))
+    found = estimate(GaussianDiffusion(model, image_size=8), config, 1, 20)
+    assert found is not None
+    assert found.probe_steps == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("images", [None, 5])
