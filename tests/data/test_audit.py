@@ -324,3 +324,80 @@ def test_the_command_prints_writes_and_refuses(
 
 def test_it_is_a_public_name() -> None:
     assert ddpm_lib.audit is audit
+
+
+def values_folder(root: Path) -> Path:
+    """Write 60 images of two channels of values, and among them what an audit is to find."""
+    draw = np.random.default_rng(3)
+    smooth = draw.standard_normal((60, 2, 6, 6)).repeat(4, 2).repeat(4, 3)
+    images = (280 + 10 * smooth + draw.standard_normal((60, 2, 24, 24))).astype(np.float32)
+    root.mkdir()
+    for k, one in enumerate(images):
+        np.save(root / f"{k:02d}.npy", one)
+    np.save(root / "exact.npy", images[3])
+    np.save(root / "turned.npy", images[7][..., ::-1])
+    other = images[9].copy()
+    other[0, 0, 0] += 1e-3
+    np.save(root / "nearly.npy", other)  # alike in 8 bits, not in its values
+    np.save(root / "flat.npy", np.full((2, 24, 24), 280, np.float32))
+    other[0, 0, 0] = np.nan
+    np.save(root / "hole.npy", other)
+    return root
+
+
+def test_measured_values_are_audited(tmp_path: Path) -> None:
+    """In their units, without being told that they are; copies are those of values, and the look of
+    pictures is not asked for. The list is that of a training.
+    """
+    folder = values_folder(tmp_path / "a")
+    found = audit(str(folder), num_workers=0)
+    assert found.names_of("exact") == ["exact.npy"]
+    assert sorted(found.names_of("near")) == ["nearly.npy", "turned.npy"]
+    assert (found.names_of("constant"), found.names_of("unreadable")) == (
+        ["flat.npy"],
+        ["hole.npy"],
+    )
+    assert found.values is not None
+    good = [
+        np.load(folder / f"{found.names[k]}") for k in range(65) if "hole" not in found.names[k]
+    ]
+    for k, channel in enumerate(found.values.channels):
+        every = np.stack(good)[:, k].astype(np.float64)
+        assert (channel.low, channel.high) == (every.min(), every.max())
+        assert (channel.mean, channel.std) == pytest.approx((every.mean(), every.std()), rel=1e-6)
+    assert found["blurry"].said == "not asked of measured values"
+    assert found.command.endswith("a --normalize affine --channels 2")
+    assert "channel 1" in str(found)
+    kept = found.save_list(tmp_path / "keep.txt")
+    options = {"image_size": 24, "channels": 2, "normalize": "affine"}
+    assert len(open_dataset(folder, **options, files=str(tmp_path / "keep.txt"))) == kept == 60
+    again = audit(str(folder), files=str(tmp_path / "keep.txt"), num_workers=0)
+    assert (len(again), again.found()) == (60, [])
+
+
+def test_an_open_set_of_values_and_volumes(tmp_path: Path) -> None:
+    """Slices of one volume are alike and no copies of each other; whole volumes are no pictures."""
+    draw = np.random.default_rng(4)
+    base = draw.standard_normal((6, 1, 8, 8)).repeat(4, 2).repeat(4, 3)
+    volumes = (100 * (base + 0.02 * draw.standard_normal((6, 5, 32, 32)))).astype(np.int16)
+    for k, one in enumerate(volumes):
+        np.save(tmp_path / f"{k}.npy", one)
+    found = audit(str(tmp_path), normalize="affine", channels=1, slice_axis=0, num_workers=0)
+    assert (len(found), len(found["near"]), len(found["leaks"])) == (30, 0, 0)
+    opened = open_dataset(volumes[:, 0], image_size=32, channels=1, normalize="affine")
+    assert audit(opened).values.stored == "int16"  # type: ignore[union-attr]
+    whole = open_dataset(volumes[:, None], image_size=(5, 32, 32), channels=1, normalize="affine")
+    with pytest.raises(ValueError, match=r"this set holds entries of shape \(1, 5, 32, 32\)"):
+        audit(whole)
+
+
+def test_values_that_cannot_be_audited(tmp_path: Path) -> None:
+    """The thing, what was got, and what would be right."""
+    folder = values_folder(tmp_path / "a")
+    for options, told in (
+        ({"channels": 3}, "pass channels=2"),
+        ({"normalize": "afine"}, "affine"),
+        ({"slice_axis": 7}, "must be 0, 1 or 2"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            audit(str(folder), **options, num_workers=0)

@@ -40,7 +40,7 @@ class AuditCommand:
 
     data: tyro.conf.Positional[str]
     """What `ddpm train` takes: a folder or an archive of images, a 🤗 dataset, parquet, .npz, a set
-    of torchvision, shapes.
+    of torchvision, shapes, measured values.
     """
     val_data: str | None = None
     """Held-out images; default: the other splits of the data, else those that training holds out.
@@ -81,6 +81,14 @@ class AuditCommand:
     """What is black and what is white in images of more than 8 bits, such as 0 4095."""
     frames: Literal["first", "all"] = "first"
     """Of files with several pages or frames: the first, or all, each an image."""
+    normalize: Literal["affine", "quantile"] | None = None
+    """Take the data for measured values; default: where no picture can hold them (HDF5, NIfTI,
+    DICOM, floats, 16 bits of grey).
+    """
+    channels: int | None = None
+    """Channels of measured values; default: as the first entry says."""
+    slice_axis: int | None = None
+    """The axis along which measured volumes are cut; default: across the coarsest one."""
     few_images: int = 50
     """Name the classes with fewer images."""
     val_fraction: float = 0.05
@@ -153,6 +161,9 @@ _PASSED = (
     "max_pixels",
     "value_range",
     "frames",
+    "normalize",
+    "channels",
+    "slice_axis",
     "few_images",
     "val_fraction",
     "seed",

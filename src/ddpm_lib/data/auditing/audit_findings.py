@@ -23,6 +23,7 @@ from ddpm_lib.data.auditing.facts_of_sets import (
     sizes_said,
     spread_said,
 )
+from ddpm_lib.data.auditing.value_columns import ValueColumns
 from ddpm_lib.data.file_lists import write_list
 from ddpm_lib.data.names import Names
 
@@ -95,6 +96,7 @@ class Audit:
         pictures: Small pictures for the page, uint8 (h, w, 3), by row.
         held_out_pictures: The same of held-out images, by a number that `leak_of` gives.
         leak_of: By row, the held-out images that it is a copy of: numbers and names.
+        values: What measured values are like, in their units; None for pictures.
         command: How `ddpm train` opens the same data.
     """
 
@@ -119,6 +121,7 @@ class Audit:
     pictures: Mapping[int, np.ndarray] = field(default_factory=dict)
     held_out_pictures: Mapping[int, np.ndarray] = field(default_factory=dict)
     leak_of: Mapping[int, Sequence[tuple[int, str]]] = field(default_factory=dict)
+    values: ValueColumns | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -218,7 +221,7 @@ class Audit:
             "height": vars(self.heights),
             "aspect_ratio": vars(self.ratios),
             "crop_loss": {"mean": self.crop.mean, "of_all_pixels": self.crop.total},
-            "values": {**vars(self.colours)},
+            "values": vars(self.colours) if self.values is None else self.values.to_dict(),
             "search": {
                 "agreement_needed": self.search.needed,
                 "false_alarm_rate": self.search.alarm_rate,
@@ -248,13 +251,19 @@ class Audit:
             ("width / height", spread_said(self.ratios, "{:.2f}")),
             ("centre crop loses", crop_said(self.crop, self.names)),
             ("classes", classes_said(self.classes)),
-            ("values", f"{self.colours.least} … {self.colours.most} of 0 … 255"),
-            ("mean", ", ".join(f"{value:.3f}" for value in self.colours.mean)),
+            *(self._of_pictures() if self.values is None else self.values.properties()),
+            ("search for copies", search_said(self.search)),
+        ]
+
+    def _of_pictures(self) -> list[tuple[str, str]]:
+        found = self.colours
+        return [
+            ("values", f"{found.least} … {found.most} of 0 … 255"),
+            ("mean", ", ".join(f"{value:.3f}" for value in found.mean)),
             (
                 "σ of the data",
-                f"{self.colours.sigma:.3f} in [-1, 1] (root mean square {self.colours.root:.3f})",
+                f"{found.sigma:.3f} in [-1, 1] (root mean square {found.root:.3f})",
             ),
-            ("search for copies", search_said(self.search)),
         ]
 
     def __str__(self) -> str:

@@ -14,24 +14,25 @@ import numpy as np
 
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.data.auditing.audit_findings import DROPPED, KINDS, Audit, Finding
-from ddpm_lib.data.auditing.audited_parts import OpenedSource, Part, splits_of
+from ddpm_lib.data.auditing.audited_parts import Part
 from ddpm_lib.data.auditing.copies import Search, find_copies
 from ddpm_lib.data.auditing.facts_of_sets import ClassCount, Colours, CropLoss, Spread
-from ddpm_lib.data.auditing.looking import SIDE, Measure, Measured, joined_parts, measure_all
+from ddpm_lib.data.auditing.looking import SIDE, Measured, joined_parts, measure_all
+from ddpm_lib.data.auditing.opening_parts import PartOptions, measuring_spec, open_parts
 from ddpm_lib.data.auditing.picking import LEAST_SPREAD, Copies, all_copies, find_all
 from ddpm_lib.data.auditing.rules import crop_losses, grey
 from ddpm_lib.data.auditing.showing import held_out_pictures, pictures_of, to_show
 from ddpm_lib.data.auditing.trial_copies import trial_rows
+from ddpm_lib.data.auditing.value_findings import apart, without_looks
+from ddpm_lib.data.auditing.value_pictures import Measuring, ValuePictures
 from ddpm_lib.data.checking import ReadingOptions
-from ddpm_lib.data.dataset import ImageDataset
 from ddpm_lib.data.decode import FLAG_NOTES, UPSCALED
 from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_spec, size_pair
-from ddpm_lib.data.file_lists import Files, choose_rows, read_list
-from ddpm_lib.data.listed_source import ListedSource
+from ddpm_lib.data.file_lists import Files
 from ddpm_lib.data.names import ChosenNames, Names
-from ddpm_lib.data.opening_words import called, roots_of, said_of
+from ddpm_lib.data.opening_words import called
 from ddpm_lib.data.source import BadImagesError, Source
-from ddpm_lib.data.split import hold_out
+from ddpm_lib.data.split import hold_out, joined
 
 Log = Callable[[str], None]
 
@@ -53,6 +54,9 @@ def audit(
     max_pixels: int = MAX_PIXELS,
     value_range: Sequence[float] | None = None,
     frames: Literal["first", "all"] = "first",
+    normalize: Literal["affine", "quantile"] | None = None,
+    channels: int | None = None,
+    slice_axis: int | None = None,
     few_images: int = 50,
     val_fraction: float = 0.05,
     seed: int = 0,
@@ -86,6 +90,12 @@ def audit(
         max_pixels: Larger images are refused.
         value_range: Black and white of images of more than 8 bits.
         frames: "first" or "all".
+        normalize: Take the data for measured values, see `open_dataset`; default: where no picture
+            can hold them, as HDF5, NIfTI, DICOM or floats. What pictures look like (blurry,
+            enlarged, grey, border) is not asked of those, and slices of one volume are no copies of
+            each other.
+        channels: How many channels measured values have; default: as the first entry says.
+        slice_axis: The axis along which volumes are cut; default: across the coarsest one.
         few_images: Classes with fewer images are named.
         val_fraction: What training holds out, where nothing else is held out.
         seed: Of that choice, and of the search.
@@ -102,9 +112,8 @@ def audit(
     """
     begun, computed = time.monotonic(), _cpu_seconds()
     frame = (1, 1) if image_size is None else size_pair(image_size)
-    spec = make_spec(SIDE, 3, "stretch", background, max_pixels, value_range)
-    spec = _measuring(spec)
-    options = {
+    spec = measuring_spec(make_spec(SIDE, 3, "stretch", background, max_pixels, value_range))
+    reading = {
         "image_column": image_column,
         "label_column": label_column,
         "frames": frames,
@@ -112,7 +121,9 @@ def audit(
         "download": download,
     }
     workers = ReadingOptions("skip", "none", 0, num_workers, True, None, log).workers
-    opened = _opened(data, val_data, spec, labels, options, files, split, num_workers == 0)
+    asked = Measuring(normalize, channels, slice_axis)
+    options = PartOptions(spec, labels, reading, split, files, num_workers == 0, asked)
+    opened = open_parts(data, val_data, options)
     first = None if opened[0][0] == "training" else opened[0][0]
     parts = [
         _measured(name, source, spec, workers, log, not k)
@@ -122,16 +133,19 @@ def audit(
     whole = joined_parts([part.measured for part in parts])
     shows = whole.good & (whole.spread > LEAST_SPREAD)
     search = find_copies(whole, shows, train.measured.probes, seed, log)
+    search = search.within(apart(search.pairs, [part.source for part in parts]))
     held = np.arange(len(whole)) >= len(train.source)
     copies = all_copies(whole, search, held)
     chosen = _held_out(train, val_fraction, seed) if len(parts) == 1 else None
     findings = find_all(train.source, train.measured, whole, copies, chosen, _names(parts))
+    if isinstance(train.source, ValuePictures):
+        findings = without_looks(findings)
     findings["small"] = _smaller(train.measured, frame, image_size is not None)
     name = called(data).strip("'") if data is not None else "shapes"
     made = _told(name, parts, findings, copies, search, _crop(train.measured, frame), few_images)
     return replace(
         made,
-        command=_command(data, first, image_size),
+        command=_command(data, first, image_size, train.source),
         seconds=time.monotonic() - begun,
         cpu_seconds=_cpu_seconds() - computed,
     )
@@ -172,76 +186,8 @@ def _told(
         pictures=pictures_of(train, shown, 0),
         held_out_pictures=held_out_pictures(parts, findings["leaks"], copies),
         leak_of=copies.leaks(_names(parts)),
+        values=train.source.columns(good) if isinstance(train.source, ValuePictures) else None,
     )
-
-
-def _opened(
-    data: Any,
-    val_data: Any,
-    spec: DecodeSpec,
-    labels: str,
-    options: dict[str, Any],
-    files: Files | None,
-    split: str | None,
-    here: bool,
-) -> list[tuple[str, Source]]:
-    """Open the part that is trained on, and those that are held out."""
-    splits: list[str] = []
-    if split is None and files is None:
-        splits = splits_of(data, options["data_root"] is not None or options["download"])
-    first = splits[0] if splits else split
-    source = _open(data, first, spec, labels, options, here)
-    if files is not None:
-        source = _listed(source, files, data)
-    opened = [(first or "training", source)]
-    if val_data is not None:
-        bare = {**options, "label_column": None}
-        opened.append(("held out", _open(val_data, None, spec, "none", bare, here)))
-    else:
-        opened += [(name, _open(data, name, spec, labels, options, here)) for name in splits[1:]]
-    return opened
-
-
-def _measuring(spec: DecodeSpec) -> DecodeSpec:
-    return replace(spec, transform=Measure())
-
-
-def _open(
-    data: Any,
-    split: str | None,
-    spec: DecodeSpec,
-    labels: str,
-    options: dict[str, Any],
-    here: bool,
-) -> Source:
-    """Open one part as a source, without decoding anything."""
-    from ddpm_lib.data.sources import find_source
-
-    if data is None or (isinstance(data, str) and data == "shapes"):
-        from ddpm_lib.data.shapes import Shapes
-
-        return OpenedSource(Shapes((64, 64)))
-    if isinstance(data, ImageDataset):
-        return OpenedSource(data)
-    return find_source(
-        data,
-        spec,
-        labels,
-        options["image_column"],
-        options["label_column"],
-        split,
-        False,
-        here,
-        options["frames"],
-        options["data_root"],
-        options["download"],
-    )
-
-
-def _listed(source: Source, files: Files, data: Any) -> Source:
-    listed = read_list(files)
-    chosen = choose_rows(listed, source.names, roots_of(source), called(data))
-    return ListedSource(source, chosen.rows, said_of(listed, len(chosen.rows), source))
 
 
 def _measured(
@@ -271,6 +217,10 @@ def _held_out(train: Part, fraction: float, seed: int) -> np.ndarray | None:
     names = ChosenNames(train.source.names, good)
     labels = None if train.source.labels is None else train.source.labels[good]
     twins = np.unique(train.measured.pixels[good], return_inverse=True)[1].reshape(-1)
+    groups = getattr(train.source, "groups", None)
+    if groups is not None:
+        together = joined(twins, groups[good])
+        twins = twins if together is None else together
     if len(np.unique(twins)) < 2:
         return None
     held = np.zeros(len(train.source), dtype=bool)
@@ -372,15 +322,20 @@ def _notes(train: Part, few_images: int) -> list[str]:
                 f"classes are uneven: the largest has {counts.max() / counts.min():,.0f} times as"
                 " many images as the smallest"
             )
-    if measured.high[measured.good].max() < 64:
+    pictures = not isinstance(train.source, ValuePictures)
+    if pictures and measured.high[measured.good].max() < 64:
         notes.append("all images are nearly black: were they made of values of another range?")
     return notes
 
 
-def _command(data: Any, split: str | None, image_size: Any) -> str:
+def _command(data: Any, split: str | None, image_size: Any, source: Source) -> str:
     """Return how `ddpm train` is told of the same data."""
     where = shlex.quote(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else "DATA"
     words = [where, *(["--split", shlex.quote(split)] if split else [])]
+    if isinstance(source, ValuePictures):
+        words += ["--normalize", source.kind, "--channels", str(source.spec.channels)]
+        if source.slice_axis is not None:
+            words += ["--slice-axis", str(source.slice_axis)]
     if image_size is not None:
         sides = image_size if isinstance(image_size, Sequence) else [image_size]
         words += ["--image-size", *map(str, sides)]

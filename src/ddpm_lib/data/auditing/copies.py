@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -76,6 +76,13 @@ class Search:
     alarms: int
     probes: dict[str, tuple[int, int]]
     alike: bool = False
+
+    def within(self, kept: np.ndarray) -> Search:
+        """Return the search with some of its pairs, bool (m,)."""
+        pairs = self.pairs
+        how = [words for words, stays in zip(pairs.how, kept.tolist()) if stays]
+        chosen = Pairs(pairs.first[kept], pairs.second[kept], pairs.detail[kept], how)
+        return replace(self, pairs=chosen)
 
     @property
     def alarm_rate(self) -> float:

@@ -22,6 +22,7 @@ from ddpm_lib.data.auditing.picture_measures import (
     versions,
 )
 from ddpm_lib.data.auditing.trial_copies import trial_copy
+from ddpm_lib.data.auditing.value_pictures import ValuePictures
 from ddpm_lib.data.decode import ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.progress_lines import ProgressLines
@@ -30,6 +31,8 @@ from ddpm_lib.data.source import Source, load_patiently, reason
 
 Log = Callable[[str], None]
 
+CONSTANT_SPREAD = 1.5
+"""Standard deviation of the brightness, of 255, below which a picture is of one colour."""
 _FORK_FROM = 256
 _BLOCK = 32
 
@@ -209,11 +212,15 @@ def _one(source: Source, spec: DecodeSpec, looks: Measure, row: int, found: Meas
     if seen is None:
         raise RuntimeError(f"{source.place(row)} was read without being measured.")
     found.pixels[row], found.content[row] = seen.pixels, content
+    spread = seen.spread
+    if isinstance(source, ValuePictures):  # what is alike in 8 bits may differ in its values
+        found.pixels[row] = content
+        spread = 0.0 if source.is_flat(row) else max(spread, CONSTANT_SPREAD)
     found.sizes[row] = result.width, result.height
     found.flags[row] = result.flags
     found.mean[row], found.square[row] = seen.mean, seen.square
     found.low[row], found.high[row] = seen.low, seen.high
-    found.spread[row], found.colourful[row] = seen.spread, seen.colourful
+    found.spread[row], found.colourful[row] = spread, seen.colourful
     found.box[row], found.octaves[row] = seen.box, seen.octaves
     found.repeated[row] = seen.repeated
     found.small[row] = result.pixels

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddpm_lib.data.auditing.looking import Measured
+from ddpm_lib.data.auditing.looking import CONSTANT_SPREAD, Measured
 
-CONSTANT_SPREAD = 1.5
-"""Standard deviation of the brightness, of 255, below which a picture is of one colour."""
 MOSTLY_BORDER = 0.5
 """Share of the area above which a border is most of a picture."""
 GREY = 1.5

@@ -236,8 +236,8 @@ def _axis(source: AnyValues, first: Values, channels: int | None) -> tuple[int |
 def _fits_channels(shape: tuple[int, ...], channels: int | None) -> bool:
     if len(shape) != 3:
         return False
-    if channels is not None:
-        return channels in (shape[0], shape[-1])
+    if channels is not None and channels in (shape[0], shape[-1]):
+        return True
     return min(shape[0], shape[-1]) <= MOST_CHANNELS and min(shape[0], shape[-1]) < shape[1]
 
 
