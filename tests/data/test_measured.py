@@ -530,6 +530,26 @@ def test_lost_units_are_an_error(tmp_path, bands, change):
         run_normalization(state, checkpoint)
 
 
+def test_pictures_are_not_drawn_anew_by_a_run_on_values(tmp_path, bands, capsys):
+    """A picture has no units: edit, inpaint and restore say how it is done in Python."""
+    from PIL import Image
+
+    from ddpm_lib.cli import main
+
+    trained(tmp_path / "run", bands, max_steps=1).train()
+    picture = str(tmp_path / "a.png")
+    Image.new("L", (8, 8)).save(picture)
+    for word, more in (
+        ("edit", []),
+        ("inpaint", ["--mask", picture]),
+        ("restore", ["--operator", "blur:1"]),
+    ):
+        assert main([word, str(tmp_path / "run"), picture, *more, "--device", "cpu"]) == 2
+        told = capsys.readouterr().err
+        assert "learns measured values (5 × uint16)" in told
+        assert f"normalization.inverse(diffusion.{word}(images, …))" in told
+
+
 def test_validation_data_are_in_the_range_of_training(tmp_path, bands):
     other = str(folder_of(tmp_path / "held", BANDS[:12] + 5000))
     trainer = trained(tmp_path / "run", bands, val_data=other, val_every=3)

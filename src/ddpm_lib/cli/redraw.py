@@ -227,6 +227,7 @@ def redraw(
     check_output(command.output_dir, chosen.run)
     loaded = load_checkpoint(chosen, command.weights, command.ema_decay)
     diffusion = loaded.diffusion
+    refuse_values(diffusion, word)
     if len(diffusion.image_size) != 2:
         raise ConfigError(
             "This run was not trained on pictures. Use diffusion.edit, diffusion.inpaint and"
@@ -250,6 +251,26 @@ def redraw(
         results = job.method(job.images.repeat_interleave(command.variants, 0), **how).cpu()
     folder = new_folder(command.output_dir, chosen.run, word)
     return write(command, folder, job, results) + job.remark(results)
+
+
+def refuse_values(diffusion: GaussianDiffusion, word: str) -> None:
+    """Refuse runs on measured values: a picture has no units, and results would lose theirs.
+
+    Args:
+        diffusion: The process.
+        word: The method, as it is called in Python.
+
+    Raises:
+        ConfigError: Saying how it is done in Python.
+    """
+    units = diffusion.normalization
+    if units is not None:
+        raise ConfigError(
+            f"This run learns measured values ({units.channels} × {units.dtype}), and the command"
+            " reads and writes pictures, which have no units. In Python: images ="
+            " torch.from_numpy(diffusion.normalization.forward(values)), then"
+            f" diffusion.normalization.inverse(diffusion.{word}(images, …))."
+        )
 
 
 def steps(command: Any, timesteps: int) -> dict[str, Any]:
