@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ddpm_lib.data import ImageDataset, Shapes, open_dataset
-from ddpm_lib.data.survey import Survey, mirrored_farther, survey
+from ddpm_lib.data.survey import survey
+from ddpm_lib.data.survey_facts import Survey, mirrored_farther
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]], grey: bool = False) -> Path:

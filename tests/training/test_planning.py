@@ -16,7 +16,7 @@ import ddpm_lib
 from ddpm_lib import Shapes, TrainingConfig, Unet
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data import open_dataset
-from ddpm_lib.data.survey import Survey
+from ddpm_lib.data.survey_facts import Survey
 from ddpm_lib.nn import PRESETS
 from ddpm_lib.training.estimate import Estimate
 from ddpm_lib.training.planning import deciding, plan

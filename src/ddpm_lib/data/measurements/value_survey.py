@@ -29,7 +29,7 @@ from ddpm_lib.data.measurements.value_source import (
     StackSource,
     first_values,
 )
-from ddpm_lib.data.survey import LOOKED_AT, SIDE, Survey, mirrored_farther
+from ddpm_lib.data.survey_facts import LOOKED_AT, SIDE, Survey, ValueFacts, mirrored_farther
 
 MOST_CHANNELS = 32
 """More entries than this along the first or last axis are no channels."""
@@ -45,45 +45,6 @@ _READING: dict[str, Any] = {
     "data_root": None,
     "download": False,
 }
-
-
-@dataclass(frozen=True)
-class ValueFacts:
-    """What is known of measured values besides a `Survey`.
-
-    Attributes:
-        stored: Their type, as numpy names it.
-        kind: The normalization that suits them: "quantile" where a straight map leaves most values
-            in a small part of the range.
-        spread: The least standard deviation of a channel under a straight map to [-1, 1].
-        slice_axis: The axis along which volumes are cut into images; None: they are not cut.
-        why_sliced: Why along that one.
-        size: Of a typical one, (*spatial).
-        low: The lowest value of each channel.
-        high: The highest.
-        unit: What they are measured in, where the data say so.
-        asked: Whether the user said that the data are measured values; else they were taken for
-            them as no pictures can be made of them.
-    """
-
-    stored: str
-    kind: str
-    spread: float
-    slice_axis: int | None
-    why_sliced: str
-    size: tuple[int, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    unit: str | None = None
-    asked: bool = True
-
-    @property
-    def words(self) -> str:
-        """Say what an image holds: type, size and range."""
-        spans = [f"{a:,.5g} … {b:,.5g}" for a, b in zip(self.low, self.high)]
-        shown = "; ".join(spans[:3]) + ("; …" if len(spans) > 3 else "")
-        size = "×".join(map(str, self.size))
-        return f"{size} values of {self.stored}: {shown}{f' {self.unit}' if self.unit else ''}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import is_path
 from ddpm_lib.data.condition_words import portable_words
-from ddpm_lib.data.survey import Survey
+from ddpm_lib.data.survey_facts import Survey
 from ddpm_lib.training.planning import plan_rules as rules
 from ddpm_lib.training.planning.budget import TimeBudget
 from ddpm_lib.training.planning.plan_rules import Decision, Network

@@ -13,7 +13,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.core.validation import unknown_options
-from ddpm_lib.data.survey import Survey
+from ddpm_lib.data.survey_facts import Survey
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.planning import plan_rules as rules
 from ddpm_lib.training.planning.plan_rules import Decision

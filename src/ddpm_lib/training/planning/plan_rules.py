@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_lib.data.survey import Survey
+from ddpm_lib.data.survey_facts import Survey
 from ddpm_lib.training.by_length import rate_of
 
 PURPOSES = ("samples", "likelihood")
