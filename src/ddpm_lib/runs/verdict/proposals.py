@@ -341,6 +341,7 @@ def _colour_cast(s: _Stand) -> list[Proposal]:
             "schedule": "cosine",
             "schedule_options": {"zero_terminal_snr": True},
             "parametrization": "v",
+            "weighting": "snr_plus_one",  # others give pure noise no weight
         }
         ways += s.anew("a schedule that ends in pure noise", diffusion=process)
     return ways
