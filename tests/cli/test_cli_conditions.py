@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import yaml
 from PIL import Image
 
 from command_line import DRAW, TINY, ddpm, error_of
-from ddpm_lib import load_run
+from ddpm_lib import GaussianDiffusion, Unet, load_run
+from ddpm_lib.cli.class_labels import condition
 from ddpm_lib.evaluation import evaluate
 from ddpm_lib.images import to_uint8
 from ddpm_lib.metrics import condition_readers
@@ -160,3 +163,13 @@ def test_networks_without_conditions_say_so(
     assert "was trained without conditions of the data (--condition)" in said
     said = error_of(capsys, "evaluate", tmp_path / "run", "--metrics", "adherence")
     assert "this network takes none" in said
+
+
+def test_rows_of_a_sweep_keep_their_class() -> None:
+    """Else a column would differ from the next by its class too."""
+    diffusion = GaussianDiffusion(Unet(dim=8, dim_mults=(1,), num_classes=3), image_size=8)
+    loaded: Any = SimpleNamespace(diffusion=diffusion, class_names=None)
+    flags = SimpleNamespace(base=None, low_res=None, class_label=None, first_index=4)
+    swept = condition(loaded, flags, 8, columns=4)["class_label"]
+    assert swept.tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert condition(loaded, flags, 4)["class_label"].tolist() == [1, 2, 0, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 import ddpm_lib
 from ddpm_lib import open_dataset
 from ddpm_lib.cli import main
+from ddpm_lib.cli.audit import list_proposed
 from ddpm_lib.data.auditing import KINDS, Audit, audit
 from ddpm_lib.data.auditing.audited_parts import splits_of
 from ddpm_lib.data.auditing.picture_measures import border_box, octave_powers, repeats
@@ -320,6 +322,38 @@ def test_the_command_prints_writes_and_refuses(
     assert main([*words, "--output", "mine.txt"]) == 2
     assert main([*words, "--drop", "blury"]) == 2
     assert "Did you mean 'blurry'" in capsys.readouterr().err
+
+
+class Left:
+    """An audit of ten images, by what each kind of finding would leave out."""
+
+    command = "pics"
+
+    def __init__(self, **rows: set[int]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 10
+
+    def left_out(self, drop: Sequence[str]) -> set[int]:
+        return set().union(*(self.rows.get(kind, set()) for kind in drop))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"exact": {1}}, ["without 1 of them (exact, near, leaks), for ddpm train pics"]),
+        ({"near": {1}, "leaks": set(range(10))}, ["--drop exact,near writes a list without 1"]),
+        ({"exact": {1}, "near": set(range(9))}, ["--drop exact writes a list without 1"]),
+        ({"near": set(range(9))}, ["No list is proposed: it would leave 1 of 10 images"]),
+        ({}, []),
+    ],
+)
+def test_a_list_is_proposed_that_leaves_images(rows: dict[str, set[int]], said: list[str]) -> None:
+    found: Any = Left(**rows)
+    lines = list_proposed(found, ["exact", "near", "leaks"])
+    assert len(lines) == len(said)
+    assert all(part in line for part, line in zip(said, lines))
 
 
 def test_it_is_a_public_name() -> None:

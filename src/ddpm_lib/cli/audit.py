@@ -135,18 +135,41 @@ def main(args: list[str]) -> int:
         size = page.stat().st_size / 1000
         print(f"wrote {printable(page)} ({size:,.0f} kB): open it in a browser")
     if listed is None:
-        out = len(found.left_out(drop))
-        if out:
-            print(
-                f"--write-list keep.txt writes a list without {out:,} of them"
-                f" ({', '.join(drop)}), for ddpm train {found.command} --files keep.txt"
-            )
+        for line in list_proposed(found, drop):
+            print(line)
     else:
         print(
             f"wrote {printable(listed)}: {kept:,} of {len(found):,} images; train on them with\n"
             f"  ddpm train {found.command} --files {shlex.quote(str(listed))}"
         )
     return 0
+
+
+def list_proposed(found: Audit, drop: Sequence[str]) -> list[str]:
+    """Return the line that proposes a list, of which at least half of the images are left; of a set
+    whose images are all alike, that there is none.
+
+    Args:
+        found: What was found.
+        drop: Kinds of findings that a list leaves out.
+    """
+    without_leaks = [kind for kind in drop if kind != "leaks"]
+    without_near = [kind for kind in without_leaks if kind != "near"]
+    most = len(found.left_out(drop))
+    for kinds in (drop, without_leaks, without_near):
+        out = len(found.left_out(kinds))
+        if out and 2 * out <= len(found):
+            flag = "" if list(kinds) == list(drop) else f" --drop {','.join(kinds)}"
+            return [
+                f"--write-list keep.txt{flag} writes a list without {out:,} of them"
+                f" ({', '.join(kinds)}), for ddpm train {found.command} --files keep.txt"
+            ]
+    if not most:
+        return []
+    return [
+        f"No list is proposed: it would leave {len(found) - most:,} of {len(found):,} images, as"
+        " most are near-copies of others. The set is like that; samples become copies early."
+    ]
 
 
 _PASSED = (

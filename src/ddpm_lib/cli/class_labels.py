@@ -12,8 +12,17 @@ from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.training import ConfigError
 
 
-def condition(loaded: LoadedRun, command: Any, num: int) -> dict[str, Tensor]:
+def condition(
+    loaded: LoadedRun, command: Any, num: int, columns: int | None = None
+) -> dict[str, Tensor]:
     """Return the labels of the images for a class-conditional network.
+
+    Args:
+        loaded: The run.
+        command: The flags.
+        num: How many images.
+        columns: Columns of a sweep, in which one thing changes alone: its rows take the classes in
+            turn; None: the images do.
 
     Raises:
         ConfigError: For a class that does not exist, or a class asked of an unconditional network
@@ -33,7 +42,8 @@ def condition(loaded: LoadedRun, command: Any, num: int) -> dict[str, Tensor]:
             "This network must be told the class of the pictures. Name it with --class-label."
         )
     if label is None:
-        return {"class_label": (torch.arange(num) + command.first_index) % classes}
+        turn = (torch.arange(num) + command.first_index) // (columns or 1)
+        return {"class_label": turn % classes}
     return {"class_label": torch.full((num,), label)}
 
 

@@ -308,7 +308,7 @@ def draw(
     """
     diffusion, told = loaded.diffusion, Told.read(loaded, command.cond, command.sweep)
     num = count(command, small, told)
-    cond, seed = condition(loaded, command, num), command.seed
+    cond, seed = condition(loaded, command, num, told.columns), command.seed
     cond |= told.conditions(num, command.first_index)
     if small is not None:
         cond |= low_res.conditions(
