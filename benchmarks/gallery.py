@@ -53,7 +53,7 @@ def draw_files() -> None:
     shapes = Shapes(32, n=64, seed=5)
     chosen = [next(k for k in range(64) if int(shapes.labels[k]) == c) for c in (1, 3, 2, 4)]
     for k, row in enumerate(shapes.batch(chosen)["image"].permute(0, 2, 3, 1).numpy()):
-        for folder, side in (("pictures", 32), ("small", 8)):
+        for folder, side in (("pictures", 32), ("tiny", 8)):
             path = Path(f"path/to/{folder}/{k}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(row).resize((side, side), Image.Resampling.BOX).save(path)

@@ -54,7 +54,7 @@ LONGER = {
     "sigma_rel-0.15-step-000050000": f"sigma_rel-0.15-step-{STEPS:09d}",
 }
 """Steps that only the real, longer training reaches."""
-NO_NETWORK = ("weights fetch", "weights verify")
+NO_NETWORK = ("weights fetch", "weights verify", "doctor")
 """Lines whose exit code says that the published weights are not here."""
 
 
@@ -98,6 +98,7 @@ def make_files(n: int) -> None:
         picture(Path(f"path/to/held-out/{kind}_{k}.png"), 10**6 + k)
         picture(Path(f"path/to/pictures/{k}.png"), 2 * 10**6 + k, (64, 64))
         picture(Path(f"path/to/small/{k}.png"), 3 * 10**6 + k, (16, 16))
+        picture(Path(f"path/to/tiny/{k}.png"), 5 * 10**6 + k, (8, 8))
         picture(Path(f"path/to/samples/{k}.png"), 4 * 10**6 + k)
         grey = np.random.default_rng(k).integers(0, 4096, (24, 28), dtype=np.uint16)
         Path("path/to/x-rays").mkdir(exist_ok=True)
