@@ -106,6 +106,24 @@ def test_blurred_samples_are_said_to_be_no_better() -> None:
     assert found["kd_random64_given_60"].remark == "no better than blurred images"
 
 
+@pytest.mark.parametrize(
+    ("error", "remark"),
+    [
+        (0.004, ""),
+        (0.0005, "no better than blurred images"),
+        (None, "no better than blurred images"),
+    ],
+)
+def test_what_may_be_as_good_as_data_is_not_called_bad(error: float | None, remark: str) -> None:
+    """Of few samples a distance may be that of real images and of blurred ones at once."""
+    name = "kd_random64_train_64"
+    rows = {"held-out": 0.0003, "blurred": 0.0026, "noise": 0.75}
+    beside = {w: Score(f"{name}/{w}", value, None, "MMD²") for w, value in rows.items()}
+    score = Score(name, 0.0039, error, "MMD²")
+    found = by_name(judge_scores([score], None, [], None, {name: beside}))
+    assert found[name].remark == remark
+
+
 @pytest.mark.parametrize("name", ["nll", "flow_nll", "nll_train_60", "nll_heldout_60"])
 def test_no_bits_above_eight_without_a_note(name: str) -> None:
     judged = judge_scores([Score(name, 375.0, 1.0, "bits/dim")], None, [], None)

@@ -104,7 +104,7 @@ def _remarked(score: Score, rows: Mapping[str, Score], alike: Sequence[str]) -> 
         remark = _EMPTY[kind]
     elif score.name.endswith("/infinity") and score.value < 0:
         remark = "below 0, as distances are not: no difference can be told"
-    elif kind in ("fd", "kd", "fid", "kid", "sfid"):
+    elif kind in ("fd", "kd", "fid", "kid", "sfid") and not _as_good_as_data(score, rows):
         remark = remark or next(
             (
                 f"no better than {text}"
@@ -114,6 +114,16 @@ def _remarked(score: Score, rows: Mapping[str, Score], alike: Sequence[str]) -> 
             "",
         )
     return dataclasses.replace(score, remark=remark)
+
+
+def _as_good_as_data(score: Score, rows: Mapping[str, Score]) -> bool:
+    """Whether a distance may be that of real images, within two standard errors: of few samples it
+    may at the same time be that of bad ones, and says nothing of either.
+    """
+    real = rows.get("held-out") or rows.get("half")
+    if real is None or score.standard_error is None:
+        return False
+    return score.value - 2.0 * score.standard_error <= real.value
 
 
 def _beyond_noise(score: Score) -> bool:
