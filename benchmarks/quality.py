@@ -197,12 +197,21 @@ def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
     facts = {
         **{"set": name, "arm": arm, "minutes": minutes, "seed": seed, "steps": steps},
         **{"cpu_seconds": round(used, 1), "cpu": cpu_name(), "torch": torch.__version__},
+        "held_out": held_out_losses(run),
         **measure(drawn, root / "sets" / name),
     }
     picture(drawn, root / "grids" / f"{label}.png")
     result.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(result, json.dumps(facts, indent=1) + "\n")
     print(label, {k: v for k, v in facts.items() if k not in ("cpu", "torch")}, flush=True)
+
+
+def held_out_losses(run: Path) -> list[tuple[int, float]]:
+    """Return steps and held-out losses of a run of the library; of others there are none."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    return [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
 
 
 def draw(arm: str, run: Path) -> Tensor:
@@ -313,7 +322,7 @@ def read(root: Path) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Return a table in Markdown, a row per set, arm and minutes, over seeds."""
-    head = ["set", "minutes", "arm", "seeds", "steps", *MEASURES.values()]
+    head = ["set", "minutes", "arm", "seeds", "steps", "core-seconds", *MEASURES.values()]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
     for one in found:
@@ -321,7 +330,10 @@ def table(found: list[dict[str, Any]]) -> str:
     order = {name: k for k, name in enumerate(SETS)}
     for key in sorted(groups, key=lambda k: (order[k[0]], k[1], k[2])):
         runs = groups[key]
-        cells = [key[0], f"{key[1]:g}", key[2], str(len(runs)), f"{runs[0]['steps']:,}"]
+        cells = [key[0], f"{key[1]:g}", key[2], str(len(runs))]
+        cells += [
+            f"{np.mean([run[what] for run in runs]):,.0f}" for what in ("steps", "cpu_seconds")
+        ]
         cells += [_mean([run[name] for run in runs]) for name in MEASURES]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -364,7 +376,27 @@ def parts(found: list[dict[str, Any]]) -> dict[str, str]:
         and run["set"] in shown
     ]
     equal = [run for run in found if run["minutes"] == EQUAL]
-    return {"lengths": f"\n{table(lengths)}\n\n", "arms": f"\n{table(equal)}\n\n"}
+    tables = {"lengths": table(lengths), "arms": table(equal), "losses": losses(equal)}
+    return {mark: f"\n{made}\n\n" for mark, made in tables.items()}
+
+
+def losses(found: list[dict[str, Any]]) -> str:
+    """Return a table of the seconds to the held-out loss at which AdamW ends."""
+    by_run = {(run["set"], run["arm"], run["seed"]): run for run in found}
+    lines = ["| set | share of AdamW's seconds, by seed |", "|---|---|"]
+    for name in SETS:
+        shares = []
+        for seed in sorted({run["seed"] for run in found}):
+            one, other = (by_run.get((name, arm, seed)) for arm in ("default", "adamw"))
+            if one is None or other is None:
+                continue
+            goal = other["held_out"][-1][1]
+            reached = [step for step, loss in one["held_out"] if loss <= goal]
+            part = reached[0] / one["steps"] if reached else float("nan")
+            shares.append(part * one["cpu_seconds"] / other["cpu_seconds"])
+        if shares:
+            lines.append(f"| {name} | {', '.join(f'{share:.2f}' for share in shares)} |")
+    return "\n".join(lines)
 
 
 def printed(mark: str) -> re.Pattern[str]:

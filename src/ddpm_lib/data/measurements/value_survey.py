@@ -16,6 +16,7 @@ import torch
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.data.decode import ImageError
+from ddpm_lib.data.fits import DEFAULTS
 from ddpm_lib.data.measurements.array_stores import store_in
 from ddpm_lib.data.measurements.dicom_series import DicomSeries
 from ddpm_lib.data.measurements.measured_spec import WHOLE, MeasuredSpec, fit_values
@@ -33,18 +34,19 @@ from ddpm_lib.data.survey_facts import LOOKED_AT, SIDE, Survey, ValueFacts, mirr
 
 MOST_CHANNELS = 32
 """More entries than this along the first or last axis are no channels."""
-_READING: dict[str, Any] = {
-    "split": None,
-    "image_column": None,
-    "label_column": None,
-    "labels": "auto",
-    "frames": "first",
-    "on_bad_image": "error",
-    "background": "white",
-    "value_range": None,
-    "data_root": None,
-    "download": False,
-}
+_OF_VALUES = (
+    "split",
+    "image_column",
+    "label_column",
+    "labels",
+    "frames",
+    "on_bad_image",
+    "background",
+    "value_range",
+    "data_root",
+    "download",
+)
+_READING: dict[str, Any] = {name: DEFAULTS[name] for name in _OF_VALUES}
 
 
 @dataclass(frozen=True)
