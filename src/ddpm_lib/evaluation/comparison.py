@@ -17,7 +17,18 @@ from ddpm_lib.runs.run_status import no_run
 from ddpm_lib.runs.started_from import StartedFrom
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
-BIASED = ("fid", "fd", "sfid", "is", "precision", "recall", "density", "coverage", "copying")
+BIASED = (
+    "fid",
+    "fd",
+    "sfid",
+    "is",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "copying",
+    "value_spectrum",
+)
 """Metrics whose expectation depends on the number of samples."""
 
 
@@ -231,6 +242,8 @@ def _remarks(columns: Sequence[Column], heads: Sequence[str]) -> list[str]:
 def _asked(metric: str, entry: Entry) -> dict[str, Any]:
     """Return what two values of a metric must share to be comparable."""
     about, kind = entry.about, metric.split("_")[0].split("/")[0]
+    if kind == "value":
+        kind = "value_spectrum" if metric.startswith("value_spectrum") else "value"
     samples, options = about.get("samples", {}), about.get("options", {})
     if metric.startswith(("nll", "flow_nll", "loss")):
         scored = {"scored images": about.get("data", {}).get("fingerprint")}
@@ -243,7 +256,9 @@ def _asked(metric: str, entry: Entry) -> dict[str, Any]:
     }
     if kind in BIASED and not metric.endswith("/infinity"):
         drawn["number of samples"] = entry.n
-    against = {"copies": "train", "copying": "train", "is": None}.get(kind, "reference")
+    against = {"copies": "train", "copying": "train", "is": None, "value": None}.get(
+        kind, "reference"
+    )
     if against is not None:
         drawn[f"{'training' if against == 'train' else 'reference'} images"] = about.get(
             against, {}

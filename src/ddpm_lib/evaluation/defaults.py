@@ -32,6 +32,10 @@ LEVELS = 20
 AT_LEAST = {"kid": 4, "pr": 20, "memorisation": 3, "loss_gap": 2, "adherence": 16}
 """With fewer images on one side these say nothing, and are left out."""
 CLEAN_SHARE = 0.1
+OF_VALUES = ("pixels",)
+"""Features that are taken of the values of an image, whatever they mean."""
+_UNSEEN = {AUTO, "values", "memorisation", "nll", "flow_nll", "gap", "loss_gap", "adherence"}
+"""Metrics that can do without features of pictures."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,47 @@ def trains_likelihood(diffusion: GaussianDiffusion) -> bool:
 
 def is_pictures(diffusion: GaussianDiffusion) -> bool:
     """Say whether a process draws what feature networks look at."""
-    return len(diffusion.image_size) == 2 and diffusion.channels in (1, 3, 4)
+    flat = len(diffusion.image_size) == 2 and diffusion.channels in (1, 3, 4)
+    return flat and diffusion.normalization is None
+
+
+def refuse_features(options: EvaluationOptions, what: str) -> None:
+    """Refuse metrics of samples that look at values as at pictures.
+
+    Args:
+        options: Name metrics and features.
+        what: Why there are no pictures, such as "this run draws measured values".
+
+    Raises:
+        ConfigError: If there is one, with the metrics that serve.
+    """
+    looking = [name for name in options.metric_names if isinstance(METRICS[name], SampleMetric)]
+    features = [name for name in options.feature_names if name not in OF_VALUES]
+    networks = [name for name in looking if name in USED_BY["features"] and features]
+    bad = [name for name in looking if name in networks or name in ("sfid", "is")]
+    if not bad:
+        return
+    seen = f" ({', '.join(features)})" if features else ""
+    raise ConfigError(
+        f"{', '.join(bad)} would compare features of RGB pictures{seen}, and {what}: the numbers"
+        " would mean nothing. Use"
+        f" {option('metrics', 'values,memorisation,loss_gap')}: values in their units, copies and"
+        f" over-fitting. With {option('features', 'pixels')} fid, kid, pr and dc compare the values"
+        " themselves."
+    )
+
+
+def what_is_drawn(diffusion: GaussianDiffusion) -> str:
+    """Say why a process draws no pictures."""
+    if diffusion.normalization is not None:
+        return "this run draws measured values"
+    if len(diffusion.image_size) != 2:
+        return f"this run draws in {len(diffusion.image_size)} dimensions"
+    return f"this run draws {diffusion.channels} channels"
 
 
 def choose_metrics(
-    options: EvaluationOptions, own: RunImages | None, dataset: Any
+    options: EvaluationOptions, own: RunImages | None, dataset: Any, measured: bool = False
 ) -> ChosenOptions:
     """Fill in metrics="auto", and what depends on it.
 
@@ -71,13 +111,29 @@ def choose_metrics(
         options: As they were given.
         own: The run's sets; None where sets of images are compared.
         dataset: Images given as an object, which are the reference.
+        measured: Whether sets of measured values are compared.
 
     Raises:
-        ConfigError: If nothing can be measured by default.
+        ConfigError: If a metric looks at values as at pictures.
     """
+    no_pictures = "measured values are compared" if measured else ""
+    if own is not None and not is_pictures(own.loaded.diffusion):
+        no_pictures = what_is_drawn(own.loaded.diffusion)
+    unsaid = options.features == AUTO and (own is not None or options.metrics != AUTO)
+    if no_pictures and unsaid and _UNSEEN.issuperset(options.metric_names):
+        options = dataclasses.replace(options, features="pixels")
     if options.metrics != AUTO:
+        if no_pictures:
+            refuse_features(options, no_pictures)
         return ChosenOptions(_with_features(options, options.metric_names), [])
-    choice = _for_images(options, dataset) if own is None else _for_run(options, own, dataset)
+    if own is not None:
+        choice = _for_run(options, own, dataset)
+    elif measured:
+        choice = ChosenOptions(dataclasses.replace(options, metrics="values"), [])
+    else:
+        choice = _for_images(options, dataset)
+    if no_pictures:
+        refuse_features(choice.options, no_pictures)
     return _without_unused(choice)
 
 
@@ -139,7 +195,10 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
             raise
         notes.append(f"memorisation and loss_gap were left out: {error}")
     if is_pictures(diffusion):
-        names += ["kid", "pr"] + (["memorisation"] if train is not None else [])
+        names += ["kid", "pr"]
+    else:
+        names.append("values")
+    names += ["memorisation"] if train is not None else []
     if held_out is not None and len(held_out) >= AT_LEAST["loss_gap"]:
         names.append("loss_gap")
     elif train is not None:
@@ -150,7 +209,8 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
             " val_data."
         )
     if held_out is not None and len(held_out) >= AT_LEAST["adherence"]:
-        names += ["adherence"] if data_conditions(diffusion.conditioners) else []
+        flat = len(diffusion.image_size) == 2
+        names += ["adherence"] if flat and data_conditions(diffusion.conditioners) else []
     changes: dict[str, Any] = {}
     likelihood = trains_likelihood(diffusion)
     if likelihood and (held_out is not None or other):
@@ -168,12 +228,6 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
                 f"{' and '.join(given)} had no effect: bits/dim were not measured, as {why} "
                 "(metrics='nll', --metrics nll, measures them all the same)."
             )
-    if not names:
-        raise ConfigError(
-            "Nothing can be measured by default: this run does not draw pictures and held nothing"
-            " out. Name metrics and data, such as metrics='nll', data='train' (--metrics nll --data"
-            " train)."
-        )
     if options.num is None:
         known = train if train is not None else dataset
         n = len(known) if known is not None else MOST

@@ -115,11 +115,11 @@ class Engine:
         ]
 
         def extract(rows: range) -> dict[str, Tensor]:
-            pixels = to_rgb(images.read(rows).to(self.state.device))
+            read = images.read(rows).to(self.state.device)
             return {
                 f"{k}/{layer}": v.float().cpu()
                 for k, e in made.items()
-                for layer, v in e(pixels).items()
+                for layer, v in e(_seen_by(k, images, read)).items()
             }
 
         return self.collect(f"features of {images.name}", about, images.n, size, extract)
@@ -239,6 +239,14 @@ class Engine:
             whole[order[order >= 0]] = everything[order >= 0]
             out[name] = whole
         return out
+
+
+def _seen_by(extractor: str, images: ImageSet, read: Tensor) -> Tensor:
+    """Return what an extractor looks at: values, their pixels, or a picture of three channels."""
+    if extractor == "values":
+        return images.on_scale(read)
+    bare = images.normalization is not None or read.ndim != 4 or read.shape[1] not in (1, 3, 4)
+    return read if extractor == "pixels" and bare else to_rgb(read)
 
 
 def _length(part: Mapping[str, Tensor]) -> int:

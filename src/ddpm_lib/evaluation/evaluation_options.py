@@ -22,7 +22,7 @@ from ddpm_lib.process.plan import usual_sampler
 from ddpm_lib.samplers import make_sampler
 
 AUTO = "auto"
-READING = ("background", "value_range", "frames", "max_pixels")
+READING = ("background", "value_range", "frames", "max_pixels", "normalize")
 """Options of `open_dataset` for sets that are compared without a run; a run's own are those of its
 training.
 """
@@ -45,7 +45,10 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "flow_group": ("flow_nll",),
     "held_out": ("memorisation",),
     "reference": tuple(name for name in _SAMPLES if name != "is"),
-    **dict.fromkeys(("features", "feature_weights", "references", *DRAWING), _SAMPLES),
+    **dict.fromkeys(("references", *DRAWING), _SAMPLES),
+    **dict.fromkeys(
+        ("features", "feature_weights"), tuple(name for name in _SAMPLES if name != "values")
+    ),
     **dict.fromkeys(DRAWING[:5], (*_SAMPLES, "adherence")),
 }
 """Options that some of our metrics use, and which; the others serve all, or are checked with the
@@ -62,9 +65,11 @@ class EvaluationOptions:
     """
 
     metrics: str = AUTO
-    """auto: what suits the target and needs no weights (kid, pr, memorisation, loss_gap; nll where
+    """auto: what suits the target and needs no weights (kid, pr, or values where there are no
+    pictures; memorisation, loss_gap; nll where
     the training was for likelihood). Else names separated by commas: fid, sfid, kid, is, pr
-    (precision, recall), dc (density, coverage) and memorisation look at samples; nll (bits/dim by
+    (precision, recall), dc (density, coverage), memorisation and values (mean, deviation,
+    quantiles and spectrum by channel, in units) look at samples; nll (bits/dim by
     the variational bound), flow_nll (by the probability flow), loss_gap and gap (held-out minus
     training: the loss; and bits/dim too) score the model itself; adherence reads conditions of the
     data back from samples.
@@ -82,7 +87,7 @@ class EvaluationOptions:
     features: str = AUTO
     """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2, random64
     and pixels (both need no weights and are for trials). auto: random64 where metrics is auto, else
-    inception2048.
+    inception2048; pixels where there are no pictures, which is all that suits measured values.
     """
     references: bool = True
     """Beside each score of samples, what held-out images, blurred images and noise score in their
@@ -114,6 +119,10 @@ class EvaluationOptions:
     frames: Literal["first", "all"] | None = None
     """Of files with several pages or frames in such sets: the first (the default), or all, each an
     image.
+    """
+    normalize: Literal["affine", "quantile"] | None = None
+    """Such sets are measured values, of any type and number of channels, compared in their units
+    (values).
     """
     max_pixels: int | None = None
     """Pictures of such sets with more pixels are refused; default: 64,000,000."""

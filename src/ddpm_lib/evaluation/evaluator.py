@@ -128,12 +128,18 @@ def _evaluate(target: Any, options: EvaluationOptions, dataset: Any) -> Evaluati
     check_options(options, loaded)
     if options.save_stats is not None and state.is_main_process:
         refuse_unwritable(Path(options.save_stats).parent, "save_stats= (--save-stats)")
-    choice = choose_metrics(options, own, dataset)
+    choice = choose_metrics(options, own, dataset, _are_measured(options, target, dataset))
     result = Evaluator(choice.options, options, dataset, own, state).evaluate(target)
     about = result.about
     about["notes"] = [*choice.notes, *about["notes"]]
     about["seconds"] = round(time.monotonic() - began, 3)
     return result
+
+
+def _are_measured(options: EvaluationOptions, *sets: Any) -> bool:
+    """Say whether sets without a run are measured values."""
+    known = (getattr(images, "normalization", None) is not None for images in sets)
+    return options.normalize is not None or any(known)
 
 
 @dataclass(frozen=True)

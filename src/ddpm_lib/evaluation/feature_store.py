@@ -124,6 +124,8 @@ class FeatureStore:
             if need.which not in self.sets or (need.only_statistics and self._given(need)):
                 continue
             images = self.sets[need.which]
+            if need.features.startswith(("pixels/", "values/")):
+                self._check_units(need)
             if need.features == "pixels/pixels":
                 self._check_size(need.which)
             key = images.fingerprint, need.features
@@ -169,6 +171,28 @@ class FeatureStore:
         raise ConfigError(
             f"There are no {need.which} images. Name them with reference= (--reference PATH)."
         )
+
+    def _check_units(self, need: Need) -> None:
+        """Refuse to compare values with pictures, and normalized values of several ranges."""
+        ours, other = (self.sets[name].normalization for name in ("samples", need.which))
+        if (ours is None) != (other is None):
+            values, pictures = (
+                self.sets[name].name
+                for name in (("samples", need.which) if other is None else (need.which, "samples"))
+            )
+            raise ConfigError(
+                f"{values} are measured values and {pictures} pictures, which have no unit in"
+                f" common. Open both with {option('normalize', 'affine')}."
+            )
+        if need.features.startswith("values/") or ours is None or other is None:
+            return
+        one, two = ours.to_json(), other.to_json()
+        if any(one[name] != two[name] for name in ("values", "levels")):
+            raise ConfigError(
+                f"Pixels of samples and {self.sets[need.which].name} are normalized by different"
+                f" ranges, so that they cannot be compared. Use {option('metrics', 'values')},"
+                " which compares them in units, or open both with one normalization."
+            )
 
     def _check_size(self, which: str) -> None:
         """Refuse to compare pixels of images of different sizes."""

@@ -58,7 +58,8 @@ class FinalScore(Callback):
     """Score a few samples after the last step, with features that need no weights, into the run's
     `evaluations/`.
 
-    Kernel distance, precision, recall and copies of training images, with rows to compare with. It
+    Kernel distance, precision, recall and copies of training images, with rows to compare with; of
+    what are no pictures, values in their units and copies. It
     takes at most about a twentieth of the training's time, and a minute: fewer samples are drawn
     where they would take longer, and none where fewer than 20 would be left. A training that was
     stopped before its last step is not scored, unless it stopped by itself (`stop_when`), nor one
@@ -137,9 +138,8 @@ class TrainedRun:
 
     @property
     def can_be_scored(self) -> bool:
-        """Whether it makes pictures of noise alone, and there are enough to compare them with."""
-        enlarges = low_res_conditioner(self.diffusion) is not None
-        return is_pictures(self.diffusion) and not enlarges and len(self.data) >= FEWEST
+        """Whether it makes images of noise alone, and there are enough to compare them with."""
+        return low_res_conditioner(self.diffusion) is None and len(self.data) >= FEWEST
 
     @property
     def sample_steps(self) -> int:
@@ -211,9 +211,10 @@ def draw_samples(
 def score(run: TrainedRun, samples: Tensor, began: float) -> Evaluation:
     """Score samples (n, c, h, w) of a run, on every rank; `began` is when the work on it did."""
     config = run.config
+    pictures = is_pictures(run.diffusion)
     options = EvaluationOptions(
-        metrics="kid,pr,memorisation",
-        features="random64",
+        metrics="kid,pr,memorisation" if pictures else "values,memorisation",
+        features="random64" if pictures else "pixels",
         num=len(samples),
         sampler=config.sample_sampler,
         sample_steps=run.sample_steps,
@@ -267,13 +268,19 @@ def _sets(run: TrainedRun, samples: Tensor) -> dict[str, ImageSet]:
     """Return samples, training and held-out images as the metrics compare them; nothing of them is
     kept on disk.
     """
-    pixels = as_pictures(samples)
+    units = run.diffusion.normalization
+    pixels = as_pictures(samples) if units is None else samples.clamp(0.0, 1.0)
     digest = digest_of("final samples", str(run.folder), [run.step, len(pixels)])
     shape = tuple(run.diffusion.image_size)
     train = _few(run.data, "train")
     sets = {
         "samples": ImageSet(
-            "samples", len(pixels), lambda rows: pixels[rows.start : rows.stop], digest, shape=shape
+            "samples",
+            len(pixels),
+            lambda rows: pixels[rows.start : rows.stop],
+            digest,
+            shape=shape,
+            normalization=units,
         ),
         "reference": train,
         "train": train,

@@ -1,4 +1,4 @@
-"""Sets of images that are compared, read by row as uint8 pictures."""
+"""Sets of images that are compared, read by row: as uint8 pictures, or as measured values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.data.suffixes import JPEG, LOSSLESS
 from ddpm_lib.images import to_uint8
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.data.measurements.normalization import Normalization
 
 _LOOKED_AT = 1000
 """So many names of files are looked at to tell how a set is stored."""
@@ -30,6 +32,7 @@ class ImageSet:
         name: Word for names of scores: train, heldout, samples.
         n: Number of images.
         read: From rows to uint8 (len(rows), c, h, w), on any device; the same for the same rows.
+            Of measured values float in [0, 1], (len(rows), c, *spatial).
         fingerprint: Says whether two sets are the same.
         cached: Whether features are kept for other evaluations (a dataset) or only until this one
             is done (samples).
@@ -38,6 +41,8 @@ class ImageSet:
         shape: (height, width) of the images, where it is known.
         jpeg: Share of JPEG among files whose format is known from their names; None where there are
             none.
+        normalization: Of measured values: what makes values in their units of what is read; None
+            for pictures.
     """
 
     name: str
@@ -49,6 +54,35 @@ class ImageSet:
     reader: str = "training"
     shape: tuple[int, ...] | None = None
     jpeg: float | None = None
+    normalization: Normalization | None = None
+
+    @property
+    def unit(self) -> str:
+        """What values are measured in."""
+        if self.normalization is None:
+            return "of 0 … 1"
+        return self.normalization.unit or "units of the data"
+
+    def scale(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what 0 of `on_scale` is in units, and what 1 is more than that, by channel."""
+        known = self.normalization
+        if known is None:
+            return np.zeros(channels), np.ones(channels)
+        low, high = np.array(known.low), np.array(known.high)
+        return low, np.where(high > low, high - low, 1.0)
+
+    def on_scale(self, images: Tensor) -> Tensor:
+        """Turn what `read` gives into values in their type, of which 0 and 1 are the lowest and the
+        highest of the data: float64 (n, c, *spatial) on the CPU.
+        """
+        if self.normalization is None:
+            here = images.cpu().double()
+            return here / 255.0 if images.dtype == torch.uint8 else here
+        values = self.normalization.inverse(images).astype(np.float64)
+        low, span = (
+            one.reshape(-1, *[1] * (values.ndim - 2)) for one in self.scale(values.shape[1])
+        )
+        return torch.from_numpy((values - low) / span)
 
 
 def safe_word(text: str) -> str:
@@ -111,18 +145,21 @@ def jpeg_share(names: Sequence[str]) -> float | None:
 def dataset_images(dataset: ImageDataset, name: str, num: int | None = None) -> ImageSet:
     """Read a dataset, all of it or `num` images spread over it; nothing is augmented."""
     chosen = dataset if num is None else dataset.subset(evenly(num, len(dataset)))
+    units = chosen.normalization
 
     def read(rows: range) -> Tensor:
         image: Tensor = chosen.batch(np.arange(rows.start, rows.stop))["image"]
-        return as_pictures(image)
+        return as_pictures(image) if units is None else image
 
     shape = tuple(chosen.image_size)
+    content = content_of(chosen)
     return ImageSet(
         safe_word(name),
         len(chosen),
         read,
-        content_of(chosen),
+        content if units is None else digest_of("values", content, units.to_json()),
         cached=True,
         shape=shape,
         jpeg=jpeg_share(chosen.names),
+        normalization=units,
     )

@@ -22,6 +22,7 @@ from ddpm_lib.data.torchvision_sets import set_named
 from ddpm_lib.evaluation.evaluation_options import READING
 from ddpm_lib.evaluation.image_sets import ImageSet, clamp, dataset_images, jpeg_share, safe_word
 from ddpm_lib.evaluation.overviews import drawn_samples
+from ddpm_lib.evaluation.value_sets import open_value_set
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -65,6 +66,13 @@ def open_pictures(
     word = name if name is not None else safe_word(Path(where).stem)
     if isinstance(data, Tensor):
         data = data.detach().cpu()
+    if options.normalize is not None and like is None and not isinstance(data, ImageDataset):
+        data = open_value_set(data, word, options)
+    elif like is not None and like.loaded.diffusion.normalization is not None:
+        if isinstance(data, (str, Path)) and Path(data).is_dir():
+            data = drawn_samples(Path(data), word)[0]
+        if not isinstance(data, ImageDataset):
+            data = like.pictures(data, options.split, options.on_bad_image)
     ranged = like.config.value_range if like is not None else options.value_range
     if isinstance(data, (np.ndarray, Tensor)) and "float" in str(data.dtype) and ranged is None:
         data = tensor_dataset(data)

@@ -16,8 +16,8 @@ from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.evaluation.feature_store import FeatureStore
 from ddpm_lib.evaluation.image_sets import ImageSet
-from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS, count_word
-from ddpm_lib.evaluation.scores import Score
+from ddpm_lib.evaluation.sample_metrics import SAMPLE_METRICS
+from ddpm_lib.evaluation.scores import Score, count_word
 from ddpm_lib.evaluation.tasks import SampleTask
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 
@@ -92,6 +92,8 @@ def _renamed(name: str, n: int, samples: int) -> str | None:
     """
     if "/" in name or name.startswith("copying"):
         return None
+    if name.startswith("value_") and not name.startswith("value_spectrum"):
+        return None  # the data's own number stands beside it
     return name.removesuffix(f"_{count_word(n)}") + f"_{count_word(samples)}"
 
 
@@ -185,10 +187,15 @@ def _blurred(images: ImageSet) -> ImageSet:
     """Return images blurred by a Gaussian, renormalised at the border."""
 
     def read(rows: range) -> Tensor:
-        x = images.read(rows).float()
-        deviation = BLUR * min(x.shape[-2:])
-        down, across = (_gaussian(side, deviation).to(x) for side in x.shape[-2:])
-        return (down @ x @ across.T).round().clamp(0, 255).to(torch.uint8)
+        read = images.read(rows)
+        x = read.float()
+        deviation = BLUR * min(x.shape[2:])
+        for axis, side in enumerate(x.shape[2:], 2):
+            weights = _gaussian(side, deviation).to(x)
+            x = (x.transpose(axis, -1) @ weights.T).transpose(axis, -1)
+        if read.dtype != torch.uint8:
+            return x.clamp(0.0, 1.0)
+        return x.round().clamp(0, 255).to(torch.uint8)
 
     digest = digest_of("blurred", images.fingerprint, [BLUR])
     return dataclasses.replace(images, name="blurred", read=read, fingerprint=digest)
@@ -210,7 +217,11 @@ def _noise(like: ImageSet, n: int) -> ImageSet:
             torch.randint(256, shape, generator=keys.generator("cpu", i, 0, "noise images"))
             for i in rows
         ]
-        return torch.stack(every).to(torch.uint8)
+        pixels = torch.stack(every).to(torch.uint8)
+        return pixels if like.normalization is None else pixels.float() / 255.0
 
-    digest = digest_of("noise images", list(shape), [n])
-    return ImageSet("noise", n, read, digest, cached=like.cached, shape=shape[1:])
+    units = None if like.normalization is None else like.normalization.to_json()
+    digest = digest_of("noise images", list(shape), [n, *([] if units is None else [units])])
+    return dataclasses.replace(
+        like, name="noise", n=n, read=read, fingerprint=digest, notes=(), jpeg=None, shape=shape[1:]
+    )

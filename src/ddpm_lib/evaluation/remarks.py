@@ -104,7 +104,9 @@ def _remarked(score: Score, rows: Mapping[str, Score], alike: Sequence[str]) -> 
         remark = _EMPTY[kind]
     elif score.name.endswith("/infinity") and score.value < 0:
         remark = "below 0, as distances are not: no difference can be told"
-    elif kind in ("fd", "kd", "fid", "kid", "sfid") and not _as_good_as_data(score, rows):
+    elif (
+        kind in ("fd", "kd", "fid", "kid", "sfid") or score.name.startswith("value_spectrum")
+    ) and not _as_good_as_data(score, rows):
         remark = remark or next(
             (
                 f"no better than {text}"

@@ -13,8 +13,9 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.evaluation.feature_store import Need, layer_of
 from ddpm_lib.evaluation.metric_options import MetricOptions
-from ddpm_lib.evaluation.scores import Score
+from ddpm_lib.evaluation.scores import Score, count_word
 from ddpm_lib.evaluation.tasks import SampleTask
+from ddpm_lib.evaluation.value_metric import value_needs, values
 from ddpm_lib.metrics import (
     bootstrap_interval,
     copy_test,
@@ -54,15 +55,6 @@ class SampleMetric:
     def __call__(self, task: SampleTask) -> list[Score]:
         """Score."""
         return self.score(task)
-
-
-def count_word(n: int) -> str:
-    """Write a number of images as names do: 50k, 1001.
-
-    >>> count_word(50_000), count_word(1001)
-    ('50k', '1001')
-    """
-    return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else str(n)
 
 
 def _features(task: SampleTask, which: str, layer: str) -> Tensor:
@@ -329,4 +321,5 @@ SAMPLE_METRICS = {
     "pr": SampleMetric(_both, precision_recall),
     "dc": SampleMetric(_both, density_coverage),
     "memorisation": SampleMetric(_memorisation_needs, memorisation),
+    "values": SampleMetric(value_needs, values),
 }

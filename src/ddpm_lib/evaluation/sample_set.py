@@ -1,4 +1,4 @@
-"""The samples that are judged: drawn from a run, or pictures that were drawn before."""
+"""The samples that are judged: drawn from a run, or images that were drawn before."""
 
 from __future__ import annotations
 
@@ -113,11 +113,15 @@ def sample_images(
                 model=network,
                 progress=False,
             )
-        return as_pictures(images)
+        return as_pictures(images) if units is None else images.clamp(0.0, 1.0)
 
+    units = diffusion.normalization
     about = [about, given.fingerprint if given is not None else None]
     shape = tuple(diffusion.image_size)
-    return ImageSet("samples", n, read, digest_of("samples", about, drawn), shape=shape)
+    if units is not None:
+        drawn.append(units.to_json())
+    digest = digest_of("samples", about, drawn)
+    return ImageSet("samples", n, read, digest, shape=shape, normalization=units)
 
 
 def chosen_for(diffusion: GaussianDiffusion, options: EvaluationOptions) -> Chosen:

@@ -43,3 +43,12 @@ def mean_score(name: str, values: Tensor, unit: str) -> Score:
     value = float(values.mean())
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     return Score(name, value, error, unit, values, bootstrap_interval(value, values))
+
+
+def count_word(n: int) -> str:
+    """Write a number of images as names do: 50k, 1001.
+
+    >>> count_word(50_000), count_word(1001)
+    ('50k', '1001')
+    """
+    return f"{n // 1000}k" if n >= 1000 and n % 1000 == 0 else str(n)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import unknown_options
+from ddpm_lib.evaluation.defaults import is_pictures, refuse_features, what_is_drawn
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.evaluation_options import AUTO, EvaluationOptions
 from ddpm_lib.evaluation.feature_plan import plan_features
@@ -19,6 +21,9 @@ from ddpm_lib.evaluation.scores import Score
 from ddpm_lib.evaluation.tasks import SampleTask
 from ddpm_lib.runtime.devices import joined_state
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 _ALLOWED = (
     "metrics",
@@ -46,7 +51,8 @@ class Evaluate(Callback):
 
     Args:
         every: Steps between evaluations.
-        **options: Of `EvaluationOptions`: metrics (of samples; default fid), num (default 1,000),
+        **options: Of `EvaluationOptions`: metrics (of samples; default fid, values where there are
+            no pictures), num (default 1,000),
             features, feature_weights, reference (train or held-out), sampler, sample_steps,
             spacing, eta, guidance_scale, batch_size, seed.
 
@@ -66,6 +72,7 @@ class Evaluate(Callback):
         self.options = EvaluationOptions(
             **{"metrics": "fid", "num": 1000, "progress": False, **options}
         )
+        self._named = "metrics" in options
         if self.options.num is None:
             raise ConfigError("num must say how many samples to draw. Use num=1000.")
         if self.options.reference not in (None, "train", "held-out"):
@@ -77,7 +84,8 @@ class Evaluate(Callback):
             raise ConfigError(
                 "metrics must be named during training. Use metrics='kid,pr' or metrics='fid'."
             )
-        self._metrics = [_sample_metric(name) for name in self.options.metric_names]
+        for name in self.options.metric_names:
+            _sample_metric(name)
         self._store: FeatureStore | None = None
         self.scores: tuple[Score, ...] = ()
 
@@ -85,9 +93,11 @@ class Evaluate(Callback):
         """Find weights and images now rather than at the first evaluation.
 
         Raises:
-            ConfigError: If held-out images are the reference and the run holds nothing out, or a
-                metric lacks its weights.
+            ConfigError: If held-out images are the reference and the run holds nothing out, a
+                metric lacks its weights, or looks at pictures where there are none.
         """
+        if not is_pictures(trainer.diffusion):
+            self._choose_for_values(trainer.diffusion)
         sets = {"train": dataset_images(trainer.dataset, "train")}
         if trainer.held_out is not None:
             sets["held_out"] = dataset_images(trainer.held_out, "heldout")
@@ -106,6 +116,16 @@ class Evaluate(Callback):
             raise ConfigError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
         self._store = FeatureStore(engine, {**sets, "reference": sets[reference]})
 
+    def _choose_for_values(self, diffusion: GaussianDiffusion) -> None:
+        """Take what suits values, where nobody says, and refuse what does not."""
+        options = self.options
+        if not self._named:
+            options = dataclasses.replace(options, metrics="values")
+        if options.features == AUTO and {*options.metric_names} <= {"values", "memorisation"}:
+            options = dataclasses.replace(options, features="pixels")
+        refuse_features(options, what_is_drawn(diffusion))
+        self.options = options
+
     def on_step_end(self, trainer: TrainingView) -> None:
         """Evaluate when it is time."""
         if trainer.step % self.every and trainer.step != trainer.config.max_steps:
@@ -123,7 +143,8 @@ class Evaluate(Callback):
         store = self._store.with_samples(samples)
         store.prepare(need for wanted in needs.values() for need in wanted)
         task = SampleTask(options, engine.state, store)
-        self.scores = tuple(score for metric in self._metrics for score in metric(task))
+        metrics = [_sample_metric(name) for name in options.metric_names]
+        self.scores = tuple(score for metric in metrics for score in metric(task))
         engine.finish()
         trainer.log({score.name: score.value for score in self.scores})
 

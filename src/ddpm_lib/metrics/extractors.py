@@ -17,6 +17,7 @@ from ddpm_lib.core.foreign import read_tensors
 from ddpm_lib.core.registry import Registry
 from ddpm_lib.metrics.feature_extractor import Extractor
 from ddpm_lib.metrics.hed_vgg import STAGES, HedVgg, needs_reader
+from ddpm_lib.metrics.value_statistics import Values
 from ddpm_lib.metrics.weights import (
     WEIGHTS,
     MissingWeightsError,
@@ -68,7 +69,8 @@ class RandomProjection(Extractor):
 
 class Pixels(Extractor):
     """The image itself, averaged to at most 32×32, in [0, 1]: the pixel space of the memorisation
-    metric.
+    metric. Volumes are averaged to at most 16×16×16. Besides RGB the call takes uint8 or, of
+    measured values, float in [0, 1] of any number of channels, (n, c, *spatial).
     """
 
     def __init__(self, layers: Sequence[str], device: torch.device) -> None:
@@ -76,9 +78,13 @@ class Pixels(Extractor):
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 (n, d) by layer."""
-        x = images.float() / 255.0
-        if max(x.shape[-2:]) > 32:
-            x = F.adaptive_avg_pool2d(x, (min(32, x.shape[-2]), min(32, x.shape[-1])))
+        x = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
+        sides = x.shape[2:]
+        most = 16 if len(sides) == 3 else 32
+        if max(sides) > most:
+            smaller = [min(most, side) for side in sides]
+            pools: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+            x = pools[len(sides) - 1](x, smaller)
         return {k: x.flatten(1) for k in self._layers}
 
 
@@ -241,6 +247,7 @@ EXTRACTORS: Registry[Build] = Registry(
         "hedvgg": HedVgg,
         "random": RandomProjection,
         "pixels": Pixels,
+        "values": Values,
     },
 )
 

@@ -4,6 +4,7 @@ steps; from files alone, without torch.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ INDENT = 9
 """Columns of the headings."""
 BESIDE = 44
 """So long a reason stands in front of its command; a longer one above it."""
+CHANNELS_SHOWN = 3
+"""Of measured values of many channels so many are shown, without quantiles."""
+_CHANNEL = re.compile(r"value_([a-z0-9]+)_c(\d+)")
 LEFT_OUT = ("loss_train", "nll_train", "copying_ct")
 """Scores that mean something beside others only; the file has them."""
 MADE = {
@@ -98,8 +102,9 @@ def score_lines(records: RunRecords) -> list[str]:
         return ["not scored yet"] if records.status.checkpoint else []
     newest = found[-1]
     references = newest.get("references")
+    compared = {**_of_the_data(newest), **(references if isinstance(references, dict) else {})}
     rows = [
-        _score_row(score, references if isinstance(references, dict) else {})
+        _score_row(score, compared)
         for score in newest.get("scores") or ()
         if isinstance(score, dict) and _shown(score)
     ]
@@ -112,7 +117,20 @@ def score_lines(records: RunRecords) -> list[str]:
 
 def _shown(score: Mapping[str, Any]) -> bool:
     name = str(score.get("name", ""))
+    channel = _CHANNEL.match(name)
+    if channel and (int(channel[2]) >= CHANNELS_SHOWN or channel[1].startswith("q")):
+        return False
     return "/" not in name and not name.startswith(LEFT_OUT)
+
+
+def _of_the_data(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what the data have where samples are measured in units, by score and set."""
+    found: dict[str, dict[str, Any]] = {}
+    for score in evaluation.get("scores") or ():
+        name, _, word = str(score.get("name", "") if isinstance(score, dict) else "").partition("/")
+        if word and _CHANNEL.match(name):
+            found.setdefault(name, {})[word] = score
+    return found
 
 
 def _score_row(score: Mapping[str, Any], references: Mapping[str, Any]) -> tuple[str, str, str]:
