@@ -177,7 +177,7 @@ def test_networks_that_enlarge_take_training_images_where_none_are_held_out(tmp_
     assert "kd_random64_train_64" in by_name(found)
 
 
-def test_data_that_is_no_pictures_is_scored_by_its_loss(tmp_path: Path) -> None:
+def test_data_that_is_no_pictures_is_scored_by_its_values_and_its_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1, channels=2, dims=1)
     diffusion = GaussianDiffusion(model, image_size=(16,), channels=2, timesteps=1000)
@@ -186,12 +186,14 @@ def test_data_that_is_no_pictures_is_scored_by_its_loss(tmp_path: Path) -> None:
         tmp_path / "run", diffusion, data, max_steps=1, val_every=1, horizontal_flip=False
     ).train()
     found = evaluate(tmp_path / "run", data, **QUICK)
-    assert [s.name for s in found.scores] == [
+    assert found.about["options"]["metrics"] == "values,memorisation,loss_gap"
+    assert [s.name for s in found.scores if s.name.startswith("loss")] == [
         "loss_train_3",
         "loss_heldout_3",
         "loss_heldout_3/linear",
         "loss_gap_3",
     ]
+    assert not any(s.name.startswith(("kd", "precision")) for s in found.scores)
     with pytest.raises(ConfigError, match=r"trained on an object of Python \(ImageDataset\)"):
         evaluate(tmp_path / "run", **QUICK)
 

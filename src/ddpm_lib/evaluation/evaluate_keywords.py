@@ -23,6 +23,7 @@ class EvaluateKeywords(TypedDict, total=False):
     background: str | None
     value_range: tuple[float, float] | None
     frames: Literal["first", "all"] | None
+    normalize: Literal["affine", "quantile"] | None
     max_pixels: int | None
     save_stats: str | os.PathLike[str] | None
     split: str | None
