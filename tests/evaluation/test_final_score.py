@@ -175,7 +175,7 @@ def test_it_is_left_out_where_it_makes_no_sense(case: str, tmp_path: Path) -> No
         train(tmp_path)
         train(tmp_path, final)  # nothing to do any more
     if case == "no pictures":
-        assert {s.name.split("_")[0] for s in final.result.scores} == {"value", "copies"}
+        assert {s.name.split("_")[0] for s in final.result.scores} == {"value", "copies", "copying"}
     elif case != "finished":
         assert final.result is None
         assert evaluations(tmp_path) == []
