@@ -116,16 +116,16 @@ def test_known_statistics_are_found_in_their_units(shape: tuple[int, ...], kind:
 
 
 def test_intervals_hold() -> None:
-    """Of 60 draws the truth lies in at least 50 intervals, of each number."""
-    data = opened(noise(200, 999, (6, 6)))
+    """Of 24 draws the truth lies in at least 19 intervals, of each number."""
+    data = opened(noise(40, 999, (6, 6)))
     held = {"mean": 0, "std": 0, "q50": 0, "q99": 0}
-    for seed in range(60):
+    for seed in range(24):
         samples = opened(noise(60, seed, (6, 6)))
         found = by_name(evaluate(samples, data, references=False, **QUIET))
         for name, truth in {"mean": 280, "std": 10, "q50": 280, "q99": 280 + 10 * Z99}.items():
             low, high = found[f"value_{name}_c0"].interval
             held[name] += low <= truth <= high
-    assert min(held.values()) >= 50, held
+    assert min(held.values()) >= 19, held
 
 
 def test_whole_numbers_and_units_stay_what_they_are() -> None:
