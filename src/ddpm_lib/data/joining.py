@@ -58,7 +58,8 @@ def join(parts: Sequence[ImageDataset]) -> ImageDataset:
     """Return one dataset of the images of several: in the same order, all in RAM or all streamed.
 
     Labels are numbered as in the first, and so must the others' be; there are none where a set has
-    none. Conditions are those that all have. Its origin is that of the first.
+    none. Conditions are those that all have. Its origin is that of the first, and so are, of
+    measured values, normalization, unit and geometry.
 
     Args:
         parts: At least one; of one shape.
@@ -105,10 +106,11 @@ def join(parts: Sequence[ImageDataset]) -> ImageDataset:
     )
     whole.earlier_fingerprint = whole.fingerprint
     whole.opened_with, whole.stored = first.opened_with, first.stored
+    whole.measured = first.measured
     shared = [k for k in first.conditions if all(k in part.conditions for part in parts)]
     whole.conditions = {k: _values([part.conditions[k] for part in parts]) for k in shared}
     whole._reading = first._reading
-    return whole
+    return whole.with_map(first.normalization) if first.measured else whole
 
 
 def _names(parts: Sequence[ImageDataset]) -> list[bytes]:

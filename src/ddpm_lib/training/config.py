@@ -5,6 +5,7 @@ command-line flags.
 from __future__ import annotations
 
 import functools
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -158,7 +159,7 @@ class TrainingConfig:
     """
     add_data: tuple[str, ...] = ()
     """More images to train on, of any source, behind the training data: a run that goes on with
-    them notes it; what is held out stays the same.
+    them notes it; what is held out stays the same, and so does the range of measured values.
     """
     split: str | None = None
     """Split of a dataset that has several (then it must be named)."""
@@ -304,6 +305,9 @@ class TrainingConfig:
             value = getattr(self, field.name)
             if field.name == "val_data" and value is not None and not is_path(value):
                 continue  # an object, which whoever opens it looks at
+            if field.name == "add_data":
+                object.__setattr__(self, field.name, _additions(value))
+                continue
             if field.name == "device" and type(value) is int:
                 value = str(value)  # earns the sentence on GPUs by number
             if field.name in _BUILT_HERE and not isinstance(value, str):
@@ -359,7 +363,15 @@ class TrainingConfig:
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.val_data is not None and not is_path(self.val_data):
             options["val_data"] = describe_object(self.val_data)
+        options["add_data"] = [v if is_path(v) else describe_object(v) for v in self.add_data]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+
+
+def _additions(value: Any) -> tuple[Any, ...]:
+    """Return what is added in a tuple, paths as text: one source, or several."""
+    several = isinstance(value, (list, tuple))
+    every = value if several else () if value is None else (value,)
+    return tuple(place("add_data", os.fspath(v)) if is_path(v) else v for v in every)
 
 
 _OF_TRAINER = ("diffusion", "data", "callbacks", "transform")

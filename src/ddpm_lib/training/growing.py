@@ -11,17 +11,23 @@ import numpy as np
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.core.validation import is_path
 from ddpm_lib.runs.state import DataDescription, RunState
+from ddpm_lib.training.option_values import describe_object
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
 
 
+LOOKED_AT = 400
+"""Entries of an addition whose values are compared with the range that a run began with."""
+
+
 def grown(
     train: ImageDataset,
     held_out: ImageDataset | None,
-    added: Sequence[str],
-    open_more: Callable[[str], ImageDataset],
+    added: Sequence[Any],
+    open_more: Callable[[Any], ImageDataset],
     log: Callable[[str], None],
     needs_labels: bool,
 ) -> ImageDataset:
@@ -30,7 +36,7 @@ def grown(
     Args:
         train: The training images so far.
         held_out: The held-out images, copies of which are left out of what is added.
-        added: What is added, in order.
+        added: What is added, in order: paths and names, or objects of Python.
         open_more: Opens an addition as the training images were opened.
         log: Gets lines for the user.
         needs_labels: Whether the network reads labels.
@@ -40,16 +46,17 @@ def grown(
     """
     if not added:
         return train
-    if train.measured:
-        raise ConfigError(
-            f"{option('add_data')} adds pictures, and these are measured values. Put all files in"
-            f" one folder, and begin another run with {option('init_from')}."
-        )
     from ddpm_lib.data.joining import join
 
     parts, ends = [train], [(train.fingerprint, len(train))]
-    for source in added:
-        more = _alike(source, open_more(source), train, needs_labels)
+    for given in added:
+        source = name_of(given)
+        try:
+            opened = open_more(given)
+        except ValueError as error:
+            raise ConfigError(f"{option('add_data')} {source}: {error}") from None
+        more = _in_its_range(source, opened, train, log)
+        more = _alike(source, more, train, needs_labels)
         more = _without_held_out(source, more, held_out, log)
         parts.append(more)
         try:
@@ -60,6 +67,64 @@ def grown(
         log(f"Added {len(more):,} images of {source}: {len(whole):,} are trained on.")
     whole.grown_from = tuple(ends[:-1])
     return whole
+
+
+def name_of(added: Any) -> str:
+    """Return how an addition is called in records and messages."""
+    return os.fspath(added) if is_path(added) else describe_object(added)
+
+
+def _in_its_range(
+    source: str, more: ImageDataset, train: ImageDataset, log: Callable[[str], None]
+) -> ImageDataset:
+    """Return measured values normalized as the run began with; pictures as they are."""
+    if bool(more.measured) != bool(train.measured):
+        kinds = (
+            ("measured values", "pictures") if more.measured else ("pictures", "measured values")
+        )
+        raise ConfigError(
+            f"{option('add_data')} {source} holds {kinds[0]}, and the training data {kinds[1]}."
+            " Add what is read in the same way."
+        )
+    if not train.measured:
+        return more
+    from ddpm_lib.data.measurements.opening_measured import normalized
+
+    units = [data.measured.get("unit") for data in (more, train)]
+    if units[0] != units[1]:
+        raise ConfigError(
+            f"{option('add_data')} {source} is in {units[0] or 'no unit'}, and the training data in"
+            f" {units[1] or 'no unit'}. Convert it, so that a number means the same in both."
+        )
+    spacings = [(data.measured.get("geometry") or {}).get("spacing") for data in (more, train)]
+    if spacings[0] != spacings[1]:
+        log(
+            f"{source} has voxels of {spacings[0]}, the training data of {spacings[1]}: samples get"
+            " the geometry of the first."
+        )
+    try:
+        more = normalized(more, train.normalization)
+    except ValueError as error:
+        raise ConfigError(f"{option('add_data')} {source}: {error}") from None
+    outside = _share_outside(more)
+    if outside:
+        log(
+            f"Of the values of {source}, {100 * outside:.2g} % lie outside the range that the run"
+            " began with, and are cut to it. A new run takes the range of all."
+        )
+    return more
+
+
+def _share_outside(data: ImageDataset) -> float:
+    """Return the share of measured values that a normalization cuts, of 400 entries at most."""
+    rows = np.unique(np.linspace(0, len(data) - 1, min(len(data), LOOKED_AT)).astype(np.int64))
+    values = data.stored_values(rows)
+    shape = (1, -1, *[1] * (values.ndim - 2))
+    low, high = (
+        np.asarray(ends, dtype=np.float64).reshape(shape)
+        for ends in (data.normalization.low, data.normalization.high)
+    )
+    return float(((values < low) | (values > high)).mean())
 
 
 def _alike(
@@ -167,10 +232,11 @@ def described_as(
     return dataclasses.replace(described, grown=[dict(one) for one in events] or None)
 
 
-def reminder(described: DataDescription, added: Sequence[str]) -> list[str]:
+def reminder(described: DataDescription, added: Sequence[Any]) -> list[str]:
     """Say in a line what a run had grown by, where that is not named again."""
     before = [source for one in described.grown or [] for source in one.get("added", [])]
-    named = {*added, *(os.path.abspath(os.path.expanduser(source)) for source in added)}
+    names = [name_of(one) for one in added]
+    named = {*names, *(os.path.abspath(os.path.expanduser(name)) for name in names)}
     missing = [source for source in before if source not in named]
     if not missing:
         return []

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
@@ -151,15 +151,17 @@ def open_training_data(
         )
     check_classes(train, diffusion)
     train = suited(train, diffusion, log)
-    kept = replace(config, files=None, cache="ram" if train.in_memory else "none")
-    train = grown(
-        train,
-        held_out,
-        config.add_data,
-        lambda more: suited(_open(more, kept, diffusion, None, log, transform), diffusion),
-        log,
-        reads_labels(diffusion),
-    )
+    cache: Literal["ram", "none"] = "ram" if train.in_memory else "none"
+    kind = train.normalization.kind if train.measured else config.normalize
+    kept = replace(config, files=None, cache=cache, normalize=kind)
+
+    def open_more(more: Any) -> ImageDataset:
+        is_open = isinstance(more, ImageDataset)
+        options = _as_opened(kept) if is_open else kept
+        after = None if is_open else transform
+        return suited(_open(more, options, diffusion, None, log, after), diffusion)
+
+    train = grown(train, held_out, config.add_data, open_more, log, reads_labels(diffusion))
     measure(diffusion, train)
     held_out = None if held_out is None else suited(held_out, diffusion)
     if train.num_classes and not reads_labels(diffusion):
@@ -203,15 +205,24 @@ def unused_classes(count: int) -> str:
 def _for_held_out(config: TrainingConfig) -> TrainingConfig:
     """Return the data options for val_data: those of the training data that fit its kind."""
     from ddpm_lib.data import ImageDataset
-    from ddpm_lib.data.fits import DEFAULTS, may_have_columns
+    from ddpm_lib.data.fits import may_have_columns
 
-    if isinstance(config.val_data, ImageDataset):  # open already, with options of its own
-        usual = {f.name: f.default for f in fields(TrainingConfig) if f.name in DEFAULTS}
-        return replace(config, **usual)
+    if isinstance(config.val_data, ImageDataset):
+        return _as_opened(config)
     config = replace(without_files(config.val_data, config), files=None)
     if may_have_columns(config.val_data) and config.val_labels == "auto":
         return replace(config, labels=config.val_labels)
     return replace(config, labels=config.val_labels, image_column=None, label_column=None)
+
+
+def _as_opened(config: TrainingConfig) -> TrainingConfig:
+    """Return the data options for a set that is open already, with options of its own."""
+    from ddpm_lib.data.fits import DEFAULTS
+
+    usual: dict[str, Any] = {
+        f.name: f.default for f in fields(TrainingConfig) if f.name in DEFAULTS
+    }
+    return replace(config, **usual)
 
 
 def _open(

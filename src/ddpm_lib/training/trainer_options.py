@@ -42,7 +42,7 @@ class TrainerOptions(TypedDict, total=False):
     image_column: str | None
     label_column: str | None
     condition: tuple[str, ...]
-    add_data: tuple[str, ...]
+    add_data: Any
     split: str | None
     files: str | None
     data_root: str | None
