@@ -298,14 +298,15 @@ def test_bad_tables_are_named(folder: Path) -> None:
         opened(folder, f"{wordy},kind=number")
 
 
-def test_bad_texts_say_what_is_missing(folder: Path) -> None:
+def test_bad_texts_say_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no waiting for it
     rows = [[name, f"a picture, number {i}"] for i, name in enumerate(names())]
     many = [f"text {i}" for i in range(30)]
     with pytest.raises(ValueError, match=r"30 different texts for 30 images.*encoder=NAME"):
         Shapes(size=8, n=30).with_conditions({"caption": many})
     with pytest.raises(ValueError, match=r"needs a sentence encoder"):
         opened(folder, write(folder, rows) + ",kind=text")
-    with pytest.raises(ValueError, match=r"There is no text encoder 'nobody'|no model 'nobody'"):
+    with pytest.raises(ValueError, match=r"There is no text encoder 'nobody'|load 'nobody'"):
         opened(folder, write(folder, rows) + ",encoder=nobody")
 
 

@@ -15,6 +15,9 @@ FOR_WHAT = {
     "export": "`ddpm export --to onnx`",
     "demo": "`ddpm demo`",
     "xlsx": "`ddpm report --xlsx`",
+    "arrays": "HDF5, Zarr and multi-band TIFF",
+    "volumes": "NIfTI and DICOM",
+    "text": "texts as conditions, by sentence-transformers",
 }
 """What extras serve, those that a user of the library may want."""
 

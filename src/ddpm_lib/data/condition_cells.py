@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpm_lib.core.text import short
 from ddpm_lib.data.condition_values import ConditionValues, images_of_array, mask_values
 from ddpm_lib.data.labels import Odd, plain_label
+from ddpm_lib.data.source import content_hash
 from ddpm_lib.nn.condition_table import DROP_PROB
 from ddpm_lib.nn.text_encoders import encode_texts, split_tags
 
@@ -221,9 +222,12 @@ def _vectors(
 
 def _texts(name: str, cells: list[Any], options: Mapping[str, Any], drop: float) -> ConditionValues:
     encoder = _encoder(name, options)
-    found = encode_texts(["" if cell is None else _word(cell) for cell in cells], encoder)
+    texts = ["" if cell is None else _word(cell) for cell in cells]
+    found = encode_texts(texts, encoder)
     found[[row for row, cell in enumerate(cells) if cell is None]] = math.nan
-    return ConditionValues("text", found, drop, {"size": found.shape[1], "encoder": encoder})
+    written = np.array([content_hash(repr(cell).encode()) for cell in cells], dtype=np.int64)
+    more = {"size": found.shape[1], "encoder": encoder}
+    return ConditionValues("text", found, drop, more, written)
 
 
 def _encoder(name: str, options: Mapping[str, Any]) -> str:

@@ -43,12 +43,15 @@ class ConditionValues:
             or those as an `ImageDataset`.
         drop_prob: Probability of hiding it in training.
         more: What else the network's table says of it, such as names or classes.
+        written: Of texts, a hash of each as it is written, int64 (n,): a text is the same where
+            another machine encodes it with other last digits.
     """
 
     kind: str
     values: np.ndarray | Pictures
     drop_prob: float = DROP_PROB
     more: Mapping[str, Any] = field(default_factory=dict)
+    written: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -62,7 +65,8 @@ class ConditionValues:
     def take(self, rows: np.ndarray) -> ConditionValues:
         """Return those of some images."""
         if isinstance(self.values, np.ndarray):
-            return replace(self, values=self.values[rows])
+            written = None if self.written is None else self.written[rows]
+            return replace(self, values=self.values[rows], written=written)
         return replace(self, values=self.values.subset(rows))
 
     @property
@@ -76,9 +80,13 @@ class ConditionValues:
         return {"kind": self.kind, "drop_prob": self.drop_prob, **self.more}
 
     def digest(self) -> str:
-        """Hash the values, in order."""
+        """Hash the values, in order; of texts, the texts and the name of their encoder."""
         found = hashlib.blake2b(repr((self.kind, self.names)).encode(), digest_size=16)
-        if isinstance(self.values, np.ndarray):
+        if self.written is not None:
+            encoder = str(self.more.get("encoder")).rstrip("/").rpartition("/")[2]
+            found.update(repr((encoder, self.more.get("size"))).encode())
+            found.update(np.ascontiguousarray(self.written).tobytes())
+        elif isinstance(self.values, np.ndarray):
             found.update(np.ascontiguousarray(self.values).tobytes())
         else:
             found.update(self.values.fingerprint.encode())

@@ -12,6 +12,7 @@ from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
 from ddpm_lib.data.metadata import TABLES
 from ddpm_lib.nn.condition_table import KINDS, check_name
+from ddpm_lib.nn.text_encoders import encoder_at
 
 TABLE_FILES = (*TABLES, ".json", ".parquet")
 ARRAY = ".npy"
@@ -71,6 +72,8 @@ def read_words(written: str) -> ConditionWords:
         )
     check_name(name)
     source, options = _options(name, rest)
+    if "encoder" in options:
+        options["encoder"] = encoder_at(options["encoder"])
     column: str | None = None
     if not Path(source).expanduser().exists() and ":" in source:
         source, _, column = source.rpartition(":")
@@ -98,12 +101,22 @@ def read_all_words(conditions: Sequence[str] | str | None) -> list[ConditionWord
 
 def portable_words(written: str) -> str:
     """Return the words of a condition with the path of a source that is here made absolute."""
+    written = _with_encoder(written)
     name, _, rest = written.partition("=")
     source = read_words(written).source
     path = None if source is None else Path(source).expanduser()
     if source is None or path is None or not path.exists():
         return written
     return f"{name}={path.absolute()}{rest.removeprefix(source)}"
+
+
+def _with_encoder(written: str) -> str:
+    """Return the words of a condition with the folder of a text encoder made absolute."""
+    name, _, rest = written.partition("=")
+    encoder = _options(name, rest)[1].get("encoder")
+    if encoder is None:
+        return written
+    return written.replace(f"encoder={encoder}", f"encoder={encoder_at(encoder)}")
 
 
 def _is_column(source: str) -> bool:

@@ -128,4 +128,6 @@ def _values(parts: Sequence[ConditionValues]) -> ConditionValues:
         values: Any = np.concatenate(arrays)
     else:
         values = join([part.values for part in parts])  # type: ignore[misc]
-    return ConditionValues(parts[0].kind, values, parts[0].drop_prob, parts[0].more)
+    texts = [part.written for part in parts if part.written is not None]
+    written = np.concatenate(texts) if len(texts) == len(parts) else None
+    return ConditionValues(parts[0].kind, values, parts[0].drop_prob, parts[0].more, written)

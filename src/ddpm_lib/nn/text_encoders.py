@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,14 +45,16 @@ def encode_texts(texts: Sequence[str], encoder: str) -> np.ndarray:
 
     Args:
         texts: The texts.
-        encoder: A name given to `register_text_encoder`, else a model of sentence-transformers.
+        encoder: A name given to `register_text_encoder`, else a model of sentence-transformers by
+            its name or folder.
 
     Raises:
         ConfigError: If there is no such encoder, or it returns something else.
     """
     if encoder in _HANDED_IN:
         return _checked(_HANDED_IN[encoder](list(texts)), len(texts), encoder)
-    key = hashlib.blake2b(json.dumps([encoder, *texts]).encode(), digest_size=16).hexdigest()
+    made_of = json.dumps([encoder, _stamp(encoder), *texts])
+    key = hashlib.blake2b(made_of.encode(), digest_size=16).hexdigest()
     kept = cache_folder() / "texts" / f"{key}.npy"
     if kept.is_file():
         try:
@@ -70,21 +73,55 @@ def _save(path: Any, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+def encoder_at(name: str) -> str:
+    """Return the name of an encoder as runs note it: the absolute path of a folder that is here,
+    any other name as it is.
+    """
+    if name in _HANDED_IN:
+        return name
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
+
+
+def _stamp(name: str) -> list[tuple[str, int, int]]:
+    """Return what tells the model in a folder from another one there; nothing for other names."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return []
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [
+        (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+    ]
+
+
 def _named(name: str) -> Encoder:
+    """Load a model of sentence-transformers, from a folder or by its name.
+
+    Raises:
+        ConfigError: If there is none, or it cannot be loaded.
+    """
+    handed = f" Handed in: {', '.join(_HANDED_IN)}." if _HANDED_IN else ""
+    own = f"hand one in: register_text_encoder({name!r}, function) from ddpm_lib.nn"
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
+        raise ConfigError(
+            f"There is no folder {name!r} with a text encoder.{handed} Put the model there, or"
+            f" {own}."
+        )
     try:
         from sentence_transformers import SentenceTransformer
-    except ImportError:
-        handed = f" Handed in: {', '.join(_HANDED_IN)}." if _HANDED_IN else ""
+    except ImportError as error:
         raise ConfigError(
-            f"There is no text encoder {name!r}.{handed} Hand one in:"
-            f" register_text_encoder({name!r}, function) from ddpm_lib.nn; or pip install"
-            " sentence-transformers, whose models go by their names."
+            f"There is no text encoder {name!r}: sentence-transformers, whose models go by their"
+            f" names, cannot be imported ({error}).{handed} pip install 'ddpm-lib[text]', or {own}."
         ) from None
     try:
-        model = SentenceTransformer(name)
-    except (OSError, ValueError, RuntimeError) as error:
+        model = SentenceTransformer(str(Path(name).expanduser()) if _stamp(name) else name)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(
-            f"sentence-transformers has no model {name!r}: {' '.join(str(error).split())[:200]}."
+            f"sentence-transformers cannot load {name!r}: {' '.join(str(error).split())[:200]}."
+            " Without internet, name a folder: SentenceTransformer(NAME).save(FOLDER) where there"
+            f" is some, then encoder=FOLDER; or {own}."
         ) from error
     encode: Encoder = model.encode
     return encode
