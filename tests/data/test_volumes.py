@@ -217,6 +217,15 @@ def test_series_that_are_no_volumes(tmp_path, name):
     assert list(data.names)[:1] == ["good#0000"]
 
 
+def test_the_command_names_series_with_gaps_as_python_does(tmp_path, capsys):
+    scan(tmp_path / "all" / "bad", STORED, uid="1.2.9")[2].unlink()
+    scan(tmp_path / "all" / "good", STORED)
+    flags = ["--normalize", "affine", "--channels", "1", *TINY, "--image-size", "10", "12"]
+    assert main(["train", str(tmp_path / "all"), *flags, "--output-dir", str(tmp_path / "r")]) == 2
+    assert "missing or unevenly spaced" in capsys.readouterr().err
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
 def test_slices_of_other_sizes_in_a_series(tmp_path):
     scan(tmp_path / "ct", STORED[:3])
     scan(tmp_path / "ct", STORED[3:, :8], names=["x.dcm", "y.dcm", "z.dcm"])

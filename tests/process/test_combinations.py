@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from ddpm_lib import Unet
+from ddpm_lib.data import open_dataset, tensor_dataset
 from ddpm_lib.diffusion import LOSSES, GaussianDiffusion
+from ddpm_lib.nn import register_text_encoder
 from ddpm_lib.parametrization import PARAMETRIZATIONS
 from ddpm_lib.process.clipping import CLIPS
 from ddpm_lib.samplers import OF_DENOISERS, SAMPLERS
@@ -297,3 +299,69 @@ def test_the_whole_product_of_sampling() -> None:
                 draw(diffusion, sampler, levels)
                 count += 1
     print("\n", count, "ways sampled")
+
+
+CONDITIONS_OF_DATA = {
+    "number": [0.5, 1.0, 2.0, 3.5],
+    "angle": [0.0, 90.0, 180.0, 270.0],
+    "vector": [[1.0, 2.0], [0.0, 1.0], [3.0, -1.0], [2.0, 2.0]],
+    "label": ["a", "b", "a", "b"],
+    "tags": ["a", "a|b", "b", "a"],
+    "text": ["red", "blue", "green", "grey"],
+    "mask": None,
+    "image": None,
+}
+MEASURED: dict[str, tuple[tuple[int, ...], str | None]] = {
+    "pictures": ((3, 4, 4), None),
+    "one channel, affine": ((1, 4, 4), "affine"),
+    "five channels, quantile": ((5, 4, 4), "quantile"),
+    "volumes, affine": ((1, 4, 4, 4), "affine"),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONS_OF_DATA)
+@pytest.mark.parametrize("values", MEASURED)
+def test_every_condition_with_every_kind_of_values(values: str, kind: str) -> None:
+    """Learned, drawn with and without it, and guided by it."""
+    shape, normalize = MEASURED[values]
+    torch.manual_seed(0)
+    if normalize is None:
+        data = tensor_dataset(torch.rand(4, *shape))
+    else:
+        array = (280 + 9 * torch.randn(4, *shape)).numpy()
+        size = shape[1:]
+        data = open_dataset(array, image_size=size, channels=shape[0], normalize=normalize)
+    given, options = CONDITIONS_OF_DATA[kind], {"kind": kind}
+    if kind == "text":
+        register_text_encoder("test-combinations", lambda texts: [[len(t), 1.0] for t in texts])
+        options["encoder"] = "test-combinations"
+    elif kind == "mask":
+        given = torch.randint(0, 3, (4, 4, 4), dtype=torch.uint8)
+    elif kind == "image":
+        given = torch.randint(0, 256, (4, 1, 2, 2), dtype=torch.uint8)
+        options["factor"] = 2
+    if kind in ("mask", "image") and len(shape) == 4:
+        with pytest.raises(ValueError, match="two dimensions; the data have 3"):
+            data.with_conditions({"c": given}, c=options)
+        return
+    data = data.with_conditions({"c": given}, c=options)
+    dims = len(shape) - 1
+    model = Unet(
+        dim=4,
+        dim_mults=(1,),
+        channels=shape[0],
+        blocks_per_level=1,
+        dims=dims,
+        conditions=data.condition_table,
+    )
+    diffusion = build(
+        schedule_of("cosine", False), model=model, image_size=shape[1:], channels=shape[0]
+    )
+    batch = data.batch([0, 1, 2, 3])
+    train(diffusion, {"image": batch["image"], "c": batch["c"]})
+    with_it = {"cond": {"c": batch["c"][:2]}, "num_steps": 2, "seed": 0}
+    for how in ({"num_steps": 2}, with_it, {**with_it, "guidance_scale": 2.0}):
+        images = diffusion.sample(2, **how)
+        assert torch.isfinite(images).all()
+        if normalize is not None:
+            assert data.normalization.inverse(images).dtype.name == "float32"

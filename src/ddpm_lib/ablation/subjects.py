@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpm_lib.ablation.yardsticks import denoising_errors, random_features
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data import ImageDataset, Shapes, Toy, open_dataset, toy_points, values_to_points
+from ddpm_lib.data.measurements.value_survey import are_values
 from ddpm_lib.data.toys import TOYS, Blobs
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.metrics.distances import energy_distance, histogram_kl, sliced_wasserstein
@@ -199,9 +200,18 @@ class ImageSubject(Subject):
                 for k in range(1 + FLOORS)
             ]
         else:
-            whole = open_dataset(
-                data, image_size=size, channels=channels, data_root=data_root, download=download
-            )
+            try:
+                whole = open_dataset(
+                    data, image_size=size, channels=channels, data_root=data_root, download=download
+                )
+            except (OSError, ValueError) as error:
+                if not are_values(data):
+                    raise
+                raise ConfigError(
+                    f"{data} holds measured values, and an ablation compares networks on pictures."
+                    " Train with ddpm train --normalize affine and put the runs side by side with"
+                    " ddpm compare, or give pictures of 8 bits."
+                ) from error
             if len(whole) < 8:
                 raise ConfigError(
                     f"{data} has {len(whole):,} images; an ablation needs 8 or more, half of them"

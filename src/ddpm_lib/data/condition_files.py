@@ -94,6 +94,12 @@ def _read(data: ImageDataset, words: ConditionWords, known: KnownOfData) -> Cond
         return make_values(name, _own_column(data, words, known), place, options)
     path = _found(words, known.root)
     if path.is_dir():
+        if len(known.spec.image_size) != 2:
+            raise ValueError(
+                f"The condition {name!r}: {str(path)!r} is a folder of pictures, which have two"
+                f" dimensions; the data have {len(known.spec.image_size)}. Learn slices of volumes"
+                f" ({option('slice_axis')}), or take a number, vector or label of each volume."
+            )
         raw = [data.names.raw(row) for row in range(len(data))]
         drop = options.get("drop", DROP_PROB)
         sizes: PictureSize = lambda row: known.size(int(data.rows[row]))  # noqa: E731

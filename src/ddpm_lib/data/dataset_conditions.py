@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.condition_cells import make_values
 from ddpm_lib.data.condition_values import ConditionValues
 from ddpm_lib.data.condition_words import OPTIONS
@@ -31,7 +32,8 @@ def with_conditions(self: D, values: Mapping[str, Any], **options: Mapping[str, 
             "missing": "null", "classes": 4, "encoder": …}.
 
     Raises:
-        ValueError: If an entry is missing, or values make no condition.
+        ValueError: If an entry is missing, values make no condition, or masks and images would not
+            lie on the images, as these are no images of two dimensions or cut into parts.
 
     >>> data = Shapes(size=8, n=3)  # doctest: +SKIP
     >>> data.with_conditions({"size": [1.0, 2.0, 1.5]})[0]["size"]  # doctest: +SKIP
@@ -61,10 +63,33 @@ def with_conditions(self: D, values: Mapping[str, Any], **options: Mapping[str, 
                 f"The condition {name!r} has {len(value):,} entries for {len(data):,} images. It"
                 " must have one per image, in their order."
             )
+        if value.kind in ("mask", "image"):
+            _lies_on_images(name, value.kind, data)
         made[name] = value
     same = copy.copy(data)
     same.conditions = made
     return same
+
+
+def _lies_on_images(name: str, kind: str, data: Any) -> None:
+    """Refuse masks and images where they would not lie on the images of the data.
+
+    Raises:
+        ValueError: For data of another number of dimensions, and where parts are cut out.
+    """
+    dims = len(data.image_size)
+    if dims != 2:
+        raise ValueError(
+            f"The condition {name!r} is of kind {kind}, which has two dimensions; the data have"
+            f" {dims}. Learn slices of volumes ({option('slice_axis')}), or take a number, vector"
+            " or label of each volume."
+        )
+    if data.opened_with.get("fit") == "patch":
+        raise ValueError(
+            f"The condition {name!r} ({kind}) would not lie on its image: {option('fit', 'patch')}"
+            " cuts out another part in each reading, and not of the condition. Cut images and"
+            f" {kind}s into parts alike and store those, or leave {option('fit')} out."
+        )
 
 
 def condition_table(self: Any) -> dict[str, dict[str, Any]]:

@@ -251,7 +251,7 @@ def _measured(
     open_folder: OpenFolder,
 ) -> tuple[ImageDataset, KnownOfData]:
     """Open measured values, and normalize them; with what is known for their conditions."""
-    from ddpm_lib.data.measurements.opening_measured import fitted, open_values
+    from ddpm_lib.data.measurements.opening_measured import fitted, open_values, stored_size_of
 
     source, spec = open_values(data, values, options)
     chosen, groups = _listed(source, listed, data)
@@ -262,7 +262,8 @@ def _measured(
     opened.groups = None if groups is None else groups[opened.rows]
     opened.opened_with = options
     made = fitted(opened, source, spec, normalize)
-    return made, KnownOfData(spec, open_folder, **known_of(chosen))
+    known = {**known_of(chosen), "size": stored_size_of(chosen, spec)}
+    return made, KnownOfData(spec, open_folder, **known)
 
 
 def _listed(source: Source, listed: FileList | None, data: Any) -> tuple[Source, np.ndarray | None]:

@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.evaluation.image_sets import as_pictures
 from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.evaluation.tasks import ModelTask
+from ddpm_lib.images import to_uint8
 from ddpm_lib.metrics.condition_readers import Reader, target_of
 from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.nn.data_conditions import VectorCondition
@@ -43,7 +45,13 @@ def adherence(task: ModelTask) -> list[Score]:
         ConfigError: If the network takes no condition of the data.
     """
     conditions = data_conditions(task.model().conditioners)
-    if not conditions or len(task.model().image_size) != 2:
+    if conditions and len(task.model().image_size) != 2:
+        raise ConfigError(
+            "adherence reads conditions back from images of two dimensions; this run draws"
+            f" {'×'.join(map(str, task.model().image_size))}. Leave it out of"
+            f" {option('metrics')}."
+        )
+    if not conditions:
         raise ConfigError(
             "adherence reads conditions of the data back from images (--condition), and this"
             " network takes none."
@@ -106,16 +114,16 @@ def _scores(
     target = target_of(name, conditioner.spec)
     learned = train.batch(np.arange(len(train)))
     values = _standardised(conditioner, learned[name], learned["image"])
-    reader = Reader(
-        target, as_pictures(learned["image"]), values, task.state.device, task.options.seed
-    )
+    units = train.normalization
+    seen_as = as_pictures if units is None else to_uint8  # no channel is one of transparency
+    reader = Reader(target, seen_as(learned["image"]), values, task.state.device, task.options.seed)
     truth = images.batch(np.arange(len(images)))
     asked = _standardised(conditioner, truth[name], truth["image"])
     others = asked.roll(max(1, len(asked) // 2), 0)
-    pictures = as_pictures(samples)
+    pictures = seen_as(samples)
     pairs = {
         "": (pictures, asked),
-        "/real": (as_pictures(truth["image"]), asked),
+        "/real": (seen_as(truth["image"]), asked),
         "/chance": (pictures, others),
     }
     found = {}

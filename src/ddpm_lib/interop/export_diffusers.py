@@ -46,12 +46,19 @@ def export_diffusers(
 
     Raises:
         ConfigError: If something lies there, or no UNet2DModel or scheduler can hold an option,
-            which is named.
+            which is named; for processes that learn measured values.
         OSError: If the disk refuses; nothing half-written stays.
     """
     from safetensors.torch import save_file
 
     refuse_taken(folder)
+    if diffusion.normalization is not None:
+        raise ConfigError(
+            "A pipeline of diffusers gives pictures of 8 bits, and this network learns measured"
+            f" values ({diffusion.channels} × {diffusion.normalization.dtype}): their units would"
+            " be lost. --to safetensors, onnx, torch-export and npz-weights keep them, as"
+            " 'normalization' of their JSON file."
+        )
     config, weights = _network(diffusion)
     scheduler = scheduler_config(diffusion)
     conditioner = dict(diffusion.conditioners or {}).get("class_label")

@@ -89,6 +89,7 @@ def _refuse(config: dict[str, Any]) -> None:
     unheld = {
         "dims": (config["dims"] != 2, "is for images"),
         "patch_size": (config["patch_size"] != 1, "works on pixels; train with patch_size=1"),
+        "conditions": (bool(config.get("conditions")), "takes classes alone"),
         "self_condition": (config["self_condition"], "sees no estimate of its own"),
         "low_res_factor": (config["low_res_factor"] is not None, "sees no small image"),
         "scale_skips": (config["scale_skips"], "does not scale skip connections"),
@@ -106,7 +107,7 @@ def _refuse(config: dict[str, Any]) -> None:
     for option, (wrong, why) in unheld.items():
         if wrong:
             value = config[option]
-            shown = list(value) if isinstance(value, (list, tuple)) else value
+            shown = list(value) if isinstance(value, (list, tuple, dict)) else value
             raise ConfigError(
                 f"diffusers' UNet2DModel cannot hold this network: {option}={shown!r}, and it"
                 f" {why}. {_OTHER_WAYS}."

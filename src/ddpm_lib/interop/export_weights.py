@@ -73,10 +73,12 @@ def export_safetensors(
     weights, groups = arranged({name: diffusion.model.state_dict()})
     if diffusion.uncertainty is not None:
         groups[UNCERTAINTY] = diffusion.uncertainty.state_dict()
+    units = None if diffusion.normalization is None else diffusion.normalization.to_json()
     config = FolderConfig(
         model=describe_network(diffusion.model),
         diffusion=diffusion.config,
         class_names=diffusion.class_names,
         weights=weights,
+        normalization=units,
     )
     return save_folder(folder, config, groups)

@@ -123,12 +123,17 @@ def usage(process: TrainableProcess, repo_id: str, revision: str | None = None) 
         *([f"    cond={{{', '.join(pairs)}}},"] if pairs else []),
         f")  # float32 ({shape}) in [0, 1]",
     ]
+    units = process.normalization
+    if units is not None:
+        unit = units.unit or "units of the data"
+        lines.append(f"values = diffusion.normalization.inverse(images)  # {units.dtype}, {unit}")
     shell = ["pip install ddpm-lib"]
     network = type(process.model)
     if network.__module__.split(".")[0] not in ("ddpm_lib", "diffusers"):
         lines.insert(0, f"# Import first the module that registers {network.__name__}.")
-    elif revision is None and len(spatial(process)) == 2:
+    elif revision is None and (units is not None or len(spatial(process)) == 2):
         more = "--low-res path/to/small" if "low_res" in known else "--num 16"
+        more += "" if units is None else " --format npy"
         words = [f"--cond {k}={shlex.quote(str(shown[k]))}" for k in told]
         shell.append(" ".join([f"ddpm sample {repo_id} {more}", *words]))
     return "\n\n".join(["## Use", block("bash", shell), "Or in Python:", block("python", lines)])

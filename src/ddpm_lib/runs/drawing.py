@@ -11,7 +11,7 @@ import torch
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub import PARTNER
-from ddpm_lib.images import to_uint8
+from ddpm_lib.images import preview, to_uint8
 from ddpm_lib.process.conditions import class_count, guidable
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import Found, LoadedRun, load_checkpoint
@@ -158,12 +158,13 @@ def pixels(images: torch.Tensor) -> np.ndarray:
     """Return images as pictures to look at, small ones enlarged by whole pixels.
 
     Args:
-        images: (n, c, h, w), c 1 or 3, in [0, 1] or uint8.
+        images: (n, c, h, w) or volumes (n, c, d, h, w), in [0, 1] or uint8; `preview` says what is
+            shown of volumes and of other numbers of channels than 1, 3 and 4.
 
     Returns:
         uint8 (n, h', w', 3), or (n, h', w') for one channel.
     """
-    array = to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()
+    array = to_uint8(preview(images)).cpu().permute(0, 2, 3, 1).numpy()
     scale = max(1, SIDE // max(array.shape[1:3]))
     array = array.repeat(scale, axis=1).repeat(scale, axis=2)
     return array[..., 0] if array.shape[-1] == 1 else array

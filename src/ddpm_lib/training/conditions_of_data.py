@@ -145,8 +145,17 @@ def refuse_augmented(diffusion: GaussianDiffusion) -> None:
 
 def with_condition_words(data: ImageDataset, config: TrainingConfig) -> ImageDataset:
     """Return an open dataset with the conditions that the options name and that it lacks."""
-    if not config.condition:
+    from ddpm_lib.data.condition_words import read_words
+
+    there = data.opened_with.get("conditions", ()) if data.conditions else ()
+    if {read_words(words).written for words in config.condition} <= set(there):
         return data
+    if data.normalization is not None:
+        raise ConfigError(
+            f"{option('condition')} names conditions that these measured values were opened"
+            " without. Open them with: open_dataset(…, normalize=…, conditions=…), or hand values"
+            " over: dataset.with_conditions({name: values})."
+        )
     if len(data.image_size) != 2:
         raise ConfigError(
             f"{option('condition')} names files of conditions for images; hand those of sequences"

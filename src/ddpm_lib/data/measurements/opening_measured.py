@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from ddpm_lib.data.measurements.value_source import (
     geometries,
 )
 from ddpm_lib.data.numpy_files import check_npy, check_npz
-from ddpm_lib.data.source import content_hash, load_patiently
+from ddpm_lib.data.source import Source, content_hash, load_patiently
 from ddpm_lib.data.split_files import split_files, split_folder
 from ddpm_lib.data.trees import Tree
 
@@ -97,6 +97,20 @@ def open_values(
         return source, replace(spec, stored=stored_type(first.array.dtype))
     except ImageError as error:
         raise ValueError(f"{source.names[0]}: {error}.") from None
+
+
+def stored_size_of(source: Source, spec: MeasuredSpec) -> Callable[[int], tuple[int, int] | None]:
+    """Return what says (width, height) of the stored image of a row; None of a bad one."""
+    whole = replace(spec, fit=WHOLE)
+
+    def size(row: int) -> tuple[int, int] | None:
+        try:
+            found = source.load(row, whole)
+        except (ImageError, OSError):
+            return None  # what is wrong with it is said where it is decoded
+        return found.width, found.height
+
+    return size
 
 
 def _source(data: Any, options: Mapping[str, Any]) -> AnyValues:

@@ -81,6 +81,7 @@ def write_model_folder(
         class_names=process.class_names,
         weights=weights,
         sampling=None if default is None else portable(default).to_json(),
+        normalization=None if process.normalization is None else process.normalization.to_json(),
     )
     save_folder(folder, config, groups, MAX_SHARD_SIZE)
     return labels
