@@ -1,0 +1,95 @@
+"""What `ddpm plan` gains: ten small sets at equal processor minutes, against defaults.
+
+    python benchmarks/quality.py train --root runs/ten --sets … --arms default plan lucidrains \
+        --minutes 2 --sysu DIR --cifar DIR --emoji FILE
+    python benchmarks/ten_sets.py page --root runs/ten      # store, and fill docs/planning.md
+
+The arms and measures are those of benchmarks/quality.py: `plan` is what `ddpm plan` proposes for
+these minutes, `default` is `ddpm train FOLDER` with the same length, lucidrains is
+denoising-diffusion-pytorch as its README runs it. All of a table is measured on one machine. As
+lucidrains draws 64 images only, it is compared by the distance of 64 of each; distances shrink with
+the number of samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ddpm_lib.core.files import write_atomically
+from quality import FEW, ROOT, read
+from quality_sets import SETS
+
+PAGE = ROOT / "docs" / "planning.md"
+RESULTS = ROOT / "benchmarks" / "results" / "ten_sets.json"
+MADE = re.compile(r"(?<=<!-- ten sets -->\n).*?(?=<!-- end of ten sets -->)", re.S)
+ARMS = ("plan", "default", "lucidrains")
+SHOWN = {"frechet_256": "VGG stage 3", "frechet_512": "stage 5", "frechet_8x8": "8×8 pixels"}
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Return a table in Markdown, a row per set and a last row of how often the plan is nearer."""
+    by_set: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in found:
+        by_set.setdefault(one["set"], {})[one["arm"]] = one
+    head = ["set", "steps: plan, default, lucidrains"]
+    head += [f"{words}: plan, default" for words in SHOWN.values()]
+    head += ["recall: plan, default", f"stage 3 of {FEW}: plan, default, lucidrains"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    complete = [name for name in SETS if set(by_set.get(name, ())) >= set(ARMS)]
+    for name in complete:
+        arms = by_set[name]
+        cells = [name, ", ".join(f"{arms[arm]['steps']:,}" for arm in ARMS)]
+        cells += [_values([arms[arm][key] for arm in ARMS[:2]]) for key in SHOWN]
+        cells.append(_values([arms[arm]["recall"] for arm in ARMS[:2]]))
+        cells.append(_values([arms[arm][f"frechet_256_of_{FEW}"] for arm in ARMS]))
+        lines.append("| " + " | ".join(cells) + " |")
+    cells = ["plan nearer", ""]
+    for key in SHOWN:
+        nearer = sum(by_set[name]["plan"][key] < by_set[name]["default"][key] for name in complete)
+        cells.append(f"{nearer} of {len(complete)}")
+    more = sum(
+        by_set[name]["plan"]["recall"] > by_set[name]["default"]["recall"] for name in complete
+    )
+    cells.append(f"{more} of {len(complete)}")
+    key = f"frechet_256_of_{FEW}"
+    against = [
+        sum(by_set[name]["plan"][key] < by_set[name][arm][key] for name in complete)
+        for arm in ARMS[1:]
+    ]
+    cells.append(f"{against[0]} and {against[1]} of {len(complete)}")
+    lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _values(values: list[float]) -> str:
+    return " / ".join(f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in values)
+
+
+def fill(found: list[dict[str, Any]]) -> None:
+    """Put the table into the page."""
+    before, after = MADE.split(PAGE.read_text(encoding="utf-8"))
+    write_atomically(PAGE, f"{before}\n{table(found)}\n\n{after}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["table", "page"])
+    parser.add_argument("--root", type=Path, default=Path("runs/ten"))
+    options = parser.parse_args(arguments)
+    found = read(options.root)
+    if options.what == "page":
+        write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
+        fill(found)
+    else:
+        print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
