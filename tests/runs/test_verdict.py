@@ -228,6 +228,7 @@ CASES: dict[str, tuple[str, list[Row], dict[str, Any]]] = {
         rows(falling),
         {"mean": FINE["mean"], "std": [0.45] * 3, "levels": 2, "black": 0.6, "white": 0.4},
     ),
+    "a fall that noise may make": ("too_little", rows(falling, scatter=0.1, seed=3), {}),
     "two rows": ("too_little", rows(falling, n=2), {}),
     "nothing": ("too_little", [], {}),
 }

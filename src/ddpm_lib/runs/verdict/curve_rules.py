@@ -12,6 +12,11 @@ from ddpm_lib.runs.verdict.trend import MOST, Point, curve_noise, piece, thinned
 LEAST_FALL = 0.01
 """A fall of the loss by less than this share in a fifth of the run is called flat, however sure."""
 
+HIDDEN = 0.1
+"""A change by more than this share in a fifth of the run that may still be chance is not called
+flat, nor is any with twice this share as its error: the curve is too noisy to say.
+"""
+
 DECAYED = 0.2
 """A mean learning rate below this share of the highest is called decayed; below half of it, where
 the curve still fell at more than half, the decay is the reason.
@@ -71,6 +76,9 @@ def progress(r: Readings) -> Finding | None:
     before = _fall_at_full_rate(r)
     if rate is not None and rate < DECAYED and before is not None and before >= LEAST_FALL:
         return Finding("flat_rate", None, (*seen, Evidence("fall_before", before, text=name)))
+    unsure = end.low <= 0.0 <= end.high
+    if unsure and (abs(end.change) >= HIDDEN or error >= 2 * HIDDEN):
+        return Finding("too_little", None, tuple(seen))
     return Finding("flat", int(end.first), tuple(seen))
 
 

@@ -14,7 +14,7 @@ KINDS = {
     "overfitting": "the training images are learned by heart at the price of others",
     "noise": "nothing of the images is learned but their mean",
     "classes_unused": "the data have classes that the network is not told",
-    "too_little": "too few records to judge",
+    "too_little": "too few records to judge, or too noisy ones",
     "learning": "the loss still falls",
     "flat_rate": "the loss stopped falling because the learning rate has decayed",
     "flat": "longer training of this kind changes little",

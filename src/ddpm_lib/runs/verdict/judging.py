@@ -48,7 +48,8 @@ def judge(records: RunRecords) -> Verdict:
 
 def judge_readings(r: Readings) -> Verdict:
     """Judge how a run goes from its numbers; see `judge`."""
-    found = {finding.kind: finding for rule in RULES if (finding := rule(r)) is not None}
+    seen = [finding for rule in RULES if (finding := rule(r)) is not None]
+    found = {finding.kind: finding for finding in reversed(seen)}  # of a kind, the first
     explained = {kind for cause in found for kind in EXPLAINS.get(cause, ())}
     order = list(KINDS)
     holds = sorted(
