@@ -87,7 +87,8 @@ class GaussianDiffusion(nn.Module):
         parametrization: What the network predicts: eps (the noise), x0 (the image) or v (a mix that
             is well-posed at every level, hence the default), or edm (v for data of another spread
             than 1, Karras et al. 2022).
-        parametrization_options: Options of the parametrization, such as {"sigma_data": 0.5}.
+        parametrization_options: Options of the parametrization: {"sigma_data": 0.5} of edm,
+            {"skip": 0.1} of x0 (a share of x_t at low noise, as students of `distill` have).
         weighting: Weight of the levels in the loss: simple, min_snr, flat, p2, snr_plus_one,
             soft_min_snr, vlb, sigmoid or edm. The default min_snr is Ho et al.'s L_simple at high
             noise and stops it from spending itself on nearly clean images, which speeds up training

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -65,19 +66,40 @@ class Eps(Parametrization):
 
 @dataclass(frozen=True)
 class X0(Parametrization):
-    """F predicts the clean image x_0."""
+    """F predicts the clean image x_0: x̂_0 = F, or with skip = s > 0 a mean of x_t/α and F, weighted
+    as two measurements of x_0 with errors of σ/α and s are.
+
+    Without it x̂_0 is not x_t where there is no noise, which consistency tuning rests on (Song et
+    al. 2023, §3); `for_consistency` asks for it.
+
+    Args:
+        skip: s ≥ 0, the noise σ/α at which x_t and the network count alike.
+    """
+
+    skip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.skip < math.inf:
+            raise ValueError(
+                f"The parametrization 'x0' needs skip ≥ 0, got {self.skip}. 0 is usual; students of"
+                " consistency tuning have 0.1."
+            )
 
     def c_skip(self, alpha: N, sigma: N) -> N:
-        """Return 0."""
-        return 0.0 * alpha
+        """Return αs²/(σ² + α²s²), 0 for s = 0."""
+        if not self.skip:
+            return 0.0 * alpha
+        return alpha * self.skip**2 / (sigma**2 + alpha**2 * self.skip**2)
 
     def c_out(self, alpha: N, sigma: N) -> N:
-        """Return 1."""
-        return 0.0 * alpha + 1.0
+        """Return σ²/(σ² + α²s²), 1 for s = 0."""
+        if not self.skip:
+            return 0.0 * alpha + 1.0
+        return sigma**2 / (sigma**2 + alpha**2 * self.skip**2)
 
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return x_0."""
-        return x0
+        """Return x_0 − (αs²/σ)·ε."""
+        return x0 - alpha * self.skip**2 / sigma * eps if self.skip else x0
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,11 @@ def drawer(who: str, steps: int, speed: float, **scores: tuple[float, float]) ->
     return Drawer(who, sampler, steps, measured, speed)
 
 
-TEACHER = drawer("teacher", 50, 2.0, distance=(1.0, 0.1), recall=(0.8, 0.02), copies=(0.01, 0.01))
+TEACHER = drawer(
+    *("teacher", 50, 2.0),
+    **{"distance": (1.0, 0.1), "precision": (0.7, 0.03), "recall": (0.8, 0.02)},
+    copies=(0.01, 0.01),
+)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,7 @@ TEACHER = drawer("teacher", 50, 2.0, distance=(1.0, 0.1), recall=(0.8, 0.02), co
         ({"distance": (0.5, 0.1), "recall": (0.8, 0.02)}, "better in distance"),
         ({"distance": (0.5, 0.1), "recall": (0.7, 0.02)}, "WORSE in recall"),
         ({"distance": (1.0, 0.1), "copies": (0.2, 0.02)}, "WORSE in copies"),
+        ({"distance": (0.5, 0.1), "precision": (0.3, 0.03)}, "WORSE in precision"),
         ({"distance": (1.5, 0.1), "recall": (0.1, 0.02)}, "WORSE in distance and recall"),
         ({"distance": (0.5, 0.1), "recall": (0.9, 0.02)}, "better in distance and recall"),
     ],
@@ -86,6 +91,17 @@ def test_the_fewest_steps_that_are_no_worse_are_chosen() -> None:
     assert [line.split("  ")[-1] for line in bad.lines()[2:5]] == ["WORSE in distance"] * 3
     again = Gate.from_json(json.loads(json.dumps(good.to_json())))
     assert again == good
+
+
+def test_blurred_images_are_not_chosen_for_their_distance() -> None:
+    """One step of a short tuning, as measured: nearer than its teacher, and blurred."""
+    students = (
+        drawer("student", 1, 90.0, distance=(0.4, 0.1), precision=(0.3, 0.03), recall=(0.4, 0.02)),
+        drawer("student", 4, 20.0, distance=(1.0, 0.1), precision=(0.6, 0.03), recall=(0.7, 0.02)),
+    )
+    gate = Gate(TEACHER, students, 256, "cpu")
+    assert (gate.chosen, gate.is_passed) == (4, False)
+    assert gate.verdicts[0].word == "WORSE in precision and recall"
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from ddpm_lib.metrics import (
     nearest_distances,
     read_statistics,
     save_statistics,
+    share_interval,
     statistics_of,
 )
 from ddpm_lib.metrics.kernel import inception_influence, kernel_influence
@@ -246,6 +247,27 @@ def test_density_and_coverage_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         assert got.recall.tolist() == [1.0, 1.0, 1.0, 1.0]  # radii of the samples: 3, 3, 46.5
     with pytest.raises(ValueError, match="3 nearest neighbours need 4 images; got 3"):
         manifolds(samples, reference)
+
+
+@pytest.mark.parametrize("n", [64, 256])
+def test_the_error_of_recall_and_coverage_is_that_of_drawing_other_samples(n: int) -> None:
+    """Reference images are many and agree with each other: by them alone, the error of recall would
+    be a third of what other samples show.
+    """
+    reference = normal(1000, 4)
+    drawn = [manifolds(0.7 * normal(n, 4, index=1 + k), reference) for k in range(40)]
+    for name in ("recall", "coverage"):
+        values = torch.tensor([float(getattr(one, name).mean()) for one in drawn])
+        stated = sum(getattr(one, f"{name}_error") for one in drawn) / len(drawn)
+        assert 0.8 < stated / float(values.std()) < 1.6
+    one_set = drawn[0].recall
+    narrow, wide = share_interval(one_set), share_interval(one_set, more=drawn[0].recall_error)
+    assert narrow is not None
+    assert wide is not None
+    assert wide[0] < narrow[0] < float(one_set.mean()) < narrow[1] < wide[1]
+    assert wide[1] - wide[0] == pytest.approx(
+        3.92 * math.hypot((narrow[1] - narrow[0]) / 3.92, drawn[0].recall_error), rel=0.05
+    )
 
 
 def test_copies_are_found_and_new_images_are_not() -> None:

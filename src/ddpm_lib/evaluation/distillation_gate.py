@@ -11,8 +11,8 @@ from typing import Any
 
 ERRORS = 2.0
 """Two scores differ where they are so many standard errors of their difference apart."""
-DISTANCE, RECALL, COPIES = "distance", "recall", "copies"
-JUDGED = {DISTANCE: 1, RECALL: -1, COPIES: 1}
+DISTANCE, PRECISION, RECALL, COPIES = "distance", "precision", "recall", "copies"
+JUDGED = {DISTANCE: 1, PRECISION: -1, RECALL: -1, COPIES: 1}
 """What is judged, and whether more of it is worse (1) or better (−1)."""
 
 
@@ -39,7 +39,7 @@ class Drawer:
         who: "teacher" or "student".
         sampler: Its sampler.
         steps: Its steps.
-        scores: By the names in `JUDGED`, and "precision".
+        scores: By the names in `JUDGED`.
         per_second: Images drawn per second, on one process.
     """
 
@@ -83,16 +83,24 @@ def judge_student(teacher: Drawer, student: Drawer) -> Judged:
     >>> judge_student(one, two).word
     'WORSE in distance'
     """
-    found: dict[bool, list[str]] = {True: [], False: []}
-    for name, sign in JUDGED.items():
-        if name not in teacher.scores or name not in student.scores:
-            continue
-        one, other = teacher.scores[name], student.scores[name]
-        apart = sign * (other.value - one.value)
-        if abs(apart) > ERRORS * math.hypot(one.error, other.error):
-            found[apart > 0].append(name)
+    behind = _behind(teacher, student)
+    worse = tuple(name for name, errors in behind.items() if errors > ERRORS)
+    better = tuple(name for name, errors in behind.items() if errors < -ERRORS)
     speed = student.per_second / teacher.per_second if teacher.per_second else math.nan
-    return Judged(student.steps, tuple(found[True]), tuple(found[False]), speed)
+    return Judged(student.steps, worse, better, speed)
+
+
+def _behind(teacher: Drawer, student: Drawer) -> dict[str, float]:
+    """Return by how many standard errors of the difference a student is worse, by score."""
+    found = {}
+    for name, sign in JUDGED.items():
+        if name in teacher.scores and name in student.scores:
+            one, other = teacher.scores[name], student.scores[name]
+            apart, error = sign * (other.value - one.value), math.hypot(one.error, other.error)
+            found[name] = (
+                apart / error if error else math.copysign(math.inf, apart) if apart else 0.0
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -120,13 +128,13 @@ class Gate:
 
     @property
     def chosen(self) -> int:
-        """The fewest steps with which the student is no worse; if it is worse with all, those with
-        the least distance.
+        """The fewest steps with which the student is no worse; if it is worse with all, those whose
+        worst score is the fewest standard errors from the teacher's.
         """
         good = [one.steps for one in self.verdicts if not one.worse]
         if good:
             return good[0]
-        return min(self.students, key=lambda one: one.scores[DISTANCE].value).steps
+        return min(self.students, key=lambda one: max(_behind(self.teacher, one).values())).steps
 
     @property
     def is_passed(self) -> bool:

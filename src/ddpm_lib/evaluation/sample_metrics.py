@@ -72,14 +72,15 @@ def influenced(
     influence: Tensor,
     unit: str,
     share: bool = False,
+    more: float = 0.0,
 ) -> Score:
     """Return a score with its standard error and interval: Wilson's for a share, else what
-    resampling gives.
+    resampling gives. `more` is a standard error of a share besides that of its own values.
     """
     n, influence = len(influence), influence.cpu()
-    error = float(influence.std()) / math.sqrt(n) if n > 1 else None
+    error = math.hypot(float(influence.std()) / math.sqrt(n), more) if n > 1 else None
     interval = (
-        share_interval(influence)
+        share_interval(influence, more=more)
         if share
         else bootstrap_interval(value, influence, seed=task.options.seed)
     )
@@ -225,6 +226,7 @@ def _neighbours(task: SampleTask, k: int, names: tuple[str, str]) -> list[Score]
                     values,
                     unit,
                     name != "density",
+                    getattr(balls, f"{name}_error", 0.0),
                 )
             )
     return found

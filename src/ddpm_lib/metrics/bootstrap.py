@@ -42,17 +42,26 @@ def bootstrap_interval(
     return value + float(low), value + float(high)
 
 
-def share_interval(values: Tensor, z: float = 1.96) -> tuple[float, float] | None:
+def share_interval(
+    values: Tensor, z: float = 1.96, more: float = 0.0
+) -> tuple[float, float] | None:
     """Return Wilson's interval for a share (Wilson 1927), from float (n,) of 0 and 1; None for
     fewer than two.
 
     Resampling cannot say anything where all images agree: 0 of 100 is no proof of 0 %.
+
+    Args:
+        values: What is averaged.
+        z: Standard errors on each side.
+        more: Standard error of the share besides that of `values`: it counts as fewer values.
     """
-    n = len(values)
+    n: float = len(values)
     if n < 2:
         return None
     p = float(values.double().mean())
+    spread = p * (1 - p)
+    n = spread / (spread / n + more**2) if spread else n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    half = z / (1 + z * z / n) * (spread / n + z * z / (4 * n * n)) ** 0.5
     low = 0.0 if p == 0.0 else max(0.0, middle - half)  # not what rounding leaves of it
     return low, 1.0 if p == 1.0 else min(1.0, middle + half)

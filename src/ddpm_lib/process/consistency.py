@@ -27,6 +27,12 @@ P = TypeVar("P", bound=nn.Module)
 P_MEAN, P_STD = -1.1, 2.0
 """Of ln(σ/α) in training (Geng et al. 2024, appendix on settings: CIFAR-10)."""
 
+SKIP = 0.1
+"""Noise at which x_t and the output of a network that predicts x0 count alike: about the error with
+which such a network tells a clean image. Without a share of x_t nothing holds the answers at low
+noise, and all of them drift away together.
+"""
+
 
 def student_config(
     config: Mapping[str, Any], loss_options: Mapping[str, float] | None = None
@@ -34,12 +40,15 @@ def student_config(
     """Return the arguments of the process that tunes another one for consistency.
 
     Schedule, prediction, variance, clipping and size stay; what belongs to the training of a
-    denoiser goes.
+    denoiser goes. A prediction of x0 gets a share of x_t, so that it is exact without noise.
 
     Args:
         config: Of the process to tune, `GaussianDiffusion.config`.
         loss_options: As for `GaussianDiffusion`.
     """
+    if config["parametrization"] == "x0":
+        options = config.get("parametrization_options") or {}
+        config = {**config, "parametrization_options": {"skip": options.get("skip") or SKIP}}
     return {
         **config,
         "loss": CONSISTENCY,
@@ -100,7 +109,7 @@ def consistency_losses(
     """
     pairs = process.pairs
     assert pairs is not None
-    at = pairs_of(process.schedule, pairs, t, progress, x0)
+    at = pairs_of(process.schedule, process.parametrization, pairs, t, progress, x0)
     target = x0
     if not at.every_r_is_clean:
         x_r = at.alpha_r * x0 + at.sigma_r * eps

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.parametrization import Parametrization
 from ddpm_lib.schedules import Schedule
 from ddpm_lib.schedules.interpolation import times_of
 
@@ -127,12 +128,23 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(
-    schedule: Schedule, pairs: ConsistencyPairs, t: Tensor, progress: float, like: Tensor
+    schedule: Schedule,
+    parametrization: Parametrization,
+    pairs: ConsistencyPairs,
+    t: Tensor,
+    progress: float,
+    like: Tensor,
 ) -> Pairs:
     """Look up both levels of each pair.
 
+    The weight 1/(t̃ − r̃) is for networks whose answer is x_t and a correction that vanishes with the
+    noise (v, edm). Where the network answers with the image itself (x0), the same weight would let
+    the cleanest levels, at which it is never exact, rule its gradient; so it is multiplied by
+    σ/|c_out|, by which the gradient of the output is that of a network that predicts v.
+
     Args:
         schedule: The noise levels.
+        parametrization: How an output stands for the clean image.
         pairs: Says which r belongs to t.
         t: Levels in 1 … T, (b,) on the CPU.
         progress: The part of the training that is done, in [0, 1].
@@ -150,7 +162,8 @@ def pairs_of(
     log_snr = -2.0 * torch.where(clean, noise, partner).log()
     time_r = torch.where(clean, 1.0, times_of(table, log_snr)) - 1.0
     rows = [alpha, sigma, alpha_r, partner * alpha_r, clean.double()]
-    rows += [(t - 1).double(), time_r, 1.0 / (noise - partner)]
+    share = (sigma / parametrization.c_out(alpha, sigma).abs()).clamp(max=1.0)
+    rows += [(t - 1).double(), time_r, share / (noise - partner)]
     # One transfer for everything that depends on t; the arithmetic on the tables is float64.
     found = list(to_device(torch.stack(rows).to(like.dtype), like.device))
     wide = (row.view(-1, *[1] * (like.ndim - 1)) for row in found[:5])

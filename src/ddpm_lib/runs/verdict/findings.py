@@ -16,7 +16,7 @@ KINDS = {
     "classes_unused": "the data have classes that the network is not told",
     "too_little": "too few records to judge, or too noisy ones",
     "learning": "the loss still falls",
-    "flat_rate": "the loss stopped falling because the learning rate has decayed",
+    "flat_rate": "the loss falls no more, or not for sure, as the learning rate has decayed",
     "flat": "longer training of this kind changes little",
 }
 """Kinds of verdicts with their meaning, in order of precedence: the first that holds is the

@@ -187,8 +187,10 @@ def _compare_processes(there: Described, here: Described, source: str, changes: 
         )
         return
     predicted = _pick(old, new, _PREDICTED)
-    if predicted:
-        told = ", ".join(d.worded(f"in {source}", "here") for d in predicted)
+    told = ", ".join(d.worded(f"in {source}", "here") for d in predicted)
+    if predicted and old.get("parametrization") == new["parametrization"] == "x0":
+        changes.notes.append(f"{told}: how much of x_t the answer is at low noise")
+    elif predicted:
         changes.refused.append(
             f"{told}; the outputs of the one are no outputs of the other, and what the network has"
             f" learned is how to predict {old['parametrization']}"
