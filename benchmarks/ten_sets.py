@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py train --root runs/ten --sets … --arms default plan lucidrains \
         --minutes 2 --sysu DIR --cifar DIR --emoji FILE
-    python benchmarks/ten_sets.py page --root runs/ten      # store, and fill docs/planning.md
+    python benchmarks/ten_sets.py --root runs/ten
 
 The arms and measures are those of benchmarks/quality.py: `plan` is what `ddpm plan` proposes for
 these minutes, `default` is `ddpm train FOLDER` with the same length, lucidrains is
@@ -14,18 +14,12 @@ the number of samples.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-from ddpm_lib.core.files import write_atomically
-from quality import FEW, ROOT, read
+from quality import FEW, read
 from quality_sets import SETS
 
-PAGE = ROOT / "docs" / "planning.md"
-RESULTS = ROOT / "benchmarks" / "results" / "ten_sets.json"
-MADE = re.compile(r"(?<=<!-- ten sets -->\n).*?(?=<!-- end of ten sets -->)", re.S)
 ARMS = ("plan", "default", "lucidrains")
 SHOWN = {"frechet_256": "VGG stage 3", "frechet_512": "stage 5", "frechet_8x8": "8×8 pixels"}
 
@@ -69,25 +63,13 @@ def _values(values: list[float]) -> str:
     return " / ".join(f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in values)
 
 
-def fill(found: list[dict[str, Any]]) -> None:
-    """Put the table into the page."""
-    before, after = MADE.split(PAGE.read_text(encoding="utf-8"))
-    write_atomically(PAGE, f"{before}\n{table(found)}\n\n{after}")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["table", "page"])
     parser.add_argument("--root", type=Path, default=Path("runs/ten"))
     options = parser.parse_args(arguments)
-    found = read(options.root)
-    if options.what == "page":
-        write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
-        fill(found)
-    else:
-        print(table(found))
+    print(table(read(options.root)))
     return 0
 
 

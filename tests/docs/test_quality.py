@@ -61,3 +61,37 @@ def test_what_a_training_cost_is_learnt(quality: Any, tmp_path: Path) -> None:
     assert quality.cost("default", train, tmp_path) == (5.0, 0.1)
     quality.learn_cost("default", train, tmp_path, None, 100, 25.0)
     assert quality.cost("default", train, tmp_path) == (5.0, pytest.approx(0.15))
+
+
+def test_ten_sets_count_where_the_plan_is_nearer(quality: Any) -> None:
+    ten_sets = importlib.import_module("ten_sets")
+
+    def run(name: str, arm: str, distance: float) -> dict[str, Any]:
+        keys = [*ten_sets.SHOWN, f"frechet_256_of_{quality.FEW}"]
+        return {"set": name, "arm": arm, "steps": 100, "recall": 1 / distance} | dict.fromkeys(
+            keys, distance
+        )
+
+    found = [
+        run(name, arm, distance)
+        for name, distances in {"sysu": (2.0, 3.0, 150.0), "emoji": (5.0, 4.0, 160.0)}.items()
+        for arm, distance in zip(ten_sets.ARMS, distances, strict=True)
+    ]
+    found.append(run("mnist", "plan", 1.0))  # alone: it is compared with nothing
+    lines = ten_sets.table(found).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| sysu", "| emoji", "| plan nearer"]
+    assert lines[-1].endswith("| 1 of 2 | 1 of 2 | 1 of 2 | 1 of 2 | 1 and 2 of 2 |")
+
+
+def test_the_rule_s_checkpoint_is_compared_with_all(quality: Any) -> None:
+    stop_rule = importlib.import_module("stop_rule")
+    looks = [
+        {"step": step, "frechet_256": distance, "recall": 0.5, "copies": copies}
+        for step, distance, copies in ((600, 4.0, 0.0), (1200, 3.0, 0.01), (2400, 3.3, 0.2))
+    ]
+    stopped = {"step": 1800, "reason": "copying", "best": 1200}
+    one = {"set": "emoji", "images": 1129, "steps": 2400, "stopped": stopped, "looks": looks}
+    line = stop_rule.table([one]).splitlines()[-1]
+    assert "| 1,800 of 2,400 | 1,200 | 3.00, 1 % | 1,200 | 3.00, 1 % | 1.00 | 3.30, 20 % |" in line
+    run = stop_rule.command("emoji", Path("images"), Path("run"), ["overfitting", "copying"])
+    assert run[run.index("--stop-when") + 1] == "overfitting,copying"
