@@ -1,6 +1,6 @@
 """The pictures of docs/gallery.md: its blocks are run as they are printed.
 
-    python benchmarks/gallery.py                         # all, about ten minutes of one thread
+    python benchmarks/gallery.py                         # all, about twenty minutes of one thread
     python benchmarks/gallery.py --only classes editing
 
 Works in a folder that is thrown away, or in `--folder`, where trained runs are taken as they are.

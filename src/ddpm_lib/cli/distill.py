@@ -19,9 +19,10 @@ from ddpm_lib.training import TrainingConfig, process_state
 
 DESCRIPTION = (
     "Tune a trained run to draw in 1 to 4 steps (easy consistency tuning), in a run directory of"
-    " its own, and compare it with what it was: distance, recall, copies, speed. A worse student is"
-    " called worse. Options of training that are not given are those of the run, for half as many"
-    " steps at half the learning rate. The same command continues a tuning that was cut off."
+    " its own, and compare it with what it was: distance, precision, recall, copies, speed. A worse"
+    " student is called worse. Options of training that are not given are those of the run, for one"
+    " and a half times as many steps (half as many of long runs) at half the learning rate. The"
+    " same command continues a tuning that was cut off."
 )
 
 

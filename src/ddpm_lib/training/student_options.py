@@ -8,9 +8,11 @@ from typing import Any
 from ddpm_lib.training.by_length import rate_of
 from ddpm_lib.training.option_values import is_described
 
-SHARE = 0.5
-"""Of the steps that the teacher was trained for, are those of its student."""
-FEWEST_STEPS = 200
+SHARE, LONG_SHARE = 1.5, 0.5
+"""Of the steps that the teacher was trained for, are those of its student: of short trainings the
+first, as long as that is at most `LONG` steps, else the second.
+"""
+FEWEST_STEPS, LONG = 200, 10_000
 RATE = 0.5
 """Of the teacher's peak learning rate."""
 LOOKS = 4
@@ -53,7 +55,7 @@ def student_options(
     kept = {name: value for name, value in teacher.items() if name not in _ANEW}
     if is_described(kept.get("val_data")):
         del kept["val_data"]
-    most = max_steps or max(FEWEST_STEPS, round(SHARE * steps)) if steps else max_steps or 10_000
+    most = max_steps or steps_of(steps)
     every = max(1, most // LOOKS)
     rate = kept.get("learning_rate")
     rate = float(rate) if isinstance(rate, int | float) else rate_of(steps or most)
@@ -74,6 +76,17 @@ def student_options(
         "sample_sampler": "consistency",
         "sample_steps": 2,
     }
+
+
+def steps_of(steps: int) -> int:
+    """Return the steps of a student whose teacher was trained for so many; 0: that is not known.
+
+    >>> [steps_of(n) for n in (0, 60, 900, 12_000, 100_000)]
+    [10000, 200, 1350, 10000, 50000]
+    """
+    if not steps:
+        return LONG
+    return max(FEWEST_STEPS, round(LONG_SHARE * steps), min(round(SHARE * steps), LONG))
 
 
 def _at_most(cadence: Any, every: int) -> Any:
