@@ -1,14 +1,12 @@
 """What `ddpm plan` gains: ten small sets at equal processor minutes, against defaults.
 
-    python benchmarks/quality.py train --root runs/ten --sets … --arms default plan lucidrains \
-        --minutes 2 --sysu DIR --cifar DIR --emoji FILE
     python benchmarks/ten_sets.py --root runs/ten
 
-The arms and measures are those of benchmarks/quality.py: `plan` is what `ddpm plan` proposes for
-these minutes, `default` is `ddpm train FOLDER` with the same length, lucidrains is
-denoising-diffusion-pytorch as its README runs it. All of a table is measured on one machine. As
-lucidrains draws 64 images only, it is compared by the distance of 64 of each; distances shrink with
-the number of samples.
+It compares what `quality.py train` has left there for the arms default, plan and lucidrains:
+`plan` is what `ddpm plan` proposes for these minutes, `default` is `ddpm train FOLDER` with the
+same length, lucidrains is denoising-diffusion-pytorch as its README runs it. All of a table is to
+be measured on one machine. As lucidrains draws 64 images only, it is compared by the distance of
+64 of each; distances shrink with the number of samples.
 """
 
 from __future__ import annotations
