@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_process_on_what_the_run_held_out(run: Path) -> 
     assert found.about["data"]["images"] == len(held_out) == 7
     assert found["nll"] == pytest.approx(bits.mean, rel=1e-6)
     assert found["nll/prior"] == pytest.approx(float(bits.prior.mean()), rel=1e-6)
-    assert found["nll/decoder"] == pytest.approx(float(bits.decoder.mean()), rel=1e-6)
+    assert found["nll/decoder"] == pytest.approx(float(bits.decoder.mean()), rel=1e-5)
     assert found["nll/vlb"] == pytest.approx(float(bits.terms[:, 1:].sum(1).mean()), rel=1e-6)
     assert found["flow_nll"] == pytest.approx(flow.mean, rel=1e-6)
     errors = {s.name: s.standard_error for s in found.scores}

@@ -128,12 +128,12 @@ def test_what_a_trainer_has_later_is_born_empty_and_says_so(tmp_path: Path) -> N
 
 
 def test_the_keywords_of_a_trainer_are_the_fields_of_its_config() -> None:
-    """But for val_data, which in Python may be any object."""
+    """But for val_data and add_data, which in Python may be any objects."""
     fields = {f.name: f.type for f in dataclasses.fields(TrainingConfig)}
     keywords = {
         name: getattr(a, "__forward_arg__", a) for name, a in TrainerOptions.__annotations__.items()
     }
-    assert keywords == fields | {"val_data": "Any"}
+    assert keywords == fields | {"val_data": "Any", "add_data": "Any"}
     assert list(keywords) == list(fields)
 
 
