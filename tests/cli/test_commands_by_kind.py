@@ -23,7 +23,7 @@ from ddpm_lib.runs.drawing import Artist, Wish
 from ddpm_lib.runs.loading import find_checkpoints
 from ddpm_lib.training import ConfigError
 
-N = 48
+N = 80
 QUIET = ["--device", "cpu", "--no-progress"]
 VALUES = ("tiff", "bands", "volumes")
 CONDITIONS = ("number", "angle", "vector", "label", "tags", "mask", "image", "text", "both")
@@ -289,7 +289,7 @@ def test_ablations_are_of_pictures(
     assert "ddpm train --normalize affine" in said
 
 
-TUNED = "--calls 2 --num 16 --starts 4 --teacher-calls 4 --iterations 1 --samplers unipc"
+TUNED = "--calls 2 --num 20 --starts 4 --teacher-calls 4 --iterations 1 --samplers unipc"
 STUDENT = "--max-steps 2 --batch-size 4 --num-samples 64 --steps 1 --teacher-steps 3"
 SLOW: dict[str, list[object]] = {
     "tune": [*TUNED.split(), "--no-guidance", *QUIET],

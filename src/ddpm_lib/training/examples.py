@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ddpm_lib.core.spread import evenly
-from ddpm_lib.images import comparison_tiles, to_model_range
+from ddpm_lib.images import comparison_tiles, preview, to_model_range
 from ddpm_lib.nn import LowRes
 from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.conditions import find_conditioner
@@ -64,8 +64,8 @@ def tiles_beside_examples(
         samples: Images (n, c, h, w) drawn under `example_conditions(diffusion, dataset, n)`.
 
     Returns:
-        Tiles (3n, c, h, w), uint8, and how many stand in a row; for networks that see no
-        picture the samples and None.
+        Tiles (3n, c, h, w), uint8, and how many stand in a row, beside masks and images as
+        `preview` shows them; for networks that see no picture the samples and None.
     """
     low_res = low_res_of(diffusion)
     pictures = [c for c in data_conditions(diffusion.conditioners).values() if c.axes >= 2]
@@ -74,6 +74,7 @@ def tiles_beside_examples(
     batch = example_images(dataset, len(samples))
     truth = batch["image"]
     if low_res is None:
-        shown = pictures[0].picture(batch[pictures[0].name], diffusion.channels)
-        return comparison_tiles(shown, samples, truth)
+        seen, truth = preview(samples), preview(truth)
+        shown = pictures[0].picture(batch[pictures[0].name], seen.shape[1])
+        return comparison_tiles(shown, seen, truth)
     return comparison_tiles(low_res.derive(to_model_range(truth)), samples, truth)
