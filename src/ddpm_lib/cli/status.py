@@ -19,6 +19,7 @@ from ddpm_lib.cli import options
 from ddpm_lib.cli.text_tables import Column, duration, room, table
 from ddpm_lib.core.text import printable, sayable, so_many
 from ddpm_lib.runs.finding import FoundRun, find_runs
+from ddpm_lib.runs.growth import growth_of_run
 from ddpm_lib.runs.records import read_records
 from ddpm_lib.runs.run_status import RunStatus, is_run, no_run, number, run_around, run_status
 from ddpm_lib.runs.started_from import is_untrained, start_of_run
@@ -118,6 +119,7 @@ def values_of(run: Path) -> dict[str, Any]:
         values["seconds_left"] = now.seconds_left()
     start = start_of_run(run)
     values["started_from"] = None if start is None else start.to_json()
+    values["grown"] = [event.to_json() for event in growth_of_run(run)]
     default = sampling_or_none(run)
     values["sampling"] = None if default is None else {**default.to_json(), "evidence": {}}
     return {**values, "metrics": now.row}
@@ -135,6 +137,7 @@ def _lines(run: Path, now: RunStatus) -> list[str]:
     start = start_of_run(run)
     if start is not None:
         lines.append(f"  began with  {start}")
+    lines += [f"  grown       {event.words()}" for event in growth_of_run(run)]
     default = sampling_or_none(run)
     if default is not None:
         lines.append(f"  sampling    {default.words()} ({default.origin()})")

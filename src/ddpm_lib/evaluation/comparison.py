@@ -13,6 +13,7 @@ from typing import Any
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.evaluation.evaluation_result import Evaluation, format_score
+from ddpm_lib.runs.growth import Growth, events_in
 from ddpm_lib.runs.run_status import no_run
 from ddpm_lib.runs.started_from import StartedFrom
 
@@ -63,13 +64,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """The newest value of every metric of a run, or the values of one file; and what the run began
-    with, where that was not random.
+    """The newest value of every metric of a run, or the values of one file; what the run began
+    with, where that was not random, and when images were added to it.
     """
 
     title: str
     entries: dict[str, Entry]
     start: StartedFrom | None = None
+    grown: tuple[Growth, ...] = ()
 
 
 def metric_of(name: str) -> tuple[str, int | None]:
@@ -155,7 +157,7 @@ def column_of(path: str | Path) -> Column:
     step = f" step {newest['step']:,} ({newest['weights']})" if "step" in newest else ""
     files = f"{newest['file']}" + (f" and {len(every) - 1} before" if len(every) > 1 else "")
     start = StartedFrom.from_json(newest.get("started_from"))
-    return Column(f"{who}{step}, {files}", entries, start)
+    return Column(f"{who}{step}, {files}", entries, start, events_in(newest.get("grown")))
 
 
 def compare(paths: Sequence[str | Path]) -> str:
@@ -186,6 +188,11 @@ def table_of(columns: Sequence[Column]) -> str:
         )
     notes = [
         *(f"{head} began with {c.start}." for head, c in zip(heads, columns) if c.start),
+        *(
+            f"{head} has grown {event.words()}."
+            for head, c in zip(heads, columns)
+            for event in c.grown
+        ),
         *_older(columns, heads),
         *_differences(columns, heads, metrics),
         *_remarks(columns, heads),
@@ -200,6 +207,7 @@ def to_dict(columns: Sequence[Column]) -> dict[str, Any]:
             {
                 "title": column.title,
                 "started_from": None if column.start is None else column.start.to_json(),
+                "grown": [event.to_json() for event in column.grown],
                 "scores": {
                     metric: {**entry.score, "n": entry.n, "file": entry.about["file"]}
                     for metric, entry in column.entries.items()

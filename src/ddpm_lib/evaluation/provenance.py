@@ -45,6 +45,8 @@ def describe_target(
             del about["step"]
         elif loaded.run_state.started_from is not None:
             about["started_from"] = loaded.run_state.started_from
+        if loaded.pretrained is None and loaded.run_state.trained_on.grown:
+            about["grown"] = loaded.run_state.trained_on.grown
     return {
         **about,
         "options": dataclasses.asdict(options),

@@ -13,6 +13,7 @@ from typing import Any
 
 from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs.about import read_about
+from ddpm_lib.runs.growth import Growth, growth_of_run
 from ddpm_lib.runs.run_status import RunStatus, parse_row, run_status
 from ddpm_lib.runs.stored_sampling import sampling_or_none
 
@@ -34,6 +35,7 @@ class RunRecords:
             as "file".
         grids: Step and file of the sample grids that training drew, in the order of their steps.
         sampling: How the run draws unless told otherwise, None for the library's way.
+        grown: When images were added, see `Growth`.
     """
 
     run: Path
@@ -44,6 +46,7 @@ class RunRecords:
     evaluations: tuple[dict[str, Any], ...] = ()
     grids: tuple[tuple[int, Path], ...] = ()
     sampling: SamplingDefault | None = None
+    grown: tuple[Growth, ...] = ()
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return an option of training from config.yaml, the default where it does not say."""
@@ -67,6 +70,7 @@ def read_records(run: Path) -> RunRecords:
         evaluations=_evaluations(run),
         grids=_grids(run),
         sampling=sampling_or_none(run),
+        grown=growth_of_run(run),
     )
 
 

@@ -73,16 +73,17 @@ def start_of_run(run: Path) -> StartedFrom | None:
     """Return what a run began with, as its newest checkpoint says; None for random weights, and
     where no checkpoint is legible.
     """
-    return StartedFrom.from_json(_newest_state(run).get("started_from"))
+    return StartedFrom.from_json(newest_state(run).get("started_from"))
 
 
 def is_untrained(run: Path) -> bool:
     """Say whether a run was made of another program's weights and not trained here yet."""
-    data = _newest_state(run).get("data")
+    data = newest_state(run).get("data")
     return isinstance(data, Mapping) and data.get("images") == 0
 
 
-def _newest_state(run: Path) -> Mapping[str, Any]:
+def newest_state(run: Path) -> Mapping[str, Any]:
+    """Return state.json of a run's newest checkpoint; nothing where none is legible."""
     newest = newest_checkpoint(run)
     if newest is None:
         return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
 from ddpm_lib.core.hub.markdown import block, code, plain, table
@@ -18,6 +17,7 @@ from ddpm_lib.process.model_card import (
     task_of,
     usage,
 )
+from ddpm_lib.runs.growth import events_in
 from ddpm_lib.runs.publishing.card_limits import limits
 from ddpm_lib.runs.publishing.facts import Base, RunFacts, Source
 from ddpm_lib.runs.publishing.measured import Measurement
@@ -113,12 +113,6 @@ def _based_on(base: Base) -> str:
     )
 
 
-def _grown(event: Mapping[str, Any]) -> str:
-    """Word an event of growth; the paths of a machine are nobody's business."""
-    before, after = event.get("images_before", 0), event.get("images", 0)
-    return f"from {before:,} to {after:,} at step {event.get('step', 0):,}"
-
-
 def _training_rows(facts: RunFacts) -> list[tuple[str, str]]:
     state, said, on = facts.state, facts.training, facts.state.trained_on
     process = facts.loaded.diffusion
@@ -130,7 +124,7 @@ def _training_rows(facts: RunFacts) -> list[tuple[str, str]]:
     steps = f"{state.step:,}" + (f" of {said['max_steps']:,}" if "max_steps" in said else "")
     return [
         ("Data", f"{on.images:,} {noun(process)}{held}" if on.images else "not recorded"),
-        ("Growth", "; ".join(map(_grown, on.grown or []))),
+        ("Growth", "; ".join(map(str, events_in(on.grown)))),
         ("Steps", steps),
         ("Images seen", f"{seen}, each {amount(epochs, 3)} times" if seen and epochs else seen),
         ("Batch", f"{state.batch_size:,}" if said else ""),

@@ -70,6 +70,7 @@ def data_facts(records: RunRecords) -> Pairs:
         ("data", data.get("name") or records.config.get("data")),
         ("training images", _count(data.get("images"))),
         ("held-out images", _count(data.get("held_out"))),
+        ("grown", "; ".join(event.words() for event in records.grown)),
         (
             "size for the network",
             f"{shape} pixels, {kinds.get(int(channels or 0), f'{channels:g} channels')}"

@@ -59,6 +59,7 @@ def run_page(records: RunRecords, points: int, pictures: int) -> str:
     marks = [("best", best[0])] if best else []
     if verdict.since is not None:
         marks.append((f"since {verdict.since:,}", verdict.since))
+    marks += [(f"{event.images:,} images", event.step) for event in records.grown]
     charts = run_charts(records, marks)
     share = {name: int(part * pictures) for name, part in _SHARES.items()}
     written, shown = now_words()
@@ -99,6 +100,7 @@ def run_data(records: RunRecords) -> dict[str, Any]:
         "status": {k: v for k, v in dataclasses.asdict(records.status).items() if k != "owner"},
         "about": records.about,
         "options": records.config,
+        "grown": [event.to_json() for event in records.grown],
         "evaluations": records.evaluations[-20:],
     }
 
