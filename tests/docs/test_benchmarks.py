@@ -210,3 +210,19 @@ def test_every_benchmark_is_described():
     assert [
         p.name for p in FOLDER.glob("*.py") if p.stem not in helpers and f"`{p.name}" not in text
     ] == []
+
+
+def test_noise_adds_little_to_the_size_that_is_read_from_shapes(script):
+    """What is left of noise in samples must not count as area, by which sizes are judged."""
+    import numpy as np
+
+    from ddpm_lib import Shapes
+
+    conditions = script("conditions")
+    shapes = Shapes(16, n=128, turned=True)
+    images = shapes.batch(range(128))["image"].numpy()
+    clean = conditions.sizes(conditions.foreground(images), 1.0)
+    noise = np.random.default_rng(0).normal(0, 8, images.shape)
+    noisy = np.clip(images + noise, 0, 255).round().astype(np.uint8)
+    found = conditions.sizes(conditions.foreground(noisy), 1.0)
+    assert abs(found - clean).mean() < 0.04 * clean.mean()

@@ -52,7 +52,9 @@ def events_in(values: Any) -> tuple[Growth, ...]:
     listed = values if isinstance(values, list | tuple) else ()
     found = []
     for one in listed:
-        counts = {name: one.get(name) for name in _COUNTS} if isinstance(one, Mapping) else {}
+        counts: dict[str, Any] = (
+            {name: one.get(name) for name in _COUNTS} if isinstance(one, Mapping) else {}
+        )
         if counts and all(type(count) is int for count in counts.values()):
             added = one.get("added")
             names = tuple(map(str, added)) if isinstance(added, list | tuple) else ()
