@@ -107,6 +107,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--value-range", "0", "4095"],
             ["--condition", "age=meta.csv:age"],
             ["--add-data", "more"],
+            ["--add-condition", "age=more.csv:age"],
         ],
     ),
     "plan": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,59 @@ def zipped(where: Path, n: int, seed: int) -> str:
     return str(where / f"pictures-{seed}.zip")
 
 
+def tarred(where: Path, n: int, seed: int) -> str:
+    folder = Path(pictures(where, n, seed))
+    with tarfile.open(where / f"pictures-{seed}.tar", "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, file.name)
+    return str(where / f"pictures-{seed}.tar")
+
+
+def bands(where: Path, n: int, seed: int) -> str:
+    tifffile = pytest.importorskip("tifffile", reason="TIFF of several bands needs tifffile")
+    folder = where / f"bands-{seed}"
+    folder.mkdir()
+    for k, one in enumerate(values(n, seed)):
+        tifffile.imwrite(folder / f"{k:03d}.tif", one, photometric="minisblack")
+    return str(folder)
+
+
+def hdf5(where: Path, n: int, seed: int) -> str:
+    h5py = pytest.importorskip("h5py", reason="HDF5 needs h5py")
+    with h5py.File(where / f"values-{seed}.h5", "w") as file:
+        file["temperature"] = values(n, seed)
+    return f"{where / f'values-{seed}.h5'}:temperature"
+
+
+def nifti(where: Path, n: int, seed: int) -> str:
+    """A folder of volumes of two slices."""
+    nibabel = pytest.importorskip("nibabel", reason="NIfTI needs nibabel")
+    folder = where / f"scans-{seed}"
+    folder.mkdir()
+    of = np.random.default_rng(seed)
+    for k in range(n // 2):
+        scan = of.integers(-900, 900, (8, 8, 2)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(scan, np.eye(4)), folder / f"{k:03d}.nii")
+    return str(folder)
+
+
+class Pixels(torch.utils.data.Dataset[torch.Tensor]):
+    """A Dataset of one's own."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+def own_dataset(where: Path, n: int, seed: int) -> Any:
+    return Pixels(array(where, n, seed))
+
+
 def array(where: Path, n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
 
@@ -91,7 +145,12 @@ KINDS: dict[str, tuple[Callable[[Path, int, int], Any], dict[str, Any]]] = {
     "measured values by ranks": (npy, {"normalize": "quantile"}),
     "a folder of measured values": (npy_folder, {"normalize": "affine", "cache": "none"}),
     "16-bit TIFF": (tiff16, {"normalize": "affine"}),
+    "TIFF of several bands": (bands, {"normalize": "affine"}),
+    "HDF5": (hdf5, {"normalize": "affine"}),
+    "slices of NIfTI": (nifti, {"normalize": "affine", "slice_axis": 2}),
     "an archive": (zipped, {}),
+    "an archive of tar, streamed": (tarred, {"cache": "none"}),
+    "a Dataset of one's own": (own_dataset, {}),
     "an array in Python": (array, {}),
     "an open set": (opened, {}),
     "an open set of measured values": (opened_values, {}),
@@ -101,7 +160,7 @@ KINDS: dict[str, tuple[Callable[[Path, int, int], Any], dict[str, Any]]] = {
 def trainer(run: Path, kind: str, base: Any, more: Any, stop: int | None = None) -> Trainer:
     make, options = KINDS[kind]
     measured = "normalize" in options or make is opened_values
-    channels = 1 if make is tiff16 else 2 if measured else 3
+    channels = 1 if make in (tiff16, nifti) else 2 if measured else 3
     return tiny_trainer(
         run,
         tiny_diffusion(channels=channels),

@@ -77,6 +77,10 @@ class RunConfig(TrainingConfig):
     """More images to train on, of any source, once each; a run that goes on with them notes it, and
     what it holds out stays the same.
     """
+    add_condition: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Where the conditions of what --add-data adds are, NAME=SOURCE[:COLUMN], for each of it in
+    order, if not in its own columns, nor in a table or folder that has all names.
+    """
     class_conditional: bool = False
     """Learn the classes of the data (sets model.num_classes from its labels, where that is not
     given).

@@ -161,6 +161,10 @@ class TrainingConfig:
     """More images to train on, of any source, behind the training data: a run that goes on with
     them notes it; what is held out stays the same, and so does the range of measured values.
     """
+    add_condition: tuple[str, ...] = ()
+    """Where the conditions of what add_data adds are, NAME=SOURCE[:COLUMN], for each of it in
+    order, if not in its own columns, nor in a table or folder that has all names.
+    """
     split: str | None = None
     """Split of a dataset that has several (then it must be named)."""
     files: str | None = None

@@ -236,6 +236,7 @@ class Rehearsal(Trainer):
             "keep_early": "no",
             "condition": (),  # of files; these images have values of their own
             "add_data": (),
+            "add_condition": (),
             "trackers": (),
             "progress": False,
             "num_workers": 0,

@@ -13,10 +13,16 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import is_path
 from ddpm_lib.runs.state import DataDescription, RunState
+from ddpm_lib.training.added_conditions import (
+    refuse_arrays,
+    refuse_others_values,
+    words_of_additions,
+)
 from ddpm_lib.training.option_values import describe_object
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
+    from ddpm_lib.training.config import TrainingConfig
 
 
 LOOKED_AT = 400
@@ -26,8 +32,8 @@ LOOKED_AT = 400
 def grown(
     train: ImageDataset,
     held_out: ImageDataset | None,
-    added: Sequence[Any],
-    open_more: Callable[[Any], ImageDataset],
+    config: TrainingConfig,
+    open_more: Callable[[Any, tuple[str, ...]], ImageDataset],
     log: Callable[[str], None],
     needs_labels: bool,
 ) -> ImageDataset:
@@ -36,25 +42,32 @@ def grown(
     Args:
         train: The training images so far.
         held_out: The held-out images, copies of which are left out of what is added.
-        added: What is added, in order: paths and names, or objects of Python.
-        open_more: Opens an addition as the training images were opened.
+        config: Its `add_data` is what is added, in order: paths and names, or objects of Python.
+        open_more: Opens an addition as the training images were opened, with these conditions.
         log: Gets lines for the user.
         needs_labels: Whether the network reads labels.
 
     Raises:
         ConfigError: If an addition does not fit.
     """
+    added = config.add_data
+    words = words_of_additions(config.condition, config.add_condition, added)
     if not added:
         return train
     from ddpm_lib.data.joining import join
 
     parts, ends = [train], [(train.fingerprint, len(train))]
-    for given in added:
+    opened_so_far = [train]
+    for given, theirs in zip(added, words, strict=True):
         source = name_of(given)
+        refuse_arrays(source, theirs, config.condition)
         try:
-            opened = open_more(given)
+            opened = open_more(given, theirs)
         except ValueError as error:
             raise ConfigError(f"{option('add_data')} {source}: {error}") from None
+        before = [*opened_so_far, *([] if held_out is None else [held_out])]
+        refuse_others_values(source, opened, theirs, config.condition, before)
+        opened_so_far.append(opened)
         more = _in_its_range(source, opened, train, log)
         more = _alike(source, more, train, needs_labels)
         more = _without_held_out(source, more, held_out, log)

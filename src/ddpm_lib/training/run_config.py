@@ -62,7 +62,8 @@ def portable_options(config: TrainingConfig) -> dict[str, Any]:
         if options[name] is not None:
             options[name] = os.path.abspath(os.path.expanduser(options[name]))
     options["add_data"] = [absolute_source(v, asks_for_files(config)) for v in options["add_data"]]
-    options["condition"] = [portable_words(words) for words in options["condition"]]
+    for name in ("condition", "add_condition"):
+        options[name] = [portable_words(words) for words in options[name]]
     return options
 
 

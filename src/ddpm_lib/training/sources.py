@@ -155,13 +155,13 @@ def open_training_data(
     kind = train.normalization.kind if train.measured else config.normalize
     kept = replace(config, files=None, cache=cache, normalize=kind)
 
-    def open_more(more: Any) -> ImageDataset:
+    def open_more(more: Any, words: tuple[str, ...]) -> ImageDataset:
         is_open = isinstance(more, ImageDataset)
-        options = _as_opened(kept) if is_open else kept
+        options = replace(_as_opened(kept) if is_open else kept, condition=words)
         after = None if is_open else transform
         return suited(_open(more, options, diffusion, None, log, after), diffusion)
 
-    train = grown(train, held_out, config.add_data, open_more, log, reads_labels(diffusion))
+    train = grown(train, held_out, config, open_more, log, reads_labels(diffusion))
     measure(diffusion, train)
     held_out = None if held_out is None else suited(held_out, diffusion)
     if train.num_classes and not reads_labels(diffusion):

@@ -43,6 +43,7 @@ class TrainerOptions(TypedDict, total=False):
     label_column: str | None
     condition: tuple[str, ...]
     add_data: Any
+    add_condition: tuple[str, ...]
     split: str | None
     files: str | None
     data_root: str | None
