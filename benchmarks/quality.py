@@ -190,6 +190,7 @@ def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
     if plan is not None:
         # A plan leaves a fifth of its time: for equal seconds it is asked for as many steps.
         wanted = int(yaml.safe_load(plan.read_text(encoding="utf-8"))["max_steps"])
+        plan.unlink()
         planned(folder, minutes * steps / wanted, plan)
     used = _spent(_command(arm, folder, run, steps, seed, plan))
     if (run / "drawing.json").is_file():
