@@ -1,4 +1,4 @@
-"""What `ddpm sample --cond` and `--sweep` say, as values of the network's conditions."""
+"""What `--cond` and `--sweep` say, as values of the network's conditions."""
 
 from __future__ import annotations
 
@@ -200,6 +200,11 @@ def _picture(
     conditioner: DataCondition, word: str, diffusion: GaussianDiffusion, fit: str
 ) -> Tensor:
     path, name = Path(word).expanduser(), conditioner.name
+    if path.is_dir():
+        raise ConfigError(
+            f"--cond {name}: {word!r} is a folder. Name one picture, the {conditioner.kind} of"
+            " all images."
+        )
     if not path.is_file():
         raise ConfigError(f"--cond {name}: {lost(word)} Name a picture, the {conditioner.kind}.")
     height, width = diffusion.image_size[0], diffusion.image_size[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -30,6 +30,10 @@ class DemoCommand:
     """
     checkpoint: str = "latest"
     """latest, best (by keep_best), a step (1200) or a name (step-000001200)."""
+    cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A condition of all pictures, once per condition: age=0.3, style=round, tags=a|b, mask=m.png;
+    NAME=none, and what is not named, for no value.
+    """
     port: int | None = None
     """Port of the page; default: the first free one from 7860 on."""
     host: str = "127.0.0.1"
@@ -53,6 +57,7 @@ def main(args: list[str]) -> int:
 
     load_gradio()  # before torch is loaded
 
+    from ddpm_lib.cli.condition_flags import Told
     from ddpm_lib.core.device_choice import resolve_device
     from ddpm_lib.runs.drawing import Artist
     from ddpm_lib.runs.loading import find_checkpoints
@@ -60,8 +65,13 @@ def main(args: list[str]) -> int:
 
     device = resolve_device(command.device)
     found = find_checkpoints(command.run, command.checkpoint)[-1]
-    artist = Artist(found, device, pick_precision("auto", str(device)))
-    page = make_page(artist, command.run, command.checkpoint)
+    artist = Artist(
+        found,
+        device,
+        pick_precision("auto", str(device)),
+        lambda loaded: Told.read(loaded, command.cond, None).fixed,
+    )
+    page = make_page(artist, command.run, command.checkpoint, command.cond)
     address = start(page, command.host, command.port)
     if command.host not in LOCAL:
         print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,26 +42,30 @@ def load_gradio() -> Any:
     return gradio
 
 
-def command_of(run: str, checkpoint: str, wish: Wish) -> str:
-    """Return the command that draws what was wished."""
+def command_of(run: str, checkpoint: str, wish: Wish, cond: Sequence[str] = ()) -> str:
+    """Return the command that draws what was wished, with conditions as they were given."""
     words = ["ddpm", "sample", run, "--num", str(wish.num), "--seed", str(wish.seed)]
     words += ["--num-steps", str(wish.steps)]
     kind, _, decay = wish.weights.partition(" ")
     words += ["--weights", kind] if kind != "ema" else []
     words += ["--ema-decay", decay] if decay else []
     words += ["--class-label", wish.class_name] if wish.class_name is not None else []
+    words += [word for written in cond for word in ("--cond", written)]
     words += ["--guidance-scale", f"{wish.guidance:g}"] if wish.guidance != 1 else []
     words += ["--checkpoint", checkpoint] if checkpoint != "latest" else []
     return shlex.join(words)
 
 
-def make_page(artist: Artist, run: str, checkpoint: str = "latest") -> Any:
+def make_page(
+    artist: Artist, run: str, checkpoint: str = "latest", cond: Sequence[str] = ()
+) -> Any:
     """Build the page.
 
     Args:
         artist: Draws.
         run: As the user gave it, for the title and the command.
         checkpoint: As the user gave it.
+        cond: The conditions as the user gave them.
 
     Returns:
         A `gradio.Blocks`.
@@ -84,7 +89,7 @@ def make_page(artist: Artist, run: str, checkpoint: str = "latest") -> Any:
         except (ConfigError, RuntimeError) as error:
             raise gr.Error(str(error)) from error
         told = f"{len(pictures)} in {time.monotonic() - began:.1f} s; the same from the shell:"
-        return list(pictures), f"{told}\n\n`{command_of(run, checkpoint, wish)}`"
+        return list(pictures), f"{told}\n\n`{command_of(run, checkpoint, wish, cond)}`"
 
     def others(seed: float) -> float:
         return int(seed) + 1

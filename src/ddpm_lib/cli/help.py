@@ -145,15 +145,19 @@ COMMON: dict[str, str] = {
     "ddpm plan": "hours purpose output val_data device seed",
     "ddpm estimate": _TRAIN.replace("dry_run print_config", "probe_steps json"),
     "ddpm sample": (
-        "num class_label guidance_scale seed first_index checkpoint sampler num_steps format"
+        "num class_label cond guidance_scale seed first_index checkpoint sampler num_steps format"
         " output_dir batch_size low_res device"
     ),
+    "ddpm edit": (
+        "fraction variants checkpoint sampler num_steps class_label cond guidance_scale seed"
+        " output_dir device"
+    ),
     "ddpm inpaint": (
-        "mask variants num_resamples jump_length checkpoint sampler num_steps class_label"
+        "mask variants num_resamples jump_length checkpoint sampler num_steps class_label cond"
         " guidance_scale seed output_dir device"
     ),
     "ddpm restore": (
-        "operator noise_std simulate method strength variants checkpoint num_steps class_label"
+        "operator noise_std simulate method strength variants checkpoint num_steps class_label cond"
         " guidance_scale seed output_dir device"
     ),
     "ddpm distill": (
@@ -165,6 +169,9 @@ COMMON: dict[str, str] = {
     ),
 }
 """The options that `--help` shows of commands which have many; `--help-all` shows all."""
+
+_WRITTEN = {"cond": "NAME=VALUE", "cond_guidance": "NAME=X"}
+"""How the values of options are written that take one at a time."""
 
 _FLAGS = ("-h", "--help", "-H", "--help-all", "--help-verbose")
 
@@ -272,6 +279,8 @@ def _spelling(option: Option) -> str:
 
 def metavar(option: Option) -> str:
     """Return what stands for the value in the help."""
+    if option.path[-1] in _WRITTEN:
+        return _WRITTEN[option.path[-1]]
     kinds = [k for k in members(option.annotation) if k is not type(None)]
     return "|".join(dict.fromkeys(_metavar(k, option.path[-1]) for k in kinds))
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, options
 from ddpm_lib.cli.class_labels import label_of
+from ddpm_lib.cli.condition_flags import Told
+from ddpm_lib.cli.drawing_as_chosen import guidance_scales
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.cli.sample import check_guidance
 from ddpm_lib.core.device_choice import resolve_device
@@ -27,9 +29,9 @@ from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.process.autoguidance import check_scale
-from ddpm_lib.process.conditions import check_guided
+from ddpm_lib.process.conditions import check_guided, check_parts, for_sampling
 from ddpm_lib.process.plan import resolve_num_steps
-from ddpm_lib.runs.loading import find_checkpoints, load_checkpoint
+from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint
 from ddpm_lib.runs.placing import place_network
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
 from ddpm_lib.samplers import SAMPLERS
@@ -71,8 +73,14 @@ class DrawCommand:
     """Noise of ddim and dpmpp samplers: 0 deterministic, 1 like ddpm."""
     class_label: str | None = None
     """Class name or number of all results; default: none."""
+    cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A condition of all results, once per condition: age=0.3, style=round, tags=a|b, mask=m.png;
+    NAME=none, and what is not named, for no value.
+    """
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1: none."""
+    cond_guidance: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Guidance by single conditions instead of all, once per condition: age=3."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guide only where low < t/T <= high."""
     guidance_rescale: float = 0.0
@@ -233,10 +241,7 @@ def redraw(
             "This run was not trained on pictures. Use diffusion.edit, diffusion.inpaint and"
             " diffusion.restore in Python."
         )
-    label = label_of(loaded, command.class_label)
-    cond = {} if label is None else {"class_label": torch.tensor(label)}
-    check_guidance(loaded, command.guidance_scale)
-    check_guided(diffusion.conditioners, cond, command.guidance_scale)
+    told = conditions(loaded, command)
     partner = autoguide.partner(loaded, command.guide_by, command.guide_scale)
     job = prepare(diffusion)
     device = resolve_device(command.device)
@@ -246,11 +251,32 @@ def redraw(
     dtype = LOW_PRECISION.get(precision)
     how: dict[str, Any] = steps(command, diffusion.timesteps)
     how |= {"seed": command.seed, "batch_size": command.batch_size, "progress": command.progress}
-    how |= {"cond": cond, **partner}
+    how |= {**told, **partner}
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         results = job.method(job.images.repeat_interleave(command.variants, 0), **how).cpu()
     folder = new_folder(command.output_dir, chosen.run, word)
     return write(command, folder, job, results) + job.remark(results)
+
+
+def conditions(loaded: LoadedRun, command: DrawCommand) -> dict[str, Any]:
+    """Return what the flags say about class and conditions, and how strongly they guide, as
+    arguments of `GaussianDiffusion.sample`.
+
+    Raises:
+        ConfigError: For what the network does not take.
+        ValueError: For a condition that is missing, and for guidance by none.
+    """
+    known = loaded.diffusion.conditioners
+    label = label_of(loaded, command.class_label)
+    cond = {} if label is None else {"class_label": torch.tensor(label)}
+    cond |= Told.read(loaded, command.cond, None).fixed
+    whole = None if command.guidance_scale == 1 else command.guidance_scale
+    scale = guidance_scales(whole, command.cond_guidance)
+    check_guidance(loaded, whole)
+    as_taken = for_sampling(known, cond, 1)
+    check_guided(known, as_taken, command.guidance_scale)
+    check_parts(known, as_taken, list(scale) if isinstance(scale, dict) else [])
+    return {"cond": cond, "guidance_scale": 1.0 if scale is None else scale}
 
 
 def refuse_values(diffusion: GaussianDiffusion, word: str) -> None:
@@ -274,7 +300,7 @@ def refuse_values(diffusion: GaussianDiffusion, word: str) -> None:
 
 
 def steps(command: Any, timesteps: int) -> dict[str, Any]:
-    """Return what the flags say about sampler, steps and guidance, as arguments of
+    """Return what the flags say about sampler, steps and where to guide, as arguments of
     `GaussianDiffusion.sample`.
     """
     wanted = command.num_steps
@@ -285,7 +311,6 @@ def steps(command: Any, timesteps: int) -> dict[str, Any]:
         "spacing": command.spacing,
         "spacing_options": options.key_values(command.spacing_options, "--spacing-options"),
         "eta": command.eta,
-        "guidance_scale": command.guidance_scale,
         "guidance_interval": command.guidance_interval,
         "guidance_rescale": command.guidance_rescale,
     }

@@ -215,10 +215,22 @@ def for_sampling(
         if name not in given and not conditioner.optional:
             raise ValueError(
                 f"The network needs the condition {name!r}: it was trained with drop_prob=0 and"
-                f" knows no null. Pass cond={{{name!r}: …}}, or train with drop_prob > 0 to sample"
+                f" knows no null. Give {given_as(name)}, or train with drop_prob > 0 to sample"
                 " without."
             )
     return result
+
+
+def given_as(name: str) -> str:
+    """Write how a condition is given where the reader of a message stands.
+
+    >>> given_as("age")
+    "cond={'age': …}"
+    """
+    if not in_flags():
+        return f"cond={{{name!r}: …}}"
+    own = ("class_label", "low_res")
+    return option(name) if name in own else f"--cond {name}=…"
 
 
 def _numbers(
@@ -371,8 +383,7 @@ def guided_by(conditioners: Conditioners | None, cond: Cond | None) -> list[str]
             f"{scale} strengthens a condition that the network has learned to do without, and this"
             f" network has none. Train with classes ({way}), or {leave}."
         )
-    ways = [option(k) if in_flags() else f"cond={{{k!r}: …}}" for k in known]
+    ways = " or ".join(map(given_as, known))
     raise ValueError(
-        f"{scale} strengthens a condition that is given, and none is. Give {' or '.join(ways)}, or"
-        f" {leave}."
+        f"{scale} strengthens a condition that is given, and none is. Give {ways}, or {leave}."
     )

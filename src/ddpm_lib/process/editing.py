@@ -16,7 +16,7 @@ from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.guidance import LogProb
 from ddpm_lib.images import to_model_range, to_unit_range
 from ddpm_lib.process.autoguidance import partner_of
-from ddpm_lib.process.conditions import check_guided
+from ddpm_lib.process.conditions import check_guided, check_parts
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.inpainting import check_single_step, jump_schedule, repaint_loop, to_mask
 from ddpm_lib.process.interface import Process
@@ -45,7 +45,7 @@ def edit(
     seeds: Sequence[int] | None = None,
     first_index: int = 0,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Mapping[str, float] = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     guidance_rescale: float = 0.0,
     classifier: LogProb | None = None,
@@ -144,7 +144,7 @@ def inpaint(
     seeds: Sequence[int] | None = None,
     first_index: int = 0,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Mapping[str, float] = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     guidance_rescale: float = 0.0,
     classifier: LogProb | None = None,
@@ -268,6 +268,7 @@ def _redraw(
     streams.check_count(len(images))
     conditions = conditions_for(process, cond, len(images), streams)
     check_guided(process.conditioners, conditions, plan.guidance.scale)
+    check_parts(process.conditioners, conditions, [name for name, _ in plan.guidance.parts])
     done = []
     for start, stop in batches(len(images), batch_size):
         x0 = to_model_range(images[start:stop].to(denoiser.device))

@@ -48,7 +48,7 @@ def restore(
     seeds: Sequence[int] | None = None,
     first_index: int = 0,
     cond: Mapping[str, Any] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Mapping[str, float] = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     guidance_rescale: float = 0.0,
     classifier: LogProb | None = None,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.images import preview, to_uint8
-from ddpm_lib.process.conditions import class_count, guidable
+from ddpm_lib.nn.condition_table import data_conditions
+from ddpm_lib.process.conditions import class_count, for_sampling, guidable
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import Found, LoadedRun, load_checkpoint
 from ddpm_lib.runs.placing import place_network
@@ -53,12 +56,21 @@ class Artist:
         found: The checkpoint, or a pretrained folder.
         device: Where to draw.
         precision: "no", "bf16" or "fp16".
+        read_cond: Returns the conditions of all pictures, a batch of one each; None for none.
 
     Raises:
-        ConfigError: If the network needs more than a class, as one that enlarges pictures does.
+        ConfigError: If the network needs more than a class and these conditions, as one that
+            enlarges pictures does.
+        ValueError: If a condition is missing that the network cannot do without.
     """
 
-    def __init__(self, found: Found, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        found: Found,
+        device: torch.device,
+        precision: str,
+        read_cond: Callable[[LoadedRun], Mapping[str, Tensor]] | None = None,
+    ) -> None:
         self.found, self.device, self.precision = found, device, precision
         self._lock = threading.Lock()
         if isinstance(found, VerifiedCheckpoint):
@@ -68,13 +80,19 @@ class Artist:
                 name.replace(":", " ") for name in found.folder.config.weights if name != PARTNER
             ]
         self._loaded, self._weights = self._load(self.weights[0]), self.weights[0]
-        others = set(self._loaded.diffusion.conditioners or {}) - {"class_label", "self_cond"}
+        self._fixed = {} if read_cond is None else dict(read_cond(self._loaded))
+        self._refuse_more()
+
+    def _refuse_more(self) -> None:
+        known = self._loaded.diffusion.conditioners or {}
+        others = set(known) - {"class_label", "self_cond"} - set(data_conditions(known))
         if others:
             raise ConfigError(
                 f"{self._loaded.name} draws from more than a class ({', '.join(sorted(others))})."
-                " `ddpm sample` takes conditions with --cond, and pictures to enlarge with"
-                " --low-res; Python takes everything: load_run(…).diffusion.sample(cond=…)."
+                " `ddpm sample` takes pictures to enlarge with --low-res; Python takes everything:"
+                " load_run(…).diffusion.sample(cond=…)."
             )
+        for_sampling(known, {**self._fixed, **self._classes(Wish(weights="", num=1))}, 1)
 
     def _load(self, weights: str) -> LoadedRun:
         kind, _, decay = weights.partition(" ")
@@ -106,7 +124,8 @@ class Artist:
     @property
     def guidable(self) -> bool:
         """Whether guidance makes a difference."""
-        return bool(guidable(self._loaded.diffusion.conditioners))
+        given = {"class_label", *self._fixed}
+        return bool(given.intersection(guidable(self._loaded.diffusion.conditioners)))
 
     def draw(self, wish: Wish) -> np.ndarray:
         """Draw pictures; the same wish gives the same ones, those of `ddpm sample`.
@@ -121,12 +140,7 @@ class Artist:
         with self._lock:
             if wish.weights != self._weights:
                 self._loaded, self._weights = self._load(wish.weights), wish.weights
-            names, cond = self.class_names, {}
-            if names:
-                labels = torch.arange(wish.num) % len(names)
-                if wish.class_name is not None:
-                    labels = torch.full((wish.num,), names.index(wish.class_name))
-                cond = {"class_label": labels}
+            cond = {**self._fixed, **self._classes(wish)}
             dtype = LOW_PRECISION.get(self.precision, torch.bfloat16)
             low = self.precision in LOW_PRECISION
             with torch.autocast(self.device.type, dtype=dtype, enabled=low):
@@ -141,6 +155,15 @@ class Artist:
                 )
         return pixels(images)
 
+    def _classes(self, wish: Wish) -> dict[str, Tensor]:
+        names = self.class_names
+        if not names:
+            return {}
+        labels = torch.arange(wish.num) % len(names)
+        if wish.class_name is not None:
+            labels = torch.full((wish.num,), names.index(wish.class_name))
+        return {"class_label": labels}
+
     def _check(self, wish: Wish) -> None:
         if not 1 <= wish.num <= MOST:
             raise ConfigError(f"The number of pictures must be 1 to {MOST}; got {wish.num}.")
@@ -151,10 +174,13 @@ class Artist:
         if wish.class_name is not None and wish.class_name not in self.class_names:
             raise ConfigError(f"There is no class {wish.class_name!r}.")
         if wish.guidance != 1 and not self.guidable:
-            raise ConfigError("Guidance strengthens a class, and this network knows none to guide.")
+            raise ConfigError(
+                "Guidance strengthens a class or a condition (--cond), and none is given that this"
+                " network could also do without."
+            )
 
 
-def pixels(images: torch.Tensor) -> np.ndarray:
+def pixels(images: Tensor) -> np.ndarray:
     """Return images as pictures to look at, small ones enlarged by whole pixels.
 
     Args:
