@@ -66,7 +66,7 @@ def test_only_what_is_small_and_plain_takes_it(everywhere: None) -> None:
     def taken(b: int = 2, side: int = 4, **changes: object) -> bool:
         x = torch.randn(b, 8, side, side).to(torch.bfloat16).to(memory_format=LAST)
         conv = nn.Conv2d(8, 8, 3, **{"padding": 1} | changes)
-        return small_conv._is_small(x, conv)
+        return small_conv._is_plain(x, conv) and small_conv._is_small(x, conv)
 
     assert taken()
     assert taken(64, 4)
@@ -87,7 +87,7 @@ def test_only_what_is_small_and_plain_takes_it(everywhere: None) -> None:
     with torch.no_grad():
         assert not small_conv._is_small(x, conv)
     conv.register_forward_hook(lambda *a: None)
-    assert not small_conv._is_small(x, conv)
+    assert not small_conv._is_plain(x, conv)
 
 
 def test_gradients_of_gradients(everywhere: None) -> None:

@@ -186,7 +186,7 @@ class Resampler(nn.Module):
         if self.conv is None:
             return resize(x, self.direction)
         if self.direction == "up":
-            return self.conv(resize(x, "up"))
+            return conv3x3(resize(x, "up"), self.conv)
         if self.pad_after:
             x = F.pad(x, (0, 1) * (x.ndim - 2))
         return self.conv(x)

@@ -23,6 +23,12 @@ from ddpm_lib.core.files import write_aside
 logger = logging.getLogger("ddpm_lib")
 
 FOLDER = Path(__file__).parent
+KERNELS = {
+    "group_norm": "normalisation",
+    "weight_passes": "update of weights",
+    "winograd": "convolution",
+}
+"""Sources in C++, and what they compute."""
 # No -ffast-math: NaN must stay NaN, and linking with it would flush denormals in the whole process.
 FLAGS = (
     "-O3",
@@ -58,6 +64,25 @@ def weights_library() -> ctypes.CDLL | None:
     return None if found is None else _declare_weights(found)
 
 
+@lru_cache(maxsize=1)
+def convolution_library() -> ctypes.CDLL | None:
+    """Load the compiled convolution; see `_loaded`. None where registers are too few for it."""
+    if not _has_wide_registers():
+        return None
+    found = _loaded("winograd")
+    return None if found is None else _declare_convolution(found)
+
+
+def _has_wide_registers() -> bool:
+    """Say whether the processor multiplies and adds vectors of eight numbers in one instruction, or
+    has the 32 registers of ARM.
+    """
+    if platform.machine() == "aarch64":
+        return True
+    flags = next((x for x in _processor().splitlines() if x.startswith("flags")), "").split()
+    return {"avx2", "fma"} <= set(flags)
+
+
 def _loaded(name: str) -> ctypes.CDLL | None:
     """Load compiled kernels, building them on first use; None where they cannot be had, with the
     reason logged.
@@ -79,7 +104,7 @@ def _loaded(name: str) -> ctypes.CDLL | None:
         said = getattr(error, "stderr", "") or str(error)
         logger.warning(
             "The fast %s could not be compiled with %s; torch's own operations are used. [%s]",
-            {"group_norm": "normalisation", "weight_passes": "update of weights"}[name],
+            KERNELS[name],
             found,
             said[-300:],
         )
@@ -163,6 +188,18 @@ def _declare_weights(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.sum_of_squares.argtypes, lib.sum_of_squares.restype = [k, p, i, p], d
     lib.adam.argtypes, lib.adam.restype = [k, p, i, *[p] * 6, *[d] * 6, i], None
     lib.follow.argtypes, lib.follow.restype = [k, p, i, p, k, p, p], None
+    return lib
+
+
+def _declare_convolution(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the functions take; see the C++ file."""
+    i, k, p = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    lib.winograd_panel.argtypes, lib.winograd_panel.restype = [], k
+    lib.winograd_weight.argtypes = [p, k, k, p, p, i]
+    lib.winograd_forward.argtypes = [p, *[k] * 5, p, p, p, i]
+    lib.winograd_weight_gradient.argtypes = [p, p, *[k] * 5, p, p, p, i]
+    for each in (lib.winograd_weight, lib.winograd_forward, lib.winograd_weight_gradient):
+        each.restype = None
     return lib
 
 

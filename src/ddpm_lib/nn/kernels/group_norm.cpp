@@ -25,16 +25,23 @@ struct bf16 {
   uint16_t bits;
 };
 
-// Vectors of the compiler's own, as wide as a cache line; where registers are narrower it takes several.
-typedef float Floats __attribute__((vector_size(64)));
-typedef double Doubles __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint64_t Longs __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+// Vectors of the compiler's own, as wide as a register: of wider ones GCC takes comparisons apart, number by number.
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int BYTES = 32;
+#else
+constexpr int BYTES = 16;
+#endif
+typedef float Floats __attribute__((vector_size(BYTES)));
+typedef double Doubles __attribute__((vector_size(BYTES)));
+typedef uint32_t Words __attribute__((vector_size(BYTES)));
+typedef int32_t Ints __attribute__((vector_size(BYTES)));
+typedef uint64_t Longs __attribute__((vector_size(BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(BYTES / 2)));
 
 template <typename T>
-struct Wide {  // of float and bf16: sixteen lanes of float
+struct Wide {  // of float and bf16: lanes of float
   using A = float;
   using V = Floats;
   using U = Words;
@@ -46,9 +53,9 @@ struct Wide<double> {
   using U = Longs;
 };
 template <typename V>
-constexpr int64_t lanes = 16;
+constexpr int64_t lanes = BYTES / 4;
 template <>
-constexpr int64_t lanes<Doubles> = 8;
+constexpr int64_t lanes<Doubles> = BYTES / 8;
 
 inline Floats load(const bf16* p) {
   Halves h;

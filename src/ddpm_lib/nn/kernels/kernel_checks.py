@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ddpm_lib.core.health import Check
-from ddpm_lib.nn.kernels.build import compiler, library
+from ddpm_lib.nn.kernels.build import compiler, convolution_library, library
 from ddpm_lib.nn.kernels.group_norm import norm_act
 from ddpm_lib.nn.kernels.norm_on_gpu import triton_kernels
+from ddpm_lib.nn.kernels.winograd import winograd_error
 
 
 def check_kernels() -> Iterator[Check]:
@@ -39,8 +40,21 @@ def check_kernels() -> Iterator[Check]:
     if off < 1e-4:
         yield Check("kernel", "ok", "normalisation on the CPU is compiled, and agrees with torch's")
     else:
-        says = f"it does not compute what torch does (error {off:.2g})"
-        yield Check("kernel", "broken", says, "set DDPM_LIB_KERNELS=0, and report this line")
+        yield _broken("normalisation", off)
+    if convolution_library() is None:
+        remedy = "no fault: torch's own convolution is used, slower in float32"
+        yield Check("convolution", "note", "not for this processor, or not compiled", remedy)
+        return
+    off = winograd_error()
+    if off < 1e-4:
+        yield Check("convolution", "ok", "3×3 on the CPU is compiled, and agrees with torch's")
+    else:
+        yield _broken("convolution", off)
+
+
+def _broken(what: str, off: float) -> Check:
+    says = f"{what} does not compute what torch does (error {off:.2g})"
+    return Check("kernel", "broken", says, "set DDPM_LIB_KERNELS=0, and report this line")
 
 
 def check_triton() -> Iterator[Check]:

@@ -1,4 +1,6 @@
-"""3×3 convolutions of few positions, whose weights' gradient is a matrix product."""
+"""3×3 convolutions by the fastest of three ways; of those on few positions the weights' gradient is
+a matrix product.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.kernels.group_norm import plain
+from ddpm_lib.nn.kernels.winograd import winograd, winograd_fits
 
 _SMALL, _LITTLE = 16, (64, 32)
 """Positions of a map for which the product is the faster one: up to 16 at any batch, up to 64 for
@@ -18,38 +21,52 @@ _SMALL, _LITTLE = 16, (64, 32)
 
 
 def conv3x3(x: Tensor, conv: nn.Module) -> Tensor:
-    """Apply a convolution; where it is one of 3×3 on small maps in bf16 on a CPU with AMX, its
-    gradient takes half the time or less of oneDNN's, which cuts the sum over positions into pieces
-    that are too small.
+    """Apply a convolution; where it is one of 3×3 on a CPU, by the fastest way there is.
+
+    In float32 it is Winograd's (`winograd.py`). In bf16 with AMX the gradient on small maps takes
+    half the time or less of oneDNN's, which cuts the sum over positions into pieces that are too
+    small. Everything else is torch's.
 
     Args:
         x: Feature map (b, c, *spatial).
         conv: The convolution.
     """
-    if not _is_small(x, conv):
-        return conv(x)
-    assert isinstance(conv.weight, Tensor)
-    assert isinstance(conv.bias, Tensor)
-    return _SmallConv.apply(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype))
+    if x.device.type == "cpu" and _is_plain(x, conv):
+        assert isinstance(conv, nn.Conv2d)
+        if winograd_fits(x, conv):
+            return winograd(x, conv)
+        if _is_small(x, conv):
+            assert conv.bias is not None
+            return _SmallConv.apply(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype))
+    return conv(x)
 
 
-def _is_small(x: Tensor, conv: nn.Module) -> bool:
-    """Say whether this is such a convolution; a cheap no first, because every layer asks."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or x.ndim != 4:
+def _is_plain(x: Tensor, conv: nn.Module) -> bool:
+    """Say whether this is a 3×3 convolution of an image as memory, which nobody watches."""
+    return (
+        type(conv) is nn.Conv2d
+        and x.ndim == 4
+        and (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+        and (conv.padding, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+        and not torch.compiler.is_compiling()
+        and plain(x)
+        and (type(conv.weight) is nn.Parameter or plain(conv.weight))
+        and not conv._forward_hooks
+        and not conv._forward_pre_hooks
+    )
+
+
+def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Say whether this is a convolution in bf16 on few positions that learns, with AMX."""
+    if x.dtype != torch.bfloat16:
         return False
     b, _, h, w = x.shape
     if h * w > _SMALL and (h * w > _LITTLE[0] or b > _LITTLE[1]):
         return False
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not plain(x):
-        return False
     return (
-        type(conv) is nn.Conv2d
-        and (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
-        and (conv.padding, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+        torch.is_grad_enabled()
         and conv.bias is not None
         and conv.weight.requires_grad
-        and not conv._forward_hooks
-        and not conv._forward_pre_hooks
         and x.is_contiguous(memory_format=torch.channels_last)
         and _has_amx()
     )
