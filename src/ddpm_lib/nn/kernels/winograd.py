@@ -125,10 +125,10 @@ def winograd_error() -> float:
     conv = nn.Conv2d(width, width, 3, padding=1)
     with torch.no_grad():
         conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) / width)
-    leaves = (x, conv.weight, conv.bias)
+    leaves = (x, *conv.parameters())
     with torch.enable_grad():
         ours, theirs = winograd(x, conv), F.conv2d(x, conv.weight, conv.bias, padding=1)
         found = torch.autograd.grad(ours.square().sum(), leaves)
         wanted = torch.autograd.grad(theirs.square().sum(), leaves)
     pairs = [(ours, theirs), *zip(found, wanted)]
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in pairs)
