@@ -160,17 +160,22 @@ def process_of(config: RunConfig, model: nn.Module) -> GaussianDiffusion:
 
 def open_data(config: RunConfig) -> ImageDataset:
     """Open the training data as the Trainer would."""
+    from ddpm_lib.nn.text_vectors import known_texts
+    from ddpm_lib.runs.stored_texts import read_texts
     from ddpm_lib.training.sources import open_images
 
-    return open_images(
-        config.data,
-        config,
-        config.size,
-        config.channels,
-        config.split,
-        functools.partial(print, file=sys.stderr),
-        config.class_conditional,
-    )
+    run = Path(config.output_dir or f"runs/{default_name(config.data)}")
+    own = config.resume != "never" and bool(config.condition)
+    with known_texts([*read_texts(run).values()] if own else []):
+        return open_images(
+            config.data,
+            config,
+            config.size,
+            config.channels,
+            config.split,
+            functools.partial(print, file=sys.stderr),
+            config.class_conditional,
+        )
 
 
 def main(args: list[str]) -> int:

@@ -15,6 +15,7 @@ from ddpm_lib.data.labels import Odd, plain_label
 from ddpm_lib.data.source import content_hash
 from ddpm_lib.nn.condition_table import DROP_PROB
 from ddpm_lib.nn.text_encoders import encode_texts, split_tags
+from ddpm_lib.nn.text_vectors import text_keys
 
 MOST_NAMES = 1000
 Place = Callable[[int], str]
@@ -227,7 +228,8 @@ def _texts(name: str, cells: list[Any], options: Mapping[str, Any], drop: float)
     found[[row for row, cell in enumerate(cells) if cell is None]] = math.nan
     written = np.array([content_hash(repr(cell).encode()) for cell in cells], dtype=np.int64)
     more = {"size": found.shape[1], "encoder": encoder}
-    return ConditionValues("text", found, drop, more, written)
+    named = [None if cell is None else text for cell, text in zip(cells, texts, strict=True)]
+    return ConditionValues("text", found, drop, more, written, text_keys(named, encoder))
 
 
 def _encoder(name: str, options: Mapping[str, Any]) -> str:

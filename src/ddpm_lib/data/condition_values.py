@@ -45,6 +45,7 @@ class ConditionValues:
         more: What else the network's table says of it, such as names or classes.
         written: Of texts, a hash of each as it is written, int64 (n,): a text is the same where
             another machine encodes it with other last digits.
+        texts: Of texts, what names each and its encoder, of `text_keys`, uint8 (n, 16).
     """
 
     kind: str
@@ -52,6 +53,7 @@ class ConditionValues:
     drop_prob: float = DROP_PROB
     more: Mapping[str, Any] = field(default_factory=dict)
     written: np.ndarray | None = None
+    texts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -66,7 +68,8 @@ class ConditionValues:
         """Return those of some images."""
         if isinstance(self.values, np.ndarray):
             written = None if self.written is None else self.written[rows]
-            return replace(self, values=self.values[rows], written=written)
+            texts = None if self.texts is None else self.texts[rows]
+            return replace(self, values=self.values[rows], written=written, texts=texts)
         return replace(self, values=self.values.subset(rows))
 
     @property

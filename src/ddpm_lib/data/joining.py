@@ -128,6 +128,12 @@ def _values(parts: Sequence[ConditionValues]) -> ConditionValues:
         values: Any = np.concatenate(arrays)
     else:
         values = join([part.values for part in parts])  # type: ignore[misc]
-    texts = [part.written for part in parts if part.written is not None]
-    written = np.concatenate(texts) if len(texts) == len(parts) else None
-    return ConditionValues(parts[0].kind, values, parts[0].drop_prob, parts[0].more, written)
+    written = _all([part.written for part in parts])
+    texts = _all([part.texts for part in parts])
+    first = parts[0]
+    return ConditionValues(first.kind, values, first.drop_prob, first.more, written, texts)
+
+
+def _all(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if len(there) == len(parts) else None

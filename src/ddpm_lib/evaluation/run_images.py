@@ -234,6 +234,7 @@ class RunImages:
             image_column=self.image_column(data),
             frames="first",
             files=None,
+            condition=(),
         )
         if on_bad_image is not None:
             bare = dataclasses.replace(bare, on_bad_image=on_bad_image)

@@ -13,6 +13,7 @@ from ddpm_lib.core.new_folders import new_folder, refuse_taken
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.interop.exporting import describe, write_description
 from ddpm_lib.nn.networks import describe_network
+from ddpm_lib.process.pretrained import texts_of_folder
 
 
 def export_npz(
@@ -74,11 +75,13 @@ def export_safetensors(
     if diffusion.uncertainty is not None:
         groups[UNCERTAINTY] = diffusion.uncertainty.state_dict()
     units = None if diffusion.normalization is None else diffusion.normalization.to_json()
+    texts = texts_of_folder(diffusion, groups)
     config = FolderConfig(
         model=describe_network(diffusion.model),
         diffusion=diffusion.config,
         class_names=diffusion.class_names,
         weights=weights,
         normalization=units,
+        texts=texts,
     )
     return save_folder(folder, config, groups)

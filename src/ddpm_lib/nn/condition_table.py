@@ -19,6 +19,7 @@ from ddpm_lib.nn.data_conditions import (
     VectorCondition,
 )
 from ddpm_lib.nn.pixel_conditions import UNKNOWN, ImageCondition, MaskCondition
+from ddpm_lib.nn.text_vectors import TextVectors
 
 RESERVED = ("image", "class_label", "self_cond", "augment", "low_res", "low_res_noise")
 """Names of fields and conditions that mean something else."""
@@ -145,6 +146,22 @@ def data_conditioners(
 def data_conditions(conditioners: Mapping[str, Any] | None) -> dict[str, DataCondition]:
     """Return the conditions of the data among those of a network."""
     return {k: c for k, c in (conditioners or {}).items() if isinstance(c, DataCondition)}
+
+
+def known_texts_of(conditioners: Mapping[str, Any] | None) -> dict[str, TextVectors]:
+    """Return the vectors of texts that a network knows, by condition; none where it knows none."""
+    found = data_conditions(conditioners).items()
+    return {k: c.known for k, c in found if isinstance(c, TextCondition) and c.known is not None}
+
+
+def learn_texts(conditioners: Mapping[str, Any] | None, known: Mapping[str, TextVectors]) -> None:
+    """Let the conditions of a network know vectors of texts, beside those that they know."""
+    for name, conditioner in data_conditions(conditioners).items():
+        more = known.get(name, TextVectors.none())
+        fits = len(more) > 0 and more.vectors.shape[1] == conditioner.spec.get("size")
+        if fits and isinstance(conditioner, TextCondition):
+            before = conditioner.known or TextVectors.none()
+            conditioner.known = before.with_more(more.keys, more.vectors)
 
 
 def keep_in_config(model: nn.Module) -> None:

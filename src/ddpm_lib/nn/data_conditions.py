@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.nn.conditioning import Conditioner, Stream, check_labels
 from ddpm_lib.nn.text_encoders import encode_texts, split_tags
+from ddpm_lib.nn.text_vectors import TextVectors
 
 _FREQUENCIES = 6
 _HARMONICS = 4
@@ -294,12 +295,14 @@ class TextCondition(VectorCondition):
 
     kind = "text"
     fields: ClassVar[Mapping[str, Any]] = {**VectorCondition.fields, "encoder": ...}
+    known: TextVectors | None = None
+    """Vectors of texts that need no encoder, such as those of the training."""
 
     def read(self, value: Any) -> Any:
         """Return the vectors of texts: of one, or of one per image."""
         words = [value] if isinstance(value, str) else value
         if isinstance(words, list | tuple) and words and all(isinstance(w, str) for w in words):
-            return torch.from_numpy(encode_texts(words, self.spec["encoder"]))
+            return torch.from_numpy(encode_texts(words, self.spec["encoder"], self.known))
         return super().read(value)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddpm_lib.core.caching import cache_folder
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.files import write_aside
+from ddpm_lib.core.spelling import in_flags
+from ddpm_lib.core.text import short
+from ddpm_lib.nn.text_cache import cached_vectors, keep_vectors
+from ddpm_lib.nn.text_vectors import TextVectors, all_known, text_keys
 
 Encoder = Callable[[list[str]], Any]
 """From n texts to n vectors: an array or a tensor (n, d)."""
@@ -39,38 +39,72 @@ def register_text_encoder(name: str, encoder: Encoder) -> None:
     _HANDED_IN[name] = encoder
 
 
-def encode_texts(texts: Sequence[str], encoder: str) -> np.ndarray:
-    """Return the vectors of texts, float32 (n, d); those of a named encoder are kept in the
-    library's cache.
+def encode_texts(
+    texts: Sequence[str], encoder: str, known: TextVectors | None = None
+) -> np.ndarray:
+    """Return the vectors of texts, float32 (n, d).
+
+    What was encoded before is not encoded again: what a run knows, and for a named encoder what
+    the library's cache has. Other texts are given to the encoder, each once.
 
     Args:
         texts: The texts.
         encoder: A name given to `register_text_encoder`, else a model of sentence-transformers by
             its name or folder.
+        known: Vectors that count before all others, as a run keeps them.
 
     Raises:
-        ConfigError: If there is no such encoder, or it returns something else.
+        ConfigError: If there is no such encoder for a text that is not known, or it returns
+            something else.
     """
-    if encoder in _HANDED_IN:
-        return _checked(_HANDED_IN[encoder](list(texts)), len(texts), encoder)
-    made_of = json.dumps([encoder, _stamp(encoder), *texts])
-    key = hashlib.blake2b(made_of.encode(), digest_size=16).hexdigest()
-    kept = cache_folder() / "texts" / f"{key}.npy"
-    if kept.is_file():
+    keys = text_keys(texts, encoder)
+    there = [one for one in (known, *all_known()) if one is not None]
+    found: dict[int, np.ndarray] = {}
+    _look_up(found, there, keys)
+    stamp = [] if encoder in _HANDED_IN else _stamp(encoder)
+    if len(found) < len(texts) and encoder not in _HANDED_IN:
+        _look_up(found, [cached_vectors(texts, encoder, stamp)], keys)
+    first = {keys[row].tobytes(): row for row in reversed(range(len(texts))) if row not in found}
+    lacking = sorted(first.values())
+    if lacking:
+        new = [texts[row] for row in lacking]
         try:
-            return _checked(np.load(kept, allow_pickle=False), len(texts), encoder)
-        except (OSError, ValueError, ConfigError):
-            kept.unlink(missing_ok=True)
-    found = _checked(_named(encoder)(list(texts)), len(texts), encoder)
-    if len(texts) > 1:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(kept, lambda aside: _save(aside, found), durable=False)
-    return found
+            encode = _HANDED_IN.get(encoder) or _named(encoder)
+        except ConfigError as error:
+            raise ConfigError(f"{_unknown(new, there, encoder)}{error}") from error
+        made = _checked(encode(new), len(new), encoder)
+        if encoder not in _HANDED_IN:
+            keep_vectors(keys[lacking], made, encoder, stamp)
+        _look_up(found, [TextVectors(keys[lacking], made)], keys)
+    rows = [found[row] for row in range(len(texts))]
+    sizes = {len(row) for row in rows}
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"The text encoder {encoder!r} returns vectors of {len(found[lacking[0]])} numbers, and"
+            f" those known of it have {min(sizes - {len(found[lacking[0]])})}: it is another one"
+            " now. Register or name the one that was trained with."
+        )
+    return np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)
 
 
-def _save(path: Any, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array)
+def _look_up(found: dict[int, np.ndarray], there: Sequence[TextVectors], keys: np.ndarray) -> None:
+    """Add the vectors of those rows that are known and not found yet."""
+    for one in there:
+        for row, place in enumerate(one.rows_of(keys)):
+            if place >= 0 and row not in found:
+                found[row] = one.vectors[place]
+
+
+def _unknown(new: Sequence[str], there: Sequence[TextVectors], encoder: str) -> str:
+    """Say before an error that a text is none of those that can do without their encoder."""
+    count = sum(len(one) for one in there)
+    if not count:
+        return ""
+    more = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
+    return (
+        f"{short(new[0], 60)}{more}: none of the {count:,} texts that this run knows the vectors"
+        f" of, so that the text encoder {encoder!r} is needed. "
+    )
 
 
 def encoder_at(name: str) -> str:
@@ -103,6 +137,7 @@ def _named(name: str) -> Encoder:
     """
     handed = f" Handed in: {', '.join(_HANDED_IN)}." if _HANDED_IN else ""
     own = f"hand one in: register_text_encoder({name!r}, function) from ddpm_lib.nn"
+    own = f"in Python {own}" if in_flags() else own
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
         raise ConfigError(
             f"There is no folder {name!r} with a text encoder.{handed} Put the model there, or"

@@ -15,8 +15,10 @@ from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.hub import MAX_SHARD_SIZE, PARTNER
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable
+from ddpm_lib.nn.condition_table import known_texts_of, learn_texts
 from ddpm_lib.nn.networks import describe_network
 from ddpm_lib.nn.pretrained import Averages, load_network, named_weights
+from ddpm_lib.nn.text_vectors import from_tensors, to_tensors
 from ddpm_lib.process.interface import TrainableProcess
 from ddpm_lib.process.sampling_default import SamplingDefault, parse_default
 
@@ -65,6 +67,7 @@ def save_pretrained(
     weights, groups = arranged(named)
     if self.uncertainty is not None:
         groups[UNCERTAINTY] = self.uncertainty.state_dict()
+    texts = texts_of_folder(self, groups)
     config = FolderConfig(
         model=describe_network(self.model),
         diffusion=self.config,
@@ -72,8 +75,22 @@ def save_pretrained(
         weights=weights,
         sampling=None if default is None else portable(default).to_json(),
         normalization=None if self.normalization is None else self.normalization.to_json(),
+        texts=texts,
     )
     return save_folder(Path(folder), config, groups, max_shard_size)
+
+
+def texts_of_folder(process: Any, groups: dict[str, Any]) -> dict[str, int] | None:
+    """Add the vectors of texts that a process knows to the tensors of a pretrained folder; return
+    what its config.json says of them.
+    """
+    from ddpm_lib.core.hub.folder import TEXTS
+
+    known = known_texts_of(process.conditioners)
+    if not known:
+        return None
+    groups[TEXTS] = to_tensors(known)
+    return {name: len(one) for name, one in known.items()}
 
 
 def portable(default: SamplingDefault) -> SamplingDefault:
@@ -122,7 +139,7 @@ def load_process(
         ConfigError: If there are no such weights.
         CheckpointError: If a file is damaged, or does not fit the others.
     """
-    from ddpm_lib.core.hub.folder import UNCERTAINTY
+    from ddpm_lib.core.hub.folder import TEXTS, UNCERTAINTY
     from ddpm_lib.nn.strict import check_finite, load_weights, take_precision
 
     config, source = folder.config, folder.source
@@ -146,6 +163,12 @@ def load_process(
         take_precision(process.uncertainty, tensors)
         load_weights(process.uncertainty, tensors, f"{source}: the uncertainty")
     process.class_names = config.class_names
+    if config.texts:
+        try:
+            known = from_tensors(folder.tensors(TEXTS), source)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+        learn_texts(process.conditioners, known)
     if config.normalization is not None:
         from ddpm_lib.data.measurements.normalization import Normalization
 

@@ -16,6 +16,7 @@ from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.paths import at_home
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable, short
+from ddpm_lib.nn.condition_table import learn_texts
 from ddpm_lib.nn.networks import NETWORKS, build_network
 from ddpm_lib.nn.strict import check_finite, check_weights, load_weights
 from ddpm_lib.process.pretrained import load_process
@@ -30,6 +31,7 @@ from ddpm_lib.runs.run_html import loaded_run_html
 from ddpm_lib.runs.run_status import no_run, nothing_saved
 from ddpm_lib.runs.state import STATE, RunState
 from ddpm_lib.runs.stored_sampling import sampling_or_none
+from ddpm_lib.runs.stored_texts import read_texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -270,6 +272,7 @@ def load_checkpoint(
         uncertainty = checkpoint.read_tensors("uncertainty")
         load_weights(diffusion.uncertainty, uncertainty, str(found))
     diffusion.eval()
+    learn_texts(diffusion.conditioners, read_texts(checkpoint.run))
     if default is not None:
         diffusion.sampling_default = _of_run(default, checkpoint, label)
     values = {**checkpoint.state_values, "ema_decay": decays}

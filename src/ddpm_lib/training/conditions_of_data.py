@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import in_flags, option
-from ddpm_lib.nn.condition_table import data_conditions, keep_in_config
+from ddpm_lib.nn.condition_table import data_conditions, keep_in_config, learn_texts
 from ddpm_lib.nn.data_conditions import DataCondition
+from ddpm_lib.nn.text_vectors import TextVectors
+from ddpm_lib.runs.stored_texts import read_texts
 from ddpm_lib.training.batches import flip_rows
 
 if TYPE_CHECKING:
@@ -78,6 +81,8 @@ def _fit(name: str, conditioner: DataCondition, dataset: ImageDataset) -> Any:
             raise ConfigError(str(error)) from None
     for field in ("size", "channels", "factor", "encoder"):
         ours, theirs = conditioner.spec.get(field), found.more.get(field)
+        if field == "encoder" and _is_gone(ours, theirs):
+            continue
         if ours is not None and theirs is not None and ours != theirs:
             raise ConfigError(
                 f"The condition {name!r} of the data has {field} {theirs}; the network was built"
@@ -89,6 +94,15 @@ def _fit(name: str, conditioner: DataCondition, dataset: ImageDataset) -> Any:
             f" knows {conditioner.spec['classes']}."
         )
     return found
+
+
+def _is_gone(ours: Any, theirs: Any) -> bool:
+    """Whether the folder of a text encoder is written as the network's was, and not here any more:
+    vectors are then those that the run keeps.
+    """
+    absolute = isinstance(ours, str) and ours.startswith("/")
+    here = not isinstance(theirs, str) or Path(theirs).expanduser().is_dir()
+    return absolute and not here and Path(ours).name == Path(theirs).name
 
 
 def measure(diffusion: GaussianDiffusion, train: ImageDataset) -> None:
@@ -106,9 +120,13 @@ def measure(diffusion: GaussianDiffusion, train: ImageDataset) -> None:
         keep_in_config(diffusion.model)
 
 
-def adopt(diffusion: GaussianDiffusion, saved: RunState | None) -> None:
-    """Take what a checkpoint has measured, where the network of this program does not say it."""
+def adopt(diffusion: GaussianDiffusion, saved: RunState | None, run: Path) -> None:
+    """Take what a checkpoint has measured, where the network of this program does not say it, and
+    the vectors of texts that its run keeps.
+    """
     conditions = data_conditions(diffusion.conditioners)
+    if saved is not None and conditions:
+        learn_texts(diffusion.conditioners, read_texts(run))
     if saved is None or all(c.fitted for c in conditions.values()):
         return
     config = saved.model.get("config")
@@ -118,6 +136,15 @@ def adopt(diffusion: GaussianDiffusion, saved: RunState | None) -> None:
         if not conditioner.fitted and isinstance(entry, Mapping):
             conditioner.take({field: entry.get(field) for field in conditioner.fits})
     keep_in_config(diffusion.model)
+
+
+def know_texts(diffusion: GaussianDiffusion, *images: ImageDataset | None) -> None:
+    """Let the network know the vectors of the texts of its images, which then need no encoder."""
+    for data in images:
+        for name, values in {} if data is None else data.conditions.items():
+            if values.texts is not None and isinstance(values.values, np.ndarray):
+                more = TextVectors.none().with_more(values.texts, values.values)
+                learn_texts(diffusion.conditioners, {name: more})
 
 
 def flipped(

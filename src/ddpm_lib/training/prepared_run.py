@@ -25,7 +25,7 @@ from ddpm_lib.training.by_length import OPEN, averages_are_open, chosen_words, s
 from ddpm_lib.training.callbacks import default_callbacks
 from ddpm_lib.training.callbacks.base import Callback, check_callbacks, state_of
 from ddpm_lib.training.callbacks.rows import TrainingRows
-from ddpm_lib.training.conditions_of_data import adopt
+from ddpm_lib.training.conditions_of_data import adopt, know_texts
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.context import RunContext, TrainingData
 from ddpm_lib.training.going_back import set_aside, wanted_step
@@ -49,7 +49,7 @@ from ddpm_lib.training.resume import (
     shards_of_run,
 )
 from ddpm_lib.training.run_config import absolute_source, portable_options, write_run_config
-from ddpm_lib.training.same_data import describe_dataset, fraction_held_out, write_data_index
+from ddpm_lib.training.same_data import describe_dataset, fraction_held_out, write_data_notes
 from ddpm_lib.training.sampling import check_grids
 from ddpm_lib.training.saving import check_space
 from ddpm_lib.training.sources import (
@@ -126,8 +126,7 @@ class PreparedRun(RunContext):
             return
         self._meet()
         config = self.config
-        resume = config.resume
-        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, resume, self.say))
+        checkpoint = self.on_main(lambda: find_checkpoint(self.output_dir, config.resume, self.say))
         self.source_name = absolute_source(self.source_name, asks_for_files(config))
         saved = None if checkpoint is None else checkpoint.state
         began = None if saved is None or not began_here(saved) else saved
@@ -135,7 +134,7 @@ class PreparedRun(RunContext):
             config = self.config = as_begun(config, began.training)
             self.run_log.save_every = config.cadences.save_every
         before = None if began is None else fraction_held_out(began)
-        adopt(self.diffusion, saved)
+        adopt(self.diffusion, saved, self.output_dir)
         left_open = tuple(name for name in OPEN if getattr(config, name) == "auto")
         told = None if saved is None else saved.training
         self.average_is_open = averages_are_open(config, told)
@@ -145,6 +144,7 @@ class PreparedRun(RunContext):
         way = (self.diffusion, self.say, before, self.transform, units)
         images = open_training_data(self.data_source, config, *way)
         self.diffusion.normalization = images[0].normalization
+        know_texts(self.diffusion, *images)
         self._data = TrainingData(*images, held_fraction(config, before))
         if config.stop_when:
             from ddpm_lib.training.callbacks.stop_when import check_images
@@ -382,8 +382,8 @@ class PreparedRun(RunContext):
         if self.average_is_open:  # whoever repeats the run has the choice as well
             config = replace(config, ema_decay="auto")
         write_run_config(run, self.source_name, config, self.diffusion)
-        with self.tolerate_write_errors("data.npz"):
-            write_data_index(run, self.dataset)
+        with self.tolerate_write_errors("data.npz and texts.safetensors"):
+            write_data_notes(run, self.dataset, self.diffusion)
         self._record_start()
 
     def _record_start(self) -> None:

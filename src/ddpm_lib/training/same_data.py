@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from ddpm_lib.core.spelling import option
 from ddpm_lib.runs.state import DataDescription, RunState
+from ddpm_lib.runs.stored_texts import write_texts
 from ddpm_lib.training.growing import growth
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.contents import Origin
+    from ddpm_lib.diffusion import GaussianDiffusion
 
 FINGERPRINT_VERSION = 2
 """See `DataDescription.fingerprint_version`."""
@@ -138,13 +140,14 @@ def _words(names: list[str] | None) -> str:
     return ", ".join(names[:10]) + (f", … ({len(names)})" if len(names) > 10 else "")
 
 
-def write_data_index(run: Path, data: ImageDataset) -> None:
-    """Note what the data is made of in the run directory, for a later start to say what has
-    changed.
+def write_data_notes(run: Path, data: ImageDataset, diffusion: GaussianDiffusion) -> None:
+    """Note in the run directory what the data is made of, for a later start to say what has
+    changed, and the vectors of its texts.
     """
     from ddpm_lib.data.contents import write_index
 
     write_index(run, data.origin)
+    write_texts(run, diffusion.conditioners)
 
 
 def read_data_index(run: Path) -> Origin | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import is_path
+from ddpm_lib.nn.condition_table import known_texts_of
+from ddpm_lib.nn.text_vectors import known_texts
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.training.conditions_of_data import measure, suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
@@ -243,6 +245,7 @@ def _open(
             "transform is for pictures and arrays of images that are opened here: give it to"
             " open_dataset for an ImageDataset, and transform sequences and volumes beforehand."
         )
+    known = known_texts([*known_texts_of(diffusion.conditioners).values()])
     shaped = len(diffusion.image_size) == 2 or config.normalize is not None
     if not shaped and not isinstance(data, ImageDataset):
         data = collect(data, reads_labels(diffusion))
@@ -257,10 +260,12 @@ def _open(
                 f"The dataset's entries are {got} (channels, then sizes) but the diffusion is built"
                 f" for {wanted}."
             )
-        return with_condition_words(data, config).steady()
+        with known:
+            return with_condition_words(data, config).steady()
     needed = reads_labels(diffusion)
     size, channels = diffusion.image_size, diffusion.channels
-    return open_images(data, config, size, channels, split, log, needed, transform).steady()
+    with known:
+        return open_images(data, config, size, channels, split, log, needed, transform).steady()
 
 
 def reads_labels(diffusion: GaussianDiffusion) -> bool:

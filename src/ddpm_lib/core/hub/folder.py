@@ -4,6 +4,7 @@
     model.safetensors                  the weights, of the network alone
     model.ema-0.999.safetensors        further weights of the same network
     uncertainty.safetensors            of a process that learned its uncertainty
+    texts.safetensors                  vectors of the texts of its training
 
 Large weights are cut into model-00001-of-00003.safetensors … and model.safetensors.index.json.
 """
@@ -49,12 +50,14 @@ from ddpm_lib.core.text import printable, short
 
 UNCERTAINTY = "uncertainty"
 """The stem of the file of a learned uncertainty."""
+TEXTS = "texts"
+"""The stem of the file of vectors of texts."""
 
 _SAVED = ".saved"
 """In the folder, while the files of a finished save take their places: those still to be moved."""
 _LIST = ".files.json"
 """In `.saved`: the names of all files of that save, moved or not."""
-_WEIGHTS = re.compile(r"(model|uncertainty)[\w.+-]*\.safetensors(\.index\.json)?", re.ASCII)
+_WEIGHTS = re.compile(r"(model|uncertainty|texts)[\w.+-]*\.safetensors(\.index\.json)?", re.ASCII)
 _HARMLESS = re.compile(r"\..*|README\.md|LICENSE.*", re.IGNORECASE)
 """What may lie in a folder that is to become ours: a repository without a model."""
 
@@ -101,7 +104,7 @@ def save_folder(
     Args:
         folder: Where; made if it does not exist.
         config: What config.json is to say.
-        groups: Tensors by file stem, as `arranged` returns them, and "uncertainty".
+        groups: Tensors by file stem, as `arranged` returns them, "uncertainty" and "texts".
         max_shard_size: Bytes of a file of weights, or a text such as "5GB".
 
     Raises:

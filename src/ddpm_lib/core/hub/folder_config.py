@@ -50,6 +50,7 @@ class FolderConfig:
         sampling: How to sample unless told otherwise, `SamplingDefault.to_json`; None for the
             library's way.
         normalization: How measured values were brought to [0, 1]; None for pictures.
+        texts: Of how many texts the folder has the vectors, by condition; None for none.
         version: Of the library that wrote it.
     """
 
@@ -59,6 +60,7 @@ class FolderConfig:
     weights: dict[str, str] = field(default_factory=lambda: {"model": MAIN})
     sampling: dict[str, Any] | None = None
     normalization: dict[str, Any] | None = None
+    texts: dict[str, int] | None = None
     version: str = field(default_factory=library_version)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class FolderConfig:
             "weights": self.weights,
             **({} if self.sampling is None else {"sampling": self.sampling}),
             **({} if self.normalization is None else {"normalization": self.normalization}),
+            **({} if self.texts is None else {"texts": self.texts}),
         }
 
     def choose(self, name: str | None, where: str) -> tuple[str, str]:
@@ -218,10 +221,11 @@ def parse_config(values: Mapping[str, Any], where: str) -> FolderConfig:
     if not isinstance(sampling, (dict, type(None))):
         got = short(sampling, 100)
         raise CheckpointError(f"{where} is damaged: sampling must be an object; got {got}.")
-    measured = values.get("normalization")
-    if not isinstance(measured, (dict, type(None))):
-        got = short(measured, 100)
-        raise CheckpointError(f"{where} is damaged: normalization must be an object; got {got}.")
+    measured, texts = values.get("normalization"), values.get("texts")
+    for name, value in (("normalization", measured), ("texts", texts)):
+        if not isinstance(value, (dict, type(None))):
+            got = short(value, 100)
+            raise CheckpointError(f"{where} is damaged: {name} must be an object; got {got}.")
     return FolderConfig(
         model={"class": values["model"]["class"], "config": values["model"]["config"]},
         diffusion=values["diffusion"],
@@ -229,5 +233,6 @@ def parse_config(values: Mapping[str, Any], where: str) -> FolderConfig:
         weights=values["weights"],
         sampling=sampling,
         normalization=measured,
+        texts=texts,
         version=str(values.get("version", "unknown")),
     )

@@ -25,7 +25,9 @@ from ddpm_lib.core.text import printable
 logger = logging.getLogger("ddpm_lib")
 
 OLD_WEIGHTS = [
-    f"{stem}*.safetensors{end}" for stem in ("model", "uncertainty") for end in ("", ".index.json")
+    f"{stem}*.safetensors{end}"
+    for stem in ("model", "uncertainty", "texts")
+    for end in ("", ".index.json")
 ]
 """What an earlier upload may have left and this one does not replace, such as further shards."""
 SECONDS = {"connect": 10.0, "read": 300.0, "write": 300.0, "pool": 300.0}

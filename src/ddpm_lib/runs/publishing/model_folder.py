@@ -14,7 +14,7 @@ from ddpm_lib.core.hub.folder import UNCERTAINTY, arranged, save_folder
 from ddpm_lib.core.hub.folder_config import FolderConfig, check_weights_name
 from ddpm_lib.core.text import short
 from ddpm_lib.nn.networks import describe_network
-from ddpm_lib.process.pretrained import portable
+from ddpm_lib.process.pretrained import portable, texts_of_folder
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import LoadedRun, load_checkpoint
@@ -75,6 +75,7 @@ def write_model_folder(
     weights, groups = arranged(named)
     if process.uncertainty is not None:
         groups[UNCERTAINTY] = process.uncertainty.state_dict()
+    texts = texts_of_folder(process, groups)
     config = FolderConfig(
         model=describe_network(process.model),
         diffusion=process.config,
@@ -82,6 +83,7 @@ def write_model_folder(
         weights=weights,
         sampling=None if default is None else portable(default).to_json(),
         normalization=None if process.normalization is None else process.normalization.to_json(),
+        texts=texts,
     )
     save_folder(folder, config, groups, MAX_SHARD_SIZE)
     return labels
