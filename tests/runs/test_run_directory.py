@@ -129,7 +129,16 @@ def test_a_link_that_appears_while_it_trains_is_not_followed(
 
 @pytest.mark.parametrize(
     "name",
-    [".lock", "config.yaml", "status.json", "train.log", "metrics.jsonl", "data.npz", "STOP"],
+    [
+        ".lock",
+        "config.yaml",
+        "status.json",
+        "train.log",
+        "metrics.jsonl",
+        "data.npz",
+        "texts.safetensors",
+        "STOP",
+    ],
 )
 def test_a_directory_in_the_place_of_a_file_is_named(run: Path, name: str) -> None:
     (run / name).unlink(missing_ok=True)

@@ -166,6 +166,10 @@ def test_a_run_needs_its_encoder_for_new_texts_alone(
     assert ddpm("export", run, tmp_path / "out", "--to", "safetensors") == 0
     exported = GaussianDiffusion.from_pretrained(tmp_path / "out")
     assert exported.conditioners["caption"].known.rows_of(kept.keys).tolist() == [0, 1, 2, 3]
+    look = tmp_path / "look"
+    assert ddpm("push", run, "me/mine", "--dry-run", look) == 0
+    pushed = GaussianDiffusion.from_pretrained(look)
+    assert np.array_equal(pushed.conditioners["caption"].known.vectors, kept.vectors)
     scored = evaluate(run, metrics="nll", num=2, data="train")
     assert np.isfinite(scored.scores[0].value)
     assert ddpm(*command(images, run, 6)) == 0
@@ -296,3 +300,14 @@ def test_missing_texts_have_no_vector(encoder: list[list[str]], tmp_path: Path) 
     assert np.isnan(values.values[1]).all()
     half = data.subset(np.array([1, 2])).conditions["caption"]
     assert np.array_equal(half.texts, values.texts[[1, 2]])
+
+
+def test_a_reference_needs_no_texts(encoder: list[list[str]], tmp_path: Path) -> None:
+    """Samples are compared with pictures, whose conditions nobody knows."""
+    images, run = pictures(tmp_path / "images", TEXTS), tmp_path / "run"
+    assert ddpm(*command(images, run)) == 0
+    others = pictures(tmp_path / "others", TEXTS, first=20)
+    (others / "metadata.csv").unlink()
+    how: dict[str, Any] = {"features": "pixels", "num": 6, "sample_steps": 2, "sampler": "ddim"}
+    found = evaluate(run, metrics="kid", reference=str(others), references=False, **how)
+    assert np.isfinite(found.scores[0].value)

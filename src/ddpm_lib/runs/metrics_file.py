@@ -170,6 +170,7 @@ _RECORDS = (
     "status.json",
     "train.log",
     "data.npz",
+    "texts.safetensors",
 )
 
 
