@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_lib.nn.kernels.orthogonal_steps import orthogonal_fits, orthogonal_step
+
 MUON_STATE, ADAM_STATE = ("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq")
 """What a checkpoint keeps for each parameter."""
 
@@ -120,6 +122,8 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _orthogonal(self, group: dict[str, Any]) -> None:
+        if self._in_one_go(group):
+            return
         rate, momentum = group["lr"], group["momentum"]
         by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for p in group["params"]:
@@ -139,6 +143,28 @@ class Muon(torch.optim.Optimizer):
             for (p, _), update in zip(members, updates):
                 kept = p * (1.0 - rate * group["weight_decay"])
                 p.copy_(self._unless_shut(kept - scale * update.view(p.shape).to(p.dtype), p))
+
+    def _in_one_go(self, group: dict[str, Any]) -> bool:
+        """Do it by the kernel for CPUs, if there is one for all of these weights."""
+        used = [p for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in used]
+        if not used or not orthogonal_fits(used, grads):
+            return False
+        if self.found_inf is not None and bool(self.found_inf):
+            for p in used:  # so that a checkpoint has it
+                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            return True
+        for p in used:
+            mean = self.state[p].get("momentum_buffer")
+            if mean is None or mean.stride() != p.stride():
+                laid = torch.zeros_like(p)
+                self.state[p]["momentum_buffer"] = laid if mean is None else laid.copy_(mean)
+        means = [self.state[p]["momentum_buffer"] for p in used]
+        if not orthogonal_fits(used, grads, means):
+            return False
+        options = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+        orthogonal_step(used, grads, means, **options)
+        return True
 
     def _unless_shut(self, new: Tensor, old: Tensor) -> Tensor:
         return new if self.found_inf is None else torch.where(self.found_inf > 0, old, new)

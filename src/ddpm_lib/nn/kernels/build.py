@@ -27,6 +27,7 @@ KERNELS = {
     "group_norm": "normalisation",
     "weight_passes": "update of weights",
     "winograd": "convolution",
+    "orthogonal": "orthogonal update",
 }
 """Sources in C++, and what they compute."""
 # No -ffast-math: NaN must stay NaN, and linking with it would flush denormals in the whole process.
@@ -71,6 +72,15 @@ def convolution_library() -> ctypes.CDLL | None:
         return None
     found = _loaded("winograd")
     return None if found is None else _declare_convolution(found)
+
+
+@lru_cache(maxsize=1)
+def orthogonal_library() -> ctypes.CDLL | None:
+    """Load the compiled step of Muon; see `_loaded`. None where registers are too few for it."""
+    if not _has_wide_registers():
+        return None
+    found = _loaded("orthogonal")
+    return None if found is None else _declare_orthogonal(found)
 
 
 def _has_wide_registers() -> bool:
@@ -121,6 +131,7 @@ def _built(found: str, kernel: str) -> Path:
     ).stdout
     parts = (
         source.read_text(encoding="utf-8"),
+        *(header.read_text(encoding="utf-8") for header in sorted(FOLDER.glob("*.h"))),
         " ".join(FLAGS),
         version,
         platform.machine(),
@@ -200,6 +211,14 @@ def _declare_convolution(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.winograd_weight_gradient.argtypes = [p, p, *[k] * 5, p, p, p, i]
     for each in (lib.winograd_weight, lib.winograd_forward, lib.winograd_weight_gradient):
         each.restype = None
+    return lib
+
+
+def _declare_orthogonal(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the function takes; see the C++ file."""
+    i, k, p, d = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
+    lib.orthogonal_step.argtypes = [k, p, p, i, p, p, p, d, p, d]
+    lib.orthogonal_step.restype = None
     return lib
 
 

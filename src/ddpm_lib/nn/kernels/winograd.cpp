@@ -10,27 +10,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <vector>
 
+#include "products.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, ROWS = 12;
-#else
-constexpr int BYTES = 32, ROWS = 6;
-#endif
-typedef float Floats __attribute__((vector_size(BYTES)));
-constexpr int64_t LANES = BYTES / 4, PANEL = 2 * LANES, PLACES = 16, TILE_FLOATS = 4096, LEAST = 48;
+constexpr int64_t PLACES = 16, TILE_FLOATS = 4096, LEAST = 48;
 constexpr int64_t GROUPS = 8, GROUP_FLOATS = 1 << 22;
 
-inline Floats load(const float* p) {
-  Floats v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store(Floats v, float* p) { std::memcpy(p, &v, sizeof v); }
 inline Floats gathered(const float* p, int64_t stride) {
   if (stride == 1) return load(p);
   Floats v;
@@ -93,38 +82,6 @@ void transform_pixels(const float* x, const Shape& s, int64_t c, int64_t first, 
       }
     }
   }
-}
-
-// M[r][0:PANEL] = sum over i < depth of a[r * across + i * along] b[i][0:PANEL], or M += that.
-template <int R, bool ADD>
-inline void product(const float* a, int64_t across, int64_t along, const float* b, int64_t depth, float* m) {
-  Floats x[R][2] = {};
-  for (int64_t i = 0; i < depth; ++i) {
-    const Floats u = load(b + i * PANEL), v = load(b + i * PANEL + LANES);
-    for (int r = 0; r < R; ++r) {
-      const float f = a[r * across + i * along];
-      x[r][0] += f * u;
-      x[r][1] += f * v;
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int k = 0; k < 2; ++k) {
-      float* at = m + r * PANEL + k * LANES;
-      store(ADD ? load(at) + x[r][k] : x[r][k], at);
-    }
-}
-template <bool ADD, int R = ROWS>
-inline void rest(int64_t rows, const float* a, int64_t across, int64_t along, const float* b, int64_t depth, float* m) {
-  if (rows == R)
-    product<R, ADD>(a, across, along, b, depth, m);
-  else if constexpr (R > 1)
-    rest<ADD, R - 1>(rows, a, across, along, b, depth, m);
-}
-template <bool ADD>
-inline void products(int64_t rows, const float* a, int64_t across, int64_t along, const float* b, int64_t depth, float* m) {
-  int64_t r = 0;
-  for (; r + ROWS <= rows; r += ROWS) product<ROWS, ADD>(a + r * across, across, along, b, depth, m + r * PANEL);
-  if (r < rows) rest<ADD>(rows - r, a + r * across, across, along, b, depth, m + r * PANEL);
 }
 
 // A'MA and the bias, of tiles first to last and the channels of a panel, from M (16, block, PANEL).
@@ -225,7 +182,7 @@ extern "C" void winograd_forward(const float* x, int64_t n, int64_t h, int64_t w
       transform_pixels(x, s, c, first, last, block, zeros.data(), v.data);
       for (int64_t panel = 0; panel < k; panel += PANEL) {
         for (int64_t p = 0; p < PLACES; ++p)
-          products<false>(count, v.data + p * block * c, c, 1, u + p * c * k + panel * c, c, m.data + p * block * PANEL);
+          products<false>(count, v.data + p * block * c, c, 1, u + p * c * k + panel * c, PANEL, c, m.data + p * block * PANEL, PANEL);
         write_pixels(m.data, bias, s, k, panel, first, last, block, y);
       }
     }
@@ -252,7 +209,7 @@ extern "C" void winograd_weight_gradient(const float* x, const float* dy, int64_
         for (int64_t panel = 0; panel < k; panel += PANEL) {
           transform_gradient(dy, s, k, panel, first, last, block, zeros.data(), m.data, sum + PLACES * c * k);
           for (int64_t p = 0; p < PLACES; ++p)
-            products<true>(c, v.data + p * block * c, 1, c, m.data + p * block * PANEL, count, sum + p * c * k + panel * c);
+            products<true>(c, v.data + p * block * c, 1, c, m.data + p * block * PANEL, PANEL, count, sum + p * c * k + panel * c, PANEL);
         }
       }
     }
