@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib.nn.kernels.orthogonal_steps import orthogonal_fits, orthogonal_step
+from ddpm_lib.training.without_dynamo import WithoutDynamo
 
 MUON_STATE, ADAM_STATE = ("momentum_buffer",), ("step", "exp_avg", "exp_avg_sq")
 """What a checkpoint keeps for each parameter."""
@@ -37,7 +38,7 @@ def takes_muon(model: nn.Module) -> list[str]:
     ]
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(WithoutDynamo, torch.optim.Optimizer):
     """Momentum whose updates are made orthogonal, and AdamW for the parameters that are not to be.
 
     Of the momentum M of a weight (out, in·kernel) the update is −rate·0.2·√max(out, in·kernel)·UVᵀ

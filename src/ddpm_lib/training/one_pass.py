@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.nn.kernels.weight_passes import adam_step, gradient_norm, one_pass_fits
+from ddpm_lib.training.without_dynamo import WithoutDynamo
 
 
 class _Lists(NamedTuple):
@@ -19,7 +20,7 @@ class _Lists(NamedTuple):
     steps: list[Tensor]
 
 
-class OnePassAdam(torch.optim.Adam):
+class OnePassAdam(WithoutDynamo, torch.optim.Adam):
     """torch's fused Adam and AdamW, with the same state, whose `measure` and `step` are a pass over
     memory each.
 
