@@ -18,7 +18,7 @@
 namespace {
 
 constexpr int64_t PLACES = 16, TILE_FLOATS = 4096, LEAST = 48;
-constexpr int64_t GROUPS = 8, GROUP_FLOATS = 1 << 22;
+constexpr int64_t GROUPS = 8, LEAST_BLOCKS = 4, COLUMNS = 4 * PANEL;  // of what sums up a gradient
 
 inline Floats gathered(const float* p, int64_t stride) {
   if (stride == 1) return load(p);
@@ -189,27 +189,38 @@ extern "C" void winograd_forward(const float* x, int64_t n, int64_t h, int64_t w
   }
 }
 
-// The gradients of the weight, at the given strides, and of the bias (k), from x and dy (n, h, w, k).
+// The gradients of the weight, at the given strides, and of the bias (k), from x and dy (n, h, w, k). A task is a group of
+// blocks and a few columns; the groups' sums are added in their order.
 extern "C" void winograd_weight_gradient(const float* x, const float* dy, int64_t n, int64_t h, int64_t w, int64_t c, int64_t k,
                                          const int64_t* strides, float* of_weight, float* of_bias, int threads) {
   const Shape s(n, h, w);
   const int64_t block = block_of(c), blocks = (s.tiles + block - 1) / block, size = PLACES * c * k + k;
-  const int64_t groups = std::max<int64_t>(1, std::min({GROUPS, blocks, GROUP_FLOATS / size}));
-  std::vector<float> sums(groups * size);
+  const int64_t groups = std::min(GROUPS, std::max<int64_t>(1, blocks / LEAST_BLOCKS)), chunks = (k + COLUMNS - 1) / COLUMNS;
+  const std::unique_ptr<float[]> held(new float[groups * size]);
+  float* sums = held.get();
 #pragma omp parallel num_threads(threads)
   {
     const Buffer v(PLACES * block * c), m(PLACES * block * PANEL);
     const std::vector<float> zeros(std::max(c, PANEL));
 #pragma omp for schedule(static)
-    for (int64_t g = 0; g < groups; ++g) {
-      float* sum = sums.data() + g * size;
-      for (int64_t b = g * blocks / groups; b < (g + 1) * blocks / groups; ++b) {
+    for (int64_t task = 0; task < groups * chunks; ++task) {
+      const int64_t g = task / chunks, from = task % chunks * COLUMNS, to = std::min(from + COLUMNS, k);
+      float *sum = sums + g * size, *biases = sum + PLACES * c * k;
+      std::fill(biases + from, biases + to, 0.0f);
+      const int64_t begin = g * blocks / groups, end = (g + 1) * blocks / groups;
+      for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * block, last = std::min(first + block, s.tiles), count = last - first;
         transform_pixels(x, s, c, first, last, block, zeros.data(), v.data);
-        for (int64_t panel = 0; panel < k; panel += PANEL) {
-          transform_gradient(dy, s, k, panel, first, last, block, zeros.data(), m.data, sum + PLACES * c * k);
-          for (int64_t p = 0; p < PLACES; ++p)
-            products<true>(c, v.data + p * block * c, 1, c, m.data + p * block * PANEL, PANEL, count, sum + p * c * k + panel * c, PANEL);
+        for (int64_t panel = from; panel < to; panel += PANEL) {
+          transform_gradient(dy, s, k, panel, first, last, block, zeros.data(), m.data, biases);
+          for (int64_t p = 0; p < PLACES; ++p) {
+            const float *pixels = v.data + p * block * c, *gradient = m.data + p * block * PANEL;
+            float* at = sum + p * c * k + panel * c;
+            if (b == begin)
+              products<false>(c, pixels, 1, c, gradient, PANEL, count, at, PANEL);
+            else
+              products<true>(c, pixels, 1, c, gradient, PANEL, count, at, PANEL);
+          }
         }
       }
     }
@@ -226,7 +237,7 @@ extern "C" void winograd_weight_gradient(const float* x, const float* dy, int64_
           Floats q[4][4] = {};
           for (int64_t g = 0; g < groups; ++g)
             for (int p = 0; p < PLACES; ++p)
-              q[p / 4][p % 4] += load(sums.data() + g * size + p * c * k + panel * c + i * PANEL + half);
+              q[p / 4][p % 4] += load(sums + g * size + p * c * k + panel * c + i * PANEL + half);
           Floats rows[3][4];
           for (int j = 0; j < 4; ++j) {
             rows[0][j] = q[0][j] + 0.5f * (q[1][j] + q[2][j]);
