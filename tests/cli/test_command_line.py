@@ -108,6 +108,8 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
             ["--condition", "age=meta.csv:age"],
             ["--add-data", "more"],
             ["--add-condition", "age=more.csv:age"],
+            ["--val-data", "held"],
+            ["--val-condition", "age=held.csv:age"],
         ],
     ),
     "plan": (

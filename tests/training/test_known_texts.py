@@ -42,8 +42,8 @@ class Encoder:
 
 @pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
-    """An encoder by its name, and an empty cache; what it was asked for."""
-    monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "cache"))
+    """An encoder by its name, and an empty cache of texts; what it was asked for."""
+    monkeypatch.setattr(text_cache, "cache_folder", lambda: tmp_path / "cache")
     fake = SimpleNamespace(SentenceTransformer=Encoder)
     monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
     Encoder.asked = []
@@ -53,7 +53,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 def without(monkeypatch: pytest.MonkeyPatch, where: Path) -> None:
     """Take encoder and cache away."""
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    monkeypatch.setenv("DDPM_LIB_CACHE", str(where / "another_cache"))
+    monkeypatch.setattr(text_cache, "cache_folder", lambda: where / "another_cache")
 
 
 def pictures(folder: Path, texts: list[str], n: int = 12, first: int = 0) -> Path:

@@ -81,6 +81,10 @@ class RunConfig(TrainingConfig):
     """Where the conditions of what --add-data adds are, NAME=SOURCE[:COLUMN], for each of it in
     order, if not in its own columns, nor in a table or folder that has all names.
     """
+    val_condition: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Where the conditions of --val-data are, NAME=SOURCE[:COLUMN], once per condition, if not
+    where those of the training data are, as for names that both have.
+    """
     class_conditional: bool = False
     """Learn the classes of the data (sets model.num_classes from its labels, where that is not
     given).

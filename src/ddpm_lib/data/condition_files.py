@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
 from ddpm_lib.data.condition_cells import make_values, missing_words
 from ddpm_lib.data.condition_images import OpenFolder, PictureSize, paired_pictures
-from ddpm_lib.data.condition_values import ConditionValues
+from ddpm_lib.data.condition_values import ConditionValues, TakenFrom
 from ddpm_lib.data.condition_words import ARRAY, TABLE_FILES, ConditionWords
 from ddpm_lib.data.dataset import ImageDataset
 from ddpm_lib.data.decode_spec import DecodeSpec
-from ddpm_lib.data.metadata import open_table, some
+from ddpm_lib.data.metadata import Beside, names_from_above, open_table, some
 from ddpm_lib.data.source import Source
 from ddpm_lib.nn.condition_table import DROP_PROB
 
@@ -104,12 +104,16 @@ def _read(data: ImageDataset, words: ConditionWords, known: KnownOfData) -> Cond
         drop = options.get("drop", DROP_PROB)
         sizes: PictureSize = lambda row: known.size(int(data.rows[row]))  # noqa: E731
         spec, open_folder = known.spec, known.open_folder
-        return paired_pictures(name, path, raw, spec, options, drop, sizes, open_folder)
+        above = names_from_above(raw, known.root)
+        return paired_pictures(name, path, above, spec, options, drop, sizes, open_folder)
     suffix = path.suffix.lower()
     if suffix == ARRAY:
-        return make_values(name, _array(data, words, path), place, options)
+        array, entries = _array(data, words, path)
+        made = make_values(name, array, place, options)
+        return replace(made, taken=TakenFrom(str(path.resolve()), entries, "order"))
     if suffix in TABLE_FILES:
-        return make_values(name, _column_of(data, words, path), place, options)
+        cells, taken = _column_of(data, words, path, known.root)
+        return replace(make_values(name, cells, place, options), taken=taken)
     raise ValueError(
         f"The condition {name!r}: {str(path)!r} is none of the sources that are known: a table"
         f" ({', '.join(TABLE_FILES)}), an array ({ARRAY}), or a folder of pictures."
@@ -151,10 +155,19 @@ def _own_column(data: ImageDataset, words: ConditionWords, known: KnownOfData) -
     return [values[row] for row in data.rows.tolist()]
 
 
-def _column_of(data: ImageDataset, words: ConditionWords, path: Path) -> list[Any]:
-    """Return the cells of a table for the images, which it names."""
+def _column_of(
+    data: ImageDataset, words: ConditionWords, path: Path, root: Path | None
+) -> tuple[list[Any], TakenFrom]:
+    """Return the cells of a table for the images, which it names, and their lines."""
     raw = [data.names.raw(row) for row in range(len(data))]
-    table = open_table(path, raw, None)
+    table: Beside | None = None
+    by: Literal["name", "path"] = "name"
+    for k, names in enumerate(names_from_above(raw, root)):
+        found = open_table(path, names, None)
+        if found is not None and (table is None or found.known > table.known):
+            table, by = found, "path" if k else "name"
+        if table is not None and table.known == len(raw):
+            break
     if table is None:
         raise ValueError(
             f"The condition {words.name!r}: no column of {str(path)!r} names the images, such as"
@@ -171,10 +184,12 @@ def _column_of(data: ImageDataset, words: ConditionWords, path: Path) -> list[An
         first = f"image {data.names[lone[0]]} (no line in {path.name})"
         raise ValueError(missing_words(words.name, len(lone), len(raw), first))
     cells = table.columns[column]
-    return [cells[line] if line >= 0 else None for line in table.rows]
+    taken = TakenFrom(str(path.resolve()), np.array(table.rows, dtype=np.int64), by)
+    return [cells[line] if line >= 0 else None for line in table.rows], taken
 
 
-def _array(data: ImageDataset, words: ConditionWords, path: Path) -> np.ndarray:
+def _array(data: ImageDataset, words: ConditionWords, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the entries of an array for the images, and which these are."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -194,8 +209,8 @@ def _array(data: ImageDataset, words: ConditionWords, path: Path) -> np.ndarray:
             f"The condition {words.name!r}: {path.name} has {size} for {len(data):,} images{other}."
             " It must have one per image, in the order of their names."
         )
-    found: np.ndarray = np.array(array[data.rows] if len(array) == whole else array)
-    return found
+    entries = data.rows if len(array) == whole else np.arange(len(data), dtype=np.int64)
+    return np.array(array[entries]), entries
 
 
 def known_of(source: Source) -> dict[str, Any]:

@@ -5,15 +5,15 @@ arrays.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from ddpm_lib.data.condition_values import ConditionValues, Pictures, mask_values
+from ddpm_lib.data.condition_values import ConditionValues, Pictures, TakenFrom, mask_values
 from ddpm_lib.data.decode import FORMATS, ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.folders import FolderSource
@@ -33,7 +33,7 @@ _FEW = 64
 def paired_pictures(
     name: str,
     folder: Path,
-    names: Sequence[bytes],
+    written: Iterable[Sequence[bytes]],
     spec: DecodeSpec,
     options: Mapping[str, Any],
     drop: float,
@@ -45,7 +45,8 @@ def paired_pictures(
     Args:
         name: Of the condition.
         folder: Where they are.
-        names: Of the images of the data; extensions may differ.
+        written: The names of the images of the data, first as they are, then as they could be
+            called from above; extensions may differ.
         spec: How the images of the data are fitted; these are fitted alike.
         options: Those of the condition.
         drop: Probability of hiding it.
@@ -58,7 +59,7 @@ def paired_pictures(
     """
     source = FolderSource(folder, "none")
     there = [os.path.splitext(source.names.raw(row))[0] for row in range(len(source))]
-    rows = match_names(there, names)
+    names, rows, by = _partners(there, written)
     lone = [k for k, row in enumerate(rows) if row < 0]
     if lone:
         raise ValueError(
@@ -69,15 +70,37 @@ def paired_pictures(
     paths = source.paths()
     chosen = [paths[row] for row in rows]
     kind = options.get("kind") or _kind_of(chosen)
+    taken = TakenFrom(str(folder.resolve()), np.array(rows, dtype=np.int64), by)
     if kind == "mask":
-        masks = read_masks(chosen, spec, sizes)
-        return mask_values(name, masks, options, drop)
+        masks = mask_values(name, read_masks(chosen, spec, sizes), options, drop)
+        return replace(masks, taken=taken)
     if kind != "image":
         raise ValueError(
             f"The condition {name!r}: a folder of pictures holds masks or images; got kind={kind}."
         )
     _same_shape(chosen, sizes)
-    return _images(name, folder, rows, spec, options, drop, open_folder)
+    made = _images(name, folder, rows, spec, options, drop, open_folder)
+    return replace(made, taken=taken)
+
+
+def _partners(
+    there: Sequence[bytes], written: Iterable[Sequence[bytes]]
+) -> tuple[Sequence[bytes], list[int], Literal["name", "path"]]:
+    """Return the names of the images, the row of the partner of each, −1 for none, and by what it
+    was found.
+    """
+    first: Sequence[bytes] = ()
+    best: list[int] = []
+    by: Literal["name", "path"] = "name"
+    for k, names in enumerate(written):
+        rows = match_names(there, names)
+        if k == 0:
+            first, best = names, rows
+        elif sum(row >= 0 for row in rows) > sum(row >= 0 for row in best):
+            best, by = rows, "path"
+        if min(best, default=0) >= 0:
+            break
+    return first, best, by
 
 
 def _images(

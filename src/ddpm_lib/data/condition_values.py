@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,21 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
+class TakenFrom:
+    """Where values outside of the data were found.
+
+    Attributes:
+        path: A table, an array or a folder.
+        entries: By image, the number of its entry there; −1 for none, int64 (n,).
+        by: What tells which is whose: the order, the name, or a longer part of the path.
+    """
+
+    path: str
+    entries: np.ndarray
+    by: Literal["order", "name", "path"] = "name"
+
+
+@dataclass(frozen=True)
 class ConditionValues:
     """A condition of all images of a dataset.
 
@@ -46,6 +61,7 @@ class ConditionValues:
         written: Of texts, a hash of each as it is written, int64 (n,): a text is the same where
             another machine encodes it with other last digits.
         texts: Of texts, what names each and its encoder, of `text_keys`, uint8 (n, 16).
+        taken: Where they are from, if not from the data themselves.
     """
 
     kind: str
@@ -54,6 +70,7 @@ class ConditionValues:
     more: Mapping[str, Any] = field(default_factory=dict)
     written: np.ndarray | None = None
     texts: np.ndarray | None = None
+    taken: TakenFrom | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -66,11 +83,15 @@ class ConditionValues:
 
     def take(self, rows: np.ndarray) -> ConditionValues:
         """Return those of some images."""
+        taken = None
+        if self.taken is not None:
+            taken = replace(self.taken, entries=self.taken.entries[rows])
         if isinstance(self.values, np.ndarray):
             written = None if self.written is None else self.written[rows]
             texts = None if self.texts is None else self.texts[rows]
-            return replace(self, values=self.values[rows], written=written, texts=texts)
-        return replace(self, values=self.values.subset(rows))
+            same = replace(self, values=self.values[rows], written=written, texts=texts)
+            return replace(same, taken=taken)
+        return replace(self, values=self.values.subset(rows), taken=taken)
 
     @property
     def names(self) -> tuple[str, ...] | None:

@@ -8,7 +8,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ _FILE_NAMES = (
     "picture",
     "photo",
 )
+_FOLDERS = 3
 _LARGEST = 500_000_000
 KINDS = (
     "metadata.jsonl, metadata.csv, metadata.parquet, dataset.json, or a .csv with a column of file"
@@ -58,6 +60,11 @@ class Beside:
     def others(self) -> list[str]:
         """The columns that may hold labels."""
         return [column for column in self.columns if column != self.files]
+
+    @property
+    def known(self) -> int:
+        """How many pictures it names."""
+        return _count(self.rows)
 
     @property
     def strangers(self) -> list[str]:
@@ -131,7 +138,7 @@ def find_table(
             if path in first:
                 raise
             continue  # any other file may end in .csv
-        if found is not None and (path in first or best is None or _known(found) > _known(best)):
+        if found is not None and (path in first or best is None or found.known > best.known):
             best = found
         if best is not None and path in first:
             return best
@@ -155,7 +162,7 @@ def open_table(path: TableFile, names: Sequence[bytes], image_column: str | None
     best: Beside | None = None
     for column in tried:
         rows = match_names(columns[column], names)
-        if max(rows, default=-1) >= 0 and (best is None or _count(rows) > _known(best)):
+        if max(rows, default=-1) >= 0 and (best is None or _count(rows) > best.known):
             best = Beside(path.name, columns, column, rows)
     return best
 
@@ -204,10 +211,6 @@ def whole_paths(
 
 def _count(rows: Sequence[int]) -> int:
     return sum(row >= 0 for row in rows)
-
-
-def _known(table: Beside) -> int:
-    return _count(table.rows)
 
 
 def read_table(path: TableFile) -> dict[str, list[Any]]:
@@ -295,16 +298,31 @@ def match_names(values: Sequence[Any], names: Sequence[bytes]) -> list[int]:
         elif isinstance(value, (str, int)) and not isinstance(value, bool):
             text = str(value).replace("\\", "/").removeprefix("./")
             written.setdefault(os.fsencode(text), row)
+    bare = {name: os.path.basename(name) for name in written}
+    often = Counter(bare.values())
+    # A name that two folders have does not say which of them is meant.
+    short = {bare[name]: row for name, row in written.items() if often[bare[name]] == 1}
     best = [-1] * len(names)
     for key in _KEYS:
         made = [key(name) for name in names]
         if len(set(made)) < len(made):
             continue  # the same name in two folders: which one is meant is not known
-        for their in (written, {os.path.basename(name): row for name, row in written.items()}):
+        for their in (written, short):
             rows = [their.get(name, -1) for name in made]
             if _count(rows) > _count(best):
                 best = rows
     return best
+
+
+def names_from_above(names: Sequence[bytes], root: Path | None) -> Iterator[Sequence[bytes]]:
+    """Yield the names of pictures below a folder, then with the last parts of its path in front:
+    "00.png", "val/00.png", "photos/val/00.png", as a table of several folders calls them.
+    """
+    yield names
+    parts = () if root is None else root.resolve().parts[1:]
+    for k in range(1, min(len(parts), _FOLDERS) + 1):
+        front = os.fsencode("/".join(parts[-k:])) + b"/"
+        yield [front + name for name in names]
 
 
 def some(names: Sequence[str] | Sequence[bytes], count: int = 3) -> str:

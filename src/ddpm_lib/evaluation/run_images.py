@@ -13,11 +13,12 @@ from ddpm_lib.data.fits import may_have_columns
 from ddpm_lib.data.torchvision_sets import set_named
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.state import DataDescription
+from ddpm_lib.training.added_conditions import refuse_values_of_training
 from ddpm_lib.training.conditions_of_data import suited
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.option_values import is_described
 from ddpm_lib.training.run_config import started_data
-from ddpm_lib.training.same_data import fraction_held_out, is_same
+from ddpm_lib.training.same_data import fraction_held_out, is_same, read_data_index
 from ddpm_lib.training.sources import (
     asks_for_files,
     open_images,
@@ -123,7 +124,7 @@ class RunImages:
         if set_named(config.val_data, asks_for_files(config)) is None:
             config = without_files(source, config)
         if is_described(config.val_data):
-            config = dataclasses.replace(config, val_data=None, val_fraction=0.0)
+            config = dataclasses.replace(config, val_data=None, val_condition=(), val_fraction=0.0)
         try:
             fraction = fraction_held_out(self.loaded.run_state)
             diffusion = self.loaded.diffusion
@@ -199,6 +200,7 @@ class RunImages:
         alone = dataclasses.replace(
             self.config,
             val_data=None,
+            val_condition=(),
             val_fraction=0.0,
             split=split,
             files=None,
@@ -211,6 +213,8 @@ class RunImages:
         diffusion = self.loaded.diffusion
         known = diffusion.normalization
         opened, _ = open_training_data(data, alone, diffusion, _quiet, normalization=known)
+        index = None if self.loaded.pretrained else read_data_index(self.loaded.run)
+        refuse_values_of_training(opened, data, index)
         return check_matches_run(opened, self.loaded)
 
     def image_column(self, data: Any) -> str | None:

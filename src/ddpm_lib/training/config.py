@@ -222,6 +222,10 @@ class TrainingConfig:
     """
     val_labels: Literal["auto", "folder", "prefix", "none"] = "auto"
     """Class labels of val_data, as for labels; its classes must be those of the training data."""
+    val_condition: tuple[str, ...] = ()
+    """Where the conditions of val_data are, NAME=SOURCE[:COLUMN], if not where those of the
+    training data are, as for names that both have.
+    """
     val_fraction: float = 0.05
     """Share of the training data held out by hash of the name, where val_data is not given; 0:
     none.

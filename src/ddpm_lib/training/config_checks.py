@@ -137,6 +137,11 @@ def check_together(options: Mapping[str, Any]) -> None:
             f" {option('init_from')}, which"
             " is not given. Give both or neither."
         )
+    if options["val_condition"] and options["val_data"] is None:
+        raise ConfigError(
+            f"{option('val_condition')} says where the conditions of {option('val_data')} are,"
+            f" which is not given. Give {option('val_data')}, or leave it out."
+        )
     if options["val_data"] is not None and options["val_every"] == 0:
         raise ConfigError(
             f"{option('val_data')} is given but {option('val_every')} is 0, so it would never"

@@ -230,6 +230,7 @@ class Rehearsal(Trainer):
         data.opened_with = data_options(config, config.split)  # they cost nothing in a step
         changes: dict[str, Any] = {
             "val_data": None,
+            "val_condition": (),
             "val_every": 0,
             "sample_every": 0,
             "keep_best": None,

@@ -14,6 +14,7 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.core.validation import is_path
 from ddpm_lib.runs.state import DataDescription, RunState
 from ddpm_lib.training.added_conditions import (
+    contents,
     refuse_arrays,
     refuse_others_values,
     words_of_additions,
@@ -172,7 +173,7 @@ def _without_held_out(
     log: Callable[[str], None],
 ) -> ImageDataset:
     """Leave out copies of held-out images: trained on, they would say nothing of new ones."""
-    kept, new = _contents(held_out), _contents(more)
+    kept, new = contents(held_out), contents(more)
     if kept is None or new is None:
         return more
     copies = np.isin(new, kept[kept != 0])
@@ -182,16 +183,6 @@ def _without_held_out(
         log(f"Left out {int(copies.sum()):,} images of {source}: copies of held-out images.")
         return more.subset(np.flatnonzero(~copies))
     return more
-
-
-def _contents(data: ImageDataset | None) -> np.ndarray | None:
-    """Return a hash of each image, int64 (n,); None where contents are not compared."""
-    origin = None if data is None else data.origin
-    if data is None or origin is None or origin.content is None:
-        return None
-    place = {origin.names.raw(i): i for i in range(len(origin.names))}
-    rows = [place.get(data.names.raw(i), -1) for i in range(len(data))]
-    return None if min(rows, default=-1) < 0 else origin.content[rows]
 
 
 def growth(data: ImageDataset, described: DataDescription) -> int | None:

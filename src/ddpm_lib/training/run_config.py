@@ -62,7 +62,7 @@ def portable_options(config: TrainingConfig) -> dict[str, Any]:
         if options[name] is not None:
             options[name] = os.path.abspath(os.path.expanduser(options[name]))
     options["add_data"] = [absolute_source(v, asks_for_files(config)) for v in options["add_data"]]
-    for name in ("condition", "add_condition"):
+    for name in ("condition", "add_condition", "val_condition"):
         options[name] = [portable_words(words) for words in options[name]]
     return options
 

@@ -16,6 +16,7 @@ from ddpm_lib.core.validation import is_path
 from ddpm_lib.nn.condition_table import known_texts_of
 from ddpm_lib.nn.text_vectors import known_texts
 from ddpm_lib.process.conditions import class_count
+from ddpm_lib.training.added_conditions import refuse_values_of_others, words_of_held_out
 from ddpm_lib.training.conditions_of_data import measure, suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.growing import grown
@@ -145,6 +146,7 @@ def open_training_data(
         after = None if isinstance(config.val_data, ImageDataset) else transform
         held_out = _open(config.val_data, _for_held_out(config), diffusion, given, log, after)
         check_same_classes(train, held_out, diffusion)
+        refuse_values_of_others(held_out, train, config.val_data, data)
     train, held_out = in_one_range(train, held_out, config.normalize, normalization, log)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
@@ -209,6 +211,8 @@ def _for_held_out(config: TrainingConfig) -> TrainingConfig:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.fits import may_have_columns
 
+    words = words_of_held_out(config.condition, config.val_condition, config.val_data)
+    config = replace(config, condition=words, val_condition=())
     if isinstance(config.val_data, ImageDataset):
         return _as_opened(config)
     config = replace(without_files(config.val_data, config), files=None)

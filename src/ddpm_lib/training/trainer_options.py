@@ -62,6 +62,7 @@ class TrainerOptions(TypedDict, total=False):
     augment: float
     val_data: Any
     val_labels: Literal["auto", "folder", "prefix", "none"]
+    val_condition: tuple[str, ...]
     val_fraction: float
     val_every: int | Literal["auto"]
     val_max_images: int

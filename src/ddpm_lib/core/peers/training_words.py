@@ -147,6 +147,7 @@ MORE: tuple[str, ...] = (
     "channels_last",
     "val_max_images",
     "val_labels",
+    "val_condition",
     "shards",
     "stall_minutes",
     "process_timeout_minutes",

@@ -1,0 +1,242 @@
+"""Held-out images take conditions of their own, or are refused: never those of training images that
+have the same names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from command_line import TINY, ddpm, error_of
+from ddpm_lib import Trainer, load_run, open_dataset
+from ddpm_lib.data.metadata import match_names, names_from_above
+from ddpm_lib.evaluation import evaluate
+from ddpm_lib.nn import register_text_encoder
+from ddpm_lib.training import ConfigError
+from training_helpers import tiny_diffusion, tiny_trainer
+
+N = 12
+TABLES: dict[str, dict[str, Any]] = {
+    "age": {"kind": "number"},
+    "mask": {"kind": "mask", "classes": 4},
+    "sketch": {"kind": "image", "channels": 1},
+    "text": {"kind": "text", "size": 2, "encoder": "lengths"},
+    "spot": {"kind": "vector", "size": 3},
+}
+
+
+def images(folder: Path, seed: int, n: int = N) -> Path:
+    """Write pictures `00.png` and following: others for another seed, of the same names."""
+    of = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for k in range(n):
+        pixels = of.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Training and held-out pictures of the same names, and what comes with each."""
+    register_text_encoder("lengths", lambda texts: [[len(t), t.count("a")] for t in texts])
+    of = np.random.default_rng(7)
+    for part, seed in (("train", 1), ("val", 2)):
+        images(tmp_path / part, seed)
+        for kind, high in (("masks", 4), ("sketches", 256)):
+            (tmp_path / kind / part).mkdir(parents=True)
+            for k in range(N):
+                pixels = of.integers(0, high, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / kind / part / f"{k:02d}.png")
+        ages = of.integers(9, 90, N)
+        np.save(tmp_path / f"{part}.npy", of.normal(size=(N, 3)))
+        rows = [f"{k:02d}.png,{ages[k]},{'ab' * int(ages[k])}" for k in range(N)]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["file_name,age,text", *rows]))
+    both = [
+        f"{part}/{line}"
+        for part in ("train", "val")
+        for line in (tmp_path / f"{part}.csv").read_text().splitlines()[1:]
+    ]
+    (tmp_path / "both.csv").write_text("\n".join(["file_name,age,text", *both]))
+    return tmp_path
+
+
+SOURCES = {
+    "age": ("train.csv:age", "val.csv:age"),
+    "mask": ("masks/train", "masks/val"),
+    "sketch": ("sketches/train,channels=1,kind=image", "sketches/val"),
+    "text": ("train.csv:text,encoder=lengths", "val.csv:text"),
+    "spot": ("train.npy", "val.npy"),
+}
+"""By condition: where those of the training images are, and those of the held-out ones."""
+
+
+def trainer(place: Path, name: str, words: str, **options: Any) -> Trainer:
+    settings: dict[str, Any] = {"val_data": str(place / "val"), "val_every": 2, "num_workers": 0}
+    return tiny_trainer(
+        place / "run",
+        tiny_diffusion(conditions={name: TABLES[name]}),
+        str(place / "train"),
+        condition=(f"{name}={place / words}",),
+        **settings | options,
+    )
+
+
+def values_of(data: Any, name: str) -> np.ndarray:
+    return data.conditions[name].get(np.arange(len(data))).numpy()
+
+
+def alone(place: Path, part: str, name: str) -> np.ndarray:
+    """Return the values of a part by itself, in the order of its names."""
+    words = SOURCES[name][part == "val"]
+    more = {"sketch": ",channels=1,kind=image", "text": ",encoder=lengths"}.get(name, "")
+    words += more if part == "val" else ""
+    opened = open_dataset(place / part, image_size=8, conditions=f"{name}={place / words}")
+    return values_of(opened, name)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_values_of_training_images_are_refused_by_both_names(place: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        trainer(place, name, SOURCES[name][0]).prepare()
+    said = str(caught.value)
+    path = SOURCES[name][0].partition(",")[0].partition(":")[0]
+    assert f"{place / path} has one value of the condition {name!r}" in said
+    assert f"{place / 'val'}/00.png and for the training image" in said
+    assert f" {place / 'train'}/00.png, which is another" in said
+    assert f'val_condition=("{name}=FILE",)' in said
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_held_out_images_have_a_source_of_their_own(place: Path, name: str) -> None:
+    """What was said of the condition, such as its kind, holds for them too."""
+    words, theirs = SOURCES[name]
+    made = trainer(place, name, words, val_condition=(f"{name}={place / theirs}",))
+    made.prepare()
+    np.testing.assert_array_equal(values_of(made.dataset, name), alone(place, "train", name))
+    np.testing.assert_array_equal(values_of(made.held_out, name), alone(place, "val", name))
+    assert not np.array_equal(alone(place, "val", name), alone(place, "train", name))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("age", "both.csv:age"), ("mask", "masks"), ("sketch", "sketches,channels=1")],
+)
+def test_names_with_folders_tell_images_apart(place: Path, name: str, source: str) -> None:
+    """A table or a folder of several folders has a line or a picture for each."""
+    kind = ",kind=image" if name == "sketch" else ""
+    made = trainer(place, name, source + kind)
+    made.prepare()
+    np.testing.assert_array_equal(values_of(made.dataset, name), alone(place, "train", name))
+    np.testing.assert_array_equal(values_of(made.held_out, name), alone(place, "val", name))
+
+
+def test_open_sets_keep_their_own(place: Path) -> None:
+    for own in (
+        open_dataset(place / "val", image_size=8, conditions=f"age={place / 'val.csv'}:age"),
+        open_dataset(place / "val", image_size=8).with_conditions(
+            {"age": alone(place, "val", "age")}
+        ),
+    ):
+        made = trainer(place, "age", "train.csv:age", val_data=own)
+        made.prepare()
+        np.testing.assert_array_equal(values_of(made.held_out, "age"), alone(place, "val", "age"))
+    bare = open_dataset(place / "val", image_size=8)
+    with pytest.raises(ConfigError, match=r"for 00\.png and for .*train/00\.png, which is another"):
+        trainer(place, "age", "train.csv:age", val_data=bare).prepare()
+
+
+def test_a_table_in_each_folder_is_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "val"):
+        (place / f"{part}.csv").rename(place / part / "meta.csv")
+    (place / "empty").mkdir()
+    monkeypatch.chdir(place / "empty")
+    made = tiny_trainer(
+        place / "run",
+        tiny_diffusion(conditions={"age": TABLES["age"]}),
+        str(place / "train"),
+        condition=("age=meta.csv:age",),
+        val_data=str(place / "val"),
+        val_every=2,
+        num_workers=0,
+    )
+    made.prepare()
+    assert not np.array_equal(values_of(made.dataset, "age"), values_of(made.held_out, "age"))
+
+
+def test_the_same_picture_has_the_same_value(place: Path) -> None:
+    """A held-out image that is trained on too is no other image."""
+    for path in (place / "val").iterdir():
+        path.write_bytes((place / "train" / path.name).read_bytes())
+    made = trainer(place, "age", "train.csv:age")
+    made.prepare()
+    np.testing.assert_array_equal(values_of(made.held_out, "age"), values_of(made.dataset, "age"))
+
+
+def test_what_cannot_be_meant_is_named(place: Path) -> None:
+    words = (f"size={place / 'val.csv'}:age",)
+    with pytest.raises(ConfigError, match=r"name in val_condition 'size'"):
+        trainer(place, "age", "train.csv:age", val_condition=words).prepare()
+    with pytest.raises(ConfigError, match=r"val_condition says where the conditions of val_data"):
+        trainer(place, "age", "train.csv:age", val_condition=words, val_data=None)
+    twice = (f"age={place / 'val.csv'}:age",) * 2
+    with pytest.raises(ValueError, match="named twice"):
+        trainer(place, "age", "train.csv:age", val_condition=twice).prepare()
+    lost = (f"age={place / 'nowhere.csv'}:age",)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+        trainer(place, "age", "train.csv:age", val_condition=lost).prepare()
+
+
+def test_the_command_its_file_and_its_evaluation(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused in the words of the command line, trained, continued by config.yaml elsewhere, and
+    scored; other images of the same names are not scored by values of these.
+    """
+    monkeypatch.chdir(place)
+    words = ["train", "train", *TINY, "--condition", "age=train.csv:age", "--val-data", "val"]
+    words += ["--output-dir", place / "run", "--no-class-conditional", "--sample-every", 0]
+    said = error_of(capsys, *words)
+    assert "--val-data: " in said
+    assert "for val/00.png and for the training image 00.png, which is another image" in said
+    assert "--val-condition age=FILE" in said
+    said = error_of(capsys, *words[:-7], "--val-condition", "age=val.csv:age", *words[-5:])
+    assert "--val-condition says where the conditions of --val-data are" in said
+    assert ddpm(*words, "--val-condition", "age=val.csv:age") == 0
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    again = ["train", "--config", place / "run" / "config.yaml", "--max-steps", 5]
+    assert ddpm(*again) == 0
+    assert load_run(place / "run").step == 5
+    scored = evaluate(place / "run", metrics="loss_gap", num=4)
+    assert np.isfinite(scored.scores[0].value)
+    images(place / "others", 3)
+    with pytest.raises(ConfigError, match=r"of .*others/00\.png would be read from .*train\.csv"):
+        evaluate(place / "run", metrics="nll", data=str(place / "others"), num=2)
+    own = open_dataset(place / "val", image_size=8, conditions=f"age={place / 'val.csv'}:age")
+    assert evaluate(place / "run", own, metrics="nll", num=2).scores
+
+
+def test_additions_may_be_told_apart_by_their_folder(place: Path) -> None:
+    images(place / "more", 5)
+    lines = [f"more/{k:02d}.png,{100 + k}," for k in range(N)]
+    table = place / "both.csv"
+    table.write_text("\n".join([table.read_text(), *lines]))
+    made = trainer(place, "age", "both.csv:age", add_data=(str(place / "more"),))
+    made.prepare()
+    found = values_of(made.dataset, "age")
+    np.testing.assert_array_equal(found[:N], alone(place, "train", "age"))
+    np.testing.assert_array_equal(found[N:], 100 + np.arange(N))
+
+
+def test_names_of_two_folders_say_nothing() -> None:
+    """Neither the first nor the last of them is meant."""
+    written = ["train/a.png", "val/a.png", "val/b.png"]
+    assert match_names(written, [b"a.png", b"b.png"]) == [-1, 2]
+    assert match_names(written, [b"val/a.png", b"train/a.png"]) == [1, 0]
+    above = list(names_from_above([b"a.png"], Path("/photos/val")))
+    assert above == [[b"a.png"], [b"val/a.png"], [b"photos/val/a.png"]]
+    assert list(names_from_above([b"a.png"], None)) == [[b"a.png"]]
