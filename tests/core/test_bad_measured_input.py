@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 from checkpoint_tools import rehash
 from command_line import TINY, ddpm, error_of
@@ -248,3 +250,59 @@ def test_masks_that_would_not_lie_on_their_images_are_refused(tmp_path: Path) ->
     stack = open_dataset(tmp_path / "volumes.npy", **solid)
     with pytest.raises(ValueError, match=r"two dimensions; the data have 3.*slice_axis"):
         stack.with_conditions({"m": np.zeros((N, 4, 4), np.uint8)}, m={"kind": "mask"})
+
+
+def float_sources(folder: Path) -> dict[str, Path]:
+    """Write values that are no pixels in every form that both options take."""
+    values = np.random.default_rng(0).normal(size=(12, 8, 8)).astype(np.float32) * 100
+    np.save(folder / "array.npy", values)
+    np.save(folder / "whole.npy", values.astype(np.int16))
+    np.save(folder / "unit.npy", np.random.default_rng(1).random((12, 8, 8)))
+    np.savez(folder / "images.npz", images=values)
+    for kind in ("tiffs", "arrays"):
+        (folder / kind).mkdir()
+        for k, one in enumerate(values):
+            if kind == "tiffs":
+                Image.fromarray(one).save(folder / kind / f"{k:02d}.tif")
+            else:
+                np.save(folder / kind / f"{k:02d}.npy", one)
+    names = ("array.npy", "whole.npy", "unit.npy", "images.npz", "tiffs", "arrays")
+    return {name: folder / name for name in names}
+
+
+@pytest.mark.parametrize(
+    "form", ["array.npy", "whole.npy", "unit.npy", "images.npz", "tiffs", "arrays"]
+)
+def test_both_ways_of_reading_values_are_named_and_work(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A range makes pixels of values, a normalization keeps them; the message knows both."""
+    source = float_sources(tmp_path)[form]
+    with pytest.raises(ValueError, match=r"--value-range .*--normalize affine") as caught:
+        open_dataset(source, image_size=8, channels=1)
+    assert 'normalize="affine"' in str(caught.value)
+    said = error_of(capsys, "train", source, "--image-size", 8, "--channels", 1)
+    assert "--value-range" in said
+    assert "--normalize affine" in said
+    assert open_dataset(source, image_size=8, channels=1, value_range=(-400, 400)).channels == 1
+    measured = open_dataset(source, image_size=8, channels=1, normalize="affine")
+    assert measured.normalization is not None
+
+
+def test_where_no_normalization_serves_none_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "nan.npy", np.full((4, 8, 8), np.nan))
+    with pytest.raises(ValueError, match="NaN") as caught:
+        open_dataset(tmp_path / "nan.npy", image_size=8, channels=1)
+    assert "normalize" not in str(caught.value)
+    np.save(tmp_path / "bytes.npy", np.full((4, 8, 8), 200, np.int64))
+    with pytest.raises(ValueError, match=r"save x\.astype") as caught:
+        open_dataset(tmp_path / "bytes.npy", image_size=8, channels=1)
+    assert "normalize" not in str(caught.value)
+    with pytest.raises(TypeError, match="TensorDataset") as wrong:
+        open_dataset(TensorDataset(torch.rand(4, 1, 8, 8)), image_size=8, channels=1)
+    assert "normalize" not in str(wrong.value)
+
+
+def test_other_numbers_of_channels_are_measured_values() -> None:
+    with pytest.raises(ValueError, match=r"shape \(4, 8, 8, 7\).*--normalize affine"):
+        open_dataset(np.zeros((4, 8, 8, 7), np.uint8), image_size=8)

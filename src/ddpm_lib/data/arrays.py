@@ -18,7 +18,7 @@ from ddpm_lib.data.labels import make_labels
 from ddpm_lib.data.names import NumberedNames
 from ddpm_lib.data.numpy_files import check_npy, check_npz, name_arrays
 from ddpm_lib.data.source import Examined, Source, content_hash
-from ddpm_lib.data.values import NarrowValuesError, propose
+from ddpm_lib.data.values import MEASURED, NarrowValuesError, propose
 
 
 def as_array(value: torch.Tensor) -> np.ndarray:
@@ -123,12 +123,23 @@ def as_images(images: np.ndarray, ranged: bool) -> np.ndarray:
     ):
         raise ValueError(
             "Arrays of images are (n, h, w), (n, h, w, c) or (n, c, h, w) with n ≥ 1 and c of 1, 3"
-            f" or 4; got shape {shape}. Other numbers of channels: ddpm_lib.data.tensor_dataset."
+            f" or 4; got shape {shape}. Other numbers of channels are measured values:"
+            ' normalize="affine" (--normalize affine); or ddpm_lib.data.tensor_dataset.'
         )
     return images
 
 
 def convert_hint(images: np.ndarray) -> str:
+    """Say how to get uint8 from another dtype, judged by the range of the values, and what serves
+    if they are measured.
+    """
+    hint = convert_to_pixels(images)
+    finite = images.dtype.kind in "fiu" and images.size and bool(np.isfinite(images).all())
+    whole = images.dtype.kind != "f" and finite and 0 <= images.min() <= images.max() <= 255
+    return f"{hint} {MEASURED}." if finite and not whole else hint
+
+
+def convert_to_pixels(images: np.ndarray) -> str:
     """Say how to get uint8 from another dtype, judged by the range of the values."""
     text = f"Arrays of images must be uint8 (0 … 255); got {images.dtype}."
     if images.dtype.kind not in "fiu" or not images.size:

@@ -21,6 +21,7 @@ from ddpm_lib.data.signatures import what_is_it
 from ddpm_lib.data.transforms import TransformError
 from ddpm_lib.data.values import (
     FULL_16BIT,
+    MEASURED,
     ValueRange,
     is_wide_colour,
     kind,
@@ -248,7 +249,8 @@ def _eight_bits(
         raise ImageError(f"{sort} pixels, and {error}") from None
     if spec.value_range is None and sort != "16-bit":
         shown = f"{found[0]:,.6g} … {found[1]:,.6g}"
-        raise ImageError(f"{sort} pixels (here {shown}) have no defined range: {propose(*found)}")
+        way = f"{propose(*found)}. {MEASURED}"
+        raise ImageError(f"{sort} pixels (here {shown}) have no defined range: {way}")
     pixels = scale(values, spec.value_range or FULL_16BIT)
     pixels = 255 - pixels if white_is_zero(picture) else pixels
     if alpha is not None:

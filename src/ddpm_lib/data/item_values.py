@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm_lib.data.arrays import as_array, convert_hint
+from ddpm_lib.data.arrays import as_array, convert_to_pixels
 from ddpm_lib.data.source import content_hash
 from ddpm_lib.data.values import proposal
 
@@ -45,7 +45,7 @@ def what_happened(error: Exception) -> str:
 def not_uint8(data: Any, value: np.ndarray) -> str:
     """Say that the images of a Dataset have another type, and what to do about it."""
     if isinstance(data, torch.utils.data.TensorDataset):
-        hint = convert_hint(as_array(data.tensors[0]))
+        hint = convert_to_pixels(as_array(data.tensors[0]))
         way = "Convert the tensor before making the TensorDataset"
         if "[0, 1]" in hint:
             way = (

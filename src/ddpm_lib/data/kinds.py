@@ -7,7 +7,11 @@ import re
 import shlex
 from pathlib import Path
 
-_ARRAY = "and pass slices.npy with value_range (--value-range), the values of black and white"
+_RANGE = (
+    "value_range (--value-range), the values of black and white, or as measured values with"
+    ' normalize="affine" (--normalize affine)'
+)
+_ARRAY = f"and pass slices.npy with {_RANGE}"
 _VALUES = 'As values in their units they are read with normalize="affine" (--normalize affine). '
 _PNG = "Convert them to PNG or JPEG first"
 
@@ -90,23 +94,19 @@ _KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "OpenEXR",
         (".exr",),
-        "Read them with OpenEXR or imageio, save .npy, and pass value_range (--value-range)",
+        f"Read them with OpenEXR or imageio, save .npy, and pass it with {_RANGE}",
     ),
     (
         "HDR, Analyze or ENVI",
         (".hdr",),
-        (
-            "Read them with imageio, nibabel or spectral, save .npy, and pass value_range"
-            " (--value-range)"
-        ),
+        f"Read them with imageio, nibabel or spectral, save .npy, and pass it with {_RANGE}",
     ),
     (
         "FITS",
         (".fits", ".fit", ".fts"),
         (
             "Save the array with astropy: numpy.save('images.npy',"
-            " astropy.io.fits.getdata({file})), of shape (n, h, w); and pass it with value_range"
-            " (--value-range)"
+            " astropy.io.fits.getdata({file})), of shape (n, h, w); and pass it with " + _RANGE
         ),
     ),
     ("Zarr", (".zarr",), _VALUES + "Or in Python, pass the array in it: zarr.open({file})['NAME']"),

@@ -23,6 +23,12 @@ class NarrowValuesError(ValueError):
 
 _WAY = "say what is black and what is white with value_range, such as {python} ({flag})"
 
+MEASURED = (
+    'Measured values in arrays and files take normalize="affine" (--normalize affine), which finds'
+    " their range and gives samples back in their units"
+)
+"""What else serves where values are none of pictures."""
+
 
 def check_range(value_range: Sequence[float] | None) -> ValueRange | None:
     """Check the option value_range: two finite numbers, the first below the second.
@@ -99,7 +105,9 @@ def span(values: np.ndarray) -> ValueRange:
 
 def not_uint8(array: np.ndarray) -> str:
     """Say of an array that is not uint8 what to do."""
-    return f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255){proposal(array)}"
+    way = proposal(array)
+    more = f". {MEASURED}" if way else ""
+    return f"its dtype is {array.dtype}; pictures must be uint8 (0 … 255){way}{more}"
 
 
 def proposal(array: np.ndarray) -> str:
@@ -265,6 +273,7 @@ def lost_planes(picture: Any, channels: int) -> str | None:
 def _undecodable(bands: int, bits: int, how: str = "") -> str:
     return (
         f"a TIFF with {bands} band{'s' * (bands != 1)} of {bits} bits{how}, which cannot be decoded"
-        " here: read it with another reader (tifffile, rasterio) and pass arrays (n, h, w, c) of"
-        " 1, 3 or 4 bands, or of any number through ddpm_lib.data.tensor_dataset"
+        ' here: take it for measured values, normalize="affine" (--normalize'
+        " affine); or read it with another reader (tifffile, rasterio) and pass arrays (n, h, w, c)"
+        " of 1, 3 or 4 bands, or of any number through ddpm_lib.data.tensor_dataset"
     )
