@@ -81,11 +81,11 @@ def traced(diffusion: GaussianDiffusion) -> tuple[ExportedProgram, Inputs]:
 def _trace(network: nn.Module, inputs: Inputs) -> ExportedProgram:
     batch = Dim("batch", min=1, max=inputs.largest)
     x = inputs.values[0].example
-    units = {d: Dim(_DIRECTIONS[d - 2], min=2) for d in range(2, x.ndim)}
+    units = [Dim(_DIRECTIONS[k], min=2) for k in range(x.ndim - 2)]
     shapes = {
         value.name: {0: batch}
         | {
-            d: step * units[d]
+            d: step * units[inputs.direction(value, d)]
             for d, step in enumerate(value.steps)
             if step and inputs.unit is not None
         }

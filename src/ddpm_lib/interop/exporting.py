@@ -75,12 +75,19 @@ class Inputs:
 
     def shape_of(self, value: Input) -> list[int | str]:
         """Return the shape of an input for people: numbers, "batch", "8*height"."""
-        named = _DIRECTIONS.get(value.example.ndim - 2, ())
+        named = _DIRECTIONS.get(self.values[0].example.ndim - 2, ())
         shape: list[int | str] = ["batch", *value.example.shape[1:]]
         for d, step in enumerate(value.steps):
             if step and self.unit is not None:
-                shape[d] = named[d - 2] if step == 1 else f"{step}*{named[d - 2]}"
+                word = named[self.direction(value, d)]
+                shape[d] = word if step == 1 else f"{step}*{word}"
         return shape
+
+    def direction(self, value: Input, dimension: int) -> int:
+        """Return which direction of the image a dimension of an input is: they are its last ones,
+        behind channels, and of masks behind the batch.
+        """
+        return dimension - value.example.ndim + self.values[0].example.ndim - 2
 
     def narrower(self) -> Iterator[Inputs]:
         """Yield what may be asked of a network that asks back: all; images of one size; batches
@@ -137,7 +144,7 @@ def inputs_of(diffusion: GaussianDiffusion) -> Inputs:
         tuple(b - a for a, b in zip(v.example.shape, w.example.shape)) for v, w in zip(small, large)
     ]
     grows = all(
-        d >= 2 and step > 0 and v.example.shape[d] == 2 * step
+        d >= max(1, v.example.ndim - len(size)) and step > 0 and v.example.shape[d] == 2 * step
         for v, by in zip(small, steps)
         for d, step in enumerate(by)
         if step
@@ -222,7 +229,7 @@ def _described(model: nn.Module) -> dict[str, Any]:
 
 def write_description(folder: Path, described: Mapping[str, Any]) -> None:
     """Write `model.json`."""
-    write_atomically(folder / "model.json", json.dumps(described, indent=1) + "\n")
+    write_atomically(folder / "model.json", json.dumps(described, indent=1, allow_nan=False) + "\n")
 
 
 def _signature(diffusion: GaussianDiffusion, inputs: Inputs) -> dict[str, Any]:
@@ -263,8 +270,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _same_or_all(value: Tensor) -> Any:
-    """Return the one number that a tensor is made of, else all of them."""
+    """Return the one number that a tensor is made of, else all of them; "NaN", which JSON has no
+    number for, as a word.
+    """
     numbers = value.flatten()
+    if bool(numbers.isnan().all()):
+        return "NaN"
     return numbers[0].item() if bool((numbers == numbers[0]).all()) else value.tolist()
 
 

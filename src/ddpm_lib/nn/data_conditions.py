@@ -276,11 +276,12 @@ class VectorCondition(_Embedded):
         """Return the standardised numbers."""
         if self.spec["mean"] is None:
             return value
-        if value.device not in self._scale:
-            both = [self.spec["mean"], self.spec["std"]]
-            self._scale[value.device] = torch.tensor(both, device=value.device)
-        mean, std = self._scale[value.device]
-        return (value - mean) / std
+        scale = self._scale.get(value.device)
+        if scale is None:
+            scale = torch.tensor([self.spec["mean"], self.spec["std"]], device=value.device)
+            if not torch.compiler.is_compiling():  # what is traced is a constant of the trace
+                self._scale[value.device] = scale
+        return (value - scale[0]) / scale[1]
 
 
 class TextCondition(VectorCondition):
