@@ -82,8 +82,10 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """
         self.conditions: dict[str, ConditionValues] = {}
         """Further fields of the items, by name; see `with_conditions`."""
-        self.grown_from: tuple[tuple[str, int], ...] = ()
-        """Fingerprint and number of images before each set that was joined to the first."""
+        self.grown_from: tuple[tuple[str, int, dict[str, str]], ...] = ()
+        """Fingerprint, number of images and hashes of conditions before each set that was joined to
+        the first.
+        """
         self.stored: StoredSizes | None = None
         """How large the pictures of the whole set were, where decoding them has told."""
         self.measured: dict[str, Any] = {}

@@ -57,7 +57,7 @@ def grown(
         return train
     from ddpm_lib.data.joining import join
 
-    parts, ends = [train], [(train.fingerprint, len(train))]
+    parts, ends = [train], [(train.fingerprint, len(train), digests(train))]
     opened_so_far = [train]
     for given, theirs in zip(added, words, strict=True):
         source = name_of(given)
@@ -77,7 +77,7 @@ def grown(
             whole = join(parts)
         except ValueError as error:
             raise ConfigError(f"{option('add_data')} {source}: {error}") from None
-        ends.append((whole.fingerprint, len(whole)))
+        ends.append((whole.fingerprint, len(whole), digests(whole)))
         log(f"Added {len(more):,} images of {source}: {len(whole):,} are trained on.")
     whole.grown_from = tuple(ends[:-1])
     return whole
@@ -185,6 +185,11 @@ def _without_held_out(
     return more
 
 
+def digests(data: ImageDataset) -> dict[str, str]:
+    """Return a hash of the values of each condition."""
+    return {name: values.digest() for name, values in data.conditions.items()}
+
+
 def growth(data: ImageDataset, described: DataDescription) -> int | None:
     """Return how many of the training images a checkpoint was trained on before others were added;
     None where these are not what it was trained on.
@@ -193,7 +198,7 @@ def growth(data: ImageDataset, described: DataDescription) -> int | None:
         data: The training images.
         described: The checkpoint's description of its data.
     """
-    for fingerprint, images in data.grown_from:
+    for fingerprint, images, _ in data.grown_from:
         if fingerprint == described.fingerprint:
             return images
     return None
@@ -217,7 +222,7 @@ def events_of(
     before = growth(data, state.trained_on)
     if before is None:
         return events
-    number = [images for _, images in data.grown_from].index(before)
+    number = [images for _, images, _ in data.grown_from].index(before)
     event = {
         "step": state.step,
         "images_seen": state.images_seen,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ddpm_lib.core.spelling import option
 from ddpm_lib.runs.state import DataDescription, RunState
 from ddpm_lib.runs.stored_texts import write_texts
-from ddpm_lib.training.growing import growth
+from ddpm_lib.training.growing import digests, growth
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -39,7 +39,7 @@ def describe_dataset(
         held_fraction=held_fraction,
         class_names=list(data.class_names) if data.class_names else None,
         val_fingerprint=validation.fingerprint if validation is not None else None,
-        conditions={k: v.digest() for k, v in data.conditions.items()} or None,
+        conditions=digests(data) or None,
         normalization=None if data.normalization is None else data.normalization.to_json(),
     )
 
@@ -97,8 +97,9 @@ def data_changes(
     names = list(data.class_names) if data.class_names else None
     known = growth(data, described)
     if known is not None and names in (None, described.class_names):
-        return _other_conditions(data.subset(range(known)), described)
-    others = _other_conditions(data, described)
+        then = next(found for _, images, found in data.grown_from if images == known)
+        return _other_conditions(then, described)
+    others = _other_conditions(digests(data), described)
     if is_same(data, described) and described.class_names == names:
         return others
     lines, whole = list[str](), data.origin.fingerprint if data.origin is not None else None
@@ -127,10 +128,10 @@ def data_changes(
     return lines
 
 
-def _other_conditions(data: ImageDataset, described: DataDescription) -> list[str]:
+def _other_conditions(now: dict[str, str], described: DataDescription) -> list[str]:
     """Say of which conditions the values are others; where the images are, that is no wonder."""
     before = described.conditions or {}
-    changed = [k for k, v in data.conditions.items() if k in before and v.digest() != before[k]]
+    changed = [k for k, digest in now.items() if k in before and digest != before[k]]
     return [f"data: the condition {name!r} has other values now" for name in changed]
 
 
