@@ -65,6 +65,8 @@ ARMS: dict[str, list[str]] = {
     "default": [],
     "muon": ["--optimizer", "muon"],
     "adamw": ["--optimizer", "adamw"],
+    "batch16": ["--batch-size", "16"],
+    "batch8": ["--batch-size", "8"],
     "former": FORMER,
     "plan": [],
     "lucidrains": [],
