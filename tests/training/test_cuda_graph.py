@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.nn.conditioning import ClassLabel
-from ddpm_lib.nn.kernels import group_norm
+from ddpm_lib.nn.kernels import group_norm, winograd
 from ddpm_lib.runtime import cuda_graphs
 from ddpm_lib.training.passes import why_not_graphed
 from ddpm_lib.training.randomness import StepRandomness
@@ -81,6 +81,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
 
     monkeypatch.setitem(cuda_graphs.RECORDERS, "cpu", record)
     monkeypatch.setattr(group_norm, "library", lambda: None)
+    monkeypatch.setattr(winograd, "convolution_library", lambda: None)
     monkeypatch.setattr(ClassLabel, "validate", lambda *a: None)  # looks at labels on a CPU only
     monkeypatch.setattr(group_norm, "_drops_by_position", lambda x: False)
     return tapes
