@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_lib import Unet
 from ddpm_lib.nn.kernels import build, conv3x3, small_conv
@@ -186,6 +187,13 @@ def test_traced_and_transformed_networks_take_torchs() -> None:
     torch.testing.assert_close(called, 2 * conv(x), rtol=1e-4, atol=1e-4)
     program = torch.export.export(Wrapped(), (x,))
     torch.testing.assert_close(program.module()(x), conv(x), rtol=1e-4, atol=1e-4)
+
+
+def test_who_counts_operations_sees_torchs() -> None:
+    x, conv = case(4, 1, 1, 8, 8)
+    with FlopCounterMode(display=False) as counter:
+        conv3x3(x, conv).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 4 * 64 * 9 * WIDTH**2  # forward, the weight's
 
 
 def test_nan_stays_nan() -> None:

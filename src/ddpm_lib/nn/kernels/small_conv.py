@@ -49,6 +49,7 @@ def _is_plain(x: Tensor, conv: nn.Module) -> bool:
         and (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
         and (conv.padding, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
         and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()  # FlopCounterMode counts torch's operations
         and plain(x)
         and (type(conv.weight) is nn.Parameter or plain(conv.weight))
         and not conv._forward_hooks
