@@ -65,12 +65,10 @@ class Report:
 
 def preload() -> None:
     """Import what an attempt needs, before any fork; run nothing."""
-    # torch._dynamo is what every optimizer imports when it is made: more than a second.
     for name in (
         "accelerate.utils",
         "ema_pytorch",
         "safetensors.torch",
-        "torch._dynamo",
         "tqdm.auto",
         "PIL.Image",
     ):
