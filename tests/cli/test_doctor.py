@@ -123,18 +123,37 @@ def test_a_card_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.Monk
     assert states(checkup.check_devices()) == {"cpu": "ok", "gpu": "note"}
 
 
-def test_compiler_and_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is checked for itself: there, not there, and wrong."""
     assert kernels.kernel_error() < 1e-5
+    checked = {
+        "normalisation": ("library", "kernel_error"),
+        "convolution": ("convolution_library", "winograd_error"),
+        "Muon": ("orthogonal_library", "orthogonal_error"),
+    }
     monkeypatch.setattr(kernels, "compiler", lambda: None)
     assert states(kernels.check_kernels()) == {"compiler": "note"}
     monkeypatch.setattr(kernels, "compiler", lambda: "/usr/bin/g++")
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    assert states(kernels.check_kernels()) == {"compiler": "ok", "kernel": "note"}
-    monkeypatch.setattr(kernels, "library", lambda: object())
-    monkeypatch.setattr(kernels, "norm_act", lambda x, norm: 1.01 * x)
-    assert states(kernels.check_kernels())["kernel"] == "broken"
+    for there, error in checked.values():
+        monkeypatch.setattr(kernels, there, lambda: None)
+        monkeypatch.setattr(kernels, error, lambda: 1e-6)
+    assert states(kernels.check_kernels()) == {"compiler": "ok", **dict.fromkeys(checked, "note")}
+    for there, _ in checked.values():
+        monkeypatch.setattr(kernels, there, lambda: object())
+    assert set(states(kernels.check_kernels()).values()) == {"ok"}
+    for name, (_, error) in checked.items():
+        with monkeypatch.context() as wrong:
+            wrong.setattr(kernels, error, lambda: 0.01)
+            found = states(kernels.check_kernels())
+        assert found.pop(name) == "broken"
+        assert set(found.values()) == {"ok"}
     monkeypatch.setenv("DDPM_LIB_KERNELS", "0")
     assert states(kernels.check_kernels()) == {"kernel": "note"}
+
+
+def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "norm_act", lambda x, norm: 1.01 * x)
+    assert kernels.kernel_error() > 1e-2
 
 
 def test_processors_memory_and_who_limits_them(monkeypatch: pytest.MonkeyPatch) -> None:

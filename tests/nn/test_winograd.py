@@ -15,9 +15,10 @@ from ddpm_lib.nn.kernels import build, conv3x3, small_conv
 from ddpm_lib.nn.kernels.build import convolution_library
 from ddpm_lib.nn.kernels.winograd import winograd, winograd_error, winograd_fits
 
-pytestmark = pytest.mark.skipif(convolution_library() is None, reason="no kernel for convolutions")
+LIBRARY = convolution_library()
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no kernel for convolutions")
 LAST = torch.channels_last
-WIDTH = convolution_library().winograd_panel() if convolution_library() else 16  # type: ignore[union-attr]
+WIDTH = 16 if LIBRARY is None else LIBRARY.winograd_panel()
 SHAPES = [
     (4, 1, 1, 16, 16),
     (2, 2, 1, 17, 13),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm_lib.nn.kernels import orthogonal_steps
 from ddpm_lib.nn.kernels.build import orthogonal_library
+from ddpm_lib.nn.kernels.orthogonal_steps import orthogonal_error
 from ddpm_lib.training import muon
 from ddpm_lib.training.muon import Muon
 from training_helpers import assert_same_tensors
@@ -120,3 +122,9 @@ def test_a_first_step_that_is_shut_leaves_a_momentum_of_zeros() -> None:
     for p, start in zip(parameters, weights()):
         assert torch.equal(p.detach(), start.detach())
         assert_same_tensors(optimizer.state[p], {"momentum_buffer": torch.zeros_like(p)})
+
+
+def test_the_check_of_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert orthogonal_error() < 1e-5
+    monkeypatch.setattr(orthogonal_steps, "orthogonal_step", lambda w, *_, **__: w[0].fill_(1.0))
+    assert orthogonal_error() > 0.1

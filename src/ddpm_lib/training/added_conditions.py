@@ -159,10 +159,10 @@ def refuse_values_of_others(
         place = {int(entry): i for i, entry in enumerate(two.entries) if entry >= 0}
         pairs = [(i, place[int(e)]) for i, e in enumerate(one.entries) if int(e) in place]
         new, old = contents(held_out), contents(train)
-        known = new is not None and old is not None
-        bad = [p for p in pairs if not (known and new[p[0]] == old[p[1]] != 0)]  # type: ignore[index]
-        if bad:
-            first, second = bad[0]
+        if new is not None and old is not None:
+            pairs = [(i, j) for i, j in pairs if not new[i] == old[j] != 0]
+        if pairs:
+            first, second = pairs[0]
             pair = (
                 f"{_within(val_data)}{held_out.names[first]} and for the training image"
                 f" {_within(data)}{train.names[second]}"

@@ -130,13 +130,10 @@ class Muon(WithoutDynamo, torch.optim.Optimizer):
         for p in group["params"]:
             if p.grad is None:
                 continue
-            state = self.state[p]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            old = state["momentum_buffer"]
+            old = self._momentum(p)
             new = old.lerp(p.grad, 1.0 - momentum)
             ahead = p.grad.lerp(new, momentum).flatten(1)
-            state["momentum_buffer"] = self._unless_shut(new, old)
+            self.state[p]["momentum_buffer"] = self._unless_shut(new, old)
             by_shape.setdefault(tuple(ahead.shape), []).append((p, ahead))
         for (rows, columns), members in by_shape.items():
             updates = orthogonal(torch.stack([ahead for _, ahead in members]))
@@ -148,24 +145,24 @@ class Muon(WithoutDynamo, torch.optim.Optimizer):
     def _in_one_go(self, group: dict[str, Any]) -> bool:
         """Do it by the kernel for CPUs, if there is one for all of these weights."""
         used = [p for p in group["params"] if p.grad is not None]
-        grads = [p.grad for p in used]
-        if not used or not orthogonal_fits(used, grads):
+        if not used or used[0].device.type != "cpu":
             return False
-        if self.found_inf is not None and bool(self.found_inf):
-            for p in used:  # so that a checkpoint has it
-                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-            return True
-        for p in used:
-            mean = self.state[p].get("momentum_buffer")
-            if mean is None or mean.stride() != p.stride():
-                laid = torch.zeros_like(p)
-                self.state[p]["momentum_buffer"] = laid if mean is None else laid.copy_(mean)
-        means = [self.state[p]["momentum_buffer"] for p in used]
+        grads, means = [p.grad for p in used], [self._momentum(p) for p in used]
         if not orthogonal_fits(used, grads, means):
             return False
-        options = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
-        orthogonal_step(used, grads, means, **options)
+        if self.found_inf is None or not bool(self.found_inf):
+            options = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+            orthogonal_step(used, grads, means, **options)
         return True
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        """Return the momentum of a weight, which lies in memory as the weight does."""
+        found = self.state[p].get("momentum_buffer")
+        if found is None or found.stride() != p.stride():
+            laid = torch.zeros_like(p)
+            found = laid if found is None else laid.copy_(found)
+            self.state[p]["momentum_buffer"] = found
+        return found
 
     def _unless_shut(self, new: Tensor, old: Tensor) -> Tensor:
         return new if self.found_inf is None else torch.where(self.found_inf > 0, old, new)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ddpm_lib.core.health import Check
-from ddpm_lib.nn.kernels.build import compiler, convolution_library, library
+from ddpm_lib.nn.kernels.build import compiler, convolution_library, library, orthogonal_library
 from ddpm_lib.nn.kernels.group_norm import norm_act
 from ddpm_lib.nn.kernels.norm_on_gpu import triton_kernels
+from ddpm_lib.nn.kernels.orthogonal_steps import orthogonal_error
 from ddpm_lib.nn.kernels.winograd import winograd_error
 
 
@@ -32,29 +33,23 @@ def check_kernels() -> Iterator[Check]:
         yield Check("compiler", "note", "no g++, c++ or clang++", remedy)
         return
     yield Check("compiler", "ok", found)
-    if library() is None:
-        remedy = "the line above says why; training goes on without it, slower on a CPU"
-        yield Check("kernel", "note", "it could not be compiled", remedy)
-        return
-    off = kernel_error()
-    if off < 1e-4:
-        yield Check("kernel", "ok", "normalisation on the CPU is compiled, and agrees with torch's")
-    else:
-        yield _broken("normalisation", off)
-    if convolution_library() is None:
-        remedy = "no fault: torch's own convolution is used, slower in float32"
-        yield Check("convolution", "note", "not for this processor, or not compiled", remedy)
-        return
-    off = winograd_error()
-    if off < 1e-4:
-        yield Check("convolution", "ok", "3×3 on the CPU is compiled, and agrees with torch's")
-    else:
-        yield _broken("convolution", off)
+    for name, there, error in (
+        ("normalisation", library, kernel_error),
+        ("convolution", convolution_library, winograd_error),
+        ("Muon", orthogonal_library, orthogonal_error),
+    ):
+        yield _checked(name, error() if there() is not None else None)
 
 
-def _broken(what: str, off: float) -> Check:
-    says = f"{what} does not compute what torch does (error {off:.2g})"
-    return Check("kernel", "broken", says, "set DDPM_LIB_KERNELS=0, and report this line")
+def _checked(name: str, off: float | None) -> Check:
+    """Say whether a kernel is there and right, by its difference from torch's operations."""
+    if off is None:
+        says = "not for this processor, or a line above says why it was not compiled"
+        return Check(name, "note", says, "none is needed: torch's own operations are slower")
+    if off < 1e-4:
+        return Check(name, "ok", "its kernel for CPUs is compiled, and agrees with torch's")
+    says = f"its kernel for CPUs does not compute what torch does (error {off:.2g})"
+    return Check(name, "broken", says, "set DDPM_LIB_KERNELS=0, and report this line")
 
 
 def check_triton() -> Iterator[Check]:

@@ -56,3 +56,19 @@ def orthogonal_step(
         (ctypes.c_double * count)(*scales),
         lr * weight_decay,
     )
+
+
+def orthogonal_error() -> float:
+    """Return how far the kernel's update is from what its iteration gives by hand, for a matrix
+    whose singular values are all alike: there it is a sum of numbers.
+    """
+    rows, side = 48, 20
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(rows, side, generator=generator, dtype=torch.float64))
+    grad, weight = basis.float().contiguous(), torch.zeros(rows, side)
+    options = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    orthogonal_step([weight], [grad], [torch.zeros(rows, side)], **options)
+    value = side**-0.25  # of all singular values, over the root of the Gram matrix's norm
+    for _ in range(5):
+        value *= 3.4445 - 4.7750 * value**2 + 2.0315 * value**4
+    return float((weight + 0.2 * rows**0.5 * value * grad).abs().max() / weight.abs().max())
