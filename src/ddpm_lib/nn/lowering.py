@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -16,6 +17,11 @@ _CAST = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+def cast_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the convolutions and linear layers of a network, whose weights autocast casts."""
+    return (part for part in model.modules() if isinstance(part, _CAST))
 
 
 def lower_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -32,9 +38,8 @@ def lower_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     Returns:
         The same network.
     """
-    for part in model.modules():
-        if isinstance(part, _CAST):
-            part.requires_grad_(False).to(dtype)
+    for part in cast_layers(model):
+        part.requires_grad_(False).to(dtype)
     return model
 
 

@@ -17,6 +17,7 @@ from ddpm_lib.runtime.devices import precision_advice
 from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.ema import WeightAverages
+from ddpm_lib.training.low_weights import LowWeights, keeps_low_weights
 from ddpm_lib.training.one_pass import OnePassAdam
 from ddpm_lib.training.optim import make_optimizer, state_entries
 from ddpm_lib.training.posthoc import PostHocAverages
@@ -45,6 +46,7 @@ class Learner:
         posthoc: Power-function averages.
         channels_last: Whether the weights lie in that memory format.
         pull: The pull to the weights at the first step, None where there is none.
+        low: The weights in bfloat16, where they are kept.
     """
 
     diffusion: GaussianDiffusion
@@ -53,6 +55,7 @@ class Learner:
     posthoc: PostHocAverages
     channels_last: bool
     pull: PullToStart | None = None
+    low: LowWeights | None = None
 
     @classmethod
     def place(
@@ -93,9 +96,13 @@ class Learner:
         ema = WeightAverages(model, decays, config.ema_power) if decays else None
         posthoc = PostHocAverages(model, config.posthoc_ema)
         optimizer = accelerator.prepare_optimizer(make_optimizer(diffusion, config, device))
-        if wants_compile(config.compile, device.type):
+        compiled = wants_compile(config.compile, device.type)
+        if compiled:
             compile_regions(model, config.compile, log)
-        return cls(diffusion, optimizer, ema, posthoc, channels_last, pull)
+        low, how = None, {"pulled": pull is not None, "compiled": compiled}
+        if keeps_low_weights(device, precision, accelerator.num_processes, **how):
+            low = LowWeights(diffusion, optimizer.optimizer)
+        return cls(diffusion, optimizer, ema, posthoc, channels_last, pull, low)
 
     @property
     def dropout_masks(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -30,13 +31,17 @@ class OnePassAdam(WithoutDynamo, torch.optim.Adam):
     """
 
     found_inf: Tensor | None = None
+    narrowed: Mapping[int, Tensor] = MappingProxyType({})
+    """Copies of weights in bfloat16 by the weights' id, which the kernel writes too."""
+    has_narrowed = False
+    """Whether they are what the weights are after the last step."""
     _scale = 1.0
 
     def measure(self, most: float) -> Tensor:
         """Return the norm of all gradients; the next step takes them shortened to `most`."""
         grads = [p.grad for group in self.param_groups for p in group["params"]]
         there = [grad for grad in grads if grad is not None]
-        if there and one_pass_fits(there):
+        if there and one_pass_fits(grads=there):
             norm = gradient_norm(there)
         else:
             norm = float(torch.nn.utils.get_total_norm(there))
@@ -51,16 +56,19 @@ class OnePassAdam(WithoutDynamo, torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         scale, self._scale = self._scale, 1.0
+        self.has_narrowed = False
         if self.found_inf is not None and bool(self.found_inf):
             return loss
         found = [self._listed(group) for group in self.param_groups]
-        if all(one_pass_fits(*lists[:4]) for lists in found):
+        if all(one_pass_fits(x.weights, x.means, x.squares, grads=x.grads) for x in found):
             for group, lists in zip(self.param_groups, found):
                 self._pass(group, lists, scale)
+            self.has_narrowed = True
         else:
             for p in (p for group in self.param_groups for p in group["params"]):
                 if p.grad is not None:
-                    p.grad.mul_(scale)
+                    grad, p.grad_dtype = p.grad, None
+                    p.grad = grad.to(p.dtype).mul_(scale)
             super().step()
         return loss
 
@@ -83,4 +91,5 @@ class OnePassAdam(WithoutDynamo, torch.optim.Adam):
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             decoupled=group["decoupled_weight_decay"],
+            narrowed=[self.narrowed.get(id(weight)) for weight in lists.weights],
         )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.training.fine_tuning.pull_to_start import PullToStart
+    from ddpm_lib.training.low_weights import LowWeights
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class EagerPass:
         forward: From images to losses.
         accelerator: Does the backward pass.
         pull: The pull to the weights at the first step, if there is one.
+        low: The weights in bfloat16, where they are kept.
     """
 
     def __init__(
@@ -61,18 +63,18 @@ class EagerPass:
         forward: ForwardPass,
         accelerator: Accelerator,
         pull: PullToStart | None,
+        low: LowWeights | None = None,
     ) -> None:
-        self.network, self.forward, self.accelerator, self.pull = (
-            network,
-            forward,
-            accelerator,
-            pull,
-        )
+        self.network, self.forward, self.accelerator = network, forward, accelerator
+        self.pull, self.low = pull, low
 
     def __call__(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the losses (b,) on the device and the levels t (b,) on the CPU."""
         where = (part.batch, part.rows, part.step, part.slot)
-        per_image, t = self.forward(self.network, *where)
+        network: Callable[..., Any] = self.network
+        if self.low is not None:
+            network = self.low.call(self.network, summed=part.count > 1)
+        per_image, t = self.forward(network, *where)
         loss = per_image.mean() / part.count
         if part.index == part.count - 1 and self.pull is not None:
             loss = loss + self.pull.penalty()
@@ -197,6 +199,7 @@ def make_pass(
     accelerator: Accelerator,
     pull: PullToStart | None,
     graphed: bool,
+    low: LowWeights | None = None,
 ) -> EagerPass | GraphedPass:
     """Return how micro-batches are done.
 
@@ -206,12 +209,13 @@ def make_pass(
         accelerator: Of the run.
         pull: The pull to the weights at the first step, if there is one.
         graphed: Whether a graph is asked for.
+        low: The weights in bfloat16, where they are kept.
 
     Raises:
         ConfigError: If it is, and cannot be: saying why.
     """
     if not graphed:
-        return EagerPass(network, forward, accelerator, pull)
+        return EagerPass(network, forward, accelerator, pull, low)
     device, precision = forward.device, str(accelerator.mixed_precision)
     processes = accelerator.num_processes
     why = why_not_graphed(forward.diffusion, device, precision, processes, pull is not None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.loss import Losses
@@ -58,12 +59,12 @@ class ForwardPass:
     max_steps: int = 1
 
     def __call__(
-        self, network: nn.Module, batch: dict[str, Any], rows: range, step: int, slot: int
+        self, network: Callable[..., Any], batch: dict[str, Any], rows: range, step: int, slot: int
     ) -> tuple[Tensor, Tensor]:
         """Compute the losses of some rows of a step's global batch.
 
         Args:
-            network: The process, possibly wrapped.
+            network: The process, possibly wrapped, or a function that calls it.
             batch: The images of these rows, with their labels, on the CPU.
             rows: Rows of the global batch.
             step: Optimizer steps done before this one.

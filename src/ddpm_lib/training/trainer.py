@@ -196,7 +196,7 @@ class Trainer(SavedRun):
         """Return how micro-batches are done, made once for a network that accelerate prepared."""
         if self._pass is None or self._pass.network is not network:
             parts = (self.forward_pass, self.accelerator, self.learner.pull)
-            self._pass = make_pass(network, *parts, self.config.cuda_graph)
+            self._pass = make_pass(network, *parts, self.config.cuda_graph, self.learner.low)
         return self._pass
 
     @contextlib.contextmanager

@@ -196,8 +196,8 @@ def _processor() -> str:
 def _declare_weights(lib: ctypes.CDLL) -> ctypes.CDLL:
     """Say what the functions take; see the C++ file."""
     i, k, p, d = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
-    lib.sum_of_squares.argtypes, lib.sum_of_squares.restype = [k, p, i, p], d
-    lib.adam.argtypes, lib.adam.restype = [k, p, i, *[p] * 6, *[d] * 6, i], None
+    lib.sum_of_squares.argtypes, lib.sum_of_squares.restype = [k, p, i, p, p], d
+    lib.adam.argtypes, lib.adam.restype = [k, p, i, *[p] * 8, *[d] * 6, i], None
     lib.follow.argtypes, lib.follow.restype = [k, p, i, p, k, p, p], None
     return lib
 

@@ -56,6 +56,7 @@ def orthogonal_step(
         (ctypes.c_double * count)(*scales),
         lr * weight_decay,
     )
+    torch.autograd.graph.increment_version(weights)
 
 
 def orthogonal_error() -> float:

@@ -11,12 +11,18 @@ from torch import Tensor
 from ddpm_lib.nn.kernels.build import weights_library
 
 
-def one_pass_fits(*lists: Sequence[Tensor]) -> bool:
+def one_pass_fits(*lists: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> bool:
     """Say whether the kernels can work on lists of tensors, whose k-th ones belong together: all
-    float32 on a CPU, and laid out alike in memory without gaps.
+    float32 on a CPU, `grads` float32 or bfloat16, and laid out alike in memory without gaps.
     """
+    if any(t.dtype != torch.float32 for each in lists for t in each):
+        return False
+    if grads is not None:
+        if any(t.dtype not in (torch.float32, torch.bfloat16) for t in grads):
+            return False
+        lists = (*lists, grads)
     first = lists[0]
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" for each in lists for t in each):
+    if any(t.device.type != "cpu" for each in lists for t in each):
         return False
     if any(len(each) != len(first) for each in lists):
         return False
@@ -35,10 +41,10 @@ def _is_dense(t: Tensor) -> bool:
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> float:
-    """Return √Σg² over all numbers; NaN or infinite where one of them is."""
+    """Return √Σg² over all numbers, float32 or bfloat16; NaN or infinite where one of them is."""
     lib = weights_library()
     assert lib is not None
-    return float(lib.sum_of_squares(*_listed(grads), _pointers(grads))) ** 0.5
+    return float(lib.sum_of_squares(*_listed(grads), _pointers(grads), _low(grads))) ** 0.5
 
 
 def adam_step(
@@ -54,12 +60,13 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
+    narrowed: Sequence[Tensor | None] | None = None,
 ) -> None:
     """Do one step of Adam (Kingma & Ba 2015) in place, or of AdamW.
 
     Args:
         weights: What is trained.
-        grads: Its gradients.
+        grads: Its gradients, float32 or bfloat16.
         means: First moments.
         squares: Second moments.
         steps: Of each weight, this one included.
@@ -69,15 +76,19 @@ def adam_step(
         eps: Adam's ε.
         weight_decay: Decoupled (Loshchilov & Hutter 2019), or added to the gradient.
         decoupled: Which of the two.
+        narrowed: Of each weight its copy in bfloat16, which is written too; None for none.
     """
     lib = weights_library()
     assert lib is not None
+    copies = [None] * len(weights) if narrowed is None else narrowed
     corrections = (
         (ctypes.c_double * len(steps))(*(1 - beta**step for step in steps)) for beta in betas
     )
     lib.adam(
         *_listed(weights),
         *(_pointers(each) for each in (weights, grads, means, squares)),
+        _low(grads),
+        _pointers(copies),
         *corrections,
         scale,
         lr,
@@ -86,6 +97,7 @@ def adam_step(
         weight_decay,
         int(decoupled),
     )
+    torch.autograd.graph.increment_version(weights)
 
 
 def follow(
@@ -105,8 +117,13 @@ def follow(
     lib.follow(*_listed(sources), _pointers(sources), len(averages), _pointers(flat), numbers)
 
 
-def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(t if t is None else t.data_ptr() for t in tensors))
+
+
+def _low(tensors: Sequence[Tensor]) -> bytes:
+    """Return a byte per tensor, 1 for bfloat16."""
+    return bytes(t.dtype == torch.bfloat16 for t in tensors)
 
 
 def _listed(tensors: Sequence[Tensor]) -> tuple[int, ctypes.Array[ctypes.c_int64], int]:
