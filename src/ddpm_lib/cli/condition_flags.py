@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +12,14 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.registry import unknown_name
-from ddpm_lib.core.text import short
-from ddpm_lib.data.condition_images import read_mask
-from ddpm_lib.data.decode import ImageError, decode
-from ddpm_lib.data.decode_spec import make_spec
-from ddpm_lib.data.source import reason
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.nn.data_conditions import DataCondition
 from ddpm_lib.runs.loading import LoadedRun
+from ddpm_lib.runs.run_conditions import fit_of
+from ddpm_lib.runs.told_conditions import ToldConditions, Values, read_told
+from ddpm_lib.runs.told_values import Frame, read_number, read_value
 
 SWEEP_ROWS = 4
 """Rows of a sweep, where nobody says how many images there are."""
@@ -47,32 +42,24 @@ class Sweep:
     words: tuple[str, ...]
 
 
-def read_cond(
-    diffusion: GaussianDiffusion, given: Sequence[str], fit: str = "crop"
-) -> dict[str, Tensor]:
-    """Return the conditions of `--cond NAME=VALUE`, a batch of one each.
+def read_cond(loaded: LoadedRun, given: Sequence[str], fit: str | None = None) -> ToldConditions:
+    """Read `--cond NAME=VALUE`, a value of all images, and `--cond NAME=SOURCE`, one of each.
 
     Args:
-        diffusion: The process.
+        loaded: The run.
         given: The words.
-        fit: How pictures are fitted, as the run fitted its images.
+        fit: How pictures are fitted; None: as the run fitted its images.
 
     Raises:
         ConfigError: For a condition that the network does not have, or a value that is none.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, str] = {}
     for written in given:
-        name, conditioner, value = _named(diffusion, written, "--cond")
+        name, _, value = _named(loaded.diffusion, written, "--cond")
         if name in found:
             raise ConfigError(f"--cond {name} is given twice. Give it once.")
-        if value != "none":
-            found[name] = _value(conditioner, value, diffusion, fit)
-        elif not conditioner.optional:
-            raise ConfigError(
-                f"--cond {written}: the network knows no absence of {name!r}; it was trained with"
-                " drop=0."
-            )
-    return found
+        found[name] = value
+    return read_told(loaded.diffusion, found, fit or fit_of(loaded))
 
 
 def read_sweep(diffusion: GaussianDiffusion, written: str | None) -> Sweep | None:
@@ -90,7 +77,7 @@ def read_sweep(diffusion: GaussianDiffusion, written: str | None) -> Sweep | Non
             f" {conditioner.kind}."
         )
     words = _swept(conditioner, value)
-    each = [_value(conditioner, word, diffusion, "crop") for word in words]
+    each = [read_value(conditioner, word, Frame.of(diffusion)) for word in words]
     return Sweep(name, torch.cat(each), tuple(words))
 
 
@@ -127,7 +114,7 @@ def _example(known: Mapping[str, DataCondition]) -> str:
 def _swept(conditioner: DataCondition, value: str) -> list[str]:
     if value and ".." in value:
         low, _, high = value.partition("..")
-        ends = [_number(conditioner, end) for end in (low, high)]
+        ends = [read_number(conditioner, end) for end in (low, high)]
     elif value:
         return [word.strip() for word in value.split(",") if word.strip()]
     elif conditioner.kind in ("label", "tags"):
@@ -142,126 +129,81 @@ def _swept(conditioner: DataCondition, value: str) -> list[str]:
     return [f"{v:.6g}" for v in np.linspace(ends[0], ends[1], SWEPT)]
 
 
-def _number(conditioner: DataCondition, word: str) -> float:
-    try:
-        found = float(word)
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise ConfigError(
-            f"The condition {conditioner.name!r} ({conditioner.kind}) takes a number; got"
-            f" {short(word, 60)}."
-        )
-    return found
-
-
-def _value(conditioner: DataCondition, word: str, diffusion: GaussianDiffusion, fit: str) -> Tensor:
-    """Return one value, a batch of one."""
-    kind = conditioner.kind
-    if kind in ("number", "angle"):
-        return torch.tensor([_number(conditioner, word)])
-    if kind in ("mask", "image"):
-        return _picture(conditioner, word, diffusion, fit)
-    if kind == "vector" or (kind == "text" and word.endswith(".npy")):
-        return _vector(conditioner, word)
-    if kind == "label" and word not in conditioner.spec["names"] and word.isdigit():
-        return torch.tensor([int(word)])
-    try:
-        found: Tensor = conditioner.read(word)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return found
-
-
-def _vector(conditioner: DataCondition, word: str) -> Tensor:
-    if word.endswith(".npy"):
-        path = Path(word).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"--cond {conditioner.name}: {lost(word)}")
-        try:
-            found = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"--cond {conditioner.name}: {word} cannot be read as an array:"
-                f" {' '.join(str(error).split())[:200]}."
-            ) from None
-    else:
-        found = torch.tensor([_number(conditioner, part) for part in word.split(",")])
-    found = found.reshape(-1)
-    if len(found) != conditioner.spec["size"] or not bool(found.isfinite().all()):
-        raise ConfigError(
-            f"--cond {conditioner.name} takes {conditioner.spec['size']} finite numbers, A,B,C or a"
-            f" .npy file; got {len(found)}."
-        )
-    return found[None]
-
-
-def _picture(
-    conditioner: DataCondition, word: str, diffusion: GaussianDiffusion, fit: str
-) -> Tensor:
-    path, name = Path(word).expanduser(), conditioner.name
-    if path.is_dir():
-        raise ConfigError(
-            f"--cond {name}: {word!r} is a folder. Name one picture, the {conditioner.kind} of"
-            " all images."
-        )
-    if not path.is_file():
-        raise ConfigError(f"--cond {name}: {lost(word)} Name a picture, the {conditioner.kind}.")
-    height, width = diffusion.image_size[0], diffusion.image_size[-1]
-    factor, channels = conditioner.spec.get("factor", 1), conditioner.spec.get("channels", 3)
-    try:
-        if conditioner.kind == "mask":
-            mask = torch.from_numpy(read_mask(path, make_spec((height, width), fit=fit), None))
-            if conditioner.spec["classes"] == 2 and set(mask.unique().tolist()) <= {0, 255}:
-                mask = (mask > 0).to(torch.uint8)
-            conditioner.validate(mask[None], 1)
-            return mask[None]
-        spec = make_spec((height // factor, width // factor), channels, fit)
-        decoded = decode(str(path), spec)
-    except (ImageError, OSError) as error:
-        raise ConfigError(f"--cond {name}: {word}: {reason(error)}.") from None
-    if abs(decoded.width * height - decoded.height * width) > max(decoded.width, decoded.height):
-        raise ConfigError(
-            f"--cond {name}: {word} has {decoded.width}×{decoded.height} pixels, the images have"
-            f" the proportions of {width}×{height}. Crop it first."
-        )
-    return torch.from_numpy(np.array(decoded.pixels))[None]  # a picture may be read-only
-
-
 @dataclass(frozen=True)
 class Told:
     """What the flags say about the conditions of the data.
 
     Attributes:
-        fixed: By name, a batch of one.
+        values: Those of all images, and those of each.
         sweep: What changes from column to column, None for nothing.
     """
 
-    fixed: Mapping[str, Tensor]
+    values: Values
     sweep: Sweep | None = None
 
     @classmethod
-    def read(cls, loaded: LoadedRun, cond: Sequence[str], sweep: str | None) -> Told:
+    def none(cls) -> Told:
+        """Return what no flag says."""
+        return cls(Values({}, {}, {}))
+
+    @classmethod
+    def read(
+        cls,
+        loaded: LoadedRun,
+        cond: Sequence[str],
+        sweep: str | None,
+        names: Sequence[str] | None = None,
+    ) -> Told:
         """Read the flags.
+
+        Args:
+            loaded: The run.
+            cond: The words of --cond.
+            sweep: That of --sweep.
+            names: Of the pictures that samples belong to, where there are some.
 
         Raises:
             ConfigError: For what the network does not take.
         """
-        diffusion = loaded.diffusion
-        swept = read_sweep(diffusion, sweep)
-        fixed = read_cond(diffusion, cond, str(loaded.state.get("training", {}).get("fit", "crop")))
-        if swept is not None and swept.name in fixed:
-            raise ConfigError(f"--cond and --sweep both name {swept.name!r}. Give it once.")
-        return cls(fixed, swept)
+        swept = read_sweep(loaded.diffusion, sweep)
+        told = read_cond(loaded, cond)
+        both = [swept.name for word in cond if swept and word.partition("=")[0] == swept.name]
+        if both:
+            raise ConfigError(f"--cond and --sweep both name {both[0]!r}. Give it once.")
+        return cls(told.values(names), swept)
+
+    @property
+    def fixed(self) -> Mapping[str, Tensor]:
+        """By name, a batch of one."""
+        return self.values.fixed
 
     @property
     def columns(self) -> int | None:
         """Columns of the sweep."""
         return None if self.sweep is None else len(self.sweep.values)
 
+    @property
+    def count(self) -> int | None:
+        """How many images there are, where nobody says it: one per entry, in every column of a
+        sweep; None where neither says.
+        """
+        rows = self.values.count
+        if rows is None and self.columns is None:
+            return None
+        return (rows or SWEEP_ROWS) * (self.columns or 1)
+
+    def entries(self, n: int, first_index: int) -> Tensor:
+        """Return the entries of n images, counted from `first_index`: in turn, in a sweep one per
+        row.
+        """
+        turn = (torch.arange(n) + first_index) // (self.columns or 1)
+        return turn % (self.values.count or 1)
+
     def conditions(self, n: int, first_index: int) -> dict[str, Tensor]:
         """Return the conditions of n images, counted from `first_index`."""
         cond = {name: value.expand(n, *value.shape[1:]) for name, value in self.fixed.items()}
+        entries = self.entries(n, first_index)
+        cond |= {name: values[entries] for name, values in self.values.many.items()}
         if self.sweep is not None:
             columns = (torch.arange(n) + first_index) % len(self.sweep.values)
             cond[self.sweep.name] = self.sweep.values[columns]

@@ -46,7 +46,7 @@ def main(args: list[str]) -> int:
         found = read_pictures(command.images, diffusion.image_size, diffusion.channels)
         images = stacked(found)
         method = partial(diffusion.edit, fraction=command.fraction)
-        return Redrawing([p.name for p in found], images, method, [images])
+        return Redrawing(found, images, method, [images])
 
     sys.stdout.write(redraw(command, "edit", prepare))
     return 0

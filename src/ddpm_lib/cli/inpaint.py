@@ -78,7 +78,7 @@ def main(args: list[str]) -> int:
             masks = mask.repeat_interleave(command.variants, 0)
             return draw(images, masks, **how)  # type: ignore[arg-type]
 
-        return Redrawing([p.name for p in found], images, method, [images, grey])
+        return Redrawing(found, images, method, [images, grey])
 
     sys.stdout.write(redraw(command, "inpaint", prepare))
     return 0

@@ -17,8 +17,9 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, options
 from ddpm_lib.cli.class_labels import label_of
-from ddpm_lib.cli.condition_flags import Told
+from ddpm_lib.cli.condition_flags import read_cond
 from ddpm_lib.cli.drawing_as_chosen import guidance_scales
+from ddpm_lib.cli.drawn_files import write_table
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.cli.sample import check_guidance
 from ddpm_lib.core.device_choice import resolve_device
@@ -28,11 +29,13 @@ from ddpm_lib.data.decode import Decoded, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.conditions import check_guided, check_parts, for_sampling
 from ddpm_lib.process.plan import resolve_num_steps
 from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint
 from ddpm_lib.runs.placing import place_network
+from ddpm_lib.runs.told_conditions import ToldConditions, Values
 from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
 from ddpm_lib.samplers import SAMPLERS
 from ddpm_lib.spacing import SPACINGS
@@ -75,6 +78,7 @@ class DrawCommand:
     """Class name or number of all results; default: none."""
     cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A condition of all results, once per condition: age=0.3, style=round, tags=a|b, mask=m.png;
+    or of each picture, by its name: mask=FOLDER, age=FILE:COLUMN, in their order v=FILE.npy.
     NAME=none, and what is not named, for no value.
     """
     guidance_scale: float = 1.0
@@ -186,7 +190,7 @@ class Redrawing(NamedTuple):
     """What is to be drawn, and shown beside it.
 
     Args:
-        names: Of the results, one per picture.
+        pictures: What the results are called after, one each.
         images: What the method takes, a row per picture.
         method: Called as method(images, **options), every picture repeated for its variants.
         before: Pictures (n, c, h, w) to show before the results.
@@ -194,7 +198,7 @@ class Redrawing(NamedTuple):
         remark: What to say of the results (n·variants, c, h, w), a line or nothing.
     """
 
-    names: list[str]
+    pictures: list[Picture]
     images: Tensor
     method: Callable[..., Tensor]
     before: list[Tensor]
@@ -241,9 +245,13 @@ def redraw(
             "This run was not trained on pictures. Use diffusion.edit, diffusion.inpaint and"
             " diffusion.restore in Python."
         )
-    told = conditions(loaded, command)
     partner = autoguide.partner(loaded, command.guide_by, command.guide_scale)
+    said = read_cond(loaded, command.cond, fit="crop")  # as the pictures are
+    if not said.sources:  # what needs no picture is refused before any is read
+        conditions(loaded, command, said.values(), 1)
     job = prepare(diffusion)
+    values = values_of(said, job.pictures)
+    told = conditions(loaded, command, values, len(job.pictures))
     device = resolve_device(command.device)
     precision = pick_precision(command.mixed_precision, str(device))
     place_network(diffusion, device, precision)
@@ -255,25 +263,60 @@ def redraw(
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         results = job.method(job.images.repeat_interleave(command.variants, 0), **how).cpu()
     folder = new_folder(command.output_dir, chosen.run, word)
-    return write(command, folder, job, results) + job.remark(results)
+    shown = _shown(values, diffusion)
+    told_lines = write(command, folder, job._replace(before=[*job.before, *shown]), results)
+    if values.many:
+        names = [picture.name for picture in job.pictures]
+        write_table(folder / "conditions.csv", {"picture": names, **values.told})
+    return told_lines + job.remark(results)
 
 
-def conditions(loaded: LoadedRun, command: DrawCommand) -> dict[str, Any]:
+def values_of(said: ToldConditions, found: Sequence[Picture]) -> Values:
+    """Return the conditions of pictures: their own, by their names, and those of all.
+
+    Raises:
+        ConfigError: If a picture has none in a source.
+    """
+    return said.values([p.name for p in found], [(p.width, p.height) for p in found])
+
+
+def _shown(values: Values, diffusion: GaussianDiffusion) -> list[Tensor]:
+    """Return the masks or images of the pictures to show beside them, (n, c, h, w) each."""
+    name = values.pictures(diffusion.conditioners)
+    if name is None:
+        return []
+    known = data_conditions(diffusion.conditioners)[name]
+    shown = known.picture(values.many[name], diffusion.channels)
+    for axis in (2, 3):
+        shown = shown.repeat_interleave(diffusion.image_size[axis - 2] // shown.shape[axis], axis)
+    return [shown]
+
+
+def conditions(
+    loaded: LoadedRun, command: DrawCommand, values: Values, count: int
+) -> dict[str, Any]:
     """Return what the flags say about class and conditions, and how strongly they guide, as
     arguments of `GaussianDiffusion.sample`.
+
+    Args:
+        loaded: The run.
+        command: The flags.
+        values: The conditions of the data.
+        count: Number of pictures.
 
     Raises:
         ConfigError: For what the network does not take.
         ValueError: For a condition that is missing, and for guidance by none.
     """
-    known = loaded.diffusion.conditioners
+    known, each = loaded.diffusion.conditioners, command.variants
     label = label_of(loaded, command.class_label)
     cond = {} if label is None else {"class_label": torch.tensor(label)}
-    cond |= Told.read(loaded, command.cond, None).fixed
+    cond |= values.fixed
+    cond |= {name: value.repeat_interleave(each, 0) for name, value in values.many.items()}
     whole = None if command.guidance_scale == 1 else command.guidance_scale
     scale = guidance_scales(whole, command.cond_guidance)
     check_guidance(loaded, whole)
-    as_taken = for_sampling(known, cond, 1)
+    as_taken = for_sampling(known, cond, count * each)
     check_guided(known, as_taken, command.guidance_scale)
     check_parts(known, as_taken, list(scale) if isinstance(scale, dict) else [])
     return {"cond": cond, "guidance_scale": 1.0 if scale is None else scale}
@@ -320,15 +363,17 @@ def write(command: DrawCommand, folder: Path, job: Redrawing, results: Tensor) -
     """Write each result, a grid with a row for each picture and the settings; return the line to
     print.
     """
-    drawn = pictures.to_uint8(results).unflatten(0, (len(job.names), command.variants))
+    drawn = pictures.to_uint8(results).unflatten(0, (len(job.pictures), command.variants))
     rows: list[Tensor] = []
-    for i, name in enumerate(job.names):
+    for i, picture in enumerate(job.pictures):
         for k, result in enumerate(drawn[i]):
             end = f"-{k + 1}" if command.variants > 1 else ""
-            pictures.save_image(result, folder / "images" / f"{name}{end}.png")
+            pictures.save_image(result, folder / "images" / f"{picture.name}{end}.png")
         rows += [s[i] for s in job.before]
         rows += [*drawn[i], *(s[i] for s in job.after)]
     scale = command.scale or max(1, 128 // max(results.shape[-2:]))
-    pictures.save_grid(torch.stack(rows), folder / "grid.png", len(rows) // len(job.names), scale)
+    pictures.save_grid(
+        torch.stack(rows), folder / "grid.png", len(rows) // len(job.pictures), scale
+    )
     (folder / "settings.yaml").write_text(options.dump(command), encoding="utf-8")
     return f"{so_many(len(results), 'image')} -> {folder}/images/*.png, {folder}/grid.png\n"

@@ -119,9 +119,8 @@ def main(args: list[str]) -> int:
             truth = images.float() / 255.0 if command.simulate else None
             return _remark(results, y, operator, std, truth)
 
-        names = [picture.name for picture in found]
         return Redrawing(
-            names, y, draw, [_shown(y, shape)], [images] if command.simulate else [], remark
+            found, y, draw, [_shown(y, shape)], [images] if command.simulate else [], remark
         )
 
     sys.stdout.write(redraw(command, "restore", prepare))

@@ -17,9 +17,9 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, low_res, options
 from ddpm_lib.cli.class_labels import condition
-from ddpm_lib.cli.condition_flags import SWEEP_ROWS, Told, with_columns
+from ddpm_lib.cli.condition_flags import Told, with_columns
 from ddpm_lib.cli.drawing_as_chosen import arguments_of, as_plain, chosen_by
-from ddpm_lib.cli.drawn_files import check_format, write
+from ddpm_lib.cli.drawn_files import Beside, check_format, write
 from ddpm_lib.cli.low_res import SmallImages
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.core.device_choice import resolve_device
@@ -63,7 +63,7 @@ class SampleCommand:
     """Which average, where several were kept; default: the first."""
     num: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """Number of images over all processes (under torchrun write -n: it takes --num for an option of
-    its own); default: 16, or as many as --low-res holds.
+    its own); default: 16, or as many as --low-res holds, or the sources of --cond.
     """
     low_res: str | None = None
     """For super-resolution: the picture to enlarge, or a folder of them; samples take them in turn.
@@ -131,7 +131,8 @@ class SampleCommand:
     """
     cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A condition of all images, once per condition: age=0.3, style=round, tags=a|b, mask=m.png;
-    NAME=none, and what is not named, for no value.
+    or of each, in turn: mask=FOLDER, age=FILE:COLUMN, v=FILE.npy. NAME=none, and what is not
+    named, for no value.
     """
     cond_guidance: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Guidance by single conditions instead of all, once per condition: age=3."""
@@ -188,19 +189,21 @@ def main(args: list[str]) -> int:
         if small is None:
             small = small_images(loaded, command, state, precision)
         command = with_columns(command, loaded)
-        images, frames, how = draw(loaded, command, state, precision, small, partner)
+        told = told_by(loaded, command, small)
+        images, frames, how = draw(loaded, command, state, precision, small, partner, told)
         if state.is_main_process:
             folder = folder or new_folder(command.output_dir, chosen[0].run)
             prefix = f"{loaded.name}-" if len(chosen) > 1 else ""
             settings = {**options.to_plain(command), **as_plain(how, loaded.diffusion.timesteps)}
+            beside = Beside.of(loaded.diffusion, small, told, len(images), command.first_index)
             units = loaded.diffusion.normalization
-            written = write(images, frames, folder, prefix, command, small, settings, units)
+            written = write(images, frames, folder, prefix, command, beside, settings, units)
             drawn = f"{so_many(len(images), 'image')} -> {', '.join(written)}"
             sys.stdout.write(f"{loaded.name} ({loaded.weights}): {drawn}\n")
             sys.stdout.write(f"{how.line()}\n" if how.line() else "")
             if checkpoint is chosen[-1]:
-                told = what_was_drawn(loaded, command, len(images), small)
-                sys.stdout.writelines(f"{line}\n" for line in told)
+                lines = what_was_drawn(loaded, command, len(images), small)
+                sys.stdout.writelines(f"{line}\n" for line in lines)
     destroy_group(state)
     return 0
 
@@ -283,6 +286,7 @@ def small_images(
     place_network(base.diffusion, state.device, precision, compiled=command.compile)
     wishes = dataclasses.replace(
         command,
+        num=count(command, None, told_by(loaded, command, None)),
         num_steps=command.base_num_steps,
         guidance_scale=command.base_guidance_scale,
         guide_scale=None,
@@ -291,7 +295,7 @@ def small_images(
         cond_guidance=(),
         sweep=None,
     )
-    drawn, _, _ = draw(base, wishes, state, precision, None, {})
+    drawn, _, _ = draw(base, wishes, state, precision, None, {}, Told.none())
     return SmallImages(drawn, first_index=command.first_index)
 
 
@@ -302,12 +306,12 @@ def draw(
     precision: str,
     small: SmallImages | None,
     partner: Mapping[str, Any],
+    told: Told,
 ) -> tuple[Tensor, list[Tensor], Chosen]:
     """Draw the images, shared over the ranks; with a GIF also the grids of the way there. Also
     returns what decided how.
     """
-    diffusion, told = loaded.diffusion, Told.read(loaded, command.cond, command.sweep)
-    num = count(command, small, told)
+    diffusion, num = loaded.diffusion, count(command, small, told)
     cond, seed = condition(loaded, command, num, told.columns), command.seed
     cond |= told.conditions(num, command.first_index)
     if small is not None:
@@ -351,5 +355,10 @@ def count(command: SampleCommand, small: SmallImages | None, told: Told) -> int:
     """Return the number of images to draw."""
     if command.num is not None:
         return command.num
-    usual = 16 if told.columns is None else SWEEP_ROWS * told.columns
-    return len(small.images) if small is not None else usual
+    return len(small.images) if small is not None else told.count or 16
+
+
+def told_by(loaded: LoadedRun, command: SampleCommand, small: SmallImages | None) -> Told:
+    """Read what the flags say about conditions; those of pictures to enlarge by their names."""
+    names = None if small is None else small.names
+    return Told.read(loaded, command.cond, command.sweep, names)

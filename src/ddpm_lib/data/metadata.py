@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,6 +206,24 @@ def whole_paths(
             others = [column for column in columns if column != name]
             label = choose_column("label", label_column, LABEL_NAMES, others, path.name)
             return columns[name], label, None if label is None else columns[label]
+    return None
+
+
+def column_of_names(columns: Mapping[str, Sequence[Any]], but: str) -> list[str] | None:
+    """Return what names the pictures of a table, from a column of a usual name such as file_name.
+
+    None where there is no such column, or it names two lines alike.
+
+    Args:
+        columns: The table.
+        but: A column that holds something else.
+    """
+    usual = [c for name in _FILE_NAMES for c in columns if str(c).lower() == name and c != but]
+    for column in usual:
+        cells = columns[column]
+        names = [str(cell).replace("\\", "/").removeprefix("./") for cell in cells]
+        if all(isinstance(c, str | int) for c in cells) and len(set(names)) == len(names):
+            return names
     return None
 
 

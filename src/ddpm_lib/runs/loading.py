@@ -27,6 +27,7 @@ from ddpm_lib.runs.measured_runs import run_normalization
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runs.partners import RunPartner
 from ddpm_lib.runs.pretrained_model import PretrainedModel, find_pretrained
+from ddpm_lib.runs.run_conditions import conditions
 from ddpm_lib.runs.run_html import loaded_run_html
 from ddpm_lib.runs.run_status import no_run, nothing_saved
 from ddpm_lib.runs.state import STATE, RunState
@@ -71,6 +72,7 @@ class LoadedRun:
         return f"LoadedRun({where}, weights {self.weights}{classes})"
 
     _repr_html_ = loaded_run_html
+    conditions = conditions
 
     @cached_property
     def run_state(self) -> RunState:
