@@ -114,9 +114,12 @@ class Learner:
         `most`, at the latest when the optimizer reads it.
         """
         inner = self.optimizer.optimizer
-        if isinstance(inner, OnePassAdam) and accelerator.scaler is None:
+        if accelerator.scaler is not None:
+            return accelerator.clip_grad_norm_(self.diffusion.parameters(), most)
+        if isinstance(inner, OnePassAdam):
             return inner.measure(most)
-        return accelerator.clip_grad_norm_(self.diffusion.parameters(), most)
+        trained = [p for group in inner.param_groups for p in group["params"]]
+        return nn.utils.clip_grad_norm_(trained, most)
 
     def averaged(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""

@@ -190,7 +190,9 @@ class NonFiniteGuard:
                 inner.found_inf = shut.float()  # the fused kernels read it on the device
             elif bool(shut):
                 return
-        optimizer.step()
+            inner.step()  # accelerate's wrapper looks for a package on disk each time
+        else:
+            optimizer.step()
 
     def bad_steps(self, processes: Processes) -> list[int]:
         """Return the steps since `reset` that were not finite on some rank; a collective."""

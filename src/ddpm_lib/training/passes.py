@@ -78,7 +78,10 @@ class EagerPass:
         loss = per_image.mean() / part.count
         if part.index == part.count - 1 and self.pull is not None:
             loss = loss + self.pull.penalty()
-        self.accelerator.backward(loss)
+        if self.accelerator.scaler is None:
+            loss.backward()  # accelerate looks for a package on disk each time
+        else:
+            self.accelerator.backward(loss)
         return per_image.detach(), t
 
 

@@ -187,7 +187,7 @@ class Trainer(SavedRun):
         norm = self.learner.clip_gradients(accelerator, most)
         every = torch.cat(losses)
         self.guard.update(optimizer, accelerator.scaler, every, norm, self.step + 1)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.optimizer.zero_grad(set_to_none=True)
         self.learner.update_averages(self.step + 1)
         self.progress.advance(config.images_per_step)
         self.last = StepResult(every, torch.cat(levels), norm, rate)
