@@ -51,6 +51,10 @@ class EvaluateCommand(EvaluationOptions):
     1,000), and of images spread evenly over the data (default: all). More than there are is
     clamped, with a note. Under torchrun write -n: it takes --num for an option of its own.
     """
+    condition: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Where the conditions of --data are, NAME=SOURCE[:COLUMN], once per condition, where that is a
+    folder, file or dataset; default: where those of the training images are.
+    """
     output_dir: str | None = None
     """Where to write eval-….json, for runs that cannot be written to; default: evaluations/ in the
     run, or here for images.

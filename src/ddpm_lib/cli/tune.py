@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -35,6 +35,10 @@ class TuneCommand(TuneOptions):
 
     run: tyro.conf.Positional[str]
     """A run directory, or one of its checkpoints."""
+    condition: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Where the conditions of --data are, NAME=SOURCE[:COLUMN], once per condition, where that is a
+    folder, file or dataset; default: where those of the training images are.
+    """
     undo: bool = False
     """Take the run's sampling default back: the one before it counts again, else the library's."""
 

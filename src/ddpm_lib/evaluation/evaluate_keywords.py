@@ -27,6 +27,7 @@ class EvaluateKeywords(TypedDict, total=False):
     max_pixels: int | None
     save_stats: str | os.PathLike[str] | None
     split: str | None
+    condition: str | Sequence[str]
     data_root: str | None
     download: bool
     num: int | None

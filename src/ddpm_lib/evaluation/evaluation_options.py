@@ -130,6 +130,10 @@ class EvaluationOptions:
     """Write the reference's mean and covariance to this .npz, which --reference reads back."""
     split: str | None = None
     """Split of `data`, where it is a dataset that has several."""
+    condition: tuple[str, ...] = ()
+    """Where the conditions of `data` are, NAME=SOURCE[:COLUMN], once per condition, where that is a
+    folder, file or dataset; default: where those of the training images are.
+    """
     data_root: str | None = None
     """Where the files of torchvision's sets lie; default: $DDPM_LIB_DATA, else datasets in the
     library's cache; of the run's own data, where training found them.
@@ -200,6 +204,8 @@ class EvaluationOptions:
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
+        if isinstance(self.condition, str):
+            object.__setattr__(self, "condition", (self.condition,))
         for name in ("metrics", "features"):
             listed: Any = getattr(self, name)
             if isinstance(listed, (list, tuple)) and all(isinstance(one, str) for one in listed):

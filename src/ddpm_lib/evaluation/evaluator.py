@@ -120,7 +120,10 @@ def _evaluate(target: Any, options: EvaluationOptions, dataset: Any) -> Evaluati
     loaded = load_target(target, options)
     state = process_state(options.device)
     files = (options.data_root, options.download)
-    own = RunImages(loaded, dataset, files) if loaded is not None else None
+    own = None
+    if loaded is not None:
+        own = RunImages(loaded, dataset, files, options.condition)
+        own.check_words(options.data, dataset)
     if own is not None and dataset is not None:
         dataset = own.opened(dataset, options.split, options.on_bad_image)
     if not state.is_main_process:

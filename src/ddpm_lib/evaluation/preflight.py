@@ -46,7 +46,7 @@ def check_options(options: EvaluationOptions, loaded: LoadedRun | None) -> None:
         ConfigError: If there are any.
     """
     if loaded is None:
-        found = non_default(options, ("weights", "ema_decay", *DRAWING))
+        found = non_default(options, ("weights", "ema_decay", "condition", *DRAWING))
         if found:
             raise ConfigError(
                 f"Images are scored here, and {flag(found[0])} is for a run, which draws them."

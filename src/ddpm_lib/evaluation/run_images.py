@@ -5,18 +5,23 @@ opens its own.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.fits import may_have_columns
 from ddpm_lib.data.torchvision_sets import set_named
+from ddpm_lib.nn.condition_table import known_texts_of
+from ddpm_lib.nn.text_vectors import known_texts
 from ddpm_lib.runs.loading import LoadedRun
 from ddpm_lib.runs.state import DataDescription
 from ddpm_lib.training.added_conditions import refuse_values_of_training
-from ddpm_lib.training.conditions_of_data import suited
+from ddpm_lib.training.conditions_of_data import suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.option_values import is_described
+from ddpm_lib.training.other_conditions import elsewhere, words_of_others
 from ddpm_lib.training.run_config import started_data
 from ddpm_lib.training.same_data import fraction_held_out, is_same, read_data_index
 from ddpm_lib.training.sources import (
@@ -40,12 +45,18 @@ class RunImages:
         given: Images that may be those it was trained on, whole, as they were given to its
             training.
         files: data_root and download, for sets of torchvision; None for the run's own data_root.
+        words: Where the conditions of other images are, NAME=SOURCE[:COLUMN]; of those that are not
+            named, where those of the training images are.
     """
 
     def __init__(
-        self, loaded: LoadedRun, given: Any = None, files: tuple[str | None, bool] = (None, False)
+        self,
+        loaded: LoadedRun,
+        given: Any = None,
+        files: tuple[str | None, bool] = (None, False),
+        words: Sequence[str] = (),
     ) -> None:
-        self.loaded = loaded
+        self.loaded, self.words = loaded, tuple(words)
         self._files = files
         self.given = given
         self._sets: tuple[ImageDataset, ImageDataset | None] | None = None
@@ -59,6 +70,27 @@ class RunImages:
         root, download = self._files
         options |= {"data_root": root or options.get("data_root"), "download": download}
         return TrainingConfig.from_options(options, str(self.loaded.checkpoint))
+
+    def check_words(self, data: str, dataset: Any) -> None:
+        """Refuse sources of conditions of images that have their own, and of a network that takes
+        none.
+
+        Args:
+            data: The option of that name.
+            dataset: Images that are given as an object.
+
+        Raises:
+            ConfigError: If so, or if a name is not that of a condition.
+        """
+        if not self.words:
+            return
+        words_of_others(self.loaded.diffusion, (), self.words)
+        if dataset is None and data in ("held-out", "train"):
+            raise ConfigError(
+                f"{option('condition')} says where the conditions of other images are, and"
+                f" {option('data', data)} are the run's own, which have theirs. Name the images"
+                f" with {option('data')}, or leave it out."
+            )
 
     @property
     def are_open(self) -> bool:
@@ -159,6 +191,11 @@ class RunImages:
         """
         from ddpm_lib.data import ImageDataset
 
+        if isinstance(dataset, ImageDataset) and self.words:
+            words = words_of_others(self.loaded.diffusion, (), self.words)
+            with known_texts([*known_texts_of(self.loaded.diffusion.conditioners).values()]):
+                config = dataclasses.replace(self.config, condition=words)
+                return with_condition_words(dataset, config).steady()
         if isinstance(dataset, ImageDataset):
             return dataset.steady()
         return self.other(dataset, split, on_bad_image)
@@ -197,8 +234,11 @@ class RunImages:
         Raises:
             ConfigError: If they do not fit the run.
         """
+        config, diffusion = self.config, self.loaded.diffusion
+        words = words_of_others(diffusion, config.condition, self.words)
         alone = dataclasses.replace(
-            self.config,
+            config,
+            condition=words,
             val_data=None,
             val_condition=(),
             val_fraction=0.0,
@@ -207,14 +247,13 @@ class RunImages:
             batch_size=1,
             accumulation_steps=1,
             shards=None,
-            on_bad_image=on_bad_image or self.config.on_bad_image,
+            on_bad_image=on_bad_image or config.on_bad_image,
         )
         alone = without_files(data, alone)
-        diffusion = self.loaded.diffusion
         known = diffusion.normalization
         opened, _ = open_training_data(data, alone, diffusion, _quiet, normalization=known)
         index = None if self.loaded.pretrained else read_data_index(self.loaded.run)
-        refuse_values_of_training(opened, data, index)
+        refuse_values_of_training(opened, data, index, elsewhere(config.condition, words))
         return check_matches_run(opened, self.loaded)
 
     def image_column(self, data: Any) -> str | None:

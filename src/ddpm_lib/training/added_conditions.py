@@ -5,7 +5,7 @@ and may not get that of another image of the same name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,13 +178,16 @@ def _within(data: Any) -> str:
     return f"{os.fspath(data).rstrip('/')}/" if is_path(data) else ""
 
 
-def refuse_values_of_training(data: ImageDataset, given: Any, trained_on: Origin | None) -> None:
+def refuse_values_of_training(
+    data: ImageDataset, given: Any, trained_on: Origin | None, apart: Collection[str] = ()
+) -> None:
     """Refuse images that a run did not see whose conditions are those of images that it did.
 
     Args:
         data: Images that are opened as the run opens its own.
         given: What they were opened from.
         trained_on: What the run noted of its images; None where it did not.
+        apart: Conditions that are known to be read from elsewhere.
 
     Raises:
         ConfigError: Naming an image, and what its value is read from.
@@ -197,7 +200,7 @@ def refuse_values_of_training(data: ImageDataset, given: Any, trained_on: Origin
     new, old = contents(data), trained_on.content
     for name, values in data.conditions.items():
         taken = values.taken
-        if taken is None or taken.by == "path":
+        if taken is None or taken.by == "path" or name in apart:
             continue
         for i in range(len(data)) if taken.by == "name" else [0]:
             j = place.get(data.names.raw(i), -1)
@@ -206,10 +209,13 @@ def refuse_values_of_training(data: ImageDataset, given: Any, trained_on: Origin
                 raise ConfigError(
                     f"The condition {name!r} of {_within(given)}{data.names[i]} would be read from"
                     f" {taken.path}, which has the value of another image there: one that the run"
-                    " was trained on. Let a table name each image by its folder and name"
-                    " (val/00.png), or in Python pass an open set:"
-                    f' evaluate(run, open_dataset(…, conditions="{name}=FILE")).'
+                    f" was trained on. Say where theirs are: {_said_of(name)}. Or let a table name"
+                    " each image by its folder and name (val/00.png)."
                 )
+
+
+def _said_of(name: str) -> str:
+    return f"--condition {name}=FILE" if in_flags() else f'condition=("{name}=FILE",)'
 
 
 def _remedy_held_out(name: str) -> str:

@@ -171,7 +171,9 @@ def refuse_augmented(diffusion: GaussianDiffusion) -> None:
 
 
 def with_condition_words(data: ImageDataset, config: TrainingConfig) -> ImageDataset:
-    """Return an open dataset with the conditions that the options name and that it lacks."""
+    """Return an open dataset with the conditions that the options name, if it lacks them or has
+    them from elsewhere.
+    """
     from ddpm_lib.data.condition_words import read_words
 
     there = data.opened_with.get("conditions", ()) if data.conditions else ()

@@ -49,6 +49,10 @@ class TuneOptions:
     """Images to compare with: train, held-out, a folder, file or dataset. One half chooses, the
     other reports.
     """
+    condition: tuple[str, ...] = ()
+    """Where the conditions of `data` are, NAME=SOURCE[:COLUMN], once per condition, where that is a
+    folder, file or dataset; default: where those of the training images are.
+    """
     features: str = "random64"
     """Features in which pictures are compared, as for ddpm evaluate: random64 (needs no weights),
     pixels, inception2048, …
@@ -67,6 +71,8 @@ class TuneOptions:
     """Say what is being done."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.condition, str):
+            object.__setattr__(self, "condition", (self.condition,))
         for name, hint in typing.get_type_hints(TuneOptions).items():
             object.__setattr__(self, name, check_type(name, getattr(self, name), hint))
         object.__setattr__(self, "device", check_device_name("device", self.device))

@@ -81,7 +81,8 @@ def tune(
     ranks = Processes.of(state)
     subject = Subject(checkpoint, state.device)
     process = subject.process(subject.averages[0])
-    sets = RunImages(subject.known[subject.averages[0]], dataset)
+    sets = RunImages(subject.known[subject.averages[0]], dataset, words=chosen.condition)
+    sets.check_words(chosen.data, dataset)
     data, name = _reference(chosen, sets, dataset)
     subject.data = data
     stick = Yardstick(
