@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ from PIL import Image
 
 from command_line import ddpm, error_of
 from ddpm_lib import Shapes, load_run
-from ddpm_lib.cli.condition_flags import Told
 from ddpm_lib.cli.demo_page import command_of
 from ddpm_lib.images import save_image, to_uint8
 from ddpm_lib.runs.drawing import SIDE, Artist, Wish
@@ -236,15 +236,13 @@ def test_the_page_of_demo_draws_by_conditions(
     kind: str, run: Path, files: Path, tmp_path: Path
 ) -> None:
     """Its pictures are those of the command that it shows."""
-    written = [f"{kind}={KINDS[kind][0].format(files=files)}"]
-    found = find_checkpoints(run)[-1]
-    cpu = torch.device("cpu")
-    plain = Artist(found, cpu, "no")
-    artist = Artist(found, cpu, "no", lambda loaded: Told.read(loaded, written, None).fixed)
+    word = KINDS[kind][0].format(files=files)
+    artist = Artist(find_checkpoints(run)[-1], torch.device("cpu"), "no")
     wish = Wish(weights="model", num=2, steps=2, class_name="ring", guidance=1.5)
-    pictures = artist.draw(wish)
-    assert not np.array_equal(pictures, plain.draw(wish))
-    words = shlex.split(command_of(str(run), "latest", wish, written))
+    told = dataclasses.replace(wish, cond={kind: word})
+    pictures = artist.draw(told)
+    assert not np.array_equal(pictures, artist.draw(wish))
+    words = shlex.split(command_of(str(run), "latest", told))
     out = ["--format", "npz", "--output-dir", tmp_path / "out", "--mixed-precision", "no"]
     assert ddpm(*words[1:], *out, "--device", "cpu", "--no-progress") == 0
     scale = SIDE // 8

@@ -53,13 +53,23 @@ def read_cond(loaded: LoadedRun, given: Sequence[str], fit: str | None = None) -
     Raises:
         ConfigError: For a condition that the network does not have, or a value that is none.
     """
+    found = cond_words(loaded.diffusion, given)
+    return read_told(loaded.diffusion, found, fit or fit_of(loaded))
+
+
+def cond_words(diffusion: GaussianDiffusion, given: Sequence[str]) -> dict[str, str]:
+    """Return the words of `--cond NAME=WORD` by name.
+
+    Raises:
+        ConfigError: For a condition that the network does not have, or that is named twice.
+    """
     found: dict[str, str] = {}
     for written in given:
-        name, _, value = _named(loaded.diffusion, written, "--cond")
+        name, _, value = _named(diffusion, written, "--cond")
         if name in found:
             raise ConfigError(f"--cond {name} is given twice. Give it once.")
         found[name] = value
-    return read_told(loaded.diffusion, found, fit or fit_of(loaded))
+    return found
 
 
 def read_sweep(diffusion: GaussianDiffusion, written: str | None) -> Sweep | None:
@@ -97,7 +107,8 @@ def _named(
         )
     if name not in known:
         raise ConfigError(unknown_name("condition", name, known))
-    if not value and not (bare and not equals):
+    empty = equals and known[name].kind == "tags" and not bare  # none of the tags
+    if not value and not empty and not (bare and not equals):
         raise ConfigError(
             f"{flag} is written NAME=VALUE, such as {_example(known)}; got {written!r}."
         )

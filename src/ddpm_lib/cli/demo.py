@@ -14,9 +14,9 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.text import printable
 
 DESCRIPTION = (
-    "Open a page on which a run draws: class, seed, number, steps, guidance and average. Only this"
-    " machine can open it (127.0.0.1), nothing is shared or told to anybody; press Ctrl-C to end"
-    " it. Needs pip install 'ddpm-lib[demo]'."
+    "Open a page on which a run draws: class, conditions, seed, number, steps, guidance, average."
+    " Only this machine can open it (127.0.0.1), nothing is shared or told to anybody; press Ctrl-C"
+    " to end it. Needs pip install 'ddpm-lib[demo]'."
 )
 
 
@@ -31,8 +31,8 @@ class DemoCommand:
     checkpoint: str = "latest"
     """latest, best (by keep_best), a step (1200) or a name (step-000001200)."""
     cond: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A condition of all pictures, once per condition: age=0.3, style=round, tags=a|b, mask=m.png;
-    NAME=none, and what is not named, for no value.
+    """What the page begins with for a condition, once per condition: age=0.3, style=round,
+    tags=a|b, mask=m.png; NAME=none, and what is not named, for no value.
     """
     port: int | None = None
     """Port of the page; default: the first free one from 7860 on."""
@@ -57,7 +57,7 @@ def main(args: list[str]) -> int:
 
     load_gradio()  # before torch is loaded
 
-    from ddpm_lib.cli.condition_flags import Told
+    from ddpm_lib.cli.condition_flags import cond_words
     from ddpm_lib.core.device_choice import resolve_device
     from ddpm_lib.runs.drawing import Artist
     from ddpm_lib.runs.loading import find_checkpoints
@@ -65,13 +65,11 @@ def main(args: list[str]) -> int:
 
     device = resolve_device(command.device)
     found = find_checkpoints(command.run, command.checkpoint)[-1]
-    artist = Artist(
-        found,
-        device,
-        pick_precision("auto", str(device)),
-        lambda loaded: Told.read(loaded, command.cond, None).fixed,
-    )
-    page = make_page(artist, command.run, command.checkpoint, command.cond)
+    artist = Artist(found, device, pick_precision("auto", str(device)))
+    cond = cond_words(artist.diffusion, command.cond)
+    known = artist.read(cond)
+    cond = {name: word for name, word in cond.items() if name in known}
+    page = make_page(artist, command.run, command.checkpoint, cond)
     address = start(page, command.host, command.port)
     if command.host not in LOCAL:
         print(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ddpm_lib.cli.demo_controls import make_controls, words_of
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runs.drawing import MOST, Artist, Wish
 
@@ -42,22 +43,22 @@ def load_gradio() -> Any:
     return gradio
 
 
-def command_of(run: str, checkpoint: str, wish: Wish, cond: Sequence[str] = ()) -> str:
-    """Return the command that draws what was wished, with conditions as they were given."""
+def command_of(run: str, checkpoint: str, wish: Wish) -> str:
+    """Return the command that draws what was wished."""
     words = ["ddpm", "sample", run, "--num", str(wish.num), "--seed", str(wish.seed)]
     words += ["--num-steps", str(wish.steps)]
     kind, _, decay = wish.weights.partition(" ")
     words += ["--weights", kind] if kind != "ema" else []
     words += ["--ema-decay", decay] if decay else []
     words += ["--class-label", wish.class_name] if wish.class_name is not None else []
-    words += [word for written in cond for word in ("--cond", written)]
+    words += [part for name, word in wish.cond.items() for part in ("--cond", f"{name}={word}")]
     words += ["--guidance-scale", f"{wish.guidance:g}"] if wish.guidance != 1 else []
     words += ["--checkpoint", checkpoint] if checkpoint != "latest" else []
     return shlex.join(words)
 
 
 def make_page(
-    artist: Artist, run: str, checkpoint: str = "latest", cond: Sequence[str] = ()
+    artist: Artist, run: str, checkpoint: str = "latest", cond: Mapping[str, str] | None = None
 ) -> Any:
     """Build the page.
 
@@ -65,7 +66,7 @@ def make_page(
         artist: Draws.
         run: As the user gave it, for the title and the command.
         checkpoint: As the user gave it.
-        cond: The conditions as the user gave them.
+        cond: Conditions to begin with, by name as `--cond` says them.
 
     Returns:
         A `gradio.Blocks`.
@@ -73,9 +74,20 @@ def make_page(
     gr = load_gradio()
 
     def draw(
-        weights: str, name: str, num: float, seed: float, steps: float, guidance: float
+        weights: str,
+        name: str,
+        num: float,
+        seed: float,
+        steps: float,
+        guidance: float,
+        *of_conditions: Any,
     ) -> tuple[list[np.ndarray], str]:
+        said = words_of(controls, of_conditions)
+        lacking = [one.name for one in controls if one.needed and one.name not in said]
+        if lacking:
+            return [], f"Give {', '.join(lacking)} first: this network always needs it."
         wish = Wish(
+            cond=said,
             weights=weights,
             class_name=None if name == IN_TURN else name,
             num=int(num),
@@ -86,10 +98,10 @@ def make_page(
         began = time.monotonic()
         try:
             pictures = artist.draw(wish)
-        except (ConfigError, RuntimeError) as error:
+        except (ConfigError, RuntimeError, ValueError) as error:
             raise gr.Error(str(error)) from error
         told = f"{len(pictures)} in {time.monotonic() - began:.1f} s; the same from the shell:"
-        return list(pictures), f"{told}\n\n`{command_of(run, checkpoint, wish, cond)}`"
+        return list(pictures), f"{told}\n\n`{command_of(run, checkpoint, wish)}`"
 
     def others(seed: float) -> float:
         return int(seed) + 1
@@ -115,6 +127,9 @@ def make_page(
                 guidance = gr.Slider(
                     1, 10, value=1, step=0.1, label="guidance", visible=artist.guidable
                 )
+                if artist.conditions:
+                    gr.Markdown("**conditions**")
+                controls = make_controls(gr, artist.conditions, cond or {}, artist.texts)
                 button = gr.Button("Draw", variant="primary")
                 more = gr.Button("Others (next seed)")
             with gr.Column(scale=3):
@@ -123,6 +138,7 @@ def make_page(
                 )
                 told = gr.Markdown()
         asked = [weights, name, num, seed, steps, guidance]
+        asked += [part for control in controls for part in control.parts]
         button.click(draw, asked, [pictures, told], api_name="draw")
         more.click(others, seed, seed, api_name=False).then(
             draw, asked, [pictures, told], api_name=False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,17 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.images import preview, to_uint8
 from ddpm_lib.nn.condition_table import data_conditions
-from ddpm_lib.process.conditions import class_count, for_sampling, guidable
+from ddpm_lib.process.conditions import class_count, given_as, guidable
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import Found, LoadedRun, load_checkpoint
 from ddpm_lib.runs.placing import place_network
+from ddpm_lib.runs.run_conditions import fit_of
+from ddpm_lib.runs.training_texts import texts_of_training
 from ddpm_lib.runtime.devices import LOW_PRECISION
+
+if TYPE_CHECKING:
+    from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.nn.data_conditions import DataCondition
 
 MOST = 64
 """Pictures that one wish may be of."""
@@ -39,6 +45,7 @@ class Wish:
         seed: Names them.
         steps: Sampling steps of DDIM.
         guidance: Scale of classifier-free guidance; 1 is none.
+        cond: Conditions of the data of all pictures, by name as `--cond` says them.
     """
 
     weights: str
@@ -47,6 +54,7 @@ class Wish:
     seed: int = 0
     steps: int = 50
     guidance: float = 1.0
+    cond: Mapping[str, str] = field(default_factory=dict)
 
 
 class Artist:
@@ -56,21 +64,13 @@ class Artist:
         found: The checkpoint, or a pretrained folder.
         device: Where to draw.
         precision: "no", "bf16" or "fp16".
-        read_cond: Returns the conditions of all pictures, a batch of one each; None for none.
 
     Raises:
-        ConfigError: If the network needs more than a class and these conditions, as one that
+        ConfigError: If the network needs more than a class and conditions of the data, as one that
             enlarges pictures does.
-        ValueError: If a condition is missing that the network cannot do without.
     """
 
-    def __init__(
-        self,
-        found: Found,
-        device: torch.device,
-        precision: str,
-        read_cond: Callable[[LoadedRun], Mapping[str, Tensor]] | None = None,
-    ) -> None:
+    def __init__(self, found: Found, device: torch.device, precision: str) -> None:
         self.found, self.device, self.precision = found, device, precision
         self._lock = threading.Lock()
         if isinstance(found, VerifiedCheckpoint):
@@ -80,7 +80,6 @@ class Artist:
                 name.replace(":", " ") for name in found.folder.config.weights if name != PARTNER
             ]
         self._loaded, self._weights = self._load(self.weights[0]), self.weights[0]
-        self._fixed = {} if read_cond is None else dict(read_cond(self._loaded))
         self._refuse_more()
 
     def _refuse_more(self) -> None:
@@ -92,7 +91,6 @@ class Artist:
                 " `ddpm sample` takes pictures to enlarge with --low-res; Python takes everything:"
                 " load_run(…).diffusion.sample(cond=…)."
             )
-        for_sampling(known, {**self._fixed, **self._classes(Wish(weights="", num=1))}, 1)
 
     def _load(self, weights: str) -> LoadedRun:
         kind, _, decay = weights.partition(" ")
@@ -122,10 +120,42 @@ class Artist:
         return list(self._loaded.class_names or map(str, range(count)))
 
     @property
+    def diffusion(self) -> GaussianDiffusion:
+        """What draws."""
+        return self._loaded.diffusion
+
+    @property
+    def conditions(self) -> dict[str, DataCondition]:
+        """The conditions of the data that it knows."""
+        return data_conditions(self._loaded.diffusion.conditioners)
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """Texts that need no encoder, by condition, where the tables of the training are here."""
+        return texts_of_training(self._loaded.state, self.conditions)
+
+    @property
     def guidable(self) -> bool:
-        """Whether guidance makes a difference."""
-        given = {"class_label", *self._fixed}
-        return bool(given.intersection(guidable(self._loaded.diffusion.conditioners)))
+        """Whether guidance can make a difference."""
+        known = self._loaded.diffusion.conditioners
+        return bool({"class_label", *self.conditions}.intersection(guidable(known)))
+
+    def read(self, cond: Mapping[str, str]) -> dict[str, Tensor]:
+        """Read conditions as `--cond` says them, a batch of one each.
+
+        Raises:
+            ConfigError: For what the network does not take, and for a source of many values.
+        """
+        from ddpm_lib.runs.told_conditions import read_told
+
+        told = read_told(self.diffusion, cond, fit_of(self._loaded))
+        for source in told.sources:
+            raise ConfigError(
+                f"{given_as(source.conditioner.name)}: {source.source} has a value for each of"
+                f" {len(source):,} images, and the page draws all pictures by one. Name one value,"
+                " or draw with `ddpm sample`."
+            )
+        return dict(told.fixed)
 
     def draw(self, wish: Wish) -> np.ndarray:
         """Draw pictures; the same wish gives the same ones, those of `ddpm sample`.
@@ -140,7 +170,7 @@ class Artist:
         with self._lock:
             if wish.weights != self._weights:
                 self._loaded, self._weights = self._load(wish.weights), wish.weights
-            cond = {**self._fixed, **self._classes(wish)}
+            cond = {**self.read(wish.cond), **self._classes(wish)}
             dtype = LOW_PRECISION.get(self.precision, torch.bfloat16)
             low = self.precision in LOW_PRECISION
             with torch.autocast(self.device.type, dtype=dtype, enabled=low):
@@ -173,10 +203,12 @@ class Artist:
             raise ConfigError(f"There are the weights {', '.join(self.weights)}.")
         if wish.class_name is not None and wish.class_name not in self.class_names:
             raise ConfigError(f"There is no class {wish.class_name!r}.")
-        if wish.guidance != 1 and not self.guidable:
+        given = {"class_label", *wish.cond}
+        able = given.intersection(guidable(self._loaded.diffusion.conditioners))
+        if wish.guidance != 1 and not able:
             raise ConfigError(
                 "Guidance strengthens a class or a condition (--cond), and none is given that this"
-                " network could also do without."
+                " network could also do without. Give one, or leave guidance at 1."
             )
 
 
