@@ -2,11 +2,15 @@
 
     python benchmarks/host_time.py --output host_time.json
     python benchmarks/host_time.py --network small --averages 1
+    python benchmarks/host_time.py --graph
 
 The network is replaced by one with as many weights of one number each, whose forward and backward
 pass are one operation each. What is left is the loop: drawing numbers, copying, the loss, clipping,
 the guard, the optimizer, the averages and the records. On a CPU too, optimizer and averages go the
 way that they go on a GPU: torch's fused Adam and foreach operations, without the kernels of a CPU.
+
+With --graph passes and updates are replayed by a graph that does nothing, of a network with as many
+weights, which are small: what is left is drawing numbers, copying them, and the records.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +28,7 @@ from torch import Tensor, nn
 from common import finish, make_parser, pick_device, print_table
 from ddpm_lib import Callback, GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.nn.kernels import weight_passes
+from ddpm_lib.runtime.cuda_graphs import RECORDERS
 from ddpm_lib.training import optim
 
 
@@ -66,19 +71,32 @@ class Steps(Callback):
         self._last = now
 
 
+def replay_nothing(
+    function: Callable[[], None], device: torch.device, *, warm_up: bool = True
+) -> Callable[[], None]:
+    """Record a graph that does nothing; what a warm-up leaves behind is made."""
+    if warm_up:
+        function()
+    return lambda: None
+
+
 @patch.object(optim, "OnePassAdam", torch.optim.Adam)
 @patch.object(weight_passes, "weights_library", lambda: None)
+@patch.dict(RECORDERS, {"cpu": replay_nothing})
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = make_parser(__doc__)
     parser.add_argument("--network", default="cifar10", help="the preset whose weights are counted")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--graph", action="store_true", help="as with cuda_graph")
     parser.add_argument("--averages", type=int, default=1, help="averages of the weights")
     asked = parser.parse_args(argv)
     if asked.quick:
         asked.network, asked.batch, asked.steps, asked.rounds = "tiny", 2, 6, 1
     device = pick_device(asked.device)
-    network = Stub(Unet.preset(asked.network))
+    network: nn.Module = Stub(Unet.preset(asked.network))
+    if asked.graph:
+        network = Unet.preset(asked.network, dim=8)
     count = len(list(network.parameters()))
     medians = []
     for _ in range(asked.rounds):
@@ -98,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 progress=False,
                 report=False,
                 compile=False,
+                cuda_graph=asked.graph,
                 device=str(device),
                 callbacks=[clock],
             ).train()

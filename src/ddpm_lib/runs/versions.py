@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-ARITHMETIC = 4
+ARITHMETIC = 5
 """Counts the changes of this library after which a CPU rounds otherwise. 2: squares of the
 normalisation kernel are taken about the first position. 3: clipping within Adam's pass.
-4: gradients of small convolutions as products.
+4: gradients of small convolutions as products. 5: Winograd's convolutions, normalisation in vectors
+of a register, Muon in a kernel; on CUDA the learning rate is rounded to float32.
 """
 
 

@@ -14,11 +14,15 @@ _WARM_UP = 3
 class Recorder(Protocol):
     """Records what a function does on a device."""
 
-    def __call__(self, function: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        """Return what does it again, on the same memory."""
+    def __call__(
+        self, function: Callable[[], None], device: torch.device, *, warm_up: bool = True
+    ) -> Callable[[], None]:
+        """Return what does it again, on the same memory; without `warm_up` nothing is done yet."""
 
 
-def record_cuda_graph(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def record_cuda_graph(
+    function: Callable[[], None], device: torch.device, *, warm_up: bool = True
+) -> Callable[[], None]:
     """Call a function three times, then record it as a CUDA graph.
 
     Recording does nothing itself: what the function would compute is there after the first replay.
@@ -27,6 +31,7 @@ def record_cuda_graph(function: Callable[[], None], device: torch.device) -> Cal
         function: Works on tensors of the GPU that stay where they are, and asks for no value of
             them.
         device: The GPU.
+        warm_up: Whether to call it before; not for one that was called already.
 
     Returns:
         Replays the graph.
@@ -34,7 +39,7 @@ def record_cuda_graph(function: Callable[[], None], device: torch.device) -> Cal
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
+        for _ in range(_WARM_UP if warm_up else 0):
             function()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

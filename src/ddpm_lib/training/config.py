@@ -290,7 +290,7 @@ class TrainingConfig:
     auto: on CUDA GPUs.
     """
     cuda_graph: bool = False
-    """Record forward and backward pass as a CUDA graph and replay it: for small batches on one GPU,
+    """Record passes and update as CUDA graphs and replay them: for small batches on one GPU,
     whose time goes into launching kernels. Tried on no GPU yet (docs/performance.md).
     """
     deterministic: bool = False

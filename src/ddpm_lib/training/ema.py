@@ -69,14 +69,28 @@ class WeightAverages:
         ema-pytorch walks through all modules by name for that, which costs milliseconds per
         average; here it says how much to move, and the lists of tensors are kept.
         """
-        now = _tensors(self._slots)
-        shadows = [_tensors(slots) for slots in self._shadows]
-        weights = [_next_weight(average) for average in self.averages]
+        now, shadows, weights = self.followed(), self.shadows(), self.next_weights()
         if one_pass_fits(now, *shadows):
             follow(now, shadows, weights)
             return
         for shadow, weight in zip(shadows, weights):
             torch._foreach_lerp_(shadow, now, weight)
+
+    def followed(self) -> list[Tensor]:
+        """Return the network's tensors that averages follow."""
+        return _tensors(self._slots)
+
+    def shadows(self) -> list[list[Tensor]]:
+        """Return the tensors of each average, in the order of `followed`."""
+        return [_tensors(slots) for slots in self._shadows]
+
+    def first_tensors(self) -> list[Tensor]:
+        """Return the first tensor of each average, by which one sees whether it was replaced."""
+        return [kept[name] for (kept, name), *_ in self._shadows]
+
+    def next_weights(self) -> list[float]:
+        """Count an update, and return how far it moves each average to the network, in [0, 1]."""
+        return [_next_weight(average) for average in self.averages]
 
     def set_step(self, step: int) -> None:
         """Set the counters to a number of updates done."""

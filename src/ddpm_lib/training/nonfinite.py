@@ -176,14 +176,7 @@ class NonFiniteGuard:
             step: Number of the step that is being done, counted from 1.
         """
         shut = torch.zeros_like(self._closed) if scaler is not None else ~torch.isfinite(norm)
-        bad = shut | ~torch.isfinite(losses.sum())
-        # Not as an index: that would be read by the CPU.
-        place = self._count.clamp(max=self.most + 1).view(1)
-        self._steps.scatter_(0, place, torch.where(bad, step, self._steps.gather(0, place)))
-        self._count += bad
-        if self.policy != "skip":
-            self._closed |= shut
-            shut = self._closed
+        shut = self.verdict(losses, shut, step)
         if scaler is None:
             inner = optimizer.optimizer
             if all(group.get("fused") for group in inner.param_groups):
@@ -193,6 +186,30 @@ class NonFiniteGuard:
             inner.step()  # accelerate's wrapper looks for a package on disk each time
         else:
             optimizer.step()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a verdict is written to, made anew by `reset`."""
+        return self._closed, self._count, self._steps
+
+    def verdict(self, losses: Tensor, shut: Tensor, step: int | Tensor) -> Tensor:
+        """Note a step that is not finite, and return whether its update is left out, on the device;
+        every change is made in place, so that a graph can hold it.
+
+        Args:
+            losses: Of this rank's images, (b,).
+            shut: Whether the gradient is not finite, bool ().
+            step: Number of the step, counted from 1; int64 () on the device where a graph reads it.
+        """
+        bad = shut | ~torch.isfinite(losses.sum())
+        # Not as an index: that would be read by the CPU.
+        place = self._count.clamp(max=self.most + 1).view(1)
+        self._steps.scatter_(0, place, torch.where(bad, step, self._steps.gather(0, place)))
+        self._count += bad
+        if self.policy != "skip":
+            self._closed |= shut
+            return self._closed
+        return shut
 
     def bad_steps(self, processes: Processes) -> list[int]:
         """Return the steps since `reset` that were not finite on some rank; a collective."""

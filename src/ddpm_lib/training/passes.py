@@ -91,8 +91,8 @@ class GraphedPass:
     What changes from step to step (images, noise, what the levels say, whose condition is hidden)
     is copied into memory that the graph reads; dropout follows the seed of the device's generator,
     which a graph asks for at every replay. Gradients stay in memory of their own, which is zeroed
-    at the first micro-batch of a step. Clipping, the guard, the optimizer and the averages come
-    after it and are not recorded.
+    at the first micro-batch of a step, by the graph where there is no other. What comes after it
+    has a graph of its own, `GraphedUpdate`.
 
     Args:
         network: The process as accelerate prepared it.
@@ -132,9 +132,11 @@ class GraphedPass:
         for kept, value in zip(self._static.tensors(), now.tensors()):
             kept.copy_(value, non_blocking=True)
         if part.index == 0:
-            for weight, grad in self._grads:
-                weight.grad = grad
-            torch._foreach_zero_([grad for _, grad in self._grads])
+            if self._grads and self._grads[0][0].grad is not self._grads[0][1]:
+                for weight, grad in self._grads:
+                    weight.grad = grad
+            if part.count > 1:
+                torch._foreach_zero_([grad for _, grad in self._grads])
         assert self._replay is not None
         assert self._losses is not None
         self._replay()
@@ -155,6 +157,9 @@ class GraphedPass:
         )
 
         def once() -> None:
+            grads = [p.grad for p in process.parameters() if p.grad is not None]
+            if grads and count == 1:  # every pass is the first of a step
+                torch._foreach_zero_(grads)
             with self.autocast():
                 losses = device_part(process, self._static)
             (losses.mean() / count).backward()
@@ -171,6 +176,9 @@ class GraphedPass:
                 f" {' '.join(str(error).split())[:300]}"
             ) from error
         self._grads = [(p, p.grad) for p in process.parameters() if p.grad is not None]
+
+
+Pass = EagerPass | GraphedPass
 
 
 def why_not_graphed(
@@ -203,7 +211,7 @@ def make_pass(
     pull: PullToStart | None,
     graphed: bool,
     low: LowWeights | None = None,
-) -> EagerPass | GraphedPass:
+) -> Pass:
     """Return how micro-batches are done.
 
     Args:

@@ -31,9 +31,9 @@ from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.examples import example_conditions
 from ddpm_lib.training.goal import checked_steps, goal_reached, last_step
-from ddpm_lib.training.optim import learning_rate, set_learning_rate
+from ddpm_lib.training.optim import learning_rate
 from ddpm_lib.training.option_help import show_options
-from ddpm_lib.training.passes import EagerPass, GraphedPass, MicroBatch, make_pass
+from ddpm_lib.training.passes import MicroBatch, Pass, make_pass
 from ddpm_lib.training.recovery import (
     Recovery,
     Shrink,
@@ -44,6 +44,7 @@ from ddpm_lib.training.results import StepResult, StopReason, TrainingResult
 from ddpm_lib.training.sampling import default_condition, sample_shared
 from ddpm_lib.training.saved_run import SavedRun
 from ddpm_lib.training.stopping import StopSignals, TimeLimit, agreed_reason, reason_to_stop
+from ddpm_lib.training.updates import Update, make_update, rate_on
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -92,7 +93,7 @@ class Trainer(SavedRun):
         super().__init__(chosen, diffusion, data, callbacks, transform)
         self._stop_reason: StopReason | None = None
         self._slowest_step = 0.0
-        self._pass: EagerPass | GraphedPass | None = None
+        self._parts: tuple[Pass, Update] | None = None
 
     def __repr__(self) -> str:
         """Return one line: what, where and how far."""
@@ -170,34 +171,33 @@ class Trainer(SavedRun):
 
     def _optimizer_step(self, network: nn.Module, batches: TrainingBatches) -> None:
         config, rows_of = self.config, self.plan.rows()
-        accelerator, optimizer = self.accelerator, self.optimizer
         self.watchdog.mark(self.step, "the next step")
-        rate = learning_rate(self.step, config)
-        set_learning_rate(optimizer, rate)
+        rate = rate_on(self.device, learning_rate(self.step, config))
         losses, levels = [], []
-        run = self._pass_of(network)
+        run, update = self._parts_of(network)
         for i, rows in enumerate(rows_of):
             last = i == len(rows_of) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(network):
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(network):
                 where = (self.step, self.images_seen, i, len(rows_of))
                 per_image, t = run(MicroBatch(next(batches), rows, *where))
             losses.append(per_image)
             levels.append(t)
-        most = config.max_grad_norm or float("inf")
-        norm = self.learner.clip_gradients(accelerator, most)
         every = torch.cat(losses)
-        self.guard.update(optimizer, accelerator.scaler, every, norm, self.step + 1)
-        optimizer.optimizer.zero_grad(set_to_none=True)
-        self.learner.update_averages(self.step + 1)
+        norm = update(every, self.step + 1, rate)
         self.progress.advance(config.images_per_step)
         self.last = StepResult(every, torch.cat(levels), norm, rate)
 
-    def _pass_of(self, network: nn.Module) -> EagerPass | GraphedPass:
-        """Return how micro-batches are done, made once for a network that accelerate prepared."""
-        if self._pass is None or self._pass.network is not network:
-            parts = (self.forward_pass, self.accelerator, self.learner.pull)
-            self._pass = make_pass(network, *parts, self.config.cuda_graph, self.learner.low)
-        return self._pass
+    def _parts_of(self, network: nn.Module) -> tuple[Pass, Update]:
+        """Return how micro-batches are done and how a step ends, made once for a network that
+        accelerate prepared.
+        """
+        if self._parts is None or self._parts[0].network is not network:
+            learner, accelerator, graphed = self.learner, self.accelerator, self.config.cuda_graph
+            parts = (self.forward_pass, accelerator, learner.pull)
+            run = make_pass(network, *parts, graphed, learner.low)
+            most = self.config.max_grad_norm or float("inf")
+            self._parts = run, make_update(learner, self.guard, accelerator, most, graphed)
+        return self._parts
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[tuple[nn.Module, StopSignals]]:
@@ -208,7 +208,7 @@ class Trainer(SavedRun):
             self.on_main(self._start_records)
             network = prepare_network(self.accelerator, self.diffusion)
             self.diffusion.train()
-            self._pass_of(network)
+            self._parts_of(network)
             if self.config.trackers and self.step < self.config.max_steps:
                 options = flat_scalars(self.config.to_dict())
                 self.on_main(
@@ -241,7 +241,7 @@ class Trainer(SavedRun):
                 self.run_log.status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self._pass = None  # with the memory of its graph
+            self._parts = None  # with the memory of their graphs
             steps: list[Callable[[], object]] = [
                 self.checkpoints.close,
                 *(callback.close for callback in self.callbacks),
