@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ from ddpm_lib import open_dataset
 from ddpm_lib.cli import main
 from ddpm_lib.cli.audit import list_proposed
 from ddpm_lib.data.auditing import KINDS, Audit, audit
+from ddpm_lib.data.auditing.alignment import fine
 from ddpm_lib.data.auditing.audited_parts import splits_of
+from ddpm_lib.data.auditing.copies import LEAST_DETAIL, _plausible
+from ddpm_lib.data.auditing.descriptors import WHOLE, placed
 from ddpm_lib.data.auditing.picture_measures import border_box, octave_powers, repeats
 from ddpm_lib.data.auditing.rules import crop_losses
 
@@ -435,3 +439,42 @@ def test_values_that_cannot_be_audited(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=told):
             audit(str(folder), **options, num_workers=0)
+
+
+def at_sea(seed: int) -> Image.Image:
+    """A ship whose outline is always the same, in waves of its own."""
+    waves = np.random.default_rng(seed).normal(size=(32, 32))
+    for axis in (0, 1):
+        waves = np.apply_along_axis(np.convolve, axis, waves, np.array([0.25, 0.5, 0.25]), "same")
+    values = 128 + 18 * waves / waves.std()
+    values[3:13, 4:13], values[13:17, 4:28] = 250, 0
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def test_an_outline_in_common_makes_no_copies() -> None:
+    """Details agree as a whole, as the outline has most of them, and not from cell to cell."""
+    others = [at_sea(k) for k in range(4)]
+    made = [saved_again(others[0]), others[0].convert("L").point(lambda v: int(0.8 * v))]
+    pictures = [*others, *(copy.convert("RGB") for copy in made)]
+    small = torch.from_numpy(np.stack([np.asarray(one).transpose(2, 0, 1) for one in pictures]))
+    first, second = torch.tensor([0, 1, 2, 0, 0]), torch.tensor([1, 2, 3, 4, 5])
+    starts, none = placed(WHOLE, False, 5), torch.zeros(6, 64, 64, dtype=torch.uint8)
+    agreed = fine(small, none, first, second, starts, LEAST_DETAIL)
+    assert (agreed.detail > LEAST_DETAIL + 0.05).all()
+    assert (agreed.whole > 0.88).all()
+    assert (agreed.cells[:3] < 0.65).all()
+    assert (agreed.cells[3:] > 0.8).all()
+    assert _plausible(agreed).tolist() == [False, False, False, True, True]
+
+
+def test_another_colour_asks_for_more_agreement() -> None:
+    """Of grey versions all cells agree; of what is merely alike in another colour they do not."""
+    small = torch.from_numpy(np.stack([np.asarray(photo(7, 32, 32)).transpose(2, 0, 1)] * 2).copy())
+    small[1] = small[1].float().mean(0).to(torch.uint8)
+    row, none = torch.tensor([0]), torch.zeros(2, 64, 64, dtype=torch.uint8)
+    agreed = fine(small, none, row, row + 1, placed(WHOLE, False, 1), LEAST_DETAIL)
+    assert float(agreed.hue) > 0.06
+    assert _plausible(agreed).tolist() == [True]
+    less = dataclasses.replace(agreed, cells=agreed.cells * 0 + 0.8)
+    assert _plausible(less).tolist() == [False]
+    assert _plausible(dataclasses.replace(less, hue=less.hue * 0 + 0.05)).tolist() == [True]

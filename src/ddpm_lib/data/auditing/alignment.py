@@ -13,6 +13,9 @@ from ddpm_lib.data.auditing.descriptors import light, warped
 _TURN = torch.tensor([0.25, 0.5, 0.25])
 _FLOOR = 1.0 / 255
 """Details of less than a grey level are no evidence."""
+_CELL = 8
+_LEAST_IN_CELL = 4.0 / 255
+"""Side of the cells whose details are compared one by one, and what they must have of them."""
 
 
 def blurred(pictures: Tensor, times: int = 1) -> Tensor:
@@ -92,6 +95,10 @@ class Agreement:
         angle: In radians.
         inside: Share of the one that lies within the other.
         finer: Whether details were compared at the higher resolution too.
+        cells: Mean correlation of the details of single cells, of those that have some: outlines
+            that are alike agree as a whole, but not in every part.
+        weakest: The lower quartile of the same.
+        hue: As `colour`, of what lies within both alone.
     """
 
     whole: Tensor
@@ -104,6 +111,9 @@ class Agreement:
     angle: Tensor
     inside: Tensor
     finer: Tensor
+    cells: Tensor
+    weakest: Tensor
+    hue: Tensor
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,11 @@ def fine(
     if both_fine.any():
         close = _finer(fine_ones, moving[both_fine], still[both_fine], theta[both_fine])
         detail[both_fine] = torch.minimum(detail[both_fine], close)
+    likely = detail > least
+    cells, weakest, hue = (torch.zeros_like(detail) for _ in range(3))
+    if likely.any():
+        parts = _by_cells(one[likely], other[likely], theta[likely], gain[likely])
+        cells[likely], weakest[likely], hue[likely] = parts
     return Agreement(
         whole,
         detail,
@@ -213,4 +228,35 @@ def fine(
         ),
         (grid.abs() < 1.02).all(-1).float().mean((1, 2)),
         both_fine,
+        cells,
+        weakest,
+        hue,
     )
+
+
+def _by_cells(
+    one: Tensor, other: Tensor, theta: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `cells`, `weakest` and `hue` of `Agreement`, for pictures (b, 3, s, s)."""
+    theta = fit(light(one), light(other), theta, 2)
+    laid = warped(one, theta)
+    a, b = light(laid), light(other)
+    grid = F.affine_grid(theta, list(b.shape), align_corners=False)
+    inside = (grid.abs() < 1).all(-1)[:, None].float()
+    soft_a, soft_b = blurred(a), blurred(b)
+    fine_a, fine_b = soft_a - blurred(soft_a, 2), soft_b - blurred(soft_b, 2)
+
+    def each(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values * inside, _CELL, _CELL // 2).flatten(1)
+
+    power_a, power_b = each(fine_a.square()), each(fine_b.square())
+    floor = (2 * _FLOOR) ** 2
+    agree = each(fine_a * fine_b) / ((power_a + floor) * (power_b + floor)).sqrt()
+    some = torch.maximum(power_a, power_b).sqrt() > _LEAST_IN_CELL
+    none = ~some.any(1)
+    mean = (agree * some).sum(1) / some.sum(1).clamp_min(1)
+    low = torch.where(some, agree, torch.nan).nanquantile(0.25, dim=1)
+    tints = (laid - a) * inside, (other - b) * inside
+    differ = (tints[0] * gain.view(-1, 1, 1, 1) - tints[1]).square().mean((1, 2, 3)).sqrt()
+    # Where no cell has details, they say nothing against it.
+    return mean.masked_fill(none, 1.0), low.masked_fill(none, 1.0), differ

@@ -33,6 +33,11 @@ and copies that were turned and show black corners may have no more.
 """
 _MOST_DETAIL = 0.995
 _LEAST_WHOLE = 0.88
+_LEAST_IN_WEAKEST = 0.6
+"""Agreement of the lower quartile of cells, which copies reach that were enlarged from 16×16."""
+_MOST_HUE = 0.06
+_OF_ANOTHER_COLOUR = (0.82, 0.72)
+"""What is asked of cells, and of their lower quartile, where colours differ by more or are gone."""
 FALSE_ALARMS = 0.003
 """Share of decoys that may pass for copies, before more agreement is asked for."""
 MOST_ALARMS = 0.01
@@ -231,7 +236,7 @@ def _search(
         passed = _plausible(agreed)
         one.append(owner[i[rows]][passed])
         other.append(owner[j[rows]][passed])
-        detail.append(agreed.detail[passed])
+        detail.append(torch.minimum(agreed.detail, agreed.cells)[passed])
         how += _words(agreed, v[rows], passed)
     a, b, strength = torch.cat(one), torch.cat(other), torch.cat(detail)
     best = _best(a, b, strength, len(made_of), 1)
@@ -268,7 +273,16 @@ def _plausible(agreed: Agreement) -> Tensor:
         & (agreed.angle < 0.3)
         & (agreed.inside > 0.75)
         & (agreed.colour < 0.15)
+        & (agreed.cells > LEAST_DETAIL)
+        & (agreed.weakest > _LEAST_IN_WEAKEST)
+        & ((agreed.hue < _MOST_HUE) | _clearly(agreed))
     )
+
+
+def _clearly(agreed: Agreement) -> Tensor:
+    """Whether pictures agree so well in all cells that their colours need not."""
+    cells, weakest = _OF_ANOTHER_COLOUR
+    return (agreed.cells > cells) & (agreed.weakest > weakest)
 
 
 def _words(agreed: Agreement, view: Tensor, passed: Tensor) -> list[str]:
