@@ -30,6 +30,7 @@ from ddpm_lib import Callback, GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.nn.kernels import weight_passes
 from ddpm_lib.runtime.cuda_graphs import RECORDERS
 from ddpm_lib.training import optim
+from ddpm_lib.training.one_pass import KeptAdam
 
 
 class _Touch(torch.autograd.Function):
@@ -80,7 +81,7 @@ def replay_nothing(
     return lambda: None
 
 
-@patch.object(optim, "OnePassAdam", torch.optim.Adam)
+@patch.object(optim, "OnePassAdam", KeptAdam)
 @patch.object(weight_passes, "weights_library", lambda: None)
 @patch.dict(RECORDERS, {"cpu": replay_nothing})
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ddpm_lib.nn.conditioning import ClassLabel
 from ddpm_lib.nn.kernels import group_norm, weight_passes, winograd
 from ddpm_lib.runtime import cuda_graphs
 from ddpm_lib.training import optim
+from ddpm_lib.training.one_pass import KeptAdam
 from ddpm_lib.training.passes import why_not_graphed
 from ddpm_lib.training.randomness import StepRandomness
 from pretend_cuda import CUDA, leaves, pretended_gpu
@@ -99,7 +100,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     monkeypatch.setattr(winograd, "convolution_library", lambda: None)
     monkeypatch.setattr(ClassLabel, "validate", lambda *a: None)  # looks at labels on a CPU only
     monkeypatch.setattr(group_norm, "_drops_by_position", lambda x: False)
-    monkeypatch.setattr(optim, "OnePassAdam", torch.optim.Adam)
+    monkeypatch.setattr(optim, "OnePassAdam", KeptAdam)
     monkeypatch.setattr(weight_passes, "weights_library", lambda: None)
     return tapes
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddpm_lib.nn.kernels import weight_passes as kernels
 from ddpm_lib.nn.kernels.build import weights_library
 from ddpm_lib.training.ema import WeightAverages
-from ddpm_lib.training.one_pass import OnePassAdam
+from ddpm_lib.training.one_pass import KeptAdam, OnePassAdam
 from training_helpers import assert_same_tensors, final_tensors, tiny_diffusion, tiny_trainer
 
 needs_kernel = pytest.mark.skipif(weights_library() is None, reason="no C++ compiler here")
@@ -121,6 +121,48 @@ def test_it_goes_on_from_the_state_of_torchs() -> None:
     for model, optimizer in zip(models, (theirs, ours)):
         trained(model, optimizer, 1.0)
     assert error(models[1], models[0]) < 1e-6
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_looked_up_once_is_torchs(fused: bool) -> None:
+    """Through a step in which a weight has no gradient, a state that is loaded, another group."""
+    found = []
+    for cls in (torch.optim.Adam, KeptAdam):
+        model = network()
+        optimizer = cls([{"params": [*model[0].parameters()]}], lr=0.1, fused=fused, foreach=False)
+        for step in range(9):
+            give_gradients(model, step)
+            if step == 2:
+                model[0].weight.grad = None
+            if step == 4:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            if step == 6:
+                optimizer.add_param_group({"params": [*model[2].parameters()], "lr": 0.01})
+            optimizer.step()
+        state = optimizer.state_dict()["state"]
+        found.append({str(k): v for k, v in enumerate(model.state_dict().values())})
+        found[-1] |= {f"{i}.{k}": v for i, each in state.items() for k, v in each.items()}
+    assert_same_tensors(*found)
+
+
+def test_moments_are_looked_up_again_only_where_they_are_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, calls = network(), []
+    real = torch.optim.Adam._init_group
+    monkeypatch.setattr(
+        torch.optim.Adam, "_init_group", lambda self, *a: (calls.append(1), real(self, *a))[1]
+    )
+    optimizer = KeptAdam(model.parameters(), fused=True)
+    for step in range(4):
+        give_gradients(model, step)
+        optimizer.step()
+    assert len(calls) == 1
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for step in range(2):
+        give_gradients(model, step)
+        optimizer.step()
+    assert len(calls) == 2
 
 
 def test_only_some_weights_have_gradients() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ddpm_lib.cli.demo_controls import make_controls, words_of
+from ddpm_lib.cli.demo_controls import Control, make_controls, words_of
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runs.drawing import MOST, Artist, Wish
 
@@ -73,36 +73,6 @@ def make_page(
     """
     gr = load_gradio()
 
-    def draw(
-        weights: str,
-        name: str,
-        num: float,
-        seed: float,
-        steps: float,
-        guidance: float,
-        *of_conditions: Any,
-    ) -> tuple[list[np.ndarray], str]:
-        said = words_of(controls, of_conditions)
-        lacking = [one.name for one in controls if one.needed and one.name not in said]
-        if lacking:
-            return [], f"Give {', '.join(lacking)} first: this network always needs it."
-        wish = Wish(
-            cond=said,
-            weights=weights,
-            class_name=None if name == IN_TURN else name,
-            num=int(num),
-            seed=int(seed),
-            steps=int(steps),
-            guidance=float(guidance),
-        )
-        began = time.monotonic()
-        try:
-            pictures = artist.draw(wish)
-        except (ConfigError, RuntimeError, ValueError) as error:
-            raise gr.Error(str(error)) from error
-        told = f"{len(pictures)} in {time.monotonic() - began:.1f} s; the same from the shell:"
-        return list(pictures), f"{told}\n\n`{command_of(run, checkpoint, wish)}`"
-
     def others(seed: float) -> float:
         return int(seed) + 1
 
@@ -137,6 +107,7 @@ def make_page(
                     label="pictures", columns=4, height=640, object_fit="contain", format="png"
                 )
                 told = gr.Markdown()
+        draw = _drawing(gr, artist, run, checkpoint, controls)
         asked = [weights, name, num, seed, steps, guidance]
         asked += [part for control in controls for part in control.parts]
         button.click(draw, asked, [pictures, told], api_name="draw")
@@ -145,6 +116,44 @@ def make_page(
         )
         page.load(draw, asked, [pictures, told], api_name=False)
     return page
+
+
+def _drawing(
+    gr: Any, artist: Artist, run: str, checkpoint: str, controls: list[Control]
+) -> Callable[..., tuple[list[np.ndarray], str]]:
+    """Return what the button does: from the values of the page to pictures and the command."""
+
+    def draw(
+        weights: str,
+        name: str,
+        num: float,
+        seed: float,
+        steps: float,
+        guidance: float,
+        *of_conditions: Any,
+    ) -> tuple[list[np.ndarray], str]:
+        said = words_of(controls, of_conditions)
+        lacking = [one.name for one in controls if one.needed and one.name not in said]
+        if lacking:
+            return [], f"Give {', '.join(lacking)} first: this network always needs it."
+        wish = Wish(
+            cond=said,
+            weights=weights,
+            class_name=None if name == IN_TURN else name,
+            num=int(num),
+            seed=int(seed),
+            steps=int(steps),
+            guidance=float(guidance),
+        )
+        began = time.monotonic()
+        try:
+            pictures = artist.draw(wish)
+        except (ConfigError, RuntimeError, ValueError) as error:
+            raise gr.Error(str(error)) from error
+        told = f"{len(pictures)} in {time.monotonic() - began:.1f} s; the same from the shell:"
+        return list(pictures), f"{told}\n\n`{command_of(run, checkpoint, wish)}`"
+
+    return draw
 
 
 def _plain(text: str) -> str:

@@ -21,7 +21,44 @@ class _Lists(NamedTuple):
     steps: list[Tensor]
 
 
-class OnePassAdam(WithoutDynamo, torch.optim.Adam):
+class KeptAdam(WithoutDynamo, torch.optim.Adam):
+    """torch's Adam and AdamW with the same state, which looks for the moments once, not at every
+    step: of some hundred weights that is a millisecond in which a GPU waits.
+    """
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        grads: list[Tensor],
+        means: list[Tensor],
+        squares: list[Tensor],
+        largest: list[Tensor],
+        steps: list[Tensor],
+    ) -> bool:
+        known: dict[int, _Lists] = self.__dict__.setdefault("_known", {})
+        kept, now = known.get(id(group)), [p.grad for p in group["params"]]
+        if kept is None or not self._still(kept, group) or any(grad is None for grad in now):
+            lists = (weights, grads, means, squares, largest, steps)
+            result = super()._init_group(group, *lists)
+            if len(weights) == len(now) > 0 and not group["amsgrad"] and not result:
+                known[id(group)] = _Lists(*map(list, (weights, (), means, squares, steps)))
+            return bool(result)
+        weights += kept.weights
+        grads += now
+        means += kept.means
+        squares += kept.squares
+        steps += kept.steps
+        return False
+
+    def _still(self, kept: _Lists, group: dict[str, Any]) -> bool:
+        """Say whether lists are those of a group: loading a state makes other moments."""
+        params = group["params"]
+        alike = len(params) == len(kept.weights) and params[0] is kept.weights[0]
+        return alike and self.state[params[0]].get("exp_avg") is kept.means[0]
+
+
+class OnePassAdam(KeptAdam):
     """torch's fused Adam and AdamW, with the same state, whose `measure` and `step` are a pass over
     memory each.
 

@@ -12,7 +12,7 @@ from torch import nn
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.training.by_length import settled
-from ddpm_lib.training.one_pass import OnePassAdam
+from ddpm_lib.training.one_pass import KeptAdam, OnePassAdam
 
 if TYPE_CHECKING:
     from ddpm_lib.training.config import TrainingConfig
@@ -91,7 +91,7 @@ def make_optimizer(
         "fused": device.type in ("cpu", "cuda", "xpu"),
         "decoupled_weight_decay": config.optimizer == "adamw",
     }
-    cls = OnePassAdam if device.type == "cpu" else torch.optim.Adam
+    cls = OnePassAdam if device.type == "cpu" else KeptAdam
     return cls([g for g in groups if g["params"]], **options)
 
 

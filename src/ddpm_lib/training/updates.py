@@ -14,6 +14,7 @@ from ddpm_lib.core.device_copy import to_device
 from ddpm_lib.runtime.cuda_graphs import RECORDERS, Recorder
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.nonfinite import NonFiniteGuard
+from ddpm_lib.training.one_pass import OnePassAdam
 from ddpm_lib.training.optim import set_learning_rate
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ Update = EagerUpdate | GraphedUpdate
 def recordable(learner: Learner) -> bool:
     """Say whether an update can be a graph: torch's fused Adam or AdamW does it."""
     inner = learner.optimizer.optimizer
-    return type(inner) is torch.optim.Adam and all(g.get("fused") for g in inner.param_groups)
+    by_torch = isinstance(inner, torch.optim.Adam) and not isinstance(inner, OnePassAdam)
+    return by_torch and all(group.get("fused") for group in inner.param_groups)
 
 
 def make_update(
