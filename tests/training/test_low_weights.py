@@ -169,6 +169,15 @@ def test_a_callback_that_changes_the_weights_is_seen(
 
 
 @needs_kernel
+def test_whoever_trains_on_has_float32_gradients(tmp_path: Path) -> None:
+    process = train(tmp_path, optimizer="adamw").diffusion
+    own = torch.optim.AdamW(process.parameters())
+    process(torch.rand(2, 3, 8, 8)).backward()
+    assert {p.grad.dtype for p in process.parameters() if p.grad is not None} == {torch.float32}
+    own.step()
+
+
+@needs_kernel
 def test_the_kernel_rounds_as_torch_does() -> None:
     hard = [0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.4e38, 1e-40, float("nan")]
     weight = torch.cat([torch.tensor(hard), torch.randn(20_000)])

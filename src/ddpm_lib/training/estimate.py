@@ -344,6 +344,7 @@ class Rehearsal(Trainer):
             if not is_out_of_memory_error(error):
                 raise
         finally:
+            self.learner.close()
             give_back_network(self.accelerator, self.diffusion, own_forward)
         if seconds is not None and self.device.type in ("cuda", "xpu"):
             peak = int(device_module(self.device).max_memory_reserved(self.device))

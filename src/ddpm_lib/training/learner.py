@@ -121,6 +121,11 @@ class Learner:
         trained = [p for group in inner.param_groups for p in group["params"]]
         return nn.utils.clip_grad_norm_(trained, most)
 
+    def close(self) -> None:
+        """Leave the network as it was found, but for its weights."""
+        if self.low is not None:
+            self.low.close()
+
     def averaged(self) -> nn.Module:
         """Return the EMA network, or the trained one where no average is kept."""
         return self.ema.network() if self.ema is not None else self.diffusion.model

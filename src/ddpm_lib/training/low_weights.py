@@ -77,6 +77,13 @@ class LowWeights:
 
         return called
 
+    def close(self) -> None:
+        """Let gradients be float32 again, for whoever trains the network after this run."""
+        for trained in (pair.trained for pair in self.pairs.values()):
+            if trained.grad is not None and trained.grad.dtype != torch.float32:
+                trained.grad = None
+            trained.grad_dtype = torch.float32
+
     def _renew(self) -> None:
         stale = [pair for pair in self.pairs.values() if pair.seen != pair.state()]
         if stale:

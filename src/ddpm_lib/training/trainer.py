@@ -246,7 +246,7 @@ class Trainer(SavedRun):
                 self.checkpoints.close,
                 *(callback.close for callback in self.callbacks),
             ]
-            steps += finishers(self.accelerator)
+            steps += [self.learner.close, *finishers(self.accelerator)]
             steps.append(lambda: give_back_network(self.accelerator, self.diffusion, own_forward))
             run_all([*steps, allocator.give_back_freed_memory], failure)
 
