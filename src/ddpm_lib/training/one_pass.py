@@ -51,6 +51,11 @@ class KeptAdam(WithoutDynamo, torch.optim.Adam):
         steps += kept.steps
         return False
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, and let go of the moments that it replaces."""
+        self.__dict__.pop("_known", None)
+        super().load_state_dict(state_dict)
+
     def _still(self, kept: _Lists, group: dict[str, Any]) -> bool:
         """Say whether lists are those of a group: loading a state makes other moments."""
         params = group["params"]

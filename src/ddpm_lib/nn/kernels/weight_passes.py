@@ -15,7 +15,7 @@ def one_pass_fits(*lists: Sequence[Tensor], grads: Sequence[Tensor] | None = Non
     """Say whether the kernels can work on lists of tensors, whose k-th ones belong together: all
     float32 on a CPU, `grads` float32 or bfloat16, and laid out alike in memory without gaps.
     """
-    if any(each and each[0].device.type != "cpu" for each in lists[:1]):
+    if lists and lists[0] and lists[0][0].device.type != "cpu":
         return False  # said at once: a GPU waits for the answer
     if any(t.dtype != torch.float32 for each in lists for t in each):
         return False
