@@ -147,6 +147,82 @@ def test_what_is_given_stays(machine: Machine, data: Data) -> None:
     assert fewer.settings["warmup_steps"] == 3
 
 
+OTHER: dict[str, dict[str, Any]] = {
+    **{"output_dir": {"output_dir": "runs/x"}, "resume": {"resume": "never"}},
+    **{"override": {"override": True}, "init_from": {"init_from": "runs/old"}},
+    "init_weights": {"init_from": "runs/old", "init_weights": "model"},
+    **{"freeze": {"freeze": ("time_embedding",)}, "pull_to_start": {"pull_to_start": 0.1}},
+    **{"seed": {"seed": 1}, "max_steps": {"max_steps": 500}, "max_hours": {"max_hours": 2.0}},
+    **{"stop_when": {"stop_when": ("flat",)}, "patience": {"patience": 5}},
+    **{"batch_size": {"batch_size": 16}, "accumulation_steps": {"accumulation_steps": 2}},
+    **{"shards": {"shards": 2}, "optimizer": {"optimizer": "adam"}},
+    **{"learning_rate": {"learning_rate": 1e-4}, "lr_schedule": {"lr_schedule": "linear"}},
+    **{"warmup_steps": {"warmup_steps": 7}, "weight_decay": {"weight_decay": 0.1}},
+    "final_learning_rate_ratio": {"final_learning_rate_ratio": 0.1},
+    **{"cooldown_fraction": {"lr_schedule": "wsd", "cooldown_fraction": 0.1}},
+    **{"adam_betas": {"adam_betas": (0.8, 0.99)}, "adam_eps": {"adam_eps": 1e-6}},
+    **{"max_grad_norm": {"max_grad_norm": None}, "ema_decay": {"ema_decay": (0.9,)}},
+    **{"ema_power": {"ema_power": 0.5}, "posthoc_ema": {"posthoc_ema": (0.05, 0.1)}},
+    "posthoc_every": {"posthoc_ema": (0.05, 0.1), "posthoc_every": 10},
+    **{"fit": {"fit": "pad"}, "labels": {"labels": "none"}},
+    **{"image_column": {"image_column": "img"}, "label_column": {"label_column": "fine"}},
+    **{"add_data": {"add_data": ("more",)}, "split": {"split": "train"}},
+    "add_condition": {"add_data": ("more",), "add_condition": ("age=meta.csv:age",)},
+    **{"condition": {"condition": ("age=meta.csv:age",)}, "files": {"files": "keep.txt"}},
+    **{"data_root": {"data_root": "archive"}, "download": {"download": True}},
+    **{"on_bad_image": {"on_bad_image": "skip"}, "background": {"background": "black"}},
+    **{"max_pixels": {"max_pixels": 10**6}, "value_range": {"value_range": (0.0, 4095.0)}},
+    **{"normalize": {"normalize": "affine"}, "slice_axis": {"slice_axis": 0}},
+    **{"frames": {"frames": "all"}, "cache": {"cache": "none"}},
+    **{"cache_limit_mb": {"cache_limit_mb": 10.0}, "num_workers": {"num_workers": 1}},
+    **{"horizontal_flip": {"horizontal_flip": True}, "augment": {"augment": 0.1}},
+    **{"val_data": {"val_data": "held"}, "val_labels": {"val_data": "held", "val_labels": "none"}},
+    "val_condition": {"val_data": "held", "val_condition": ("age=held.csv:age",)},
+    **{"val_fraction": {"val_fraction": 0.2}, "val_every": {"val_every": 10}},
+    **{"val_max_images": {"val_max_images": 64}, "log_every": {"log_every": 3}},
+    **{"save_every": {"save_every": 10}, "keep_last": {"keep_last": 2}},
+    "keep_every": {"save_every": 10, "keep_every": 20},
+    **{"keep_best": {"keep_best": None}, "keep_early": {"keep_early": "no"}},
+    **{"save_async": {"save_async": True}, "sample_every": {"sample_every": 5}},
+    **{"sample_count": {"sample_count": 4}, "sample_sampler": {"sample_sampler": "ddim"}},
+    **{"sample_steps": {"sample_steps": 5}, "sample_seed": {"sample_seed": 1}},
+    **{"sample_guidance_scale": {"sample_guidance_scale": 2.0}, "report": {"report": False}},
+    **{"trackers": {"trackers": ("tensorboard",)}, "progress": {"progress": False}},
+    **{"device": {"device": "cpu"}, "mixed_precision": {"mixed_precision": "no"}},
+    **{"channels_last": {"channels_last": "no"}, "compile": {"compile": False}},
+    **{"cuda_graph": {"cuda_graph": True}, "deterministic": {"deterministic": True}},
+    **{"on_nonfinite": {"on_nonfinite": "skip"}, "max_nonfinite": {"max_nonfinite": 5}},
+    **{"stall_minutes": {"stall_minutes": 1.0}},
+    "process_timeout_minutes": {"process_timeout_minutes": 20.0},
+}
+"""Every option of a run with a value that is not its default, and what goes with it."""
+
+
+def test_every_option_is_among_them() -> None:
+    """So that a new one is planned with, too."""
+    assert set(OTHER) == {field.name for field in dataclasses.fields(TrainingConfig)}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_option_can_be_given(name: str, monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
+    """What is rehearsed is a possible run, and so is what is planned."""
+    configs: list[TrainingConfig] = []
+
+    def estimate(process: Any, config: TrainingConfig, *_: Any) -> Estimate:
+        configs.append(config)
+        return cost(0.1, 10**6, 32)
+
+    monkeypatch.setattr("ddpm_lib.training.estimate.estimate", estimate)
+    if name in ("init_from", "init_weights", "max_hours"):
+        with pytest.raises(ConfigError, match=r"A plan chooses a network|limit of a plan"):
+            plan("pictures", hours=1, **OTHER[name])
+        return
+    made = plan("pictures", hours=1, **OTHER[name])
+    assert configs
+    given, found = OTHER[name][name], made.settings[name]
+    assert found == (list(given) if isinstance(found, list) else given)
+
+
 def test_small_sets_stop_by_themselves_and_large_ones_do_not(machine: Machine, data: Data) -> None:
     """For copies where samples are wanted, for over-fitting where likelihood is; not where there is
     no time for either.

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 PROBE_STEPS = 3
 """Steps that are timed."""
+_NOT_REHEARSED = (
+    *("val_data", "val_condition", "output_dir", "max_hours", "stop_when", "augment", "progress"),
+)
+"""Options of a run that its rehearsal does without."""
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,9 +128,7 @@ def rehearse(settings: Settings, images: int) -> Estimate:
     from ddpm_lib.training.estimate import estimate
 
     options = {
-        name: value
-        for name, value in settings.training.items()
-        if name not in ("val_data", "output_dir", "max_hours", "stop_when", "augment")
+        name: value for name, value in settings.training.items() if name not in _NOT_REHEARSED
     }
     config = TrainingConfig(**options, progress=False)
     found = estimate(settings.process(), config, PROBE_STEPS, images)
