@@ -70,6 +70,56 @@ def test_help_says_what_a_switch_does(capsys: pytest.CaptureFixture[str]) -> Non
                 assert told[0].strip().startswith("Switches off: "), (command, line)
 
 
+def entries(capsys: pytest.CaptureFixture[str], command: str, flag: str) -> dict[str, str]:
+    """Return what the help of a command says of each option, by its last spelling."""
+    ddpm(command, flag)
+    found: dict[str, str] = {}
+    name = ""
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("  -"):
+            name = next(word for word in reversed(line.split("  ")[1].split()) if word[0] == "-")
+            found[name] = line.strip()
+        elif name and line.startswith(" " * 26):
+            found[name] += f" {line.strip()}"
+        else:
+            name = ""
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_cuts_no_sentence_in_parentheses(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, told in entries(capsys, command, "--help").items():
+        assert told.count("(") == told.count(")"), f"{name}: {told}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_best_where_a_checkpoint_is_chosen(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = entries(capsys, command, "--help-all").get("--checkpoint")
+    assert told is None or ("latest" in told and "best" in told)
+
+
+def test_help_of_a_student_has_no_defaults_of_a_new_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = entries(capsys, "distill", "--help-all")
+    assert "one and a half times" in told["--max-steps"]
+    assert "half of the run's" in told["--learning-rate"]
+    assert "RUN-distilled" in told["--output-dir"]
+    of_a_run = ("--max-steps", "--learning-rate", "--batch-size", "--sample-steps", "--ema-decay")
+    assert [name for name in of_a_run if "(default " in told[name]] == []
+    assert "(default auto)" in told["--device"]
+
+
+def test_help_of_inpainting_names_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    told = entries(capsys, "inpaint", "--help")["--sampler"]
+    assert "heun" in told
+    assert "unipc" not in told
+
+
 SETTINGS = {
     "bytes of an editor of Windows": b"\xef\xbb\xbfdata: pics\r\nimage_size: 8\r\n",
     "comments": b"# mine\ndata: pics  # these\n\nimage_size: [8, 8]\n",

@@ -33,7 +33,7 @@ COMMANDS = {
     "ema": "make weight averages of any length from a run's snapshots",
     "evaluate": "score a run or images: FID, KID, IS, precision, memorisation, bits/dim, …",
     "convert": "make a run of another library's checkpoint",
-    "export": "write a run as ONNX, a program of torch.export, safetensors or NumPy arrays",
+    "export": "write a run for diffusers, as ONNX, a program of torch.export, or plain weights",
     "compare": "put evaluations of several runs side by side",
     "weights": "list, fetch and verify the weights of published feature extractors",
     "push": "upload a run to the Hugging Face hub, with a card that says what it is",

@@ -16,6 +16,7 @@ from ddpm_lib.evaluation.distilling import Distillation, Distilled, DistillOptio
 from ddpm_lib.runs.lock import refuse_taken
 from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.training import TrainingConfig, process_state
+from ddpm_lib.training.student_options import ANEW
 
 DESCRIPTION = (
     "Tune a trained run to draw in 1 to 4 steps (easy consistency tuning), in a run directory of"
@@ -48,7 +49,8 @@ def main(args: list[str]) -> int:
     usual = DistillCommand(run=tyro.MISSING)
     table = arguments.options_of(DistillCommand, usual)
     if help.wanted(args):
-        options.show_help(DistillCommand, table, args, "ddpm distill", DESCRIPTION)
+        told = [_as_of_the_run(option) for option in table]
+        options.show_help(DistillCommand, told, args, "ddpm distill", DESCRIPTION)
     words = arguments.read(table, args, "ddpm distill")
     arguments.set_values(usual, words)  # what is wrong in any case is said first
     given = {path[0]: value for path, value in words.items()}
@@ -67,6 +69,34 @@ def main(args: list[str]) -> int:
         report(found)
     destroy_group(state)
     return found.training.exit_code
+
+
+_DEFAULTS = {
+    "max_steps": (
+        "Optimizer steps; default: one and a half times those of the run, at most 10,000; half of"
+        " them for a run of more than 20,000."
+    ),
+    "learning_rate": "Peak learning rate; default: half of the run's.",
+    "batch_size": (
+        "Images per optimizer step over all processes and accumulation steps; default: as the run;"
+        " auto: the largest batch that fits in memory."
+    ),
+    "output_dir": "Run directory of the student; default: RUN-distilled.",
+}
+"""What the help says of options whose default is not that of `ddpm train`."""
+
+
+def _as_of_the_run(option: arguments.Option) -> arguments.Option:
+    """Return an option of training as the help shows it: without the default of `ddpm train`, as
+    what is not given follows the run.
+    """
+    name = option.path[-1]
+    training = {field.name for field in dataclasses.fields(TrainingConfig)}
+    if name not in training or isinstance(option.default, bool):
+        return option
+    own = name in ANEW and not name.startswith("sample_")
+    default = option.default if own else None
+    return dataclasses.replace(option, default=default, help=_DEFAULTS.get(name, option.help))
 
 
 def _refuse_start(training: dict[str, Any]) -> None:

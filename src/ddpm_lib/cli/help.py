@@ -340,15 +340,22 @@ def _help(
 
 def _brief(told: str, room: int) -> str:
     """Leave out the last parts of what is told of an option, but its default, where the room is
-    short.
+    short. What stands in parentheses is not taken apart.
 
     >>> _brief("Peak learning rate; auto: 2e-4 for 75,000 steps; else more. (default auto)", 60)
     'Peak learning rate. (default auto)'
+    >>> _brief("Samples (default: all; with auto 64). More is clamped.", 20)
+    'Samples (default: all; with auto 64).'
     """
     words, mark, default = told.rpartition(" (default ")
     if not mark:
         words, default = told, ""
-    parts = re.split(r"(?<=[.;]) ", words)
+    parts: list[str] = []
+    for part in re.split(r"(?<=[.;]) ", words):
+        if parts and parts[-1].count("(") > parts[-1].count(")"):
+            parts[-1] += f" {part}"
+        else:
+            parts.append(part)
     while len(parts) > 1 and len(" ".join(parts)) + len(mark + default) > room:
         parts.pop()
     brief = " ".join(parts)

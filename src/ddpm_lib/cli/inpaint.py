@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -23,7 +24,7 @@ from ddpm_lib.cli.redraw import (
 )
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.process.inpainting import check_single_step
-from ddpm_lib.samplers import make_sampler
+from ddpm_lib.samplers import SAMPLERS, make_sampler
 from ddpm_lib.spacing import SPACINGS
 from ddpm_lib.training import ConfigError
 
@@ -36,6 +37,8 @@ DESCRIPTION = (
 
 _MOST_GREY = 0.25
 """Share of a mask that may be neither black nor white."""
+_SINGLE_STEP = [name for name, sampler in SAMPLERS.items() if not sampler.multistep]
+"""What RePaint can walk with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class InpaintCommand(RedrawCommand):
     """How many steps to go back up at a time."""
     num_resamples: int = 10
     """How often to walk down each stretch; 1 never goes back up."""
+    sampler: Annotated[str, tyro.conf.arg(help=f"{', '.join(_SINGLE_STEP)}.")] = "ddpm"
 
 
 def main(args: list[str]) -> int:

@@ -51,7 +51,7 @@ class DrawCommand:
     owner/name.
     """
     checkpoint: str = "latest"
-    """latest, a step (1200) or a name (step-000001200)."""
+    """latest, best (by keep_best), a step (1200) or a name (step-000001200)."""
     weights: Literal["ema", "model"] = "ema"
     """The averaged weights, or the raw ones."""
     ema_decay: float | None = None

@@ -85,8 +85,8 @@ class EvaluationOptions:
     held_out: str | None = None
     """memorisation: images that were not trained on; default: those that the run held out."""
     features: str = AUTO
-    """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2, random64
-    and pixels (both need no weights and are for trials). auto: random64 where metrics is auto, else
+    """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2,
+    hedvgg512 and hedvgg256, random64 and pixels (both need no weights and are for trials). auto: random64 where metrics is auto, else
     inception2048; pixels where there are no pictures, which is all that suits measured values.
     """
     references: bool = True
@@ -141,12 +141,14 @@ class EvaluationOptions:
     download: bool = False
     """Let torchvision download what is missing there."""
     num: int | None = None
-    """Number of samples (default: 10,000; with metrics auto as many as training images, at most
+    """Number of samples (default: 10,000; with metrics auto as many as training images, 64 to
     1,000), and of images spread evenly over the data (default: all). More than there are is
     clamped, with a note.
     """
     checkpoint: str = "latest"
-    """latest, a step (1200), a name (step-000001200), or all: a curve over the checkpoints."""
+    """latest, best (by keep_best), a step (1200), a name (step-000001200), or all: a curve over the
+    checkpoints.
+    """
     weights: Literal["ema", "model"] = "ema"
     """The averaged weights, or the raw ones."""
     ema_decay: float | None = None

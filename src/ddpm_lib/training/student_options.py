@@ -18,7 +18,7 @@ RATE = 0.5
 LOOKS = 4
 """So many grids and validations."""
 
-_ANEW = (
+ANEW = (
     "output_dir",
     "resume",
     "override",
@@ -52,7 +52,7 @@ def student_options(
         source: The run or the folder that holds the teacher.
         max_steps: Steps of the student, where they are given.
     """
-    kept = {name: value for name, value in teacher.items() if name not in _ANEW}
+    kept = {name: value for name, value in teacher.items() if name not in ANEW}
     if is_described(kept.get("val_data")):
         del kept["val_data"]
     most = max_steps or steps_of(steps)

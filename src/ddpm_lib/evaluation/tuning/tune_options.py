@@ -60,7 +60,7 @@ class TuneOptions:
     feature_weights: str | None = None
     """File of Inception weights."""
     checkpoint: str = "latest"
-    """latest, a step (1200) or a name (step-000001200)."""
+    """latest, best (by keep_best), a step (1200) or a name (step-000001200)."""
     batch_size: int = 32
     """Images at a time, per process."""
     seed: int = 0
