@@ -86,8 +86,9 @@ class EvaluationOptions:
     """memorisation: images that were not trained on; default: those that the run held out."""
     features: str = AUTO
     """Names separated by commas: inception2048 (768, 192, 64), pytorchfid2048 (…), dinov2,
-    hedvgg512 and hedvgg256, random64 and pixels (both need no weights and are for trials). auto: random64 where metrics is auto, else
-    inception2048; pixels where there are no pictures, which is all that suits measured values.
+    hedvgg512 and hedvgg256, random64 and pixels (both need no weights and are for trials). auto:
+    random64 where metrics is auto, else inception2048; pixels where there are no pictures, which
+    is all that suits measured values.
     """
     references: bool = True
     """Beside each score of samples, what held-out images, blurred images and noise score in their
