@@ -198,7 +198,8 @@ def peers() -> str:
     text = (
         f"Times: equal networks of width 64, processor time of one thread ({cpu}), median of"
         f" {rounds} interleaved rounds (lowest … highest), each as its users run it ([how, and more"
-        " figures](docs/performance.md)). The rest was read at the linked lines.\n"
+        " figures](docs/performance.md)); our convolutions in float32 have become faster since. The"
+        " rest was read at the linked lines.\n"
     )
     return text + "\n" + table(("", *PEERS), [speed, *FACTS])
 

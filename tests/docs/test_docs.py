@@ -50,8 +50,10 @@ from ddpm_lib.cli.slurm import SlurmCommand
 from ddpm_lib.cli.status import StatusCommand
 from ddpm_lib.cli.train import TrainCommand
 from ddpm_lib.cli.tune import TuneCommand
+from ddpm_lib.cli.values import UsageError
 from ddpm_lib.cli.watch import WatchCommand
 from ddpm_lib.cli.weights import WeightsCommand
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation import METRICS
 from ddpm_lib.interop.openai_flags import PUBLISHED_FLAGS
 from ddpm_lib.nn import NETWORKS
@@ -136,6 +138,7 @@ FOREIGN |= {
     "--max-restarts",
 }
 FOREIGN |= {"--signals-to-handle", "--help-all", "--index-url", "--no-deps"}
+FOREIGN |= {"--rm", "--ipc", "--nv", "--bind", "--no-index", "--find-links"}
 FOREIGN |= {
     "--nnodes",
     "--rdzv-backend",
@@ -327,18 +330,94 @@ def test_every_command_parses(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     Path("runs/mine").mkdir(parents=True)
     Path("runs/mine/config.yaml").write_text("max_steps: 10\n")
     for name, *args in commands(page):
-        if {"-h", "--help"} & set(args):
+        if not {"-h", "--help"} & set(args):
+            parse(name, args)
+
+
+def parse(name: str, args: list[str]) -> None:
+    """Read the words of a command, as `ddpm` does.
+
+    Raises:
+        ConfigError: If it does not take them.
+    """
+    cls = COMMANDS[name]
+    if issubclass(cls, RunConfig):
+        layered(args, cls, f"ddpm {name}", "")
+    else:
+        missing = {
+            f.name: tyro.MISSING
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING
+        }
+        options.parse(cls, args, cls(**missing), f"ddpm {name}", "")
+
+
+PLACES = {
+    "edit": ["run", "a.png"],
+    "inpaint": ["run", "a.png", "--mask", "m.png"],
+    "restore": ["run", "a.png", "--operator", "blur"],
+    "convert": ["a.pt", "out"],
+    "export": ["run", "out", "--to", "onnx"],
+    "push": ["run", "me/mine"],
+    "weights": ["list"],
+    "completion": ["bash"],
+    "status": [],
+    "doctor": [],
+}
+"""What stands before the options of a command; of others one word."""
+
+
+def refusal(name: str, args: list[str]) -> str | None:
+    """Return why a command does not take the words; None if it does, or what is wrong is only what
+    lies here.
+    """
+    try:
+        parse(name, args)
+    except UsageError as error:
+        return str(error)
+    except ConfigError as error:
+        return str(error) if "on which data?" in str(error) else None
+    return None
+
+
+def in_running_text(page: Path) -> list[list[str]]:
+    """The words of what running text has in backticks and gives an option a value, without
+    placeholders.
+    """
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = []
+    for span in dict.fromkeys(re.findall(r"(?<!`)`((?:ddpm [a-z]+|--)[^`]*)`(?!`)", text)):
+        if re.search(r"…|\b[A-Z]{3,}\b|\|", span):
             continue
-        cls = COMMANDS[name]
-        if issubclass(cls, RunConfig):
-            layered(args, cls, f"ddpm {name}", "")
+        words = shlex.split(span)
+        first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+        values = [word for word in words[first:] if not word.startswith("--")]
+        if values and (words[0] != "ddpm" or words[1] in COMMANDS):
+            found.append(words)
+    return found
+
+
+FOREIGN_LINES = FOREIGN | flags_of_scripts()
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if in_running_text(p)], ids=lambda p: p.stem)
+def test_what_running_text_says_of_options_can_be_typed(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = init_from.Start(Described(network="Unet", config={}, process={}), None)
+    monkeypatch.setattr(init_from, "find_start", lambda *named: start)
+    wrong = []
+    for words in in_running_text(page):
+        if words[0] == "ddpm":
+            refused = refusal(words[1], words[2:])
+            told = refused is None or "is missing." in refused  # RUN and the like, left out
         else:
-            missing = {
-                f.name: tyro.MISSING
-                for f in dataclasses.fields(cls)
-                if f.default is dataclasses.MISSING
-            }
-            options.parse(cls, args, cls(**missing), f"ddpm {name}", "")
+            told = words[0] in FOREIGN_LINES or any(
+                refusal(name, [*PLACES.get(name, ["a"]), *words]) is None for name in COMMANDS
+            )
+        wrong += [] if told else [shlex.join(words)]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda r: r.kind)
