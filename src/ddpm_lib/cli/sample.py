@@ -99,7 +99,7 @@ class SampleCommand:
     sampler_options: tuple[str, ...] = ()
     """Options of the sampler, as order=3 for unipc or s_churn=10 for heun."""
     num_steps: int | None = None
-    """Sampling steps; default: 20 for unipc, all for ddpm, 50 for the others."""
+    """Sampling steps; default: 20 for unipc, all for ddpm, 2 for consistency, 50 for the others."""
     spacing: Annotated[
         str | None,
         tyro.conf.arg(

@@ -67,7 +67,7 @@ class EvaluationOptions:
     metrics: str = AUTO
     """auto: what suits the target and needs no weights (kid, pr, or values where there are no
     pictures; memorisation, loss_gap; nll where
-    the training was for likelihood). Else names separated by commas: fid, sfid, kid, is, pr
+    the training was for likelihood; adherence where there are conditions of the data). Else names separated by commas: fid, sfid, kid, is, pr
     (precision, recall), dc (density, coverage), memorisation and values (mean, deviation,
     quantiles and spectrum by channel, in units) look at samples; nll (bits/dim by
     the variational bound), flow_nll (by the probability flow), loss_gap and gap (held-out minus
@@ -171,7 +171,9 @@ class EvaluationOptions:
     chose for the run, else unipc.
     """
     sample_steps: int | None = None
-    """Steps of the sampler; default: 20 for unipc, all for ddpm, 50 for the others."""
+    """Steps of the sampler; default: 20 for unipc, all for ddpm, 2 for consistency, 50 for the
+    others.
+    """
     spacing: str | None = None
     """Levels that the sampler visits; default: mixed for unipc, trailing for the others."""
     eta: float | None = None

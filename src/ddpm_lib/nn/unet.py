@@ -101,8 +101,8 @@ class Unet(nn.Module):
         conditions: Those that come with the data, by name, such as {"age": {"kind": "number"}}
             (docs/conditions.md); None for none.
         dims: 1 for sequences, 2 for images, 3 for volumes.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a
-            third more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, 10 to
+            25 % more time.
 
     Raises:
         ValueError: If the arguments do not fit each other.

@@ -287,7 +287,7 @@ class TrainingConfig:
     """Memory layout of images and convolutions; auto: what is faster on the device."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the network's blocks with torch.compile (slow at the first start, kept for the next);
-    auto: on CUDA GPUs.
+    auto: on CUDA GPUs with Triton.
     """
     cuda_graph: bool = False
     """Record passes and update as CUDA graphs and replay them: for small batches on one GPU,
