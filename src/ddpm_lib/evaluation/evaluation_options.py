@@ -66,13 +66,12 @@ class EvaluationOptions:
 
     metrics: str = AUTO
     """auto: what suits the target and needs no weights (kid, pr, or values where there are no
-    pictures; memorisation, loss_gap; nll where
-    the training was for likelihood; adherence where there are conditions of the data). Else names separated by commas: fid, sfid, kid, is, pr
-    (precision, recall), dc (density, coverage), memorisation and values (mean, deviation,
-    quantiles and spectrum by channel, in units) look at samples; nll (bits/dim by
-    the variational bound), flow_nll (by the probability flow), loss_gap and gap (held-out minus
-    training: the loss; and bits/dim too) score the model itself; adherence reads conditions of the
-    data back from samples.
+    pictures; memorisation, loss_gap; nll where the training was for likelihood; adherence where
+    there are conditions of the data). Else names separated by commas: fid, sfid, kid, is, pr
+    (precision, recall), dc (density, coverage), memorisation and values (mean, deviation, quantiles
+    and spectrum by channel, in units) look at samples; nll (bits/dim by the variational bound),
+    flow_nll (by the probability flow), loss_gap and gap (held-out minus training: the loss; and
+    bits/dim too) score the model itself; adherence reads conditions of the data back from samples.
     """
     data: str = "held-out"
     """Images for nll and flow_nll. held-out: what the run held out; train: what it was trained on;
