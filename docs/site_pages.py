@@ -22,11 +22,15 @@ PEERS: list[dict[str, Any]] = _THEIRS["peers"]
 ANSWERS: dict[str, str] = _THEIRS["answers"]
 
 
+AS_TRAIN = ("plan", "estimate", "distill")
+"""Commands that take the options of `ddpm train`, which are shown once."""
+
+
 def help_of(command: str) -> str:
-    """Return what `ddpm COMMAND --help` prints."""
+    """Return what `ddpm COMMAND --help-all` prints, of those that train what `--help` does."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        main([command, "--help"])
+        main([command, "--help" if command in AS_TRAIN else "--help-all"])
     return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).rstrip()
 
 
@@ -35,7 +39,10 @@ def write_commands(folder: Path) -> None:
     lines = [
         "# Commands",
         "",
-        "What `ddpm COMMAND --help` prints. In Python options have the same names, with _ for -.",
+        "What `ddpm COMMAND --help-all` prints; `--help` shows the usual options only. "
+        + ", ".join(f"`ddpm {command}`" for command in AS_TRAIN)
+        + " take options of `ddpm train` besides those shown. In Python options have the same"
+        " names, with _ for -.",
         "",
     ]
     for command in COMMANDS:

@@ -56,6 +56,16 @@ def test_every_argument_of_another_library_has_its_answer(peer) -> None:
             assert known or name in ("class_conditional", "class_label", "num"), (word, name)
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("train", "--keep-early"), ("sample", "--guide-by"), ("evaluate", "--save-stats")],
+)
+def test_commands_are_shown_with_all_their_options(command: str, option: str) -> None:
+    told = site_pages.help_of(command)
+    assert re.search(rf"^  {option}\b", told, re.M)
+    assert "common options" not in told
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
     assert cited is not None
