@@ -436,3 +436,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = [link for link in links if link not in made]
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
+
+
+TOLD = [
+    *PAGES,
+    *(
+        ROOT / name
+        for name in ("CONTRIBUTING.md", "tests/faults/README.md", "benchmarks/README.md")
+    ),
+]
+
+
+@pytest.mark.parametrize("page", TOLD, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_modules_that_are_named_are_there(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    places = [ROOT / "src" / "ddpm_lib", ROOT, ROOT / "tests", ROOT / "docs"]
+    named = re.findall(r"`([a-z_]+/[a-z_0-9/]+\.(?:py|cpp|sh))`", text)
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
