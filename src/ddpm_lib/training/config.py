@@ -204,7 +204,9 @@ class TrainingConfig:
     library's cache that all runs share (disk), or stream through workers.
     """
     cache_limit_mb: float | None = None
-    """Limit of the RAM cache in MiB; default: a share of the memory this process may use."""
+    """Limit of the RAM cache in MB, per process; default: 4,096 or a quarter of the memory it may
+    use.
+    """
     num_workers: int | None = None
     """Processes that decode images; default: from the CPUs this process may use, 0 where the set is
     in RAM.
