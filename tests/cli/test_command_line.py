@@ -29,6 +29,7 @@ from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.demo import DemoCommand
 from ddpm_lib.cli.distill import DistillCommand
+from ddpm_lib.cli.docs import DocsCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
@@ -80,6 +81,7 @@ CLASSES = {
     "best": BestCommand,
     "slurm": SlurmCommand,
     "completion": CompletionCommand,
+    "docs": DocsCommand,
     "demo": DemoCommand,
 }
 
@@ -192,6 +194,7 @@ LINES: dict[str, tuple[list[str], list[list[str]]]] = {
     "best": (["runs/mine"], [["--json"]]),
     "tune": (["runs/mine"], [["--calls", "8"], ["--samplers", "ddim,heun"], ["--undo"]]),
     "completion": (["zsh"], [["--install"]]),
+    "docs": (["symptoms"], [["--path"]]),
     "demo": (["runs/mine"], [["--port", "8000"], ["--host", "0.0.0.0"]]),
     "slurm": (["run.yaml"], [["--gpus", "4"], ["--hours", "2.5"], ["--partition", "a100"]]),
     "prepare": (

@@ -33,6 +33,7 @@ from ddpm_lib.cli.completion import CompletionCommand
 from ddpm_lib.cli.convert import ConvertCommand
 from ddpm_lib.cli.demo import DemoCommand
 from ddpm_lib.cli.distill import DistillCommand
+from ddpm_lib.cli.docs import DocsCommand
 from ddpm_lib.cli.doctor import DoctorCommand
 from ddpm_lib.cli.edit import EditCommand
 from ddpm_lib.cli.ema import EmaCommand
@@ -91,6 +92,7 @@ COMMANDS = {
     "best": BestCommand,
     "slurm": SlurmCommand,
     "completion": CompletionCommand,
+    "docs": DocsCommand,
     "demo": DemoCommand,
 }
 REGISTRIES = [

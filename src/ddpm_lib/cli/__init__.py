@@ -41,6 +41,7 @@ COMMANDS = {
     "demo": "open a page on this machine on which a run draws",
     "slurm": "write the batch script of a training for a SLURM cluster",
     "doctor": "say what this machine can do, and what is missing",
+    "docs": "print a guide: symptoms, training, conditions, clusters, …",
     "completion": "print what completes commands and options in bash, zsh or fish",
 }
 
@@ -240,4 +241,4 @@ examples:
 commands:
 {commands}
 
-`ddpm COMMAND --help` shows examples and options of a command; the guides are in docs/index.md."""
+`ddpm COMMAND --help` shows examples and options of a command; `ddpm docs` has the guides."""

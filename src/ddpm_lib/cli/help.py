@@ -126,6 +126,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddpm doctor", "everything, a line each"),
         ("ddpm doctor --json", "the same for scripts"),
     ),
+    "ddpm docs": (
+        ("ddpm docs", "the pages, a line each"),
+        ("ddpm docs symptoms", "is my run going well?"),
+        ("ddpm docs docs/symptoms.md#1-only-noise", "a section, as messages name it"),
+    ),
     "ddpm audit": (
         ("ddpm audit path/to/images --image-size 64", "a table, and the page audit.html"),
         ("ddpm audit path/to/images --write-list keep.txt", "for ddpm train … --files keep.txt"),

@@ -43,7 +43,7 @@ def lines(width: int | None) -> list[str]:
         if len(runs) > MOST:
             told.append(f"  and {len(runs) - MOST} more: ddpm status")
     told += ["", "`ddpm --help` lists the commands, `ddpm COMMAND --help` explains one with"]
-    return [*told, "examples; the guides begin at docs/index.md."]
+    return [*told, "examples; `ddpm docs` has the guides."]
 
 
 def proposals(runs: list[tuple[Path, RunStatus]]) -> list[tuple[str, str]]:
