@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_lib import Shapes
 from ddpm_lib.data import open_dataset
-from ddpm_lib.data.condition_images import fit_mask
+from ddpm_lib.data.condition_images import OUTSIDE, fit_mask
 from ddpm_lib.data.condition_words import portable_words, read_words
 from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.nn import register_text_encoder
@@ -159,9 +159,9 @@ def test_a_mask_is_fitted_like_its_image() -> None:
         image = np.asarray(resize_to_frame(picture, spec))
         mask = fit_mask(halves, spec)
         assert mask.shape == (16, 12)
-        inside = mask != 255
+        inside = mask != OUTSIDE
         assert ((image > 127) == mask)[inside].mean() > 0.99
-    assert (fit_mask(halves, make_spec((16, 12), 1, "pad")) == 255).any()
+    assert (fit_mask(halves, make_spec((16, 12), 1, "pad")) == OUTSIDE).any()
 
 
 def test_black_and_white_masks_have_two_classes(folder: Path) -> None:

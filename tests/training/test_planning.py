@@ -18,6 +18,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data import open_dataset
 from ddpm_lib.data.survey_facts import Survey
 from ddpm_lib.nn import PRESETS
+from ddpm_lib.training.callbacks.stop_when import check_images, check_options
 from ddpm_lib.training.estimate import Estimate
 from ddpm_lib.training.planning import deciding, plan
 from ddpm_lib.training.planning import plan_rules as rules
@@ -233,6 +234,70 @@ def test_small_sets_stop_by_themselves_and_large_ones_do_not(machine: Machine, d
     assert "stop_when" not in plan("pictures", hours=0.1).settings
     data(50_000)
     assert "stop_when" not in plan("pictures", hours=1).settings
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"val_every": 0},
+        {"val_fraction": 0.0},
+        {"val_data": "others"},
+        {"val_data": "others", "val_fraction": 0.0},
+        {"sample_every": 0},
+        {"sample_count": 1},
+        {"model": {"low_res_factor": 2}},
+    ],
+)
+@pytest.mark.parametrize("purpose", ["samples", "likelihood"])
+def test_a_plan_ends_by_what_its_run_measures(
+    machine: Machine, data: Data, purpose: str, given: dict[str, Any]
+) -> None:
+    """However few images there are: no plan is refused when it is trained."""
+    stops = set()
+    for images in (1, 2, 3, 9, 10, 40):
+        data(images)
+        made = plan("pictures", hours=20, purpose=purpose, image_size=16, **given)
+        settings = Settings.of(made.settings)
+        config = TrainingConfig(**settings.training)
+        held = 4 if config.val_data else (images - made.train_images) * bool(config.val_every)
+        check_options(config, settings.process())
+        check_images(config, made.train_images, held)
+        stops.add(config.stop_when)
+    judged = {"samples": {"sample_every", "sample_count", "model"}, "likelihood": {"val_every"}}
+    named = {*given} & judged[purpose] or (purpose == "likelihood" and given == {"val_fraction": 0})
+    assert any(stops) == (not named)
+
+
+def test_a_plan_means_the_same_elsewhere(
+    machine: Machine, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is named beside the data is found from every folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "more", "others"):
+        (tmp_path / name).mkdir()
+    for name in ("keep.txt", "meta.csv"):
+        (tmp_path / name).touch()
+    given = {
+        "files": "keep.txt",
+        "val_data": "more",
+        "add_data": ("others",),
+        "data_root": "more",
+        "condition": ("age=meta.csv:age",),
+        "val_condition": ("age=meta.csv:years",),
+        "add_condition": ("age=meta.csv:old",),
+    }
+    found = plan("pictures", hours=1, **given).settings
+    here = str(tmp_path)
+    assert found["files"] == f"{here}/keep.txt"
+    assert (found["val_data"], found["data_root"]) == (f"{here}/more", f"{here}/more")
+    assert found["add_data"] == [f"{here}/others"]
+    for name, column in (
+        ("condition", "age"),
+        ("val_condition", "years"),
+        ("add_condition", "old"),
+    ):
+        assert found[name] == [f"age={here}/meta.csv:{column}"]
 
 
 def test_more_time_than_the_data_are_worth_is_left(machine: Machine, data: Data) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from ddpm_lib.core.text import short
-from ddpm_lib.data.condition_values import ConditionValues, images_of_array, mask_values
+from ddpm_lib.data.condition_values import (
+    ConditionValues,
+    black_and_white,
+    images_of_array,
+    mask_values,
+)
 from ddpm_lib.data.labels import Odd, plain_label
 from ddpm_lib.data.source import content_hash
 from ddpm_lib.nn.condition_table import DROP_PROB
@@ -18,6 +24,8 @@ from ddpm_lib.nn.text_encoders import encode_texts, split_tags
 from ddpm_lib.nn.text_vectors import text_keys
 
 MOST_NAMES = 1000
+_PLAIN = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
+"""Numbers that name the same however they are written: 1 and 1.0, but not 007, 1e5 or inf."""
 Place = Callable[[int], str]
 """Words for the image of a row."""
 
@@ -102,7 +110,7 @@ def _from_array(
             " shape (n, d), masks (n, h, w), images (n, c, h, w), numbers (n,)."
         )
     if kind == "mask":
-        return mask_values(name, raw, options, drop)
+        return mask_values(name, black_and_white(raw), options, drop)
     if kind == "image":
         return images_of_array(name, raw, options, drop)
     more: dict[str, Any] = {"size": raw.shape[1]}
@@ -118,6 +126,8 @@ def _from_list(
 ) -> ConditionValues:
     cells = [_plain(cell) for cell in raw]
     kind = options.get("kind") or _kind_of(name, cells, options)
+    if kind in ("label", "tags", "text"):
+        cells = [_named(cell, one, kind) for cell, one in zip(raw, cells, strict=True)]
     if kind in ("number", "angle"):
         numbers = [_number(name, cell, place, row) for row, cell in enumerate(cells)]
         more = {"period": options.get("period", 360.0)} if kind == "angle" else {}
@@ -152,12 +162,20 @@ def _plain(cell: Any) -> Any:
     return found
 
 
+def _named(cell: Any, plain: Any, kind: str) -> Any:
+    """Return what is a name or a text, though it could be read as a number, as it is written."""
+    if not isinstance(cell, str) or not isinstance(plain, float):
+        return plain
+    same = kind != "text" and _PLAIN.fullmatch(cell.strip())
+    return plain if same else cell.strip()
+
+
 def _read_number(text: str) -> Any:
     try:
-        number = float(text)
+        number = float(text) if "_" not in text else None  # "1_2" is a name, though not to Python
     except ValueError:
         return text
-    return None if math.isnan(number) else number
+    return text if number is None else None if math.isnan(number) else number
 
 
 def _kind_of(name: str, cells: list[Any], options: Mapping[str, Any]) -> str:
@@ -175,23 +193,27 @@ def _kind_of(name: str, cells: list[Any], options: Mapping[str, Any]) -> str:
     words = [cell for cell in known if isinstance(cell, str)]
     if not words:
         return "number"
-    if any("|" in word or ";" in word for word in words):
-        return "tags"
-    distinct = len(set(map(str, known)))
+    tags = any("|" in word or ";" in word for word in words)
+    each = [tag for word in words for tag in split_tags(word)] if tags else known
+    distinct = len(set(map(str, each)))
     if distinct > max(20, len(known) // 2) or distinct > MOST_NAMES:
+        sort = "tags" if tags else "label"
         raise ValueError(
             f"The condition {name!r} has {distinct:,} different texts for {len(known):,} images,"
-            f" such as {short(words[0], 60)}: these are no labels. A sentence encoder makes"
-            f" vectors of them: {name}=…,encoder=NAME. Or say kind=label."
+            f" such as {short(words[0], 60)}: these are no {sort.rstrip('s')}s. A sentence encoder"
+            f" makes vectors of them: {name}=…,encoder=NAME. Or say kind={sort}."
         )
-    return "label"
+    return "tags" if tags else "label"
 
 
 def _number(name: str, cell: Any, place: Place, row: int) -> float:
     if cell is None:
         return math.nan
     if isinstance(cell, int | float):
-        return float(cell)
+        try:
+            return float(cell)
+        except OverflowError:
+            return math.inf  # which is refused, with the image's name
     said = cell.what if isinstance(cell, Odd) else short(cell, 40)
     raise ValueError(
         f"The condition {name!r} must be numbers; that of {place(row)} is {said}. Correct it, or"
@@ -243,7 +265,15 @@ def _encoder(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _word(cell: Any) -> str:
-    return f"{cell:g}" if isinstance(cell, int | float) else str(cell)
+    """Return a number as a name of its own, that of 1 and 1.0 being the same."""
+    if isinstance(cell, int):
+        return str(cell)
+    if not isinstance(cell, float):
+        return str(cell)
+    short = f"{cell:g}"
+    if float(short) == cell:
+        return short
+    return str(int(cell)) if cell.is_integer() else repr(cell)
 
 
 def _labels(name: str, cells: list[Any], place: Place, drop: float) -> ConditionValues:

@@ -20,7 +20,13 @@ from ddpm_lib.data.condition_values import ConditionValues, TakenFrom
 from ddpm_lib.data.condition_words import ARRAY, TABLE_FILES, ConditionWords
 from ddpm_lib.data.dataset import ImageDataset
 from ddpm_lib.data.decode_spec import DecodeSpec
-from ddpm_lib.data.metadata import Beside, names_from_above, open_table, some
+from ddpm_lib.data.metadata import (
+    Beside,
+    names_from_above,
+    open_table,
+    refuse_twice,
+    some,
+)
 from ddpm_lib.data.source import Source
 from ddpm_lib.nn.condition_table import DROP_PROB
 
@@ -183,6 +189,10 @@ def _column_of(
     if lone and words.options.get("missing") != "null":
         first = f"image {data.names[lone[0]]} (no line in {path.name})"
         raise ValueError(missing_words(words.name, len(lone), len(raw), first))
+    try:
+        refuse_twice(table, column)
+    except ValueError as error:
+        raise ValueError(f"The condition {words.name!r}: {error}") from None
     cells = table.columns[column]
     taken = TakenFrom(str(path.resolve()), np.array(table.rows, dtype=np.int64), by)
     return [cells[line] if line >= 0 else None for line in table.rows], taken

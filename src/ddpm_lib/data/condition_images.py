@@ -13,7 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ddpm_lib.data.condition_values import ConditionValues, Pictures, TakenFrom, mask_values
+from ddpm_lib.data.condition_values import (
+    ConditionValues,
+    Pictures,
+    TakenFrom,
+    black_and_white,
+    mask_values,
+)
 from ddpm_lib.data.decode import FORMATS, ImageError
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.folders import FolderSource
@@ -26,6 +32,8 @@ PictureSize = Callable[[int], tuple[int, int] | None]
 OpenFolder = Callable[[Path, tuple[int, int], int], Pictures]
 """Opens a folder of pictures as images of a size (height, width) and a number of channels."""
 _MASK_MODES = ("P", "L", "1", "I", "I;16")
+OUTSIDE = -1
+"""What a fitted mask holds where its image does not reach."""
 _FEW = 64
 """More values than this in the first pictures of a folder make images of them, not masks."""
 
@@ -145,7 +153,8 @@ def read_masks(paths: Sequence[Path], spec: DecodeSpec, sizes: PictureSize) -> n
         BadImagesError: If some cannot be read, are in colour, or have another size than the image
             of their row.
     """
-    out = np.empty((len(paths), *spec.image_size), dtype=np.uint8)
+    kind: type[np.generic] = np.int16 if spec.fit == "pad" else np.uint8
+    out = np.empty((len(paths), *spec.image_size), dtype=kind)
     bad: list[tuple[str, str]] = []
     for row, path in enumerate(paths):
         try:
@@ -158,11 +167,12 @@ def read_masks(paths: Sequence[Path], spec: DecodeSpec, sizes: PictureSize) -> n
             " in the size of its image."
         )
         raise BadImagesError(bad, len(paths), hint)
-    return out
+    values = black_and_white(out)
+    return np.where(values < 0, UNKNOWN, values).astype(np.uint8) if spec.fit == "pad" else values
 
 
 def read_mask(path: Path, spec: DecodeSpec, size: tuple[int, int] | None) -> np.ndarray:
-    """Read one mask, uint8 (h, w).
+    """Read one mask, int16 (h, w): classes, 255 for unknown, `OUTSIDE` where it is padded.
 
     Args:
         path: The file.
@@ -194,12 +204,12 @@ def read_mask(path: Path, spec: DecodeSpec, size: tuple[int, int] | None) -> np.
             f"{values.shape[1]}×{values.shape[0]} pixels, the images have the proportions of"
             f" {width}×{height}"
         )
-    return fit_mask(values.astype(np.uint8), spec)
+    return fit_mask(values.astype(np.int16), spec)
 
 
 def fit_mask(values: np.ndarray, spec: DecodeSpec) -> np.ndarray:
     """Fit a mask (h, w) to the frame as `resize_to_frame` fits its image, by nearest pixels; what
-    is padded is unknown.
+    is padded is `OUTSIDE`.
     """
     height, width = spec.image_size
     h, w = values.shape
@@ -208,7 +218,7 @@ def fit_mask(values: np.ndarray, spec: DecodeSpec) -> np.ndarray:
     if spec.fit == "pad":
         scale = min(width / w, height / h)
         inner = max(1, min(height, round(h * scale))), max(1, min(width, round(w * scale)))
-        frame = np.full((height, width), UNKNOWN, dtype=np.uint8)
+        frame = np.full((height, width), OUTSIDE, dtype=np.int16)
         top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
         part = fit_mask(values, replace(spec, image_size=inner, fit="stretch"))
         frame[top : top + inner[0], left : left + inner[1]] = part

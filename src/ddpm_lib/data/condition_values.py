@@ -152,7 +152,7 @@ class ConditionValues:
 def mask_values(
     name: str, raw: np.ndarray, options: Mapping[str, Any], drop: float
 ) -> ConditionValues:
-    """Make masks of whole numbers (n, *size); 255 is unknown, but where 0 and 255 are all there is.
+    """Make masks of whole numbers (n, *size); 255 is unknown.
 
     Raises:
         ValueError: If they are no whole numbers from 0 to 255, or beyond `classes`.
@@ -164,7 +164,7 @@ def mask_values(
             f"The condition {name!r} must hold whole numbers from 0 to 255, the class of each"
             f" pixel; got {raw.dtype} from {raw.min():g} to {raw.max():g}."
         )
-    values = black_and_white(raw.astype(np.uint8))
+    values = raw.astype(np.uint8)
     highest = int(values[values != UNKNOWN].max(initial=0))
     classes = options.get("classes", highest + 1)
     if highest >= classes:
@@ -194,5 +194,10 @@ def images_of_array(
 
 
 def black_and_white(mask: np.ndarray) -> np.ndarray:
-    """Return 0 and 1 for masks that are black and white alone, 0 and 255; others stay."""
-    return (mask > 0).astype(np.uint8) if set(np.unique(mask).tolist()) == {0, 255} else mask
+    """Return 0 and 1 for masks that are black and white alone, 0 and 255; others stay. What is
+    negative lies outside of an image, and stays as well.
+    """
+    seen = set(np.unique(mask).tolist())
+    if {value for value in seen if value >= 0} != {0, UNKNOWN}:
+        return mask
+    return np.minimum(mask, 1).astype(mask.dtype)

@@ -88,8 +88,8 @@ def make_origin(
 def first_digest(
     source: Source, spec: DecodeSpec, rows: np.ndarray, with_times: bool = False
 ) -> str:
-    """Hash names, file sizes, labels and how images are decoded; with times of change too for the
-    memory of a check.
+    """Hash names, file sizes, labels and how images are decoded; with times of change and
+    places too for what is remembered of files.
 
     Without times it is what checkpoints hold that were saved before contents were compared.
     """
@@ -107,12 +107,15 @@ def first_digest(
         digest.update(source.labels[rows].tobytes())
     times = source.mtimes() if with_times else None
     if times is not None:
+        digest.update(os.fsencode(source.where() or ""))
         digest.update(times.tobytes())
     return digest.hexdigest()
 
 
 def decoded_digest(source: Source, spec: DecodeSpec) -> str:
-    """Hash what decoded images depend on: names, sizes and times of files, and all settings."""
+    """Hash what decoded images depend on: places, names, sizes and times of files, and all
+    settings.
+    """
     rows = np.arange(len(source), dtype=np.int64)
     files = first_digest(source, spec, rows, with_times=True)
     settings = json.dumps([1, _settings(spec)], sort_keys=True)

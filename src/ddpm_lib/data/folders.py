@@ -85,6 +85,12 @@ class FolderSource(Source):
         found = self._without_thumbnails(found)
         if walked.runs:
             self.notes.append(left_runs(walked.runs))
+        packed = others[b".zip"] + others[b".tar"]
+        if packed:
+            self.notes.append(
+                f"left out {packed:,} archive{'s' * (packed > 1)} beside the files: pass one to"
+                " read what is in it"
+            )
         if left:
             kinds = ", ".join(f"{n:,} × {name}" for name, n in left.most_common(3))
             self.notes.append(f"left out folders that systems make, not pictures of yours: {kinds}")
@@ -143,6 +149,10 @@ class FolderSource(Source):
     def sizes(self) -> np.ndarray:
         """Return file sizes in bytes, int64 (n,)."""
         return self._sizes
+
+    def where(self) -> str:
+        """Return where the files lie."""
+        return self.tree.where()
 
     def mtimes(self) -> np.ndarray:
         """Return times of last change in ns, int64 (n,)."""
@@ -301,6 +311,14 @@ class FolderSource(Source):
             )
             if insist:
                 raise ValueError(f"{text}. Add them there, or move them away.")
+            self.unused.append(f"no labels of {found.name}: {text}")
+            self.notes.append(self.unused[-1])
+            return False
+        twice = found.told_twice(label)
+        if twice is not None:
+            text = f"{found.name} has several lines for {twice[:80]}, with different {label!r}"
+            if insist:
+                raise ValueError(f"{text}. Leave one line per picture.")
             self.unused.append(f"no labels of {found.name}: {text}")
             self.notes.append(self.unused[-1])
             return False

@@ -27,6 +27,7 @@ class ListedSource(Source):
         self.names = ChosenNames(whole.names, rows)
         self.notes = [*whole.notes, note]
         self.foreign, self.here = whole.foreign, whole.here
+        self.root = getattr(whole, "root", None)
         ready = getattr(whole, "ready", None)
         self.ready = None if ready is None else ready[rows]
         self._take()
@@ -97,6 +98,10 @@ class ListedSource(Source):
     def place(self, row: int) -> str:
         """Return words for a row, for messages."""
         return self.whole.place(int(self.rows[row]))
+
+    def where(self) -> str | None:
+        """Return what tells the files from others of the same names."""
+        return self.whole.where()
 
     def column(self, name: str) -> list[Any]:
         """Return a column of the data beside its images and labels."""

@@ -39,6 +39,8 @@ _FILE_NAMES = (
 )
 _FOLDERS = 3
 _LARGEST = 500_000_000
+_DIGITS = 300
+"""Digits of a whole number at most; more are text, and far beyond what floats hold."""
 KINDS = (
     "metadata.jsonl, metadata.csv, metadata.parquet, dataset.json, or a .csv with a column of file"
     " names"
@@ -71,6 +73,16 @@ class Beside:
         """Files that the table names and that are no pictures of the folder."""
         used = set(self.rows)
         return [str(value) for row, value in enumerate(self.columns[self.files]) if row not in used]
+
+    def told_twice(self, column: str) -> str | None:
+        """Return a picture of which several lines say different things in a column, if any."""
+        used, cells = set(self.rows), self.columns[column]
+        first: dict[bytes, int] = {}
+        for row, value in enumerate(self.columns[self.files]):
+            known = first.setdefault(_written(value) or b"", row)
+            if known != row and known in used and repr(cells[row]) != repr(cells[known]):
+                return str(value)
+        return None
 
     def label_column(self, asked: str | None) -> str | None:
         """Return the column of the labels, the one asked for or one of a usual name.
@@ -185,8 +197,24 @@ def column_beside(table: Beside | None, root: Path, name: str) -> list[Any]:
         )
     if name not in table.columns:
         raise ValueError(f"{table.name}: {unknown_name('column', name, table.others)}")
+    refuse_twice(table, name)
     cells = table.columns[name]
     return [cells[row] if row >= 0 else None for row in table.rows]
+
+
+def refuse_twice(table: Beside, column: str) -> None:
+    """Refuse a column that says different things of one picture in several lines.
+
+    Raises:
+        ValueError: Naming the picture.
+    """
+    twice = table.told_twice(column)
+    if twice is not None:
+        raise ValueError(
+            f"{table.name} has several lines for {twice[:80]}, with different values in"
+            f" {column!r}. Leave one line per picture; several words for one belong into one cell,"
+            " a|b."
+        )
 
 
 def whole_paths(
@@ -246,12 +274,12 @@ def read_table(path: TableFile) -> dict[str, list[Any]]:
             return dict(pq.read_table(raw, use_threads=False).to_pydict())
         text = path.read_bytes().decode("utf-8-sig")
         if suffix == ".jsonl":
-            return _columns([json.loads(line) for line in text.splitlines() if line.strip()])
+            return _columns([json.loads(line) for line in text.split("\n") if line.strip()])
         if suffix == ".json":
             return _from_json(json.loads(text))
         head = text[: text.find("\n")] if "\n" in text else text
         mark = "\t" if suffix == ".tsv" else max(",;\t", key=head.count)
-        lines = list(csv.reader(text.splitlines(), delimiter=mark))
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark))
     except (ValueError, OSError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}."
@@ -265,13 +293,15 @@ def read_table(path: TableFile) -> dict[str, list[Any]]:
         raise ValueError(
             f"{path} has {len(heads)} columns, but line {short[0]} has {len(lines[short[0] - 1])}."
         )
-    return {head: [_number(line[k]) for line in lines[1:]] for k, head in enumerate(heads)}
+    return {head: [number_or_text(line[k]) for line in lines[1:]] for k, head in enumerate(heads)}
 
 
-def _number(text: str) -> Any:
+def number_or_text(text: str) -> Any:
     """Read whole numbers as such, but not "007", which is a name."""
     text = text.strip()
-    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else (text or None)
+    digits = text.removeprefix("-")
+    whole = digits.isdecimal() and len(digits) <= _DIGITS and str(int(text)) == text
+    return int(text) if whole else (text or None)
 
 
 def _columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
@@ -305,17 +335,24 @@ _KEYS: tuple[Callable[[bytes], bytes], ...] = (
 )
 
 
+def _written(value: Any) -> bytes | None:
+    """Return the name of a picture as a table writes it; None for what is none."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        return None
+    return os.fsencode(str(value).replace("\\", "/").removeprefix("./"))
+
+
 def match_names(values: Sequence[Any], names: Sequence[bytes]) -> list[int]:
     """Return the row of each picture, or -1, by the whole name, without extension, or without
     folders.
     """
     written: dict[bytes, int] = {}
     for row, value in enumerate(values):
-        if isinstance(value, bytes):
-            written.setdefault(value, row)
-        elif isinstance(value, (str, int)) and not isinstance(value, bool):
-            text = str(value).replace("\\", "/").removeprefix("./")
-            written.setdefault(os.fsencode(text), row)
+        name = _written(value)
+        if name is not None:
+            written.setdefault(name, row)
     bare = {name: os.path.basename(name) for name in written}
     often = Counter(bare.values())
     # A name that two folders have does not say which of them is meant.

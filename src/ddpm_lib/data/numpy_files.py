@@ -171,7 +171,7 @@ class ArrayFolder(FolderSource):
         """Read and fit one image; raises `ImageError` or OSError."""
         if row in self.problems:
             raise ImageError(self.problems[row])
-        path = Path(os.fsdecode(os.path.join(os.fsencode(self.root), self._files.raw(row))))
+        path = Path(os.fsdecode(os.path.join(os.fsencode(self.tree.where()), self._files.raw(row))))
         try:
             array = _one_array(path)
         except (ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -257,13 +257,17 @@ class PathSource(Source):
     ) -> None:
         self.notes = []
         self._paths = [
-            os.fsencode(os.path.expanduser(path)) if _is_path(path) else b"" for path in paths
+            os.fsencode(os.path.abspath(os.path.expanduser(path)))
+            if _is_path(path) and path
+            else b""
+            for path in paths
         ]
-        full = [os.path.abspath(path) for path in self._paths if path]
+        full = [path for path in self._paths if path]
         base = os.path.commonpath([os.path.dirname(path) for path in full]) if full else b""
         self.names = PackedNames(
             os.path.relpath(path, base) if path else b"(none)" for path in self._paths
         )
+        self._base = os.fsdecode(os.path.realpath(base))
         self._stats = [_stat(path) for path in self._paths]
         _label(self, labels, columns)
 
@@ -285,6 +289,10 @@ class PathSource(Source):
     def sizes(self) -> np.ndarray:
         """Return file sizes in bytes, int64 (n,); 0 where there is none."""
         return np.array([size for size, _ in self._stats], dtype=np.int64)
+
+    def where(self) -> str:
+        """Return the folder that the files share."""
+        return self._base
 
     def mtimes(self) -> np.ndarray:
         """Return times of last change in ns, int64 (n,)."""

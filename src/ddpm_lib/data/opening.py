@@ -50,6 +50,7 @@ from ddpm_lib.data.opening_words import (
 from ddpm_lib.data.probing import draws_numbers
 from ddpm_lib.data.reading_notes import random_note, streamed_note
 from ddpm_lib.data.source import Source
+from ddpm_lib.data.split import joined
 from ddpm_lib.data.stored_sizes import stored_sizes
 from ddpm_lib.data.transforms import make_transform
 from ddpm_lib.data.workers import check_num_workers
@@ -256,8 +257,8 @@ def _measured(
     source, spec = open_values(data, values, options)
     chosen, groups = _listed(source, listed, data)
     together = source.groups
-    if groups is None and together is not None:
-        groups = together if listed is None else together[chosen.rows]  # type: ignore[attr-defined]
+    if together is not None:  # slices of one volume stay together, whatever a list says
+        groups = joined(groups, together if listed is None else together[chosen.rows])  # type: ignore[attr-defined]
     opened = _finish(chosen, spec, way)
     opened.groups = None if groups is None else groups[opened.rows]
     opened.opened_with = options

@@ -53,6 +53,10 @@ class ChosenSource(Source):
         """Return the lengths of the files, int64 (n,)."""
         return self.whole.sizes()[self.rows]
 
+    def where(self) -> str | None:
+        """Return where the files lie."""
+        return self.whole.where()
+
     def mtimes(self) -> np.ndarray | None:
         """Return the times of last change, where they are known."""
         times = self.whole.mtimes()

@@ -69,6 +69,8 @@ class Source(ABC):
     """Whether everything is read in this process, so that no other may read as well."""
     random = False
     """Whether one row is another image each time it is read."""
+    listed_groups: np.ndarray | None = None
+    """Numbers of groups that a list of images keeps on one side of a split, int64 (n,)."""
     gives_labels = False
     """Whether `examine` gives the labels, for `take_labels`."""
 
@@ -87,6 +89,12 @@ class Source(ABC):
 
     def mtimes(self) -> np.ndarray | None:
         """Return the times of last change, int64, where that is known."""
+        return None
+
+    def where(self) -> str | None:
+        """Return where the files lie, which tells them from others of the same names, sizes and
+        times; None where there are none.
+        """
         return None
 
     def examine(self, row: int, spec: DecodeSpec) -> Examined:

@@ -28,6 +28,10 @@ class Tree(ABC):
     notes: list[str]
 
     @abstractmethod
+    def where(self) -> str:
+        """Return where the files lie, the same by whichever way that is written."""
+
+    @abstractmethod
     def walk(self, extensions: frozenset[bytes], left: Counter[str]) -> Walked:
         """Find the pictures, and count other files; see `folder_walk.walk`."""
 
@@ -70,16 +74,20 @@ class FolderTree(Tree):
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"The folder {str(root)!r} does not exist.")
-        self.root = root
+        self.root, self._base = root, os.fsencode(root.absolute())
         self.notes = []
 
     def walk(self, extensions: frozenset[bytes], left: Counter[str]) -> Walked:
         """Find the pictures below the folder."""
         return walk(os.fsencode(self.root), extensions, left)
 
+    def where(self) -> str:
+        """Return the folder, also after the working directory has changed."""
+        return os.path.realpath(os.fsdecode(self._base))
+
     def path(self, name: bytes) -> bytes:
         """Return the path of a file."""
-        return os.path.join(os.fsencode(self.root), name)
+        return os.path.join(self._base, name)
 
     def open(self, name: bytes) -> IO[bytes]:
         """Open a file; a named pipe put in its place is refused."""

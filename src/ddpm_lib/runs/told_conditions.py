@@ -117,7 +117,7 @@ def read_told(
             fixed[name] = conditioner.read(value)
             continue
         word = os.fspath(value)
-        if word == "none":
+        if word == "none" and "none" not in (conditioner.spec.get("names") or ()):
             if not conditioner.optional:
                 raise ConfigError(
                     f"{given_to(name)}: the network knows no absence of {name!r}; it was trained"

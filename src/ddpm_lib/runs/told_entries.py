@@ -19,13 +19,20 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.data.condition_cells import make_values
-from ddpm_lib.data.condition_values import images_of_array, mask_values
+from ddpm_lib.data.condition_values import black_and_white, images_of_array, mask_values
 from ddpm_lib.data.condition_words import ARRAY, TABLE_FILES
 from ddpm_lib.data.folders import FolderSource
 from ddpm_lib.data.metadata import column_of_names, match_names, read_table
 from ddpm_lib.nn.data_conditions import DataCondition, TextCondition
 from ddpm_lib.nn.text_vectors import known_texts
-from ddpm_lib.runs.told_values import Frame, Size, given_to, load_array, read_picture
+from ddpm_lib.runs.told_values import (
+    Frame,
+    Size,
+    given_to,
+    is_number_of_name,
+    load_array,
+    read_picture,
+)
 
 PICTURES = ("mask", "image")
 
@@ -205,7 +212,7 @@ class _Array(Entries):
     def _values(self, some: np.ndarray, rows: Sequence[int]) -> np.ndarray:
         one = self.conditioner
         if one.kind == "mask":
-            found: Any = mask_values(one.name, some, {"classes": 255}, 0.0).values
+            found: Any = mask_values(one.name, black_and_white(some), {"classes": 255}, 0.0).values
         elif one.kind == "image":
             found = images_of_array(one.name, some, {}, 0.0).values
         elif one.axes:
@@ -254,7 +261,7 @@ def _of_cells(entries: Entries, cells: Sequence[Any], rows: Sequence[int]) -> Te
 
 def _named(cell: Any, names: Sequence[str]) -> Any:
     """Return the name of a label for its number, where numbers are no names themselves."""
-    number = isinstance(cell, int) or (isinstance(cell, str) and cell.isdigit())
+    number = isinstance(cell, int) or (isinstance(cell, str) and is_number_of_name(cell))
     if number and str(cell) not in names and int(cell) < len(names):
         return names[int(cell)]
     return cell

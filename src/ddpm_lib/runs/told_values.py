@@ -16,11 +16,12 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.spelling import in_flags
 from ddpm_lib.core.text import short
-from ddpm_lib.data.condition_images import read_mask
+from ddpm_lib.data.condition_images import OUTSIDE, read_mask
 from ddpm_lib.data.decode import FORMATS, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.source import reason
 from ddpm_lib.nn.data_conditions import DataCondition
+from ddpm_lib.nn.pixel_conditions import UNKNOWN
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -70,6 +71,11 @@ def read_number(conditioner: DataCondition, word: str) -> float:
     return found
 
 
+def is_number_of_name(word: str) -> bool:
+    """Whether a word is the number of a label; "007" is a name, and if not one of these, none."""
+    return word.isdecimal() and str(int(word)) == word
+
+
 def read_value(conditioner: DataCondition, word: str, frame: Frame) -> Tensor:
     """Return one value, a batch of one.
 
@@ -92,7 +98,7 @@ def read_value(conditioner: DataCondition, word: str, frame: Frame) -> Tensor:
         return read_picture(conditioner, path, frame)[None]
     if kind == "vector" or (kind == "text" and word.endswith(".npy")):
         return _vector(conditioner, word)
-    if kind == "label" and word not in conditioner.spec["names"] and word.isdigit():
+    if kind == "label" and word not in conditioner.spec["names"] and is_number_of_name(word):
         return torch.tensor([int(word)])
     try:
         found: Tensor = conditioner.read(word)
@@ -159,9 +165,10 @@ def read_picture(
     try:
         if conditioner.kind == "mask":
             own = _own_size(path, beside)
-            mask = torch.from_numpy(read_mask(path, make_spec((height, width), fit=frame.fit), own))
-            if conditioner.spec["classes"] == 2 and set(mask.unique().tolist()) <= {0, 255}:
-                mask = (mask > 0).to(torch.uint8)
+            values = read_mask(path, make_spec((height, width), fit=frame.fit), own)
+            if conditioner.spec["classes"] == 2 and set(np.unique(values)) <= {OUTSIDE, 0, UNKNOWN}:
+                values = np.minimum(values, 1)
+            mask = torch.from_numpy(np.where(values < 0, UNKNOWN, values).astype(np.uint8))
             conditioner.validate(mask[None], 1)
             return mask
         spec = make_spec((height // factor, width // factor), channels, frame.fit)

@@ -115,6 +115,11 @@ def measure(diffusion: GaussianDiffusion, train: ImageDataset) -> None:
     for name, conditioner in open_ones:
         values = train.conditions[name].values
         assert isinstance(values, np.ndarray)
+        if np.isnan(values.reshape(len(values), -1)).any(1).all():
+            raise ConfigError(
+                f"The condition {name!r} has no value for any of the {len(values):,} images that"
+                " are trained on; those of held-out images teach nothing. Give more of them values."
+            )
         conditioner.fit(values)
     if open_ones:
         keep_in_config(diffusion.model)

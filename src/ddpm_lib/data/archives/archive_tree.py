@@ -64,7 +64,7 @@ class ArchiveTree(Tree):
     """
 
     def __init__(self, paths: Sequence[Path], inside: str = "", split: str | None = None) -> None:
-        self.paths = list(paths)
+        self.paths, self._files_of = list(paths), [path.absolute() for path in paths]
         self.notes: list[str] = []
         self._states = [_State.of(path.stat()) for path in self.paths]
         found: list[Found] = []
@@ -105,6 +105,11 @@ class ArchiveTree(Tree):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": None, "_owner": 0, "_lock": None}
+
+    def where(self) -> str:
+        """Return the archives, and the folder in them."""
+        inside = os.path.relpath(self.root, self.paths[0])
+        return "\n".join([*(os.path.realpath(path) for path in self.paths), inside])
 
     def walk(self, extensions: frozenset[bytes], left: Counter[str]) -> Walked:
         """Find the pictures, and count other files, leaving out what systems put into archives."""
@@ -178,7 +183,7 @@ class ArchiveTree(Tree):
     def _file(self, shard: int) -> int:
         """Return the descriptor of an archive; those used longest ago are closed."""
         if shard not in self._files:
-            opened = os.open(self.paths[shard], os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            opened = os.open(self._files_of[shard], os.O_RDONLY | getattr(os, "O_BINARY", 0))
             if _State.of(os.fstat(opened)) != self._states[shard]:
                 os.close(opened)
                 raise ImageError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from ddpm_lib.core.spelling import option
 from ddpm_lib.data.decode import ImageError
-from ddpm_lib.data.metadata import Beside
+from ddpm_lib.data.metadata import Beside, number_or_text
 
 FILES = "file_name"
 _TEXT = ("cls", "cls2", "txt", "text", "caption", "label", "id", "index")
@@ -119,6 +119,11 @@ def _fields(name: bytes, read: Callable[[bytes], bytes]) -> dict[str, Any]:
     return {_JSON: value}
 
 
-def _word(name: bytes, read: Callable[[bytes], bytes]) -> int | str | None:
-    text = read(name).decode("utf-8", "backslashreplace").strip()
-    return int(text) if text.lstrip("-").isdecimal() else (text or None)
+def _word(name: bytes, read: Callable[[bytes], bytes]) -> Any:
+    try:
+        return number_or_text(read(name).decode("utf-8", "backslashreplace"))
+    except ImageError as error:
+        raise ValueError(
+            f"{os.fsdecode(name)} in the archive cannot be read: {error}. Mend it, or leave it out"
+            ' with labels="none" (--labels none).'
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +91,9 @@ class Audit:
         grey_files: Whether all images are grey.
         notes: What opening the data said, and what else is to be known.
         search: How the search for near-duplicates went.
-        near: Numbers of groups of copies and near-copies, per image, int64 (n,).
+        near: Numbers of groups of copies and near-copies, and of those that a list that was looked
+            at keeps together, per image, int64 (n,).
+        whole: Number of images, with those that such a list leaves out.
         seconds: How long it took.
         cpu_seconds: How long all processes of it computed.
         pictures: Small pictures for the page, uint8 (h, w, 3), by row.
@@ -115,6 +118,7 @@ class Audit:
     notes: tuple[str, ...]
     search: Search
     near: np.ndarray
+    whole: int
     seconds: float
     cpu_seconds: float
     command: str
@@ -164,7 +168,8 @@ class Audit:
         """Write the list of the images to train on, for `files=` and `ddpm train --files`; the
         same audit makes the same list.
 
-        Copies that are not left out get groups, so that a split keeps them on one side.
+        Copies that are not left out get groups, so that a split keeps them on one side; groups of a
+        list that was looked at stay.
 
         Args:
             path: The file.
@@ -186,6 +191,7 @@ class Audit:
         groups = [
             numbers[int(self.near[row])] if members[self.near[row]] > 1 else None for row in rows
         ]
+        called = shlex.quote(os.path.basename(os.fspath(path)))
         write_list(
             path,
             (self.names.raw(row) for row in rows),
@@ -193,10 +199,10 @@ class Audit:
             [
                 f"images to train on: {len(rows):,} of {len(self):,}, left out:"
                 f" {', '.join(chosen) or 'nothing'}",
-                f"ddpm train {self.command} --files {os.path.basename(os.fspath(path))}",
+                f"ddpm train {self.command} --files {called}",
             ],
             ((self.names.raw(row), why) for row, why in out.items()),
-            total=len(self),
+            total=self.whole,
         )
         return len(rows)
 

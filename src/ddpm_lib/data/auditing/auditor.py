@@ -29,6 +29,7 @@ from ddpm_lib.data.checking import ReadingOptions
 from ddpm_lib.data.decode import FLAG_NOTES, UPSCALED
 from ddpm_lib.data.decode_spec import MAX_PIXELS, Background, DecodeSpec, make_spec, size_pair
 from ddpm_lib.data.file_lists import Files
+from ddpm_lib.data.listed_source import ListedSource
 from ddpm_lib.data.names import ChosenNames, Names
 from ddpm_lib.data.opening_words import called
 from ddpm_lib.data.source import BadImagesError, Source
@@ -120,6 +121,8 @@ def audit(
         "data_root": data_root,
         "download": download,
     }
+    said = {"val_data": val_data, "labels": labels, **reading, "background": background}
+    said |= {"max_pixels": max_pixels, "value_range": value_range}
     workers = ReadingOptions("skip", "none", 0, num_workers, True, None, log).workers
     asked = Measuring(normalize, channels, slice_axis)
     options = PartOptions(spec, labels, reading, split, files, num_workers == 0, asked)
@@ -145,7 +148,7 @@ def audit(
     made = _told(name, parts, findings, copies, search, _crop(train.measured, frame), few_images)
     return replace(
         made,
-        command=_command(data, first, image_size, train.source),
+        command=" ".join([_command(data, first, image_size, train.source), *_flags(said)]),
         seconds=time.monotonic() - begun,
         cpu_seconds=_cpu_seconds() - computed,
     )
@@ -179,7 +182,8 @@ def _told(
         grey_files=bool(grey(measured)[good].all()),
         notes=(*train.source.notes, *_notes(train, few_images)),
         search=search,
-        near=copies.group[: len(train.source)],
+        near=_together(copies.group[: len(train.source)], train.source.listed_groups),
+        whole=_whole(train.source),
         seconds=0.0,
         cpu_seconds=0.0,
         command="",
@@ -188,6 +192,19 @@ def _told(
         leak_of=copies.leaks(_names(parts)),
         values=train.source.columns(good) if isinstance(train.source, ValuePictures) else None,
     )
+
+
+def _together(copies: np.ndarray, listed: np.ndarray | None) -> np.ndarray:
+    """Return groups of copies, joined with those of the list that was looked at."""
+    found = joined(copies, listed)
+    return copies if found is None else found
+
+
+def _whole(source: Source) -> int:
+    """Return how many images there are, with those that a list leaves out."""
+    if isinstance(source, ValuePictures):
+        return len(source.source)
+    return len(source.whole) if isinstance(source, ListedSource) else len(source)
 
 
 def _measured(
@@ -217,9 +234,8 @@ def _held_out(train: Part, fraction: float, seed: int) -> np.ndarray | None:
     names = ChosenNames(train.source.names, good)
     labels = None if train.source.labels is None else train.source.labels[good]
     twins = np.unique(train.measured.pixels[good], return_inverse=True)[1].reshape(-1)
-    groups = getattr(train.source, "groups", None)
-    if groups is not None:
-        together = joined(twins, groups[good])
+    for groups in (getattr(train.source, "groups", None), train.source.listed_groups):
+        together = joined(twins, None if groups is None else groups[good])
         twins = twins if together is None else together
     if len(np.unique(twins)) < 2:
         return None
@@ -340,6 +356,26 @@ def _command(data: Any, split: str | None, image_size: Any, source: Source) -> s
         sides = image_size if isinstance(image_size, Sequence) else [image_size]
         words += ["--image-size", *map(str, sides)]
     return " ".join(words)
+
+
+def _flags(said: Mapping[str, Any]) -> list[str]:
+    """Return the flags by which `ddpm train` reads data as they were read, where one needs any."""
+    usual = {"labels": "auto", "frames": "first", "background": "white", "max_pixels": MAX_PIXELS}
+    found: list[str] = []
+    for name, value in said.items():
+        if value is None or value is False or value == usual.get(name):
+            continue
+        many = isinstance(value, Sequence) and not isinstance(value, str)
+        if many or isinstance(value, str | os.PathLike | int | float):
+            words = [] if value is True else map(_word, value if many else [value])
+            found += [f"--{name.replace('_', '-')}", *words]
+    return found
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str | os.PathLike):
+        return shlex.quote(os.fspath(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _cpu_seconds() -> float:

@@ -123,8 +123,10 @@ def _listed(source: Source, files: Files, data: Any) -> Source:
     listed = read_list(files)
     if isinstance(source, ValuePictures):
         chosen = choose_rows(listed, source.names, roots_of(source.source), called(data))
-        made = listed_values(source, chosen.rows)
+        made: Source = listed_values(source, chosen.rows)
         made.notes.append(said_of(listed, len(chosen.rows), source))
-        return made
-    chosen = choose_rows(listed, source.names, roots_of(source), called(data))
-    return ListedSource(source, chosen.rows, said_of(listed, len(chosen.rows), source))
+    else:
+        chosen = choose_rows(listed, source.names, roots_of(source), called(data))
+        made = ListedSource(source, chosen.rows, said_of(listed, len(chosen.rows), source))
+    made.listed_groups = chosen.groups
+    return made

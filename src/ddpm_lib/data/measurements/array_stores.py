@@ -44,7 +44,7 @@ class ArrayStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._file = path, path.absolute()
         package = "h5py" if path.suffix.lower() in HDF5 else "zarr"
         if not is_installed(package):
             raise ValueError(f"{str(path)!r} is read through {package}: {ARRAYS}.")
@@ -56,16 +56,22 @@ class ArrayStore:
                 f"{str(path)!r} cannot be opened by {package} ({words}). Was it copied whole?"
             ) from None
 
+    def stamp(self) -> tuple[int, int]:
+        """Return bytes and latest time of change in ns, of all files where it is a folder."""
+        files = [self.path, *self.path.rglob("*")] if self.path.is_dir() else [self.path]
+        states = [file.stat() for file in files]
+        return sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
+
     def open(self) -> Any:
         """Open the file, and return its root."""
         if self.path.suffix.lower() in HDF5:
             import h5py
 
             # By a Python file of its own: the library would share one that was open before a fork.
-            return h5py.File(open(self.path, "rb"), "r")
+            return h5py.File(open(self._file, "rb"), "r")
         import zarr
 
-        return zarr.open(self.path, mode="r")
+        return zarr.open(self._file, mode="r")
 
     def _walk(self, node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         if hasattr(node, "shape"):

@@ -168,6 +168,10 @@ class DicomSeries(ValueSource):
             dtype=np.int64,
         )
 
+    def where(self) -> str:
+        """Return the folder."""
+        return os.path.realpath(self.root)
+
     def mtimes(self) -> np.ndarray:
         """Return the latest time of change of each series' files, in ns."""
         return np.array(

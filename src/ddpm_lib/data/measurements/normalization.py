@@ -47,15 +47,15 @@ class Curve:
     def to_levels(self, x: np.ndarray) -> np.ndarray:
         """Map values to levels, those outside to the nearer end; float64."""
         if len(self.values) == 2:
-            low, high = self.values
-            return np.clip((x - low) / (high - low), 0.0, 1.0)
+            low, high = self.values / 2  # the span of halves is no infinity
+            return np.clip((x / 2 - low) / (high - low), 0.0, 1.0)
         return np.interp(x, self.values, self.levels)
 
     def to_values(self, u: np.ndarray) -> np.ndarray:
         """Map levels to values; float64."""
         if len(self.values) == 2:
-            low, high = self.values
-            return np.clip(u, 0.0, 1.0) * (high - low) + low
+            low, high = self.values / 2
+            return 2 * (np.clip(u, 0.0, 1.0) * (high - low) + low)
         return np.interp(u, self.levels, self.values)
 
 
@@ -130,7 +130,7 @@ class Normalization:
         out = np.empty(array.shape, dtype=dtype)
         for k, curve in enumerate(self.curves):
             values = curve.to_values(array[:, k].astype(np.float64))
-            out[:, k] = np.rint(values) if dtype.kind in "iu" else values
+            out[:, k] = _whole(values, dtype) if dtype.kind in "iu" else values
         return out
 
     def __call__(self, values: np.ndarray) -> Tensor:
@@ -193,6 +193,14 @@ class Normalization:
         return cls(
             saved["kind"], saved["dtype"], curves, None if unit is None else str(unit), geometry
         )
+
+
+def _whole(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Round to whole numbers that a type can hold: the highest of 64 bits is none of float64."""
+    highest = float(np.iinfo(dtype).max)
+    if int(highest) > np.iinfo(dtype).max:
+        highest = float(np.nextafter(highest, 0.0))
+    return np.minimum(np.rint(values), highest)
 
 
 @dataclass(frozen=True)

@@ -134,9 +134,8 @@ def _source(data: Any, options: Mapping[str, Any]) -> AnyValues:
         return _files(ArchiveTree([archive[0]], archive[1], options["split"]), options)
     if path.is_dir():
         split = options["split"]
-        if shards_in(path) and (split is None or not (path / split).is_dir()):
-            shards = split_files(shards_in(path), split, path)
-            return _files(ArchiveTree(shards), options)
+        if split is not None and not (path / split).is_dir() and shards_in(path):
+            return _files(ArchiveTree(split_files(shards_in(path), split, path)), options)
         return _from_folder(split_folder(path, split), options)
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         return _from_numpy(path, options)
@@ -162,6 +161,8 @@ def _from_folder(root: Path, options: Mapping[str, Any]) -> AnyValues:
     try:
         return _files(root, options)
     except NoPicturesError as error:
+        if shards_in(root):
+            return _files(ArchiveTree(split_files(shards_in(root), None, root)), options)
         files = dicom_files(root)
         if not files:
             raise ValueError(
@@ -209,11 +210,15 @@ def _from_numpy(path: Path, options: Mapping[str, Any]) -> StackSource:
     check_fits(f"a {path.suffix.lower()} file", options)
     named = content_hash((options["image_column"] or "").encode())
     stamp = path.stat().st_size, path.stat().st_mtime_ns ^ named
+    place = os.path.realpath(path)
     try:
         if path.suffix.lower() == ".npy":
             check_npy(path, held=False)
             return StackSource(
-                lambda: np.load(path, mmap_mode="r", allow_pickle=False), path.name, stamp=stamp
+                lambda: np.load(place, mmap_mode="r", allow_pickle=False),
+                path.name,
+                stamp=stamp,
+                place=place,
             )
         with np.load(path, allow_pickle=False) as archive:
             columns = options["image_column"], options["label_column"]
@@ -235,7 +240,7 @@ def _from_numpy(path: Path, options: Mapping[str, Any]) -> StackSource:
         raise ValueError(f"{path} is damaged or no numpy file: {error}") from None
     notes: list[str] = []
     made = _labels(marks, len(array), options, notes)
-    source = StackSource(lambda: array, path.name, made, stamp)
+    source = StackSource(lambda: array, path.name, made, stamp, place)
     source.notes += notes
     return source
 
@@ -244,15 +249,16 @@ def _from_store(path: Path, asked: str, options: Mapping[str, Any]) -> StackSour
     check_fits("HDF5 or Zarr", options)
     store = ArrayStore(path)
     name = store.choose(asked or options["image_column"] or "")
-    info = path.stat()
-    changed = info.st_mtime_ns ^ content_hash(name.encode())  # another array is another time
+    size, time = store.stamp()
+    changed = time ^ content_hash(name.encode())  # another array is another time
     notes: list[str] = []
     marks = None
     if options["labels"] != "none":
         marks = store.labels(name, options["label_column"])
     made = _labels(marks, store.shapes[name][0], options, notes)
     where = f"{path.name}:{name}"
-    source = StackSource(store.opener(name), where, made, (info.st_size, changed))
+    place = f"{os.path.realpath(path)}:{name}"
+    source = StackSource(store.opener(name), where, made, (size, changed), place)
     source.notes += notes
     return source
 

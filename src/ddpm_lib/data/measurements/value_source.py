@@ -76,6 +76,7 @@ class StackSource(ValueSource):
         names: Of the images; default: row numbers.
         labels: int64 (n,), with `class_names`; or None.
         stamp: What changes when the file is replaced: its size and its time of change in ns.
+        place: The file, and the array in it.
 
     Raises:
         ValueError: If it is no stack of images.
@@ -87,9 +88,10 @@ class StackSource(ValueSource):
         where: str,
         labels: tuple[np.ndarray | None, tuple[str, ...] | None] = (None, None),
         stamp: tuple[int, int] | None = None,
+        place: str | None = None,
     ) -> None:
         self.notes = []
-        self._opened, self._stamp = opened, stamp
+        self._opened, self._stamp, self._place = opened, stamp, place
         self._array: Any = None
         self._owner = 0
         array = self._mine()
@@ -124,6 +126,10 @@ class StackSource(ValueSource):
     def sizes(self) -> np.ndarray:
         """Return the size of the file for each row; zeros for an array in memory."""
         return np.full(len(self), self._stamp[0] if self._stamp else 0, dtype=np.int64)
+
+    def where(self) -> str | None:
+        """Return the file, and the array in it."""
+        return self._place
 
     def mtimes(self) -> np.ndarray | None:
         """Return the time of change of the file for each row."""
@@ -189,6 +195,10 @@ class SliceSource(ValueSource):
     def sizes(self) -> np.ndarray:
         """Return the size of each slice's volume file."""
         return self.volumes.sizes()[self._volume]
+
+    def where(self) -> str | None:
+        """Return where the files lie."""
+        return self.volumes.where()
 
     def mtimes(self) -> np.ndarray | None:
         """Return the time of change of each slice's volume file; along another axis another one."""

@@ -4,7 +4,9 @@ normalization suits them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.data.decode import ImageError
+from ddpm_lib.data.file_lists import choose_rows, read_list
 from ddpm_lib.data.fits import DEFAULTS
 from ddpm_lib.data.measurements.array_stores import store_in
 from ddpm_lib.data.measurements.dicom_series import DicomSeries
@@ -23,15 +26,20 @@ from ddpm_lib.data.measurements.measured_spec import WHOLE, MeasuredSpec, fit_va
 from ddpm_lib.data.measurements.measuring_options import ValueOptions
 from ddpm_lib.data.measurements.normalization import NARROW
 from ddpm_lib.data.measurements.opening_measured import open_values
-from ddpm_lib.data.measurements.value_files import Values
+from ddpm_lib.data.measurements.value_files import SUFFIXES, Values, ending_of
 from ddpm_lib.data.measurements.value_source import (
     AnyValues,
     SliceSource,
     StackSource,
+    ValueFiles,
     first_values,
 )
+from ddpm_lib.data.opening_words import called, roots_of
+from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.data.survey_facts import LOOKED_AT, SIDE, Survey, ValueFacts, mirrored_farther
 
+_ASKED = 9
+"""Files of a folder that are asked whether they are pictures."""
 MOST_CHANNELS = 32
 """More entries than this along the first or last axis are no channels."""
 _OF_VALUES = (
@@ -89,9 +97,13 @@ def survey_values(
         FileNotFoundError, OSError: As `open_dataset` does.
         ValueError: If they are no values of one type that can be learned; saying why.
     """
+    files = options.pop("files", None)
     opened = opened_values(data, volumes, channels, slice_axis, options)
     source, spec = opened.source, opened.spec
-    rows = evenly(min(len(source), LOOKED_AT), len(source)).tolist()
+    used = np.arange(len(source))
+    if files is not None:
+        used = choose_rows(read_list(files), source.names, roots_of(source), called(data)).rows
+    rows = used[evenly(min(len(used), LOOKED_AT), len(used))].tolist()
     every = {row: _one(source, row, spec) for row in rows}
     read = [one for one in every.values() if one is not None]
     if not read:
@@ -118,7 +130,7 @@ def survey_values(
         unit=first_values(source).unit,
         asked=asked,
     )
-    labels = source.labels
+    labels = None if source.labels is None else source.labels[used]
     counts = None
     if labels is not None:
         known = len(source.class_names or ()) or int(labels.max()) + 1
@@ -128,7 +140,7 @@ def survey_values(
     if groups is not None:
         groups = groups[[row for row, one in every.items() if one is not None]]
     return Survey(
-        images=len(source),
+        images=len(used),
         looked_at=len(read),
         sizes=sizes[:, :-3:-1],
         grey=False,
@@ -249,7 +261,8 @@ def _fitted(array: np.ndarray, spec: MeasuredSpec) -> tuple[np.ndarray, tuple[in
 
 def are_values(data: Any) -> bool:
     """Say whether data lie on the disk as measured values that no picture can hold: HDF5, Zarr, or
-    files of grey values of more than 8 bits, of other numbers of channels, or of volumes.
+    files of grey values of more than 8 bits, of other numbers of channels, or of volumes, where
+    most of the pictures of a folder are such.
     """
     if not isinstance(data, str | os.PathLike) or not os.fspath(data):
         return False
@@ -260,9 +273,32 @@ def are_values(data: Any) -> bool:
         return False
     asked = ValueOptions(SIDE, 1, "stretch", 2**40, None)
     try:
-        source, spec = open_values(data, asked, {**_READING, "labels": "none"})
-        shape = first_values(source).array.shape
+        source = open_values(data, asked, {**_READING, "labels": "none"})[0]
+        first = first_values(source).array
     except (ValueError, OSError):
         return False
+    alone = os.fsencode(Path(written).suffix.lower()) in SUFFIXES
+    volumes = ending_of(source.names.raw(0)) in (".nii", ".nii.gz")
+    if alone or volumes or not isinstance(source, ValueFiles):
+        return _no_picture(first)
+    return _mostly_values(source)
+
+
+def _mostly_values(source: ValueFiles) -> bool:
+    """Whether most files of a folder are no pictures: beside photos there may be some that are
+    none, such as statistics of the set.
+    """
+    pictures = source.tree.walk(PICTURES - SUFFIXES, Counter()).found
+    if len(pictures) >= len(source):
+        return False
+    read = []
+    for row in evenly(min(_ASKED, len(source)), len(source)).tolist():
+        with contextlib.suppress(ImageError, OSError):  # what is wrong with it is said later
+            read.append(_no_picture(source.values(row).array))
+    return 2 * sum(read) > len(read)
+
+
+def _no_picture(array: np.ndarray) -> bool:
+    shape = array.shape
     coloured = len(shape) == 3 and (shape[-1] in (3, 4) or shape[0] in (3, 4))
-    return spec.stored != "uint8" and not coloured
+    return array.ndim >= 2 and array.dtype != np.uint8 and not coloured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -81,7 +82,8 @@ class Deciding:
         self.say("timing a few steps …")
         self._decide_network()
         self._decide_steps()
-        if self.steps >= rules.copies_from(self.images, self.batch) / 4:  # as priors may be off
+        soon = self.steps >= rules.copies_from(self.images, self.batch) / 4  # as priors may be off
+        if soon and self._can_judge:
             self.decide(*rules.ending(self.purpose, seen.images))
             self._decide_steps()  # such a run validates and draws more often
         self.decide(*rules.schedule(self.steps))
@@ -124,10 +126,10 @@ class Deciding:
 
     def ordered(self) -> tuple[Decision, ...]:
         """Return all decisions in the order in which they are written."""
-        found = dict(self.decided)
-        if "condition" in found:
-            words = [portable_words(one) for one in found["condition"].value]
-            found["condition"] = replace(found["condition"], value=words)
+        found = {
+            name: replace(one, value=_portable(name, one.value))
+            for name, one in self.decided.items()
+        }
         ordered = sorted(found.values(), key=_place)
         if not is_path(self.data):
             return tuple(ordered)
@@ -176,6 +178,18 @@ class Deciding:
             if self.budget.steps(self.cost) >= self._needs(*one):
                 break
         self._take(*one)
+
+    @property
+    def _can_judge(self) -> bool:
+        """Whether the run measures what ends it; see `check_options` and `check_images` of
+        `callbacks/stop_when.py`.
+        """
+        if self.purpose == "samples":
+            count = self.value("sample_count")
+            grids = self.value("sample_every") != 0 and (count is None or count >= 2)
+            return grids and self.images >= 3 and not self.value("model.low_res_factor")
+        held = self.survey.images >= 10 and self.value("val_fraction")
+        return bool(held or self.value("val_data")) and self.value("val_every") != 0
 
     @property
     def _network_is_given(self) -> bool:
@@ -298,6 +312,19 @@ def _place(one: Decision) -> tuple[int, int]:
 def _pixels(size: list[int]) -> int:
     """Return how many pixels images of a size have; one number is the side of a square."""
     return math.prod(size if len(size) > 1 else 2 * size)
+
+
+def _portable(name: str, value: Any) -> Any:
+    """Return a setting with paths that mean the same from every folder."""
+    if name in ("condition", "add_condition", "val_condition"):
+        return [portable_words(one) for one in value]
+    if name == "add_data":
+        return [absolute_source(one) if is_path(one) else one for one in value]
+    if name == "val_data" and is_path(value):
+        return absolute_source(os.fspath(value))
+    if name in ("files", "data_root") and is_path(value):
+        return os.path.abspath(os.path.expanduser(value))
+    return value
 
 
 def _accelerator(device: str) -> bool:
