@@ -19,6 +19,7 @@ from training_helpers import StopAt, assert_same_tensors, curve, final_tensors, 
 
 RNG = np.random.default_rng(0)
 BANDS = RNG.integers(0, 60_000, (30, 5, 8, 8)).astype(np.uint16)
+WHOLE_TYPES = ("int8", "uint16", "int32", "uint32", "int64")
 KELVIN = (280 + 10 * RNG.standard_normal((30, 8, 8))).astype(np.float32)
 
 
@@ -584,3 +585,24 @@ def test_volumes_are_learned_in_three_dimensions(tmp_path):
         tiny_trainer(
             tmp_path / "b", measured_diffusion(1, dims=3), data, normalize="affine"
         ).train()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        *((name, kind) for name in WHOLE_TYPES for kind in ("affine", "quantile")),
+        ("float64", "affine"),
+    ],
+)
+def test_the_ends_of_each_type_come_back(dtype: str, kind: str) -> None:
+    """The highest whole number of 64 bits is none of float64, and the span of float64 infinite."""
+    ends = np.finfo(dtype) if dtype == "float64" else np.iinfo(dtype)
+    values = np.zeros((4, 1, 4, 4), dtype)
+    values[0], values[1] = ends.min, ends.max
+    with np.errstate(all="ignore"):  # the deviation of such values is none
+        made = fitted(values, kind)
+    back = made.inverse(made.forward(values))
+    assert back.dtype == dtype
+    assert np.isfinite(back.astype(np.float64)).all()
+    assert float(back[0].max()) == float(ends.min)
+    assert float(back[1].min()) == pytest.approx(float(ends.max), rel=1e-12)

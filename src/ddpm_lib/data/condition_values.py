@@ -94,6 +94,19 @@ class ConditionValues:
         return replace(self, values=self.values.subset(rows), taken=taken)
 
     @property
+    def known(self) -> np.ndarray:
+        """Which images have a value, bool (n,)."""
+        values = self.values
+        if self.kind == "label" and isinstance(values, np.ndarray):
+            return np.asarray(values >= 0)
+        if not isinstance(values, np.ndarray) or self.kind == "image":
+            return np.ones(len(values), dtype=bool)
+        each = tuple(range(1, values.ndim))
+        if self.kind == "mask":
+            return np.asarray((values != UNKNOWN).any(each))
+        return np.asarray(~np.isnan(values).any(each))
+
+    @property
     def names(self) -> tuple[str, ...] | None:
         """Names of labels, tags or classes of masks; None for none."""
         names = self.more.get("names")

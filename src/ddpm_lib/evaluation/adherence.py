@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ def adherence(task: ModelTask) -> list[Score]:
     paired with the conditions of other images.
 
     Raises:
-        ConfigError: If the network takes no condition of the data.
+        ConfigError: If the network takes no condition of the data, or no image has a value of one.
     """
     conditions = data_conditions(task.model().conditioners)
     if conditions and len(task.model().image_size) != 2:
@@ -56,15 +57,33 @@ def adherence(task: ModelTask) -> list[Score]:
             "adherence reads conditions of the data back from images (--condition), and this"
             " network takes none."
         )
-    n = min(len(task.images), task.options.num or SAMPLES)
-    images = task.images.subset(evenly(n, len(task.images)))
+    images = _told(task.images, conditions, task.options.num or SAMPLES)
+    known = _told(task.own("train"), conditions, READ)
+    both = [known.conditions, images.conditions]
+    told = {k: c for k, c in conditions.items() if all(each[k].known.any() for each in both)}
+    if not told:
+        raise ConfigError(
+            f"adherence compares values of conditions, and of {', '.join(conditions)} the"
+            f" {len(task.images):,} images that are looked at, or those that were trained on, have"
+            f" none (missing=null). Leave it out of {option('metrics')}, or hold out more images."
+        )
     samples = _samples(task, images)
-    train = task.own("train")
-    known = train.subset(evenly(min(READ, len(train)), len(train)))
     scores: list[Score] = []
-    for name, conditioner in conditions.items():
+    for name, conditioner in told.items():
         scores += _scores(task, name, conditioner, known, images, samples)
     return scores
+
+
+def has_values(images: ImageDataset, names: Iterable[str]) -> np.ndarray:
+    """Return which images have a value of one of some conditions at least, bool (n,)."""
+    known = [images.conditions[name].known for name in names if name in images.conditions]
+    return np.any(known, axis=0) if known else np.zeros(len(images), dtype=bool)
+
+
+def _told(images: ImageDataset, names: Iterable[str], most: int) -> ImageDataset:
+    """Return images with a value of some condition, at most so many, spread over the set."""
+    rows = np.flatnonzero(has_values(images, names))
+    return images.subset(rows[evenly(min(most, len(rows)), len(rows))])
 
 
 def _samples(task: ModelTask, images: ImageDataset) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.evaluation.adherence import has_values
 from ddpm_lib.evaluation.evaluation_options import AUTO, USED_BY, EvaluationOptions, unused_options
 from ddpm_lib.evaluation.feature_store import FeatureStore, layer_of
 from ddpm_lib.evaluation.metric_table import METRICS
@@ -209,8 +210,8 @@ def _for_run(options: EvaluationOptions, own: RunImages, dataset: Any) -> Chosen
             " val_data."
         )
     if held_out is not None and len(held_out) >= AT_LEAST["adherence"]:
-        flat = len(diffusion.image_size) == 2
-        names += ["adherence"] if flat and data_conditions(diffusion.conditioners) else []
+        told = has_values(held_out, data_conditions(diffusion.conditioners))
+        names += ["adherence"] if len(diffusion.image_size) == 2 and told.any() else []
     changes: dict[str, Any] = {}
     likelihood = trains_likelihood(diffusion)
     if likelihood and (held_out is not None or other):

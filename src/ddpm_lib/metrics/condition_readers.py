@@ -133,7 +133,8 @@ class Reader:
         images, values = images[known], values[known]
         self.mean, self.std = 0.0, 1.0
         if target.kind == "number":
-            self.mean, self.std = float(values.mean()), float(values.std()) or 1.0
+            spread = float(values.std()) if len(values) > 1 else 0.0
+            self.mean, self.std = float(values.mean()), spread or 1.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keys.key(seed, "condition reader", target.name))
             size = min(images.shape[2:])
