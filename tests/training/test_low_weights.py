@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_lib import Trainer
+from ddpm_lib import GaussianDiffusion, Trainer
 from ddpm_lib.nn.kernels import weight_passes as kernels
 from ddpm_lib.nn.kernels.build import weights_library
+from ddpm_lib.nn.lowering import lowered_copy
 from ddpm_lib.training import learner
 from ddpm_lib.training.low_weights import LowWeights, keeps_low_weights
 from ddpm_lib.training.one_pass import OnePassAdam
@@ -155,17 +158,113 @@ def test_a_weight_that_somebody_changes_is_copied_anew(change: Any) -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("traced", [True, pytest.param(False, id="by .data")])
 def test_a_callback_that_changes_the_weights_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    traced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def halve(trainer: Trainer) -> None:
         with torch.no_grad():
             for p in trainer.diffusion.parameters():
-                p.mul_(0.5)
+                (p if traced else p.data).mul_(0.5)
 
     train(tmp_path / "low", optimizer="adamw", callbacks=[At(1, halve)])
     trained_with_casts(monkeypatch, tmp_path / "cast", optimizer="adamw", callbacks=[At(1, halve)])
     assert_same_runs(tmp_path / "low", tmp_path / "cast")
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with a weight that it computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, off / off.norm(), self.bias, padding=1)
+
+
+class Own(nn.Module):
+    """A network with a layer of which a cast at every call is not all that happens."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.kind = kind
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.middle = {
+            "standardised": lambda: Standardised(16, 16, 3, padding=1),
+            "weight norm": lambda: nn.utils.parametrizations.weight_norm(conv),
+            "weight norm by a hook": lambda: nn.utils.weight_norm(conv),
+            "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(conv),
+            "spectral norm by a hook": lambda: nn.utils.spectral_norm(conv),
+        }.get(kind, lambda: conv)()
+        self.time, self.table = nn.Linear(1, 16), nn.Embedding(4, 16)
+        if kind == "shared":
+            self.score = nn.Linear(16, 4)
+            self.score.weight = self.table.weight
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        e = (t[:, None] / 1000).float()
+        if self.kind == "float32 on the way":
+            with torch.autocast(x.device.type, enabled=False):
+                e = self.time(e)
+        else:
+            e = self.time(e)
+        if self.kind == "read":
+            e = e * self.time.weight.norm()
+        if self.kind == "shared":
+            e = e + self.table(t.long() % 4) + self.score(e).sum()
+        return self.last(self.middle(self.first(x) + e[:, :, None, None]))
+
+
+KINDS = [
+    "standardised",
+    "weight norm",
+    "weight norm by a hook",
+    "spectral norm",
+    "spectral norm by a hook",
+    "float32 on the way",
+    "read",
+    "shared",
+]
+
+
+@needs_kernel
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_ones_own_compute_what_autocast_does(
+    kind: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`known`: as if the library had written the network, which then leaves autocast nowhere, and
+    reads weights in no other way.
+    """
+    if known:
+        if kind in ("float32 on the way", "read"):
+            return
+        monkeypatch.setattr("ddpm_lib.nn.lowering._KNOWN", ("",))
+    torch.manual_seed(0)
+    process = GaussianDiffusion(Own(kind), image_size=8, channels=3)
+    low = LowWeights(process, OnePassAdam(process.parameters(), fused=True))
+    assert ("model.first.weight" in low.pairs) is known
+    images, t, state = torch.rand(4, 3, 8, 8), torch.arange(4), deepcopy(process.state_dict())
+
+    def results(network: Any) -> list[Tensor]:
+        process.load_state_dict(state)  # with what spectral norm keeps between calls
+        process.zero_grad()
+        given = {"uniform": torch.linspace(0, 0.9, 4).double().numpy()}
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = network(images, None, noise=torch.ones_like(images), **given).mean()
+        loss.backward()
+        return [loss, *(p.grad.clone() for p in process.parameters() if p.grad is not None)]
+
+    wanted = results(process)
+    found = results(low.call(process, summed=True))
+    low.close()
+    assert len(found) == len(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+    process.load_state_dict(state)
+    network = process.model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = network(images, t)  # what hooks have made can be copied now
+        assert torch.equal(lowered_copy(network, torch.bfloat16)(images, t), wanted)
 
 
 @needs_kernel

@@ -35,11 +35,12 @@ class _Pair:
 
 class LowWeights:
     """Copies in bfloat16 of what autocast casts at every forward pass: the weights of convolutions
-    and linear layers.
+    and linear layers (`cast_layers`).
 
     The network computes with the copies, and gets the same numbers bit by bit: they are rounded as
     autocast rounds. `OnePassAdam` writes them while it writes the weights, and reads the gradients
     as the layers leave them, in bfloat16; after any other change of a weight its copy is made anew.
+    One by `weight.data` leaves no trace: `forget` after whatever may do that.
 
     Args:
         process: The process whose `model` is trained, on its device.
@@ -77,6 +78,11 @@ class LowWeights:
 
         return called
 
+    def forget(self) -> None:
+        """Make all copies anew before the next call."""
+        for pair in self.pairs.values():
+            pair.seen = _NEVER
+
     def close(self) -> None:
         """Let gradients be float32 again, for whoever trains the network after this run."""
         for trained in (pair.trained for pair in self.pairs.values()):
@@ -99,8 +105,7 @@ class LowWeights:
         if getattr(optimizer, "has_narrowed", False):
             self._note(list(self.pairs.values()))
         else:
-            for pair in self.pairs.values():
-                pair.seen = _NEVER
+            self.forget()
 
     @staticmethod
     def _note(pairs: list[_Pair]) -> None:

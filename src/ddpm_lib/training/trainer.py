@@ -25,7 +25,7 @@ from ddpm_lib.runtime.rendezvous import destroy_group
 from ddpm_lib.runtime.trackers import finishers, log_to_trackers, start_trackers
 from ddpm_lib.runtime.watchdog import Watchdog, leave_at_once, rendezvous_store
 from ddpm_lib.training.batches import TrainingBatches
-from ddpm_lib.training.callbacks.base import Callback, TrainingView
+from ddpm_lib.training.callbacks.base import Callback, TrainingView, is_the_users
 from ddpm_lib.training.claim import claimed
 from ddpm_lib.training.cleanup import run_all
 from ddpm_lib.training.config import TrainingConfig
@@ -281,6 +281,8 @@ class Trainer(SavedRun):
         for callback in self.callbacks:
             self.watchdog.mark(self.step, f"{callback.name}.{hook}")
             getattr(callback, hook)(view)
+            if self.learner.low is not None and is_the_users(callback):
+                self.learner.low.forget()
         row = self.run_log.flush(len(self.dataset))
         if row is not None and self.is_main:
             values = {k: v for k, v in row.items() if k != "step"}

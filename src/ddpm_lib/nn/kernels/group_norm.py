@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.kernels.build import library
-from ddpm_lib.nn.kernels.norm_formula import differentiable_backward
+from ddpm_lib.nn.kernels.norm_formula import by_formula, differentiable_backward
 from ddpm_lib.nn.kernels.norm_on_gpu import TritonNormAct, triton_fits
 from ddpm_lib.nn.kernels.position_masks import draw_seed, drop_by_position, threshold_of
 
@@ -78,7 +78,8 @@ def _norm_act(
     by_position = 0 < dropout < 1 and _drops_by_position(x)
     seed = draw_seed() if by_position else 0
     on_gpu = _has_triton(x, norm)
-    if not on_gpu and not _has_kernel(x, norm):
+    apart = any(v is not None and v.device != x.device for v in (add, scale, shift))
+    if apart or (not on_gpu and not _has_kernel(x, norm)):
         y = _eager(x, norm, add, scale, shift, act)
         return drop_by_position(y, seed, dropout) if by_position else _dropout(y, dropout), x
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -86,8 +87,10 @@ def _norm_act(
     if scale is not None and shift is not None:
         factor = 1 + scale.to(wide)
         gamma, beta = gamma * factor, torch.addcmul(shift.to(wide), beta, factor)
+        if gamma.shape != x.shape[:2]:  # one row for all samples
+            gamma, beta = gamma.expand(x.shape[:2]), beta.expand(x.shape[:2])
     if add is not None:
-        add = add.to(wide)
+        add = add.to(wide).expand(x.shape[:2])
     if on_gpu:
         y, past = TritonNormAct.apply(x, add, gamma, beta, norm.num_groups, norm.eps, act)
         return drop_by_position(y, seed, dropout) if by_position else _dropout(y, dropout), past
@@ -127,7 +130,7 @@ def _has_triton(x: Tensor, norm: nn.GroupNorm) -> bool:
     """Say whether the kernel for GPUs does this one; a cheap no first."""
     if x.device.type not in GPUS or x.ndim != 4 or torch.compiler.is_compiling() or not plain(x):
         return False
-    return triton_fits(x, norm)
+    return type(norm) is nn.GroupNorm and not watched(norm) and triton_fits(x, norm)
 
 
 def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
@@ -141,9 +144,12 @@ def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
         return False
     if (
         not plain(x)
+        or type(norm) is not nn.GroupNorm
+        or watched(norm)
         or norm.weight is None
         or x.numel() == 0
         or x.shape[1] != norm.num_channels  # torch has the error for it
+        or norm.weight.device != x.device  # and for this
         or not x.is_contiguous(memory_format=torch.channels_last)
     ):
         return False
@@ -154,11 +160,27 @@ def _has_kernel(x: Tensor, norm: nn.GroupNorm) -> bool:
 
 def plain(x: Tensor) -> bool:
     """Say whether x is memory with numbers in it, not a stand-in of torch.func, torch.export or a
-    tracer.
+    tracer, and nothing else is one either: torch.func takes no gradient of a kernel at all.
     """
     if torch.autograd.forward_ad._current_level >= 0 or torch.jit.is_tracing():
         return False
+    if torch._C._are_functorch_transforms_active():
+        return False
     return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def watched(module: nn.Module) -> bool:
+    """Say whether somebody waits for calls of a module, which a kernel does not make: by a hook, or
+    by a forward in place of its own.
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or torch.nn.modules.module._has_any_global_hook()
+    )
 
 
 def _pointer(x: Tensor | None) -> int | None:
@@ -203,7 +225,7 @@ class _NormAct(torch.autograd.Function):
         add = None if add is None else add.contiguous()
         gamma, beta = gamma.contiguous(), beta.contiguous()
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        stats = torch.empty(2, x.shape[0], groups, dtype=gamma.dtype)
+        stats = torch.empty(2, x.shape[0], groups, dtype=gamma.dtype, device=x.device)
         stride = gamma.shape[-1] if gamma.ndim == 2 else 0
         lib = library()
         assert lib is not None
@@ -232,7 +254,7 @@ class _NormAct(torch.autograd.Function):
         x, add, gamma, beta, stats = ctx.saved_tensors
         if grad is None:
             return past, *(None,) * 8
-        if torch.is_grad_enabled():  # gradients of gradients are wanted (create_graph=True)
+        if by_formula(grad, past):
             options = (ctx.groups, ctx.eps, ctx.act, ctx.seed, ctx.dropout)
             dx, *others = differentiable_backward(grad, x, add, gamma, beta, *options)
             return dx if dx is None or past is None else dx + past, *others
@@ -240,7 +262,7 @@ class _NormAct(torch.autograd.Function):
             past = past.to(x.dtype).contiguous(memory_format=torch.channels_last)
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
-        per_channel = torch.empty(3, x.shape[0], x.shape[1], dtype=gamma.dtype)
+        per_channel = torch.empty(3, *x.shape[:2], dtype=gamma.dtype, device=x.device)
         d_add, d_gamma, d_beta = per_channel.unbind(0)
         lib = library()
         assert lib is not None

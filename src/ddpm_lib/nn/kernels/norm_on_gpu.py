@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lib.nn.kernels.norm_formula import differentiable_backward
+from ddpm_lib.nn.kernels.norm_formula import by_formula, differentiable_backward
 
 logger = logging.getLogger("ddpm_lib")
 
@@ -34,7 +34,7 @@ def triton_fits(x: Tensor, norm: nn.GroupNorm) -> bool:
     if x.dtype not in DTYPES or norm.weight is None or norm.weight.dtype != torch.float32:
         return False
     _, c, h, w = x.shape
-    if c != norm.num_channels or x.numel() == 0:
+    if c != norm.num_channels or x.numel() == 0 or norm.weight.device != x.device:
         return False  # torch has the error for it
     too_large = h * w > 64 * _MOST_TILES or c // norm.num_groups > _MOST_CHANNELS
     if too_large or not x.is_contiguous(memory_format=torch.channels_last):
@@ -138,7 +138,7 @@ class TritonNormAct(torch.autograd.Function):
         x, add, gamma, beta, stats = ctx.saved_tensors
         if grad is None:
             return past, *(None,) * 6
-        if torch.is_grad_enabled():  # gradients of gradients are wanted (create_graph=True)
+        if by_formula(grad, past):
             options = (ctx.groups, ctx.eps, ctx.act, 0, 0.0)
             dx, *others = differentiable_backward(grad, x, add, gamma, beta, *options)
             return dx if dx is None or past is None else dx + past, *others[:-2]

@@ -19,7 +19,7 @@ def draw_seed() -> int:
     """Draw the seed of one mask from torch's global generator: whoever seeds that, or sets it back
     as gradient checkpointing does, gets the same mask again.
     """
-    return int(torch.randint(2**63 - 1, ()))
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
 def kept(seed: int, shape: tuple[int, int, int], p: float) -> Tensor:

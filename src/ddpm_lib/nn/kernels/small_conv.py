@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddpm_lib.nn.kernels.group_norm import plain
+from ddpm_lib.nn.kernels.group_norm import plain, watched
+from ddpm_lib.nn.kernels.norm_formula import by_formula
 from ddpm_lib.nn.kernels.winograd import winograd, winograd_fits
 
 _SMALL, _LITTLE = 16, (64, 32)
@@ -52,8 +53,7 @@ def _is_plain(x: Tensor, conv: nn.Module) -> bool:
         and not torch._C._len_torch_dispatch_stack()  # FlopCounterMode counts torch's operations
         and plain(x)
         and (type(conv.weight) is nn.Parameter or plain(conv.weight))
-        and not conv._forward_hooks
-        and not conv._forward_pre_hooks
+        and not watched(conv)
     )
 
 
@@ -88,7 +88,7 @@ class _SmallConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        whole = torch.is_grad_enabled()  # gradients of gradients are wanted (create_graph=True)
+        whole = by_formula(grad)
         of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
             grad,
             x,

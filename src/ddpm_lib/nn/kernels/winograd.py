@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.kernels.build import convolution_library
+from ddpm_lib.nn.kernels.norm_formula import by_formula
 
 _LEAST = 64
 """Squares of 2×2 output pixels, over the batch, from which on transforming the weight pays."""
@@ -25,6 +26,8 @@ def winograd_fits(x: Tensor, conv: nn.Conv2d) -> bool:
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or conv.weight.dtype != torch.float32:
         return False
+    if conv.weight.device != x.device:
+        return False  # torch has the error for it
     b, c, h, w = x.shape
     if c != conv.in_channels or b * ((h + 1) // 2) * ((w + 1) // 2) < _LEAST:
         return False
@@ -64,7 +67,7 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # gradients of gradients are wanted (create_graph=True)
+        if by_formula(grad):
             sizes = [weight.shape[0]] if ctx.biased else None
             wanted = [of_x, of_weight, of_bias]
             places = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
@@ -88,10 +91,11 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool =
         k, out, into = weight.shape[1], into, out
         start += weight.element_size() * 2 * (row + column)
         row, column = -row, -column
-    transformed = torch.empty(16 * c * k)
+    transformed = x.new_empty(16 * c * k)
     strides = (ctypes.c_int64 * 4)(out, into, row, column)
     lib.winograd_weight(start, c, k, strides, transformed.data_ptr(), threads)
-    y = torch.empty((b, k, h, w), memory_format=torch.channels_last)
+    like = {"dtype": x.dtype, "device": x.device}  # not torch's defaults, which may be others
+    y = torch.empty((b, k, h, w), memory_format=torch.channels_last, **like)
     given = None if bias is None else bias.contiguous()
     lib.winograd_forward(
         *(x.data_ptr(), b, h, w, c, k, transformed.data_ptr()),
@@ -105,7 +109,7 @@ def _gradients(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     lib = convolution_library()
     assert lib is not None
     (b, c, h, w), k = x.shape, weight.shape[0]
-    of_weight, of_bias = torch.empty_like(weight), torch.empty(k)
+    of_weight, of_bias = torch.empty_like(weight), weight.new_empty(k)
     strides = (ctypes.c_int64 * 4)(*of_weight.stride())
     lib.winograd_weight_gradient(
         *(x.data_ptr(), grad.data_ptr(), b, h, w, c, k, strides),

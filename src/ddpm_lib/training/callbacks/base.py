@@ -249,6 +249,11 @@ def check_callbacks(given: Callback | Iterable[Callback] | None) -> list[Callbac
     return found
 
 
+def is_the_users(callback: Callback) -> bool:
+    """Say whether a callback is not the library's own, so that nobody knows what it changes."""
+    return not type(callback).__module__.startswith("ddpm_lib.")
+
+
 def _check_hooks(callback: Callback) -> None:
     kind, hooks = type(callback), [name for name in dir(Callback) if name.startswith("on_")]
     unknown = [
