@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -173,3 +174,38 @@ def test_sets_that_do_not_fit_are_told_of_it(folder: Path, cache: Path) -> None:
     data = opened(folder, "auto", cache_limit_mb=0)
     assert not data.in_memory
     assert any("--cache disk" in note for note in data.notes)
+
+
+def test_a_whole_set_of_somebody_elses_is_read_without_a_right_to_write(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = pixels(opened(folder))
+
+    def refused(path: Path, flags: int, *_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    no_decoding(monkeypatch)
+    monkeypatch.setattr(disk_cache, "open_own", refused)
+    assert torch.equal(pixels(opened(folder)), want)
+
+
+@pytest.mark.parametrize("how", ["a file in its place", "no right", "a quota"])
+def test_a_cache_that_cannot_be_written_to_is_an_error_that_says_what_to_do(
+    how: str, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = errno.EDQUOT if how == "a quota" else errno.EACCES
+
+    def refused(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    if how == "a file in its place":
+        cache.parent.parent.mkdir(exist_ok=True)
+        cache.parent.write_text("")
+    elif how == "no right":
+        monkeypatch.setattr(disk_cache, "open_own", refused)
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refused, raising=False)
+    with pytest.raises(ValueError, match=r'cannot be kept in .*DDPM_LIB_CACHE.*cache="none"'):
+        opened(folder)
+    assert not list(cache.rglob("*.npy"))
+    assert len(opened(folder, "none")) == 12

@@ -77,13 +77,18 @@ def mapped_images(
     folder = cache_folder() / FOLDER / decoded_digest(source, spec)
     shape = (len(source), *spec.shape)
     megabytes = f"{int(np.prod(shape)) * spec.dtype.itemsize / 1e6:,.1f} MB"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, shape, spec, way):
-        found = _read(folder, shape, spec.dtype)
-        if found is not None:
-            notes.append(f"{shape[0]:,} images decoded before, in {folder / _PIXELS} ({megabytes})")
-            return found
-        scan = _write(folder, shape, source, spec, way)
+    found = _read(folder, shape, spec.dtype)  # of somebody else's cache, too
+    if found is None:
+        with _said(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = open_own(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        with _alone(handle, folder, shape, spec, way):
+            found = _read(folder, shape, spec.dtype)
+            if found is None:
+                scan = _write(folder, shape, source, spec, way)
+    if found is not None:
+        notes.append(f"{shape[0]:,} images decoded before, in {folder / _PIXELS} ({megabytes})")
+        return found
     notes.append(
         f"{shape[0]:,} images decoded once into {folder / _PIXELS} ({megabytes},"
         f" {scan.seconds:.1f} s)"
@@ -131,11 +136,12 @@ def _write(
     for left in folder.glob(f".{_PIXELS}.*.tmp"):  # of a process that was killed
         left.unlink(missing_ok=True)
     try:
-        os.close(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-        pixels = np.lib.format.open_memmap(aside, "w+", dtype=spec.dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk says so now, not by SIGBUS while decoding
-            with open(aside, "rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, aside.stat().st_size)
+        with _said(folder):
+            os.close(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+            pixels = np.lib.format.open_memmap(aside, "w+", dtype=spec.dtype, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk says so now, not by SIGBUS later
+                with open(aside, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, aside.stat().st_size)
         scan = decode_all(
             source, spec, keep=True, num_workers=way.workers, log=way.log, into=pixels
         )
@@ -167,13 +173,32 @@ def _write(
 
 
 @contextlib.contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    """Turn the refusal of a cache that cannot be written to into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"Decoded images cannot be kept in {folder} ({error.strerror or error}). Set"
+            " DDPM_LIB_CACHE to a folder that can be written to, or use"
+            f" {spelling.option('cache', 'ram')} or {spelling.option('cache', 'none')}."
+        ) from error
+
+
+@contextlib.contextmanager
 def _alone(
-    folder: Path, shape: tuple[int, ...], spec: DecodeSpec, way: ReadingOptions
+    handle: int, folder: Path, shape: tuple[int, ...], spec: DecodeSpec, way: ReadingOptions
 ) -> Iterator[None]:
     """Wait while another process decodes this set; where there are no locks each does it, and the
     last one's files stay.
+
+    Args:
+        handle: The open file that is locked; it is closed.
+        folder: Of the set.
+        shape: Of the images.
+        spec: How to fit them.
+        way: How the source is read.
     """
-    handle = open_own(folder / ".lock", os.O_RDWR | os.O_CREAT)
     locked, told = False, False
     try:
         while not locked and _read(folder, shape, spec.dtype) is None:
