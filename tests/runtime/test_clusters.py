@@ -113,7 +113,16 @@ def test_one_process_stays_one_process(
 
 
 @pytest.mark.parametrize(
-    ("nodes", "host"), [("n1", "n1"), ("a[01-3,7],b", "a01"), ("x-y[9]", "x-y9"), ("p,q", "p")]
+    ("nodes", "host"),
+    [
+        ("n1", "n1"),
+        ("a[01-3,7],b", "a01"),
+        ("x-y[9]", "x-y9"),
+        ("p,q", "p"),
+        ("rack[0-1]node[04-7],z", "rack0node04"),
+        ("n[2,5-6]-ib", "n2-ib"),
+        ("n[1-3].example.org", "n1.example.org"),
+    ],
 )
 def test_first_host(nodes: str, host: str) -> None:
     assert first_host(nodes) == host

@@ -78,11 +78,11 @@ def adopt_slurm_ranks() -> None:
 def first_host(nodes: str) -> str:
     """Return the first host of a SLURM list.
 
-    >>> [first_host(s) for s in ("n1", "gpu[03-05,9],cpu1", "a-b[7]", "")]
-    ['n1', 'gpu03', 'a-b7', '']
+    >>> [first_host(s) for s in ("n1", "gpu[03-05,9],cpu1", "r[0-1]n[2-3]-ib,x", "")]
+    ['n1', 'gpu03', 'r0n2-ib', '']
     """
-    match = re.match(r"([^\[,]*)(?:\[(\d+))?", nodes)
-    return (match[1] + (match[2] or "")) if match else ""
+    first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[(\d*)[^\]]*\]", r"\1", first[0]) if first else ""
 
 
 def launched_processes(cpu: bool) -> int:
