@@ -12,7 +12,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-gpu-results} device=${DEVICE:-cuda} python=${PYTHON:-python} failed=0
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit
-rm -f "$out"/*.json "$out"/*.log "$out"/table.md
+rm -f "$out"/smoke.json "$out"/profile-*.json "$out"/{smoke,profile-*,command-line}.log "$out"/table.md
 export PYTHONUNBUFFERED=1 PYTHONPATH="$here/../src${PYTHONPATH:+:$PYTHONPATH}"
 quick=${QUICK:+--quick}
 limit=()
@@ -40,12 +40,12 @@ profiled() {   # profiled NAME SECONDS OPTIONS…
 }
 
 command_line() {
-    local run=$out/command-line/run program="$python -m ddpm_lib.cli"
+    local run=$out/command-line/run program=("$python" -m ddpm_lib.cli)
     rm -rf "$out/command-line" && mkdir -p "$out/command-line" || return
-    $program train shapes --output-dir "$run" --device "$device" --max-steps "$1" --batch-size 16 \
+    "${program[@]}" train shapes --output-dir "$run" --device "$device" --max-steps "$1" --batch-size 16 \
         --compile false --no-progress &&
-        $program sample "$run" -n 4 --device "$device" --num-steps 2 &&
-        $program status "$run"
+        "${program[@]}" sample "$run" -n 4 --device "$device" --num-steps 2 &&
+        "${program[@]}" status "$run"
 }
 
 if [ "$device" = cuda ]; then

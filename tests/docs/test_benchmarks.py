@@ -197,6 +197,27 @@ def test_the_command_for_a_gpu_runs_on_a_cpu(tmp_path):
     assert "| cifar10 bf16, 4 |" in table or "| cifar10 no, 4 |" in table
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script for bash")
+def test_the_command_for_a_gpu_removes_its_own_files_only(tmp_path):
+    python, folder = tmp_path / "an environment" / "python", tmp_path / "my results"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$CALLS"\n')
+    python.chmod(0o755)
+    folder.mkdir()
+    mine, old = folder / "train_step.json", [folder / "smoke.json", folder / "profile-9.json"]
+    for path in (mine, folder / "notes.log", *old):
+        path.write_text("{}")
+    calls = {"PYTHON": str(python), "CALLS": str(tmp_path / "calls")}
+    environment = {**os.environ, **calls, "DEVICE": "cpu", "QUICK": "1"}
+    command = ["bash", str(FOLDER / "gpu.sh"), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mine.exists()
+    assert (folder / "notes.log").exists()
+    assert not any(path.exists() for path in old)
+    assert "-m ddpm_lib.cli train shapes" in (tmp_path / "calls").read_text()
+
+
 @pytest.mark.slow
 @needs_peers
 @pytest.mark.parametrize("name", ["train_step", "train_loop", "sample", "data", "startup"])
