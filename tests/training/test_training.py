@@ -276,6 +276,28 @@ def test_global_random_state_does_not_matter(tmp_path: Path) -> None:
     assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("when", ["before", "between two pieces", "in a callback"])
+def test_gradients_that_somebody_else_left_are_no_part_of_a_step(
+    when: str, precision: str, tmp_path: Path
+) -> None:
+    def leave(trainer: Trainer) -> None:
+        trainer.diffusion(torch.rand(2, 3, 8, 8)).backward()
+
+    options = {"max_steps": 2, "mixed_precision": precision}
+    tiny_trainer(tmp_path / "a", **options).train()
+    other = tiny_trainer(
+        tmp_path / "b", callbacks=[At(1, leave)] if when == "in a callback" else [], **options
+    )
+    if when == "before":
+        leave(other)
+    if when == "between two pieces":
+        other.train(1)
+        leave(other)
+    other.train()
+    assert_same_tensors(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
+
+
 def test_accumulation_is_the_same_batch(tmp_path: Path) -> None:
     """One micro-batch or three: same images, noise and levels; gradients differ in summation order
     only.

@@ -47,7 +47,8 @@ class MicroBatch:
 
 
 class EagerPass:
-    """Does one operation after the other; the gradient of the mean loss is added to what is there.
+    """Does one operation after the other; the gradient of the mean loss is added to that of the
+    step's micro-batches before it, and to nothing that somebody else has left.
 
     Args:
         network: The process as accelerate prepared it.
@@ -67,11 +68,15 @@ class EagerPass:
     ) -> None:
         self.network, self.forward, self.accelerator = network, forward, accelerator
         self.pull, self.low = pull, low
+        self._weights = list(forward.diffusion.parameters())
 
     def __call__(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the losses (b,) on the device and the levels t (b,) on the CPU."""
         where = (part.batch, part.rows, part.step, part.slot)
         network: Callable[..., Any] = self.network
+        if part.index == 0:  # of a trial before the training, or of a callback
+            for weight in self._weights:
+                weight.grad = None
         if self.low is not None:
             network = self.low.call(self.network, summed=part.count > 1)
         per_image, t = self.forward(network, *where)
