@@ -106,7 +106,7 @@ def test_what_goes_back_into_the_queue(here: Path, word: str, code: int) -> None
     """Run with stand-ins for the commands: the exit code is kept, and cut-off runs are requeued."""
     (here / "bin").mkdir()
     for name, body in {
-        "srun": f'echo "$@" > said; exit {code}',
+        "srun": f'echo "$@" > said; echo $SRUN_CPUS_PER_TASK > cpus; exit {code}',
         "ddpm": f"[ \"$*\" = 'status --word runs/a b' ] && echo {word}",
         "scontrol": 'echo "$@" >> queue',
     }.items():
@@ -116,8 +116,13 @@ def test_what_goes_back_into_the_queue(here: Path, word: str, code: int) -> None
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=here,
-        env={"PATH": f"{here}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "7"},
+        env={
+            "PATH": f"{here}/bin:/usr/bin:/bin",
+            "SLURM_JOB_ID": "7",
+            "SLURM_CPUS_PER_TASK": "4",
+        },
     )
+    assert (here / "cpus").read_text() == "4\n"
     assert done.returncode == code
     assert (here / "said").read_text() == "ddpm train it's\n"
     again = (here / "queue").read_text() if (here / "queue").exists() else ""

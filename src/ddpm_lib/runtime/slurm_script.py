@@ -117,6 +117,8 @@ def slurm_script(job: Job, train: list[str], run: str) -> str:
         *(f"#SBATCH --{option}" for option in asked),
         "",
         "export HF_HUB_OFFLINE=1",
+        # Since SLURM 22.05 srun does not ask for what the job has: a task would get one CPU.
+        'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
         f"srun {'--kill-on-bad-exit=1 ' if several else ''}{shlex.join(train)}",
         "code=$?",
         f'case "$(ddpm status --word {run})" in',
