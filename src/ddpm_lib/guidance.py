@@ -115,7 +115,8 @@ class Guidance:
         parts: Names of conditions, each with a scale of its own.
 
     Raises:
-        ValueError: If the interval is not 0 ≤ lo < hi ≤ 1 or rescale is outside [0, 1].
+        ValueError: If a scale is not finite, the interval not 0 ≤ lo < hi ≤ 1, or rescale outside
+            [0, 1].
     """
 
     scale: float = 1.0
@@ -132,6 +133,7 @@ class Guidance:
         for name, value in (
             ("guidance_scale", self.scale),
             ("classifier_scale", self.classifier_scale),
+            ("partner_scale", self.partner_scale),
             *((f"guidance_scale of {name!r}", scale) for name, scale in self.parts),
         ):
             if not math.isfinite(value):

@@ -87,6 +87,9 @@ def test_a_sweep_changes_one_thing_from_column_to_column(run: Path, tmp_path: Pa
     settings = yaml.safe_load((tmp_path / "c" / "settings.yaml").read_text())
     assert settings["sweep"] == "colour"
     assert settings["columns"] == 8
+    many = ["--sweep", "size=0.5,0.6,0.7", "--num", 37, "--format", "gif"]  # a GIF shows 36
+    assert ddpm("sample", run, *DRAW, *many, "--output-dir", tmp_path / "d") == 0
+    assert list((tmp_path / "d").glob("*.gif"))
 
 
 def test_conditions_are_read_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

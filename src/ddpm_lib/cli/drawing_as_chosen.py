@@ -9,9 +9,8 @@ import torch
 
 from ddpm_lib.cli import autoguide, options
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps, usual_sampler, usual_spacing
-from ddpm_lib.process.sampling import stored_partner
+from ddpm_lib.process.sampling import can_guide, stored_partner
 from ddpm_lib.process.sampling_default import Chosen, choose_sampling
 from ddpm_lib.runs.loading import LoadedRun
 
@@ -60,7 +59,7 @@ def chosen_by(
         "guide_by": guide_by,
         "guide_scale": command.guide_scale,
     }
-    able = bool(set(cond) & set(guidable(loaded.diffusion.conditioners)))
+    able = can_guide(loaded.diffusion.conditioners, cond)
     default, jumps = loaded.diffusion.sampling_default, loaded.diffusion.denoiser.jumps
     return choose_sampling(default, wishes, can_guide=able, jumps=jumps)
 

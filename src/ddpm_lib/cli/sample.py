@@ -342,8 +342,9 @@ def draw(
         frames: list[Tensor] = []
         if wants_gif and state.is_main_process:
             shown = min(num, 36)
-            few = {k: v[:shown] for k, v in cond.items()}
-            _, states = diffusion.sample(shown, **{**kwargs, "cond": few}, return_trajectory=40)
+            few = {"cond": {k: v[:shown] for k, v in cond.items()}}
+            few["seeds"] = told.seeds(shown, command.first_index, seed)
+            _, states = diffusion.sample(shown, **{**kwargs, **few}, return_trajectory=40)
             frames = [
                 pictures.make_grid(pictures.preview(moment), command.columns)
                 for moment in states.transpose(0, 1)

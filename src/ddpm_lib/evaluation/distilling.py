@@ -19,7 +19,7 @@ from ddpm_lib.evaluation.student_scores import GateOptions, measure
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs import checkpoint as files
-from ddpm_lib.runs.loading import LoadedRun, find_checkpoints, load_checkpoint, load_run
+from ddpm_lib.runs.loading import Found, LoadedRun, find_checkpoints, load_checkpoint, load_run
 from ddpm_lib.runs.stored_sampling import write_sampling
 from ddpm_lib.runtime.devices import joined_state
 from ddpm_lib.runtime.processes import Processes
@@ -170,15 +170,21 @@ def open_teacher(run: str | Path, checkpoint: str | int = "latest") -> LoadedRun
         CheckpointError: If there is no complete checkpoint.
         ConfigError: If it was tuned before.
     """
-    found = find_checkpoints(run, checkpoint)[-1]
-    state = getattr(found, "state", None)
-    kind = "ema" if state is None or state.ema_decay else "model"
-    loaded = load_checkpoint(found, kind)
+    loaded = load_first_weights(find_checkpoints(run, checkpoint)[-1])
     if loaded.diffusion.denoiser.jumps:
         began = (loaded.state.get("started_from") or {}).get("source")
         also = f" Tune {began} again, with other options." if began else ""
         raise ConfigError(f"{run} was tuned to draw in few steps already.{also}")
     return loaded
+
+
+def load_first_weights(found: Found) -> LoadedRun:
+    """Load the weights that `init_from` begins with: the first average, whichever `tune` chose."""
+    state = getattr(found, "state", None)
+    if state is None:
+        return load_checkpoint(found, "ema")
+    kept = state.ema_decay
+    return load_checkpoint(found, "ema", kept[0]) if kept else load_checkpoint(found, "model")
 
 
 @dataclass(frozen=True)
@@ -300,15 +306,14 @@ class Distillation:
         known = ranks.from_main(read_gate(folder, wanted) if ranks.is_main else None)
         if known is not None:
             return known
-        fresh = load_checkpoint(
-            find_checkpoints(self.source)[-1], self.teacher.weights.split(" ")[0]
-        )
+        fresh = load_first_weights(find_checkpoints(self.source)[-1])
         gate = measure(fresh, student, data, held_out, how, joined_state())
         gate = ranks.from_main(gate)  # the speed is that of one process
         if ranks.is_main:
             found = {"compared": wanted, **gate.to_json()}
-            write_atomically(folder / RECORD, json.dumps(found, indent=1) + "\n")
+            # The record last: where it lies, all was written.
             write_sampling(folder, sampling_of(gate, student, found))
+            write_atomically(folder / RECORD, json.dumps(found, indent=1) + "\n")
         return gate
 
 

@@ -128,7 +128,8 @@ def chosen_for(diffusion: GaussianDiffusion, options: EvaluationOptions) -> Chos
     """Say how the samples of a process are drawn: by the options, and where they do not say, by
     its sampling default.
     """
-    able = "class_label" in guidable(diffusion.conditioners)
+    known = guidable(diffusion.conditioners)
+    able = bool(known) if draws_of_data(diffusion) else "class_label" in known
     wishes = {
         "sampler": options.sampler,
         "num_steps": options.sample_steps,

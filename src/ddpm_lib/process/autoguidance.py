@@ -4,6 +4,7 @@ another average, a smaller network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,16 +85,18 @@ def partner_of(
 
 
 def check_scale(guide_by: Any, guide_scale: float | None) -> None:
-    """Refuse a strength without a partner.
+    """Refuse a strength without a partner, or one that is no number.
 
     Raises:
-        ConfigError: Naming the option that is missing.
+        ConfigError: Naming the option that is missing or wrong.
     """
     if guide_by is None and guide_scale is not None:
         raise ConfigError(
             f"{option('guide_scale', guide_scale)} needs a worse version to move away from: name an"
             f" earlier checkpoint, other weights or another run with {option('guide_by')}."
         )
+    if guide_scale is not None and not math.isfinite(guide_scale):
+        raise ConfigError(f"{option('guide_scale')} must be a finite number; got {guide_scale}.")
 
 
 def _denoiser_of(guide_by: Any) -> Denoiser:

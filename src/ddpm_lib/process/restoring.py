@@ -106,6 +106,7 @@ def restore(
         Images (n, c, *spatial), float32 in [0, 1].
 
     Raises:
+        ConfigError: If the network was tuned for consistency.
         ValueError: If the measurement has another shape than the operator's, values out of range,
             or an option is.
     """
@@ -131,6 +132,7 @@ def restore(
             f"{option('strength')} must be at least 0, got {strength}. 1 is Bayes' rule."
         )
     denoiser = self.denoiser.using(model)
+    denoiser.check_means("restoring")
     problem = make_problem(measurement, operator, noise_std, self.image_shape, denoiser.device)
     chosen = make_method(method, method_options)
     measured = Measured(problem, chosen, float(strength))

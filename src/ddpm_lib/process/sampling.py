@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,8 @@ from ddpm_lib.images import to_unit_range
 from ddpm_lib.process.autoguidance import partner_of
 from ddpm_lib.process.conditions import (
     Cond,
+    Conditioners,
+    Droppable,
     check_guided,
     check_parts,
     fill_nulls,
@@ -173,8 +174,7 @@ def planned(
         classifier_scale: As for `sample`.
         **wishes: Arguments of `sample`, those of `STEPS` and `GUIDANCE`.
     """
-    known = process.conditioners
-    able = any(k in (cond or {}) and not _is_null((cond or {})[k]) for k in guidable(known))
+    able = can_guide(process.conditioners, cond)
     jumps = process.denoiser.jumps
     chosen = choose_sampling(process.sampling_default, wishes, can_guide=able, jumps=jumps)
     how = dict(chosen.arguments)
@@ -193,9 +193,24 @@ def planned(
     )
 
 
-def _is_null(value: Any) -> bool:
-    """Say whether a condition is the null class for every image."""
-    return not isinstance(value, str) and bool(np.all(np.asarray(value) == -1))
+def can_guide(known: Conditioners | None, cond: Mapping[str, Any] | None) -> bool:
+    """Say whether guidance could strengthen one of the conditions that a caller gave: none of those
+    that are null for every image.
+    """
+    given = cond or {}
+    return any(k in given and not _is_null((known or {})[k], given[k]) for k in guidable(known))
+
+
+def _is_null(conditioner: Droppable, value: Any) -> bool:
+    """Say whether a condition is null for every image, the class −1 or a number NaN; words and
+    pictures say something.
+    """
+    try:
+        given = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    is_number = bool(conditioner.null_like(torch.zeros(1)).isnan())
+    return bool((given.isnan() if is_number else given == -1).all())
 
 
 def stored_partner(process: Process, default: SamplingDefault) -> Any:

@@ -104,6 +104,7 @@ class SamplingDefault:
                 "guide_scale": self.guide_scale,
             },
             "evidence": dict(self.evidence),
+            **({} if self.loaded_step is None else {"weights_step": self.loaded_step}),
         }
 
     @property
@@ -191,6 +192,7 @@ def parse_default(values: Any, where: str) -> SamplingDefault:
         calls=whole.whole("calls", 1),
         created=(whole.text("created") or "")[:40],
         evidence=evidence,
+        loaded_step=whole.whole("weights_step", 0),
     )
 
 

@@ -221,11 +221,9 @@ def load_run(
     Raises:
         CheckpointError: If there is no complete checkpoint, or it is of a network that only Python
             code can build.
-        ConfigError: If the weights asked for were not kept.
+        ConfigError: If the weights asked for were not kept, or are said twice.
         HubError: If the hub cannot be reached, or has none of that name.
     """
-    if weights not in ("ema", "model"):
-        raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
     return load_checkpoint(find_checkpoints(path, checkpoint)[-1], weights, ema_decay)
 
 
@@ -237,6 +235,11 @@ def load_checkpoint(
     """Rebuild a trained process from what `find_checkpoints` found; see `load_run`."""
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
+    if weights == "model" and ema_decay is not None:
+        raise ConfigError(
+            f"{option('ema_decay', ema_decay)} names an average, and {option('weights', 'model')}"
+            " the raw weights. Leave one of them out."
+        )
     if isinstance(checkpoint, PretrainedModel):
         return _load_pretrained(checkpoint, weights, ema_decay)
     default = sampling_or_none(checkpoint.run)

@@ -125,10 +125,16 @@ def measure(diffusion: GaussianDiffusion, train: ImageDataset) -> None:
         keep_in_config(diffusion.model)
 
 
-def adopt(diffusion: GaussianDiffusion, saved: RunState | None, run: Path) -> None:
+def adopt(
+    diffusion: GaussianDiffusion, saved: RunState | None, run: Path, say: Callable[[str], None]
+) -> None:
     """Take what a checkpoint has measured, where the network of this program does not say it, and
-    the vectors of texts that its run keeps.
+    the vectors of texts that its run keeps; forget how weights were sampled that now change.
     """
+    if diffusion.sampling_default is not None:
+        origin = diffusion.sampling_default.origin()
+        say(f"Sampling is the library's again: what {origin} chose was for other weights.")
+        diffusion.sampling_default = None
     conditions = data_conditions(diffusion.conditioners)
     if saved is not None and conditions:
         learn_texts(diffusion.conditioners, read_texts(run))

@@ -134,7 +134,7 @@ class PreparedRun(RunContext):
             config = self.config = as_begun(config, began.training)
             self.run_log.save_every = config.cadences.save_every
         before = None if began is None else fraction_held_out(began)
-        adopt(self.diffusion, saved, self.output_dir)
+        adopt(self.diffusion, saved, self.output_dir, self.say)
         left_open = tuple(name for name in OPEN if getattr(config, name) == "auto")
         told = None if saved is None else saved.training
         self.average_is_open = averages_are_open(config, told)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
 from ddpm_lib.evaluation.network_conditions import conditions_of, draws_of_data
 from ddpm_lib.process.conditions import Cond, fill_nulls
+from ddpm_lib.process.level_pairs import CONSISTENCY
 from ddpm_lib.process.network_calls import evaluating
 from ddpm_lib.process.sampling import conditions_for
 from ddpm_lib.process.self_conditioning import SelfConditioned, is_self_conditioned
@@ -41,7 +43,7 @@ def find_subject(run: str | Path, which: str) -> VerifiedCheckpoint:
 
     Raises:
         CheckpointError: If there is none.
-        ConfigError: If it is no run, or several checkpoints are asked for.
+        ConfigError: If it is no run, several checkpoints are asked for, or it was distilled.
     """
     if which == "all":
         raise ConfigError("checkpoint must be one: 'latest', a step or a name; got 'all'.")
@@ -50,6 +52,12 @@ def find_subject(run: str | Path, which: str) -> VerifiedCheckpoint:
         raise ConfigError(
             f"{printable(run)} is a pretrained folder; what is tuned is a run, whose data are known"
             " and which keeps the choice. Tune the run and push it, or save it again."
+        )
+    if found.state.diffusion.get("loss") == CONSISTENCY:
+        raise ConfigError(
+            f"{printable(run)} was tuned to draw in 1 to 4 steps, and solvers that follow a"
+            " trajectory do not fit it: `ddpm distill` chose its number of steps, and sample takes"
+            f" others by {option('num_steps')}. Tune the run that it was made from."
         )
     return found
 

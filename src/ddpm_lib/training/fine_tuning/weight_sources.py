@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.core.hub.folder import PretrainedFolder, is_pretrained
 from ddpm_lib.core.spelling import option
 from ddpm_lib.runs import checkpoint as files
@@ -91,7 +92,7 @@ def of_checkpoint(checkpoint: VerifiedCheckpoint, which: WhichWeights = "auto") 
 def of_folder(folder: PretrainedFolder, which: WhichWeights = "auto") -> StartingWeights:
     """Take the weights of a pretrained folder."""
     config = folder.config
-    averages = [name for name in config.weights if name != "model"]
+    averages = [name for name in config.weights if name not in ("model", PARTNER)]
     _refuse_none(folder.source, which == "ema" and not averages)
     name = averages[0] if averages and which != "model" else "model"
     return StartingWeights(
