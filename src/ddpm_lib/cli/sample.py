@@ -342,7 +342,7 @@ def draw(
         frames: list[Tensor] = []
         if wants_gif and state.is_main_process:
             shown = min(num, 36)
-            few = {"cond": {k: v[:shown] for k, v in cond.items()}}
+            few: dict[str, Any] = {"cond": {k: v[:shown] for k, v in cond.items()}}
             few["seeds"] = told.seeds(shown, command.first_index, seed)
             _, states = diffusion.sample(shown, **{**kwargs, **few}, return_trajectory=40)
             frames = [
