@@ -131,9 +131,9 @@ def test_compiler_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         "convolution": ("convolution_library", "winograd_error"),
         "Muon": ("orthogonal_library", "orthogonal_error"),
     }
-    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setattr(kernels, "compilers", list)
     assert states(kernels.check_kernels()) == {"compiler": "note"}
-    monkeypatch.setattr(kernels, "compiler", lambda: "/usr/bin/g++")
+    monkeypatch.setattr(kernels, "compilers", lambda: ["/usr/bin/g++"])
     for there, error in checked.values():
         monkeypatch.setattr(kernels, there, lambda: None)
         monkeypatch.setattr(kernels, error, lambda: 1e-6)

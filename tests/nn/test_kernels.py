@@ -271,14 +271,15 @@ def test_they_can_be_turned_off(fresh, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_without_a_compiler_torch_computes(fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(build, "compiler", lambda: None)
+    monkeypatch.setattr(build, "compilers", list)
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path))
     assert library() is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="kernels are for Linux")
-def test_a_compiler_that_fails_is_named(fresh, monkeypatch, tmp_path, caplog):
-    fake = tmp_path / "g++"
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Name a compiler that fails, and keep what is compiled in a folder of its own."""
+    fake = tmp_path / "broken"
     fake.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit 0\necho "cannot find the assembler" >&2;'
         " exit 3\n"
@@ -286,12 +287,42 @@ def test_a_compiler_that_fails_is_named(fresh, monkeypatch, tmp_path, caplog):
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "cache"))
+    return fake
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are for Linux")
+def test_a_compiler_that_fails_is_named(fresh, failing, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(build, "compilers", lambda: [str(failing)])
     with caplog.at_level(logging.WARNING, "ddpm_lib"):
         assert library() is None
-    assert str(fake) in caplog.text
+    assert str(failing) in caplog.text
     assert "cannot find the assembler" in caplog.text
     assert not list((tmp_path / "cache").rglob("*.so"))
     assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+@needs_kernel
+def test_where_a_compiler_fails_the_next_is_taken(fresh, failing, caplog):
+    assert build.compilers()[0] == str(failing)
+    with caplog.at_level(logging.WARNING, "ddpm_lib"):
+        assert library() is not None
+    assert not caplog.text
+
+
+@needs_kernel
+def test_where_a_file_cannot_be_loaded_the_next_compiler_is_taken(
+    fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """As of clang, which asks for an OpenMP that torch does not bring."""
+    theirs = tmp_path / "clang++"
+    theirs.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo clang && exit 0\n'
+        'for last; do :; done\n: > "$last"\n'  # a file that is no library
+    )
+    theirs.chmod(0o755)
+    monkeypatch.setenv("CXX", str(theirs))
+    monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "cache"))
+    assert library() is not None
 
 
 @pytest.mark.slow

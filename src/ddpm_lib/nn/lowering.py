@@ -40,7 +40,8 @@ def cast_layers(model: nn.Module) -> list[nn.Module]:
 
 def _is_cast_alone(part: nn.Module) -> bool:
     plain = type(part) in _CAST and part._parameters.keys() <= {"weight", "bias"}
-    return plain and not part._forward_pre_hooks and "forward" not in part.__dict__
+    single = all(p.dtype == torch.float32 for p in part.parameters())  # it leaves float64 as it is
+    return plain and single and not part._forward_pre_hooks and "forward" not in part.__dict__
 
 
 def lower_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -45,10 +45,14 @@ FLAGS = (
 )
 
 
-def compiler() -> str | None:
-    """Return the C++ compiler to use: $CXX, else g++, c++ or clang++; None where there is none."""
+def compilers() -> list[str]:
+    """Return the C++ compilers to try: $CXX, g++, c++ and clang++, those of them that are there.
+
+    What clang compiles can be loaded only where torch brings the OpenMP of LLVM or Intel.
+    """
     names = (os.environ.get("CXX"), "g++", "c++", "clang++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+    found = [path for name in names if name and (path := shutil.which(name))]
+    return list(dict.fromkeys(found))
 
 
 @lru_cache(maxsize=1)
@@ -102,23 +106,24 @@ def _loaded(name: str) -> ctypes.CDLL | None:
     """
     if os.environ.get("DDPM_LIB_KERNELS", "1") == "0" or sys.platform != "linux":
         return None
-    found = compiler()
-    if found is None:
+    found, reasons = compilers(), []
+    if not found:
         logger.info(
             "No C++ compiler (g++) here: torch's own, slower operations run instead of %s.", name
         )
         return None
-    try:
-        return ctypes.CDLL(str(_built(found, name)))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", "") or str(error)
-        logger.warning(
-            "The fast %s could not be compiled with %s; torch's own operations are used. [%s]",
-            KERNELS[name],
-            found,
-            said[-300:],
-        )
-        return None
+    for path in found:
+        try:
+            return ctypes.CDLL(str(_built(path, name)))
+        except (OSError, subprocess.SubprocessError) as error:
+            reasons.append((getattr(error, "stderr", "") or str(error))[-300:])
+    logger.warning(
+        "The fast %s could not be compiled with %s; torch's own operations are used. [%s]",
+        KERNELS[name],
+        " or ".join(found),
+        "] [".join(reasons),
+    )
+    return None
 
 
 def _built(found: str, kernel: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ddpm_lib.core.health import Check
-from ddpm_lib.nn.kernels.build import compiler, convolution_library, library, orthogonal_library
+from ddpm_lib.nn.kernels.build import compilers, convolution_library, library, orthogonal_library
 from ddpm_lib.nn.kernels.group_norm import norm_act
 from ddpm_lib.nn.kernels.norm_on_gpu import triton_kernels
 from ddpm_lib.nn.kernels.orthogonal_steps import orthogonal_error
@@ -27,12 +27,12 @@ def check_kernels() -> Iterator[Check]:
     if os.environ.get("DDPM_LIB_KERNELS", "1") == "0":
         yield Check("kernel", "note", "DDPM_LIB_KERNELS=0 turns it off", "unset it")
         return
-    found = compiler()
-    if found is None:
+    found = compilers()
+    if not found:
         remedy = "apt install g++ (or set CXX): training on a CPU becomes faster"
         yield Check("compiler", "note", "no g++, c++ or clang++", remedy)
         return
-    yield Check("compiler", "ok", found)
+    yield Check("compiler", "ok", ", else ".join(found))
     for name, there, error in (
         ("normalisation", library, kernel_error),
         ("convolution", convolution_library, winograd_error),
