@@ -94,7 +94,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool =
     transformed = x.new_empty(16 * c * k)
     strides = (ctypes.c_int64 * 4)(out, into, row, column)
     lib.winograd_weight(start, c, k, strides, transformed.data_ptr(), threads)
-    like = {"dtype": x.dtype, "device": x.device}  # not torch's defaults, which may be others
+    like: dict[str, Any] = {"dtype": x.dtype, "device": x.device}  # torch's defaults may be others
     y = torch.empty((b, k, h, w), memory_format=torch.channels_last, **like)
     given = None if bias is None else bias.contiguous()
     lib.winograd_forward(
