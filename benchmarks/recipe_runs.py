@@ -2,7 +2,7 @@
 
     python benchmarks/recipe_runs.py train --emoji FONT --sysu DIR --cifar DIR
     python benchmarks/recipe_runs.py train --only 60-32 300-32 --minutes 10 --emoji FONT
-    python benchmarks/recipe_runs.py page        # fill docs/recipes.md, copy two runs' pages
+    python benchmarks/recipe_runs.py page        # fill docs/recipes.md, and keep two pages of runs
 
 Each is one command of one thread on the CPU, which plans and trains; this file only writes the
 images, reads the records of the run, and draws 32 samples. The photographs are SYSU-Shape and

@@ -68,7 +68,7 @@ class EagerPass:
     ) -> None:
         self.network, self.forward, self.accelerator = network, forward, accelerator
         self.pull, self.low = pull, low
-        self._weights = list(forward.diffusion.parameters())
+        self._weights = list(network.parameters())
 
     def __call__(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the losses (b,) on the device and the levels t (b,) on the CPU."""
