@@ -177,7 +177,8 @@ def page(root: Path) -> None:
         if name in KEPT:
             run = root / "runs" / f"{name}-{one['minutes']:g}"
             text = (run / "report.html").read_text(encoding="utf-8")
-            text = text.replace(f"{root.resolve()}/", "")  # where this machine keeps its files
+            here = str(root.resolve())  # where this machine keeps its files
+            text = text.replace(f"{here}/", "").replace(here, ".")
             (PAGES / f"recipe-{name}.html").write_text(text, encoding="utf-8")
     text = MADE.sub(lambda _: table(found), PAGE.read_text(encoding="utf-8"))
     PAGE.write_text(text, encoding="utf-8")

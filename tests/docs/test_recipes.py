@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -39,3 +40,17 @@ def test_the_stored_plans_are_those_of_the_rules(recipes: Any) -> None:
     for name in ("batch_size", "patch_size", "predicts", "classes", "copies_from", "parameters"):
         assert now[name] == stored[name], name
     assert now.keys() == stored.keys()
+
+
+def test_what_was_trained_is_what_the_page_says(recipes: Any) -> None:
+    """And the pages of the runs that it links are there, and name no place of a machine."""
+    runs = importlib.import_module("recipe_runs")
+    found = json.loads(runs.RESULTS.read_text("utf-8"))
+    (printed,) = runs.MADE.findall(runs.PAGE.read_text("utf-8"))
+    assert printed == runs.table(found)
+    linked = [one["recipe"] for one in found if one["recipe"] in runs.KEPT]
+    assert linked
+    for name in linked:
+        page = (runs.PAGES / f"recipe-{name}.html").read_text(encoding="utf-8")
+        assert "images/32/emoji" in page
+        assert re.search(r"/(?:home|root|Users|tmp|mnt|srv|work)/", page) is None
