@@ -258,7 +258,8 @@ def _measured(
     chosen, groups = _listed(source, listed, data)
     together = source.groups
     if together is not None:  # slices of one volume stay together, whatever a list says
-        groups = joined(groups, together if listed is None else together[chosen.rows])  # type: ignore[attr-defined]
+        own = together if listed is None else together[chosen.rows]  # type: ignore[attr-defined]
+        groups = joined(groups, own)
     opened = _finish(chosen, spec, way)
     opened.groups = None if groups is None else groups[opened.rows]
     opened.opened_with = options

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 PROBE_STEPS = 3
 """Steps that are timed."""
 _NOT_REHEARSED = (
-    *("val_data", "val_condition", "output_dir", "max_hours", "stop_when", "augment", "progress"),
+    "val_data",
+    "val_condition",
+    "output_dir",
+    "max_hours",
+    "stop_when",
+    "augment",
+    "progress",
 )
 """Options of a run that its rehearsal does without."""
 
