@@ -256,10 +256,9 @@ def _measured(
 
     source, spec = open_values(data, values, options)
     chosen, groups = _listed(source, listed, data)
-    together = source.groups
-    if together is not None:  # slices of one volume stay together, whatever a list says
-        own = together if listed is None else together[chosen.rows]  # type: ignore[attr-defined]
-        groups = joined(groups, own)
+    own = source.groups  # slices of one volume stay together, whatever a list says
+    if own is not None:
+        groups = joined(groups, own[chosen.rows] if isinstance(chosen, ListedSource) else own)
     opened = _finish(chosen, spec, way)
     opened.groups = None if groups is None else groups[opened.rows]
     opened.opened_with = options
