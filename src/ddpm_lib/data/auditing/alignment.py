@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_lib.data.auditing.descriptors import light, warped
+from ddpm_lib.data.auditing.descriptors import grid_of, light, warped
 
 _TURN = torch.tensor([0.25, 0.5, 0.25])
 _FLOOR = 1.0 / 255
@@ -55,17 +55,23 @@ def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
     flat = still.flatten(1)
     contrast = (flat - flat.mean(1, keepdim=True)).norm(dim=1, keepdim=True).clamp_min(1e-3)
     gx, gy, goal = gx / contrast, gy / contrast, _unit(flat)
-    down = torch.stack([gx * x, gy * y, gx * y, gy * x, gx, gy], 1)
-    down = down - down.mean(2, keepdim=True)
-    down = down - (down @ goal[:, :, None]) * goal[:, None, :]
-    curve = down @ down.transpose(1, 2)
+    down = flat.new_empty(len(flat), 6, flat.shape[1])
+    for k, (slope, by) in enumerate(((gx, x), (gy, y), (gx, y), (gy, x), (gx, None), (gy, None))):
+        down[:, k] = slope if by is None else slope * by
+    # Of each row only what is left of it without its mean and the goal counts. Both are taken off
+    # the products, which are few, instead of the rows: what is multiplied later has no mean.
+    mean, along = down.mean(2), (down @ goal[:, :, None])[:, :, 0]
+    curve = down @ down.transpose(1, 2) - along[:, :, None] * along[:, None, :]
+    curve = curve - flat.shape[1] * mean[:, :, None] * mean[:, None, :]
     least = 1e-3 * curve.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-6)
     solve = torch.linalg.inv(curve + least[:, None, None] * torch.eye(6))
     for _ in range(steps):
         now = _unit(warped(moving, theta).flatten(1))
         agree = (now * goal).sum(1, keepdim=True).clamp_min(0.3)
         wrong = now / agree - goal
-        move = (solve @ (down @ wrong[:, :, None]))[:, :, 0].clamp(-0.15, 0.15)
+        slope = down @ wrong[:, :, None]
+        slope = slope - (along * (goal * wrong).sum(1, keepdim=True))[:, :, None]
+        move = (solve @ slope)[:, :, 0].clamp(-0.15, 0.15)
         theta = _undone(theta, move)
     return theta
 
@@ -202,7 +208,7 @@ def fine(
     off = (flat_b - gain[:, None] * flat_a).square().mean(1).sqrt()
     whole = both / (power_a * power_b).sqrt().clamp_min(1e-6)
     wide, high = theta[:, :, 0].norm(dim=1), theta[:, :, 1].norm(dim=1)
-    grid = F.affine_grid(theta, list(b.shape), align_corners=False)
+    grid = grid_of(theta, *b.shape[2:])
     detail = _details(blurred(a), blurred(b))
     there = [fine_ones[rows].flatten(1).amax(1) > 0 for rows in (moving, still)]
     both_fine = there[0] & there[1] & (detail > least)
@@ -241,7 +247,7 @@ def _by_cells(
     theta = fit(light(one), light(other), theta, 2)
     laid = warped(one, theta)
     a, b = light(laid), light(other)
-    grid = F.affine_grid(theta, list(b.shape), align_corners=False)
+    grid = grid_of(theta, *b.shape[2:])
     inside = (grid.abs() < 1).all(-1)[:, None].float()
     soft_a, soft_b = blurred(a), blurred(b)
     fine_a, fine_b = soft_a - blurred(soft_a, 2), soft_b - blurred(soft_b, 2)

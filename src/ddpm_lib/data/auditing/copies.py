@@ -20,9 +20,11 @@ from ddpm_lib.data.auditing.looking import Measured, Probe
 
 Log = Callable[[str], None]
 
-_BLOCK = 4096
+_BLOCK = 1024
 _FINE_BLOCK = 512
-"""Pairs that are laid over each other at once, roughly and finely: half a gigabyte at most."""
+"""Pairs that are laid over each other at once, roughly and finely: what is a few megabytes each is
+faster than what is many.
+"""
 _DECOYS = 2000
 _COARSE = ((2, 0.4), (3, 0.7))
 """Steps of laying over each other at half the resolution, and the agreement asked for after."""

@@ -5,7 +5,7 @@ ones.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,10 @@ SIZE = 48
 _LEARNED_FROM = 3000
 _VERSIONS = 6
 _BLOCK = 2048
+_ROWS, _COLUMNS, _GROUP = 512, 2048, 32
+"""Rows and columns that are compared at once, which fit the cache, and how many of the columns are
+looked at together before the best ones are.
+"""
 _MOST = ((2_000, 10, 0.2), (5_000, 8, 0.1), (20_000, 5, 0.0), (sys.maxsize, 4, 0.0))
 """How many of the closest are taken in sets of up to so many pictures, and how much less close
 they may be: small sets teach a poorer description, and cost little.
@@ -58,15 +62,34 @@ def placed(box: Box, flip: bool, count: int) -> Tensor:
 
 def warped(pictures: Tensor, theta: Tensor) -> Tensor:
     """Sample pictures (b, c, h, w) where the maps say, by interpolation; edges are continued."""
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    grid = grid_of(theta, *pictures.shape[2:])
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+def grid_of(theta: Tensor, height: int, width: int) -> Tensor:
+    """Return what `affine_grid` does without `align_corners`, in a fraction of its time: (b, h, w,
+    2) for maps (b, 2, 3).
+    """
+    x = ((torch.arange(width) + 0.5) * (2 / width) - 1)[None, None, :, None]
+    y = ((torch.arange(height) + 0.5) * (2 / height) - 1)[None, :, None, None]
+    by_x, by_y, off = (theta[:, None, None, :, k] for k in range(3))
+    return torch.addcmul(by_x * x + off, by_y, y)
+
+
+def _planes(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return brightness (b, 1, h, w) and two differences of colours (b, 2, h, w)."""
+    bright = light(pictures)
+    return bright, pictures[:, [0, 2]] - bright
 
 
 def _raw(pictures: Tensor) -> Tensor:
     """Return brightness at 16×16, without its mean and contrast, and a little of the colour."""
-    bright = light(pictures)
-    small = F.avg_pool2d(bright, 2).flatten(1)
-    colour = F.avg_pool2d(pictures - bright, 8)[:, [0, 2]].flatten(1)
+    bright, colours = _planes(pictures)
+    return _joined(F.avg_pool2d(bright, 2), F.avg_pool2d(colours, 8))
+
+
+def _joined(bright: Tensor, colours: Tensor) -> Tensor:
+    small, colour = bright.flatten(1), colours.flatten(1)
     small = small - small.mean(1, keepdim=True)
     contrast = small.norm(dim=1, keepdim=True).clamp_min(0.16)
     return torch.cat([small / contrast, 1.5 * colour / contrast], 1)
@@ -133,17 +156,31 @@ class Descriptor:
         directions = torch.linalg.solve_triangular(root.T, vectors, upper=True)
         return cls(mean, directions / (1 + values).sqrt())
 
-    def __call__(self, pictures: Tensor, box: Box = WHOLE, flip: bool = False) -> Tensor:
+    def __call__(self, pictures: Tensor) -> Tensor:
         """Describe uint8 pictures (n, 3, h, w): (n, SIZE), of length 1."""
-        parts = []
-        for block in pictures.split(8192):
-            some = block.float() / 255
-            if box != WHOLE:
-                some = warped(some, placed(box, flip, len(some)))
-            elif flip:
-                some = some.flip(3)
-            parts.append(F.normalize((_raw(some) - self.mean) @ self.directions, dim=1))
-        return torch.cat(parts)
+        return torch.cat([next(self.views(block, VIEWS[:1])) for block in pictures.split(_BLOCK)])
+
+    def views(self, pictures: Tensor, views: Iterable[tuple[Box, bool]]) -> Iterator[Tensor]:
+        """Describe uint8 pictures (b, 3, h, w) in each of some views, each (b, SIZE)."""
+        planes = _planes(pictures.float() / 255)
+        for box, flip in views:
+            parts = []
+            for values, pooled in zip(planes, (2, 8)):
+                high, wide = values.shape[2:]
+                down = _seen(high, box[1], box[3], False, pooled)
+                across = _seen(wide, box[0], box[2], flip, pooled)
+                parts.append(down @ (values @ across.T))
+            yield F.normalize((_joined(*parts) - self.mean) @ self.directions, dim=1)
+
+
+def _seen(size: int, low: float, high: float, flip: bool, pooled: int) -> Tensor:
+    """Return the matrix (size // pooled, size) that cuts a part out of a line of pixels by
+    interpolation, enlarges it to the whole line, mirrors it, and takes means of `pooled` pixels.
+    """
+    at = (torch.arange(size) + 0.5) / size
+    at = ((low + (high - low) * (1 - at if flip else at)) * size - 0.5).clamp(0, size - 1)
+    taps = (1 - (at[:, None] - torch.arange(size)).abs()).clamp_min(0)
+    return taps[: size // pooled * pooled].view(-1, pooled, size).mean(1)
 
 
 @dataclass(frozen=True)
@@ -182,37 +219,59 @@ def close_pairs(
         For each picture and view the closest ones, if they are close.
     """
     n = len(described)
-    jobs = [(view, 0, whole) for view in range(len(VIEWS))]
-    jobs += [(view, whole, n) for view in range(len(VIEWS)) if VIEWS[view][0] == WHOLE]
-    tick = ticks(sum(-(-(end - begin) // _BLOCK) for _, begin, end in jobs))
+    parts = [(VIEWS, 0, whole), ([view for view in VIEWS if view[0] == WHOLE], whole, n)]
+    tick = ticks(sum(len(views) * -(-(end - begin) // _BLOCK) for views, begin, end in parts))
     found: list[Candidates] = []
-    for view, begin, end in jobs:
-        box, flip = VIEWS[view]
-        part = pictures[begin:end]
-        asked = descriptor(part, box, flip) if flip or box != WHOLE else described[begin:end]
-        # Whole pictures are compared both ways at once, mirrored or not.
-        both = begin == 0 and box == WHOLE
+    for views, begin, end in parts:
         for start in range(begin, end, _BLOCK):
             stop = min(start + _BLOCK, end)
-            first, last = start if both else 0, whole if begin == 0 else n
-            close = asked[start - begin : stop - begin] @ described[first:last].T
-            own = torch.arange(stop - start)
-            close[own, own + start - first] = -1.0
-            found.append(_closest(close, start, first, view))
-            next(tick, None)
+            for view, asked in zip(views, descriptor.views(pictures[start:stop], views)):
+                # Whole pictures are compared both ways at once, mirrored or not.
+                both = begin == 0 and view[0] == WHOLE
+                first, last = start if both else 0, whole if begin == 0 else n
+                number = VIEWS.index(view)
+                found.append(_closest(asked, described[first:last], start, first, number))
+                next(tick, None)
     return Candidates(
         *(torch.cat([getattr(one, name) for one in found]) for name in ("seen", "like", "view"))
     )
 
 
-def _closest(close: Tensor, start: int, first: int, view: int) -> Candidates:
-    """Return the closest ones of some rows; the numbers of rows and columns begin at `start` and
-    `first`.
+def _closest(asked: Tensor, described: Tensor, start: int, first: int, view: int) -> Candidates:
+    """Return the closest ones of some descriptions (r, SIZE) among others (m, SIZE); the numbers
+    of the former begin at `start`, those of the latter at `first`.
+
+    Not all similarities are kept: the highest of each group of columns says which groups to look
+    into, and among the highest groups are the closest ones.
     """
-    most, less = next(rest for size, *rest in _MOST if close.shape[1] <= size)
+    most, less = next(rest for size, *rest in _MOST if len(described) <= size)
     least = _LEAST[VIEWS[view][0] == WHOLE] - less
-    rows = torch.nonzero(close.amax(1) > least)[:, 0] if close.shape[1] else torch.arange(0)
-    values, columns = close[rows].topk(min(int(most), close.shape[1]), 1)
+    table = F.pad(described, (0, 0, 0, -len(described) % _COLUMNS))  # like nothing
+    across = _COLUMNS // _GROUP
+    highest = torch.empty(len(asked), len(table) // _GROUP)
+    for top in range(0, len(asked), _ROWS):
+        rows = asked[top : top + _ROWS]
+        for k in range(len(table) // _COLUMNS):
+            close = rows @ table[k * _COLUMNS : (k + 1) * _COLUMNS].T
+            close.diagonal(start + top - first - k * _COLUMNS).fill_(-1.0)  # a picture and itself
+            best = close.view(len(rows), _GROUP, across).amax(1)
+            highest[top : top + _ROWS, k * across : (k + 1) * across] = best
+    values, groups = highest.topk(min(int(most), highest.shape[1]), 1)
+    rows, places = torch.nonzero(values > least, as_tuple=True)
+    chosen = groups[rows, places]
+    columns = (chosen // across * _COLUMNS + chosen % across)[:, None]
+    columns = columns + torch.arange(_GROUP) * across
+    parts = zip(rows.split(_BLOCK), columns.split(_BLOCK))
+    near = [(table[those] @ asked[these][:, :, None])[:, :, 0] for these, those in parts]
+    each = torch.full((len(asked), values.shape[1], _GROUP), -1.0)
+    where = torch.zeros_like(each, dtype=torch.int64)
+    if near:
+        each[rows, places] = torch.cat(near)
+        where[rows, places] = columns
+    own = torch.arange(start - first, start - first + len(asked))[:, None, None]
+    each[where == own] = -1.0
+    values, at = each.flatten(1).topk(min(int(most), each.shape[1] * _GROUP), 1)
     good = values > least
-    left = (rows + start)[:, None].expand_as(columns)
-    return Candidates(left[good], columns[good] + first, torch.full((int(good.sum()),), view))
+    left = (torch.arange(len(asked)) + start)[:, None].expand_as(at)
+    like = where.flatten(1).gather(1, at)[good] + first
+    return Candidates(left[good], like, torch.full((len(like),), view))

@@ -120,7 +120,10 @@ def border_box(picture: Image.Image) -> tuple[float, float, float, float]:
 
 def _thickness(rows: np.ndarray) -> int:
     """Return how many of the first rows are of the first one's colour, if that has one."""
-    colour = np.median(rows[0], axis=0)
+    first = np.sort(rows[0], axis=0)
+    if (first[-1] - first[0]).max() > 2 * _BORDER_TOLERANCE:
+        return 0  # whatever its colour is: most pictures, at little cost
+    colour = (first[(len(first) - 1) // 2] + first[len(first) // 2]) / 2  # the median
     if np.abs(rows[0] - colour).max() > _BORDER_TOLERANCE:
         return 0
     other = np.abs(rows - colour).max((1, 2)) > _BORDER_TOLERANCE
