@@ -4,6 +4,7 @@ networks of others.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
@@ -17,8 +18,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ddpm_lib import GaussianDiffusion, Unet
+from ddpm_lib import GaussianDiffusion, Trainer, Unet
 from ddpm_lib.core import keys
+from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.process.cascade import Cascade
 from ddpm_lib.process.likelihood import dequantise
@@ -98,7 +100,9 @@ METHODS: dict[str, Callable[[GaussianDiffusion, Tensor], Tensor]] = {
 
 
 @pytest.mark.every(3)
-@pytest.mark.parametrize("weights", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "weights", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_every_kind_of_images(method: str, weights: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -113,7 +117,24 @@ def test_every_method_takes_every_kind_of_images(method: str, weights: torch.dty
         if name == "transposed":
             torch.manual_seed(1)
             same = METHODS[method](d, expected.contiguous())
-            torch.testing.assert_close(got, same, rtol=1e-4, atol=1e-5)
+            low = weights.itemsize == 2
+            torch.testing.assert_close(got, same, rtol=1e-4, atol=0.05 if low else 1e-5)
+
+
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float16], ids=str)
+def test_networks_of_16_bits_are_asked_under_autocast(weights: torch.dtype) -> None:
+    """As the same weights in float32 are, which were rounded."""
+    torch.manual_seed(0)
+    low = GaussianDiffusion(Unet(dim=8, dim_mults=(1, 2)), image_size=8, timesteps=10).to(weights)
+    rounded = copy.deepcopy(low).float()
+    drawn = low.sample(2, num_steps=3, seed=0)
+    assert drawn.dtype == torch.float32
+    with torch.autocast("cpu", dtype=weights):
+        same = rounded.sample(2, num_steps=3, seed=0)
+    torch.testing.assert_close(drawn, same, rtol=0, atol=0.02)
+    assert low(torch.rand(2, 3, 8, 8)).dtype == torch.float32
+    with pytest.raises(ConfigError, match=rf"weights of the network are {str(weights)[6:]}"):
+        Trainer(low, torch.rand(4, 3, 8, 8), output_dir="never")
 
 
 def test_images_of_two_kinds_are_interpolated_in_the_finer_one() -> None:

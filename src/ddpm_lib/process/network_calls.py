@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddpm_lib.nn.outside import Calling, calling_of
 
 _WIDE = (torch.float32, torch.float64)
+_LOW = (torch.bfloat16, torch.float16)
 
 _WRAPPER = """\
 class Wrapped(torch.nn.Module):
@@ -42,8 +43,10 @@ def call_network(
 ) -> Tensor:
     """Return network(x, time, cond) as a tensor.
 
-    Images in float64 go into a float32 network in float32, and the other way round. What diffusers'
-    networks return, an object with the field `sample` or a tuple of one tensor, is opened.
+    Images in float64 go into a float32 network in float32, and the other way round. A network whose
+    weights are all bf16 or fp16 works under torch's autocast of that type, and returns float32.
+    What diffusers' networks return, an object with the field `sample` or a tuple of one tensor, is
+    opened.
 
     Args:
         network: Called as network(x, t, cond); as network(x, t, class_labels=…) or under another
@@ -57,14 +60,16 @@ def call_network(
         TypeError: If it takes other arguments or returns something else, with the wrapper that
             helps.
     """
-    kind = working_dtype(network, x.dtype)
+    own = weights_dtype(network) if x.dtype in _WIDE else None
+    kind = torch.float32 if own in _LOW else own or x.dtype
     if kind != x.dtype:
         x = x.to(kind)
         cond = cond and {k: v.to(kind) if v.dtype in _WIDE else v for k, v in cond.items()}
     calling = calling_of(network)
     given, named = _conditions(calling, cond)
     try:
-        output = network(x, time, *given, **named)
+        with _autocast_of(own, x.device.type):
+            output = network(x, time, *given, **named)
     except TypeError as error:
         if _takes(network, 2 + len(given), named):
             raise
@@ -72,7 +77,15 @@ def call_network(
             f"A network is called as model(x, t, cond), which {type(network).__name__}.forward does"
             f" not take: {error}. Wrap it:\n{_WRAPPER}"
         ) from error
-    return unwrapped(output, network)
+    output = unwrapped(output, network)
+    return output.float() if own in _LOW else output
+
+
+def _autocast_of(dtype: torch.dtype | None, device: str) -> AbstractContextManager[Any]:
+    """Return autocast for weights of a low precision, nothing for others and where it is on."""
+    if dtype not in _LOW or torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=dtype)
 
 
 def _conditions(
@@ -88,13 +101,18 @@ def _conditions(
     return (), {} if label is None else {calling.keyword: label}
 
 
-def working_dtype(network: nn.Module | Any, dtype: torch.dtype) -> torch.dtype:
-    """Return the precision of a network's weights, float32 or float64; `dtype` where it has none of
-    them.
+def weights_dtype(network: nn.Module | Any) -> torch.dtype | None:
+    """Return the precision of a network's weights: float32 or float64 if one of them has it, else
+    bfloat16 or float16; None where it has none of them.
     """
-    if dtype not in _WIDE or not isinstance(network, nn.Module):
-        return dtype
-    return next((p.dtype for p in network.parameters() if p.dtype in _WIDE), dtype)
+    if not isinstance(network, nn.Module):
+        return None
+    low = None
+    for weight in network.parameters():
+        if weight.dtype in _WIDE:
+            return weight.dtype
+        low = low or (weight.dtype if weight.dtype in _LOW else None)
+    return low
 
 
 def unwrapped(output: Any, network: Any) -> Tensor:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ddpm_lib.core.errors import ConfigError
@@ -17,6 +18,7 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import printable
 from ddpm_lib.core.validation import is_path, shown
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.process.network_calls import weights_dtype
 from ddpm_lib.runs.run_status import is_run, pictures_in
 from ddpm_lib.runs.state import differences
 from ddpm_lib.runs.versions import describe_versions
@@ -27,13 +29,22 @@ if TYPE_CHECKING:
 
 
 def check_process(diffusion: Any) -> None:
-    """Refuse what is no process as the first argument of a Trainer.
+    """Refuse what is no process as the first argument of a Trainer, and weights of 16 bits, in
+    which small updates would be rounded away.
 
     Raises:
         ConfigError: Saying what to make of it.
     """
     if isinstance(diffusion, GaussianDiffusion):
-        return
+        dtype = weights_dtype(diffusion.model)
+        if dtype not in (torch.bfloat16, torch.float16):
+            return
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"The weights of the network are {name}, whose last bit is larger than most updates:"
+            " train float32 weights (diffusion.float()) and compute in 16 bits"
+            ' (mixed_precision="bf16" or "fp16").'
+        )
     if isinstance(diffusion, nn.Module):
         fix = "Wrap the network: GaussianDiffusion(model, image_size=64)."
     else:
