@@ -116,12 +116,33 @@ def late(x: float) -> float:
     return float(x > 0.5)
 
 
+SHORT = (
+    *(0.1285, 0.0713, 0.0556, 0.0517, 0.0468, 0.0466, 0.0443, 0.0438, 0.0420, 0.0420),
+    *(0.0408, 0.0408, 0.0395, 0.0407, 0.0387, 0.0391, 0.0395, 0.0396, 0.0398, 0.0395),
+)
+"""Held-out losses of 60 emoji in ten minutes, whose samples are blobs still."""
+
+
+def short(x: float) -> float:
+    return SHORT[max(0, math.ceil(20 * x - 1e-9) - 1)]
+
+
 CASES: dict[str, tuple[str, list[Row], dict[str, Any]]] = {
     "falls": ("learning", rows(falling), {}),
     "falls at a decayed rate": ("learning", rows(falling, rate=cosine), {}),
     "flat": ("flat", rows(settled), {}),
     "flat, and was before the rate decayed": ("flat", rows(settled, rate=cosine), {}),
     "flat since the rate has decayed": ("flat_rate", rows(decayed, rate=cosine), {}),
+    "flat since the rate has decayed, of a short run": (
+        "flat_rate",
+        rows(short, rate=cosine, scatter=0.0),
+        {},
+    ),
+    "flat before the rate decayed, of a short run": (
+        "flat",
+        rows(lambda x: short(min(1.0, 3 * x)), rate=cosine, scatter=0.0),
+        {},
+    ),
     "held-out loss rises": (
         "overfitting",
         rows(falling, held_out=lambda x: max(falling(x), 0.08 + 0.05 * (x - 0.5))),

@@ -91,8 +91,15 @@ def _fall_at_full_rate(r: Readings) -> float | None:
         return None
     highest = max(rate for _, rate in rates)
     until = max(step for step, rate in rates if rate >= min(highest, highest / 2))
-    found = trend(piece(points, until - LAST_SHARE * points[-1][0], until))
-    return -found.change if found is not None and found.falls else None
+    fifth = LAST_SHARE * points[-1][0]
+    for stretch in (fifth, 2 * fifth):  # the longer one where few points leave it unsure
+        found = trend(piece(points, until - stretch, until))
+        if found is None:
+            return None
+        fall = -found.change * min(1.0, fifth / (found.last - found.first))
+        if found.falls or fall < LEAST_FALL:
+            return fall if found.falls else None
+    return None
 
 
 def noise(r: Readings) -> Finding | None:
