@@ -20,6 +20,7 @@ from ddpm_lib.cli import main
 from ddpm_lib.cli.audit import list_proposed
 from ddpm_lib.data.auditing import KINDS, Audit, audit
 from ddpm_lib.data.auditing.alignment import fine
+from ddpm_lib.data.auditing.audit_findings import Finding
 from ddpm_lib.data.auditing.audited_parts import splits_of
 from ddpm_lib.data.auditing.copies import LEAST_DETAIL, _plausible
 from ddpm_lib.data.auditing.descriptors import WHOLE, placed
@@ -342,6 +343,10 @@ class Left:
     def left_out(self, drop: Sequence[str]) -> set[int]:
         return set().union(*(self.rows.get(kind, set()) for kind in drop))
 
+    def __getitem__(self, kind: str) -> Finding:
+        title = {"near": "near-copies", "constant": "of one colour"}.get(kind, kind)
+        return Finding(kind, title, np.array(sorted(self.rows.get(kind, ()))), {}, "")
+
 
 @pytest.mark.parametrize(
     ("rows", "said"),
@@ -349,15 +354,19 @@ class Left:
         ({"exact": {1}}, ["without 1 of them (exact, near, leaks), for ddpm train pics"]),
         ({"near": {1}, "leaks": set(range(10))}, ["--drop exact,near writes a list without 1"]),
         ({"exact": {1}, "near": set(range(9))}, ["--drop exact writes a list without 1"]),
-        ({"near": set(range(9))}, ["No list is proposed: it would leave 1 of 10 images"]),
+        ({"near": set(range(9))}, [("would leave 1 of 10 images", "'near-copies'. The set is")]),
+        ({"constant": set(range(10))}, [("would leave 0 of 10", "'of one colour'. --drop names")]),
         ({}, []),
     ],
 )
-def test_a_list_is_proposed_that_leaves_images(rows: dict[str, set[int]], said: list[str]) -> None:
+def test_a_list_is_proposed_that_leaves_images(
+    rows: dict[str, set[int]], said: list[str | tuple[str, ...]]
+) -> None:
     found: Any = Left(**rows)
-    lines = list_proposed(found, ["exact", "near", "leaks"])
+    lines = list_proposed(found, ["exact", "near", "leaks", *("constant",) * ("constant" in rows)])
     assert len(lines) == len(said)
-    assert all(part in line for part, line in zip(said, lines))
+    for parts, line in zip(said, lines):
+        assert all(part in line for part in ([parts] if isinstance(parts, str) else parts))
 
 
 def test_it_is_a_public_name() -> None:

@@ -162,9 +162,16 @@ def list_proposed(found: Audit, drop: Sequence[str]) -> list[str]:
             ]
     if not most:
         return []
+    largest = max((found[kind] for kind in drop), key=lambda finding: len(finding.rows))
+    copies = largest.kind in ("exact", "near")
+    advice = (
+        "The set is like that; samples become copies early."
+        if copies
+        else "--drop names the findings whose images a list leaves out."
+    )
     return [
         f"No list is proposed: it would leave {len(found) - most:,} of {len(found):,} images, as"
-        " most are near-copies of others. The set is like that; samples become copies early."
+        f" most are found under {largest.title!r}. {advice}"
     ]
 
 
