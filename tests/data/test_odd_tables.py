@@ -90,6 +90,29 @@ def test_numbers_beyond_all_floats_are_named(folder: Path) -> None:
         open_dataset(folder / "images", image_size=8, conditions=f"v={folder / 'meta.jsonl'}:v")
 
 
+@pytest.mark.parametrize("where", ["column", "vectors", "array"])
+def test_differences_that_float32_cannot_hold_are_named(folder: Path, where: str) -> None:
+    """Seconds since 1970, of pictures taken within a few minutes; within weeks they are fine."""
+    for apart, held in ((10.0, False), (86_400.0, True)):
+        times = [1.7e9 + apart * i for i in range(N)]
+        cells: list[object] = (
+            [*times] if where == "column" else [[0.5 * i, t] for i, t in enumerate(times)]
+        )
+        source = folder / ("v.npy" if where == "array" else "meta.jsonl")
+        if where == "array":
+            np.save(source, np.array(cells))
+        else:
+            rows = [{"file_name": f"p{i}.png", "v": cell} for i, cell in enumerate(cells)]
+            source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = f"v={source}" + ("" if where == "array" else ":v")
+        if held:
+            open_dataset(folder / "images", image_size=8, conditions=words)
+        else:
+            said = r"'v' has values from 1700000000 to .* float32 cannot hold .*Subtract"
+            with pytest.raises(ValueError, match=said):
+                open_dataset(folder / "images", image_size=8, conditions=words)
+
+
 def test_sentences_with_semicolons_are_no_tags(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for i in range(30):

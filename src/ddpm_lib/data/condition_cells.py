@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from ddpm_lib.nn.text_encoders import encode_texts, split_tags
 from ddpm_lib.nn.text_vectors import text_keys
 
 MOST_NAMES = 1000
+_MOST_LOST = 1e-3
+"""How far off float32 may be, as a share of the standard deviation of the images' values."""
 _PLAIN = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 """Numbers that name the same however they are written: 1 and 1.0, but not 007, 1e5 or inf."""
 Place = Callable[[int], str]
@@ -118,7 +121,36 @@ def _from_array(
         more = {"names": [str(k) for k in range(raw.shape[1])]}
     if kind == "text":
         more["encoder"] = _encoder(name, options)
-    return ConditionValues(kind, raw.astype(np.float32), drop, more)
+    return ConditionValues(kind, _narrow(name, raw), drop, more)
+
+
+def _narrow(name: str, values: np.ndarray) -> np.ndarray:
+    """Return numbers (n, …) in float32.
+
+    Raises:
+        ValueError: If differences between the images are lost: times in seconds since 1970 are off
+            by a minute.
+    """
+    wide = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow: np.ndarray = wide.astype(np.float32)
+        apart = np.abs(wide - narrow)
+    known = np.isfinite(narrow)  # what is not is missing, or refused elsewhere
+    off = np.where(known, apart, 0.0).max(0, initial=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column without a value
+        spread = np.nanstd(np.where(known, wide, math.nan), axis=0)
+    lost = np.atleast_1d(off > _MOST_LOST * spread) & np.atleast_1d(spread > 0)
+    if lost.any():
+        column = int(np.flatnonzero(lost)[0])
+        one = wide.reshape(len(wide), -1)[:, column]
+        low, high = float(np.nanmin(one)), float(np.nanmax(one))
+        raise ValueError(
+            f"The condition {name!r} has values from {low:.15g} to {high:.15g}, whose differences"
+            f" float32 cannot hold (it is off by {np.atleast_1d(off)[column]:.3g}). Subtract the"
+            " smallest of them."
+        )
+    return narrow
 
 
 def _from_list(
@@ -131,7 +163,7 @@ def _from_list(
     if kind in ("number", "angle"):
         numbers = [_number(name, cell, place, row) for row, cell in enumerate(cells)]
         more = {"period": options.get("period", 360.0)} if kind == "angle" else {}
-        return ConditionValues(kind, np.array(numbers, dtype=np.float32), drop, more)
+        return ConditionValues(kind, _narrow(name, np.array(numbers, dtype=np.float64)), drop, more)
     if kind in ("vector", "text") and any(isinstance(cell, list) for cell in cells):
         return _vectors(name, cells, kind, options, place, drop)
     if kind == "text":
@@ -231,7 +263,7 @@ def _vectors(
             f" {', '.join(map(str, sorted(lengths)))}."
         )
     size = lengths.pop()
-    rows = np.full((len(cells), size), math.nan, dtype=np.float32)
+    rows = np.full((len(cells), size), math.nan)
     for row, cell in enumerate(cells):
         if isinstance(cell, list):
             rows[row] = [_number(name, _plain(v), place, row) for v in cell]
@@ -240,7 +272,7 @@ def _vectors(
     more: dict[str, Any] = {"size": size}
     if kind == "text":
         more["encoder"] = _encoder(name, options)
-    return ConditionValues(kind, rows, drop, more)
+    return ConditionValues(kind, _narrow(name, rows), drop, more)
 
 
 def _texts(name: str, cells: list[Any], options: Mapping[str, Any], drop: float) -> ConditionValues:
