@@ -3,6 +3,7 @@
     python benchmarks/equal_budget.py train --minutes 120 --cifar DIR --arms default
     python benchmarks/equal_budget.py train --minutes 120 --cifar DIR --arms lucidrains-equal
     python benchmarks/equal_budget.py table --minutes 120
+    python benchmarks/equal_budget.py page --minutes 120       # fill docs/performance.md
 
 Both train on 30,000 images of CIFAR-10 by the commands of quality.py, which has the arms, the
 distances and the pictures (`default`: 1.20 M parameters; `lucidrains-equal`: 1.29 M, the other
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 import quality
 from ddpm_lib import GaussianDiffusion, load_run
@@ -30,7 +33,12 @@ from ddpm_lib.data import open_dataset
 from quality_sets import SETS, SIDE, Sources, prepare
 
 ARMS = ("default", "lucidrains-equal")
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, FIGURES = ROOT / "docs" / "performance.md", ROOT / "docs" / "figures"
+RESULTS = ROOT / "benchmarks" / "results" / "equal_budget.json"
+MADE = re.compile(r"(?<=<!-- equal budget -->\n).*?(?=<!-- end of equal budget -->)", re.S)
 LOG_SNRS = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+GAP = 8
 IMAGES, LEVELS = 256, 16
 """Held-out images, and levels of each that the bound is estimated from."""
 
@@ -108,6 +116,19 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join([what, *cells]) + " |" for what, cells in rows])
 
 
+def page(found: list[dict[str, Any]], grids: list[Path]) -> None:
+    """Store what was found, fill the page, and draw two rows of samples per arm."""
+    write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(MADE.sub(lambda _: f"\n{table(found)}\n\n", text), encoding="utf-8")
+    rows = [Image.open(grid).convert("RGB") for grid in grids]
+    rows = [grid.crop((0, 0, grid.width, 2 * SIDE)) for grid in rows]
+    drawn = Image.new("RGB", (rows[0].width, len(rows) * (2 * SIDE + GAP) - GAP), "white")
+    for k, row in enumerate(rows):
+        drawn.paste(row, (0, k * (2 * SIDE + GAP)))
+    drawn.save(FIGURES / "equal-budget.png")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -116,7 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     training = parts.add_parser("train", help="train, draw and measure what is not there yet")
     training.add_argument("--cifar", type=Path, help="folder of train.parquet and test.parquet")
     tables = parts.add_parser("table", help="what the weights say, and all of it as a table")
-    for each in (training, tables):
+    filling = parts.add_parser("page", help="the table and a picture in docs/performance.md")
+    for each in (training, tables, filling):
         each.add_argument("--set", choices=SETS, default="cifar-30000")
         each.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
         each.add_argument("--minutes", type=float, default=120.0)
@@ -129,8 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
         quality.SHORT, quality.LONG = 100, 400  # a long run asks for a better guess
         for arm in asked.arms:
             quality.train(asked.set, arm, asked.minutes, 0, asked.root)
+        return 0
+    found = [judge(asked.set, arm, asked.minutes, asked.root) for arm in asked.arms]
+    if asked.what == "table":
+        print(table(found))
     else:
-        print(table([judge(asked.set, arm, asked.minutes, asked.root) for arm in asked.arms]))
+        labels = [f"{asked.set}-{arm}-{asked.minutes:g}-0.png" for arm in asked.arms]
+        page(found, [asked.root / "grids" / label for label in labels])
     return 0
 
 

@@ -127,3 +127,13 @@ def test_the_table_of_an_equal_budget_has_a_column_per_arm(quality: Any) -> None
     assert "| bits/dim, bound | 4.000 ± 0.125 | 4.000 ± 0.125 |" in lines
     assert "| steps | 30,000 | 30,000 |" in lines
     assert "| recall | 0.25 | 0.25 |" in lines
+
+
+def test_the_page_s_equal_budget_is_the_stored_one(quality: Any) -> None:
+    budget = importlib.import_module("equal_budget")
+    found = json.loads(budget.RESULTS.read_text("utf-8"))
+    assert [one["arm"] for one in found] == list(budget.ARMS)
+    (printed,) = budget.MADE.findall(budget.PAGE.read_text("utf-8"))
+    assert printed.strip() == budget.table(found)
+    least, most = sorted(one["cpu_seconds"] for one in found)
+    assert most / least < 1.05  # the same time, as near as it could be met

@@ -84,7 +84,15 @@ def test_every_file_is_quoted_and_every_block_known(script: Any) -> None:
     marked = re.findall(r"<!-- generated: (\w+) -->", README.read_text())
     assert sorted(marked) == sorted(readme.BLOCKS)
     named = (ROOT / "benchmarks" / "README.md").read_text()
-    others = ("method", "recipes", "recipe_runs", "quality", "gallery", "equal_seconds")
+    others = (
+        "method",
+        "recipes",
+        "recipe_runs",
+        "quality",
+        "gallery",
+        "equal_seconds",
+        "equal_budget",
+    )
     guides = [ROOT / "benchmarks" / f"{name}.py" for name in others]
     read = "".join(path.read_text() for path in [Path(readme.__file__), *guides])
     for path in readme.RESULTS.iterdir():
