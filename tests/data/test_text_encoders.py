@@ -16,38 +16,19 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.condition_words import portable_words, read_words
 from ddpm_lib.nn import register_text_encoder, text_encoders
 from ddpm_lib.nn.text_encoders import encode_texts
+from tiny_bert import WORDS, write_model, write_tokenizer
 from training_helpers import tiny_diffusion, tiny_trainer
-
-WORDS = ["a", "red", "blue", "green", "ring", "star", "circle"]
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and a tokenizer of transformers, one layer of eight numbers."""
-    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
     folder = tmp_path_factory.mktemp("encoders") / "tiny-bert"
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    write_tokenizer(folder)
     write_model(folder, seed=0)
     return folder
-
-
-def write_model(folder: Path, seed: int) -> None:
-    import transformers
-
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=5 + len(WORDS),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
 
 
 @pytest.fixture

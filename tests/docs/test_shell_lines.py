@@ -31,6 +31,7 @@ from less_work import STEPS, less_work, smaller_inception
 from locations import ROOT
 from openai_checkpoints import write_openai
 from sysu_clone import clone
+from tiny_bert import write_model, write_tokenizer
 from torchvision_files import write_mnist
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -162,17 +163,39 @@ def make_measured() -> None:
 def make_conditions() -> None:
     """What comes with pictures: a table, masks, and pictures in pairs."""
     names = sorted(Path("path/to/images").rglob("*.png"))
-    rows = [f"{path.name},{20 + k % 50}" for k, path in enumerate(names)]
-    Path("meta.csv").write_text("\n".join(["file_name,age", *rows]), encoding="utf-8")
+    texts = ("a red ring", "a blue star")
+    rows = [f"{path.name},{20 + k % 50},{texts[k % 2]}" for k, path in enumerate(names)]
+    Path("meta.csv").write_text("\n".join(["file_name,age,text", *rows]), encoding="utf-8")
     mask = np.zeros((24, 28), np.uint8)
     mask[6:18, 6:20] = 1
     Path("path/to/masks").mkdir()
     for path in names:
         Image.fromarray(mask).save(Path("path/to/masks") / path.name)
     Image.fromarray(mask[:, 2:26]).save("m.png")
+    hole = np.zeros((64, 64), np.uint8)
+    hole[16:48, 16:48] = 255
+    Image.fromarray(hole).save("hole.png")
+    picture(Path("photo.png"), 8, (64, 64))
     for k in range(12):
         for folder, size in (("photos", 64), ("sketches", 64), ("large", 64), ("small", 16)):
             picture(Path(folder) / f"{k}.png", k, (size, size))
+
+
+def make_pictures_with_masks() -> None:
+    """Square pictures with masks of their size, by which runs may be asked for as many again; some
+    to redraw, and some that no run has seen, with masks of theirs.
+    """
+    mask = np.zeros((24, 24), np.uint8)
+    mask[6:18, 6:20] = 1
+    places = dict.fromkeys(Path("path/to/images").rglob("*.png"), "path/to/masks")
+    places |= {Path(f"new/photos/{k}.png"): "new/masks" for k in range(3)}
+    places |= {Path(f"others/{k:02d}.png"): "others-masks" for k in range(40)}
+    for k, (path, masks) in enumerate(places.items()):
+        picture(path, k, (24, 24))
+        Path(masks).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(Path(masks) / path.name)
+    rows = [f"{path.name},{20 + k}" for k, path in enumerate(sorted(Path("others").iterdir()))]
+    Path("others.csv").write_text("\n".join(["file_name,age", *rows]), encoding="utf-8")
 
 
 def make_sysu() -> None:
@@ -252,6 +275,11 @@ def prepare(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for yaml in re.findall(r"^```yaml\n(# run\.yaml.*?)^```", text, re.MULTILINE | re.DOTALL):
         Path("run.yaml").write_text(yaml, encoding="utf-8")
+    if "path/to/masks" in text:
+        make_pictures_with_masks()
+    if "encoder=minilm" in text:
+        write_tokenizer(Path("minilm"))
+        write_model(Path("minilm"), seed=0)
     for name, recipe in RECIPES.items():
         if f"runs/{name}" in text or (name == "mine" and re.search(r"runs/[abc]\b", text)):
             must(f"train {recipe}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,44 @@ def _unit(values: Tensor) -> Tensor:
     return values / values.norm(dim=-1, keepdim=True).clamp_min(1e-6)
 
 
+class _Goal(NamedTuple):
+    """What laying other pictures over some asks of these, which is the same for all others.
+
+    Attributes:
+        unit: The pictures without mean, of length 1, (b, p).
+        down: How they change with each of six small maps, (b, 6, p).
+        along: How much of that lies along the picture itself, (b, 6).
+        solve: From slopes to maps, (b, 6, 6).
+    """
+
+    unit: Tensor
+    down: Tensor
+    along: Tensor
+    solve: Tensor
+
+
+def _goal(still: Tensor) -> _Goal:
+    """Prepare grey pictures (b, 1, s, s)."""
+    side = still.shape[-1]
+    at = (torch.arange(side) + 0.5) / side * 2 - 1
+    y, x = (part.reshape(-1) for part in torch.meshgrid(at, at, indexing="ij"))
+    gx = F.pad((still[..., 2:] - still[..., :-2]) * (side / 4), (1, 1)).flatten(1)
+    gy = F.pad((still[..., 2:, :] - still[..., :-2, :]) * (side / 4), (0, 0, 1, 1)).flatten(1)
+    flat = still.flatten(1)
+    contrast = (flat - flat.mean(1, keepdim=True)).norm(dim=1, keepdim=True).clamp_min(1e-3)
+    gx, gy, unit = gx / contrast, gy / contrast, _unit(flat)
+    down = flat.new_empty(len(flat), 6, flat.shape[1])
+    for k, (slope, by) in enumerate(((gx, x), (gy, y), (gx, y), (gy, x), (gx, None), (gy, None))):
+        down[:, k] = slope if by is None else slope * by
+    # Of each row only what is left of it without its mean and the goal counts. Both are taken off
+    # the products, which are few, instead of the rows: what is multiplied later has no mean.
+    mean, along = down.mean(2), (down @ unit[:, :, None])[:, :, 0]
+    curve = down @ down.transpose(1, 2) - along[:, :, None] * along[:, None, :]
+    curve = curve - flat.shape[1] * mean[:, :, None] * mean[:, None, :]
+    least = 1e-3 * curve.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-6)
+    return _Goal(unit, down, along, torch.linalg.inv(curve + least[:, None, None] * torch.eye(6)))
+
+
 def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
     """Improve the maps that lay `moving` over `still`, whatever their brightness and contrast.
 
@@ -47,32 +86,18 @@ def fit(moving: Tensor, still: Tensor, theta: Tensor, steps: int) -> Tensor:
     Returns:
         Maps (b, 2, 3).
     """
-    _b, _, side, _ = still.shape
-    at = (torch.arange(side) + 0.5) / side * 2 - 1
-    y, x = (part.reshape(-1) for part in torch.meshgrid(at, at, indexing="ij"))
-    gx = F.pad((still[..., 2:] - still[..., :-2]) * (side / 4), (1, 1)).flatten(1)
-    gy = F.pad((still[..., 2:, :] - still[..., :-2, :]) * (side / 4), (0, 0, 1, 1)).flatten(1)
-    flat = still.flatten(1)
-    contrast = (flat - flat.mean(1, keepdim=True)).norm(dim=1, keepdim=True).clamp_min(1e-3)
-    gx, gy, goal = gx / contrast, gy / contrast, _unit(flat)
-    down = flat.new_empty(len(flat), 6, flat.shape[1])
-    for k, (slope, by) in enumerate(((gx, x), (gy, y), (gx, y), (gy, x), (gx, None), (gy, None))):
-        down[:, k] = slope if by is None else slope * by
-    # Of each row only what is left of it without its mean and the goal counts. Both are taken off
-    # the products, which are few, instead of the rows: what is multiplied later has no mean.
-    mean, along = down.mean(2), (down @ goal[:, :, None])[:, :, 0]
-    curve = down @ down.transpose(1, 2) - along[:, :, None] * along[:, None, :]
-    curve = curve - flat.shape[1] * mean[:, :, None] * mean[:, None, :]
-    least = 1e-3 * curve.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-6)
-    solve = torch.linalg.inv(curve + least[:, None, None] * torch.eye(6))
+    return _laid(moving, _goal(still), theta, steps)
+
+
+def _laid(moving: Tensor, goal: _Goal, theta: Tensor, steps: int) -> Tensor:
+    """Improve maps (b, 2, 3) by a number of steps."""
     for _ in range(steps):
         now = _unit(warped(moving, theta).flatten(1))
-        agree = (now * goal).sum(1, keepdim=True).clamp_min(0.3)
-        wrong = now / agree - goal
-        slope = down @ wrong[:, :, None]
-        slope = slope - (along * (goal * wrong).sum(1, keepdim=True))[:, :, None]
-        move = (solve @ slope)[:, :, 0].clamp(-0.15, 0.15)
-        theta = _undone(theta, move)
+        agree = (now * goal.unit).sum(1, keepdim=True).clamp_min(0.3)
+        wrong = now / agree - goal.unit
+        slope = goal.down @ wrong[:, :, None]
+        slope = slope - (goal.along * (goal.unit * wrong).sum(1, keepdim=True))[:, :, None]
+        theta = _undone(theta, (goal.solve @ slope)[:, :, 0].clamp(-0.15, 0.15))
     return theta
 
 
@@ -151,11 +176,13 @@ def coarse(
     Args:
         halved: The pictures.
         moving: Rows of those that are moved, int64 (b,).
-        still: Rows of the others, int64 (b,).
+        still: Rows of the others, int64 (b,); what they ask is found once for each that recurs.
         theta: Maps to start from, (b, 2, 3).
         steps: Number of steps.
     """
-    theta = fit(halved.soft[moving], halved.soft[still], theta, steps)
+    rows, own = still.unique(return_inverse=True)
+    goal = _Goal(*(part[own] for part in _goal(halved.soft[rows])))
+    theta = _laid(halved.soft[moving], goal, theta, steps)
     return theta, _correlated(warped(halved.detail[moving], theta), halved.detail[still])
 
 

@@ -216,6 +216,8 @@ def _search(
     wanted = (a != b) & ((a < n) | (b < n))
     wanted &= (torch.maximum(a, b) < numbers.decoys) | (made_of[a] != made_of[b])
     seen, like, view = close.seen[wanted], close.like[wanted], close.view[wanted]
+    order = like.argsort(stable=True)  # a block has few of those that others are laid over
+    seen, like, view = seen[order], like[order], view[order]
     halved = Halved.of(pictures)
     starts = torch.cat([placed(*view, 1) for view in VIEWS])
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []

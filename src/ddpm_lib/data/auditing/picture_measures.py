@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 SIDE = 32
 """Pixels of the side of the small pictures."""
@@ -90,6 +90,7 @@ def measure(picture: Image.Image) -> Picture:
     )
 
 
+_SQUARES = np.arange(256, dtype=np.int64) ** 2
 _BOX = Image.Resampling.BOX
 _SMOOTH = Image.Resampling.BICUBIC
 
@@ -178,11 +179,12 @@ def octave_powers(light: Image.Image) -> tuple[float, ...]:
         if min(half) < 4:
             powers.append(float("nan"))
             continue
-        whole = now.crop((0, 0, half[0] * 2, half[1] * 2))
+        even = half[0] * 2, half[1] * 2
+        whole = now if now.size == even else now.crop((0, 0, *even))
         less = whole.resize(half, Image.Resampling.LANCZOS)
         back = less.resize(whole.size, Image.Resampling.LANCZOS)
-        lost = np.asarray(whole, dtype=np.float32) - np.asarray(back, dtype=np.float32)
-        powers.append(float(np.square(lost).mean()))
+        lost = ImageChops.difference(whole, back).histogram()  # how often by how much
+        powers.append(float(_SQUARES @ lost) / (even[0] * even[1]))
         now = less
     return tuple(powers)
 
