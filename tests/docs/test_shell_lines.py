@@ -49,6 +49,15 @@ RECIPES = {
         "path/to/bands --normalize affine --channels 12 --image-size 64 --output-dir runs/bands"
     ),
 }
+MADE_BEFORE = {
+    "distillation": (
+        "shapes --image-size 16",
+        "path/to/images --output-dir runs/sysu-64-train_data",
+    ),
+    "tuning": ("shapes --image-size 16",),
+    "evaluation": ("weather.h5:temperature --image-size 64 --output-dir runs/weather",),
+}
+"""Trainings that a page takes for granted, and others do themselves."""
 LONGER = {
     "--checkpoint 5000": f"--checkpoint {STEPS}",
     "--step 30000": f"--step {STEPS}",
@@ -283,6 +292,8 @@ def prepare(page: Path) -> None:
     for name, recipe in RECIPES.items():
         if f"runs/{name}" in text or (name == "mine" and re.search(r"runs/[abc]\b", text)):
             must(f"train {recipe}")
+    for recipe in MADE_BEFORE.get(page.stem, ()):
+        must(f"train {recipe}")
     for name in "abc":
         if re.search(rf"runs/{name}\b", text):
             if not Path("runs/a").exists():
