@@ -40,10 +40,10 @@ def check_process(diffusion: Any) -> None:
         if dtype not in (torch.bfloat16, torch.float16):
             return
         name = str(dtype).removeprefix("torch.")
+        sixteen = option("mixed_precision", "bf16")
         raise ConfigError(
             f"The weights of the network are {name}, whose last bit is larger than most updates:"
-            " train float32 weights (diffusion.float()) and compute in 16 bits"
-            ' (mixed_precision="bf16" or "fp16").'
+            f" train float32 weights (diffusion.float()) and compute in 16 bits ({sixteen})."
         )
     if isinstance(diffusion, nn.Module):
         fix = "Wrap the network: GaussianDiffusion(model, image_size=64)."
