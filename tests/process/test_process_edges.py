@@ -117,7 +117,7 @@ def test_every_method_takes_every_kind_of_images(method: str, weights: torch.dty
         if name == "transposed":
             torch.manual_seed(1)
             same = METHODS[method](d, expected.contiguous())
-            low = weights.itemsize == 2
+            low = weights.itemsize == 2  # layers round to 8 or 11 bits, and other layouts otherwise
             torch.testing.assert_close(got, same, rtol=1e-4, atol=0.05 if low else 1e-5)
 
 
