@@ -11,6 +11,8 @@ stops by its own clock. The same command skips what is finished. An arm is
 * default: `ddpm train FOLDER` with nothing else but the length;
 * former: a U-Net of width 32 that predicts v, as the library trained before it chose by the device;
 * plan: `ddpm plan FOLDER` for these minutes;
+* likelihood: what `ddpm plan FOLDER --for likelihood` decides on, with the network of `default`
+  without patches;
 * lucidrains: denoising-diffusion-pytorch as its README runs it;
 * lucidrains-equal: the same with a network of as many parameters as that of `default`, to 8 %.
 
@@ -62,8 +64,13 @@ FORMER = [
     *("--diffusion.weighting", "min_snr", "--learning-rate", "2e-4", "--lr-schedule", "constant"),
     *("--warmup-steps", "500", "--ema-decay", "0.9999"),
 ]
+LIKELIHOOD = [
+    *("--preset", "tiny", "--diffusion.parametrization", "eps", "--diffusion.weighting", "simple"),
+    *("--diffusion.variance", "learned_range", "--diffusion.loss", "hybrid"),
+]
 ARMS: dict[str, list[str]] = {
     "default": [],
+    "likelihood": LIKELIHOOD,
     "muon": ["--optimizer", "muon"],
     "adamw": ["--optimizer", "adamw"],
     "batch16": ["--batch-size", "16"],
