@@ -75,7 +75,7 @@ def less_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return fewer
 
-    for name in ("evaluate", "evaluate_checkpoints"):
+    for name in ("evaluate", "evaluate_checkpoints", "evaluate_verified"):
         monkeypatch.setattr(evaluate, name, few_samples(getattr(evaluate, name)))
     monkeypatch.setattr(train, "settings_of", few_steps)
     monkeypatch.setattr(distill.Distillation, "run", few_tunings)
