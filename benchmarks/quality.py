@@ -71,6 +71,7 @@ LIKELIHOOD = [
 ARMS: dict[str, list[str]] = {
     "default": [],
     "likelihood": LIKELIHOOD,
+    "wsd": ["--lr-schedule", "wsd"],
     "muon": ["--optimizer", "muon"],
     "adamw": ["--optimizer", "adamw"],
     "batch16": ["--batch-size", "16"],
@@ -203,8 +204,10 @@ def _train(
     return steps, used
 
 
-def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
-    """Train, draw and measure one run, unless it is there."""
+def train(
+    name: str, arm: str, minutes: float, seed: int, root: Path, like: str | None = None
+) -> None:
+    """Train, draw and measure one run, unless it is there; with as many steps as an arm `like`."""
     label = f"{name}-{arm}-{minutes:g}-{seed}"
     result = root / "results" / f"{label}.json"
     if result.is_file():
@@ -214,6 +217,10 @@ def train(name: str, arm: str, minutes: float, seed: int, root: Path) -> None:
         used = _spent(_peer(arm, folder, run, minutes, seed))
         known = json.loads((run / "drawing.json").read_text(encoding="utf-8"))
         steps, used = known["steps"], used - known["seconds"]
+    elif like is not None:
+        other = root / "results" / f"{name}-{like}-{minutes:g}-{seed}.json"
+        steps = json.loads(other.read_text(encoding="utf-8"))["steps"]
+        used = _spent(_command(arm, folder, run, steps, seed, None))
     else:
         steps, used = _train(name, arm, minutes, seed, root, run)
     drawn = draw(arm, run)
@@ -468,6 +475,9 @@ def main(arguments: list[str] | None = None) -> int:
     training.add_argument("--arms", nargs="+", choices=ARMS, default=["default"])
     training.add_argument("--minutes", nargs="+", type=float, default=[1.0, 5.0, 15.0])
     training.add_argument("--seeds", nargs="+", type=int, default=[0])
+    training.add_argument(
+        "--like", choices=ARMS, help="do as many steps as this arm did, not as many minutes"
+    )
     training.add_argument("--sysu", type=Path, help="clone of sysu-shape-dataset")
     training.add_argument("--cifar", type=Path, help="folder of train.parquet and test.parquet")
     training.add_argument("--emoji", type=Path, help="NotoColorEmoji.ttf")
@@ -496,7 +506,7 @@ def main(arguments: list[str] | None = None) -> int:
             for seed in options.seeds:
                 for minutes in options.minutes:
                     for arm in options.arms:
-                        train(name, arm, minutes, seed, options.root)
+                        train(name, arm, minutes, seed, options.root, options.like)
     elif options.what == "page":
         write_page(options.root)
     else:
