@@ -87,9 +87,41 @@ def test_a_sweep_changes_one_thing_from_column_to_column(run: Path, tmp_path: Pa
     settings = yaml.safe_load((tmp_path / "c" / "settings.yaml").read_text())
     assert settings["sweep"] == "colour"
     assert settings["columns"] == 8
+    later = ["--sweep", "size=0.5,0.6,0.7", "--num", 2, "--first-index", 4]
+    assert torch.equal(draw(run, tmp_path / "e", *later), swept[4:])
     many = ["--sweep", "size=0.5,0.6,0.7", "--num", 37, "--format", "gif"]  # a GIF shows 36
     assert ddpm("sample", run, *DRAW, *many, "--output-dir", tmp_path / "d") == 0
     assert list((tmp_path / "d").glob("*.gif"))
+
+
+def test_rows_of_a_sweep_enlarge_one_picture(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else columns would differ by their small pictures, which would not be those of the masks."""
+    flags = ("--model.low-res-factor", 2, "--image-size", 16, "--output-dir", tmp_path / "sr")
+    assert ddpm("train", "shapes", *TINY, *WORDS, *flags) == 0
+    for folder, size, values in (("small", 8, (90, 200)), ("masks", 16, (0, 1))):
+        (tmp_path / folder).mkdir()
+        for name, value in zip("ab", values):
+            picture = np.full((size, size, 3)[: 3 - (folder == "masks")], value, np.uint8)
+            Image.fromarray(picture).save(tmp_path / folder / f"{name}.png")
+    sweep = ["--sweep", "size=0.5,0.6,0.7"]
+    small = ["--low-res", tmp_path / "small", "--cond", f"mask={tmp_path / 'masks'}"]
+    capsys.readouterr()
+    swept = draw(tmp_path / "sr", tmp_path / "a", *sweep, *small)
+    assert len(swept) == 6
+    assert "Others: --seed 2, or the next ones: --first-index 6" in capsys.readouterr().out
+    one = ["--low-res", tmp_path / "small" / "b.png", "--cond", f"mask={tmp_path}/masks/b.png"]
+    alone = draw(tmp_path / "sr", tmp_path / "b", *one, "--cond", "size=0.6", "--seed", 1)
+    assert torch.equal(swept[4], alone[0])  # row 1, column 1
+    base = [*sweep, "--base", run, "--num", 6]
+    cascade = draw(tmp_path / "sr", tmp_path / "c", *base)
+    later = draw(tmp_path / "sr", tmp_path / "d", *base[:-1], 2, "--first-index", 4)
+    assert torch.equal(cascade[4:], later)
+    same = draw(tmp_path / "sr", tmp_path / "e", "--sweep", "size=0.6,0.6", *base[2:-1], 4)
+    assert torch.equal(same[0], same[1])
+    assert torch.equal(same[2], same[3])
+    assert not torch.equal(same[0], same[2])
 
 
 def test_conditions_are_read_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,27 +24,32 @@ from ddpm_lib.training import ConfigError
 @dataclass(frozen=True)
 class SmallImages:
     """Small images to enlarge: sample i takes number i − first_index of them, and all in turn again
-    after the last.
+    after the last. In a sweep the samples of a row share one, and rows are counted.
 
     Attributes:
         images: (n, c, h, w), uint8 or float in [0, 1].
         names: Of their files, where they have some.
-        first_index: Number of the sample that takes the first of them.
+        first_index: Number of the sample that takes the first of them; in a sweep, of its row.
+        columns: Samples that share one: the columns of a sweep.
     """
 
     images: Tensor
     names: tuple[str, ...] | None = None
     first_index: int = 0
+    columns: int = 1
 
     def take(self, n: int, first_index: int) -> Tensor:
         """Return the small images of samples first_index … first_index + n − 1."""
-        return self.images[(torch.arange(n) + first_index - self.first_index) % len(self.images)]
+        turn = (torch.arange(n) + first_index) // self.columns
+        return self.images[(turn - self.first_index) % len(self.images)]
 
     def name_of(self, index: int) -> str:
         """Return the name of sample number `index` as a part of a file name: that of its small
         image.
         """
-        return "" if self.names is None else f"-{self.names[index % len(self.names)]}"
+        if self.names is None:
+            return ""
+        return f"-{self.names[index // self.columns % len(self.names)]}"
 
 
 def check_low_res_options(

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddpm_lib import images as pictures
 from ddpm_lib.cli import autoguide, low_res, options
 from ddpm_lib.cli.class_labels import condition
-from ddpm_lib.cli.condition_flags import Told, with_columns
+from ddpm_lib.cli.condition_flags import Told, read_sweep, with_columns
 from ddpm_lib.cli.drawing_as_chosen import arguments_of, as_plain, chosen_by
 from ddpm_lib.cli.drawn_files import Beside, check_format, write
 from ddpm_lib.cli.low_res import SmallImages
@@ -202,7 +202,7 @@ def main(args: list[str]) -> int:
             sys.stdout.write(f"{loaded.name} ({loaded.weights}): {drawn}\n")
             sys.stdout.write(f"{how.line()}\n" if how.line() else "")
             if checkpoint is chosen[-1]:
-                lines = what_was_drawn(loaded, command, len(images), small)
+                lines = what_was_drawn(loaded, command, len(images), small, told.columns)
                 sys.stdout.writelines(f"{line}\n" for line in lines)
     destroy_group(state)
     return 0
@@ -223,14 +223,21 @@ def check_guidance(loaded: LoadedRun, scale: float | None, flag: str = "--guidan
 
 
 def what_was_drawn(
-    loaded: LoadedRun, command: SampleCommand, num: int, small: SmallImages | None
+    loaded: LoadedRun,
+    command: SampleCommand,
+    num: int,
+    small: SmallImages | None,
+    columns: int | None,
 ) -> list[str]:
-    """Say which images of which seed these are, and how to get others."""
+    """Say which images of which seed these are, and how to get others; each row of a sweep of so
+    many columns takes a seed.
+    """
     last = command.first_index + num - 1
+    rows = 1 if columns is None else last // columns + 1
     numbers = f"image {last}" if num == 1 else f"images {command.first_index} to {last}"
     lines = [
         f"seed {command.seed}, {numbers}: the same command draws the same. "
-        f"Others: --seed {command.seed + 1}, or the next ones: --first-index {last + 1}."
+        f"Others: --seed {command.seed + rows}, or the next ones: --first-index {last + 1}."
     ]
     names = loaded.class_names or ()
     if names and "class_label" in (loaded.diffusion.conditioners or {}) and small is None:
@@ -268,10 +275,14 @@ def small_images(
     low_res.check_low_res_options(
         loaded.diffusion, command.low_res, command.base, command.low_res_noise
     )
-    if command.low_res is not None:
-        return low_res.read_small_images(command.low_res, loaded.diffusion)
-    if command.base is None:
+    if command.low_res is None and command.base is None:
         return None
+    swept = read_sweep(loaded.diffusion, command.sweep)
+    columns = 1 if swept is None else len(swept.values)
+    if command.low_res is not None:
+        small = low_res.read_small_images(command.low_res, loaded.diffusion)
+        return dataclasses.replace(small, columns=columns)
+    assert command.base is not None
     base = load_run(command.base, weights=command.weights)
     stages = [base.diffusion, loaded.diffusion]
     Cascade(stages)  # refuses sizes that do not fit
@@ -284,9 +295,12 @@ def small_images(
     low_res.check_low_res_options(base.diffusion, None, None, None)
     check_guidance(base, command.base_guidance_scale, "--base-guidance-scale")
     place_network(base.diffusion, state.device, precision, compiled=command.compile)
+    num = count(command, None, told_by(loaded, command, None))
+    first, last = (k // columns for k in (command.first_index, command.first_index + num - 1))
     wishes = dataclasses.replace(
         command,
-        num=count(command, None, told_by(loaded, command, None)),
+        num=last - first + 1,
+        first_index=first,
         num_steps=command.base_num_steps,
         guidance_scale=command.base_guidance_scale,
         guide_scale=None,
@@ -296,7 +310,7 @@ def small_images(
         sweep=None,
     )
     drawn, _, _ = draw(base, wishes, state, precision, None, {}, Told.none())
-    return SmallImages(drawn, first_index=command.first_index)
+    return SmallImages(drawn, first_index=first, columns=columns)
 
 
 def draw(
@@ -335,6 +349,8 @@ def draw(
         **how,
     )
     kwargs["seeds"] = told.seeds(num, command.first_index, seed)
+    if kwargs["seeds"] is not None:
+        kwargs["first_index"] = 0  # which row of a sweep it is, its seed says
     with torch.autocast(
         state.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
     ):
@@ -356,7 +372,9 @@ def count(command: SampleCommand, small: SmallImages | None, told: Told) -> int:
     """Return the number of images to draw."""
     if command.num is not None:
         return command.num
-    return len(small.images) if small is not None else told.count or 16
+    if small is not None and small.names is not None:
+        return len(small.images) * small.columns
+    return told.count or 16
 
 
 def told_by(loaded: LoadedRun, command: SampleCommand, small: SmallImages | None) -> Told:
