@@ -273,6 +273,8 @@ def test_averages_and_partners_are_those_of_the_run(run: Path) -> None:
     subject = Subject(find_subject(run, "latest"), torch.device("cpu"))
     assert subject.averages == ["ema 0.9", "ema 0.5"]
     assert subject.partner_names() == ["2", "model"]
+    subject.partner("2", "ema 0.5")  # as the run guides by it when it is sampled
+    assert subject.known["ema 0.5 by 2"].weights == "ema 0.5"
     noise = subject.starts(3, 0)
     assert torch.equal(noise, subject.starts(5, 0)[:3])
     assert not torch.equal(noise, subject.starts(3, 1))

@@ -129,15 +129,17 @@ class Subject:
         names = [str(s) for s in dict.fromkeys(near)]
         return (names + (["model"] if state.ema_decay else []))[:MOST_PARTNERS]
 
-    def partner(self, name: str) -> GaussianDiffusion:
-        """Return what guides by its name, on the device."""
-        if f"by {name}" not in self.known:
-            usual = self.averages[0]
-            self.process(usual)
-            found = load_partner(self.known[usual], name)
+    def partner(self, name: str, weights: str) -> GaussianDiffusion:
+        """Return what guides some weights by its name, on the device: of an earlier step the same
+        average, as where the run is sampled afterwards.
+        """
+        key = f"{weights} by {name}"
+        if key not in self.known:
+            self.process(weights)
+            found = load_partner(self.known[weights], name)
             place_network(found.diffusion, self.device, "no")
-            self.known[f"by {name}"] = found
-        return self.known[f"by {name}"].diffusion
+            self.known[key] = found
+        return self.known[key].diffusion
 
     def conditions(self, rows: range) -> dict[str, Tensor] | None:
         """Return the conditions of images by their numbers: classes in turn, or small images."""

@@ -247,7 +247,8 @@ class Tuner:
         process, n = self.subject.process(way.weights), self.options.num
         how = way.arguments()
         if way.partner is not None:
-            how |= {"guide_by": self.subject.partner(way.partner), "guide_scale": way.partner_scale}
+            partner = self.subject.partner(way.partner, way.weights)
+            how |= {"guide_by": partner, "guide_scale": way.partner_scale}
         first = half * n
         images = sample_shared(
             process,
