@@ -2,13 +2,16 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ddpm_lib import GaussianDiffusion, Unet
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.data.measurements.normalization import Curve, Normalization
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.process.autoguidance import GUIDE_SCALE, partner_of
 from ddpm_lib.schedules import Schedule
@@ -200,6 +203,50 @@ def test_other_class_names_are_refused() -> None:
     main.class_names, partner.class_names = ("a", "b", "c"), ("c", "b", "a")
     with pytest.raises(ConfigError, match="classes c, b, a instead of a, b, c"):
         main.sample(1, guide_by=partner)
+
+
+def told(name: str = "mood", **spec: object) -> GaussianDiffusion:
+    network = Unet(dim=8, dim_mults=(1,), channels=1, conditions={name: spec})
+    return GaussianDiffusion(network, image_size=8, channels=1, timesteps=20).eval()
+
+
+@pytest.mark.parametrize(
+    ("spec", "same", "different"),
+    [
+        ({"kind": "label", "names": ["sad", "gay"]}, {"drop_prob": 0.3}, {"names": ["gay", "sad"]}),
+        ({"kind": "tags", "names": ["a", "b"]}, {}, {"names": ["b", "a"]}),
+        ({"kind": "angle", "period": 360.0}, {}, {"period": 24.0}),
+        ({"kind": "mask", "classes": 2}, {"names": ["a", "b"]}, {"classes": 3}),
+        ({"kind": "vector", "size": 2}, {"mean": [1, 1], "std": [2, 2]}, {"size": 3}),
+        ({"kind": "number"}, {"mean": 3.0, "std": 2.0, "low": 0.0, "high": 9.0}, {"kind": "angle"}),
+    ],
+    ids=["label", "tags", "angle", "mask", "vector", "number"],
+)
+def test_conditions_that_mean_something_else_are_refused(
+    spec: dict[str, Any], same: dict[str, Any], different: dict[str, Any]
+) -> None:
+    """A partner that takes "sad" for "gay" would guide to the wrong pictures without a word."""
+    main = told(**spec)
+    partner_of(main, told(**{**spec, **same}), None)
+    partner_of(main, told("other", **{**spec, **different}), None)  # which is then not told
+    with pytest.raises(ConfigError, match=r"another process: the condition 'mood' is"):
+        partner_of(main, told(**{**spec, **different}), None)
+
+
+def test_other_measured_values_are_refused() -> None:
+    def measured(high: float) -> GaussianDiffusion:
+        process = classy(0)
+        curve = Curve(np.array([0.0, high]), np.array([0.0, 1.0]))
+        process.normalization = Normalization("affine", "float32", (curve,), "HU")
+        return process
+
+    main = measured(1000.0)
+    partner_of(main, SimpleNamespace(diffusion=measured(1005.0)), None)  # a part of the same data
+    for partner, said in ((measured(2000.0), "2,000 HU"), (classy(1), "pictures instead of")):
+        with pytest.raises(ConfigError, match=rf"another process: .*{said}"):
+            partner_of(main, SimpleNamespace(diffusion=partner), None)
+    with pytest.raises(ConfigError, match="instead of pictures"):
+        partner_of(classy(1), main, None)
 
 
 def test_a_strength_without_a_partner_and_a_path_as_one_are_refused() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import short
+from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.conditions import Conditioners, class_count, fill_nulls
 from ddpm_lib.process.denoiser import Denoiser
 from ddpm_lib.process.interface import Process
 from ddpm_lib.schedules.levels import Level
 
+if TYPE_CHECKING:
+    from ddpm_lib.data.measurements.normalization import Normalization
+
 GUIDE_SCALE = 2.0
 """Strength where none is asked for; Karras et al. 2024 find 1.4 to 2.4 (table 1)."""
+SAME_VALUES = 0.02
+"""By how much of [0, 1] the maps of measured values of two runs may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +79,10 @@ def partner_of(
         theirs = mine.using(guide_by)
     else:
         theirs = _denoiser_of(guide_by)
-        names = process.class_names, getattr(guide_by, "class_names", None)
-        _refuse(_differences(mine, theirs) + _other_names(*names))
+        other = getattr(guide_by, "diffusion", guide_by)
+        names = process.class_names, getattr(other, "class_names", None)
+        units = process.normalization, getattr(other, "normalization", None)
+        _refuse(_differences(mine, theirs) + _other_names(*names) + _other_units(*units))
     _refuse(_unknown_conditions(mine.conditioners, theirs.conditioners))
     if mine.device != theirs.device:
         raise ConfigError(
@@ -145,6 +153,24 @@ def _other_names(mine: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -
     return [f"classes {', '.join(theirs[:6])} instead of {', '.join(mine[:6])}"]
 
 
+def _other_units(mine: Normalization | None, theirs: Normalization | None) -> list[str]:
+    """Say that values of images stand for other measured values; maps that were fitted on parts of
+    the same data differ by less than `SAME_VALUES`.
+    """
+    if mine is None and theirs is None:
+        return []
+    if mine is not None and theirs is not None and mine.channels == theirs.channels:
+        pairs = [
+            (one.to_levels(values), other.to_levels(values))
+            for one, other in zip(mine.curves, theirs.curves)
+            for values in (one.values, other.values)
+        ]
+        if all(abs(a - b).max() <= SAME_VALUES for a, b in pairs):
+            return []
+    own, other = ("pictures" if one is None else one.line() for one in (mine, theirs))
+    return [f"{other} instead of {own}"]
+
+
 def _unknown_conditions(mine: Conditioners | None, theirs: Conditioners | None) -> list[str]:
     """Say which conditions the partner needs and would not get, or would take for others."""
     if mine is None or theirs is None:
@@ -154,7 +180,23 @@ def _unknown_conditions(mine: Conditioners | None, theirs: Conditioners | None) 
         for name, conditioner in theirs.items()
         if name not in mine and not conditioner.optional
     ]
+    found += _other_meanings(mine, theirs)
     counts = class_count(mine), class_count(theirs)
     if None not in counts and counts[0] != counts[1]:
         found.append(f"{counts[1]} classes instead of {counts[0]}")
     return found
+
+
+def _other_meanings(mine: Conditioners, theirs: Conditioners) -> list[str]:
+    """Say which conditions of the data would mean something else to the partner; how each scales
+    the same numbers is its own affair.
+    """
+    known, other = data_conditions(mine), data_conditions(theirs)
+    found = []
+    for name in known.keys() & other.keys():
+        a, b = known[name], other[name]
+        own = {"drop_prob", *a.fits}
+        told = [(a.spec.get(k), b.spec.get(k)) for k in {*a.spec, *b.spec} - own]
+        if any(one != two for one, two in told if None not in (one, two)):
+            found.append(f"the condition {name!r} is {b.words} instead of {a.words}")
+    return sorted(found)
