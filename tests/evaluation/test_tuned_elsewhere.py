@@ -26,6 +26,7 @@ from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs.checkpoint import verify
 from ddpm_lib.runs.publishing.model_folder import load_first, write_model_folder
 from ddpm_lib.runs.stored_sampling import read_sampling, write_sampling
+from ddpm_lib.runs.synthesis import synthesise_ema
 from ddpm_lib.training.fine_tuning.weight_sources import find_starting_weights
 from training_helpers import tiny_diffusion, tiny_trainer
 
@@ -179,6 +180,38 @@ def test_evaluate_guides_by_conditions_of_the_data_as_tune_does() -> None:
     odd = torch.tensor([-1.0], dtype=torch.bfloat16, requires_grad=True)
     assert torch.equal(low, process.sample(1, cond={"age": odd}))
     assert isinstance(process.conditioners["age"], NumberCondition)
+
+
+def test_what_guides_is_found_when_it_is_wanted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then a notebook may have gone to another directory."""
+    write_sampling(run, dataclasses.replace(TUNED, guide_by="2", guide_scale=2.0))
+    wanted = load_run(run).diffusion.sample(1, progress=False)
+    monkeypatch.chdir(tmp_path)
+    diffusion = load_run("mine").diffusion
+    load_run("mine").diffusion.save_pretrained("folder")
+    pretrained = GaussianDiffusion.from_pretrained("folder")
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    assert torch.equal(diffusion.sample(1, progress=False), wanted)
+    assert torch.equal(pretrained.sample(1, progress=False), wanted)
+
+
+@pytest.mark.parametrize("name", ["model", "ema:0.5"])
+def test_an_average_that_was_synthesised_is_guided_by_the_others(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "mine"
+    tiny_trainer(run, ema_decay=(0.9, 0.5), posthoc_ema=(0.05, 0.1), learning_rate=0.01).train()
+    synthesise_ema(run, 0.1)
+    weights = "ema sigma_rel=0.1"
+    found = dataclasses.replace(TUNED, guide_by=name, guide_scale=2.0, weights=weights)
+    write_sampling(run, found)
+    loaded = load_run(run)
+    assert loaded.weights == weights
+    other = load_run(run, weights="model") if name == "model" else load_run(run, ema_decay=0.5)
+    how = {"guide_by": other.diffusion, "guide_scale": 2.0}
+    wanted = loaded.diffusion.sample(1, sampler="ddim", num_steps=3, progress=False, **how)
+    assert torch.equal(loaded.diffusion.sample(1, progress=False), wanted)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])

@@ -181,7 +181,8 @@ def load_process(
     if config.sampling is not None and label != PARTNER:
         default = parse_default(config.sampling, f"{source}: config.json, sampling")
         if default.guide_by is not None:
-            default = replace(default, load_partner=FolderPartner(cls, folder))
+            later = replace(folder, path=folder.path.absolute())
+            default = replace(default, load_partner=FolderPartner(cls, later))
         process.sampling_default = default
     return process.eval(), label
 

@@ -319,7 +319,7 @@ def _of_run(
 ) -> SamplingDefault:
     load, name = None, default.guide_by
     if name is not None:
-        there = checkpoint.run, checkpoint.path
+        there = checkpoint.run.absolute(), checkpoint.path.absolute()  # it is loaded later
         load = RunPartner(*there, weights, name, find_checkpoints, load_checkpoint)
     return dataclasses.replace(default, load_partner=load, loaded_step=checkpoint.state.step)
 

@@ -152,7 +152,12 @@ def _other_weights(loaded: Guided, wanted: str, find: Find, load: Load) -> Any:
             f"{option('guide_by', wanted)}: the average is named by its decay, as in 'ema:0.999'."
         ) from None
     place = loaded.checkpoint if loaded.pretrained is None else loaded.pretrained.folder.path
-    return load(find(place)[-1], kind, number)
+    found = find(place)[-1]
+    alone = isinstance(found, VerifiedCheckpoint) and "model.safetensors" not in found.files
+    if alone and (loaded.run / "checkpoints").is_dir():
+        # An average was synthesised: the others are in the checkpoint of its step.
+        found = find(loaded.run, found.state.step)[-1]
+    return load(found, kind, number)
 
 
 def _same_kind(found: Any, loaded: Guided, load: Load) -> Any:
