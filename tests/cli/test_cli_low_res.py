@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from command_line import DRAW, TINY, ddpm, error_of
-from ddpm_lib import load_run
+from ddpm_lib import GaussianDiffusion, Unet, load_run
+from ddpm_lib.cli.low_res import read_small_images
 from ddpm_lib.images import to_uint8
 from ddpm_lib.process.cascade import Stage, sample_cascade
 
@@ -194,6 +195,14 @@ def test_wrong_wishes_are_refused(
     )
     assert "trained without --model.low-res-factor" in error(base, "--low-res", folder)
     assert "Give one of them" in error(sr, "--low-res", folder, "--base", base)
+    for word, more in (
+        ("edit", ()),
+        ("inpaint", ("--mask", folder / "cat.png")),
+        ("restore", ("--operator", "blur:1", "--simulate")),
+    ):
+        said = error_of(capsys, word, sr, folder / "cat.png", *more, *DRAW)
+        assert "`ddpm sample --low-res` enlarges; in Python" in said
+        assert f"diffusion.{word}(" in said
     assert "[0, 0.3]" in error(sr, "--low-res", folder, "--low-res-noise", 0.4)
     assert "does not exist" in error(sr, "--low-res", tmp_path / "nothing")
     assert "Stage 2" in error(sr, "--base", sr)
@@ -206,3 +215,27 @@ def test_wrong_wishes_are_refused(
     assert "enlarges pictures of 8×8 to 16×16" in told
     (folder / "wide.png").write_bytes(b"nothing")
     assert "wide.png" in error(sr, "--low-res", folder)
+
+
+def test_grey_pictures_are_read(tmp_path: Path) -> None:
+    """Without a warning: those that need no work are memory that cannot be written."""
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    Image.fromarray(pixels).save(tmp_path / "grey.png")
+    network = Unet(dim=8, dim_mults=(1,), channels=1, low_res_factor=2)
+    found = read_small_images(
+        str(tmp_path / "grey.png"), GaussianDiffusion(network, image_size=8, timesteps=20)
+    )
+    assert np.array_equal(found.images[0, 0].numpy(), pixels)
+
+
+def test_measured_values_are_not_read_from_pictures(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A grey value is no Hounsfield unit."""
+    values = np.random.default_rng(0).normal(size=(40, 1, 16, 16)).astype(np.float32)
+    np.save(tmp_path / "values.npy", 1000 * values)
+    flags = ["--normalize", "affine", "--channels", 1, "--image-size", 16, "--sample-every", 0]
+    more = (*TINY, *flags, "--model.low-res-factor", 2, "--output-dir", tmp_path / "run")
+    assert ddpm("train", tmp_path / "values.npy", *more) == 0
+    said = error_of(capsys, "sample", tmp_path / "run", "--low-res", folder, *DRAW)
+    assert "measured values (1 × float32), and --low-res reads pictures" in said

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ddpm_lib import GaussianDiffusion, Shapes, Unet, distill, load_run
 from ddpm_lib.cli import main
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation import distilling
+from ddpm_lib.evaluation.adherence import _samples
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.sample_set import chosen_for
 from ddpm_lib.evaluation.tuning import tune
@@ -212,6 +214,21 @@ def test_an_average_that_was_synthesised_is_guided_by_the_others(tmp_path: Path,
     how = {"guide_by": other.diffusion, "guide_scale": 2.0}
     wanted = loaded.diffusion.sample(1, sampler="ddim", num_steps=3, progress=False, **how)
     assert torch.equal(loaded.diffusion.sample(1, progress=False), wanted)
+
+
+def test_samples_that_were_begun_before_another_default_are_not_gone_on_with() -> None:
+    diffusion, keys = tiny_diffusion(), []
+
+    def over(n: int, what: str, columns: int, group: int, draw: Any, resume: str) -> torch.Tensor:
+        keys.append(resume)
+        return torch.zeros(n, columns)
+
+    task: Any = SimpleNamespace(model=lambda: diffusion, options=EvaluationOptions(), over=over)
+    for default in (None, TUNED, dataclasses.replace(TUNED, num_steps=4), TUNED):
+        diffusion.sampling_default = default
+        _samples(task, Shapes(size=8, n=4))
+    assert len(set(keys)) == 3
+    assert keys[1] == keys[3]
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from ddpm_lib import GaussianDiffusion, Unet
+from ddpm_lib.data.measurements.normalization import Curve, Normalization
 from ddpm_lib.process.cascade import Cascade, Stage, sample_cascade, stage_seed
 from ddpm_lib.training.sampling import sample_shared
 
@@ -114,3 +116,27 @@ def test_a_cascade_may_begin_with_given_images(stages: list[Stage]) -> None:
     assert not torch.equal(
         drawn, sample_cascade(stages[1:], cond={"low_res": 1 - given, "class_label": 0})
     )
+
+
+def measured(diffusion: GaussianDiffusion, *ends: tuple[float, float]) -> GaussianDiffusion:
+    curves = [Curve(np.array(pair), np.array([0.0, 1.0])) for pair in ends]
+    diffusion.normalization = Normalization("affine", "float32", tuple(curves))
+    return diffusion
+
+
+def test_measured_values_keep_their_units_from_stage_to_stage() -> None:
+    """A network of small images was fitted on a narrower range than one of large ones."""
+    channels = {"channels": 1}
+    base = measured(process(4, **channels), (-10.0, 30.0))
+    large = measured(process(8, 1, low_res_factor=2, **channels), (-50.0, 50.0))
+    small, found = Cascade([base, large]).sample_stages(2, seed=1)
+    seen = (small * 40.0 - 10.0 + 50.0) / 100.0
+    wanted = large.sample(2, cond={"low_res": seen}, seed=stage_seed(1, 1))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    large.normalization = None
+    with pytest.raises(ValueError, match=r"Stage 1 .* measured values, and stage 2 pict"):
+        Cascade([base, large])
+    measured(large, (0.0, 1.0))
+    plain = process(4, **channels)
+    with pytest.raises(ValueError, match=r"Stage 2 .* measured values, and stage 1 pict"):
+        Cascade([plain, large])

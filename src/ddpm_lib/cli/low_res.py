@@ -87,15 +87,41 @@ def check_low_res_options(
         Stage(diffusion, low_res_noise=noise)
 
 
+def refuse_enlarging(diffusion: GaussianDiffusion, word: str) -> None:
+    """Refuse networks that cannot do without a small image, for commands whose flags name none.
+
+    Args:
+        diffusion: The process.
+        word: The method that the command calls, as it is called in Python.
+
+    Raises:
+        ConfigError: Saying how it is done in Python.
+    """
+    low_res = Stage(diffusion).low_res
+    if low_res is not None and not low_res.optional:
+        raise ConfigError(
+            "This run enlarges small pictures, and none can be given here. `ddpm sample --low-res`"
+            f" enlarges; in Python: diffusion.{word}(images, …, cond={{{low_res.name!r}: small}})."
+        )
+
+
 def read_small_images(path: str, diffusion: GaussianDiffusion) -> SmallImages:
     """Read a picture file, or all of a folder in the order of their names, which must have the
     right size.
 
     Raises:
-        ConfigError: If there is no such file or folder.
+        ConfigError: If there is no such file or folder, or the run is on measured values.
         BadImagesError: If pictures cannot be read or have another size, naming them.
     """
     channels, height, width = _small_size(diffusion)
+    units = diffusion.normalization
+    if units is not None:
+        raise ConfigError(
+            f"This run learns measured values ({units.channels} × {units.dtype}), and --low-res"
+            " reads pictures, which have no units. In Python: small ="
+            " torch.from_numpy(diffusion.normalization.forward(values)), then"
+            " diffusion.normalization.inverse(diffusion.sample(cond={'low_res': small}))."
+        )
     root = Path(path).expanduser()
     if root.is_dir():
         files = list(FolderSource(root, "none").paths())
@@ -113,7 +139,7 @@ def read_small_images(path: str, diffusion: GaussianDiffusion) -> SmallImages:
         except (ImageError, OSError) as error:
             bad.append((str(file), reason(error)))
             continue
-        pixels.append(torch.from_numpy(found.pixels))
+        pixels.append(torch.tensor(found.pixels))  # a picture may be read-only
         if (found.width, found.height) != (width, height):
             bad.append((str(file), f"{found.width}×{found.height} pixels, width×height"))
     if bad:

@@ -20,6 +20,7 @@ from ddpm_lib.cli.class_labels import label_of
 from ddpm_lib.cli.condition_flags import read_cond
 from ddpm_lib.cli.drawing_as_chosen import guidance_scales
 from ddpm_lib.cli.drawn_files import write_table
+from ddpm_lib.cli.low_res import refuse_enlarging
 from ddpm_lib.cli.output_folder import check_output, new_folder, refuse_used
 from ddpm_lib.cli.sample import check_guidance
 from ddpm_lib.core.device_choice import resolve_device
@@ -240,6 +241,7 @@ def redraw(
     loaded = load_checkpoint(chosen, command.weights, command.ema_decay)
     diffusion = loaded.diffusion
     refuse_values(diffusion, word)
+    refuse_enlarging(diffusion, word)
     if len(diffusion.image_size) != 2:
         raise ConfigError(
             "This run was not trained on pictures. Use diffusion.edit, diffusion.inpaint and"

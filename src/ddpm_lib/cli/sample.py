@@ -26,7 +26,7 @@ from ddpm_lib.core.device_choice import resolve_device
 from ddpm_lib.core.text import so_many
 from ddpm_lib.guidance import Guidance
 from ddpm_lib.process.autoguidance import check_scale
-from ddpm_lib.process.cascade import Cascade, stage_seed
+from ddpm_lib.process.cascade import Cascade, in_units_of, stage_seed
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import SAMPLER, SPACING, usual_sampler
 from ddpm_lib.process.sampling import tell_stale
@@ -310,6 +310,7 @@ def small_images(
         sweep=None,
     )
     drawn, _, _ = draw(base, wishes, state, precision, None, {}, Told.none())
+    drawn = in_units_of(loaded.diffusion, base.diffusion, drawn)
     return SmallImages(drawn, first_index=first, columns=columns)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
@@ -111,13 +112,16 @@ def _samples(task: ModelTask, images: ImageDataset) -> Tensor:
         )
         return (drawn.clamp(0, 1) * 255).round().flatten(1).cpu().double()
 
+    default, kept = diffusion.sampling_default, images.fingerprint
+    if default is not None:  # what was begun before another was chosen is of no use
+        kept = digest_of("samples", kept, [default.to_json()])
     found = task.over(
         len(images),
         "samples by their conditions",
         math.prod(shape),
         options.batch_size,
         draw,
-        images.fingerprint,
+        kept,
     )
     return found.to(torch.uint8).view(-1, *shape)
 

@@ -122,6 +122,13 @@ class Cascade:
                     " without low_res_factor. Train one with low_res_factor, whose small images"
                     f" are {_words(gets)}."
                 )
+            measured = [one.diffusion.normalization is not None for one in (small, large)]
+            if measured[0] != measured[1]:
+                raise ValueError(
+                    f"Stage {number - measured[0]} of the cascade learned measured values, and"
+                    f" stage {number - measured[1]} pictures, which have no units. Train both alike"
+                    " (normalize)."
+                )
             if takes != gets:
                 raise ValueError(
                     f"Stage {number} of the cascade enlarges images of {_words(takes)} to"
@@ -199,7 +206,8 @@ class Cascade:
             here = {name: value for name, value in given.items() if known is None or name in known}
             low_res = stage.low_res
             if low_res is not None and results:
-                here[low_res.name] = results[-1]
+                before = self.stages[number - 1].diffusion
+                here[low_res.name] = in_units_of(stage.diffusion, before, results[-1])
             if low_res is not None and stage.low_res_noise is not None:
                 here.setdefault(low_res.noise_name, stage.low_res_noise)
             images: Tensor = draw(
@@ -230,6 +238,17 @@ class Cascade:
                 {name: c for conditioners in known for name, c in (conditioners or {}).items()},
                 cond,
             )
+
+
+def in_units_of(process: Process, source: Process, images: Tensor) -> Tensor:
+    """Return images (n, c, *spatial) in [0, 1] that one process drew as another reads them: small
+    measured values have another range than large ones, and [0, 1] stands for another in each.
+    """
+    mine, theirs = process.normalization, source.normalization
+    if mine is None or theirs is None or mine.to_json() == theirs.to_json():
+        return images
+    values = theirs.inverse(images)
+    return torch.from_numpy(mine.forward(values)).to(images)
 
 
 def stage_seed(seed: int, number: int) -> int:
