@@ -22,6 +22,7 @@ from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
 from ddpm_lib.evaluation.sample_set import chosen_for
 from ddpm_lib.evaluation.tuning import tune
 from ddpm_lib.guidance import Guidance
+from ddpm_lib.interop.export_weights import export_safetensors
 from ddpm_lib.nn.data_conditions import NumberCondition
 from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.sampling_default import SamplingDefault
@@ -198,6 +199,23 @@ def test_what_guides_is_found_when_it_is_wanted(
     monkeypatch.chdir(tmp_path / "away")
     assert torch.equal(diffusion.sample(1, progress=False), wanted)
     assert torch.equal(pretrained.sample(1, progress=False), wanted)
+
+
+@pytest.mark.parametrize("guide_by", [None, "2"])
+def test_an_exported_folder_samples_as_the_run_does(
+    run: Path, tmp_path: Path, guide_by: str | None
+) -> None:
+    scale = None if guide_by is None else 2.0
+    write_sampling(run, dataclasses.replace(TUNED, guide_by=guide_by, guide_scale=scale))
+    diffusion = load_run(run).diffusion
+    export_safetensors(diffusion, tmp_path / "folder", {"weights": "ema 0.5"})
+    found = GaussianDiffusion.from_pretrained(tmp_path / "folder")
+    assert found.sampling_default is not None
+    assert found.sampling_default.words() == diffusion.sampling_default.words().replace(
+        "by 2", "by partner"
+    )
+    wanted = diffusion.sample(1, progress=False)
+    assert torch.equal(found.sample(1, progress=False), wanted)
 
 
 @pytest.mark.parametrize("name", ["model", "ema:0.5"])

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.core.hub.folder import UNCERTAINTY, arranged, save_folder
 from ddpm_lib.core.hub.folder_config import FolderConfig
 from ddpm_lib.core.new_folders import new_folder, refuse_taken
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.interop.exporting import describe, write_description
 from ddpm_lib.nn.networks import describe_network
-from ddpm_lib.process.pretrained import texts_of_folder
+from ddpm_lib.process.pretrained import portable, texts_of_folder
+from ddpm_lib.process.sampling import stored_partner
 
 
 def export_npz(
@@ -54,7 +56,8 @@ def export_npz(
 def export_safetensors(
     diffusion: GaussianDiffusion, folder: str | Path, about: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write a pretrained folder, for `GaussianDiffusion.from_pretrained`.
+    """Write a pretrained folder, for `GaussianDiffusion.from_pretrained`, with the way of sampling
+    that was chosen for the weights.
 
     Args:
         diffusion: The process.
@@ -66,12 +69,16 @@ def export_safetensors(
 
     Raises:
         ConfigError: If something lies there, or the class of the network is not registered.
+        CheckpointError: If what guides by default is no longer there.
         OSError: If the disk refuses; nothing half-written stays.
     """
     refuse_taken(folder)
     averaged = str((about or {}).get("weights", "")).startswith("ema")
     name = "ema" if averaged else "model"
-    weights, groups = arranged({name: diffusion.model.state_dict()})
+    named, default = {name: diffusion.model.state_dict()}, diffusion.sampling_default
+    if default is not None and default.guide_by is not None:
+        named[PARTNER] = stored_partner(diffusion, default).model.state_dict()
+    weights, groups = arranged(named)
     if diffusion.uncertainty is not None:
         groups[UNCERTAINTY] = diffusion.uncertainty.state_dict()
     units = None if diffusion.normalization is None else diffusion.normalization.to_json()
@@ -81,6 +88,7 @@ def export_safetensors(
         diffusion=diffusion.config,
         class_names=diffusion.class_names,
         weights=weights,
+        sampling=None if default is None else portable(default).to_json(),
         normalization=units,
         texts=texts,
     )
