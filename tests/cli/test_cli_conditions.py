@@ -15,6 +15,7 @@ from PIL import Image
 from command_line import DRAW, TINY, ddpm, error_of
 from ddpm_lib import GaussianDiffusion, Unet, load_run
 from ddpm_lib.cli.class_labels import condition
+from ddpm_lib.cli.condition_flags import read_sweep
 from ddpm_lib.evaluation import evaluate
 from ddpm_lib.images import to_uint8
 from ddpm_lib.metrics import condition_readers
@@ -208,3 +209,17 @@ def test_rows_of_a_sweep_keep_their_class() -> None:
     swept = condition(loaded, flags, 8, columns=4)["class_label"]
     assert swept.tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
     assert condition(loaded, flags, 4)["class_label"].tolist() == [1, 2, 0, 1]
+
+
+def test_a_sweep_goes_through_numbers_that_are_near_to_each_other() -> None:
+    """Days counted since long ago differ in their seventh digit; two dots may be in a name."""
+    day = {"kind": "number", "mean": 2459005.0, "std": 3.0, "low": 2459000.0, "high": 2459010.0}
+    style = {"kind": "label", "names": ["a..b", "c"]}
+    model = Unet(dim=8, dim_mults=(1,), conditions={"day": day, "style": style})
+    diffusion = GaussianDiffusion(model, image_size=8)
+    for written in ("day", "day=2459000..2459010"):
+        swept: Any = read_sweep(diffusion, written)
+        assert np.allclose(swept.values, np.linspace(2459000, 2459010, 8), atol=0.2)
+        assert [float(word) for word in swept.words] == pytest.approx(swept.values.tolist())
+    named: Any = read_sweep(diffusion, "style=a..b,c")
+    assert named.words == ("a..b", "c")

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from command_line import ddpm, error_of
-from ddpm_lib import Shapes, load_run
+from ddpm_lib import GaussianDiffusion, Shapes, Unet, load_run
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.images import save_image
+from ddpm_lib.runs.told_conditions import read_told
 from every_condition import COMMANDS, FAST, KINDS, train
 
 NAMES = ("a", "b", "c")
@@ -367,3 +368,24 @@ def test_python_reads_what_the_command_reads(run: Path, files: Path) -> None:
     assert by_name["mask"][0].tolist() == ARRAYS["mask"][2].tolist()
     with pytest.raises(ConfigError, match="Did you mean 'size'"):
         loaded.conditions(sise=1)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_white_means_the_same_in_files_and_in_arrays(classes: int, tmp_path: Path) -> None:
+    """One mask at a time: what the others hold says nothing of it."""
+    table = {"mask": {"kind": "mask", "classes": classes}}
+    diffusion = GaussianDiffusion(Unet(dim=8, dim_mults=(1,), conditions=table), image_size=8)
+    masks = np.zeros((3, 8, 8), dtype=np.uint8)
+    masks[0, :4], masks[1], masks[2, :2] = 255, 255, 1
+    (tmp_path / "masks").mkdir()
+    for k, mask in enumerate(masks):
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{k}.png")
+    np.save(tmp_path / "masks.npy", masks)
+    np.save(tmp_path / "one.npy", masks[1])
+    wanted = np.minimum(masks, 1) if classes == 2 else masks
+    for name in ("masks", "masks.npy"):
+        many = read_told(diffusion, {"mask": tmp_path / name}).values().many["mask"]
+        assert many.tolist() == wanted.tolist()
+    for name in ("one.npy", "masks/1.png"):
+        fixed = read_told(diffusion, {"mask": tmp_path / name}).fixed["mask"]
+        assert fixed.tolist() == wanted[1:2].tolist()

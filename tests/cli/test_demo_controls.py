@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from command_line import ddpm, error_of
+from ddpm_lib import Unet
 from ddpm_lib.cli.demo_controls import Control, make_controls, words_of
 from ddpm_lib.cli.demo_page import command_of, make_page
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.runs.drawing import Artist, Wish
 from ddpm_lib.runs.loading import find_checkpoints
 from every_condition import ENCODER, KINDS, train
@@ -72,6 +74,19 @@ def test_every_kind_has_its_control(artist: Artist) -> None:
     chosen = controls(artist, {}, {"caption": ["a red ring", "a blue ring"]})["caption"].parts[0]
     assert chosen.kind == "Dropdown"
     assert chosen.allow_custom_value
+
+
+@pytest.mark.parametrize("ends", [(2459000.0, 2459010.0), (2e-12, 3e-12), (1990.0, 2020.0)])
+def test_a_slider_reaches_the_numbers_of_its_range(ends: tuple[float, float]) -> None:
+    low, high = ends
+    spec = {"kind": "number", "mean": low, "std": high - low, "low": low, "high": high}
+    model = Unet(dim=8, dim_mults=(1,), conditions={"a": spec})
+    (made,) = make_controls(Pretended(), data_conditions(model.conditioners), {}, {})
+    slider = made.parts[1]
+    assert slider.given == pytest.approx(ends, rel=1e-9)
+    assert 50 < (high - low) / slider.step < 2000
+    chosen = low + 0.3 * (high - low)
+    assert abs(float(made.word(True, chosen) or "nan") - chosen) < 1e-3 * (high - low)
 
 
 @pytest.mark.parametrize("kind", KINDS)

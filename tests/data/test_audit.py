@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ddpm_lib.data.auditing.copies import LEAST_DETAIL, _plausible
 from ddpm_lib.data.auditing.descriptors import WHOLE, placed
 from ddpm_lib.data.auditing.picture_measures import border_box, octave_powers, repeats
 from ddpm_lib.data.auditing.rules import crop_losses
+from ddpm_lib.data.auditing.value_findings import apart
 
 WIDTH, HEIGHT = 72, 56
 
@@ -487,3 +489,16 @@ def test_another_colour_asks_for_more_agreement() -> None:
     less = dataclasses.replace(agreed, cells=agreed.cells * 0 + 0.8)
     assert _plausible(less).tolist() == [False]
     assert _plausible(dataclasses.replace(less, hue=less.hue * 0 + 0.05)).tolist() == [True]
+
+
+def test_slices_of_two_parts_are_of_different_volumes() -> None:
+    """Of the volumes that a list leaves, the first may be the fiftieth."""
+
+    class Slices(list[int]):
+        @property
+        def groups(self) -> np.ndarray:
+            return np.array(self)
+
+    sources: Any = [Slices([50, 50]), Slices([48, 49])]
+    pairs: Any = SimpleNamespace(first=np.array([0, 0, 1]), second=np.array([1, 2, 3]))
+    assert apart(pairs, sources).tolist() == [False, True, True]

@@ -379,3 +379,56 @@ def test_data_without_columns_say_so(folder: Path) -> None:
         open_dataset(array, image_size=8, conditions="age=:age")
     with pytest.raises(ValueError, match=r"Unknown fact of the built-in shapes 'hue'"):
         open_dataset("shapes", image_size=8, conditions="hue=:hue")
+
+
+@pytest.mark.parametrize("kind", ["label", "tags"])
+def test_a_number_has_one_name_however_and_wherever_it_is_written(kind: str) -> None:
+    """All of its digits: 1000000 is not 1e+06, and two long numbers are two."""
+    long = ["12345678901234567", "12345678901234568"]
+    written = ["1000000", "1.0", "0.50", "1", "007", "1e5", *long]
+    names = ["1000000", "1", "0.5", "1", "007", "1e5", *long]
+    data = Shapes(size=8, n=len(names)).with_conditions({"a": written}, a={"kind": kind})
+    known = data.condition_table["a"]["names"]
+    values = data.conditions["a"].values
+    rows = values.argmax(1) if kind == "tags" else values
+    assert [known[k] for k in rows] == names
+    numbers = [1000000, 1.0, 0.5, 1]
+    same = Shapes(size=8, n=4).with_conditions({"a": numbers}, a={"kind": kind})
+    assert set(same.condition_table["a"]["names"]) == set(names[:4])
+
+
+def test_a_tag_has_one_name_alone_and_beside_others() -> None:
+    cells = ["1.0|1000000", "1", "1000000", ["1.0", None], [1.0, 1000000.0]]
+    data = Shapes(size=8, n=5).with_conditions({"a": cells}, a={"kind": "tags"})
+    assert data.condition_table["a"]["names"] == ["1", "1000000"]
+    assert data.conditions["a"].values.tolist() == [[1, 1], [1, 0], [0, 1], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("source", ["folder", "array"])
+def test_white_is_unknown_where_more_classes_are_said(folder: Path, source: str) -> None:
+    masks = np.zeros((N, 16, 16), dtype=np.uint8)
+    masks[:, 4:8] = 255
+    np.save(folder / "masks.npy", masks)
+    for mask, path in zip(masks, sorted((folder / "masks").iterdir())):
+        Image.fromarray(mask).save(path)
+    place = folder / ("masks" if source == "folder" else "masks.npy")
+    for classes, seen in ((5, [0, 255]), (2, [0, 1])):
+        data = opened(folder, f"mask={place},classes={classes}")
+        assert data.batch(range(N))["mask"].unique().tolist() == seen
+    masks[:] = 255
+    for mask, path in zip(masks, sorted((folder / "masks").iterdir())):
+        Image.fromarray(mask).save(path)
+    np.save(folder / "masks.npy", masks)
+    data = opened(folder, f"mask={place},classes=2")
+    assert data.batch(range(N))["mask"].unique().tolist() == [1]
+
+
+def test_columns_of_the_shapes_go_with_a_list_and_without_labels() -> None:
+    def sizes(**options: Any) -> np.ndarray:
+        data = open_dataset("shapes", image_size=8, conditions="size=:size", **options)
+        return np.asarray(data.conditions["size"].values)
+
+    every = sizes()
+    assert sizes(labels="none").tolist() == every.tolist()
+    assert sizes(files=["000007", "000002"]).tolist() == every[[2, 7]].tolist()
+    assert sizes(files=["000007", "000002"], labels="none").tolist() == every[[2, 7]].tolist()

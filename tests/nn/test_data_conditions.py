@@ -14,6 +14,7 @@ import torch
 from ddpm_lib import GaussianDiffusion, Unet
 from ddpm_lib.nn.condition_table import KINDS, check_conditions, data_conditions
 from ddpm_lib.nn.pixel_conditions import MaskCondition
+from ddpm_lib.process.conditions import for_sampling
 
 TABLE: dict[str, dict[str, Any]] = {
     "age": {"kind": "number", "mean": 40.0, "std": 10.0, "low": 1.0, "high": 90.0},
@@ -267,3 +268,35 @@ def test_the_card_says_what_can_be_asked_for() -> None:
     assert "encoder letters" in card
     assert 'cond={"age": 45.5, "turn": 90.0, "hair": "dark", "tags": "hat"' in card
     assert "ddpm sample me/mine --num 16 --cond age=45.5" in card
+
+
+@pytest.mark.parametrize("given", ["30", ["30", "1"], [30, None], [[1, 2], [3]]])
+def test_words_are_no_numbers_even_where_classes_are_called_so(given: Any) -> None:
+    names = ("1", "2", "30")
+    model = Unet(dim=8, dim_mults=(1, 2), num_classes=3, conditions={"age": TABLE["age"]})
+    with pytest.raises(ValueError, match=r"'age' \(number\) takes numbers.*; got "):
+        for_sampling(model.conditioners, {"age": given}, 2, class_names=names)
+    cond = for_sampling(model.conditioners, {"class_label": ["30", "1"]}, 2, class_names=names)
+    assert cond["class_label"].tolist() == [2, 0]
+
+
+def test_labels_are_names_or_whole_numbers() -> None:
+    conditioners = network(hair=TABLE["hair"]).conditioners
+    for given in (["fair", -1], np.array(["fair", "dark"]), np.array(["fair", "dark"], object)):
+        found = for_sampling(conditioners, {"hair": given}, 2)["hair"].tolist()
+        assert found == [1, -1 if given[-1] == -1 else 0]
+    for wrong in (["fair", 0.9], ["fair", None], [0, None]):
+        with pytest.raises(ValueError, match=r"'hair' \(label\) takes names, or numbers of them"):
+            for_sampling(conditioners, {"hair": wrong}, 2)
+
+
+@pytest.mark.parametrize(
+    "ends", [(0.1, 0.9), (2005.0, 2008.0), (2459000.0, 2459010.0), (5e-12, 9e-12)]
+)
+def test_a_number_in_words_lies_in_its_range(ends: tuple[float, float]) -> None:
+    low, high = ends
+    known = {**TABLE["age"], "low": low, "high": high}
+    age = data_conditions(network(age=known).conditioners)["age"]
+    assert low < age.example < high
+    first, _, last = age.words.removeprefix("number (").partition(" in ")[0].partition(" … ")
+    assert (float(first), float(last)) == ends

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.text import digits_between
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.nn.data_conditions import DataCondition
@@ -123,7 +124,7 @@ def _example(known: Mapping[str, DataCondition]) -> str:
 
 
 def _swept(conditioner: DataCondition, value: str) -> list[str]:
-    if value and ".." in value:
+    if ".." in value and conditioner.kind in ("number", "angle"):
         low, _, high = value.partition("..")
         ends = [read_number(conditioner, end) for end in (low, high)]
     elif value:
@@ -137,7 +138,8 @@ def _swept(conditioner: DataCondition, value: str) -> list[str]:
         ends = [conditioner.spec["low"], conditioner.spec["high"]]
     else:
         raise ConfigError(f"--sweep {conditioner.name} needs values: {conditioner.name}=A,B,C.")
-    return [f"{v:.6g}" for v in np.linspace(ends[0], ends[1], SWEPT)]
+    digits = digits_between(*ends)
+    return [f"{v:.{digits}g}" for v in np.linspace(*ends, SWEPT)]
 
 
 @dataclass(frozen=True)

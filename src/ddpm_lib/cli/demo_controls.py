@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddpm_lib.core.text import digits_between, span
 from ddpm_lib.nn.data_conditions import DataCondition
 
 NOT_SAID = "not said"
@@ -72,29 +74,30 @@ def _number(gr: Any, one: DataCondition, word: str | None, texts: Sequence[str])
     spec = one.spec
     low, high = (0.0, spec["period"]) if one.kind == "angle" else (spec["low"], spec["high"])
     switch = _switch(gr, one, word)
+    digits = 9 if low is None or high is None else digits_between(low, high)
     if low is None or high is None or not low < high:
         field = gr.Number(value=float(word or low or 0.0), label=one.name)
     else:
         start = (low + high) / 2 if word is None else float(word)
-        ends = (float(f"{end:.4g}") for end in (min(low, start), max(high, start)))
+        few = digits_between(low, high, 4)
+        ends = (float(f"{end:.{few}g}") for end in (min(low, start), max(high, start)))
         field = gr.Slider(
             *ends,
             value=start,
             step=_step(low, high),
             label=one.name,
-            info=f"{low:g} … {high:g} in training" if one.kind == "number" else None,
+            info=f"{span(low, high)} in training" if one.kind == "number" else None,
         )
 
     def said(given: bool, value: float | None) -> str | None:
-        return f"{value:.6g}" if given and value is not None else None
+        return f"{value:.{digits}g}" if given and value is not None else None
 
     return Control(one.name, [switch, field], said, not one.optional)
 
 
 def _step(low: float, high: float) -> float:
     """Return a round step of a hundredth to a thousandth of a range."""
-    step = 10.0 ** (len(str(int((high - low) * 1e6))) - 9)
-    return float(f"{step:.0e}")
+    return float(f"1e{math.floor(math.log10(high - low)) - 2}")
 
 
 def _label(gr: Any, one: DataCondition, word: str | None, texts: Sequence[str]) -> Control:

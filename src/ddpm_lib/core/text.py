@@ -4,6 +4,7 @@ cursor.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from typing import Any
 
@@ -20,6 +21,29 @@ class _Shortened(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         """Word a whole number; one of thousands of digits has no decimal repr in Python."""
         return f"a number of {x.bit_length():,} bits" if x.bit_length() > 600 else repr(x)
+
+
+def digits_between(low: float, high: float, least: int = 6) -> int:
+    """Return how many digits tell numbers between two apart, at least so many; nine tell all of
+    float32.
+
+    >>> digits_between(0, 1), digits_between(2_459_000, 2_459_010)
+    (6, 9)
+    """
+    most, span = max(abs(low), abs(high)), abs(high - low)
+    if not most or not span:
+        return least if not most else 9
+    return min(9, max(least, math.ceil(math.log10(most / span)) + least - 1))
+
+
+def span(low: float, high: float) -> str:
+    """Write a range, with digits enough to tell its ends apart.
+
+    >>> span(0, 0.5), span(2_459_000, 2_459_010)
+    ('0 … 0.5', '2459000 … 2459010')
+    """
+    digits = digits_between(low, high)
+    return f"{low:.{digits}g} … {high:.{digits}g}"
 
 
 def short(value: Any, limit: int = 240) -> str:

@@ -113,7 +113,7 @@ def _from_array(
             " shape (n, d), masks (n, h, w), images (n, c, h, w), numbers (n,)."
         )
     if kind == "mask":
-        return mask_values(name, black_and_white(raw), options, drop)
+        return mask_values(name, black_and_white(raw, options.get("classes")), options, drop)
     if kind == "image":
         return images_of_array(name, raw, options, drop)
     more: dict[str, Any] = {"size": raw.shape[1]}
@@ -198,8 +198,17 @@ def _named(cell: Any, plain: Any, kind: str) -> Any:
     """Return what is a name or a text, though it could be read as a number, as it is written."""
     if not isinstance(cell, str) or not isinstance(plain, float):
         return plain
-    same = kind != "text" and _PLAIN.fullmatch(cell.strip())
-    return plain if same else cell.strip()
+    return cell.strip() if kind == "text" else _one_name(cell.strip())
+
+
+def _one_name(text: str) -> str:
+    """Return the name that a number has however it is written, digit by digit: 1 for 1.0; other
+    words stay.
+    """
+    if not _PLAIN.fullmatch(text):
+        return text
+    short = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if short == "-0" else short
 
 
 def _read_number(text: str) -> Any:
@@ -297,15 +306,10 @@ def _encoder(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _word(cell: Any) -> str:
-    """Return a number as a name of its own, that of 1 and 1.0 being the same."""
-    if isinstance(cell, int):
+    """Return a number as a name of its own, all its digits; that of 1 and 1.0 is the same."""
+    if not isinstance(cell, float) or not math.isfinite(cell):
         return str(cell)
-    if not isinstance(cell, float):
-        return str(cell)
-    short = f"{cell:g}"
-    if float(short) == cell:
-        return short
-    return str(int(cell)) if cell.is_integer() else repr(cell)
+    return np.format_float_positional(cell + 0.0, trim="-")
 
 
 def _labels(name: str, cells: list[Any], place: Place, drop: float) -> ConditionValues:
@@ -331,12 +335,7 @@ def _by_number(word: str) -> tuple[float, str]:
 
 
 def _tags(cells: list[Any], drop: float) -> ConditionValues:
-    each = [
-        None
-        if cell is None
-        else [_word(v) for v in (cell if isinstance(cell, list) else split_tags(_word(cell)))]
-        for cell in cells
-    ]
+    each = [None if cell is None else _tags_of(cell) for cell in cells]
     names = sorted({word for words in each for word in words or ()})
     values = np.zeros((len(each), len(names)), dtype=np.float32)
     for row, words in enumerate(each):
@@ -345,6 +344,11 @@ def _tags(cells: list[Any], drop: float) -> ConditionValues:
         else:
             values[row, [names.index(word) for word in words]] = 1.0
     return ConditionValues("tags", values, drop, {"names": names})
+
+
+def _tags_of(cell: Any) -> list[str]:
+    written = cell if isinstance(cell, list) else split_tags(_word(cell))
+    return [_one_name(_word(tag)) for tag in written if tag is not None]
 
 
 def _sort(cells: list[Any]) -> str:

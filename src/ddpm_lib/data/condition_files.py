@@ -14,6 +14,7 @@ import numpy as np
 
 from ddpm_lib.core.registry import unknown_name
 from ddpm_lib.core.spelling import option
+from ddpm_lib.core.text import span
 from ddpm_lib.data.condition_cells import make_values, missing_words
 from ddpm_lib.data.condition_images import OpenFolder, PictureSize, paired_pictures
 from ddpm_lib.data.condition_values import ConditionValues, TakenFrom
@@ -86,7 +87,7 @@ def said_of(name: str, data: ImageDataset) -> str:
         more = f"{len(found.names)}: {', '.join(found.names[:6])}{', …' * (len(found.names) > 6)}"
     if found.kind == "number":
         values: Any = found.values
-        more = f"{np.nanmin(values):g} … {np.nanmax(values):g}"
+        more = span(float(np.nanmin(values)), float(np.nanmax(values)))
     return f"condition {name}: {found.kind}{f' ({more})' if more else ''}"
 
 

@@ -80,7 +80,8 @@ def paired_pictures(
     kind = options.get("kind") or _kind_of(chosen)
     taken = TakenFrom(str(folder.resolve()), np.array(rows, dtype=np.int64), by)
     if kind == "mask":
-        masks = mask_values(name, read_masks(chosen, spec, sizes), options, drop)
+        read = read_masks(chosen, spec, sizes, options.get("classes"))
+        masks = mask_values(name, read, options, drop)
         return replace(masks, taken=taken)
     if kind != "image":
         raise ValueError(
@@ -146,8 +147,16 @@ def _kind_of(paths: Sequence[Path]) -> str:
     return "mask" if len(values) <= _FEW else "image"
 
 
-def read_masks(paths: Sequence[Path], spec: DecodeSpec, sizes: PictureSize) -> np.ndarray:
+def read_masks(
+    paths: Sequence[Path], spec: DecodeSpec, sizes: PictureSize, classes: int | None = None
+) -> np.ndarray:
     """Read masks, fitted like the images but without mixing classes: uint8 (n, h, w).
+
+    Args:
+        paths: The files.
+        spec: How the images are fitted.
+        sizes: The stored sizes of the images.
+        classes: See `black_and_white`.
 
     Raises:
         BadImagesError: If some cannot be read, are in colour, or have another size than the image
@@ -167,7 +176,7 @@ def read_masks(paths: Sequence[Path], spec: DecodeSpec, sizes: PictureSize) -> n
             " in the size of its image."
         )
         raise BadImagesError(bad, len(paths), hint)
-    values = black_and_white(out)
+    values = black_and_white(out, classes)
     return np.where(values < 0, UNKNOWN, values).astype(np.uint8) if spec.fit == "pad" else values
 
 

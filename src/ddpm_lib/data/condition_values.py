@@ -206,11 +206,15 @@ def images_of_array(
     return ConditionValues("image", raw, drop, more)
 
 
-def black_and_white(mask: np.ndarray) -> np.ndarray:
+def black_and_white(mask: np.ndarray, classes: int | None = None) -> np.ndarray:
     """Return 0 and 1 for masks that are black and white alone, 0 and 255; others stay. What is
     negative lies outside of an image, and stays as well.
+
+    Args:
+        mask: One or several masks.
+        classes: How many there are, where that is known: two make white the second one, even where
+            there is no black, and any other number leaves 255 unknown.
     """
-    seen = set(np.unique(mask).tolist())
-    if {value for value in seen if value >= 0} != {0, UNKNOWN}:
-        return mask
-    return np.minimum(mask, 1).astype(mask.dtype)
+    seen = {value for value in np.unique(mask).tolist() if value >= 0}
+    known = seen <= {0, UNKNOWN} if classes == 2 else classes is None and seen == {0, UNKNOWN}
+    return np.minimum(mask, 1).astype(mask.dtype) if known else mask

@@ -295,13 +295,13 @@ def _ready(
             shapes.notes.append(
                 '"shapes" means the built-in set; write "./shapes" for the folder of that name'
             )
-        drawn = without_labels(shapes) if labels == "none" else shapes
-        if listed is None:
-            return drawn
-        chosen = choose_rows(listed, drawn.names, (), "the built-in shapes")
-        part = drawn.subset(chosen.rows)
-        part.groups = chosen.groups
-        return part
+        drawn: Any = without_labels(shapes) if labels == "none" else shapes
+        if listed is not None:
+            chosen = choose_rows(listed, drawn.names, (), "the built-in shapes")
+            drawn = drawn.subset(chosen.rows)
+            drawn.groups = chosen.groups
+        drawn.column = shapes.column  # of all shapes, by their rows
+        return drawn  # type: ignore[no-any-return]
     if isinstance(data, ImageDataset):
         check_fits("an ImageDataset that is open already", options, data.opened_with)
         if (data.channels, *data.image_size) != spec.shape:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.core.registry import unknown_name
+from ddpm_lib.core.text import digits_between, short, span
 from ddpm_lib.nn.conditioning import Conditioner, Stream, check_labels
 from ddpm_lib.nn.text_encoders import encode_texts, split_tags
 from ddpm_lib.nn.text_vectors import TextVectors
@@ -77,8 +78,11 @@ class DataCondition(Conditioner):
 
     def read(self, value: Any) -> Any:
         """Return what stands for words, and a single entry as a batch of one; other values stay."""
-        if isinstance(value, list | tuple | np.ndarray):
-            value = torch.as_tensor(value)
+        if isinstance(value, str | list | tuple | np.ndarray):
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise self.refuse(f"takes numbers, alike in shape; got {short(value)}.") from None
         single = isinstance(value, Tensor) and 0 < value.ndim == self.axes
         return value[None] if single else value
 
@@ -90,13 +94,12 @@ class DataCondition(Conditioner):
     def words(self) -> str:
         """What it takes, in words for people."""
         spec, names = self.spec, self.spec.get("names")
+        low, high = spec.get("low"), spec.get("high")
         if names:
             more = f"{len(names)}: {', '.join(names[:8])}{', …' * (len(names) > 8)}"
         else:
             known = {
-                "number": f"{spec['low']:g} … {spec['high']:g} in training"
-                if spec.get("low") is not None
-                else "",
+                "number": f"{span(low, high)} in training" if low is not None else "",
                 "angle": f"period {spec.get('period'):g}" if "period" in spec else "",
                 "vector": f"{spec.get('size')} numbers",
                 "text": f"encoder {spec.get('encoder')}",
@@ -110,11 +113,11 @@ class DataCondition(Conditioner):
     @property
     def example(self) -> Any:
         """A value as Python writes it, None where there is no short one."""
-        names, low = self.spec.get("names"), self.spec.get("low")
+        names, low, high = (self.spec.get(field) for field in ("names", "low", "high"))
         if names and self.kind in ("label", "tags"):
             return names[0]
         if self.kind == "number" and low is not None:
-            return float(f"{(low + self.spec['high']) / 2:.3g}")
+            return float(f"{(low + high) / 2:.{digits_between(low, high, 3)}g}")
         return {"angle": 90.0, "text": "some words"}.get(self.kind)
 
     def refuse(self, what: str) -> ValueError:
@@ -368,13 +371,14 @@ class LabelCondition(DataCondition):
 
     def read(self, value: Any) -> Any:
         """Return numbers for names."""
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, list | tuple) or not any(isinstance(w, str) for w in words):
+        words, names = [value] if isinstance(value, str) else value, self.spec["names"]
+        if not isinstance(words, list | tuple):
             return value
-        names = self.spec["names"]
         for word in words:
             if isinstance(word, str) and word not in names:
                 raise ValueError(unknown_name(self.name, word, names))
+            if isinstance(word, float | None):
+                raise self.refuse(f"takes names, or numbers of them, -1 for none; got {word!r}.")
         return torch.tensor([names.index(w) if isinstance(w, str) else int(w) for w in words])
 
     def embed(self, value: Tensor) -> Tensor:

@@ -240,6 +240,8 @@ def _numbers(
     of.
     """
     own = conditioners[name] if conditioners and name in conditioners else None
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        value = value.tolist()
     read: Callable[[Any], Any] | None = getattr(own, "read", None)
     if read is not None:
         value = read(value)

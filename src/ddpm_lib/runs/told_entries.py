@@ -212,7 +212,8 @@ class _Array(Entries):
     def _values(self, some: np.ndarray, rows: Sequence[int]) -> np.ndarray:
         one = self.conditioner
         if one.kind == "mask":
-            found: Any = mask_values(one.name, black_and_white(some), {"classes": 255}, 0.0).values
+            each = [black_and_white(mask, one.spec["classes"]) for mask in some]
+            found: Any = mask_values(one.name, np.stack(each), {"classes": 255}, 0.0).values
         elif one.kind == "image":
             found = images_of_array(one.name, some, {}, 0.0).values
         elif one.axes:

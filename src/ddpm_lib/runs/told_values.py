@@ -16,7 +16,8 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.lost_paths import lost
 from ddpm_lib.core.spelling import in_flags
 from ddpm_lib.core.text import short
-from ddpm_lib.data.condition_images import OUTSIDE, read_mask
+from ddpm_lib.data.condition_images import read_mask
+from ddpm_lib.data.condition_values import black_and_white
 from ddpm_lib.data.decode import FORMATS, ImageError, decode
 from ddpm_lib.data.decode_spec import make_spec
 from ddpm_lib.data.source import reason
@@ -166,8 +167,7 @@ def read_picture(
         if conditioner.kind == "mask":
             own = _own_size(path, beside)
             values = read_mask(path, make_spec((height, width), fit=frame.fit), own)
-            if conditioner.spec["classes"] == 2 and set(np.unique(values)) <= {OUTSIDE, 0, UNKNOWN}:
-                values = np.minimum(values, 1)
+            values = black_and_white(values, conditioner.spec["classes"])
             mask = torch.from_numpy(np.where(values < 0, UNKNOWN, values).astype(np.uint8))
             conditioner.validate(mask[None], 1)
             return mask

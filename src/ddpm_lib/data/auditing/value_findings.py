@@ -31,7 +31,8 @@ def apart(pairs: Pairs, sources: Sequence[Source]) -> np.ndarray:
     for source in sources:
         groups = getattr(source, "groups", None)
         own = np.arange(len(source)) if groups is None else np.asarray(groups)
-        numbers.append(own + start)
+        # Counted anew: of the volumes that a list leaves, numbers reach beyond their count.
+        numbers.append(np.unique(own, return_inverse=True)[1].reshape(-1) + start)
         start += len(source)
     every = np.concatenate(numbers)
     return np.asarray(every[pairs.first] != every[pairs.second])
