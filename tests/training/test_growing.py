@@ -12,6 +12,8 @@ from PIL import Image
 from ddpm_lib import Shapes, Trainer, load_run
 from ddpm_lib.data import open_dataset
 from ddpm_lib.data.joining import join
+from ddpm_lib.evaluation.distilling import Distillation, DistillOptions
+from ddpm_lib.evaluation.run_images import RunImages
 from ddpm_lib.training import ConfigError
 from training_helpers import (
     StopAt,
@@ -194,3 +196,25 @@ def test_classes_that_nobody_learns_need_not_be_known(
     after.train()
     assert len(after.dataset) == 52
     assert len(load_run(run).run_state.trained_on.grown) == 1
+
+
+def test_other_images_do_not_grow_by_what_was_added_to_the_run(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    """Neither where the run is scored on them, nor where a student learns from them."""
+    base, more = folders
+    third = write(tmp_path / "third", range(12), seed=2)
+    ages = [tmp_path / f"{k}.npy" for k in range(2)]
+    for file, n in zip(ages, (40, 20), strict=True):
+        np.save(file, np.arange(float(n)))
+    words = {"condition": (f"size={ages[0]}",), "add_condition": (f"size={ages[1]}",)}
+    trainer(tmp_path / "run", base, more, stop=2, **words).train()
+    run = load_run(tmp_path / "run")
+    own = RunImages(run, words=("size=:size",))
+    there = sorted(str(file.relative_to(third)) for file in third.rglob("*.png"))
+    assert list(own.other(str(third), None, None).names) == there
+    assert len(own.get("train")) == 52
+    for data, added in ((None, [str(more)]), (str(third), [])):
+        options = Distillation(run, data, DistillOptions()).training_options({})
+        assert list(options.get("add_data", ())) == added
+        assert len(options.get("add_condition", ())) == len(added)

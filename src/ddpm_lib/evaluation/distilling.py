@@ -247,6 +247,8 @@ class Distillation:
             return {**begun, "output_dir": str(folder), "resume": "auto", **given}
         known = {} if loaded.pretrained is not None else dict(loaded.run_state.training)
         known = {k: v for k, v in known.items() if k in TrainingConfig.__dataclass_fields__}
+        for name in () if self.data is None else ("add_data", "add_condition"):
+            known.pop(name, None)  # by which the run's own images grew
         if loaded.pretrained is None and known:
             known["batch_size"] = loaded.run_state.batch_size
         own = student_options(known, loaded.step, self.source, given.get("max_steps"))

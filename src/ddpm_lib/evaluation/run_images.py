@@ -242,6 +242,8 @@ class RunImages:
             val_data=None,
             val_condition=(),
             val_fraction=0.0,
+            add_data=(),
+            add_condition=(),
             split=split,
             files=None,
             batch_size=1,
