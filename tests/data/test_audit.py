@@ -502,3 +502,20 @@ def test_slices_of_two_parts_are_of_different_volumes() -> None:
     sources: Any = [Slices([50, 50]), Slices([48, 49])]
     pairs: Any = SimpleNamespace(first=np.array([0, 0, 1]), second=np.array([1, 2, 3]))
     assert apart(pairs, sources).tolist() == [False, True, True]
+
+
+def test_a_small_spread_beside_a_large_offset_is_measured() -> None:
+    values = 1e9 + np.random.default_rng(0).standard_normal((24, 2, 16, 16))
+    values[::2] += 3
+    found = audit(values, normalize="affine", channels=2, num_workers=0).values
+    assert found is not None
+    for k, one in enumerate(found.channels):
+        assert one.mean == pytest.approx(values[:, k].mean(), abs=1e-3)
+        assert one.std == pytest.approx(values[:, k].std(), rel=1e-3)
+    notes = open_dataset(values, image_size=16, channels=2, normalize="affine").notes
+    assert not [note for note in notes if "small part of their range" in note]
+    values[0, 0, 0, 0] += 1000
+    notes = open_dataset(values, image_size=16, channels=2, normalize="affine").notes
+    one = values[:, 0]
+    spread = 2 * one.std() / (one.max() - one.min())
+    assert [note for note in notes if f"a standard deviation of {spread:.2g} in [-1, 1]" in note]

@@ -138,8 +138,8 @@ def _swept(conditioner: DataCondition, value: str) -> list[str]:
         ends = [conditioner.spec["low"], conditioner.spec["high"]]
     else:
         raise ConfigError(f"--sweep {conditioner.name} needs values: {conditioner.name}=A,B,C.")
-    digits = digits_between(*ends)
-    return [f"{v:.{digits}g}" for v in np.linspace(*ends, SWEPT)]
+    digits = digits_between(ends[0], ends[1])
+    return [f"{v:.{digits}g}" for v in np.linspace(ends[0], ends[1], SWEPT)]
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,7 @@ def _ready(
             drawn = drawn.subset(chosen.rows)
             drawn.groups = chosen.groups
         drawn.column = shapes.column  # of all shapes, by their rows
-        return drawn  # type: ignore[no-any-return]
+        return drawn
     if isinstance(data, ImageDataset):
         check_fits("an ImageDataset that is open already", options, data.opened_with)
         if (data.channels, *data.image_size) != spec.shape:

@@ -94,7 +94,7 @@ class DataCondition(Conditioner):
     def words(self) -> str:
         """What it takes, in words for people."""
         spec, names = self.spec, self.spec.get("names")
-        low, high = spec.get("low"), spec.get("high")
+        low, high = spec.get("low"), spec.get("high", 0.0)
         if names:
             more = f"{len(names)}: {', '.join(names[:8])}{', …' * (len(names) > 8)}"
         else:
@@ -113,7 +113,7 @@ class DataCondition(Conditioner):
     @property
     def example(self) -> Any:
         """A value as Python writes it, None where there is no short one."""
-        names, low, high = (self.spec.get(field) for field in ("names", "low", "high"))
+        names, low, high = self.spec.get("names"), self.spec.get("low"), self.spec.get("high", 0.0)
         if names and self.kind in ("label", "tags"):
             return names[0]
         if self.kind == "number" and low is not None:

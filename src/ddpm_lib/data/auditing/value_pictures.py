@@ -83,7 +83,7 @@ class ValuePictures(Source):
         self.groups = None if values.groups is None else values.groups[self.rows]
         self.class_names, self.notes = values.class_names, list(values.notes)
         n, c = len(self.rows), spec.channels
-        self._facts = shared((n, c, 6), np.float64)  # low, high, mean, square, and how many at both
+        self._facts = shared((n, c, 6), np.float64)  # low, high, mean, variance, share at both
         self.map = map or self._fit()
 
     def _fit(self) -> Normalization:
@@ -114,7 +114,7 @@ class ValuePictures(Source):
         flat = values.reshape(len(values), -1).astype(np.float64)
         low, high = flat.min(1), flat.max(1)
         ends = [(flat == end[:, None]).mean(1) for end in (low, high)]
-        self._facts[row] = np.stack([low, high, flat.mean(1), (flat**2).mean(1), *ends], 1)
+        self._facts[row] = np.stack([low, high, flat.mean(1), flat.var(1), *ends], 1)
         named = f"{values.shape}{values.dtype}".encode()
         content = content_hash(named + np.ascontiguousarray(values).tobytes())
         return Examined(self._picture(values, spec), content)
@@ -138,8 +138,8 @@ class ValuePictures(Source):
         """
         facts = self._facts[good]
         low, high = facts[:, :, 0].min(0), facts[:, :, 1].max(0)
-        mean, square = facts[:, :, 2].mean(0), facts[:, :, 3].mean(0)
-        std = np.sqrt(np.maximum(square - mean**2, 0))
+        # Within images and between them: squares lose a spread that is small beside an offset.
+        mean, std = facts[:, :, 2].mean(0), np.sqrt(facts[:, :, 3].mean(0) + facts[:, :, 2].var(0))
         ends = [
             np.where(facts[:, :, k] == end, facts[:, :, 4 + k], 0).mean(0)
             for k, end in enumerate((low, high))

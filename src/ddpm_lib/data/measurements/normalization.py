@@ -242,6 +242,7 @@ def fit(
     """
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    shift: np.ndarray | None = None
     sums = np.zeros((3, 1))
     sampled: list[np.ndarray] = []
     for rows in blocks:
@@ -251,8 +252,10 @@ def fit(
         low = lows if low is None else np.minimum(low, lows)
         high = highs if high is None else np.maximum(high, highs)
         wide = flat.astype(np.float64)
+        shift = wide.mean((0, 2)).reshape(1, -1, 1) if shift is None else shift
+        apart = wide - shift  # whose squares keep a spread that is small beside an offset
         sums = sums + np.stack(
-            [np.full(wide.shape[1], wide[:, 0].size), wide.sum((0, 2)), (wide**2).sum((0, 2))]
+            [np.full(wide.shape[1], wide[:, 0].size), apart.sum((0, 2)), (apart**2).sum((0, 2))]
         )
         if kind == "quantile":
             step = max(1, total // _SAMPLED) | 1  # odd, so that it is no part of a usual width
