@@ -334,3 +334,19 @@ def test_previews_of_channels_and_volumes():
     assert torch.equal(tiles[:, :, :5, :6], volumes[:, :, 0])
     assert torch.equal(tiles[:, :, -5:, -6:], volumes[:, :, 19])
     assert preview(volumes[:, :, :5]).shape == (2, 1, 2 * 5, 3 * 6)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_table_names_volumes_without_their_extension(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "v").mkdir()
+    for k in range(3):
+        nifti(tmp_path / "v" / f"p.{k}{ending}", RNG.integers(0, 900, (4, 4, 4)).astype(np.int16))
+    (tmp_path / "people.csv").write_text("id,age\np.2,42\np.0,40\np.1,41\n")
+    data = open_dataset(
+        tmp_path / "v",
+        image_size=(4, 4, 4),
+        channels=1,
+        normalize="affine",
+        conditions=f"age={tmp_path / 'people.csv'}:age",
+    )
+    assert data.conditions["age"].values.tolist() == [40, 41, 42]

@@ -327,11 +327,17 @@ def _from_json(data: Any) -> dict[str, list[Any]]:
     return {}  # dataset.json is a usual name for descriptions too
 
 
+def _stem(name: bytes) -> bytes:
+    """Return a name without its extension, of a packed volume without both."""
+    stem = os.path.splitext(name)[0]
+    return os.path.splitext(stem)[0] if name.lower().endswith(b".nii.gz") else stem
+
+
 _KEYS: tuple[Callable[[bytes], bytes], ...] = (
     lambda name: name,
-    lambda name: os.path.splitext(name)[0],
-    lambda name: os.path.basename(name),
-    lambda name: os.path.splitext(os.path.basename(name))[0],
+    _stem,
+    os.path.basename,
+    lambda name: _stem(os.path.basename(name)),
 )
 
 
