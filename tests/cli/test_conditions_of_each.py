@@ -389,3 +389,22 @@ def test_white_means_the_same_in_files_and_in_arrays(classes: int, tmp_path: Pat
     for name in ("one.npy", "masks/1.png"):
         fixed = read_told(diffusion, {"mask": tmp_path / name}).fixed["mask"]
         assert fixed.tolist() == wanted[1:2].tolist()
+
+
+@pytest.mark.parametrize("source", ["table", "array"])
+def test_numbers_of_labels_and_the_number_of_none(source: str, tmp_path: Path) -> None:
+    """−1 is no label, not the last one."""
+    table = {"hair": {"kind": "label", "names": ["dark", "fair", "red"]}}
+    diffusion = GaussianDiffusion(Unet(dim=8, dim_mults=(1,), conditions=table), image_size=8)
+
+    def read(*numbers: int) -> list[int]:
+        np.save(tmp_path / "hair.npy", np.array(numbers))
+        (tmp_path / "hair.csv").write_text("\n".join(["hair", *map(str, numbers)]))
+        name = "hair.csv" if source == "table" else "hair.npy"
+        told = read_told(diffusion, {"hair": tmp_path / name}).values()
+        return list(told.many["hair"].tolist())
+
+    assert read(2, -1, 0) == [2, -1, 0]
+    for wrong in (-2, 3):
+        with pytest.raises(ConfigError, match=f"has {wrong}, which the network does not know"):
+            read(1, wrong)

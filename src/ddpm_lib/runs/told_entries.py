@@ -261,7 +261,11 @@ def _of_cells(entries: Entries, cells: Sequence[Any], rows: Sequence[int]) -> Te
 
 
 def _named(cell: Any, names: Sequence[str]) -> Any:
-    """Return the name of a label for its number, where numbers are no names themselves."""
+    """Return the name of a label for its number, where numbers are no names themselves; None for
+    −1, which is no label.
+    """
+    if isinstance(cell, int) and cell < 0:
+        return cell if str(cell) in names or cell < -1 else None
     number = isinstance(cell, int) or (isinstance(cell, str) and is_number_of_name(cell))
     if number and str(cell) not in names and int(cell) < len(names):
         return names[int(cell)]
