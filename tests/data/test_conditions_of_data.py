@@ -432,3 +432,31 @@ def test_columns_of_the_shapes_go_with_a_list_and_without_labels() -> None:
     assert sizes(labels="none").tolist() == every.tolist()
     assert sizes(files=["000007", "000002"]).tolist() == every[[2, 7]].tolist()
     assert sizes(files=["000007", "000002"], labels="none").tolist() == every[[2, 7]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "theirs"),
+    [
+        ("age={0}/meta.csv:age,classes=3", "number", "mask"),
+        ("age={0}/meta.csv:age,kind=number,period=90", "number", "angle"),
+        ("style={0}/meta.csv:style,kind=label,encoder=letters", "label", "text"),
+        ("mask={0}/masks,factor=2", "mask", "image"),
+        ("mask={0}/masks,channels=1", "mask", "image"),
+        ("low={0}/small,kind=image,factor=2,classes=3", "image", "mask"),
+        ("low={0}/low.npy,period=3", "image", "angle"),
+        ("code={0}/code.npy,channels=3", "vector", "image"),
+    ],
+)
+def test_words_of_another_kind_are_refused(folder: Path, word: str, kind: str, theirs: str) -> None:
+    np.save(folder / "low.npy", np.zeros((N, 3, 16, 16), dtype=np.uint8))
+    np.save(folder / "code.npy", np.random.default_rng(0).random((N, 3)))
+    with pytest.raises(ValueError, match=f"is for conditions of kind {theirs}, .* of kind {kind}"):
+        opened(folder, word.format(folder))
+
+
+def test_channels_of_an_array_are_those_that_it_has(folder: Path) -> None:
+    np.save(folder / "low.npy", np.zeros((N, 3, 16, 16), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"images of 3 channels .*, and channels=1 was said"):
+        opened(folder, f"low={folder / 'low.npy'},channels=1")
+    entry = opened(folder, f"low={folder / 'low.npy'},channels=3").condition_table["low"]
+    assert entry["channels"] == 3

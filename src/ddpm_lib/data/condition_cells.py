@@ -15,6 +15,7 @@ from ddpm_lib.core.text import short
 from ddpm_lib.data.condition_values import (
     ConditionValues,
     black_and_white,
+    check_options,
     images_of_array,
     mask_values,
 )
@@ -56,6 +57,7 @@ def make_values(
         made = _from_array(name, raw, options, drop)
     else:
         made = _from_list(name, list(raw), place, options, drop)
+    check_options(name, made.kind, options)
     values = made.values
     if isinstance(values, np.ndarray):
         gone = _missing_rows(made.kind, values)

@@ -18,6 +18,7 @@ from ddpm_lib.data.condition_values import (
     Pictures,
     TakenFrom,
     black_and_white,
+    check_options,
     mask_values,
 )
 from ddpm_lib.data.decode import FORMATS, ImageError
@@ -78,6 +79,7 @@ def paired_pictures(
     paths = source.paths()
     chosen = [paths[row] for row in rows]
     kind = options.get("kind") or _kind_of(chosen)
+    check_options(name, kind, options)
     taken = TakenFrom(str(folder.resolve()), np.array(rows, dtype=np.int64), by)
     if kind == "mask":
         read = read_masks(chosen, spec, sizes, options.get("classes"))

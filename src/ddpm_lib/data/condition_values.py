@@ -162,6 +162,30 @@ class ConditionValues:
         return np.flatnonzero((np.nan_to_num(values) > 0).any(0)).tolist()
 
 
+_OF_KIND = {
+    "classes": "mask",
+    "channels": "image",
+    "factor": "image",
+    "period": "angle",
+    "encoder": "text",
+}
+"""Options that say something of one kind alone."""
+
+
+def check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
+    """Refuse what was said of a condition and means nothing for its kind.
+
+    Raises:
+        ValueError: Naming the option and the kind that it is for.
+    """
+    for word, theirs in _OF_KIND.items():
+        if word in options and kind != theirs:
+            raise ValueError(
+                f"{word} is for conditions of kind {theirs}, and {name!r} is of kind {kind}. Leave"
+                f" it out, or say kind={theirs}."
+            )
+
+
 def mask_values(
     name: str, raw: np.ndarray, options: Mapping[str, Any], drop: float
 ) -> ConditionValues:
@@ -202,7 +226,13 @@ def images_of_array(
         raise ValueError(
             f"The condition {name!r} must be images of uint8 or floats in [0, 1]; got {raw.dtype}."
         )
-    more = {"channels": raw.shape[1], "factor": options.get("factor", 1)}
+    channels = options.get("channels", raw.shape[1])
+    if channels != raw.shape[1]:
+        raise ValueError(
+            f"The condition {name!r} is an array of images of {raw.shape[1]} channels (its second"
+            f" axis), and channels={channels} was said. Leave that out, or convert them."
+        )
+    more = {"channels": channels, "factor": options.get("factor", 1)}
     return ConditionValues("image", raw, drop, more)
 
 
