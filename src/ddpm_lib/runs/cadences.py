@@ -115,6 +115,15 @@ def round_down(value: float) -> int:
     return scale * max(m for m in _MANTISSAS if m * scale <= value)
 
 
+def cooldown_start(max_steps: int, fraction: float, warmup_steps: int) -> int:
+    """Return the step at which the schedule wsd begins to cool down, after the warm-up in any case.
+
+    >>> cooldown_start(1000, 0.2, 50)
+    800
+    """
+    return min(max(round((1.0 - fraction) * max_steps), warmup_steps), max_steps)
+
+
 def early_steps(max_steps: int) -> tuple[int, ...]:
     """Return the steps at 1/16, 1/8 and 1/4 of a run; none of one with fewer than 16.
 

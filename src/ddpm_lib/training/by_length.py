@@ -1,7 +1,8 @@
 """Options that follow the length of a run where nobody names them: rate, its shape, warm-up,
 averages.
 
-A short run learns with a higher rate that falls to zero, and forgets its beginning sooner. What is
+A short run learns with a higher rate, and forgets its beginning sooner; the rate falls to zero in
+the last fifth of any. What is
 chosen is a function of `max_steps`, the same in Python and on the command line; a run that goes on
 keeps what it began with.
 """
@@ -69,7 +70,7 @@ def settled(config: TrainingConfig, saved: Mapping[str, Any] | None = None) -> T
     steps = config.max_steps
     chosen: dict[str, Any] = {
         "learning_rate": rate_of(steps),
-        "lr_schedule": "cosine",
+        "lr_schedule": "wsd",
         "warmup_steps": min(500, steps // 20),
         "ema_decay": decays_of(steps),
     }

@@ -106,7 +106,7 @@ class TrainingConfig:
     """
     lr_schedule: Literal["auto", "constant", "cosine", "linear", "wsd"] = "auto"
     """Shape after the warm-up, down to final_learning_rate_ratio at max_steps; wsd: stable, then a
-    cool-down, before which a checkpoint is kept to extend the run from; auto: cosine, and constant
+    cool-down, before which a checkpoint is kept to extend the run from; auto: wsd, and constant
     with init_from.
     """
     warmup_steps: int | Literal["auto"] = "auto"

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from ddpm_lib.runs.cadences import AUTO, MOST, SMALL, early_steps
+from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.callbacks.base import Callback
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.optim import cooldown_start
 
 _BEFORE = {**MOST, "keep_best": None, "keep_early": "no"}
 """Options that are "auto" by default, and what they were before they could be."""
@@ -66,5 +68,10 @@ def keepers(config: TrainingConfig, images: int, validated: bool) -> list[Callba
 
 
 def kept_for_good(config: TrainingConfig, images: int, validated: bool) -> int:
-    """Return how many checkpoints are kept besides the newest; see `best_metric`."""
-    return len(early(config, images)) + (best_metric(config, images, validated) is not None)
+    """Return how many checkpoints are kept besides the newest; see `best_metric`. One of them is
+    that before a cool-down.
+    """
+    best = best_metric(config, images, validated) is not None
+    start = cooldown_start(config)
+    cools = settled(config).lr_schedule == "wsd" and 0 < start < config.max_steps
+    return len({*early(config, images), *[start] * cools}) + best

@@ -11,6 +11,7 @@ from torch import nn
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.runs import cadences
 from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.one_pass import KeptAdam, OnePassAdam
 
@@ -51,11 +52,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def cooldown_start(config: TrainingConfig) -> int:
     """Return the step at which wsd begins to cool down, after the warm-up in any case."""
     warmup = cast(int, settled(config).warmup_steps)
-    return _cooldown_start(config.max_steps, config.cooldown_fraction, warmup)
-
-
-def _cooldown_start(max_steps: int, fraction: float, warmup_steps: int) -> int:
-    return min(max(round((1.0 - fraction) * max_steps), warmup_steps), max_steps)
+    return cadences.cooldown_start(config.max_steps, config.cooldown_fraction, warmup)
 
 
 def cooled(step: int, config: TrainingConfig) -> float:
@@ -153,7 +150,7 @@ def say_extension(
     same = saved.get("lr_schedule") == config.lr_schedule == "wsd"
     if not (same and isinstance(steps, int) and isinstance(fraction, float)):
         return
-    start = _cooldown_start(steps, fraction, cast(int, settled(config).warmup_steps))
+    start = cadences.cooldown_start(steps, fraction, cast(int, settled(config).warmup_steps))
     if start < step < cooldown_start(config):
         say(
             f"Step {step:,} lies in the cool-down that began at step {start:,}: the rate rises to"

@@ -55,9 +55,11 @@ class Changes:
 
 
 def _flag_value(value: Any) -> str:
-    """Return a value behind its flag; True is the flag alone."""
+    """Return a value behind its flag; True is the flag alone, nothing of several is none."""
     if value is True:
         return ""
+    if value == ():
+        return " none"
     if isinstance(value, dict):
         return " " + " ".join(f"{name}={one}" for name, one in value.items())
     if isinstance(value, float):

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from ddpm_lib.core.paths import fresh
+from ddpm_lib.runs.cadences import cooldown_start
 from ddpm_lib.runs.names import checkpoint_name, step_in
 from ddpm_lib.runs.records import RunRecords
 from ddpm_lib.runs.run_status import number
@@ -137,15 +138,28 @@ class _Stand:
             return None
         return steps * (images / last["step"]) / median(speeds[-SPEEDS:]) / 60
 
+    @property
+    def before_cooldown(self) -> int | None:
+        """The checkpoint from which a finished run whose rate was cooled down is extended."""
+        option = self.records.option
+        fraction, warmup = number(option("cooldown_fraction")), number(option("warmup_steps"))
+        if option("lr_schedule") != "wsd" or fraction is None or warmup is None:
+            return None
+        start = cooldown_start(self.max_steps, fraction, int(warmup))
+        return start if start in self.checkpoints and start < self.step else None
+
     def go_on(self, why: str, steps: int) -> Proposal:
-        """Train this run on, up to a step."""
-        minutes, stopped = self.minutes(steps - self.step), self.records.status.stopped_by
+        """Train this run on, up to a step; beyond its end, from before its rate was cooled down."""
+        start = self.before_cooldown if steps > self.max_steps <= self.step else None
+        minutes = self.minutes(steps - (self.step if start is None else start))
+        told: dict[str, Any] = {} if start is None else {"resume": str(start)}
+        told["max_steps"] = steps
+        if self.records.status.stopped_by:
+            told["stop_when"] = ()
+        changes = Changes(told)
         if not self.trains_by_command:
-            again = {"stop_when": ()} if stopped else {}
-            changes = Changes({"max_steps": steps, **again})
             return Proposal(why, changes.call(self.network), minutes, python=True)
-        flags = f"--max-steps {steps}{' --stop-when none' if stopped else ''}"
-        return Proposal(why, f"ddpm train --config {self._config} {flags}", minutes)
+        return Proposal(why, f"ddpm train --config {self._config} {changes.flags()}", minutes)
 
     def anew(
         self,

@@ -273,11 +273,11 @@ def schedule(steps: int) -> list[Decision]:
     Args:
         steps: Of the run.
     """
-    own = "own: docs/training.md"
+    own, real = "own: docs/training.md", "own: docs/quality.md; Hägele et al. 2024"
     rate, warmup = rate_of(steps), min(500, steps // 20)
     return [
         Decision("learning_rate", rate, f"for {steps:,} steps; 2e-4 for 75,000", own),
-        Decision("lr_schedule", "cosine", "ends without the noise of large steps", own),
+        Decision("lr_schedule", "wsd", "the full rate for four fifths, then down to 0", real),
         Decision("warmup_steps", warmup, "a twentieth of the run, at most 500", own),
         Decision("ema_decay", "auto", "three lengths; the best on held-out images is used", own),
     ]
