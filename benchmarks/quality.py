@@ -9,6 +9,8 @@ was asked for: what 40 and 120 steps cost is measured first, per arm; denoising-
 stops by its own clock. The same command skips what is finished. An arm is
 
 * default: `ddpm train FOLDER` with nothing else but the length;
+* cosine: the same with the schedule that was the default before `wsd`; adamw: with that schedule
+  and the optimizer that was the default before Muon;
 * former: a U-Net of width 32 that predicts v, as the library trained before it chose by the device;
 * plan: `ddpm plan FOLDER` for these minutes;
 * likelihood: what `ddpm plan FOLDER --for likelihood` decides on, with the network of `default`
@@ -71,9 +73,9 @@ LIKELIHOOD = [
 ARMS: dict[str, list[str]] = {
     "default": [],
     "likelihood": LIKELIHOOD,
-    "wsd": ["--lr-schedule", "wsd"],
+    "cosine": ["--lr-schedule", "cosine"],
     "muon": ["--optimizer", "muon"],
-    "adamw": ["--optimizer", "adamw"],
+    "adamw": ["--optimizer", "adamw", "--lr-schedule", "cosine"],
     "batch16": ["--batch-size", "16"],
     "batch8": ["--batch-size", "8"],
     "former": FORMER,
@@ -94,6 +96,8 @@ MEASURES = {
     "recall": "recall",
     "copies": "copies",
 }
+GROUND = ("default", "cosine")
+"""Arms that show what minutes buy: the first that was trained for so many."""
 MARKS = (1.0, 5.0, 15.0, 60.0)
 """Minutes that the strips show."""
 EQUAL = 2.0
@@ -389,7 +393,8 @@ def strip(name: str, minutes: list[float], root: Path, file: Path) -> None:
     chosen = [np.asarray(Image.open(f).convert("RGB")) for f in of.choice(seen, COLUMNS, False)]
     rows = [np.concatenate(chosen, 1)]
     for one in minutes:
-        grid = np.asarray(Image.open(root / "grids" / f"{name}-default-{one:g}-0.png"))
+        files = [root / "grids" / f"{name}-{arm}-{one:g}-0.png" for arm in GROUND]
+        grid = np.asarray(Image.open(next(file for file in files if file.is_file())))
         gap = np.full((4, grid.shape[1], 3), 255, np.uint8)
         rows += [gap, grid[: 2 * SIDE]]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -402,7 +407,7 @@ def write_page(root: Path) -> None:
     write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
     for name in list(SETS)[:4]:
         minutes = sorted(
-            {r["minutes"] for r in found if (r["set"], r["arm"]) == (name, "default")} & set(MARKS)
+            {r["minutes"] for r in found if r["set"] == name and r["arm"] in GROUND} & set(MARKS)
         )
         strip(name, minutes, root, FIGURES / f"quality-{name}.png")
     fill(found)
@@ -414,13 +419,39 @@ def parts(found: list[dict[str, Any]]) -> dict[str, str]:
     lengths = [
         run
         for run in found
-        if (run["arm"], run["seed"]) == ("default", 0)
+        if run["arm"] in GROUND
+        and run["seed"] == 0
         and run["minutes"] in MARKS
         and run["set"] in shown
     ]
     equal = [run for run in found if run["minutes"] == EQUAL]
-    tables = {"lengths": table(lengths), "arms": table(equal), "losses": losses(equal)}
+    tables = {
+        **{"lengths": table(lengths), "schedules": schedules(lengths)},
+        **{"arms": table(equal), "losses": losses(equal)},
+    }
     return {mark: f"\n{made}\n\n" for mark, made in tables.items()}
+
+
+def schedules(found: list[dict[str, Any]]) -> str:
+    """Return a table of the default beside the cosine, with as many steps each."""
+    by_run = {(run["set"], run["minutes"], run["arm"]): run for run in found}
+    shown = ("frechet_256", "frechet_512", "frechet_8x8", "recall")
+    head = ["set", "minutes", "steps", "held-out loss", "share of the steps to the cosine's"]
+    head += [MEASURES[name] for name in shown]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name in SETS:
+        for minutes in MARKS:
+            pair = [by_run.get((name, minutes, arm)) for arm in ("cosine", "default")]
+            if pair[0] is None or pair[1] is None or pair[0]["steps"] != pair[1]["steps"]:
+                continue
+            cosine, ours = pair[0], pair[1]
+            ends = [run["held_out"][-1][1] for run in (cosine, ours)]
+            reached = [step for step, loss in ours["held_out"] if loss <= ends[0]]
+            cells = [name, f"{minutes:g}", f"{ours['steps']:,}", f"{ends[0]:.4f} → {ends[1]:.4f}"]
+            cells.append(f"{reached[0] / ours['steps']:.2f}" if reached else "not reached")
+            cells += [f"{cosine[key]:.3g} → {ours[key]:.3g}" for key in shown]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def losses(found: list[dict[str, Any]]) -> str:
@@ -430,7 +461,7 @@ def losses(found: list[dict[str, Any]]) -> str:
     for name in SETS:
         shares = []
         for seed in sorted({run["seed"] for run in found}):
-            one, other = (by_run.get((name, arm, seed)) for arm in ("default", "adamw"))
+            one, other = (by_run.get((name, arm, seed)) for arm in ("cosine", "adamw"))
             if one is None or other is None:
                 continue
             goal = other["held_out"][-1][1]
