@@ -7,11 +7,12 @@
     python benchmarks/equal_budget.py page --minutes 120       # fill docs/performance.md
 
 All train on 30,000 images of CIFAR-10 by the commands of quality.py, which has the arms, the
-distances and the pictures (`default`: 1.20 M parameters; `likelihood`: 1.19 M, for few bits per
-dimension; `lucidrains-equal`: 1.29 M, the other settings as its README has them). The table adds
-what weights say: the bound on bits/dim of held-out images, and the error of the clean image by the
-noise's level, both by this library's code, into which the peer's weights are converted. Start
-trainings at the same time where a machine has the cores, so that they find the same machine.
+distances and the pictures (`default` and `cosine`: 1.20 M parameters; `likelihood`: 1.19 M, for few
+bits per dimension; `lucidrains-equal`: 1.29 M, the other settings as its README has them). The
+table adds what weights say: the bound on bits/dim of held-out images, and the error of the clean
+image by the noise's level, both by this library's code, into which the peer's weights are
+converted. Start trainings at the same time where a machine has the cores, so that they find the
+same machine.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ddpm_lib.core.files import write_atomically
 from ddpm_lib.data import open_dataset
 from quality_sets import SETS, SIDE, Sources, prepare
 
-ARMS = ("default", "likelihood", "lucidrains-equal")
+ARMS = ("default", "cosine", "likelihood", "lucidrains-equal")
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FIGURES = ROOT / "docs" / "performance.md", ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results" / "equal_budget.json"

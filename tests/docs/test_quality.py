@@ -134,7 +134,7 @@ def test_the_page_s_equal_budget_is_the_stored_one(quality: Any) -> None:
     found = json.loads(budget.RESULTS.read_text("utf-8"))
     arms = [one["arm"] for one in found]
     assert arms == [arm for arm in budget.ARMS if arm in arms]
-    assert {"default", "lucidrains-equal"} <= set(arms)
+    assert {"cosine", "lucidrains-equal"} <= set(arms)
     (printed,) = budget.MADE.findall(budget.PAGE.read_text("utf-8"))
     assert printed.strip() == budget.table(found)
     least, most = sorted(one["cpu_seconds"] for one in found)

@@ -32,6 +32,7 @@ def tiny_trainer(
         "max_steps": 6,
         "batch_size": 6,
         "warmup_steps": 2,
+        "lr_schedule": "cosine",  # the default keeps a checkpoint of its own
         "save_every": 100,
         "log_every": 2,
         "val_every": 0,

@@ -106,6 +106,18 @@ def test_a_run_that_was_stopped_goes_on_first(trained: RunRecords) -> None:
         assert not any(one.why == "go on to the end" for one in found)
 
 
+def test_a_finished_run_is_extended_from_before_its_cool_down(trained: RunRecords) -> None:
+    """From the checkpoint that was kept for it; where there is none, from its end."""
+    finished = standing(trained, "finished")
+    (first, *_), start = proposals(finished, "learning"), 3
+    assert first.command.endswith(f"--resume {start} --max-steps 8")
+    whole = dataclasses.replace(finished, config={**trained.config, "lr_schedule": "cosine"})
+    (other, *_) = proposals(whole, "learning")
+    assert other.command.endswith("config.yaml' --max-steps 8")
+    assert first.minutes == pytest.approx(other.minutes * (8 - start) / (8 - 4))
+    assert "--resume" not in proposals(standing(trained, "stopped", 2), "learning")[0].command
+
+
 def test_minutes_follow_from_the_speed_of_the_run(trained: RunRecords) -> None:
     rows = tuple({"step": k, "images": 8 * k, "images_per_second": 4.0} for k in (10, 20, 30))
     records = dataclasses.replace(trained, rows=rows, status=RunStatus("finished", 30, 30))

@@ -54,7 +54,8 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
     rates = [learning_rate(step, config) for step in range(1001)]
     assert max(rates) == rates[49] == rate_of(1000)
     assert all(a < b for a, b in pairwise(rates[:50]))
-    assert all(a >= b for a, b in pairwise(rates[50:]))
+    assert set(rates[50:800]) == {rate_of(1000)}, "the full rate for four fifths"
+    assert all(a > b for a, b in pairwise(rates[800:]))
     assert rates[-1] == pytest.approx(0, abs=1e-12)
 
 
@@ -80,7 +81,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "a", max_steps=6, **old | old_averages).train()
     tiny_trainer(tmp_path / "b", max_steps=3, **old | old_averages).train()
     heard: list[str] = []
-    again = tiny_trainer(tmp_path / "b", max_steps=6, warmup_steps="auto")
+    again = tiny_trainer(tmp_path / "b", max_steps=6, warmup_steps="auto", lr_schedule="auto")
     again.run_log.say = heard.append  # type: ignore[method-assign]
     again.train()
     assert {name: getattr(again.config, name) for name in old} == old
@@ -91,9 +92,11 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
 
 def test_what_was_chosen_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="ddpm_lib"):
-        tiny_trainer(tmp_path / "run", warmup_steps="auto", max_steps=60).prepare()
+        tiny_trainer(
+            tmp_path / "run", warmup_steps="auto", lr_schedule="auto", max_steps=60
+        ).prepare()
     line = next(text for text in caplog.messages if text.startswith("Chosen"))
-    assert "for 60 steps: learning rate 0.002 falling as a cosine after 3 steps" in line
+    assert "for 60 steps: learning rate 0.002 falling at the end after 3 steps" in line
     assert "averages over 2, 6 steps" in line
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,10 @@ def test_a_large_set_keeps_nothing_unasked() -> None:
     config = TrainingConfig(max_steps=1600)
     assert early(config, 9_999) == (100, 200, 400)
     assert best_metric(config, 9_999, True) == "val_loss"
-    assert kept_for_good(config, 9_999, True) == 4
-    assert kept_for_good(config, 10_000, True) == 0
+    assert kept_for_good(config, 9_999, True) == 4 + 1, "and the one before the cool-down"
+    assert kept_for_good(config, 10_000, True) == 1
+    assert kept_for_good(replace(config, lr_schedule="cosine"), 10_000, True) == 0
+    assert kept_for_good(replace(config, cooldown_fraction=0.75), 9_999, True) == 4, "they meet"
     assert best_metric(config, 9_999, False) is None
     assert best_metric(TrainingConfig(val_every=0), 9_999, True) is None
     asked = TrainingConfig(max_steps=1600, keep_early="yes", keep_best="loss")
