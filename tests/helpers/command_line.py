@@ -15,6 +15,8 @@ TINY = [
     "4",
     "--batch-size",
     "4",
+    "--lr-schedule",  # the default keeps a checkpoint of its own
+    "cosine",
     "--model.dim",
     "8",
     "--model.dim-mults",

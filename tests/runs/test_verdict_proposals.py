@@ -34,7 +34,8 @@ from ddpm_lib.runs.verdict import KINDS, Finding, Proposal, Verdict, next_steps
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunRecords:
     """A run of the command, with an empty space in its name."""
     run = tmp_path_factory.mktemp("of verdicts") / "my run"
-    assert main(["train", "shapes", *TINY, "--no-report", "--output-dir", str(run)]) == 0
+    given = ["shapes", *TINY, "--lr-schedule", "wsd", "--no-report", "--output-dir", str(run)]
+    assert main(["train", *given]) == 0
     return read_records(run)
 
 

@@ -197,7 +197,7 @@ def test_command(
         "MACs per 8×8 image",
         "cpu, float32",
         "4 images",
-        "MiB on disk, 6 of them at most",
+        "MiB on disk, 5 of them at most",
     ):
         assert words in told
     assert re.search(r"images/s, .* s per step \(mean of 2 after 2 of warm-up\)", told)
