@@ -73,6 +73,7 @@ def train(where: Path, drop: float = 0.5, names: tuple[str, ...] = tuple(KINDS))
         max_steps=4,
         batch_size=8,
         learning_rate=0.01,
+        lr_schedule="cosine",
         device="cpu",
         mixed_precision="no",
         val_fraction=0,
