@@ -96,7 +96,7 @@ def test_what_was_chosen_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             tmp_path / "run", warmup_steps="auto", lr_schedule="auto", max_steps=60
         ).prepare()
     line = next(text for text in caplog.messages if text.startswith("Chosen"))
-    assert "for 60 steps: learning rate 0.002 falling at the end after 3 steps" in line
+    assert "for 60 steps: learning rate 0.002 after 3 steps, falling in the last 20 %" in line
     assert "averages over 2, 6 steps" in line
 
 

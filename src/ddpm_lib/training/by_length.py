@@ -135,11 +135,11 @@ def chosen_words(config: TrainingConfig, open_before: tuple[str, ...]) -> str:
         return ""
     parts = []
     if {"learning_rate", "lr_schedule", "warmup_steps"} & set(open_before):
-        falling = {"cosine": " falling as a cosine", "linear": " falling linearly"}
-        falling["wsd"] = " falling at the end"
+        falling = {"cosine": ", then falling as a cosine", "linear": ", then falling linearly"}
+        falling["wsd"] = f", falling in the last {100 * config.cooldown_fraction:.0f} %"
         shape = falling.get(config.lr_schedule, "")
         parts.append(
-            f"learning rate {config.learning_rate:g}{shape} after {config.warmup_steps} steps"
+            f"learning rate {config.learning_rate:g} after {config.warmup_steps} steps{shape}"
         )
     if "ema_decay" in open_before:
         decays = [d for d in config.ema_decay if not isinstance(d, str)]
