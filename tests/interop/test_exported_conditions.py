@@ -81,6 +81,7 @@ def check(diffusion: GaussianDiffusion, folder: Path, names: list[str]) -> None:
             assert (network(x, t, told) - got).abs().max() > 1e-4, "the value is no constant"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("name", "when"),
     [
