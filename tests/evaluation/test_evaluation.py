@@ -43,7 +43,7 @@ def run(images: Path) -> Path:
         " --model.blocks-per-level 1 --diffusion.timesteps 12 --diffusion.variance learned_range"
         " --save-every 2 --sample-every 0 --val-every 4 --val-fraction 0.18 --learning-rate 0.003"
         " --ema-decay 0.5 0.9 --device cpu --mixed-precision no --no-progress"
-        f" --model.attention-levels 1 --output-dir {out}"
+        f" --model.attention-levels 1 --lr-schedule cosine --output-dir {out}"
     )
     assert main(["train", str(images), *flags.split()]) == 0
     return out

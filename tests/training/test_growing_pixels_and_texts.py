@@ -56,6 +56,7 @@ def test_masks_images_and_texts_grow_and_resume_exactly(tmp_path: Path, kind: st
         assert len(known) == len({row.tobytes() for each in own for row in each})
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_right_after_growth_is_recorded(tmp_path: Path, kind: str) -> None:
     """The first checkpoint that says so is there, and the process is gone: the same command goes
