@@ -127,6 +127,30 @@ def test_the_same_command_again_finds_the_run_finished(
     assert {p: p.stat().st_mtime_ns for p in (run / "checkpoints").rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "other"),
+    [
+        ("parametrization", ("x0", {"skip": 0.0}), "v"),
+        ("weighting", ("min_snr", {"gamma": 3.0}), "flat"),
+        ("schedule", ("sigmoid", {"start": -2.0}), "linear"),
+    ],
+)
+def test_a_flag_replaces_what_a_file_says_with_its_options(
+    tmp_path: Path, name: str, own: tuple[str, dict[str, float]], other: str
+) -> None:
+    """Those of the file mean nothing for another name; for its own name they stay."""
+    file = tmp_path / "run.yaml"
+    process = {name: own[0], f"{name}_options": own[1]}
+    file.write_text(yaml.safe_dump({"data": "shapes", "diffusion": process}))
+    flag = f"--diffusion.{name}"
+    settings = train_command.resolve(["--config", str(file), flag, other]).diffusion
+    assert getattr(settings, name) == other
+    assert not getattr(settings, f"{name}_options")
+    for words in ([], [flag, own[0]]):
+        settings = train_command.resolve(["--config", str(file), *words]).diffusion
+        assert getattr(settings, f"{name}_options") == own[1]
+
+
 def test_settings_win_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Flag over file over preset over default."""
     file = tmp_path / "run.yaml"
@@ -181,7 +205,7 @@ def test_the_run_directorys_config_repeats_the_run(
     which: str, request: pytest.FixtureRequest
 ) -> None:
     out = request.getfixturevalue(which)
-    again = train_command.resolve(["--config", str(out / "config.yaml")])
+    again = train_command.train_command.resolve(["--config", str(out / "config.yaml")])
     diffusion, _ = train_command.build(again)
     from ddpm_lib.training import load_run
 

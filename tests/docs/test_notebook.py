@@ -64,7 +64,8 @@ unet = Unet(dim=8, dim_mults=(1, 2), blocks_per_level=1)
 diffusion = GaussianDiffusion(unet, image_size=8, timesteps=50)
 trainer = Trainer(
     diffusion, Shapes(8, n=64), output_dir="run", max_steps=100, batch_size=4,
-    val_every=0, sample_every=0, save_every=1000, keep_early="no", device="cpu",
+    val_every=0, sample_every=0, save_every=1000, keep_early="no", lr_schedule="cosine",
+    device="cpu",
     callbacks=[Slow()],
 )
 """

@@ -155,6 +155,7 @@ def layered(
     given = arguments.read(table, args, prog)
     path = config_path(given)
     file, note = in_its_run(path, options.read_config(path)) if path else ({}, None)
+    file = without_others(file, given)
     if note and ("output_dir",) not in given:
         print(note, file=sys.stderr)
 
@@ -193,6 +194,26 @@ def layered(
         # is refused later.
         command = over(dataclasses.replace(base, sample_guidance_scale=1.0))
     return command
+
+
+def without_others(file: dict[str, Any], given: Given) -> dict[str, Any]:
+    """Return a config file without the options of what a flag replaces: those of the file's
+    parametrization mean nothing for another one.
+
+    Args:
+        file: What the config file says.
+        given: Options by their path.
+    """
+    process = file.get("diffusion")
+    if not isinstance(process, dict):
+        return file
+    kept = dict(process)
+    for (group, *rest), value in given.items():
+        if group != "diffusion" or len(rest) != 1 or value == process.get(rest[0]):
+            continue
+        if ("diffusion", f"{rest[0]}_options") not in given:
+            kept.pop(f"{rest[0]}_options", None)
+    return {**file, "diffusion": kept}
 
 
 def config_path(given: Given) -> str | None:
