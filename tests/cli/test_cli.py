@@ -205,7 +205,7 @@ def test_the_run_directorys_config_repeats_the_run(
     which: str, request: pytest.FixtureRequest
 ) -> None:
     out = request.getfixturevalue(which)
-    again = train_command.train_command.resolve(["--config", str(out / "config.yaml")])
+    again = train_command.resolve(["--config", str(out / "config.yaml")])
     diffusion, _ = train_command.build(again)
     from ddpm_lib.training import load_run
 
