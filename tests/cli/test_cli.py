@@ -151,6 +151,18 @@ def test_a_flag_replaces_what_a_file_says_with_its_options(
         assert getattr(settings, f"{name}_options") == own[1]
 
 
+def test_a_name_replaces_that_of_a_preset_with_its_options(tmp_path: Path) -> None:
+    """Given by a flag or a file; what is not named otherwise stays the preset's."""
+    file = tmp_path / "run.yaml"
+    file.write_text("data: shapes\npreset: cifar10-edm\ndiffusion:\n  parametrization: v\n")
+    flags = ["shapes", "--preset", "cifar10-edm", "--diffusion.parametrization", "v"]
+    for words in (flags, ["--config", str(file)]):
+        settings = train_command.resolve(words).diffusion
+        assert settings.parametrization == "v"
+        assert not settings.parametrization_options
+        assert settings.weighting_options == {"sigma_data": 0.5}
+
+
 def test_settings_win_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Flag over file over preset over default."""
     file = tmp_path / "run.yaml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -155,11 +155,20 @@ def layered(
     given = arguments.read(table, args, prog)
     path = config_path(given)
     file, note = in_its_run(path, options.read_config(path)) if path else ({}, None)
-    file = without_others(file, given)
+    flags = {words[1]: value for words, value in given.items() if words[0] == "diffusion"}
+    if isinstance(file.get("diffusion"), dict):
+        process = dict(file["diffusion"])
+        for name in replaced_options(process, flags):
+            del process[name]
+        file = {**file, "diffusion": process}
     if note and ("output_dir",) not in given:
         print(note, file=sys.stderr)
 
     def over(base: C) -> C:
+        said = file.get("diffusion")
+        above = {**(said if isinstance(said, dict) else {}), **flags}
+        lost = dict.fromkeys(replaced_options(vars(base.diffusion), above))
+        base = dataclasses.replace(base, diffusion=dataclasses.replace(base.diffusion, **lost))
         known = options.from_mapping(cls, file, base, f"the config file {path}")
         return cast(C, arguments.set_values(known, given))
 
@@ -196,24 +205,20 @@ def layered(
     return command
 
 
-def without_others(file: dict[str, Any], given: Given) -> dict[str, Any]:
-    """Return a config file without the options of what a flag replaces: those of the file's
-    parametrization mean nothing for another one.
+def replaced_options(below: Mapping[str, Any], above: Mapping[str, Any]) -> list[str]:
+    """Return which options of one layer of a process mean nothing under the next: those of a
+    parametrization, say, where the next layer names another one and no options for it.
 
     Args:
-        file: What the config file says.
-        given: Options by their path.
+        below: What one layer says of the process; where it names nothing, its options stay.
+        above: What is laid over it.
     """
-    process = file.get("diffusion")
-    if not isinstance(process, dict):
-        return file
-    kept = dict(process)
-    for (group, *rest), value in given.items():
-        if group != "diffusion" or len(rest) != 1 or value == process.get(rest[0]):
-            continue
-        if ("diffusion", f"{rest[0]}_options") not in given:
-            kept.pop(f"{rest[0]}_options", None)
-    return {**file, "diffusion": kept}
+    return [
+        f"{name}_options"
+        for name, value in above.items()
+        if below.get(f"{name}_options") and name in below and below[name] != value
+        if f"{name}_options" not in above
+    ]
 
 
 def config_path(given: Given) -> str | None:

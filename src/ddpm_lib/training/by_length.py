@@ -2,9 +2,8 @@
 averages.
 
 A short run learns with a higher rate, and forgets its beginning sooner; the rate falls to zero in
-the last fifth of any. What is
-chosen is a function of `max_steps`, the same in Python and on the command line; a run that goes on
-keeps what it began with.
+the last fifth of any. What is chosen is a function of `max_steps`, the same in Python and on the
+command line; a run that goes on keeps what it began with.
 """
 
 from __future__ import annotations
