@@ -42,8 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, FIGURES, PAGES = (ROOT / "docs" / name for name in ("recipes.md", "figures", "pages"))
 RESULTS = ROOT / "benchmarks" / "results" / "recipe_runs.json"
 MADE = re.compile(r"(?<=<!-- recipe runs -->\n).*?(?=<!-- end of recipe runs -->)", re.S)
-KEPT = ("60-32", "300-32")
-"""Recipes whose pages are kept in the repository."""
+KEPT = ("60-32-10", "300-32-10")
+"""Runs whose pages are kept in the repository."""
 RECIPES: dict[str, tuple[str, int, str]] = {
     "60-32": ("emoji-60", 32, "emoji"),
     "60-64": ("emoji-60", 64, "emoji"),
@@ -70,9 +70,14 @@ def command(name: str, minutes: float) -> list[str]:
     ]
 
 
+def label_of(one: dict[str, Any]) -> str:
+    """Return the name of a run: images, side and minutes."""
+    return f"{one['recipe']}-{one['minutes']:g}"
+
+
 def train(name: str, minutes: float, root: Path, sources: Sources) -> None:
     """Write the images, train, read the records and draw, unless all that was done."""
-    label = f"{name}-{minutes:g}"
+    label = label_of({"recipe": name, "minutes": minutes})
     result = root / "results" / f"{label}.json"
     if result.is_file():
         return
@@ -92,7 +97,7 @@ def train(name: str, minutes: float, root: Path, sources: Sources) -> None:
     facts = {"recipe": name, "minutes": minutes, "cpu": cpu_name(), "seconds": clock}
     counted = {"cpu_seconds": used, "images": len(list((images / "train").iterdir()))}
     found = {**facts, **counted, **read(root / "runs" / label)}
-    draw(root / "runs" / label, root / "grids" / f"recipe-{name}.png")
+    draw(root / "runs" / label, root / "grids" / f"recipe-{label}.png")
     result.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(result, json.dumps(found, indent=1) + "\n")
     print(label, found, flush=True)
@@ -135,51 +140,52 @@ def score(one: dict[str, Any], start: str) -> str:
 def table(found: list[dict[str, Any]]) -> str:
     """Return the table of the page and the samples."""
     head = [
-        *("images", "side", "what", "minutes", "steps", "passes", "held-out loss"),
+        *("images", "side", "what", "budget", "minutes", "steps", "passes", "held-out loss"),
         *("precision", "recall", "copies", "verdict"),
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for one in found:
         _, side, what = RECIPES[one["recipe"]]
         numbers = [score(one, part) for part in ("precision", "recall", "copies_random")]
-        page = one["recipe"] in KEPT
-        name = f"[{what}](pages/recipe-{one['recipe']}.html)" if page else what
-        cells = [f"{one['images']:,}", f"{side}", name, f"{one['cpu_seconds'] / 60:.1f}"]
+        label = label_of(one)
+        name = f"[{what}](pages/recipe-{label}.html)" if label in KEPT else what
+        cells = [f"{one['images']:,}", f"{side}", name]
+        cells += [f"{one['minutes']:g}", f"{one['cpu_seconds'] / 60:.1f}"]
         cells += [f"{one['steps']:,}", f"{one['passes']:.3g}"]
         cells += [f"{one['held_out']:.4f} ± {one['held_out_error']:.4f}", *numbers]
         lines.append("| " + " | ".join([*cells, one["verdict"]]) + " |")
     pictures = [
         f"\n{one['images']:,} images of {RECIPES[one['recipe']][1]}×{RECIPES[one['recipe']][1]}, "
-        f"{RECIPES[one['recipe']][2]}:\n\n"
-        f"![Samples of the recipe {one['recipe']}](figures/recipe-{one['recipe']}.png)"
+        f"{RECIPES[one['recipe']][2]}, {one['minutes']:g} minutes:\n\n"
+        f"![Samples of the recipe {label_of(one)}](figures/recipe-{label_of(one)}.png)"
         for one in found
     ]
     machines = ", ".join(sorted({one["cpu"] for one in found}))
     return "\n".join([*lines, *pictures, "", f"On one thread of {machines}.", ""])
 
 
-def order(one: dict[str, Any]) -> int:
-    """Return the place of a recipe."""
-    return list(RECIPES).index(one["recipe"])
+def order(one: dict[str, Any]) -> tuple[int, float]:
+    """Return the place of a run."""
+    return list(RECIPES).index(one["recipe"]), one["minutes"]
 
 
 def page(root: Path) -> None:
     """Store what was found, and fill the page."""
     old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
     new = [json.loads(file.read_text("utf-8")) for file in (root / "results").glob("*.json")]
-    kept = [one for one in old if one["recipe"] not in {other["recipe"] for other in new}]
+    kept = [one for one in old if label_of(one) not in {label_of(other) for other in new}]
     found = sorted([*kept, *new], key=order)
     write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
     PAGES.mkdir(exist_ok=True)
     for one in new:
-        name = one["recipe"]
-        shutil.copy(root / "grids" / f"recipe-{name}.png", FIGURES)
-        if name in KEPT:
-            run = root / "runs" / f"{name}-{one['minutes']:g}"
+        label = label_of(one)
+        shutil.copy(root / "grids" / f"recipe-{label}.png", FIGURES)
+        if label in KEPT:
+            run = root / "runs" / label
             text = (run / "report.html").read_text(encoding="utf-8")
             here = str(root.resolve())  # where this machine keeps its files
             text = text.replace(f"{here}/", "").replace(here, ".")
-            (PAGES / f"recipe-{name}.html").write_text(text, encoding="utf-8")
+            (PAGES / f"recipe-{label}.html").write_text(text, encoding="utf-8")
     text = MADE.sub(lambda _: table(found), PAGE.read_text(encoding="utf-8"))
     PAGE.write_text(text, encoding="utf-8")
 

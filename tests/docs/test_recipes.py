@@ -48,7 +48,7 @@ def test_what_was_trained_is_what_the_page_says(recipes: Any) -> None:
     found = json.loads(runs.RESULTS.read_text("utf-8"))
     (printed,) = runs.MADE.findall(runs.PAGE.read_text("utf-8"))
     assert printed == runs.table(found)
-    linked = [one["recipe"] for one in found if one["recipe"] in runs.KEPT]
+    linked = [runs.label_of(one) for one in found if runs.label_of(one) in runs.KEPT]
     assert linked
     for name in linked:
         page = (runs.PAGES / f"recipe-{name}.html").read_text(encoding="utf-8")
