@@ -7,7 +7,15 @@ from statistics import median
 
 from ddpm_lib.runs.verdict.findings import Evidence, Finding
 from ddpm_lib.runs.verdict.readings import FEWEST, LAST_SHARE, Readings
-from ddpm_lib.runs.verdict.trend import MOST, Point, curve_noise, piece, thinned, trend
+from ddpm_lib.runs.verdict.trend import (
+    MOST,
+    Point,
+    Trend,
+    curve_noise,
+    piece,
+    thinned,
+    trend,
+)
 
 LEAST_FALL = 0.01
 """A fall of the loss by less than this share in a fifth of the run is called flat, however sure."""
@@ -17,10 +25,14 @@ HIDDEN = 0.1
 flat, nor is any with twice this share as its error: the curve is too noisy to say.
 """
 
-DECAYED = 0.2
-"""A mean learning rate below this share of the highest is called decayed; below half of it, where
-the curve still fell at more than half, the decay is the reason.
+DECAYED = 0.4
+"""A mean learning rate in the last fifth below this share of the highest is called decayed (wsd's
+cool-down over just that fifth has a third); where the curve fell before, at more than half of the
+highest or before a cool-down, the decay is the reason that it falls no more.
 """
+
+HELD = 0.9
+"""A rate that is at this share of the highest until the second half of a run has a cool-down."""
 
 ERRORS = 3.0
 """Standard errors that a difference needs to be taken for real."""
@@ -60,7 +72,9 @@ def too_little(r: Readings) -> Finding | None:
 
 
 def progress(r: Readings) -> Finding | None:
-    """Whether the curve still falls; if not, whether the learning rate is the reason."""
+    """Whether the curve still falls; if not, whether the learning rate is the reason. A fall that
+    came with the cool-down alone is none: it says nothing of longer training.
+    """
     end = r.end_trend()
     if end is None:
         return None
@@ -71,10 +85,14 @@ def progress(r: Readings) -> Finding | None:
     seen = [Evidence("fall", -end.change, error=error, step=int(end.first), text=name)]
     if rate is not None:
         seen.append(Evidence("rate", rate))
+    decayed = rate is not None and rate < DECAYED
     if end.falls and -end.change >= LEAST_FALL:
-        return Finding("learning", None, tuple(seen))
+        cooled = _flat_until_cooldown(r) if decayed else None
+        if cooled is None:
+            return Finding("learning", None, tuple(seen))
+        return Finding("flat", int(cooled.first), (*seen, _of_cooldown(cooled, name)))
     before = _fall_at_full_rate(r)
-    if rate is not None and rate < DECAYED and before is not None and before >= LEAST_FALL:
+    if decayed and before is not None and before >= LEAST_FALL:
         return Finding("flat_rate", None, (*seen, Evidence("fall_before", before, text=name)))
     unsure = end.low <= 0.0 <= end.high
     if unsure and (abs(end.change) >= HIDDEN or error >= 2 * HIDDEN):
@@ -83,14 +101,16 @@ def progress(r: Readings) -> Finding | None:
 
 
 def _fall_at_full_rate(r: Readings) -> float | None:
-    """Return by how much the curve fell in a fifth of the run before the rate was halved; None
-    where it did not for sure, or was not seen.
+    """Return by how much the curve fell in a fifth of the run before the rate was halved, or before
+    its cool-down; None where it did not for sure, or was not seen.
     """
     rates, points = r.curve("learning_rate"), r.curve(r.judged)
     if not rates or len(points) < FEWEST:
         return None
-    highest = max(rate for _, rate in rates)
-    until = max(step for step, rate in rates if rate >= min(highest, highest / 2))
+    until = _cooldown(rates)
+    if until is None:
+        highest = max(rate for _, rate in rates)
+        until = max(step for step, rate in rates if rate >= min(highest, highest / 2))
     fifth = LAST_SHARE * points[-1][0]
     for stretch in (fifth, 2 * fifth):  # the longer one where few points leave it unsure
         found = trend(piece(points, until - stretch, until))
@@ -100,6 +120,41 @@ def _fall_at_full_rate(r: Readings) -> float | None:
         if found.falls or fall < LEAST_FALL:
             return fall if found.falls else None
     return None
+
+
+def _cooldown(rates: Sequence[Point]) -> float | None:
+    """Return the last step before a cool-down: the rate is high until the second half of the run;
+    None where it falls from early on.
+    """
+    highest = max(rate for _, rate in rates)
+    until = max(step for step, rate in rates if rate >= HELD * highest)
+    return until if until >= rates[-1][0] / 2 else None
+
+
+def cools_down(r: Readings) -> bool:
+    """Say whether the rate has begun to fall after it was held for more than half of the way."""
+    rates = r.curve("learning_rate")
+    until = _cooldown(rates) if rates else None
+    return until is not None and until < rates[-1][0]
+
+
+def _flat_until_cooldown(r: Readings) -> Trend | None:
+    """Return the trend of the two fifths of a run before its cool-down, where the curve surely fell
+    by less than `LEAST_FALL` in a fifth of the run; None where it fell, or that is not sure.
+    """
+    points, until = r.curve(r.judged), _cooldown(r.curve("learning_rate"))
+    if until is None:
+        return None
+    fifth = LAST_SHARE * points[-1][0]
+    found = trend(piece(points, until - 2 * fifth, until))
+    if found is None or not found.level:
+        return None
+    return found if -found.low * fifth / found.level < LEAST_FALL else None
+
+
+def _of_cooldown(before: Trend, name: str) -> Evidence:
+    """Return what shows that a fall came with the cool-down."""
+    return Evidence("cooldown_fall", -before.change, step=int(before.last), text=name)
 
 
 def noise(r: Readings) -> Finding | None:

@@ -108,6 +108,13 @@ def _fall(e: Evidence) -> str:
     return f"Since step {e.step or 0:,} {name} {done} by {percent(abs(e.value))}{error}."
 
 
+def _cooldown_fall(e: Evidence) -> str:
+    return (
+        f"That came with the cool-down of the rate: before it, up to step {e.step or 0:,},"
+        f" {LOSSES[e.text]} did not fall."
+    )
+
+
 def _rate(e: Evidence) -> str:
     return f"The learning rate was {percent(e.value)} of its highest in the last fifth."
 
@@ -155,9 +162,10 @@ def _contrast(e: Evidence) -> str:
 TEMPLATES: dict[str, Callable[[Evidence], str]] = {
     "fall": _fall,
     "fall_before": lambda e: (
-        f"At more than half of the highest rate {LOSSES[e.text]} still fell by {percent(e.value)}"
-        " in a fifth of the run."
+        f"Before the rate had fallen {LOSSES[e.text]} still fell by {percent(e.value)} in a fifth"
+        " of the run."
     ),
+    "cooldown_fall": _cooldown_fall,
     "rate": _rate,
     "copies": _copies,
     "copies_p": _chance,
