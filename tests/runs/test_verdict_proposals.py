@@ -77,6 +77,7 @@ def test_every_command_is_valid(trained: RunRecords) -> None:
 @pytest.mark.slow
 def test_every_command_does_what_it_says(trained: RunRecords, tmp_path: Path) -> None:
     """Long trainings are cut to twenty steps; all else runs as it stands."""
+    before = shutil.copytree(trained.run, tmp_path / "before")
     for command in all_proposals(trained):
         words = [sys.executable, "-m", "ddpm_lib", *shlex.split(command)[1:]]
         for name in ("--max-steps", "--num-steps"):
@@ -86,6 +87,8 @@ def test_every_command_does_what_it_says(trained: RunRecords, tmp_path: Path) ->
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         for other in trained.run.parent.glob(f"{trained.run.name}-*"):
             shutil.rmtree(other)
+    shutil.rmtree(trained.run)
+    shutil.copytree(before, trained.run)  # others look at it too
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,6 +120,25 @@ def test_a_finished_run_is_extended_from_before_its_cool_down(trained: RunRecord
     assert other.command.endswith("config.yaml' --max-steps 8")
     assert first.minutes == pytest.approx(other.minutes * (8 - start) / (8 - 4))
     assert "--resume" not in proposals(standing(trained, "stopped", 2), "learning")[0].command
+
+
+def test_a_run_that_stopped_at_the_full_rate_can_end_by_its_cool_down(trained: RunRecords) -> None:
+    """The rate falls from where the run stands; one that was found to be level does so first."""
+    long = {**trained.config, "max_steps": 100, "warmup_steps": 2, "cooldown_fraction": 0.2}
+
+    def at(step: int, by: str = "", **changes: Any) -> list[str]:
+        status = RunStatus("stopped", step, 100, stopped_by=by)
+        records = dataclasses.replace(trained, config={**long, **changes}, status=status)
+        return [one.command for one in proposals(records, "flat") if "--max-steps" in one.command]
+
+    assert at(41)[0].endswith("config.yaml' --max-steps 100")
+    assert at(41)[1].endswith("config.yaml' --max-steps 52")
+    words = at(41, "flat")[0].split()
+    assert words[words.index("--max-steps") + 1] == "52"
+    assert words[words.index("--stop-when") + 1] == "none"
+    assert not any("--max-steps 52" in one for one in at(41, "overfitting"))
+    for other in (at(1), at(80), at(90), at(41, lr_schedule="cosine")):
+        assert [one.split("--max-steps")[1].split()[0] for one in other] == ["100"]
 
 
 def test_minutes_follow_from_the_speed_of_the_run(trained: RunRecords) -> None:

@@ -148,6 +148,18 @@ class _Stand:
         start = cooldown_start(self.max_steps, fraction, int(warmup))
         return start if start in self.checkpoints and start < self.step else None
 
+    @property
+    def soonest_end(self) -> int | None:
+        """The steps in all with which the rate is cooled down from where the run stands; None where
+        no cool-down is left out by ending here.
+        """
+        option = self.records.option
+        fraction, warmup = number(option("cooldown_fraction")), number(option("warmup_steps"))
+        if option("lr_schedule") != "wsd" or fraction is None or warmup is None or fraction >= 1:
+            return None
+        last = math.ceil(self.step / (1 - fraction))
+        return last if warmup <= self.step < last < self.max_steps else None
+
     def go_on(self, why: str, steps: int) -> Proposal:
         """Train this run on, up to a step; beyond its end, from before its rate was cooled down."""
         start = self.before_cooldown if steps > self.max_steps <= self.step else None
@@ -216,10 +228,13 @@ def next_steps(records: RunRecords, verdict: Verdict) -> tuple[Proposal, ...]:
     kinds = [verdict.kind, *(found.kind for found in verdict.also)]
     ways = [one for kind in kinds for one in CURES.get(kind, _nothing)(s)]
     if s.trains and s.step < s.max_steps:
-        if records.status.stopped_by:
+        stopped_by, soon = records.status.stopped_by, s.soonest_end
+        cooled = [] if soon is None else [s.go_on("end it now by its cool-down", soon)]
+        if stopped_by:
+            ways = [*(cooled if stopped_by == "flat" else ()), *ways]
             ways.append(s.go_on("go on all the same", s.max_steps))
         elif verdict.kind in RESUMABLE:
-            ways.insert(0, s.go_on("go on to the end", s.max_steps))
+            ways = [s.go_on("go on to the end", s.max_steps), *cooled, *ways]
     ways += _look(s)
     return tuple({one.command: one for one in reversed(ways)}.values())[::-1]
 
