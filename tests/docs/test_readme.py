@@ -140,8 +140,8 @@ def test_python_is_short_and_ends_in_a_picture(
 ) -> None:
     block = python_block()
     assert len(block.strip().replace("\n\n", "\n").splitlines()) <= 12
-    changes = {"max_steps=500": "max_steps=2", "num_steps=30": "num_steps=2", "dim=32": "dim=8"}
-    changes["size=16)"] = "size=16, n=64)"
+    changes = {"max_steps=500": "max_steps=2", "dim=32": "dim=8", "size=16)": "size=16, n=64)"}
+    changes["sample(36, "] = "sample(36, num_steps=2, "
     for old, new in changes.items():
         assert old in block
         block = block.replace(old, new)
