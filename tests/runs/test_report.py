@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_lib.runs.records import read_records
+from ddpm_lib.runs.records import RunRecords, read_records
 from ddpm_lib.runs.report import PAGE, write_comparison, write_report, writing
 from ddpm_lib.runs.report.charts import gap, run_charts
 from ddpm_lib.runs.report.comparison_page import differing
@@ -28,7 +28,9 @@ from ddpm_lib.runs.report.energy import estimate_energy
 from ddpm_lib.runs.report.marking_up import script_json, text
 from ddpm_lib.runs.report.page_facts import score_rows
 from ddpm_lib.runs.report.page_frame import UPLOT, asset
+from ddpm_lib.runs.report.page_parts import scores_part
 from ddpm_lib.runs.report.thinning import stretch_means, thin
+from ddpm_lib.runs.run_status import RunStatus
 from made_runs import evaluation_of, make_run, noise, rows_of
 
 DIGESTS = {
@@ -325,6 +327,15 @@ def test_references_stand_below_their_scores() -> None:
         ("kid", "0.0063 ± 0.0030"), ("noise", "0.7"), ("held-out", "0.500 ± 0.010"),
         ("pr", "1"), ("blurred", "0.500 ± 0.010"),
     ]  # fmt: skip
+
+
+def test_statistics_of_unknown_images_are_not_called_none(tmp_path: Path) -> None:
+    said = {"file": "eval-0001.json", "reference": {"name": "adm", "n": None}, "scores": []}
+    page = scores_part(RunRecords(tmp_path, RunStatus("finished"), evaluations=(said,)))
+    assert "against statistics (adm)" in page
+    said["reference"] = {"name": "train", "n": 1200}
+    page = scores_part(RunRecords(tmp_path, RunStatus("finished"), evaluations=(said,)))
+    assert "against 1,200 images (train)" in page
 
 
 def test_only_options_that_differ_are_shown() -> None:

@@ -426,6 +426,14 @@ def test_notes_of_rows(values: list[float], note: str) -> None:
     assert row_note(found) == note
 
 
+def test_copies_that_an_evaluation_alone_finds_are_not_said_to_be_found_too() -> None:
+    scores = [{"name": "copies_pixels_train_64/p", "value": 1e-6}]
+    r = Readings(rows(falling), FINE, 0.5, "finished", evaluations=[{"scores": scores}])
+    told = judge_readings(r)
+    assert told.kind == "copying"
+    assert words(told)[1] == ("The last evaluation finds copies: by chance with probability 1e-06.")
+
+
 def test_a_note_is_about_the_newest_row() -> None:
     found = [{"step": k, "val_loss": 1 / k} for k in range(1, 9)]
     assert row_note(found).startswith("best, falling")

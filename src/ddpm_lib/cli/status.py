@@ -30,7 +30,7 @@ Step, losses, speed and time left are those of the last line that training wrote
 checkpoint. The first word is one of
 
   running    a process trains in it now
-  finished   max_steps is reached
+  finished   max_steps is reached, or what stop_when names was seen
   stopped    ended early with a checkpoint: a signal, a time limit, a STOP file
   lost       another process of it died or fell silent
   killed     its process is gone without a word (SIGKILL, memory, power)

@@ -229,7 +229,9 @@ def _evaluation(one: dict[str, Any]) -> str:
         )
         parts.append(f"{number(drawn.get('n')) or 0:,.0f} samples{how}")
     if data:
-        parts.append(f"against {number(data.get('n')) or 0:,.0f} images ({data.get('name')})")
+        n = number(data.get("n"))  # a file of statistics may not say
+        count = f"{n:,.0f} images" if n else "statistics"
+        parts.append(f"against {count} ({data.get('name')})")
     parts += [str(one.get("created") or "")[:16].replace("T", " "), str(one.get("file") or "")]
     rows = score_rows(one)
     classes = ["part" if inner else "" for _, inner in rows]

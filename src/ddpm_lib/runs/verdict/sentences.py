@@ -170,7 +170,7 @@ TEMPLATES: dict[str, Callable[[Evidence], str]] = {
     "copies": _copies,
     "copies_p": _chance,
     "evaluated_copies_p": lambda e: (
-        f"The last evaluation finds copies too: by chance with probability {figure(e.value)}."
+        f"The last evaluation finds copies: by chance with probability {figure(e.value)}."
     ),
     "average": _average,
     "cast": _cast,
