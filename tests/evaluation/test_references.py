@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet, evaluate
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.evaluation import METRICS, EvaluationOptions, Score
+from ddpm_lib.core.spread import evenly
+from ddpm_lib.evaluation import METRICS, EvaluationOptions, Score, references
 from ddpm_lib.evaluation.engine import Engine
 from ddpm_lib.evaluation.evaluate_keywords import EvaluateKeywords
 from ddpm_lib.evaluation.evaluation_result import score_lines
@@ -73,6 +74,33 @@ def test_halves_of_the_reference_stand_in_for_held_out_images() -> None:
     assert "of 50 images of one half of the reference" in half.unit
     assert abs(half.value) < 0.1 * found["kd_random64_given_50/noise"].value
     assert "kd_random64_given_50/held-out" not in found
+
+
+def test_rows_whose_height_is_that_of_their_number_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Coverage of as good images grows with their number, and falls with that of the reference."""
+    name = "coverage_k5_random64_given_50"
+    sets = images(50, 1), images(120)
+    found = by_name(evaluate(*sets, metrics="fid,dc", **QUIET))
+    assert {f"{name}/blurred", f"{name}/noise"} <= set(found)
+    assert f"{name}/half" not in found
+    assert "density_k5_random64_given_50/half" in found
+    assert "fd_random64_given_50/half" not in found  # 60 of 120 images make it larger
+    monkeypatch.setattr(references, "MOST", 30)
+    found = by_name(evaluate(*sets, metrics="fid,dc", **QUIET))
+    assert not any(row.startswith(f"{name}/") for row in found)
+    assert "density_k5_random64_given_50/noise" in found
+
+
+def test_a_half_is_compared_with_the_whole_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(references, "ENOUGH", 1)
+    whole = images(120)
+    found = by_name(evaluate(images(20, 1), whole, metrics="fid", **QUIET))
+    some = whole[::2][torch.from_numpy(evenly(20, 60))]
+    alone = evaluate(some, whole[1::2], metrics="fid", references=False, **QUIET)
+    half = found["fd_random64_given_20/half"].value
+    assert half == pytest.approx(alone["fd_random64_given_20"], rel=1e-6)
 
 
 def test_they_can_be_left_out_and_change_no_score() -> None:

@@ -26,6 +26,8 @@ MOST, MOST_OF_NETWORKS = 1000, 500
 """Images of each set, of features without weights and of those that a network makes."""
 FEWEST = 20
 """Images below which a set is no reference."""
+ENOUGH = 10
+"""So many times as many reference images as samples add nearly nothing to a Fréchet distance."""
 BLUR = 6 / 64
 """Standard deviation of the blur as a share of the shorter side."""
 HALF, HELD_OUT, BLURRED, NOISE = "half", "held-out", "blurred", "noise"
@@ -53,7 +55,9 @@ def reference_rows(task: SampleTask, names: Sequence[str]) -> dict[str, dict[str
     Returns:
         Scores by the name of the samples' score and by the word of the set (`WORDS`). Fréchet
         distances of fewer images are larger, whatever the images: those of held-out images and
-        halves are there only where there are as many as of the samples.
+        halves are there only where there are as many as of the samples, of halves only where the
+        other half has ten times as many. Coverage and inception score grow with the number of
+        images: rows of fewer than the samples are left out, and coverage of halves.
     """
     chosen = [name for name in names if name in SAMPLE_METRICS]
     found: dict[str, dict[str, Score]] = {}
@@ -63,7 +67,7 @@ def reference_rows(task: SampleTask, names: Sequence[str]) -> dict[str, dict[str
                 continue
             for score in _scores(dataclasses.replace(task, bank=store), name):
                 key = _renamed(score.name, store.n, task.bank.n)
-                if key is not None and not _biased(key, word, store.n, task.bank.n):
+                if key is not None and not _biased(key, word, store, task.bank.n):
                     unit = f"{score.unit}, of {store.n:,} {WORDS[word]}"
                     row = dataclasses.replace(score, name=f"{key}/{word}", unit=unit, remark="")
                     found.setdefault(key, {})[word] = row
@@ -97,8 +101,16 @@ def _renamed(name: str, n: int, samples: int) -> str | None:
     return name.removesuffix(f"_{count_word(n)}") + f"_{count_word(samples)}"
 
 
-def _biased(name: str, word: str, n: int, samples: int) -> bool:
-    return word in (HALF, HELD_OUT) and n != samples and name.startswith(("fd_", "fid_", "sfid_"))
+def _biased(name: str, word: str, store: FeatureStore, samples: int) -> bool:
+    """Whether numbers of images alone part a row from the score of so many samples."""
+    others = store.n != samples
+    if name.startswith("coverage_"):  # half as many reference images are covered twice as easily
+        return others or word == HALF
+    if name.startswith("is_"):
+        return others
+    if word not in (HALF, HELD_OUT) or not name.startswith(("fd_", "fid_", "sfid_")):
+        return False
+    return others or (word == HALF and store.sets["reference"].n < ENOUGH * samples)
 
 
 def _scores(task: SampleTask, name: str) -> list[Score]:
@@ -173,7 +185,8 @@ def _halves(
     view = dataclasses.replace(store, sets=dict(store.sets), given=None)
     for role, start in (("samples", 0), ("reference", 1)):
         rows = torch.arange(start, reference.n, 2)
-        rows = rows[torch.from_numpy(evenly(min(n, len(rows)), len(rows)))]
+        if role == "samples":
+            rows = rows[torch.from_numpy(evenly(min(n, len(rows)), len(rows)))]
         digest = digest_of("half", reference.fingerprint, [start, len(rows)])
         view.sets[role] = dataclasses.replace(
             reference, n=len(rows), fingerprint=digest, cached=False, notes=()
