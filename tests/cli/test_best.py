@@ -53,13 +53,14 @@ def score(
     weights: str = "ema 0.999",
     name: str = "fid_inception2048_train_1k",
     sampler: str = "ddim",
+    **drawn: Any,
 ) -> None:
     folder = run / "evaluations"
     folder.mkdir(exist_ok=True)
     said = {
         "step": step,
         "weights": weights,
-        "samples": {"sampler": sampler, "steps": 50},
+        "samples": {"sampler": sampler, "steps": 50, **drawn},
         "scores": [
             {"name": name, "value": value, "standard_error": error},
             {"name": f"{name}/held-out", "value": 0.0},
@@ -234,3 +235,13 @@ def test_it_is_light(tmp_path: Path) -> None:
             check=True,
         )
         assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_scores_with_and_without_guidance_are_not_compared(tmp_path: Path) -> None:
+    """Also where nobody named it, and `ddpm tune` chose it between the two evaluations."""
+    run = make(tmp_path / "run", {100: 1.0, 200: 1.0}, [100, 200])
+    score(run, 100, 5.0, guidance_scale=1.0)
+    score(run, 200, 9.0, default={"sampling": {"guidance_scale": 3.0}})
+    assert chosen(run).by != "score"
+    score(run, 200, 4.0)
+    assert (chosen(run).by, chosen(run).chosen.step) == ("score", 200)

@@ -6,12 +6,17 @@ import functools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data import open_dataset
-from ddpm_lib.evaluation import adherence, evaluate
+from ddpm_lib.evaluation import EvaluationOptions, adherence, evaluate
+from ddpm_lib.evaluation.network_conditions import identity_of
+from ddpm_lib.evaluation.sample_set import sample_images
+from ddpm_lib.evaluation.scores import mean_score
 from ddpm_lib.images import save_image
 from ddpm_lib.metrics.condition_readers import Reader
 
@@ -72,3 +77,42 @@ def test_one_known_image_is_enough(tmp_path: Path) -> None:
 def test_no_known_image_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"of age, style the 4 images that are looked at"):
         judged(trained(tmp_path, 0))
+
+
+def test_others_are_of_any_class_in_whatever_order_classes_come() -> None:
+    """Half of two classes of equal size have the other one, and no image has its own value."""
+    for labels in (torch.arange(200) // 100, torch.arange(200) % 2):
+        met = adherence.of_other_images(labels, 0) != labels
+        assert 0.35 < float(met.double().mean()) < 0.65
+    numbers = torch.arange(100.0)
+    others = adherence.of_other_images(numbers, 0)
+    assert not (others == numbers).any()
+    assert torch.equal(others.sort().values, numbers)
+    assert not torch.equal(others, adherence.of_other_images(numbers, 1))
+    assert adherence.of_other_images(torch.ones(1), 0).tolist() == [1.0]
+
+
+def test_a_wish_that_all_share_is_not_called_disobeyed() -> None:
+    """No error at all is no worse than that of the others, who were asked for the same."""
+    score, chance = (mean_score(name, torch.zeros(20).double(), "") for name in ("a", "a/chance"))
+    assert "not obeyed" in adherence._judged(score, chance, False).remark
+    assert adherence._judged(score, chance, True).remark == (
+        "all were asked for the same: says nothing"
+    )
+
+
+def test_the_same_images_with_other_conditions_draw_other_samples() -> None:
+    """An evaluation that was interrupted does not go on with what was drawn for other wishes."""
+    pictures = Shapes(size=8, n=12)
+    near, far = (pictures.with_conditions({"age": np.arange(12.0) + start}) for start in (20, 90))
+    assert near.fingerprint == far.fingerprint
+    model = Unet(dim=8, dim_mults=(1,), blocks_per_level=1, conditions=near.condition_table)
+    diffusion = GaussianDiffusion(model, image_size=8, timesteps=8)
+    found = [
+        sample_images(diffusion, EvaluationOptions(), 12, "", torch.device("cpu"), given=given)
+        for given in (near, far, near)
+    ]
+    assert found[0].fingerprint != found[1].fingerprint
+    assert found[0].fingerprint == found[2].fingerprint
+    assert identity_of(near) != identity_of(far)
+    assert identity_of(pictures) == pictures.fingerprint

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ddpm_lib import Evaluate, Shapes, evaluate
+from ddpm_lib import Evaluate, GaussianDiffusion, Shapes, Unet, evaluate
 from ddpm_lib.cli import main
 from ddpm_lib.data import tensor_dataset
 from ddpm_lib.evaluation import evaluate_checkpoints
@@ -142,8 +143,6 @@ def test_interrupted_evaluation_goes_on(
     """Interrupted in the third batch of four, it draws only what is missing, to the same numbers,
     and leaves nothing behind.
     """
-    from ddpm_lib.diffusion import GaussianDiffusion
-
     asked = {"metrics": "fid,memorisation", "num": 30, "batch_size": 8, **SMALL}
     whole = scores(evaluate(run, **asked))
     monkeypatch.setattr("ddpm_lib.evaluation.engine.FLUSH_IMAGES", 8)
@@ -413,7 +412,7 @@ def test_curve_over_checkpoints_and_comparison(
     table = capsys.readouterr().out
     row = next(line for line in table.splitlines() if line.startswith("fd_random64_train "))
     assert [word for word in row.split() if word.startswith("(n=")] == ["(n=9)", "(n=9)", "(n=12)"]
-    assert "the number of samples differ (A: 9, B: 9, C: 12) in fd_random64_train." in table
+    assert "the number of samples differs (A: 9, B: 9, C: 12) in fd_random64_train." in table
     assert main(["compare", str(run.parent)]) == 2
     assert "holds no evaluations" in capsys.readouterr().err
     for path in files:
@@ -444,6 +443,49 @@ def test_callback_scores_the_averaged_weights(tmp_path: Path) -> None:
         Evaluate(2, metrics="nll")
     with pytest.raises(ConfigError, match=r"'metric' \(did you mean 'metrics'\?\)"):
         Evaluate(2, metric="fid")
+
+
+def test_callback_does_not_go_on_with_samples_of_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off within an evaluation; the step comes again with other options of training."""
+    monkeypatch.setattr("ddpm_lib.evaluation.engine.FLUSH_IMAGES", 8)
+    sample = GaussianDiffusion.sample
+
+    def judged(folder: Path, seed: int, cut: bool = False) -> list[float]:
+        torch.manual_seed(seed)
+        process = GaussianDiffusion(
+            Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=8
+        )
+        for weights in process.model.parameters():  # none of zeros, which draw the same anywhere
+            torch.nn.init.normal_(weights, std=0.3)
+        watch = Evaluate(2, features="random64", num=24, sample_steps=1, batch_size=8)
+        view: Any = SimpleNamespace(
+            step=2,
+            config=SimpleNamespace(max_steps=2),
+            output_dir=folder,
+            diffusion=process,
+            dataset=Shapes(size=8, n=30),
+            held_out=None,
+            device=torch.device("cpu"),
+            averaged_network=lambda: process.model,
+            log=lambda values: None,
+        )
+
+        def drawn(self: Any, n: int, **options: Any) -> Any:
+            if cut and options["first_index"] == 16:
+                raise RuntimeError("cut off")
+            return sample(self, n, **options)
+
+        monkeypatch.setattr(GaussianDiffusion, "sample", drawn)
+        watch.on_train_start(view)
+        watch.on_step_end(view)
+        return [score.value for score in watch.scores]
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        judged(tmp_path / "run", 0, cut=True)
+    assert list((tmp_path / "run").glob("evaluations/unfinished/*/*"))
+    assert judged(tmp_path / "run", 1) == judged(tmp_path / "fresh", 1)
 
 
 @pytest.mark.slow

@@ -565,7 +565,7 @@ def test_runs_meet_in_rows_by_metric_whatever_the_number_of_images(pair: tuple[P
     assert "(n=3)" in rows(table)["loss_gap"]  # of the evaluation before the newest
     assert "-" in rows(table)["copies_pixels_train"]
     note = next(
-        line for line in table.splitlines() if "number of samples differ (A: 20, B: 57)" in line
+        line for line in table.splitlines() if "number of samples differs (A: 20, B: 57)" in line
     )
     assert "fd_random64_train" in note
     assert "kd_random64_train" not in note  # unbiased: comparable at any number
@@ -586,7 +586,7 @@ def test_what_cannot_be_compared_is_said(pair: tuple[Path, Path], tmp_path: Path
         b, metrics="kid", num=20, features="random64", sampler="ddpm", sample_steps=3, **QUIET
     ).save()
     told = compare([a, b])
-    assert "not comparable: the sampler differ (A: unipc, B: ddpm) in kd_random64_train" in told
+    assert "not comparable: the sampler differs (A: unipc, B: ddpm) in kd_random64_train" in told
     assert "the sampling steps differ (A: 1, B: 3)" in told
     other = tmp_path / "other"
     other.mkdir()
@@ -596,6 +596,54 @@ def test_what_cannot_be_compared_is_said(pair: tuple[Path, Path], tmp_path: Path
     trained(tmp_path, name="a", max_steps=4)
     evaluate(a, metrics="kid", num=20, features="random64", **QUICK).save()
     assert "A: of step 2 (ema 0.5): fd_random64_train" in compare([a, b])
+
+
+KERNEL = "kd_random64_train_9"
+UNLIKE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    (
+        KERNEL,
+        {"options": {"guidance_scale": 3.0}},
+        {"options": {"guidance_scale": None}},
+        "the guidance scale differs (A: 3.0, B: 1.0)",
+    ),
+    (
+        KERNEL,
+        {"samples": {"default": {"sampling": {"guidance_scale": 2.0}}}},
+        {"samples": {"guidance_scale": 1.0}},
+        "the guidance scale differs (A: 2.0, B: 1.0)",
+    ),
+    (
+        KERNEL,
+        {"options": {"sampler": "unipc", "sample_steps": 20}},
+        {"samples": {"sampler": "ddim", "steps": 50}},
+        "the sampler differs (A: unipc, B: ddim)",
+    ),
+    (
+        KERNEL,
+        {"samples": {"eta": None}},
+        {"samples": {"eta": 1.0}},
+        "the eta differs (A: usual, B: 1.0)",
+    ),
+    (
+        "nll",
+        {"options": {"num_steps": 50}},
+        {"options": {}},
+        "the steps of the bound differ (A: 50, B: all)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "a", "b", "note"), UNLIKE)
+def test_settings_that_one_left_open_are_compared_too(
+    name: str, a: dict[str, Any], b: dict[str, Any], note: str, tmp_path: Path
+) -> None:
+    files = []
+    for word, about in zip("ab", (a, b)):
+        said = {"run": word, "scores": [{"name": name, "value": 0.1}], **about}
+        files.append(tmp_path / f"{word}.json")
+        files[-1].write_text(json.dumps(said))
+    assert note in compare(files)
+    assert "not comparable" not in compare([files[0], files[0]])
 
 
 def test_comparison_is_written_before_it_is_printed(

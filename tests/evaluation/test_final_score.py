@@ -217,3 +217,14 @@ def test_parts_end_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.Mon
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 20 samples; got 19"):
         FinalScore(19)
+
+
+def test_samples_are_told_apart_by_what_they_show(tmp_path: Path) -> None:
+    """The features of a score that was cut off belong to its samples, not to the step."""
+    process = SimpleNamespace(normalization=None, image_size=(8, 8))
+    run: Any = SimpleNamespace(
+        diffusion=process, folder=tmp_path, step=3, data=Shapes(size=8, n=20), held_out=None
+    )
+    a, b = torch.zeros(20, 3, 8, 8), torch.ones(20, 3, 8, 8)
+    marks = [final_score._sets(run, x)["samples"].fingerprint for x in (a, b, a)]
+    assert marks[0] == marks[2] != marks[1]

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddpm_lib.core import keys
 from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.evaluation.image_sets import as_pictures
+from ddpm_lib.evaluation.network_conditions import identity_of
 from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.evaluation.tasks import ModelTask
 from ddpm_lib.images import to_uint8
@@ -112,7 +114,7 @@ def _samples(task: ModelTask, images: ImageDataset) -> Tensor:
         )
         return (drawn.clamp(0, 1) * 255).round().flatten(1).cpu().double()
 
-    default, kept = diffusion.sampling_default, images.fingerprint
+    default, kept = diffusion.sampling_default, identity_of(images)
     if default is not None:  # what was begun before another was chosen is of no use
         kept = digest_of("samples", kept, [default.to_json()])
     found = task.over(
@@ -142,7 +144,7 @@ def _scores(
     reader = Reader(target, seen_as(learned["image"]), values, task.state.device, task.options.seed)
     truth = images.batch(np.arange(len(images)))
     asked = _standardised(conditioner, truth[name], truth["image"])
-    others = asked.roll(max(1, len(asked) // 2), 0)
+    others = of_other_images(asked, task.options.seed)
     pictures = seen_as(samples)
     pairs = {
         "": (pictures, asked),
@@ -153,11 +155,26 @@ def _scores(
     for word, (seen, wanted) in pairs.items():
         errors = reader.errors(seen, wanted)
         found[word] = mean_score(f"adherence_{name}{word}", errors[~errors.isnan()], target.unit)
-    return [_judged(found[""], found["/chance"]), found["/real"], found["/chance"]]
+    alike = torch.equal(asked.nan_to_num(), others.nan_to_num())
+    return [_judged(found[""], found["/chance"], alike), found["/real"], found["/chance"]]
 
 
-def _judged(score: Score, chance: Score) -> Score:
-    """Say where samples are no nearer to what was asked for than to what was not."""
+def of_other_images(values: Tensor, seed: int) -> Tensor:
+    """Return values (n, …) of which each image has that of another one, at random: by a fixed
+    distance, images that come class by class would get none of their own class, or all.
+    """
+    order = torch.from_numpy(keys.permutation(len(values), seed, "chance of adherence"))
+    others = torch.empty_like(values)
+    others[order] = values[order.roll(1)]
+    return others
+
+
+def _judged(score: Score, chance: Score, alike: bool) -> Score:
+    """Say where samples are no nearer to what was asked for than to what was not; `alike`: all were
+    asked for the same.
+    """
+    if alike:
+        return dataclasses.replace(score, remark="all were asked for the same: says nothing")
     ends = score.interval
     if ends is None or chance.value > ends[1]:
         return score

@@ -13,6 +13,7 @@ from typing import Any
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data.suffixes import PICTURES
 from ddpm_lib.evaluation.evaluation_result import Evaluation, format_score
+from ddpm_lib.runs.choosing import guidance_of
 from ddpm_lib.runs.growth import Growth, events_in
 from ddpm_lib.runs.run_status import no_run
 from ddpm_lib.runs.started_from import StartedFrom
@@ -31,6 +32,8 @@ BIASED = (
     "value_spectrum",
 )
 """Metrics whose expectation depends on the number of samples."""
+_MANY = ("reference", "sampling steps", "scored", "steps", "training", "weights")
+"""How those begin of what two values must share that are several."""
 
 
 @dataclass(frozen=True)
@@ -255,12 +258,21 @@ def _asked(metric: str, entry: Entry) -> dict[str, Any]:
     samples, options = about.get("samples", {}), about.get("options", {})
     if metric.startswith(("nll", "flow_nll", "loss")):
         scored = {"scored images": about.get("data", {}).get("fingerprint")}
-        return scored if not metric.startswith(("nll_", "loss_")) else {"number of images": entry.n}
+        if metric.startswith(("nll_", "loss_")):
+            scored = {"number of images": entry.n}
+        if metric.startswith("nll"):
+            scored["steps of the bound"] = options.get("num_steps") or "all"
+        return scored
     drawn = {
-        "sampler": samples.get("sampler"),
-        "sampling steps": samples.get("steps"),
-        "guidance scale": options.get("guidance_scale"),
-        "guiding version": [options.get(name) for name in ("guide_by", "guide_scale")],
+        "sampler": samples.get("sampler") or options.get("sampler"),
+        "sampling steps": samples.get("steps") or options.get("sample_steps"),
+        "spacing": samples.get("spacing"),
+        "eta": "usual" if samples.get("eta", 0) is None else samples.get("eta"),
+        "guidance scale": guidance_of(about) if "run" in about else None,
+        "guiding version": [
+            samples[name] if name in samples else options.get(name)
+            for name in ("guide_by", "guide_scale")
+        ],
     }
     if kind in BIASED and not metric.endswith("/infinity"):
         drawn["number of samples"] = entry.n
@@ -295,7 +307,8 @@ def _differences(
             values = {head: found.get(what) for head, found in known.items()}
             if len({json.dumps(v, sort_keys=True) for v in values.values() if v is not None}) > 1:
                 shown = ", ".join(f"{head}: {_short(v)}" for head, v in values.items())
-                rows.setdefault(f"the {what} differ ({shown})", []).append(metric)
+                verb = "differ" if what.startswith(_MANY) else "differs"
+                rows.setdefault(f"the {what} {verb} ({shown})", []).append(metric)
     return [f"not comparable: {line} in {', '.join(found)}." for line, found in rows.items()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -270,7 +271,8 @@ def _sets(run: TrainedRun, samples: Tensor) -> dict[str, ImageSet]:
     """
     units = run.diffusion.normalization
     pixels = as_pictures(samples) if units is None else samples.clamp(0.0, 1.0)
-    digest = digest_of("final samples", str(run.folder), [run.step, len(pixels)])
+    content = hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+    digest = digest_of("final samples", content, list(pixels.shape))
     shape = tuple(run.diffusion.image_size)
     train = _few(run.data, "train")
     sets = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddpm_lib.core import keys
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.data import ImageDataset
+from ddpm_lib.evaluation.network_conditions import identity_of
 from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.evaluation.tasks import ModelTask
 from ddpm_lib.metrics import bootstrap_interval
@@ -63,7 +64,7 @@ def _gap(
             1,
             task.options.batch_size,
             columns(task, images),
-            images.fingerprint,
+            identity_of(images),
         )[:, 0]
         found[word] = values
         scores.append(mean_score(f"{name}_{word}_{n}", values, unit))

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ddpm_lib.core.digests import digest_of
 from ddpm_lib.images import to_model_range
 from ddpm_lib.nn import LowRes
 from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.conditions import find_conditioner
 
 if TYPE_CHECKING:
+    from ddpm_lib.data import ImageDataset
     from ddpm_lib.diffusion import GaussianDiffusion
 
 
@@ -31,6 +33,14 @@ def conditions_of(
     if low_res is not None:
         cond[low_res.name] = low_res.derive(to_model_range(batch["image"]))
     return cond or None
+
+
+def identity_of(images: ImageDataset) -> str:
+    """Return what tells images with their conditions from others: the fingerprint alone is that of
+    the images, and the same ones may come with other conditions.
+    """
+    values = {name: condition.digest() for name, condition in images.conditions.items()}
+    return digest_of(images.fingerprint, values) if values else images.fingerprint
 
 
 def draws_of_data(diffusion: GaussianDiffusion) -> bool:

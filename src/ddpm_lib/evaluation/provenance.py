@@ -104,7 +104,15 @@ def _drawn(diffusion: GaussianDiffusion, options: EvaluationOptions) -> dict[str
     if steps is None:
         levels = sampling_levels(timesteps, None, spacing)
         steps = len(levels) - 1
-    found: dict[str, Any] = {"sampler": sampler, "steps": steps}
+    found: dict[str, Any] = {
+        "sampler": sampler,
+        "steps": steps,
+        "spacing": spacing if isinstance(spacing, str) else list(spacing),
+        "eta": how["eta"],
+        "guidance_scale": 1.0 if how["guidance_scale"] is None else how["guidance_scale"],
+        "guide_by": how["guide_by"],
+        "guide_scale": how["guide_scale"],
+    }
     if chosen.default is not None:
         found["chosen_by"] = chosen.default.origin()
         found["default"] = {**chosen.default.to_json(), "evidence": {}}

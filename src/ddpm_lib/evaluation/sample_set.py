@@ -19,6 +19,7 @@ from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
 from ddpm_lib.evaluation.network_conditions import (
     conditions_of,
     draws_of_data,
+    identity_of,
     low_res_conditioner,
 )
 from ddpm_lib.evaluation.pictures import open_pictures
@@ -116,7 +117,7 @@ def sample_images(
         return as_pictures(images) if units is None else images.clamp(0.0, 1.0)
 
     units = diffusion.normalization
-    about = [about, given.fingerprint if given is not None else None]
+    about = [about, identity_of(given) if given is not None else None]
     shape = tuple(diffusion.image_size)
     if units is not None:
         drawn.append(units.to_json())

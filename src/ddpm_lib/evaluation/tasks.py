@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.progress import bar
-from ddpm_lib.evaluation.network_conditions import conditions_of
+from ddpm_lib.evaluation.network_conditions import conditions_of, identity_of
 from ddpm_lib.runtime.processes import Processes, own_share
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class ModelTask(Task):
         Returns:
             float64 (n, k) on the CPU.
         """
-        key = self.images.fingerprint if resume else None
+        key = identity_of(self.images) if resume else None
         return self.over(len(self.images), what, columns, group, score, key)
 
     def over(
@@ -135,7 +135,7 @@ class ModelTask(Task):
         score: Callable[[range], Tensor],
         resume: str | None = None,
     ) -> Tensor:
-        """Do as `per_image` for rows 0 … n-1 of a set of this fingerprint."""
+        """Do as `per_image` for rows 0 … n-1 of a set of this identity (`identity_of`)."""
         if resume is not None:
             about = [what, resume, n, group, *self.key]
             made = self.engine.collect(what, about, n, group, lambda rows: {"values": score(rows)})

@@ -21,6 +21,7 @@ from ddpm_lib.evaluation.scores import Score
 from ddpm_lib.evaluation.tasks import SampleTask
 from ddpm_lib.runtime.devices import joined_state
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
+from ddpm_lib.training.fine_tuning.starting_weights import weights_digest
 
 if TYPE_CHECKING:
     from ddpm_lib.diffusion import GaussianDiffusion
@@ -133,7 +134,9 @@ class Evaluate(Callback):
         assert self._store is not None
         engine, options = self._store.engine, self.options
         assert options.num is not None
-        about, network = [str(trainer.output_dir), trainer.step], trainer.averaged_network()
+        network = trainer.averaged_network()
+        # The same step has other weights where a run went on with other options, or began anew.
+        about = [str(trainer.output_dir), trainer.step, weights_digest(network.state_dict())]
         of_data = draws_of_data(trainer.diffusion)
         given = (trainer.held_out or trainer.dataset) if of_data else None
         samples = sample_images(

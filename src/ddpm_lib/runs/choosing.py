@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,9 +247,8 @@ def _scores(evaluations: Sequence[dict[str, Any]], step: int) -> dict[tuple[str,
             continue
         drawn = said.get("samples") if isinstance(said.get("samples"), dict) else {}
         how = " ".join(str(drawn.get(k)) for k in ("sampler", "steps") if drawn and k in drawn)
-        options = said.get("options") if isinstance(said.get("options"), dict) else {}
-        scale = number((options or {}).get("guidance_scale"))
-        how += f" guided {scale:g}" if scale not in (None, 1.0) else ""
+        scale = guidance_of(said)
+        how += f" guided {scale:g}" if scale != 1.0 else ""
         for score in said["scores"]:
             name = str(score.get("name")) if isinstance(score, dict) else ""
             value = number(score.get("value")) if name else None
@@ -258,6 +257,21 @@ def _scores(evaluations: Sequence[dict[str, Any]], step: int) -> dict[tuple[str,
             error = number(score.get("standard_error"))
             found[str(said.get("weights")), f"{name}, {how}"] = Value(value, error, step)
     return found
+
+
+def guidance_of(said: Mapping[str, Any]) -> float:
+    """Return the scale of classifier-free guidance with which an evaluation drew its samples,
+    whether it was named or chosen by `ddpm tune`; 1 for none.
+    """
+    drawn, named = _object(said, "samples"), _object(said, "options")
+    tuned = _object(_object(drawn, "default"), "sampling")
+    scales = (number(one.get("guidance_scale")) for one in (drawn, named, tuned))
+    return next((scale for scale in scales if scale is not None), 1.0)
+
+
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _metric(candidates: Sequence[Candidate]) -> tuple[str, str]:

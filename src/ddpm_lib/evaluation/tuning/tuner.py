@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddpm_lib.core import keys
 from ddpm_lib.core.text import printable
+from ddpm_lib.evaluation.network_conditions import identity_of
 from ddpm_lib.evaluation.run_images import RunImages
 from ddpm_lib.evaluation.tuning.learning import Learning
 from ddpm_lib.evaluation.tuning.subject_of_tuning import Subject, find_subject
@@ -92,7 +93,7 @@ def tune(
         checkpoint.files[min(checkpoint.files)].sha256 if checkpoint.files else "",
         {n: r.sha256 for n, r in sorted(checkpoint.files.items())},
         {k: v for k, v in dataclasses.asdict(chosen).items() if k not in ("progress", "device")},
-        data.fingerprint,
+        identity_of(data),
         ranks.count,
     ]
     units = Units(checkpoint.run, about, ranks)
