@@ -5,6 +5,7 @@ between.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,7 +22,8 @@ import torch
 from ddpm_lib import Evaluate, GaussianDiffusion, Shapes, Unet, evaluate
 from ddpm_lib.cli import main
 from ddpm_lib.data import tensor_dataset
-from ddpm_lib.evaluation import evaluate_checkpoints
+from ddpm_lib.evaluation import EvaluationOptions, evaluate_checkpoints
+from ddpm_lib.evaluation.sample_set import sample_images
 from ddpm_lib.images import save_image
 from ddpm_lib.metrics import read_statistics, statistics_of
 from ddpm_lib.training import ConfigError
@@ -443,6 +445,25 @@ def test_callback_scores_the_averaged_weights(tmp_path: Path) -> None:
         Evaluate(2, metrics="nll")
     with pytest.raises(ConfigError, match=r"'metric' \(did you mean 'metrics'\?\)"):
         Evaluate(2, metric="fid")
+
+
+def test_samples_that_are_no_numbers_are_refused_and_not_scored_as_black() -> None:
+    process = GaussianDiffusion(
+        Unet(dim=8, dim_mults=(1,), blocks_per_level=1), image_size=8, timesteps=8
+    )
+    for weights in process.model.parameters():
+        torch.nn.init.constant_(weights, math.nan)
+    options = EvaluationOptions(sample_steps=1)
+
+    def read(**how: Any) -> torch.Tensor:
+        images = sample_images(process, options, 2, "", torch.device("cpu"), **how)
+        return images.read(range(2))
+
+    with pytest.raises(ConfigError, match=r"NaN or infinite.*Look at the weights"):
+        read()
+    with pytest.raises(ConfigError, match='mixed_precision="no"'):
+        read(precision="bf16")
+    assert not read(checked=False).any()
 
 
 def test_callback_does_not_go_on_with_samples_of_other_weights(

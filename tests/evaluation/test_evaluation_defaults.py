@@ -646,6 +646,23 @@ def test_settings_that_one_left_open_are_compared_too(
     assert "not comparable" not in compare([files[0], files[0]])
 
 
+def test_rows_have_the_number_of_their_own_images(tmp_path: Path) -> None:
+    name = "kd_random64_train_2k"
+    scores = [
+        {"name": name, "value": 0.2, "unit": "MMD²"},
+        {"name": f"{name}/held-out", "value": 0.1, "unit": "MMD², of 409 held-out images"},
+        {"name": f"{name}/noise", "value": 0.9, "unit": "MMD², of 1,000 images of uniform noise"},
+        {
+            "name": "copies_pixels_train_2k/p",
+            "value": 1.0,
+            "unit": "p-value (Fisher, 2,409 images)",
+        },
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"scores": scores}))
+    counts = {metric: one.n for metric, one in column_of(tmp_path / "a.json").entries.items()}
+    assert [*counts.values()] == [2000, 409, 1000, 2000], counts
+
+
 def test_comparison_is_written_before_it_is_printed(
     pair: tuple[Path, Path],
     tmp_path: Path,

@@ -17,7 +17,7 @@ from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
-from ddpm_lib.evaluation.image_sets import as_pictures
+from ddpm_lib.evaluation.image_sets import as_pictures, refuse_not_finite
 from ddpm_lib.evaluation.network_conditions import identity_of
 from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.evaluation.tasks import ModelTask
@@ -112,6 +112,7 @@ def _samples(task: ModelTask, images: ImageDataset) -> Tensor:
             device=task.state.device,
             progress=False,
         )
+        refuse_not_finite(drawn)
         return (drawn.clamp(0, 1) * 255).round().flatten(1).cpu().double()
 
     default, kept = diffusion.sampling_default, identity_of(images)

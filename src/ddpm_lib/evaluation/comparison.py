@@ -19,6 +19,8 @@ from ddpm_lib.runs.run_status import no_run
 from ddpm_lib.runs.started_from import StartedFrom
 
 _COUNT = re.compile(r"_(\d+)(k?)(?=$|/)")
+_BESIDE = re.compile(r", of (\d[\d,]*) ")
+"""In the unit of a row that says what other images score: how many these are."""
 BIASED = (
     "fid",
     "fd",
@@ -152,6 +154,9 @@ def column_of(path: str | Path) -> Column:
     for about in every:
         for score in about["scores"]:
             metric, n = metric_of(score["name"])
+            beside = _BESIDE.search(str(score.get("unit", ""))) if "/" in metric else None
+            if beside is not None:  # the name has the number of the samples
+                n = int(beside.group(1).replace(",", ""))
             if n is None and metric.startswith(("nll", "flow_nll")):
                 n = about.get("data", {}).get("images")
             entries[metric] = Entry(score, n, about)

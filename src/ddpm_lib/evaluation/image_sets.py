@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.digests import digest_of
+from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.core.spread import evenly
 from ddpm_lib.data.suffixes import JPEG, LOSSLESS
 from ddpm_lib.images import to_uint8
+from ddpm_lib.runtime.devices import LOW_PRECISION
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -111,6 +114,24 @@ def as_pictures(images: Tensor) -> Tensor:
         return pixels
     colour, alpha = pixels[:, :3].int(), pixels[:, 3:].int()
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+
+def refuse_not_finite(samples: Tensor, precision: str = "no") -> Tensor:
+    """Return samples as they are, if they are finite: as 8 bits what is NaN would be black.
+
+    Args:
+        samples: Float images.
+        precision: In which the network drew them.
+
+    Raises:
+        ConfigError: If a value is NaN or infinite.
+    """
+    if bool(torch.isfinite(samples).all()):
+        return samples
+    cure = "Look at the weights that drew them"
+    if precision in LOW_PRECISION:
+        cure = f"Draw in float32: {option('mixed_precision', 'no')}"
+    raise ConfigError(f"The samples hold NaN or infinite values, and cannot be compared. {cure}.")
 
 
 def content_of(dataset: ImageDataset, block: int = 1024) -> str:

@@ -15,7 +15,7 @@ from ddpm_lib.core.digests import digest_of
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
-from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures
+from ddpm_lib.evaluation.image_sets import ImageSet, as_pictures, refuse_not_finite
 from ddpm_lib.evaluation.network_conditions import (
     conditions_of,
     draws_of_data,
@@ -56,6 +56,7 @@ def sample_images(
     given: ImageDataset | None = None,
     partner: LoadedRun | None = None,
     precision: str = "no",
+    checked: bool = True,
 ) -> ImageSet:
     """Draw samples: image i is a function of the seed and i, so batches and ranks do not matter.
 
@@ -70,6 +71,7 @@ def sample_images(
             start again when all are used.
         partner: The worse version that guides, on the device.
         precision: In which the network computes, "no", "bf16" or "fp16".
+        checked: Whether samples that are not finite are an error when they are read.
     """
     cond = default_condition(diffusion, n)
     chosen = chosen_for(diffusion, options)
@@ -114,6 +116,8 @@ def sample_images(
                 model=network,
                 progress=False,
             )
+        if checked:
+            refuse_not_finite(images, precision)
         return as_pictures(images) if units is None else images.clamp(0.0, 1.0)
 
     units = diffusion.normalization

@@ -140,7 +140,14 @@ class Evaluate(Callback):
         of_data = draws_of_data(trainer.diffusion)
         given = (trainer.held_out or trainer.dataset) if of_data else None
         samples = sample_images(
-            trainer.diffusion, options, options.num, about, trainer.device, network, given
+            trainer.diffusion,
+            options,
+            options.num,
+            about,
+            trainer.device,
+            network,
+            given,
+            checked=False,  # a score is no reason to end a training
         )
         needs, _ = plan_features(options, engine)
         store = self._store.with_samples(samples)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm_lib.core import keys
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation.defaults import is_pictures
-from ddpm_lib.evaluation.image_sets import as_pictures
+from ddpm_lib.evaluation.image_sets import as_pictures, refuse_not_finite
 from ddpm_lib.metrics import FEATURES
 from ddpm_lib.metrics.bootstrap import bootstrap_interval
 from ddpm_lib.metrics.distances import energy_distance
@@ -123,7 +123,12 @@ class Yardstick:
         return torch.cat([self.features(data.batch(part)["image"]) for part in parts])
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features (n, d) of images, uint8 or float in [0, 1]."""
+        """Return features (n, d) of images, uint8 or float in [0, 1].
+
+        Raises:
+            ConfigError: If they are not finite.
+        """
+        refuse_not_finite(images)
         if self._extract is None:
             values = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
             return values.flatten(1).double().cpu()
@@ -137,12 +142,7 @@ class Yardstick:
             features: Of the samples, (n, d).
             half: 0, by which is chosen, or 1, on which is reported.
             neighbours: Whether to look for precision and recall.
-
-        Raises:
-            ConfigError: If the samples are not finite.
         """
-        if not torch.isfinite(features).all():
-            raise ConfigError("The samples hold NaN or infinite values, and cannot be compared.")
         if self._extract is None:
             distance, influence = _energy(features, self._halves[half])
         else:
