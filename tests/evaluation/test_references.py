@@ -103,6 +103,15 @@ def test_a_half_is_compared_with_the_whole_of_the_other(monkeypatch: pytest.Monk
     assert half == pytest.approx(alone["fd_random64_given_20"], rel=1e-6)
 
 
+def test_an_inception_score_of_few_images_says_how_high_it_can_be() -> None:
+    """A split of two images tells two classes apart at most; one image, none."""
+    for n, most in ((5, 1), (15, 2), (200, None)):
+        found = evaluate(images(n), images(20), metrics="is", references=False, **QUIET)
+        (score,) = found.scores
+        assert score.unit == "exp(nat)" + (f"; highest possible {most}" if most else "")
+        assert most is None or score.value <= most + 1e-9
+
+
 def test_they_can_be_left_out_and_change_no_score() -> None:
     asked = {"metrics": "fid,kid,pr", **QUIET}
     sets = images(40, 1), images(60)

@@ -36,6 +36,8 @@ FEW = 10_000
 """Below so many samples the bias of Fréchet distances is large: the value comes with a warning and
 an estimate without it.
 """
+SPLITS = 10
+"""Of the inception score."""
 NEIGHBOURS = 3
 NEIGHBOURS_DC = 5
 
@@ -172,14 +174,18 @@ def inception(task: SampleTask) -> list[Score]:
     store, found = task.bank, []
     for name, layer in _layers(task.options, LOGITS, "is").items():
         logits = store.features("samples", layer)
-        value, _ = inception_score(logits)
+        value, _ = inception_score(logits, SPLITS)
+        (n, classes), unit = logits.shape, "exp(nat)"
+        most = -(-n // min(SPLITS, n))  # images of a split: so many classes can be told apart
+        if most < classes:
+            unit += f"; highest possible {most:,}"
         found.append(
             influenced(
                 task,
                 f"is_{name}_{count_word(store.n)}",
                 value,
                 inception_influence(logits),
-                "exp(nat)",
+                unit,
             )
         )
     return found
