@@ -56,6 +56,20 @@ def test_a_batch_as_large_as_a_width_is_not_confused_with_it(time_conditioning):
         torch.testing.assert_close(model(x, t)[:2], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("resample", ["conv", "pool", "resblock"])
+def test_a_batch_of_nothing_gives_nothing(resample, dtype):
+    """As of torch's own layers, in both memory formats; the kernels leave it to them."""
+    model = small(attention_levels=(0, 1), patch_size=2, resample=resample)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.zeros(0, 3, 8, 8).to(memory_format=layout)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            out = model.to(memory_format=layout)(x, torch.zeros(0))
+        assert out.shape == x.shape
+        out.sum().backward()
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def test_a_sample_does_not_depend_on_the_others_in_its_batch():
     model = small().eval()
     x, t = batch(model)

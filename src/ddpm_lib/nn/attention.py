@@ -38,17 +38,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the positions of x (b, width, *spatial)."""
-        b = x.shape[0]
         h, x = (x, x) if self.norm is None else norm_act_beside(x, self.norm, act=False)
         h = h.flatten(2).transpose(1, 2)
         q, k, v = (
             self.qkv(h)
-            .view(b, -1, 3, self.heads, self.width // self.heads)
+            .unflatten(-1, (3, self.heads, self.width // self.heads))
             .permute(2, 0, 3, 1, 4)
             .unbind(0)
         )
         h = attend(q, k, v)
-        h = self.proj(h.transpose(1, 2).reshape(b, -1, self.width))
+        h = self.proj(h.transpose(1, 2).flatten(2))
         return x + h.transpose(1, 2).reshape(x.shape)
 
 

@@ -62,6 +62,8 @@ def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:
     if x.dtype != torch.bfloat16:
         return False
     b, _, h, w = x.shape
+    if b == 0:
+        return False
     if h * w > _SMALL and (h * w > _LITTLE[0] or b > _LITTLE[1]):
         return False
     return (
