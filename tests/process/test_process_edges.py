@@ -395,6 +395,18 @@ def test_no_seed_means_a_fresh_one(method: str, caplog: pytest.LogCaptureFixture
             draw(d, seed=wrong)
 
 
+def test_no_images_are_refused_by_the_name_of_what_is_empty() -> None:
+    """Not as a batch size, which nobody gave."""
+    for given, message in (
+        ({"n": 0}, "n must be at least 1"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"x_T": torch.zeros(0, 3, 4, 4)}, "x_T is empty"),
+        ({"cond": {"class_label": []}}, r"cond\['class_label'\] has no entry"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny().sample(**given)
+
+
 def test_fresh_seeds_differ() -> None:
     assert len({keys.check_seed(None) for _ in range(20)}) == 20
 

@@ -189,8 +189,14 @@ def count_images(
         "x_T": None if x_T is None else len(x_T),
     }
     counts = {name: count for name, count in said.items() if count is not None}
+    for name, count in counts.items():
+        if not count:
+            raise ValueError(f"{name} is empty: it is to say at least 1 image.")
     if not counts:
         entries = {f"cond[{k!r}]": len(v) for k, v in (cond or {}).items() if np.ndim(v)}
+        for name, count in entries.items():
+            if not count:
+                raise ValueError(f"{name} has no entry. Give one for all images, or one per image.")
         counts = {name: count for name, count in entries.items() if count > 1} or entries
     if len(set(counts.values())) > 1:
         raise ValueError(
