@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ddpm_lib import GaussianDiffusion, Shapes, distill, evaluate, load_run
+from ddpm_lib import GaussianDiffusion, Shapes, Unet, distill, evaluate, load_run
 from ddpm_lib.cli import main
-from ddpm_lib.data import Toy
+from ddpm_lib.data import Toy, open_dataset
 from ddpm_lib.evaluation.distillation_gate import (
     COPIES,
     DISTANCE,
@@ -23,9 +25,17 @@ from ddpm_lib.evaluation.distillation_gate import (
     Measured,
     judge_student,
 )
-from ddpm_lib.evaluation.distilling import RECORD, read_gate
+from ddpm_lib.evaluation.distilling import (
+    RECORD,
+    Distillation,
+    DistillOptions,
+    open_teacher,
+    read_gate,
+)
 from ddpm_lib.nn import MLP
-from ddpm_lib.training import ConfigError
+from ddpm_lib.runs.checkpoint import recorded_sha256
+from ddpm_lib.training import ConfigError, TrainingConfig
+from ddpm_lib.training.student_options import student_options
 from training_helpers import (
     StopAt,
     assert_same_tensors,
@@ -268,6 +278,97 @@ def test_the_command(
     assert main(["distill", "runs/b"]) == 2
     assert main(["distill", "runs/a-distilled"]) == 2
     assert "already" in capsys.readouterr().err
+
+
+def test_it_is_compared_with_what_it_began_with(teacher: Path, tmp_path: Path) -> None:
+    """Also when the teacher was trained further meanwhile; where that is gone, it says so."""
+    mine, out = Path(shutil.copytree(teacher, tmp_path / "t")), tmp_path / "s"
+    data = Shapes(size=8, n=80)
+    began = recorded_sha256(mine / "checkpoints" / "step-000000006", "ema")
+    tuning = {**TUNING, "max_steps": 3, "steps": (1,), "output_dir": str(out)}
+    assert distill(mine, data, callbacks=StopAt(1), **tuning).gate is None
+    model = {"num_classes": 6, "class_drop_prob": 0.2, "dim_mults": (1,)}
+    more = {"ema_decay": (0.9,), "save_every": 3, "val_every": 3, "val_fraction": 0.2}
+    tiny_trainer(mine, tiny_diffusion(**model), data, max_steps=8, **more).train()
+    found = distill(mine, data, **tuning)
+    compared = json.loads((out / RECORD).read_text())["compared"]
+    assert compared["teacher_sha256"] == began
+    assert found.gate is not None
+    assert "not there any more" not in str(found)
+    shutil.rmtree(mine / "checkpoints" / "step-000000006")
+    gone = distill(mine, data, **tuning)
+    assert "step 6, weights ema 0.9" in str(gone)
+    assert "not there any more: it is compared with step-000000008 (ema 0.9)" in str(gone)
+
+
+def test_a_student_takes_no_option_of_its_teacher_that_it_cannot_have(tmp_path: Path) -> None:
+    """Whoever distils has named none of them, and could not leave them out."""
+    held = {"val_data": "<list of 3, given in Python>", "val_condition": ("age=a.csv:age",)}
+    for options in (
+        {"max_steps": 2000, "keep_every": 1000},
+        {"max_steps": 1000, "save_every": 400, "keep_every": 800},
+        {"cuda_graph": True},
+        {"stop_when": ("overfitting",), "patience": 5},
+        held,
+    ):
+        teacher = TrainingConfig(**options)
+        found = student_options(teacher.to_dict(), 1000, "runs/t")
+        student = TrainingConfig.from_options(found)
+        assert (student.keep_every, student.cuda_graph, student.stop_when) == (None, False, ())
+        assert (student.val_data, student.val_condition) == (None, ())
+
+
+def test_held_out_images_that_are_not_looked_at_need_no_conditions(
+    teacher: Path, tmp_path: Path
+) -> None:
+    loaded = open_teacher(teacher)
+    training = dict(loaded.state["training"])
+    held = {"val_data": "shapes", "val_condition": ["age=a.csv:age"]}
+    loaded.state["training"] = {**training, **held}
+    work = Distillation(loaded, Shapes(size=8, n=80), DistillOptions())
+    for given, kept in (
+        ({"val_every": 0}, (None, ())),
+        ({"val_data": "other"}, ("other", ())),
+        ({}, ("shapes", ("age=a.csv:age",))),
+    ):
+        found = work.training_options({"output_dir": str(tmp_path / "s"), **given})
+        config = TrainingConfig.from_options(found)
+        assert (config.val_data, config.val_condition) == kept
+
+
+def test_a_list_of_the_run_s_images_is_not_one_of_others(teacher: Path, tmp_path: Path) -> None:
+    loaded = open_teacher(teacher)
+    loaded.state["training"] = {**loaded.state["training"], "files": str(tmp_path / "list.txt")}
+    loaded.state["data"] = {**loaded.state["data"], "source": str(tmp_path / "mine")}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "other").mkdir()
+    for data, kept in ((tmp_path / "other", False), (tmp_path / "mine", True), (None, True)):
+        work = Distillation(loaded, data, DistillOptions())
+        found = work.training_options({"output_dir": str(tmp_path / "s")})
+        assert (found.get("files") is not None) is kept
+
+
+def test_a_student_on_other_values_keeps_its_teacher_s_units(tmp_path: Path) -> None:
+    """Its weights mean something in that range alone."""
+
+    def values(low: float, high: float) -> Any:
+        drawn = np.random.default_rng(0).uniform(low, high, (80, 1, 8, 8)).astype(np.float32)
+        return open_dataset(drawn, image_size=8, channels=1, normalize="affine")
+
+    network = Unet(dim=8, dim_mults=(1,), channels=1, blocks_per_level=1, attention_levels=())
+    process = GaussianDiffusion(network, image_size=8, timesteps=20)
+    tiny_trainer(tmp_path / "t", process, values(0, 100), max_steps=2).train()
+    units = load_run(tmp_path / "t").diffusion.normalization
+    brief = {**TUNING, "max_steps": 2, "steps": (1,)}
+    found = distill(tmp_path / "t", values(20, 60), **brief)
+    assert units is not None
+    kept = found.diffusion.normalization
+    assert kept is not None
+    assert kept.to_json() == units.to_json()
+    again = distill(tmp_path / "t", values(20, 60), **{**brief, "max_steps": 3})  # goes on so
+    kept = again.diffusion.normalization
+    assert kept is not None
+    assert kept.to_json() == units.to_json()
 
 
 def test_a_gate_that_cannot_be_read_is_measured_again(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.markup import card, never_fails, note
 from ddpm_lib.core.spelling import option
-from ddpm_lib.core.validation import unknown_options
+from ddpm_lib.core.validation import is_path, unknown_options
 from ddpm_lib.evaluation.distillation_gate import Gate, distinct_steps
 from ddpm_lib.evaluation.student_scores import GateOptions, measure
 from ddpm_lib.metrics import FEATURES
@@ -26,13 +26,15 @@ from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training import TrainingConfig
 from ddpm_lib.training.by_length import OPEN
 from ddpm_lib.training.callbacks.base import Callback
-from ddpm_lib.training.run_config import started_data
+from ddpm_lib.training.fine_tuning.starting_weights import weights_digest
+from ddpm_lib.training.run_config import absolute_source, started_data
 from ddpm_lib.training.student_options import student_options
 from ddpm_lib.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.diffusion import GaussianDiffusion
+    from ddpm_lib.runs.started_from import StartedFrom
     from ddpm_lib.training import TrainingResult
 
 RECORD = "distillation.json"
@@ -249,13 +251,40 @@ class Distillation:
         known = {k: v for k, v in known.items() if k in TrainingConfig.__dataclass_fields__}
         for name in () if self.data is None else ("add_data", "add_condition"):
             known.pop(name, None)  # by which the run's own images grew
+        if self._are_others():
+            known.pop("files", None)  # which of the run's own images were used
         if loaded.pretrained is None and known:
             known["batch_size"] = loaded.run_state.batch_size
         own = student_options(known, loaded.step, self.source, given.get("max_steps"))
         own["init_weights"] = "model" if loaded.weights == "model" else "ema"
         if given.get("val_every") == 0:
-            own["val_data"] = None  # which nothing would look at
+            own |= {"val_data": None, "val_condition": ()}  # which nothing would look at
+        elif "val_data" in given:
+            own["val_condition"] = ()  # of the teacher's held-out images
         return {**own, "output_dir": str(folder), **given}
+
+    def _are_others(self) -> bool:
+        """Say whether images were named that lie elsewhere than those of the run."""
+        if self.teacher.pretrained is not None or not is_path(self.data):
+            return False
+        own = str(self.teacher.run_state.trained_on.source)
+        return absolute_source(os.fspath(self.data)) != own
+
+    def _began_with(self, started: StartedFrom | None) -> tuple[LoadedRun, tuple[str, ...]]:
+        """Load what the student began with, and notes: where that is gone, as after further
+        training of the teacher, the teacher as it is now.
+        """
+        source = self.source
+        if started is not None and os.path.isdir(started.source):
+            source = started.source
+        found = load_first_weights(find_checkpoints(source)[-1])
+        digest = "" if started is None else started.sha256
+        if not digest or weights_digest(found.diffusion.model.state_dict()) == digest:
+            return found, ()
+        return found, (
+            f"The student began with {started}, which is not there any more: it is compared with"
+            f" {found.name} ({found.weights}).",
+        )
 
     def run(
         self, given: Mapping[str, Any], callbacks: Callback | Iterable[Callback] | None = ()
@@ -269,9 +298,8 @@ class Distillation:
         folder = trainer.output_dir
         if result.status != "finished":
             return Distilled(result, None, folder)
-        gate = self._compare(
-            folder, trainer.config, trainer.dataset, trainer.held_out, trainer.ranks
-        )
+        sets = trainer.dataset, trainer.held_out
+        gate = self._compare(folder, trainer.config, *sets, trainer.ranks, trainer.started_from)
         return Distilled(result, gate, folder)
 
     def _compare(
@@ -281,8 +309,10 @@ class Distillation:
         data: ImageDataset,
         held_out: ImageDataset | None,
         ranks: Processes,
+        started: StartedFrom | None,
     ) -> Gate:
         """Compare both, or read what was found before; on every rank."""
+        teacher, notes = self._began_with(started)
         student = load_run(folder, weights="ema" if config.ema_decay else "model")
         num = self.options.num_samples or min(SAMPLES, max(FEWEST, len(data)))
         timesteps = student.diffusion.timesteps
@@ -298,7 +328,7 @@ class Distillation:
         wanted = {
             "step": student.step,
             "weights_sha256": student.weights_sha256,
-            "teacher_sha256": self.teacher.weights_sha256,
+            "teacher_sha256": teacher.weights_sha256,
             "steps": list(how.steps),
             "teacher_steps": how.teacher_steps,
             "num": how.num,
@@ -308,8 +338,8 @@ class Distillation:
         known = ranks.from_main(read_gate(folder, wanted) if ranks.is_main else None)
         if known is not None:
             return known
-        fresh = load_first_weights(find_checkpoints(self.source)[-1])
-        gate = measure(fresh, student, data, held_out, how, joined_state())
+        gate = measure(teacher, student, data, held_out, how, joined_state())
+        gate = replace(gate, notes=(*gate.notes, *notes))
         gate = ranks.from_main(gate)  # the speed is that of one process
         if ranks.is_main:
             found = {"compared": wanted, **gate.to_json()}

@@ -11,6 +11,14 @@ from ddpm_lib.core.spelling import option
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
     from ddpm_lib.data.measurements.normalization import Normalization
+    from ddpm_lib.diffusion import GaussianDiffusion
+
+
+def units_of_teacher(diffusion: GaussianDiffusion) -> Normalization | None:
+    """Return how the values were normalized that the weights of a process know, where training
+    must not change it: a student has its teacher's units, whatever images it learns from.
+    """
+    return None if diffusion.pairs is None else diffusion.normalization
 
 
 def in_one_range(

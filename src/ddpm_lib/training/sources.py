@@ -21,7 +21,7 @@ from ddpm_lib.training.conditions_of_data import measure, suited, with_condition
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.growing import grown
 from ddpm_lib.training.holding_out import held_fraction, hold_out
-from ddpm_lib.training.measured_data import in_one_range
+from ddpm_lib.training.measured_data import in_one_range, units_of_teacher
 from ddpm_lib.training.option_values import refuse_described
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def open_training_data(
             else None. What was held out stays out of the training, and what was trained on stays in
             it, whatever becomes of the validation.
         transform: A callable on each picture of both sets.
-        normalization: Of measured values, for a run that goes on; else it is fitted on what is
-            trained on.
+        normalization: Of measured values, for a run that goes on; else it is a teacher's, or
+            fitted on what is trained on.
 
     Returns:
         The training images and the held-out ones, or None where there are none.
@@ -147,7 +147,8 @@ def open_training_data(
         held_out = _open(config.val_data, _for_held_out(config), diffusion, given, log, after)
         check_same_classes(train, held_out, diffusion)
         refuse_values_of_others(held_out, train, config.val_data, data)
-    train, held_out = in_one_range(train, held_out, config.normalize, normalization, log)
+    units = normalization or units_of_teacher(diffusion)
+    train, held_out = in_one_range(train, held_out, config.normalize, units, log)
     if config.batch_size != "auto" and len(train) < config.batch_size:
         log(
             f"The batch of {config.batch_size} is larger than the {len(train)} training images:"

@@ -29,6 +29,9 @@ ANEW = (
     "max_hours",
     "posthoc_ema",
     "posthoc_every",
+    "stop_when",
+    "patience",
+    "keep_every",
     "keep_best",
     "shards",
     "sample_sampler",
@@ -36,8 +39,9 @@ ANEW = (
     "sample_guidance_scale",
     "mixed_precision",
     "device",
+    "cuda_graph",
 )
-"""Options of a training that say nothing about another one."""
+"""Options of a training that say nothing about another one, or that a student's cannot have."""
 
 
 def student_options(
@@ -54,7 +58,7 @@ def student_options(
     """
     kept = {name: value for name, value in teacher.items() if name not in ANEW}
     if is_described(kept.get("val_data")):
-        del kept["val_data"]
+        kept |= {"val_data": None, "val_condition": ()}
     most = max_steps or steps_of(steps)
     every = max(1, most // LOOKS)
     rate = kept.get("learning_rate")
