@@ -70,6 +70,21 @@ def test_every_combination_once_with_the_fixed_settings_under_the_varied() -> No
     assert all(set(c.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.=+-") for c in odd)
 
 
+def test_levels_and_options_of_sampling_are_settings_too() -> None:
+    vary = {
+        "sample.spacing": ["trailing", [10, 5.5]],
+        "sample.sampler_options": [{"order": 2}, {}],
+        "sample.guidance_scale": [2, {"age": 3}],
+    }
+    settings = [cell.settings["sample"] for cell in grid(vary).cells()]
+    assert len(settings) == 8
+    assert {one["spacing"] for one in settings} == {"trailing", (10.0, 5.5)}
+    assert settings[0]["sampler_options"] == {"order": 2}
+    assert [one["guidance_scale"] for one in settings[:2]] == [2.0, {"age": 3.0}]
+    with pytest.raises(ConfigError, match=r"sampler_options must be options by name or none; got"):
+        grid({"sample.sampler_options": ["order=2"]})
+
+
 @pytest.mark.parametrize(
     ("vary", "fixed", "message"),
     [
@@ -259,6 +274,29 @@ def test_what_the_library_refuses_is_reported_and_a_mistake_is_an_error(tmp_path
     ):
         small(tmp_path / "b", {"diffusion.schedule": ["linear", "cosin"]})
     assert not (tmp_path / "b").exists()
+
+
+def test_what_a_trainer_refuses_or_could_not_be_drawn_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vary = {"model.width": [8, 16], "optimizer": ["adamw", "muon"]}
+    result = small(tmp_path / "a", vary)
+    assert [o.status for o in result.outcomes] == ["measured", "refused", "measured", "measured"]
+    assert "at least 16 inputs and outputs" in result.outcomes[1].reason
+    spacings, options = ["trailing", "log_snr"], [{}, {"sigma_min": 0.2}]
+    vary = {"sample.spacing": spacings, "sample.spacing_options": options}
+    result = small(tmp_path / "b", vary)
+    assert [o.status for o in result.outcomes] == ["measured", "refused", "measured", "measured"]
+    assert "sigma_min" in result.outcomes[1].reason
+    monkeypatch.setattr(Trainer, "train", None)
+    for wrong, message in (
+        ({"sample.sampler": ["ddim", "ddimm"]}, "Did you mean 'ddim'"),
+        ({"sample.weights": ["ema", "emma"]}, "weights must be 'ema' or 'model'; got 'emma'"),
+        ({"ema_decay": [[0.9], [1.5]]}, r"ema_decay must lie in \[0, 1\); got 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            small(tmp_path / "c", wrong)
+    assert not (tmp_path / "c").exists()
 
 
 def test_cells_that_diverge_do_not_end_the_ablation(

@@ -21,9 +21,12 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.paths import another
 from ddpm_lib.diffusion import GaussianDiffusion
+from ddpm_lib.process.sampling import check_sampler_fits, planned
+from ddpm_lib.process.sampling_default import GUIDANCE, STEPS
 from ddpm_lib.runtime.launch import how_to_be_one, launched_processes
 from ddpm_lib.training import DivergedError, Trainer
 from ddpm_lib.training.agreement import refuse_pictures
+from ddpm_lib.training.optim import make_optimizer
 from ddpm_lib.training.sources import data_name
 
 MEASURES_VERSION = 1
@@ -94,8 +97,8 @@ def ablate(
     grid = Grid(vary, fixed or {}, subject.defaults, subject.network)
     cells = grid.cells()
     steps = {cell.name: _steps(cell, images) for cell in cells}
-    refused = _refusals(subject, grid, cells)
     folder = Path(output_dir or f"runs/ablation-{data_name(data.replace(':', '-'))}")
+    reasons = _refusals(subject, grid, cells, steps, folder, device)
     if not (folder / "runs").is_dir():
         refuse_pictures(folder)
     about = {
@@ -107,10 +110,10 @@ def ablate(
         "network": subject.network.__name__,
     }
     outcomes: list[Outcome] = []
-    work = [(cell, seed) for cell in cells for seed in seeds]
-    for k, (cell, seed) in enumerate(work, 1):
-        if cell.name in refused:
-            outcome = Outcome(cell.varied, seed, "refused", refused[cell.name], {}, 0.0)
+    work = [(cell, why, seed) for cell, why in zip(cells, reasons) for seed in seeds]
+    for k, (cell, why, seed) in enumerate(work, 1):
+        if why:
+            outcome = Outcome(cell.varied, seed, "refused", why, {}, 0.0)
         else:
             run = folder / "runs" / cell.name / f"seed-{seed}"
             found = _run_cell(subject, cell, seed, run, steps[cell.name], about, device)
@@ -142,30 +145,72 @@ def _steps(cell: Cell, images: int) -> int:
     return images // size
 
 
-def _refusals(subject: Subject, grid: Grid, cells: list[Cell]) -> dict[str, str]:
-    """Build every cell once, and return the reasons of those that the library refuses.
+def _refusals(
+    subject: Subject,
+    grid: Grid,
+    cells: list[Cell],
+    steps: Mapping[str, int],
+    folder: Path,
+    device: str,
+) -> list[str]:
+    """Build every cell once, with its trainer and its way of sampling; return for each why the
+    library refuses it, "" where it does not.
 
     Raises:
         ConfigError: If a value works in no cell: that is a mistake rather than a finding.
     """
-    reasons = {}
+    reasons = []
     for cell in cells:
         try:
-            _build(subject, cell, 0)
+            diffusion = _build(subject, cell, 0)
+            options = _training_options(cell, 0, steps[cell.name], device)
+            trainer = Trainer(
+                diffusion, subject.train, output_dir=str(folder), progress=False, **options
+            )
+            make_optimizer(diffusion, trainer.config, torch.device("cpu"))
+            _check_sampling(diffusion, cell.settings["sample"])
         except (TypeError, ValueError) as error:
-            reasons[cell.name] = str(error)
+            reasons.append(str(error) or type(error).__name__)
+        else:
+            reasons.append("")
     for name, values in grid.vary.items():
         for value in values:
-            having = [cell.name for cell in cells if cell.varied[name] == value]
-            if all(n in reasons for n in having):
-                raise ConfigError(f"No cell with {name}={value} can be built: {reasons[having[0]]}")
+            having = [why for cell, why in zip(cells, reasons) if cell.varied[name] == value]
+            if all(having):
+                raise ConfigError(f"No cell with {name}={value} can be built: {having[0]}")
     return reasons
+
+
+def _check_sampling(diffusion: GaussianDiffusion, sample: Mapping[str, Any]) -> None:
+    """Refuse a way of sampling now that could not be drawn by when all is trained."""
+    weights = sample.get("weights", "ema")
+    if weights not in ("ema", "model"):
+        raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
+    wishes = {name: sample.get(name) for name in (*STEPS, *GUIDANCE)}
+    check_sampler_fits(diffusion.denoiser, planned(diffusion, None, **wishes).sampler)
 
 
 def _build(subject: Subject, cell: Cell, seed: int) -> GaussianDiffusion:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return subject.build(cell.settings["model"], cell.settings["diffusion"])
+
+
+def _training_options(cell: Cell, seed: int, steps: int, device: str) -> dict[str, Any]:
+    """Return the options of a cell's training, but for the run directory."""
+    return {
+        "val_every": 0,
+        "sample_every": 0,
+        "save_every": steps,
+        "keep_last": 2,
+        "keep_best": None,
+        "keep_early": "no",
+        "log_every": max(1, steps // 20),
+        **cell.settings["training"],
+        "max_steps": steps,
+        "seed": seed,
+        "device": device,
+    }
 
 
 def _run_cell(
@@ -193,22 +238,7 @@ def _run_cell(
         return Outcome(
             cell.varied, seed, known["status"], known["reason"], known["measures"], known["seconds"]
         )
-    defaults = {
-        "val_every": 0,
-        "sample_every": 0,
-        "save_every": steps,
-        "keep_last": 2,
-        "keep_best": None,
-        "keep_early": "no",
-        "log_every": max(1, steps // 20),
-    }
-    options = {
-        **defaults,
-        **cell.settings["training"],
-        "max_steps": steps,
-        "seed": seed,
-        "device": device,
-    }
+    options = _training_options(cell, seed, steps, device)
     diffusion = _build(subject, cell, seed)
     trainer = Trainer(diffusion, subject.train, output_dir=str(run), progress=False, **options)
     status, reason, measures = "measured", "", {}

@@ -6,7 +6,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -50,7 +50,9 @@ def _fitted(name: str, value: Any, annotation: Any) -> Any:
         return _choice(name, value, args, annotation)
     if origin is tuple:
         return _items(name, value, args)
-    if origin is dict and isinstance(value, Mapping):
+    if origin is Sequence and isinstance(value, list | tuple):
+        return _items(name, value, (args[0], ...))
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
         # Options of parts are numbers or switches, such as {"zero_terminal_snr": True}.
         return {
             str(k): v if isinstance(v, bool) else check_type(f"{name}[{short(k, 60)}]", v, args[1])
@@ -139,6 +141,10 @@ def describe_type(annotation: Any) -> str:
         return f"a list of {_plural(args[0])}"
     if annotation is type(None):
         return "none"
+    if origin in (dict, Mapping):
+        return "options by name"
+    if origin is Sequence:
+        return f"a list of {_plural(args[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return names.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
