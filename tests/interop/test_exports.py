@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import typing
@@ -33,6 +34,8 @@ from ddpm_lib.nn import MLP, Conditioner
 from ddpm_lib.nn.lucidrains_unet import LucidrainsUnet
 from ddpm_lib.nn.time_blind import TimeBlindUnet
 from ddpm_lib.process.network_calls import call_network
+from ddpm_lib.process.sampling_default import SamplingDefault
+from ddpm_lib.runs.stored_sampling import write_sampling
 from locations import ROOT
 from training_helpers import tiny_trainer
 
@@ -434,6 +437,20 @@ def test_safetensors_are_a_pretrained_folder(
     loaded = load_run(run, weights=weights).diffusion
     assert back.config == loaded.config
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), loaded.parameters()))
+
+
+@pytest.mark.parametrize("to", ["safetensors", "npz-weights", "diffusers"])
+def test_a_way_of_sampling_that_stays_behind_is_said(
+    to: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = SamplingDefault(made_by="ddpm tune", sampler="ddim", num_steps=3, step=2)
+    mine = Path(shutil.copytree(run, tmp_path / "mine"))
+    write_sampling(mine, tuned)
+    assert main(["export", str(mine), str(tmp_path / "out"), "--to", to]) == 0
+    told = capsys.readouterr().out
+    line = "sampled by what ddpm tune at step 2 chose (ddim in 3 steps), which this format does not"
+    assert (line in told) is (to != "safetensors")
+    assert EXPORTERS[to].keeps_sampling is (to == "safetensors")
 
 
 @pytest.mark.parametrize("to", EXPORTERS)

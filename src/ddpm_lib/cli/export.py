@@ -59,6 +59,12 @@ def main(args: list[str]) -> int:
     folder = exporter.export(loaded.diffusion, command.out, about)
     print(f"{loaded.name} ({loaded.weights}) -> {printable(folder)}")
     print("\n".join(contents(folder)))
+    default = loaded.diffusion.sampling_default
+    if default is not None and not exporter.keeps_sampling:
+        print(
+            f"\nThe run is sampled by what {default.origin()} chose ({default.words()}), which this"
+            " format does not hold: say it where you draw. --to safetensors keeps it."
+        )
     print(f"\nNext:\n  {exporter.opens.format(folder=printable(folder))}")
     return 0
 

@@ -29,12 +29,14 @@ class Exporter:
             weights, JSON-able; makes the folder whole or not at all, and returns it.
         opens: A line of Python that opens the folder, with {folder} in the place of its name.
         check: Raises ImportError, with the command that helps, where a package is missing.
+        keeps_sampling: Whether it holds the way of sampling that was chosen for the weights.
     """
 
     writes: str
     export: Callable[[GaussianDiffusion, str | Path, Mapping[str, Any] | None], Path]
     opens: str
     check: Callable[[], None] = _nothing_needed
+    keeps_sampling: bool = False
 
 
 EXPORTERS: Registry[Exporter] = Registry(
@@ -60,6 +62,7 @@ EXPORTERS: Registry[Exporter] = Registry(
             "a pretrained folder: weights and config.json",
             export_safetensors,
             'GaussianDiffusion.from_pretrained("{folder}")',
+            keeps_sampling=True,
         ),
         "npz-weights": Exporter(
             "the weights as NumPy arrays by name, and the config as JSON",
