@@ -4,6 +4,7 @@ be restored.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image
 
 from command_line import ddpm, error_of, train
 from ddpm_lib import Shapes, load_run
+from ddpm_lib.cli.inpaint import read_masks
+from ddpm_lib.cli.redraw import read_pictures
 from ddpm_lib.images import save_image, to_uint8
 from ddpm_lib.process.operators import Mask, make_operator
 
@@ -61,6 +64,18 @@ def as_saved(path: Path) -> torch.Tensor:
 def close(path: Path, image: torch.Tensor) -> None:
     expected = to_uint8(image).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(pixels(path) - expected).max() <= 1
+
+
+def test_one_mask_at_home_is_that_of_all_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind `mask:` no shell replaces the ~."""
+    shutil.copy(folder / "masks" / "a.png", tmp_path / "hole.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = read_pictures(str(folder / "whole"), (8, 8), 3)
+    masks = read_masks("~/hole.png", found)
+    assert torch.equal(masks, read_masks(str(tmp_path / "hole.png"), found))
+    assert len(masks) == 3
 
 
 def test_what_was_measured(

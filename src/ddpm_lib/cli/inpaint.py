@@ -97,7 +97,7 @@ def read_masks(path: str, found: list[Picture]) -> Tensor:
     """
     size = tuple(found[0].pixels.shape[1:])
     masks = {mask.name: mask for mask in read_pictures(path, size, 1)}
-    only = next(iter(masks.values())) if Path(path).is_file() else None
+    only = next(iter(masks.values())) if Path(path).expanduser().is_file() else None
     rows = []
     for picture in found:
         mask = only or masks.get(picture.name)
