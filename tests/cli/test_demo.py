@@ -20,8 +20,11 @@ from PIL import Image
 from command_line import TINY, ddpm, error_of, train
 from ddpm_lib.cli.demo_page import command_of
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs.drawing import SIDE, Artist, Wish, pixels
 from ddpm_lib.runs.loading import find_checkpoints
+from ddpm_lib.runs.stored_sampling import write_sampling
+from training_helpers import tiny_diffusion, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,19 @@ def test_it_draws_what_the_command_draws(
         assert (drawn[:, ::scale, ::scale] == wanted).all()
         assert len(drawn) == wish.num
         assert drawn.std() > 10, "pictures, not one colour"
+
+
+def test_the_steps_of_a_student_are_those_it_was_tuned_for(tmp_path: Path, artist: Artist) -> None:
+    assert artist.usual_steps == artist.timesteps == 20
+    student = tiny_diffusion().for_consistency()
+    tiny_trainer(tmp_path / "s", student, max_steps=1).train()
+    found, cpu = find_checkpoints(tmp_path / "s")[-1], torch.device("cpu")
+    assert Artist(found, cpu, "no").usual_steps == 2
+    chosen = SamplingDefault(made_by="ddpm distill", sampler="consistency", num_steps=1)
+    write_sampling(tmp_path / "s", chosen)
+    assert Artist(found, cpu, "no").usual_steps == 1
+    wish = Wish(weights="ema sigma_rel=0.1", num=1, steps=2)  # of a checkpoint of its own
+    assert "--ema-decay" not in command_of("runs/mine/ema/sigma_rel-0.1", "latest", wish)
 
 
 def test_small_pictures_are_enlarged_by_whole_pixels() -> None:

@@ -49,7 +49,7 @@ def command_of(run: str, checkpoint: str, wish: Wish) -> str:
     words += ["--num-steps", str(wish.steps)]
     kind, _, decay = wish.weights.partition(" ")
     words += ["--weights", kind] if kind != "ema" else []
-    words += ["--ema-decay", decay] if decay else []
+    words += ["--ema-decay", decay] if decay and "=" not in decay else []  # else the only one
     words += ["--class-label", wish.class_name] if wish.class_name is not None else []
     words += [part for name, word in wish.cond.items() for part in ("--cond", f"{name}={word}")]
     words += ["--guidance-scale", f"{wish.guidance:g}"] if wish.guidance != 1 else []
@@ -93,7 +93,7 @@ def make_page(
                 num = gr.Slider(1, MOST, value=min(16, MOST), step=1, label="pictures")
                 seed = gr.Number(0, precision=0, minimum=0, label="seed")
                 most = artist.timesteps
-                steps = gr.Slider(1, most, value=min(50, most), step=1, label="steps")
+                steps = gr.Slider(1, most, value=artist.usual_steps, step=1, label="steps")
                 guidance = gr.Slider(
                     1, 10, value=1, step=0.1, label="guidance", visible=artist.guidable
                 )

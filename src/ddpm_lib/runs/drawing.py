@@ -16,6 +16,7 @@ from ddpm_lib.core.hub import PARTNER
 from ddpm_lib.images import preview, to_uint8
 from ddpm_lib.nn.condition_table import data_conditions
 from ddpm_lib.process.conditions import class_count, given_as, guidable
+from ddpm_lib.process.plan import FEW_JUMPS
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import Found, LoadedRun, load_checkpoint
 from ddpm_lib.runs.placing import place_network
@@ -43,7 +44,7 @@ class Wish:
         class_name: Name of the class, None for the classes in turn.
         num: Number of pictures, 1 … `MOST`.
         seed: Names them.
-        steps: Sampling steps of DDIM.
+        steps: Sampling steps.
         guidance: Scale of classifier-free guidance; 1 is none.
         cond: Conditions of the data of all pictures, by name as `--cond` says them.
     """
@@ -110,6 +111,16 @@ class Artist:
     def timesteps(self) -> int:
         """The most steps."""
         return self._loaded.diffusion.timesteps
+
+    @property
+    def usual_steps(self) -> int:
+        """Steps to begin with: of what was tuned to draw in few, as many as were chosen."""
+        process = self._loaded.diffusion
+        if not process.denoiser.jumps:
+            return min(50, self.timesteps)
+        default = process.sampling_default
+        chosen = None if default is None else default.num_steps
+        return min(chosen or FEW_JUMPS, self.timesteps)
 
     @property
     def class_names(self) -> list[str]:
