@@ -61,7 +61,7 @@ def label_of(loaded: LoadedRun, text: str | None) -> int | None:
     names = list(loaded.class_names or [str(i) for i in range(classes)])
     if text in names:
         return names.index(text)
-    if text.isdigit() and int(text) < classes:
+    if text.isdecimal() and int(text) < classes:
         return int(text)
     from ddpm_lib.core.registry import unknown_name
 

@@ -176,7 +176,7 @@ def find_checkpoints(path: str | Path, which: str | int = "latest") -> list[Foun
                 f" {names}."
             )
         which = str(newest.state.best_step)
-    wanted = checkpoint_name(int(which)) if which.isdigit() else which
+    wanted = checkpoint_name(int(which)) if which.isdecimal() else which
     chosen = there if which == "all" else [p for p in there if p.name == wanted]
     if not chosen:
         there_are = f"There are: {names}; or 'latest', or 'all'."

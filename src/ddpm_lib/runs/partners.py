@@ -114,7 +114,7 @@ def find_partner(loaded: Guided, guide_by: str, find: Find, load: Load) -> Any:
     """
     if guide_by == "model" or guide_by == "ema" or guide_by.startswith("ema:"):
         partner = _other_weights(loaded, guide_by, find, load)
-    elif guide_by.isdigit() or guide_by.startswith("step-"):
+    elif guide_by.isdecimal() or guide_by.startswith("step-"):
         found = find(_run_of(loaded, guide_by), guide_by)[-1]
         partner = _same_kind(found, loaded, load)
     elif Path(guide_by).exists() or "/" in guide_by:
