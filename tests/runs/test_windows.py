@@ -20,6 +20,7 @@ from ddpm_lib import Shapes
 from ddpm_lib.core import file_locks, files
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.runs.lock import RunLock
+from ddpm_lib.training.option_values import wanted_kind
 from training_helpers import tiny_trainer
 
 
@@ -99,3 +100,12 @@ def test_a_table_keeps_its_ends_of_lines(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "linesep", "\r\n")
     files.write_atomically(tmp_path / "a.csv", "step,loss\r\n1,2\r\n")
     assert (tmp_path / "a.csv").read_bytes() == b"step,loss\r\n1,2\r\n"
+
+
+def test_a_checkpoint_to_go_back_to_may_have_backslashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = r"runs\mine\checkpoints\step-000000002"
+    with pytest.raises(ConfigError, match="resume must be auto"):
+        wanted_kind(path)
+    monkeypatch.setattr(os, "sep", "\\")
+    assert wanted_kind(path) == wanted_kind(path + "\\") == "checkpoint"
+    assert wanted_kind("runs/mine/checkpoints/step-000000002/") == "checkpoint"

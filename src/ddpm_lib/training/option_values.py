@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -54,7 +55,8 @@ def wanted_kind(resume: str) -> str:
         return resume
     if re.fullmatch(r"[0-9]{1,18}", resume):
         return "step"
-    if re.fullmatch(r"(.*/)?step-[0-9]{9,18}/*", resume, re.DOTALL):
+    between = re.escape(f"/{os.sep}")  # a backslash on Windows
+    if re.fullmatch(rf"(.*[{between}])?step-[0-9]{{9,18}}[{between}]*", resume, re.DOTALL):
         return "checkpoint"
     hint = nearest(resume, ["auto", "never"])
     also = f" Did you mean {hint!r}?" if hint else ""
