@@ -283,6 +283,8 @@ def test_what_a_trainer_refuses_or_could_not_be_drawn_is_said_before_anything_is
     result = small(tmp_path / "a", vary)
     assert [o.status for o in result.outcomes] == ["measured", "refused", "measured", "measured"]
     assert "at least 16 inputs and outputs" in result.outcomes[1].reason
+    (tmp_path / "a" / "plot.png").touch()  # as the command leaves it
+    assert small(tmp_path / "a", vary) == result
     spacings, options = ["trailing", "log_snr"], [{}, {"sigma_min": 0.2}]
     vary = {"sample.spacing": spacings, "sample.spacing_options": options}
     result = small(tmp_path / "b", vary)

@@ -15,7 +15,7 @@ import torch
 
 from ddpm_lib import GaussianDiffusion, Shapes, Unet, distill, load_run
 from ddpm_lib.cli import main
-from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.evaluation import distilling
 from ddpm_lib.evaluation.adherence import _samples
 from ddpm_lib.evaluation.evaluation_options import EvaluationOptions
@@ -27,6 +27,7 @@ from ddpm_lib.nn.data_conditions import NumberCondition
 from ddpm_lib.process.autoguidance import check_scale
 from ddpm_lib.process.sampling_default import SamplingDefault
 from ddpm_lib.runs.checkpoint import verify
+from ddpm_lib.runs.guiding import load_partner
 from ddpm_lib.runs.publishing.model_folder import load_first, write_model_folder
 from ddpm_lib.runs.stored_sampling import read_sampling, write_sampling
 from ddpm_lib.runs.synthesis import synthesise_ema
@@ -258,3 +259,10 @@ def test_a_strength_of_autoguidance_is_finite(scale: float) -> None:
     process = tiny_diffusion().eval()
     with pytest.raises(ConfigError, match="finite"):
         process.sample(1, guide_by=tiny_diffusion(1), guide_scale=scale)
+
+
+def test_a_digit_that_is_no_number_is_a_name(run: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no checkpoint '²'\. There are: step-"):
+        load_run(run, checkpoint="²")
+    with pytest.raises(CheckpointError, match="got '²', which does not exist here"):
+        load_partner(load_run(run), "²")

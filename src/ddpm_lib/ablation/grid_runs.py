@@ -164,9 +164,8 @@ def _refusals(
         try:
             diffusion = _build(subject, cell, 0)
             options = _training_options(cell, 0, steps[cell.name], device)
-            trainer = Trainer(
-                diffusion, subject.train, output_dir=str(folder), progress=False, **options
-            )
+            run = str(folder / "runs" / cell.name / "seed-0")
+            trainer = Trainer(diffusion, subject.train, output_dir=run, progress=False, **options)
             make_optimizer(diffusion, trainer.config, torch.device("cpu"))
             _check_sampling(diffusion, cell.settings["sample"])
         except (TypeError, ValueError) as error:

@@ -230,7 +230,7 @@ def _row_of(
     row = known.get(name)
     if row is None:
         row = known.get(os.path.normpath(name).replace(b"\\", b"/"))
-    if row is None and numbered and name.isdecimal() and int(name) < numbered:
+    if row is None and numbered and name.isdigit() and int(name) < numbered:
         return int(name)
     for base, root in starts if row is None else ():
         full = os.path.normpath(os.path.join(base, name))
