@@ -185,7 +185,7 @@ def _check_sampling(diffusion: GaussianDiffusion, sample: Mapping[str, Any]) -> 
     weights = sample.get("weights", "ema")
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights must be 'ema' or 'model'; got {weights!r}.")
-    wishes = {name: sample.get(name) for name in (*STEPS, *GUIDANCE)}
+    wishes: dict[str, Any] = {name: sample.get(name) for name in (*STEPS, *GUIDANCE)}
     check_sampler_fits(diffusion.denoiser, planned(diffusion, None, **wishes).sampler)
 
 

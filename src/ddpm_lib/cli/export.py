@@ -59,10 +59,10 @@ def main(args: list[str]) -> int:
     folder = exporter.export(loaded.diffusion, command.out, about)
     print(f"{loaded.name} ({loaded.weights}) -> {printable(folder)}")
     print("\n".join(contents(folder)))
-    default = loaded.diffusion.sampling_default
-    if default is not None and not exporter.keeps_sampling:
+    chosen = loaded.diffusion.sampling_default
+    if chosen is not None and not exporter.keeps_sampling:
         print(
-            f"\nThe run is sampled by what {default.origin()} chose ({default.words()}), which this"
+            f"\nThe run is sampled by what {chosen.origin()} chose ({chosen.words()}), which this"
             " format does not hold: say it where you draw. --to safetensors keeps it."
         )
     print(f"\nNext:\n  {exporter.opens.format(folder=printable(folder))}")
