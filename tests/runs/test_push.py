@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 
 from ddpm_lib import GaussianDiffusion, Unet, load_run
@@ -154,7 +155,17 @@ def test_nothing_of_this_machine_is_told(run: Path, tmp_path: Path):
     config = run / "config.yaml"
     text = config.read_text()
     assert str(run) in text, "there is something to hide"
-    config.write_text(text + "val_data: /home/me/secret/held-out\ninit_from: /home/me/other run\n")
+    places = {
+        "val_data": "/home/me/secret/held-out",
+        "init_from": "/home/me/other run",
+        "data_root": "/home/me/secret/sets",
+        "files": "~/secret/kept.txt",
+        "add_data": ["/home/me/secret/more", "owner/name"],
+        "condition": ["age=/home/me/secret/meta.csv:km/h,drop=0.2", "style=:style"],
+        "add_condition": ["mask=~/secret/masks,factor=2"],
+        "val_condition": ["word=/secret/a,b/t.csv:t,encoder=/secret/clip,kind=text"],
+    }
+    config.write_text(text + "".join(f"{k}: {json.dumps(v)}\n" for k, v in places.items()))
     try:
         assert main(["push", str(run), "tester/mine", "--dry-run", str(tmp_path / "out")]) == 0
     finally:
@@ -163,6 +174,17 @@ def test_nothing_of_this_machine_is_told(run: Path, tmp_path: Path):
         content = path.read_bytes()
         for secret in (str(run), str(Path.home()), "secret", "other run", str(tmp_path)):
             assert secret.encode() not in content, f"{secret} in {path.name}"
+    kept = yaml.safe_load((tmp_path / "out" / "training.yaml").read_text())
+    assert {name: kept.get(name) for name in places} == {
+        "val_data": None,
+        "init_from": None,
+        "data_root": None,
+        "files": None,
+        "add_data": ["path/to/more", "owner/name"],
+        "condition": ["age=path/to/meta.csv:km/h,drop=0.2", "style=:style"],
+        "add_condition": ["mask=path/to/masks,factor=2"],
+        "val_condition": ["word=path/to/t.csv:t,encoder=path/to/clip,kind=text"],
+    }
 
 
 Break = Callable[[Hub, pytest.MonkeyPatch], object]

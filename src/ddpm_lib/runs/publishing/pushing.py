@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import shutil
 import tempfile
@@ -24,8 +25,11 @@ from ddpm_lib.runs.run_status import no_run
 
 _OURS_ALONE = ("data", "output_dir", "resume", "override", "progress", "trackers")
 """Entries of config.yaml that mean something on the machine of the training only."""
-_PATHS = ("val_data", "init_from", "files")
-"""Entries that may be paths."""
+_PATHS = ("val_data", "init_from", "files", "data_root")
+"""Entries that may be paths, and are then left out."""
+_CONDITIONS = ("condition", "add_condition", "val_condition")
+_ENCODER = re.compile(r"(?<=,encoder=)[~/](?:(?!,\w+=).)*/")
+"""The folders that the folder of a text encoder lies in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +158,39 @@ def portable_settings(file: Path) -> str:
         for name, value in values.items()
         if name not in _OURS_ALONE and not (name in _PATHS and _is_path(value))
     }
+    # Without these another network would be trained: they stay, for whoever has the like.
+    for names, anywhere in ((("add_data",), _anywhere), (_CONDITIONS, _condition_anywhere)):
+        for name in names:
+            if isinstance(kept.get(name), list):
+                kept[name] = [anywhere(str(value)) for value in kept[name]]
     head = "# How this model was trained, without paths: ddpm train DATA --config training.yaml\n"
     return head + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
+
+
+def _anywhere(value: str) -> str:
+    """Return a path without the folders that it lies in.
+
+    >>> _anywhere("/home/me/more"), _anywhere("owner/name")
+    ('path/to/more', 'owner/name')
+    """
+    return f"path/to/{Path(value).name}" if _is_path(value) else value
+
+
+def _condition_anywhere(words: str) -> str:
+    """Return the words of a condition without the folders that its source and encoder lie in.
+
+    >>> _condition_anywhere("age=/home/me/meta.csv:age,drop=0.2")
+    'age=path/to/meta.csv:age,drop=0.2'
+    """
+    from ddpm_lib.data.condition_words import read_words
+
+    name, _, rest = words.partition("=")
+    try:
+        source = read_words(words).source or ""
+    except ValueError:  # of another version
+        source = rest
+    return _ENCODER.sub("path/to/", f"{name}={_anywhere(source)}{rest.removeprefix(source)}")
