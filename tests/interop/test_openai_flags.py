@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 
-from ddpm_lib import Unet
+from ddpm_lib import Unet, load_run
 from ddpm_lib.cli import main, train
 from ddpm_lib.cli.convert import train_command
 from ddpm_lib.core.errors import ConfigError
@@ -153,6 +153,26 @@ def test_sampling_flags_and_those_without_counterpart_are_said(capsys):
     assert "ddpm sample RUN --sampler ddim --spacing ddim25" in said
     assert "--data_dir has no counterpart" in said
     assert "--num_samples has no counterpart" in said
+
+
+def test_clipping_is_said_where_it_can_be(file, tmp_path, capsys):
+    text = f"{FLAGS} --clip_denoised False"
+    assert main(["convert", "--flags", f"{text} --use_ddim True"]) == 0
+    _, training, _, sampling, *_ = capsys.readouterr().out.splitlines()
+    assert "--diffusion.clip none" in training
+    assert "--clip" not in sampling
+    assert train.resolve(shlex.split(training)[2:]).diffusion.clip == "none"
+    for flags, clip in ((text, "none"), (FLAGS, "static")):
+        assert main(["convert", str(file[1]), str(tmp_path / clip), "--flags", flags]) == 0
+        assert load_run(tmp_path / clip, weights="model").diffusion.clip == clip
+
+
+def test_the_rate_stays_as_theirs_unless_it_is_annealed():
+    plain = translate_flags("--image_size 64 --lr 1e-4").training
+    assert (plain["lr_schedule"], plain["warmup_steps"]) == ("constant", 0)
+    falling = translate_flags("--image_size 64 --lr 1e-4 --lr_anneal_steps 500").training
+    assert (falling["lr_schedule"], falling["warmup_steps"]) == ("linear", 0)
+    assert falling["max_steps"] == 500
 
 
 @pytest.mark.parametrize(

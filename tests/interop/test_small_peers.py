@@ -141,6 +141,23 @@ def test_what_the_files_say_is_carried_over(shared: Path) -> None:
     assert (ours.network, ours.network_config["widths"]) == ("TimeBlindUnet", [6, 8, 12])
 
 
+@pytest.mark.parametrize(
+    ("name", "clips"), [("pytorch-ddpm", False), ("ddpm-torch", True), ("simple-ddpm", False)]
+)
+def test_predictions_are_clipped_where_the_library_clips_them(
+    shared: Path, name: str, clips: bool
+) -> None:
+    """The first clips what it predicts too late: behind the mean that is made of it."""
+    read = read_file(shared, name)
+    assert read.process is not None
+    weights = next(v for v in (read.weights, *read.averages.values()) if v is not None)
+    diffusion = GaussianDiffusion(network(read, weights), **read.process)
+    far = torch.full((1, 3, 8, 8), 5.0)
+    with torch.no_grad():
+        predicted = diffusion.denoise(far, diffusion.schedule.level(5)).x0
+    assert bool((predicted.abs() <= 1).all()) == clips
+
+
 @pytest.mark.parametrize("name", ["pytorch-ddpm", "ddpm-torch"])
 def test_a_step_of_adam_is_the_one_that_the_peer_would_make(shared: Path, name: str) -> None:
     theirs, read = content(shared, name), read_file(shared, name)
@@ -231,6 +248,18 @@ def test_an_optimizer_of_another_network_is_refused(shared: Path, tmp_path: Path
     torch.save(state, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="is not Adam: left over: momentum_buffer; missing"):
         read_foreign(tmp_path / "b.pt", FILES["ddpm-torch"][2])
+
+
+def test_moments_without_the_weights_they_are_of_are_left(shared: Path, tmp_path: Path) -> None:
+    state = content(shared, "pytorch-ddpm")
+    del state["net_model"]
+    torch.save(state, tmp_path / "a.pt")
+    read = read_foreign(tmp_path / "a.pt")
+    assert (read.weights, list(read.averages), read.optimizer) == (None, [0.9999], {})
+    bare = content(shared, "pytorch-ddpm")["net_model"]
+    torch.save(bare, tmp_path / "b.pt")
+    notes = read_foreign(tmp_path / "b.pt", {"image_size": 8, "ema_decay": 0.9}).notes
+    assert any("no average in the file" in note for note in notes)
 
 
 def test_another_table_of_sinusoids_is_refused(shared: Path, tmp_path: Path) -> None:

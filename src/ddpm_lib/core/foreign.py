@@ -16,8 +16,13 @@ import numpy as np
 import torch
 
 
-def read_tensors(path: str | Path) -> Any:
+def read_tensors(path: str | Path, *, mapped: bool = False) -> Any:
     """Return what `torch.save` wrote, if it is tensors, NumPy arrays and plain containers of them.
+
+    Args:
+        path: The file.
+        mapped: Leave the values in the file until they are used, where its format allows it: of
+            many files, few are then read whole.
 
     Raises:
         ValueError: If the file holds anything else, or is damaged.
@@ -34,7 +39,8 @@ def read_tensors(path: str | Path) -> Any:
     _refuse_others(path)
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+            mmap = mapped and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251
     except (
         RuntimeError,
         EOFError,

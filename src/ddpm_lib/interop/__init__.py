@@ -18,6 +18,7 @@ from ddpm_lib.interop import (
     simple_ddpm,
 )
 from ddpm_lib.interop.imported import Imported, Opened, Reader
+from ddpm_lib.interop.imported_checks import check_imported
 from ddpm_lib.interop.openai_flags import TranslatedFlags, translate_flags, with_flags
 from ddpm_lib.interop.reading import read_with
 
@@ -51,11 +52,11 @@ def read_foreign(
 
     Raises:
         CheckpointError: If it cannot be opened, no reader or several recognise it, or weights are
-            left over, missing or of other shapes.
+            left over, missing, of other shapes or not finite.
         ConfigError: If something is missing that nobody can assume, or an option is given that this
-            format does not take.
+            format does not take or that does not fit the network.
     """
-    return read_with(READERS, path, given, format)
+    return check_imported(read_with(READERS, path, given, format))
 
 
 def read_flagged(
@@ -73,8 +74,12 @@ def read_flagged(
         ConfigError: If the weights are of another network than the flags say.
     """
     said = {name: value for name, value in (given or {}).items() if value is not None}
-    found = read_foreign(path, {**flags.given, **said}, openai.READER.name)
-    return with_flags(found, flags, said)
+    # Heads are said by their number or by their width: what is given replaces either.
+    lost = {"head_dim"} if {"heads", "heads_up"} & said.keys() else set[str]()
+    lost |= {"heads", "heads_up"} if "head_dim" in said else set()
+    flagged = {name: value for name, value in flags.given.items() if name not in lost}
+    found = read_with(READERS, path, {**flagged, **said}, openai.READER.name)
+    return check_imported(with_flags(found, flags, said))
 
 
 __all__ = [

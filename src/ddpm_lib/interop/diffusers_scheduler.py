@@ -89,8 +89,10 @@ def process_of(
     said = {**SCHEDULERS[name], **{k: v for k, v in config.items() if v is not None}}
     timesteps = _whole(said.get("num_train_timesteps", 1000), "num_train_timesteps", where)
     schedule, options = _schedule(said, timesteps, where)
-    if "schedule" in given:
-        schedule, options = given["schedule"], {}
+    if given.get("schedule", schedule) != schedule:
+        # Their linear β is not rescaled to the number of levels, nor is that named in its place.
+        linear = given["schedule"] == "linear"
+        schedule, options = given["schedule"], {"rescale": False} if linear else {}
     if given.get("timesteps", timesteps) != timesteps:
         if schedule == "betas" and "schedule" not in given:
             raise ConfigError(

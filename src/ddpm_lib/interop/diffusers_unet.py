@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.core.text import short
+from ddpm_lib.interop.given import refuse_given
 
 OURS = "ddpm_lib.json"
 """The file beside theirs in which an export keeps what diffusers has no entry for."""
@@ -251,9 +252,14 @@ def _heads(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes(said: Mapping[str, Any], given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Return the arguments of the class condition."""
+    """Return the arguments of the class condition.
+
+    Raises:
+        ConfigError: If a network without classes is to hide them.
+    """
     count, drop = said["num_class_embeds"], given.get("class_drop_prob", 0.0)
     if count is None:
+        refuse_given(given, ("class_drop_prob",), "The network knows no classes")
         return {"num_classes": None, "class_drop_prob": 0.0}
     if drop > 0:
         notes.append(f"The last of the {count} classes is taken to be the null class, class −1.")

@@ -6,6 +6,7 @@ they are never unpickled here. What their own program saves of them in safetenso
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.text import short
+from ddpm_lib.interop.given import refuse_given
 from ddpm_lib.interop.imported import Imported, Opened, Reader
 from ddpm_lib.interop.renaming import Naming, Paths, rename_unet
 from ddpm_lib.nn.blocks import ResolutionLevel
@@ -65,7 +68,7 @@ def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
     saved = next(iter(opened.configs.values()), {})
     _refuse_others(state, saved, opened.path)
     size, unet = _unet_config(state, given, str(opened.path))
-    sigma_data = float(saved.get("sigma_data", 0.5))
+    sigma_data = _sigma_data(saved, opened.path)
     if "sigma_data" not in saved:
         notes.append("The file does not say sigma_data: taken to be 0.5, their default.")
     timesteps = int(given.get("timesteps", 1000))
@@ -99,6 +102,14 @@ def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
         averages={"ema": {f"unet.{name}": tensor for name, tensor in renamed.items()}},
         notes=tuple(notes),
     )
+
+
+def _sigma_data(saved: Mapping[str, Any], path: Path) -> float:
+    value = saved.get("sigma_data", 0.5)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise CheckpointError(f"{path} has sigma_data={short(value)}; it is a positive number.")
+    return float(value)
 
 
 def _refuse_others(state: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
@@ -142,6 +153,8 @@ def _unet_config(
             " as many channels as theirs from 128 channels in multiples of 32 on."
         )
     label = state.get("model.map_label.weight")
+    if label is None:
+        refuse_given(given, ("class_drop_prob",), f"The network in {where} knows no classes")
     return sizes[0], {
         "dim": dim,
         "dim_mults": tuple(width // dim for width in widths),

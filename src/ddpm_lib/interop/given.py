@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,29 @@ class GivenOptions:
     """The lowest frequency of the time embedding is one over this."""
 
 
+def _at_least_one(value: int) -> bool:
+    return value >= 1
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+_COUNTS = ("timesteps", "channels", "heads", "heads_up", "head_dim", "low_res_factor")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys((*_COUNTS, "blocks_per_level"), (_at_least_one, "at least 1")),
+    **dict.fromkeys(("time_scale", "time_base"), (_positive, "a positive number")),
+    "image_size": (
+        lambda sizes: len(sizes) in (1, 2) and min(sizes) >= 1,
+        "one number for squares, or height and width",
+    ),
+    "dropout": (lambda p: 0 <= p < 1, "in [0, 1)"),
+    "class_drop_prob": (lambda p: 0 <= p <= 1, "in [0, 1]"),
+    "ema_decay": (lambda decay: 0 <= decay < 1, "in [0, 1)"),
+}
+"""What is asked of values besides their type, and how it is said."""
+
+
 def checked(given: Mapping[str, Any], known: tuple[str, ...], reader: str) -> dict[str, Any]:
     """Return the values that were given, of the types that they should have, image_size as height
     and width; None counts as not given.
@@ -77,8 +101,8 @@ def checked(given: Mapping[str, Any], known: tuple[str, ...], reader: str) -> di
         reader: Its name, for the message.
 
     Raises:
-        ConfigError: For an option that this reader does not take, listing those it does, or a wrong
-            type.
+        ConfigError: For an option that this reader does not take, listing those it does, a wrong
+            type, or a value out of range.
     """
     values = {name: value for name, value in given.items() if value is not None}
     if not known and values:
@@ -86,6 +110,10 @@ def checked(given: Mapping[str, Any], known: tuple[str, ...], reader: str) -> di
     unknown_options(values, list(known), f"the format {reader}")
     hints = typing.get_type_hints(GivenOptions)
     found = {name: check_type(name, value, hints[name]) for name, value in values.items()}
+    for name, value in found.items():
+        fits, words = _RANGES.get(name, (None, ""))
+        if fits is not None and not fits(value):
+            raise ConfigError(f"{option(name)} must be {words}; got {values[name]}.")
     if len(found.get("image_size", (0, 0))) == 1:
         found["image_size"] *= 2
     return found
@@ -106,6 +134,38 @@ def needed(given: Mapping[str, Any], name: str, why: str) -> Any:
         example = 64 if name == "image_size" else None
         raise ConfigError(f"{why}. Give {option(name, example)}.")
     return given[name]
+
+
+def refuse_given(given: Mapping[str, Any], names: Sequence[str], why: str) -> None:
+    """Refuse options that say something of what a file does not have, or says itself.
+
+    Args:
+        given: What was given.
+        names: The options that would have no effect.
+        why: What the file is, for the message.
+
+    Raises:
+        ConfigError: Naming the first of them that was given.
+    """
+    for name in names:
+        if name in given:
+            raise ConfigError(f"{why}, so {option(name, given[name])} means nothing. Leave it out.")
+
+
+def heads_given(given: Mapping[str, Any]) -> dict[str, int]:
+    """Return what was given of attention heads: their number, on the way up also, or their width.
+
+    Raises:
+        ConfigError: If both were.
+    """
+    said = {name: given[name] for name in ("heads", "heads_up", "head_dim") if name in given}
+    if "head_dim" in said and len(said) > 1:
+        other = next(name for name in said if name != "head_dim")
+        raise ConfigError(
+            f"{option(other, said[other])} and {option('head_dim', said['head_dim'])} both say how"
+            " attention is divided. Give one of them."
+        )
+    return said
 
 
 def option_names() -> tuple[str, ...]:

@@ -185,6 +185,8 @@ def _read(opened: Opened, given: Mapping[str, Any]) -> Imported:
                 f" step, the default, which is {decay} per step; {option('ema_decay')} otherwise."
             )
         averages[decay] = _renamed(parts.average, model, where)
+    elif "ema_decay" in given:
+        notes.append(f"There is no average in the file: {option('ema_decay')} is not used.")
     training = dict(moments.training)
     if averages:
         training["ema_decay"] = tuple(averages)

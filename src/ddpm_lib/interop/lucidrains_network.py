@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.interop.given import heads_given, refuse_given
 from ddpm_lib.interop.renaming import refuse
 
 CLASS_ROWS, NULL_ROW = "classes_emb.weight", "null_classes_emb"
@@ -208,6 +209,8 @@ def network_config(
                 "The file does not say how often training hid the class: taken to be half of the"
                 f" time, the default; {option('class_drop_prob')} otherwise."
             )
+    else:
+        refuse_given(given, ("class_drop_prob",), f"The network in {where} knows no classes")
     return config | _attention(shapes, len(dim_mults), given, notes) | _time(shapes, given, notes)
 
 
@@ -264,6 +267,9 @@ def _attention(
     places = [*(f"downs.{level}.2" for level in range(levels)), "mid_attn"]
     tokens, pairs = 0, list[tuple[int, int]]()
     if "mid_attn.mem_kv" in shapes:
+        refuse_given(
+            given, ("heads", "head_dim"), f"{shapes.where} says the heads of its attention"
+        )
         for level, place in enumerate(places):
             _, heads, *rest = shapes.fits(f"{place}.mem_kv", 2, None, None, None)
             # Linear attention keeps its memory the other way round.
@@ -291,13 +297,13 @@ def _attention(
 
 def _split(inner: int, given: Mapping[str, Any], where: str) -> tuple[int, int]:
     """Return heads and features per head of attention that does not show them."""
-    if "head_dim" in given:
-        heads = inner // int(given["head_dim"])
-    else:
-        heads = int(given.get("heads", _DEFAULT_HEADS))
-    if heads < 1 or inner % heads:
+    said = heads_given(given)
+    width = said.get("head_dim")
+    heads = said.get("heads", _DEFAULT_HEADS) if width is None else inner // width
+    if heads < 1 or inner % heads or width not in (None, inner // heads):
+        parts = f"{heads} heads" if width is None else f"heads of {width}"
         raise CheckpointError(
-            f"{where}: attention of {inner} features does not divide into {heads} heads."
+            f"{where}: attention of {inner} features does not divide into {parts}."
         )
     return heads, inner // heads
 
@@ -305,7 +311,10 @@ def _split(inner: int, given: Mapping[str, Any], where: str) -> tuple[int, int]:
 def _time(shapes: _Shapes, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return what the network sees of t."""
     if "time_mlp.0.weights" not in shapes:
+        why = f"{shapes.where} holds no frequencies of the time"
+        refuse_given(given, ("time_features",), why)
         return {"time_base": float(given["time_base"])} if "time_base" in given else {}
+    refuse_given(given, ("time_base",), f"{shapes.where} holds the frequencies of the time")
     kind = given.get("time_features")
     if kind is None:
         kind = "learned"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.interop.given import refuse_given
 from ddpm_lib.nn import LucidrainsUnet
 from ddpm_lib.schedules import Schedule
 
@@ -32,6 +33,7 @@ BUFFERS = frozenset(
 )
 """The tables of its GaussianDiffusion; all follow from betas but the last."""
 
+_OF_PROCESS = ("timesteps", "schedule", "schedule_options", "parametrization")
 _SCHEDULES = ("linear", "cosine", "sigmoid")
 _CLOSE = 2e-4
 """Relative: its sigmoid schedule evaluates two constants in float32, up to 6e-5 off in β."""
@@ -58,7 +60,9 @@ def process_config(
         CheckpointError: If the tables are none of a diffusion process.
         ConfigError: If they contradict what is given.
     """
+    alone = f"The network in {where} belongs to no process"
     if model.config["time_features"] != "sinusoidal" and not buffers:
+        refuse_given(given, _OF_PROCESS, alone)
         notes.append(
             "Its network with learned or random frequencies of the time belongs to processes in"
             " continuous time, which are not translated: the network alone is read."
@@ -66,6 +70,7 @@ def process_config(
         return None
     learned = model.out_channels == 2 * model.channels
     if model.out_channels != model.channels and not learned:
+        refuse_given(given, _OF_PROCESS, alone)
         notes.append(
             f"A network with {model.channels} channels in and {model.out_channels} out belongs to"
             " no process: the network alone is read."
@@ -87,6 +92,9 @@ def process_config(
         )
     if learned:
         # Whatever its objective says, LearnedGaussianDiffusion trains and reads it as the noise.
+        if given.get("parametrization", "eps") != "eps":
+            why = f"A network with a learned variance, as that in {where}, predicts eps"
+            refuse_given(given, ("parametrization",), why)
         timesteps = schedule.timesteps
         process |= {"parametrization": "eps", "weighting": "simple", "loss": "hybrid"}
         return process | {"vlb_weight": 0.001 / timesteps}
@@ -123,6 +131,8 @@ def _schedule_of(
             f"{where} has {timesteps} noise levels; got timesteps={given['timesteps']}. Leave"
             f" {option('timesteps')} out."
         )
+    if named is None:
+        refuse_given(given, ("schedule_options",), f"{where} says its noise levels")
     for name in _SCHEDULES if named is None else (named,):
         schedule = Schedule.make(name, timesteps, options if name == named else None)
         if torch.allclose(_betas_of(schedule), betas, rtol=_CLOSE, atol=1e-9):

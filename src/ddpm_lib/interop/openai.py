@@ -11,7 +11,7 @@ import torch
 
 from ddpm_lib.core.errors import CheckpointError
 from ddpm_lib.core.spelling import option
-from ddpm_lib.interop.given import needed
+from ddpm_lib.interop.given import heads_given, needed, refuse_given
 from ddpm_lib.interop.imported import Imported, Opened, Reader
 from ddpm_lib.interop.openai_files import collect, is_unet, parts_of
 from ddpm_lib.interop.openai_moments import read_moments
@@ -113,13 +113,18 @@ def network_config(shapes: Shapes, given: Mapping[str, Any], notes: list[str]) -
                 f" {option('low_res_factor')} says another factor."
             )
         config |= {"low_res_factor": int(factor), "low_res_max_noise": 0.0}
+    else:
+        refuse_given(given, ("low_res_factor",), "The file is of a network that enlarges nothing")
     return config
 
 
 def _heads(shapes: Shapes, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Return the number of attention heads, which no shape shows."""
-    names = ("heads", "heads_up", "head_dim")
-    said = {name: int(given[name]) for name in names if name in given}
+    """Return the number of attention heads, which no shape shows.
+
+    Raises:
+        ConfigError: If it is given in two ways.
+    """
+    said = heads_given(given)
     if said:
         return said
     widths = [shapes.dim * shapes.dim_mults[level] for level in shapes.attention_levels]
@@ -167,6 +172,7 @@ def process_config(shapes: Shapes, given: Mapping[str, Any], notes: list[str]) -
         notes: Gets the notes.
 
     Raises:
+        CheckpointError: If the network says another variance than is given.
         ConfigError: If the size of the images was not given.
     """
     size = needed(given, "image_size", "Files of OpenAI do not say the size of the images")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError, ConfigError
 from ddpm_lib.core.spelling import option
-from ddpm_lib.interop.given import AttentionOrder
+from ddpm_lib.interop.given import AttentionOrder, heads_given
 from ddpm_lib.interop.imported import Imported, Opened, Reader
 from ddpm_lib.interop.openai_files import collect, is_classifier, parts_of
 from ddpm_lib.interop.openai_shapes import State
@@ -110,7 +110,7 @@ def classifier_config(state: State, given: Mapping[str, Any], notes: list[str]) 
         "groups": 32,
         "time_scale": float(given.get("time_scale", 1.0)),
     }
-    said = {name: int(given[name]) for name in ("heads", "head_dim") if name in given}
+    said = heads_given(given)
     if not said:
         said = {"head_dim": 64}
         notes.append(

@@ -114,7 +114,7 @@ class TranslatedFlags:
         network: Arguments of `Unet`.
         process: Arguments of `GaussianDiffusion`.
         training: Options of `TrainingConfig`.
-        sampling: Options of `diffusion.sample`.
+        sampling: Options of `diffusion.sample`; clipping is one of the process.
         given: What `read_foreign` is given beside a file of the same model.
         notes: What has no counterpart, and what was assumed: a line each.
     """
@@ -282,6 +282,8 @@ def _process(values: Mapping[str, Any]) -> dict[str, Any]:
         "loss": loss,
         "time_sampler": samplers[values["schedule_sampler"]],
     }
+    if values["clip_denoised"] is False:
+        process["clip"] = "none"
     if loss == "hybrid":
         # Without rescaling they add the bound of one level, 1/T of the sum over all levels.
         process["vlb_weight"] = 0.001 if values["rescale_learned_sigmas"] else 1 / steps
@@ -301,6 +303,8 @@ def _training(said: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     training = {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
     if "lr" in said or "weight_decay" in said:
         training["optimizer"] = "adamw"
+    if "lr" in said:  # their rate has no warm-up, and stays unless it is annealed
+        training |= {"lr_schedule": "constant", "warmup_steps": 0}
     if said.get("lr_anneal_steps"):
         training |= {"max_steps": said["lr_anneal_steps"], "lr_schedule": "linear"}
     if said.get("use_fp16"):
@@ -322,8 +326,6 @@ def _sampling(said: Mapping[str, Any]) -> dict[str, Any]:
         sampling["sampler"] = "ddim" if said["use_ddim"] else "ddpm"
     if said.get("timestep_respacing"):
         sampling["spacing"] = said["timestep_respacing"]
-    if said.get("clip_denoised") is False:
-        sampling["clip"] = "none"
     return sampling
 
 

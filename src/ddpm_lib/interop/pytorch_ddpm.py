@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core.errors import CheckpointError
+from ddpm_lib.core.spelling import option
 from ddpm_lib.interop.adam_state import adam_options, adam_tensors, is_adam_state
 from ddpm_lib.interop.assumed import filled_in, ho_process
 from ddpm_lib.interop.given import needed
@@ -62,6 +63,8 @@ def read(opened: Opened, given: Mapping[str, Any]) -> Imported:
         model = Unet(**config)
     if "ema_model" not in parts:
         notes = [note for note in notes if "ema_decay" not in note]
+        if "ema_decay" in given:
+            notes.append(f"there is no average in the file: {option('ema_decay')} is not used")
 
     def rename(state: Weights, what: str) -> Weights:
         return rename_unet(model, state, NAMINGS[NAME], what).weights
@@ -75,8 +78,8 @@ def read(opened: Opened, given: Mapping[str, Any]) -> Imported:
         assumed.append(f"timesteps: {given['timesteps']} as given; the file has {len(tables[0])}")
     optim: Any = content.get("optim")
     moments: Weights = {}
-    if is_adam_state(optim):
-        names = list(without_prefix(content["net_model"]))
+    if is_adam_state(optim) and "net_model" in parts:
+        names = list(parts["net_model"])
         moments = adam_tensors(optim, names, functools.partial(_moments, rename), where)
         notes.append(
             "the length of the learning rate's warm-up is not in the file: the rate is constant"
@@ -90,7 +93,8 @@ def read(opened: Opened, given: Mapping[str, Any]) -> Imported:
         format=NAME,
         network="Unet",
         network_config=model.config,
-        process=process,
+        # Its sampler clips the finished images alone, not what is predicted on the way.
+        process=process | {"clip": "none"},
         weights=weights.get("net_model"),
         averages={} if average is None else {decay: average},
         optimizer=moments,

@@ -117,14 +117,15 @@ def of_foreign(
 ) -> StartingWeights:
     """Take the weights of another library's file."""
     from ddpm_lib.interop import READERS
+    from ddpm_lib.interop.imported_checks import with_usable_weights
     from ddpm_lib.interop.opening import open_foreign
-    from ddpm_lib.interop.reading import recognised
+    from ddpm_lib.interop.reading import read_opened, recognised
 
     opened = open_foreign(path)
     reader = recognised(READERS, opened)
     takes_size = image_size is not None and "image_size" in reader.options
     given = {"image_size": tuple(image_size)} if image_size is not None and takes_size else {}
-    found = reader.read(opened, given)
+    found = with_usable_weights(read_opened(reader, opened, given))
     averages = dict(found.averages) if which != "model" else {}
     _refuse_none(str(path), which == "ema" and not averages)
     label, weights = next(iter(averages.items()), ("model", found.weights))
