@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,17 @@ def test_odd_values_anywhere_are_read_or_refused_in_a_line(shared, tmp_path, nam
             said[place] = str(error)
     assert [place for place, text in said.items() if "\n" in text] == []
     assert read + len(said) >= 12
+
+
+def test_a_damaged_file_of_the_oldest_kind_is_refused_in_a_line(tmp_path):
+    file = tmp_path / "m.pt"
+    torch.save({"a": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
+    written = file.read_bytes()
+    key = re.findall(rb"\d{8,}", written)[-1]
+    assert written.count(key) == 2  # where it is used, and in the list of all
+    file.write_bytes(written.replace(key, key[:-1] + b"x", 1))
+    with pytest.raises(CheckpointError, match=r"is damaged or no file of tensors: [^\n]*$"):
+        read_foreign(file)
 
 
 def test_containers_that_hold_themselves_end(tmp_path):

@@ -43,6 +43,8 @@ def read_tensors(path: str | Path, *, mapped: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251
     except (
         RuntimeError,
+        ArithmeticError,
+        AssertionError,
         EOFError,
         LookupError,
         AttributeError,
