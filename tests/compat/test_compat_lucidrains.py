@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from importlib import metadata
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +22,9 @@ from ddpm_lib.compat.lucidrains import (
     classifier_free_guidance as with_classes,
 )
 from ddpm_lib.core.errors import CheckpointError, ConfigError
+from ddpm_lib.core.hub.folder_config import library_version
 from ddpm_lib.interop import read_foreign
+from ddpm_lib.interop.export_weights import export_npz
 from ddpm_lib.runs.loading import load_run
 from ddpm_lib.training import Callback
 
@@ -152,6 +157,29 @@ def test_milestones_carry_the_whole_state(pictures):
     assert before["opt"]["state"].keys() == after["opt"]["state"].keys()
     second.train()
     assert second.step == 5
+
+
+def test_a_source_tree_that_is_not_installed_saves_and_exports(pictures, monkeypatch):
+    installed = metadata.Distribution.from_name
+
+    def others(name):
+        if name == "ddpm-lib":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", others)
+    library_version.cache_clear()
+    try:
+        trainer = Trainer(process(), pictures, **QUIET)
+        trainer.save("now")
+        folder = export_npz(trainer.model.process, pictures.parent / "exported")
+    finally:
+        library_version.cache_clear()
+    assert json.loads((folder / "model.json").read_text())["version"] == "unknown"
+    saved = torch.load(  # noqa: TID251
+        pictures.parent / "results" / "model-now.pt", weights_only=True
+    )
+    assert saved["version"] == "ddpm-lib unknown"
 
 
 def test_a_milestone_of_the_original(shared, pictures):

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.files import write_atomically
+from ddpm_lib.core.hub.folder_config import library_version
 from ddpm_lib.core.text import printable
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.nn.networks import describe_network, registered_as
@@ -198,7 +198,7 @@ def describe(
     return {
         "library_name": "ddpm_lib",
         "format": FORMAT,
-        "version": metadata.version("ddpm-lib"),
+        "version": library_version(),
         "file": file,
         **dict(about or {}),
         "image_shape": list(diffusion.image_shape),

@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ddpm_lib.compat.lucidrains.milestones import (
 from ddpm_lib.compat.lucidrains.peer_networks import PeerNetwork
 from ddpm_lib.compat.lucidrains.peer_process import PeerProcess
 from ddpm_lib.core.errors import ConfigError
+from ddpm_lib.core.hub.folder_config import library_version
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.paths import fresh
 from ddpm_lib.nn.networks import describe_network
@@ -204,7 +204,7 @@ class Trainer:
         ours.prepare()
         if not ours.is_main:
             return
-        written_by = f"ddpm-lib {version('ddpm-lib')}"
+        written_by = f"ddpm-lib {library_version()}"
         optimizer = ours.optimizer.optimizer
         average = ours.averaged_network()
         content = milestone_content(self.model, average, optimizer, ours.step, written_by)
