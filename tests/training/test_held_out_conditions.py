@@ -4,10 +4,13 @@ have the same names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from command_line import TINY, ddpm, error_of
 from ddpm_lib import load_run, open_dataset
@@ -57,6 +60,55 @@ def test_names_with_folders_tell_images_apart(place: Path, name: str, source: st
     made.prepare()
     np.testing.assert_array_equal(values_of(made.dataset, name), alone(place, "train", name))
     np.testing.assert_array_equal(values_of(made.held_out, name), alone(place, "val", name))
+
+
+def black_and_white(folder: Path) -> Path:
+    for path in folder.iterdir():
+        Image.fromarray(np.uint8(255) * (np.asarray(Image.open(path)) > 1)).save(path)
+    return folder
+
+
+def test_black_and_white_masks_are_none_of_more_classes(place: Path) -> None:
+    """255 is white for two classes and unknown for more, of which a set of nothing else is refused
+    wherever it comes from; unless somebody says that it is meant.
+    """
+    usual = {"val_condition": (f"mask={place / 'masks' / 'val'}",), "max_steps": 2}
+    trainer(place, "mask", "masks/train", **usual).train()
+    white = black_and_white(place / "masks" / "val")
+    meant = f"mask={white},classes=4"
+    said = r"masks of the condition 'mask' hold 0 and 255 alone, and the network knows 4 classes"
+    array = np.stack([np.asarray(Image.open(path)) for path in sorted(white.iterdir())])
+    bare = open_dataset(place / "val", image_size=8)
+    val = str(place / "val")
+    more = {"add_data": (val,), "val_data": None}
+    scored = {"metrics": "nll", "num": 2, "num_levels": 2, "device": "cpu", "progress": False}
+    refused: list[Callable[[], Any]] = [
+        lambda: trainer(place, "mask", "masks/val", val_data=None).prepare(),
+        lambda: trainer(place, "mask", "masks/train", **usual).prepare(),
+        lambda: trainer(
+            place, "mask", "masks/train", val_data=bare.with_conditions({"mask": array})
+        ).prepare(),
+        lambda: trainer(
+            place, "mask", "masks/train", **more, add_condition=(f"mask={white}",)
+        ).prepare(),
+        lambda: evaluate(
+            place / "run", data=str(place / "val"), condition=f"mask={white}", **scored
+        ),
+        lambda: evaluate(place / "run", bare.with_conditions({"mask": array}), **scored),
+    ]
+    for way in refused:
+        with pytest.raises(ConfigError, match=said):
+            way()
+    known = bare.with_conditions({"mask": array}, mask={"classes": 4})
+    for options in ({"val_condition": (meant,)}, {"val_data": known}):
+        made = trainer(place, "mask", "masks/train", **options, override=True)
+        made.prepare()
+        assert set(np.unique(values_of(made.held_out, "mask"))) == {0, 255}
+    grown = trainer(place, "mask", "masks/train", **more, add_condition=(meant,), override=True)
+    grown.prepare()
+    assert set(np.unique(values_of(grown.dataset, "mask")[N:])) == {0, 255}
+    assert evaluate(place / "run", data=val, condition=meant, **scored).scores
+    assert evaluate(place / "run", known, **scored).scores
 
 
 def test_open_sets_keep_their_own(place: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ddpm_lib.data.condition_values import (
 from ddpm_lib.data.labels import Odd, plain_label
 from ddpm_lib.data.source import content_hash
 from ddpm_lib.nn.condition_table import DROP_PROB
+from ddpm_lib.nn.pixel_conditions import UNKNOWN
 from ddpm_lib.nn.text_encoders import encode_texts, split_tags
 from ddpm_lib.nn.text_vectors import text_keys
 
@@ -115,7 +117,9 @@ def _from_array(
             " shape (n, d), masks (n, h, w), images (n, c, h, w), numbers (n,)."
         )
     if kind == "mask":
-        return mask_values(name, black_and_white(raw, options.get("classes")), options, drop)
+        read = black_and_white(raw, options.get("classes"))
+        white = read is not raw and bool((raw == UNKNOWN).any())
+        return replace(mask_values(name, read, options, drop), white=white)
     if kind == "image":
         return images_of_array(name, raw, options, drop)
     more: dict[str, Any] = {"size": raw.shape[1]}

@@ -82,9 +82,9 @@ def paired_pictures(
     check_options(name, kind, options)
     taken = TakenFrom(str(folder.resolve()), np.array(rows, dtype=np.int64), by)
     if kind == "mask":
-        read = read_masks(chosen, spec, sizes, options.get("classes"))
+        read, white = read_masks(chosen, spec, sizes, options.get("classes"))
         masks = mask_values(name, read, options, drop)
-        return replace(masks, taken=taken)
+        return replace(masks, taken=taken, white=white)
     if kind != "image":
         raise ValueError(
             f"The condition {name!r}: a folder of pictures holds masks or images; got kind={kind}."
@@ -151,8 +151,9 @@ def _kind_of(paths: Sequence[Path]) -> str:
 
 def read_masks(
     paths: Sequence[Path], spec: DecodeSpec, sizes: PictureSize, classes: int | None = None
-) -> np.ndarray:
-    """Read masks, fitted like the images but without mixing classes: uint8 (n, h, w).
+) -> tuple[np.ndarray, bool]:
+    """Read masks, fitted like the images but without mixing classes: uint8 (n, h, w); and whether
+    they are black and white, read as two classes.
 
     Args:
         paths: The files.
@@ -179,7 +180,10 @@ def read_masks(
         )
         raise BadImagesError(bad, len(paths), hint)
     values = black_and_white(out, classes)
-    return np.where(values < 0, UNKNOWN, values).astype(np.uint8) if spec.fit == "pad" else values
+    white = values is not out and bool((out == UNKNOWN).any())
+    if spec.fit == "pad":
+        values = np.where(values < 0, UNKNOWN, values).astype(np.uint8)
+    return values, white
 
 
 def read_mask(path: Path, spec: DecodeSpec, size: tuple[int, int] | None) -> np.ndarray:

@@ -62,6 +62,7 @@ class ConditionValues:
             another machine encodes it with other last digits.
         texts: Of texts, what names each and its encoder, of `text_keys`, uint8 (n, 16).
         taken: Where they are from, if not from the data themselves.
+        white: Whether masks were black and white alone, 0 and 255, which was read as two classes.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class ConditionValues:
     written: np.ndarray | None = None
     texts: np.ndarray | None = None
     taken: TakenFrom | None = None
+    white: bool = False
 
     def __len__(self) -> int:
         return len(self.values)

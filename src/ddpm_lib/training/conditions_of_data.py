@@ -93,6 +93,13 @@ def _fit(name: str, conditioner: DataCondition, dataset: ImageDataset) -> Any:
             f"The condition {name!r} of the data has {found.more['classes']} classes; the network"
             f" knows {conditioner.spec['classes']}."
         )
+    known = conditioner.spec.get("classes", 0)
+    if found.white and known > 2:
+        raise ConfigError(
+            f"The masks of the condition {name!r} hold 0 and 255 alone, and the network knows"
+            f" {known} classes, beside which 255 is unknown. Give each pixel the number of its"
+            f" class; or say {name}=…,classes={known}, if 255 is to be unknown."
+        )
     return found
 
 

@@ -61,6 +61,8 @@ def words_of_others(
 def _read_by(conditioner: DataCondition) -> dict[str, Any]:
     spec = conditioner.spec
     found = {name: spec[name] for name in _OF_NETWORK if spec.get(name) is not None}
+    if found.get("classes", 0) > 2:
+        del found["classes"]  # masks of 0 and 255 alone are refused, where nobody says it
     return {**found, "drop": conditioner.drop_prob}
 
 
