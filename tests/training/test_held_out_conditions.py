@@ -62,6 +62,69 @@ def test_names_with_folders_tell_images_apart(place: Path, name: str, source: st
     np.testing.assert_array_equal(values_of(made.held_out, name), alone(place, "val", name))
 
 
+def change(place: Path, name: str) -> None:
+    """Give the first held-out image another value of a condition."""
+    if name in ("mask", "sketch"):
+        path = place / {"mask": "masks", "sketch": "sketches"}[name] / "val" / "00.png"
+        Image.fromarray(3 - np.asarray(Image.open(path)) % 4).save(path)
+    elif name == "spot":
+        np.save(place / "val.npy", np.load(place / "val.npy") + np.eye(N, 3))
+    else:
+        first, _, others = (place / "val.csv").read_text().partition("00.png,")
+        (place / "val.csv").write_text(f"{first}00.png,91,a\n{others.partition(chr(10))[2]}")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_other_values_are_refused_as_those_of_training_images_are(place: Path, name: str) -> None:
+    """By a run that goes on, unless overridden, and by its evaluation."""
+    words, theirs = SOURCES[name]
+    own = {"val_condition": (f"{name}={place / theirs}",)}
+    trainer(place, name, words, **own, max_steps=2).train()
+    trainer(place, name, words, **own).prepare()  # as they were
+    scored = {"metrics": "nll", "num": 2, "num_levels": 2, "device": "cpu", "progress": False}
+    assert evaluate(place / "run", **scored).scores
+    change(place, name)
+    said = rf"held-out images: the condition '{name}' has other values now"
+    with pytest.raises(ConfigError, match=said):
+        trainer(place, name, words, **own).prepare()
+    lines: list[str] = []
+    overridden = trainer(place, name, words, **own, override=True)
+    overridden.say = lines.append  # type: ignore[method-assign]
+    overridden.prepare()
+    assert sum(line.startswith("Continuing although held-out images: ") for line in lines) == 1
+    with pytest.raises(ConfigError, match=rf"{name}' has other values now, of the held-out"):
+        evaluate(place / "run", **scored)
+
+
+def test_values_of_images_that_are_held_out_of_the_training_data_are_compared(
+    place: Path,
+) -> None:
+    table = place / "train.csv"
+    own = {"val_data": None, "val_fraction": 0.3, "max_steps": 2}
+    made = trainer(place, "age", "train.csv:age", **own)
+    made.train()
+    assert made.held_out is not None
+    lines = table.read_text().splitlines()
+    for part, words in ((made.held_out, "held-out images: the"), (made.dataset, "data: the")):
+        row = 1 + int(part.names[0][:2])
+        other = [*lines[:row], f"{lines[row].partition(',')[0]},99,a", *lines[row + 1 :]]
+        table.write_text("\n".join(other))
+        with pytest.raises(ConfigError, match=rf"{words} condition 'age' has other values now"):
+            trainer(place, "age", "train.csv:age", **own).prepare()
+        with pytest.raises(ConfigError, match=r"the condition 'age' has other values now"):
+            evaluate(place / "run", metrics="loss_gap", device="cpu", progress=False)
+    table.write_text("\n".join(lines))
+    trainer(place, "age", "train.csv:age", **own).prepare()
+
+
+def test_other_held_out_images_are_not_scored_as_those_of_the_run(place: Path) -> None:
+    own = {"val_condition": (f"age={place / 'val.csv'}:age",), "max_steps": 2}
+    trainer(place, "age", "train.csv:age", **own).train()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / "val" / "00.png")
+    with pytest.raises(ConfigError, match=r"not what they were: the held-out images are others"):
+        evaluate(place / "run", metrics="loss_gap", device="cpu", progress=False)
+
+
 def black_and_white(folder: Path) -> Path:
     for path in folder.iterdir():
         Image.fromarray(np.uint8(255) * (np.asarray(Image.open(path)) > 1)).save(path)

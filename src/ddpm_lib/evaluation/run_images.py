@@ -20,10 +20,16 @@ from ddpm_lib.runs.state import DataDescription
 from ddpm_lib.training.added_conditions import refuse_values_of_training
 from ddpm_lib.training.conditions_of_data import suited, with_condition_words
 from ddpm_lib.training.config import TrainingConfig
+from ddpm_lib.training.growing import digests
 from ddpm_lib.training.option_values import is_described
 from ddpm_lib.training.other_conditions import elsewhere, words_of_others
 from ddpm_lib.training.run_config import started_data
-from ddpm_lib.training.same_data import fraction_held_out, is_same, read_data_index
+from ddpm_lib.training.same_data import (
+    fraction_held_out,
+    is_same,
+    other_conditions,
+    read_data_index,
+)
 from ddpm_lib.training.sources import (
     asks_for_files,
     open_images,
@@ -180,6 +186,12 @@ class RunImages:
                 f"{len(train):,} training images now, {described.images:,} then, or other files. "
                 "Restore it, or name images with data= (--data PATH)."
             )
+        others = _changes(train, held_out, described)
+        if others:
+            raise ConfigError(
+                f"The data of this run, {described.source!r}, are not what they were: {others[0]}."
+                " Restore it, or name images with data= (--data PATH)."
+            )
         return train, held_out
 
     def opened(self, dataset: Any, split: str | None, on_bad_image: OnBadImage) -> ImageDataset:
@@ -195,10 +207,34 @@ class RunImages:
             words = words_of_others(self.loaded.diffusion, (), self.words)
             with known_texts([*known_texts_of(self.loaded.diffusion.conditioners).values()]):
                 config = dataclasses.replace(self.config, condition=words)
-                return with_condition_words(dataset, config).steady()
+                told = with_condition_words(self._in_its_range(dataset), config)
+                return told.steady()
         if isinstance(dataset, ImageDataset):
-            return dataset.steady()
+            return self._in_its_range(dataset).steady()
         return self.other(dataset, split, on_bad_image)
+
+    def _in_its_range(self, dataset: ImageDataset) -> ImageDataset:
+        """Return measured values of an open set normalized as the run's are; pictures as they are.
+
+        Raises:
+            ConfigError: If one is of pictures and the other of measured values, or of another type.
+        """
+        known = self.loaded.diffusion.normalization
+        if bool(dataset.measured) != (known is not None):
+            kinds = ("measured values", "pictures")
+            ours, theirs = kinds if known is not None else kinds[::-1]
+            way = "with" if known is not None else "without"
+            raise ConfigError(
+                f"The run learned {ours}, and the dataset holds {theirs}. Open it {way} normalize."
+            )
+        if known is None:
+            return dataset
+        from ddpm_lib.data.measurements.opening_measured import normalized
+
+        try:
+            return normalized(dataset, known)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def _from_given(
         self,
@@ -207,12 +243,17 @@ class RunImages:
         """Cut the images given as training did, and return the two sets if they are those of the
         run.
         """
-        if self.given is None or self.loaded.pretrained is not None:
+        from ddpm_lib.data import ImageDataset
+
+        given = self.given
+        if given is None or self.loaded.pretrained is not None:
             return None
         try:
+            if isinstance(given, ImageDataset):
+                given = self._in_its_range(given)
             fraction = fraction_held_out(self.loaded.run_state)
             found = open_training_data(
-                self.given,
+                given,
                 self.config,
                 self.loaded.diffusion,
                 _quiet,
@@ -221,7 +262,8 @@ class RunImages:
             )
         except (OSError, TypeError, ValueError):
             return None  # other images, of other sizes or classes
-        return found if is_same(found[0], described) else None
+        same = is_same(found[0], described) and not _changes(*found, described)
+        return found if same else None
 
     def other(self, data: Any, split: str | None, on_bad_image: OnBadImage) -> ImageDataset:
         """Open other images as the run opens its own, whole.
@@ -236,9 +278,12 @@ class RunImages:
         """
         config, diffusion = self.config, self.loaded.diffusion
         words = words_of_others(diffusion, config.condition, self.words)
+        known = diffusion.normalization
+        kind: Any = None if known is None else known.kind  # also of a set that came open
         alone = dataclasses.replace(
             config,
             condition=words,
+            normalize=kind,
             val_data=None,
             val_condition=(),
             val_fraction=0.0,
@@ -252,7 +297,6 @@ class RunImages:
             on_bad_image=on_bad_image or config.on_bad_image,
         )
         alone = without_files(data, alone)
-        known = diffusion.normalization
         opened, _ = open_training_data(data, alone, diffusion, _quiet, normalization=known)
         index = None if self.loaded.pretrained else read_data_index(self.loaded.run)
         refuse_values_of_training(opened, data, index, elsewhere(config.condition, words))
@@ -272,8 +316,11 @@ class RunImages:
 
         Of folders a source comes here, which knows its frames.
         """
+        known = self.loaded.diffusion.normalization
+        kind: Any = None if known is None else known.kind
         bare = dataclasses.replace(
             self.config,
+            normalize=kind,
             labels="none",
             label_column=None,
             image_column=self.image_column(data),
@@ -286,8 +333,21 @@ class RunImages:
         bare = without_files(data, bare)
         diffusion = self.loaded.diffusion
         size, channels = diffusion.image_size, diffusion.channels
-        known = diffusion.normalization
         return open_images(data, bare, size, channels, split, _quiet, normalization=known)
+
+
+def _changes(
+    train: ImageDataset, held_out: ImageDataset | None, described: DataDescription
+) -> list[str]:
+    """Say what a run's conditions and held-out images are now that they were not in training."""
+    found = other_conditions(digests(train), described.conditions)
+    if held_out is None:
+        return found
+    known = described.val_fingerprint if described.fingerprint_version > 1 else None
+    if known and known != held_out.fingerprint:
+        return [*found, "the held-out images are others"]
+    theirs = other_conditions(digests(held_out), described.val_conditions)
+    return [*found, *(f"{words}, of the held-out images" for words in theirs)]
 
 
 def check_matches_run(dataset: ImageDataset, loaded: LoadedRun) -> ImageDataset:

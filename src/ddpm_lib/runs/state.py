@@ -60,6 +60,7 @@ class DataDescription:
         class_names: Names of the classes, where the data has labels.
         val_fingerprint: Of validation images that came from elsewhere.
         conditions: A digest of the values of each condition of the training images.
+        val_conditions: The same of the held-out images, wherever they are from.
         normalization: Of measured values, `Normalization.to_json`; None for pictures.
         grown: When more images were added: step, images_seen, images_before, images, added.
     """
@@ -73,6 +74,7 @@ class DataDescription:
     class_names: list[str] | None
     val_fingerprint: str | None = None
     conditions: dict[str, str] | None = None
+    val_conditions: dict[str, str] | None = None
     normalization: dict[str, Any] | None = None
     grown: list[dict[str, Any]] | None = None
 
@@ -104,10 +106,8 @@ class DataDescription:
     def to_json(self) -> dict[str, Any]:
         """Return the entry `data` of state.json."""
         values = dataclasses.asdict(self)
-        for name in ("val_fingerprint", "conditions", "normalization", "grown"):
-            if values[name] is None:
-                del values[name]
-        return values
+        optional = ("val_fingerprint", "conditions", "val_conditions", "normalization", "grown")
+        return {k: v for k, v in values.items() if k not in optional or v is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -289,8 +289,8 @@ class PreparedRun(RunContext):
 
     def _data_description(self) -> DataDescription:
         """Return what identifies the training data."""
-        other = None if self.config.val_data is None else self.held_out
-        parts = (self.dataset, self.source_name, self.held_fraction, other)
+        elsewhere = self.config.val_data is not None
+        parts = (self.dataset, self.source_name, self.held_fraction, self.held_out, elsewhere)
         return described_as(describe_dataset(*parts), self.growth)
 
     def _run_state(self) -> RunState:

@@ -35,6 +35,7 @@ from ddpm_lib.training.same_data import (
     contents_unknown,
     data_changes,
     fraction_held_out,
+    held_out_changes,
     read_data_index,
 )
 
@@ -225,10 +226,7 @@ def check_same_order(
     index = read_data_index(checkpoint.run)
     lines = data_changes(data.dataset, data.held_fraction, trained_on, held, index)
     lines += reminder(trained_on, config.add_data) if lines else []
-    validated, validates = trained_on.val_fingerprint, described.val_fingerprint
-    if validated and validates and validated != validates:
-        other = "val_data: other images than those that this run was validated on"
-        lines.append(f"{other}, so that its curve would break")
+    lines += held_out_changes(data.dataset, described, trained_on)
     unknown = contents_unknown(data.dataset, trained_on) if not lines else None
     changes = state.differences(batch_size=config.images_per_step, seed=config.seed)
     lines += [change.worded() for change in changes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,11 @@ FINGERPRINT_VERSION = 2
 
 
 def describe_dataset(
-    data: ImageDataset, source: str, held_fraction: float, validation: ImageDataset | None = None
+    data: ImageDataset,
+    source: str,
+    held_fraction: float,
+    held_out: ImageDataset | None = None,
+    elsewhere: bool = False,
 ) -> DataDescription:
     """Return what identifies training data.
 
@@ -28,8 +33,10 @@ def describe_dataset(
         data: The training images.
         source: Name of what they were opened from.
         held_fraction: The val_fraction that holds images out of them; 0: none are.
-        validation: Images for validation that come from elsewhere, where there are any.
+        held_out: The images for validation, where there are any.
+        elsewhere: Whether these come from elsewhere.
     """
+    other = held_out if elsewhere else None
     return DataDescription(
         source=source,
         images=len(data),
@@ -38,8 +45,9 @@ def describe_dataset(
         whole=data.origin.fingerprint if data.origin is not None else None,
         held_fraction=held_fraction,
         class_names=list(data.class_names) if data.class_names else None,
-        val_fingerprint=validation.fingerprint if validation is not None else None,
+        val_fingerprint=None if other is None else other.fingerprint,
         conditions=digests(data) or None,
+        val_conditions=None if held_out is None else digests(held_out) or None,
         normalization=None if data.normalization is None else data.normalization.to_json(),
     )
 
@@ -98,8 +106,9 @@ def data_changes(
     known = growth(data, described)
     if known is not None and names in (None, described.class_names):
         then = next(found for _, images, found in data.grown_from if images == known)
-        return _other_conditions(then, described)
-    others = _other_conditions(digests(data), described)
+        return [f"data: {words}" for words in other_conditions(then, described.conditions)]
+    found = other_conditions(digests(data), described.conditions)
+    others = [f"data: {words}" for words in found]
     if is_same(data, described) and described.class_names == names:
         return others
     lines, whole = list[str](), data.origin.fingerprint if data.origin is not None else None
@@ -128,11 +137,38 @@ def data_changes(
     return lines
 
 
-def _other_conditions(now: dict[str, str], described: DataDescription) -> list[str]:
-    """Say of which conditions the values are others; where the images are, that is no wonder."""
-    before = described.conditions or {}
-    changed = [k for k, digest in now.items() if k in before and digest != before[k]]
-    return [f"data: the condition {name!r} has other values now" for name in changed]
+def held_out_changes(
+    data: ImageDataset, now: DataDescription, described: DataDescription
+) -> list[str]:
+    """Say in lines what differs between held-out images and those that a checkpoint describes; none
+    if they are the same, or if one of the two has none.
+
+    Args:
+        data: The training images, out of which they may be held.
+        now: What describes both.
+        described: The checkpoint's description of its data.
+    """
+    before, own = described.val_fingerprint, now.val_fingerprint
+    broken = "so that its curve would break"
+    if before and own and before != own:
+        return [f"val_data: other images than those that this run was validated on, {broken}"]
+    same = is_same(data, described) or growth(data, described) is not None
+    if bool(before) != bool(own) or not (own or same):
+        return []  # others by the options, or as the training images are
+    found = other_conditions(now.val_conditions or {}, described.val_conditions)
+    return [f"held-out images: {words}, {broken}" for words in found]
+
+
+def other_conditions(now: Mapping[str, str], before: Mapping[str, str] | None) -> list[str]:
+    """Say of which conditions the values are others; where the images are, that is no wonder.
+
+    Args:
+        now: A digest of the values of each condition.
+        before: The digests that a checkpoint has noted.
+    """
+    known = before or {}
+    changed = [k for k, digest in now.items() if k in known and digest != known[k]]
+    return [f"the condition {name!r} has other values now" for name in changed]
 
 
 def _words(names: list[str] | None) -> str:
