@@ -467,8 +467,9 @@ def bands(tmp_path) -> str:
     return str(folder_of(tmp_path / "bands", BANDS))
 
 
-def trained(run: Path, data, **options):
-    return tiny_trainer(run, measured_diffusion(), data, **{"normalize": "quantile"} | options)
+def trained(run: Path, data, diffusion=None, **options):
+    diffusion = diffusion or measured_diffusion()
+    return tiny_trainer(run, diffusion, data, **{"normalize": "quantile"} | options)
 
 
 def test_a_run_keeps_its_normalization(tmp_path, bands):
@@ -567,6 +568,87 @@ def test_validation_data_are_in_the_range_of_training(tmp_path, bands):
             val_data=open_dataset(np.zeros((12, 8, 8, 3), np.uint8), image_size=8),
             val_every=3,
         ).train()
+
+
+WIDE = RNG.integers(0, 60_000, (30, 5, 12, 14)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cache": "none"}, {"fit": "patch"}, {"fit": "stretch"}],
+    ids=["ram", "streamed", "patch", "stretch"],
+)
+@pytest.mark.parametrize("kind", ["affine", "quantile"])
+def test_an_open_set_is_learned_as_its_path(tmp_path, kind, options):
+    """Its map was fitted on the images that are held out as well; that of the run is not."""
+    where = str(folder_of(tmp_path / "bands", WIDE))
+    usual = {"val_every": 3, "val_fraction": 0.3, "num_workers": 0}
+    by_path = trained(tmp_path / "a", where, normalize=kind, **usual, **options)
+    data = open_dataset(where, image_size=8, channels=5, normalize=kind, num_workers=0, **options)
+    before = data.normalization.to_json()
+    lines: list[str] = []
+    opened = trained(tmp_path / "b", data, normalize=None, **usual)
+    opened.say = lines.append
+    for trainer in (by_path, opened):
+        trainer.prepare()
+    own = by_path.diffusion.normalization.to_json()
+    assert own != before == data.normalization.to_json()
+    for found in (opened.diffusion, opened.dataset, opened.held_out):
+        assert found.normalization.to_json() == own
+    rows, draws = np.arange(9), np.arange(9)
+    for name in ("dataset", "held_out"):
+        one, other = (getattr(trainer, name).batch(rows, draws) for trainer in (by_path, opened))
+        assert torch.equal(one["image"], other["image"])
+    assert sum("range of the 21 that it trains on" in line for line in lines) == 1
+
+
+def test_parts_of_an_open_set_are_normalized_by_the_part_that_is_trained_on(tmp_path):
+    whole = open_dataset(BANDS, image_size=8, channels=5, normalize="affine")
+    train, held_out = whole.split(0.3)
+    trainer = trained(tmp_path / "a", train, val_data=held_out, normalize=None, val_every=3)
+    trainer.prepare()
+    own = fitted(BANDS[train.rows], "affine").to_json()
+    assert trainer.dataset.normalization.to_json() == own != whole.normalization.to_json()
+    assert trainer.held_out.normalization.to_json() == own
+    again = trained(tmp_path / "b", whole, normalize=None, val_every=0)  # of all that it has
+    again.prepare()
+    assert again.dataset.normalization.to_json() == whole.normalization.to_json()
+
+
+def test_a_normalization_that_is_handed_over_is_the_runs(tmp_path):
+    """Also where images are held out; a run goes on with no other one."""
+    given = Normalization("affine", "uint16", (Curve(np.array([0.0, 65535]), np.arange(2.0)),) * 5)
+    options = {"image_size": 8, "channels": 5}
+    data = open_dataset(BANDS, normalize=given, **options)
+    usual = {"normalize": None, "val_every": 3, "val_fraction": 0.3}
+    trainer = trained(tmp_path / "run", data, **usual)
+    trainer.train()
+    assert trainer.diffusion.normalization.to_json()["values"] == given.to_json()["values"]
+    assert trainer.held_out.normalization is trainer.dataset.normalization
+    other = open_dataset(BANDS, normalize=fitted(BANDS, "affine"), **options)
+    with pytest.raises(ConfigError, match=r"another normalization than this run has learned with"):
+        trained(tmp_path / "run", other, **usual, max_steps=8).prepare()
+    even = open_dataset(BANDS, normalize="quantile", **options)
+    with pytest.raises(ConfigError, match=r"learns measured values with normalize=\"affine\""):
+        trained(tmp_path / "run", even, **usual, max_steps=8).prepare()
+    for same in (data, open_dataset(BANDS, normalize="affine", **options)):
+        again = trained(tmp_path / "run", same, **usual, max_steps=8)
+        again.prepare()
+        assert again.step == 6
+        assert again.diffusion.normalization.to_json()["values"] == given.to_json()["values"]
+
+
+def test_a_student_learns_in_the_range_of_its_teacher(tmp_path):
+    """What the teacher's network has learned means nothing in another one."""
+    teacher = measured_diffusion()
+    teacher.normalization = fitted(BANDS, "affine")
+    student = teacher.for_consistency()
+    trainer = trained(tmp_path / "run", BANDS[:12] // 2, diffusion=student, normalize="affine")
+    trainer.prepare()
+    assert student.normalization.to_json() == teacher.normalization.to_json()
+    assert trainer.dataset.batch([0])["image"].max() <= 0.5
+    with pytest.raises(ConfigError, match=r"learns measured values with normalize=\"affine\""):
+        trained(tmp_path / "b", BANDS[:12], diffusion=teacher.for_consistency()).prepare()
 
 
 def test_volumes_are_learned_in_three_dimensions(tmp_path):

@@ -96,6 +96,33 @@ def test_slices_of_nifti_are_those_of_the_array(tmp_path, ending, dtype):
         assert (geometry["slice_axis"], geometry["space_unit"]) == (axis, "mm")
 
 
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_resampled_slices_lie_where_their_volume_does(tmp_path, fit):
+    """A slope along each axis in mm is the same slope, at the same places, when it is resampled."""
+    volume = np.zeros((9, 16, 24), np.float32)
+    places = nibabel.affines.apply_affine(AFFINE, np.moveaxis(np.indices(volume.shape), 0, -1))
+    for axis in range(3):
+        sides = [side for k, side in enumerate(volume.shape) if k != axis]
+        size = tuple(side // 3 | 1 for side in sides) if fit == "stretch" else (5, 5)
+        for along in range(3):
+            nifti(tmp_path / "v" / "a.nii", places[..., along].astype(np.float32))
+            options = {**USUAL, "image_size": size, "fit": fit, "slice_axis": axis}
+            data = open_dataset(tmp_path / "v", **options)
+            affine = np.array(data.normalization.geometry["affine"])
+            index = np.insert(np.moveaxis(np.indices(size), 0, -1), axis, 0, axis=-1)
+            want = nibabel.affines.apply_affine(affine, index)[..., along]
+            apart = np.abs(data.stored_values([0])[0, 0] - want)
+            middle = tuple(side // 2 for side in size)
+            assert apart[middle] < 1e-3  # where the filter of the resampling has both sides alike
+            assert apart.max() < 1.5  # of voxels of 4 to 9 mm
+        spacing = data.normalization.geometry["spacing"]
+        assert np.allclose(spacing, np.linalg.norm(affine[:3, :3], axis=0), atol=1e-5)
+    options = {**USUAL, "image_size": (10, 12), "fit": "patch", "slice_axis": 0}
+    assert np.allclose(
+        open_dataset(tmp_path / "v", **options).normalization.geometry["affine"], AFFINE, atol=1e-5
+    )
+
+
 def test_scaled_nifti_has_the_values_that_are_meant(tmp_path):
     image = nibabel.Nifti1Image(RNG.integers(0, 99, (4, 6, 5)).astype(np.int16), AFFINE)
     image.header.set_slope_inter(0.5, -7)

@@ -174,6 +174,48 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(root / "run", where, network(2, (8, 8)), normalize="affine")
 
 
+def test_open_sets_are_scored_in_the_range_of_the_run(run: Path, tmp_path: Path) -> None:
+    """Whatever they were normalized by when they were opened: other images, and the run's own."""
+    options: dict[str, Any] = {"metrics": "nll", "num": 8, "num_levels": 4, **QUIET}
+    other = noise(20, 1, (8, 8)) * np.float32(0.5)
+    np.save(tmp_path / "other.npy", other)
+    by_path = by_name(evaluate(run, data=str(tmp_path / "other.npy"), **options))
+    for kind in ("affine", "quantile"):
+        found = by_name(evaluate(run, opened(other, kind), **options))
+        assert {k: v.value for k, v in found.items()} == {k: v.value for k, v in by_path.items()}
+    own = evaluate(run, opened(np.load(run.parent / "bands.npy")), metrics="loss_gap", **QUIET)
+    again = evaluate(run, metrics="loss_gap", **QUIET)
+    assert [score.value for score in own.scores] == [score.value for score in again.scores]
+
+
+def test_a_run_on_an_open_set_is_scored_on_files(tmp_path: Path) -> None:
+    """Its options do not say that they hold measured values; its units do."""
+    made = trained(tmp_path / "run", opened(noise(40, 0, (8, 8))), network(2, (8, 8)))
+    other = noise(12, 1, (8, 8))
+    np.save(tmp_path / "other.npy", other)
+    where = str(tmp_path / "other.npy")
+    options: dict[str, Any] = {"metrics": "nll", "num": 6, "num_levels": 3, **QUIET}
+    ways = (evaluate(made, data=where, **options), evaluate(made, opened(other), **options))
+    assert ways[0].scores[0].value == ways[1].scores[0].value
+    drawn = by_name(evaluate(made, metrics="values", reference=where, **QUICK))
+    assert 200 < drawn["value_mean_c0"].value < 360
+
+
+def test_open_sets_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
+    pictures = tensor_dataset(torch.rand(12, 2, 8, 8))
+    with pytest.raises(ConfigError, match=r"learned measured values, and the dataset holds pict"):
+        evaluate(run, pictures, metrics="nll", num=4, num_levels=2, **QUIET)
+    trained(tmp_path / "run", tensor_dataset(torch.rand(12, 2, 8, 8)), network(2, (8, 8)))
+    values = opened(noise(12, 1, (8, 8)))
+    with pytest.raises(ConfigError, match=r"learned pictures, and the dataset holds measured val"):
+        evaluate(tmp_path / "run", values, metrics="nll", num=4, num_levels=2, **QUIET)
+    floats = open_dataset(
+        noise(12, 1, (8, 8)).astype(np.float64), image_size=8, channels=2, normalize="affine"
+    )
+    with pytest.raises(ConfigError, match=r"2 channels of float32; the data has 2 of float64"):
+        evaluate(run, floats, metrics="nll", num=4, num_levels=2, **QUIET)
+
+
 def test_a_run_on_values_is_scored_by_its_values(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

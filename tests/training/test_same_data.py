@@ -270,3 +270,44 @@ def test_an_evaluation_opens_what_the_run_held_out(tmp_path):
     (data / "a/00.bmp").write_bytes((data / "a/02.bmp").read_bytes())
     with pytest.raises(ConfigError, match="is not the data that this run was trained on"):
         evaluate(tmp_path / "run", metrics="nll", num_levels=2, device="cpu", progress=False)
+
+
+def depths_of(path, seed):
+    """Pictures of 12 bits in 16, twice as wide as high."""
+    path.mkdir()
+    for k in range(12):
+        values = np.random.default_rng([seed, k]).integers(0, 4096, (8, 16)).astype(np.uint16)
+        Image.fromarray(values).save(path / f"{seed}{k:02d}.png")
+    return str(path)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+def test_further_images_are_read_as_an_open_set_was(tmp_path, fit):
+    """Held-out images and additions that are named: a pixel means the same in all of them."""
+    train, held, more = (depths_of(tmp_path / name, k) for k, name in enumerate("abc"))
+    how = {"fit": fit, "value_range": (0, 4095), "background": (9, 80, 7)}
+    opened = {path: open_dataset(path, image_size=8, **how) for path in (train, held, more)}
+    options = {"val_data": held, "add_data": (more,), "val_every": 2, "num_workers": 0}
+    trainer = tiny_trainer(tmp_path / "run", data=opened[train], **options)
+    trainer.prepare()
+    wanted = opened[held].batch(range(12))["image"]
+    assert torch.equal(trainer.held_out.batch(range(12))["image"], wanted)
+    assert wanted.float().mean() > 60  # of 0 … 65,535 all would be nearly black
+    added = trainer.dataset.batch(range(12, 24))["image"]
+    assert torch.equal(added, opened[more].batch(range(12))["image"])
+    named = tiny_trainer(
+        tmp_path / "named", data=train, **how | {"background": "#095007"}, **options
+    )
+    named.prepare()
+    assert torch.equal(named.held_out.batch(range(12))["image"], wanted)
+
+
+def test_measured_values_beside_an_open_set_are_measured_values(tmp_path):
+    values = np.random.default_rng(0).normal(280, 10, (24, 3, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "held.npy", values[:12] + 1)
+    opened = open_dataset(values, image_size=8, normalize="quantile")
+    options = {"val_data": str(tmp_path / "held.npy"), "val_every": 2}
+    trainer = tiny_trainer(tmp_path / "run", data=opened, **options)
+    trainer.prepare()
+    wanted = opened.normalization.forward(values[:12] + 1)
+    assert (trainer.held_out.batch(range(12))["image"].numpy() == wanted).all()

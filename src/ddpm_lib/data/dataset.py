@@ -89,7 +89,9 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.stored: StoredSizes | None = None
         """How large the pictures of the whole set were, where decoding them has told."""
         self.measured: dict[str, Any] = {}
-        """Of measured values: their type as stored, unit and geometry; empty for pictures."""
+        """Of measured values: their type as stored, unit and geometry, and the fingerprint of the
+        images that a map was fitted on when they were opened; empty for pictures.
+        """
         self._reading: int | None = 0
 
     @property

@@ -31,6 +31,10 @@ def in_one_range(
     """Normalize both sets of a run by what is fitted on the training images; pictures stay as they
     are.
 
+    An open set brings a map that was fitted on all its images: where some of them are held out, it
+    is fitted anew on the others, as it is where the run opens the data itself. A `Normalization`
+    that the set was opened with is taken as it is.
+
     Args:
         train: The training images.
         held_out: The held-out ones, if any.
@@ -42,6 +46,7 @@ def in_one_range(
         ConfigError: If a set is of pictures and the other of measured values, or the run was
             normalized in another way.
     """
+    kind = kind or (train.normalization.kind if train.normalization is not None else None)
     if saved is not None and (not train.measured or saved.kind != (kind or saved.kind)):
         raise ConfigError(
             f"This run learns measured values with {option('normalize', saved.kind)}; what its"
@@ -55,12 +60,18 @@ def in_one_range(
                 f" both with {option('normalize')}, or none."
             )
         return train, held_out
-    from ddpm_lib.data.measurements.opening_measured import fit_to, normalized
+    from ddpm_lib.data.measurements.opening_measured import fit_to, fits_others, normalized
 
     if saved is not None:
+        _refuse_another(train, saved)
         train = normalized(train, saved)
-    elif train.normalization is None:
+    elif train.normalization is None or fits_others(train):
         before = len(train.notes)
+        if train.normalization is not None:
+            log(
+                "The open set was normalized by others of its images too. The run takes the range"
+                f" of the {len(train):,} that it trains on, which is diffusion.normalization."
+            )
         train = fit_to(train, kind or "affine")
         for note in train.notes[before:]:
             log(note)
@@ -72,3 +83,21 @@ def in_one_range(
             f" with {option('normalize')}, or none."
         )
     return train, normalized(held_out, train.normalization)
+
+
+def _refuse_another(train: ImageDataset, saved: Normalization) -> None:
+    """Refuse a normalization that was handed over, where a run goes on with its own.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    given = train.normalization
+    if given is None or "fitted_to" in train.measured:
+        return
+    mine, theirs = given.to_json(), saved.to_json()
+    if any(mine[name] != theirs[name] for name in ("values", "levels")):
+        raise ConfigError(
+            f"The data were opened with another normalization than this run has learned with"
+            f" ({given.line()}; the run's: {saved.line()}). Open them with"
+            f' normalize="{saved.kind}", or with load_run(…).diffusion.normalization.'
+        )

@@ -23,6 +23,7 @@ from ddpm_lib.training.growing import grown
 from ddpm_lib.training.holding_out import held_fraction, hold_out
 from ddpm_lib.training.measured_data import in_one_range, units_of_teacher
 from ddpm_lib.training.option_values import refuse_described
+from ddpm_lib.training.reading_alike import read_alike
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -129,6 +130,7 @@ def open_training_data(
     if config.val_data is not None and is_path(config.val_data):
         look_for(os.fspath(config.val_data))  # before the training images are decoded
     train = _open(data, _for_training(data, config), diffusion, config.split, log, transform)
+    alike = read_alike(config, train)
     own_split = validation_split(data, config.split, asks_for_files(config))
     if held_fraction(config, None) and own_split is not None:
         whole = replace(config, files=None)
@@ -144,7 +146,7 @@ def open_training_data(
         given = validation_split(config.val_data, None, asks_for_files(config))
         # What is open already has its transform, or none.
         after = None if isinstance(config.val_data, ImageDataset) else transform
-        held_out = _open(config.val_data, _for_held_out(config), diffusion, given, log, after)
+        held_out = _open(config.val_data, _for_held_out(alike), diffusion, given, log, after)
         check_same_classes(train, held_out, diffusion)
         refuse_values_of_others(held_out, train, config.val_data, data)
     units = normalization or units_of_teacher(diffusion)
@@ -158,7 +160,7 @@ def open_training_data(
     train = suited(train, diffusion, log)
     cache: Literal["ram", "none"] = "ram" if train.in_memory else "none"
     kind = train.normalization.kind if train.measured else config.normalize
-    kept = replace(config, files=None, cache=cache, normalize=kind)
+    kept = replace(alike, files=None, cache=cache, normalize=kind)
 
     def open_more(more: Any, words: tuple[str, ...]) -> ImageDataset:
         is_open = isinstance(more, ImageDataset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,36 @@ def fit_values(array: np.ndarray, spec: MeasuredSpec) -> Decoded:
         flags = UPSCALED if enlargement((size[1], size[0]), spec) > 1 else 0
         values = np.stack([_resampled(band, spec) for band in values])
     return Decoded(np.ascontiguousarray(values), flags, size[-1], size[-2])
+
+
+def placed(geometry: Mapping[str, Any], array: np.ndarray, spec: MeasuredSpec) -> dict[str, Any]:
+    """Return where an image lies once it is fitted: resampled, its voxels have another size, and
+    cut, its first one another place.
+
+    Args:
+        geometry: Where it lies as it is stored; `affine` maps the axes of the array to space.
+        array: Its values, as they are stored.
+        spec: How they are fitted.
+
+    Raises:
+        ImageError: If the array is no image of the spec.
+    """
+    size = _channels_first(array, spec).shape[1:]
+    resampled = len(size) == 2 and spec.fit in ("crop", "stretch") and size != spec.image_size
+    if not resampled or not geometry.get("affine"):
+        return dict(geometry)
+    larger = [have / want for have, want in zip(size, spec.image_size)]
+    if spec.fit == "crop":
+        larger = [min(larger)] * 2
+    plane = [axis for axis in range(3) if axis != geometry.get("slice_axis")][:2]
+    spacing, change = list(geometry.get("spacing") or ()), np.eye(4)
+    for axis, factor, have, want in zip(plane, larger, size, spec.image_size):
+        change[axis, axis] = factor
+        change[axis, 3] = (have - 1) / 2 - factor * (want - 1) / 2  # the middle stays
+        if axis < len(spacing):
+            spacing[axis] *= factor
+    affine = np.asarray(geometry["affine"], dtype=np.float64) @ change
+    return {**geometry, "affine": affine.tolist(), "spacing": spacing}
 
 
 def _channels_first(array: np.ndarray, spec: MeasuredSpec) -> np.ndarray:

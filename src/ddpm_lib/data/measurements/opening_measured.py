@@ -29,6 +29,7 @@ from ddpm_lib.data.measurements.measured_spec import (
     WHOLE,
     MeasuredSpec,
     make_measured_spec,
+    placed,
     stored_type,
 )
 from ddpm_lib.data.measurements.measuring_options import Normalize, ValueOptions
@@ -288,7 +289,8 @@ def fitted(
         ValueError: If a normalization is of other channels or another type.
     """
     first = first_values(source)
-    opened.measured = {"stored": spec.stored, "unit": first.unit, "geometry": first.geometry}
+    geometry = placed(first.geometry, first.array, spec)
+    opened.measured = {"stored": spec.stored, "unit": first.unit, "geometry": geometry}
     spacings = {str(geometry.get("spacing")) for geometry in geometries(source, _spread(source))}
     if len(spacings) > 1:
         opened.notes.append(
@@ -310,7 +312,7 @@ def _spread(source: AnyValues) -> list[int]:
 
 
 def fit_to(train: ImageDataset, kind: str) -> ImageDataset:
-    """Return training images normalized by a map that is fitted on them.
+    """Return training images normalized by a map that is fitted on them, and notes it.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -327,6 +329,7 @@ def fit_to(train: ImageDataset, kind: str) -> ImageDataset:
     found, notes = fit(check_kind(kind), stored, read, blocks, total)
     unit, geometry = train.measured["unit"], train.measured["geometry"]
     made = normalized(train, replace(found, unit=unit, geometry=geometry))
+    made.measured = {**train.measured, "fitted_to": train.fingerprint}
     made.notes += [made.normalization.line(), *notes]
     return made
 
@@ -335,6 +338,14 @@ def _whole_values(store: StreamStore, rows: np.ndarray, chosen: np.ndarray) -> n
     """Return the values of an image of which patches are learned: all of them."""
     spec = replace(store.spec, fit=WHOLE)
     return load_patiently(store.source.load, int(rows[chosen[0]]), spec).pixels[None]
+
+
+def fits_others(data: ImageDataset) -> bool:
+    """Whether a map was fitted, when the images were opened, on others beside them, such as those
+    that were split off since; one that was handed over is meant as it is.
+    """
+    fitted_to = data.measured.get("fitted_to")
+    return fitted_to is not None and fitted_to != data.fingerprint
 
 
 def normalized(data: ImageDataset, normalization: Normalization) -> ImageDataset:
@@ -350,4 +361,6 @@ def normalized(data: ImageDataset, normalization: Normalization) -> ImageDataset
             f" the data has {data.channels} of {stored}. Open the data that it was fitted on, or"
             " convert these."
         )
-    return data.with_map(normalization)
+    same = data.with_map(normalization)
+    same.measured = {k: v for k, v in data.measured.items() if k != "fitted_to"}
+    return same
