@@ -16,6 +16,7 @@ from ddpm_lib.runs.end_screen import end_screen
 from ddpm_lib.runs.run_status import run_status
 from ddpm_lib.training import TrainingResult
 from ddpm_lib.training.callbacks.validation import Validation
+from ddpm_lib.training.results import StopReason
 from training_helpers import assert_same_tensors, curve, final_tensors, tiny_trainer
 
 OPTIONS: dict[str, Any] = {
@@ -107,7 +108,7 @@ def test_all_ranks_do_what_the_main_one_says(over_fits: None) -> None:
 
     class View:
         ranks, is_main, step, reason = Ranks(), False, 7, None
-        config = type("Options", (), {"max_steps": 40})()
+        config = type("Options", (), {"max_steps": 40, "lr_schedule": "cosine"})()
 
         def logged(self, name: str) -> Any:
             return 1.0 if name == "val_loss" else None
@@ -118,6 +119,35 @@ def test_all_ranks_do_what_the_main_one_says(over_fits: None) -> None:
     view = View()
     StopWhen(("overfitting",), 3).on_step_end(view)  # type: ignore[arg-type]
     assert view.reason == "what the main process found"
+
+
+def test_flat_is_asked_before_the_cool_down_which_is_then_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under wsd the loss falls once more when the rate does: a run that was flat at its full rate
+    says how it goes through the cool-down, and one that is in it is taken to its end.
+    """
+    from ddpm_lib.training.callbacks import stop_when
+
+    for since, stops in ((8, 8), (33, 40)):
+
+        def reason(rows: Any, trivial: Any, kinds: Any, patience: int, since: int = since) -> Any:
+            seen = "flat" in kinds and rows[-1]["step"] >= since
+            return StopReason("flat", complete=True, by="flat") if seen else None
+
+        monkeypatch.setattr(stop_when, "reason_to_end", reason)
+        run = tmp_path / str(since)
+        options = {**OPTIONS, "stop_when": ("flat",), "lr_schedule": "wsd", "warmup_steps": 2}
+        assert tiny_trainer(run, **options).train().step == stops
+    told = (tmp_path / "8" / "train.log").read_text()
+    assert "To do so from here: max_steps=11 and stop_when=()." in told
+    assert "To do so from here" not in (run / "train.log").read_text()
+    options |= {"max_steps": 11, "stop_when": ()}
+    assert tiny_trainer(tmp_path / "8", **options).train().step == 11
+    rates = [row["learning_rate"] for row in curve(tmp_path / "8")]
+    assert rates[7] == rates[8] > rates[10]
+    steps = [path.name for path in (tmp_path / "8" / "checkpoints").iterdir()]
+    assert {"step-000000009", "step-000000011"} <= {*steps}  # from the first it goes on again
 
 
 def test_a_run_that_is_done_anyway_is_finished(tmp_path: Path, over_fits: None) -> None:

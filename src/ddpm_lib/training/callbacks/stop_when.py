@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
@@ -10,6 +11,7 @@ from ddpm_lib.core.spelling import in_flags, option
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.examples import low_res_of
+from ddpm_lib.training.optim import cooldown_start
 from ddpm_lib.training.results import StopReason
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class StopWhen(Callback):
 
     The verdict's rules judge (`runs/verdict/stop_rules.py`), on the rows of metrics.jsonl and those
     of this process: the answer is a function of them, so that a resumed run stops where the
-    uninterrupted one does. The main process judges and tells the others.
+    uninterrupted one does. The main process judges and tells the others. While wsd cools the rate
+    down nothing is called flat, as the loss falls once more then.
 
     Args:
         kinds: Some of "overfitting", "copying", "flat".
@@ -65,12 +68,29 @@ class StopWhen(Callback):
             self._judge(trainer)
 
     def _judge(self, trainer: TrainingView) -> bool:
+        config = trainer.config
+        stable = config.lr_schedule != "wsd" or trainer.step < cooldown_start(config)
+        kinds = [kind for kind in self.kinds if stable or kind != "flat"]
         reason = trainer.ranks.on_main(
-            lambda: reason_to_end(self._rows, self._trivial, self.kinds, self.patience)
+            lambda: reason_to_end(self._rows, self._trivial, kinds, self.patience)
         )
         if reason is not None:
             trainer.end(reason)
+            if config.lr_schedule == "wsd" and reason.by == "flat":
+                trainer.say(_cool_down(config, trainer.step))
         return reason is not None
+
+
+def _cool_down(config: TrainingConfig, step: int) -> str:
+    """Say how a run that was flat at its full rate is taken through the cool-down."""
+    steps = step + 1
+    while cooldown_start(replace(config, max_steps=steps)) <= step:
+        steps += 1
+    no_stop = option("stop_when", "none") if in_flags() else "stop_when=()"
+    return (
+        "The rate is still at its height; cooled down, it lowers the loss once more. To do so from"
+        f" here: {option('max_steps', steps)} and {no_stop}."
+    )
 
 
 def check_options(config: TrainingConfig, diffusion: GaussianDiffusion) -> None:
