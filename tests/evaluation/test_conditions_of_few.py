@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
+from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet, load_run
 from ddpm_lib.core.errors import ConfigError
-from ddpm_lib.data import open_dataset
+from ddpm_lib.data import ImageDataset, open_dataset
 from ddpm_lib.evaluation import EvaluationOptions, adherence, evaluate
 from ddpm_lib.evaluation.network_conditions import identity_of
 from ddpm_lib.evaluation.sample_set import sample_images
-from ddpm_lib.evaluation.scores import mean_score
+from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.images import save_image
 from ddpm_lib.metrics.condition_readers import Reader
 
@@ -30,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DDPM_LIB_CACHE", str(tmp_path / "cache"))
 
 
-def trained(folder: Path, of_held_out: int) -> Path:
+def trained(folder: Path, of_held_out: int, steps: int = 1) -> Path:
     """A run on images of which few have an age and a style: three that are trained on, and so many
     that are held out.
     """
@@ -53,7 +54,9 @@ def trained(folder: Path, of_held_out: int) -> Path:
         condition=words,
         val_fraction=0.2,
         output_dir=folder / "run",
-        max_steps=1,
+        max_steps=steps,
+        learning_rate=0.01,
+        ema_decay=(0.5,),
         batch_size=4,
         sample_every=0,
         progress=False,
@@ -116,3 +119,35 @@ def test_the_same_images_with_other_conditions_draw_other_samples() -> None:
     assert found[0].fingerprint == found[2].fingerprint
     assert identity_of(near) != identity_of(far)
     assert identity_of(pictures) == pictures.fingerprint
+
+
+def test_samples_are_drawn_as_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guided by a worse version and in low precision, as the samples of other metrics are."""
+    run = trained(tmp_path, 4, steps=4)
+    drawn: list[torch.Tensor] = []
+    kept: list[ImageDataset] = []
+
+    def scores(*given: Any) -> list[Score]:
+        kept.append(given[4])
+        drawn.append(given[5].float())
+        return [Score("adherence_age", 1.0, None, "")]
+
+    monkeypatch.setattr(adherence, "_scores", scores)
+    usual: dict[str, Any] = {"metrics": "adherence", "sample_steps": 2, "device": "cpu"}
+    ways: list[dict[str, Any]] = [
+        {},
+        {"guide_by": "model", "guide_scale": 9.0},
+        {"mixed_precision": "bf16"},
+    ]
+    for way in ways:
+        evaluate(run, **usual, **way, progress=False)
+    plain, guided, low = drawn[::2]
+    best, worse = load_run(run), load_run(run, weights="model")
+    assert best.weights != worse.weights
+    batch = kept[0].batch(range(len(kept[0])))
+    how: dict[str, Any] = {"cond": {name: batch[name] for name in ("age", "style")}, "num_steps": 2}
+    for found, more in ((plain, {}), (guided, {"guide_by": worse.diffusion, "guide_scale": 9.0})):
+        wanted = best.diffusion.sample(len(found), **how, **more)
+        assert ((wanted * 255).round() - found).abs().max() <= 1
+    assert (plain - guided).abs().max() > 1
+    assert 0 < (plain - low).abs().max() < 16

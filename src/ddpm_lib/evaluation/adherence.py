@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ddpm_lib.evaluation.image_sets import as_pictures, refuse_not_finite
 from ddpm_lib.evaluation.network_conditions import identity_of
 from ddpm_lib.evaluation.scores import Score, mean_score
 from ddpm_lib.evaluation.tasks import ModelTask
+from ddpm_lib.evaluation.told_drawing import computing_in, drawing_network, named_partner
 from ddpm_lib.images import to_uint8
 from ddpm_lib.metrics.condition_readers import Reader, target_of
 from ddpm_lib.nn.condition_table import data_conditions
@@ -92,32 +93,41 @@ def _told(images: ImageDataset, names: Iterable[str], most: int) -> ImageDataset
 def _samples(task: ModelTask, images: ImageDataset) -> Tensor:
     """Draw a sample for each image, by its conditions; uint8 (n, c, h, w) on every rank."""
     diffusion, options = task.model(), task.options
-    how = {
+    device = task.state.device
+    partner = named_partner(task.run, options, device)
+    network, precision = drawing_network(diffusion.model, options, device)
+    how: dict[str, Any] = {
         "sampler": options.sampler,
         "num_steps": options.sample_steps,
         "spacing": options.spacing,
         "eta": options.eta,
         "guidance_scale": options.guidance_scale,
+        "guide_by": None if partner is None else partner.diffusion,
+        "guide_scale": options.guide_scale,
     }
     shape = (diffusion.channels, *diffusion.image_size)
 
     def draw(rows: range) -> Tensor:
         _, cond = task.batch(rows, images)
-        drawn = diffusion.sample(
-            len(rows),
-            **how,  # type: ignore[arg-type]
-            seed=options.seed,
-            first_index=rows.start,
-            cond=cond,
-            device=task.state.device,
-            progress=False,
-        )
-        refuse_not_finite(drawn)
+        with computing_in(precision, device):
+            drawn = diffusion.sample(
+                len(rows),
+                **how,
+                seed=options.seed,
+                first_index=rows.start,
+                cond=cond,
+                device=device,
+                model=network,
+                progress=False,
+            )
+        refuse_not_finite(drawn, precision)
         return (drawn.clamp(0, 1) * 255).round().flatten(1).cpu().double()
 
     default, kept = diffusion.sampling_default, identity_of(images)
     if default is not None:  # what was begun before another was chosen is of no use
         kept = digest_of("samples", kept, [default.to_json()])
+    if partner is not None:
+        kept = digest_of("samples", kept, [partner.weights_sha256, partner.weights])
     found = task.over(
         len(images),
         "samples by their conditions",

@@ -45,11 +45,11 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "flow_group": ("flow_nll",),
     "held_out": ("memorisation",),
     "reference": tuple(name for name in _SAMPLES if name != "is"),
-    **dict.fromkeys(("references", *DRAWING), _SAMPLES),
+    "references": _SAMPLES,
     **dict.fromkeys(
         ("features", "feature_weights"), tuple(name for name in _SAMPLES if name != "values")
     ),
-    **dict.fromkeys(DRAWING[:5], (*_SAMPLES, "adherence")),
+    **dict.fromkeys(DRAWING, (*_SAMPLES, "adherence")),
 }
 """Options that some of our metrics use, and which; the others serve all, or are checked with the
 data.

@@ -67,3 +67,19 @@ class MetricOptions(Protocol):
     @property
     def guidance_scale(self) -> float | None:
         """Strength of guidance by conditions; None for the default."""
+
+    @property
+    def guide_by(self) -> str | None:
+        """The worse version that guides; None for none."""
+
+    @property
+    def guide_scale(self) -> float | None:
+        """How far from it; None for the default."""
+
+    @property
+    def compile(self) -> bool:
+        """Whether blocks of networks are compiled."""
+
+    @property
+    def mixed_precision(self) -> str:
+        """Precision in which samples are drawn."""

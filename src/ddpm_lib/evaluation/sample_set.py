@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,17 +22,15 @@ from ddpm_lib.evaluation.network_conditions import (
 )
 from ddpm_lib.evaluation.pictures import open_pictures
 from ddpm_lib.evaluation.scored_images import whole_set
-from ddpm_lib.nn.lowering import lowered_copy
+from ddpm_lib.evaluation.told_drawing import computing_in, drawing_network, named_partner
 from ddpm_lib.process.autoguidance import partner_of
 from ddpm_lib.process.conditions import guidable
 from ddpm_lib.process.plan import resolve_num_steps, usual_sampler, usual_spacing
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.process.sampling_default import Chosen, SamplingDefault, choose_sampling
-from ddpm_lib.runs.guiding import load_partner
 from ddpm_lib.runs.partners import RunPartner
 from ddpm_lib.runs.placing import place_network
-from ddpm_lib.runtime.compiling import compile_regions
-from ddpm_lib.runtime.devices import LOW_PRECISION, pick_precision
+from ddpm_lib.runtime.devices import LOW_PRECISION
 from ddpm_lib.training.sampling import default_condition
 
 if TYPE_CHECKING:
@@ -104,8 +100,7 @@ def sample_images(
             here = conditions_of(
                 diffusion, given.batch(np.arange(rows.start, rows.stop) % len(given))
             )
-        kind = LOW_PRECISION.get(precision, torch.bfloat16)
-        with torch.autocast(device.type, dtype=kind, enabled=precision in LOW_PRECISION):
+        with computing_in(precision, device):
             images = diffusion.sample(
                 len(rows),
                 **how,
@@ -194,23 +189,16 @@ def _samples_of_run(
             given = whole_set(options, own, dataset)[1]
     n = options.num or (DEFAULT_SAMPLES if given is None else len(given))
     about = [str(loaded.checkpoint.resolve()), loaded.weights_sha256, loaded.weights]
-    chosen, partner = chosen_for(loaded.diffusion, options), None
-    if options.guide_by is not None:
-        partner = load_partner(loaded, options.guide_by)
-    elif chosen.partner_is_stored and chosen.default is not None:
+    chosen = chosen_for(loaded.diffusion, options)
+    partner = named_partner(loaded, options, device)
+    if partner is None and chosen.partner_is_stored and chosen.default is not None:
         partner = _stored(loaded, chosen.default)
-    if partner is not None:
         place_network(partner.diffusion, device, "no", compiled=options.compile)
         partner_of(loaded.diffusion, partner.diffusion, chosen.arguments["guide_scale"])
     notes += [note for note in (chosen.line(),) if note]
     if chosen.default is not None and chosen.default.notice():
         notes.append(chosen.default.notice())
-    precision = pick_precision(options.mixed_precision, str(device))
-    network = None
-    if precision in LOW_PRECISION:  # a copy: likelihoods want the float32 weights
-        network = lowered_copy(loaded.diffusion.model, LOW_PRECISION[precision])
-        if options.compile:
-            compile_regions(network, True, partial(print, file=sys.stderr))
+    network, precision = drawing_network(loaded.diffusion.model, options, device)
     samples = sample_images(
         loaded.diffusion,
         options,

@@ -124,6 +124,21 @@ def cooldown_start(max_steps: int, fraction: float, warmup_steps: int) -> int:
     return min(max(round((1.0 - fraction) * max_steps), warmup_steps), max_steps)
 
 
+def soonest_end(step: int, fraction: float, warmup_steps: int) -> int | None:
+    """Return the fewest steps in all with which the cool-down of wsd begins behind a step; None
+    where the rate is not at its full height there.
+
+    >>> soonest_end(41, 0.2, 2), soonest_end(1, 0.2, 2)
+    (52, None)
+    """
+    if fraction >= 1 or step < warmup_steps:
+        return None
+    last = max(step + 1, int(step / (1 - fraction)))
+    while cooldown_start(last, fraction, warmup_steps) <= step:
+        last += 1
+    return last
+
+
 def early_steps(max_steps: int) -> tuple[int, ...]:
     """Return the steps at 1/16, 1/8 and 1/4 of a run; none of one with fewer than 16.
 

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from ddpm_lib.core.paths import fresh
-from ddpm_lib.runs.cadences import cooldown_start
+from ddpm_lib.runs.cadences import cooldown_start, soonest_end
 from ddpm_lib.runs.names import checkpoint_name, step_in
 from ddpm_lib.runs.records import RunRecords
 from ddpm_lib.runs.run_status import number
@@ -155,10 +155,10 @@ class _Stand:
         """
         option = self.records.option
         fraction, warmup = number(option("cooldown_fraction")), number(option("warmup_steps"))
-        if option("lr_schedule") != "wsd" or fraction is None or warmup is None or fraction >= 1:
+        if option("lr_schedule") != "wsd" or fraction is None or warmup is None:
             return None
-        last = math.ceil(self.step / (1 - fraction))
-        return last if warmup <= self.step < last < self.max_steps else None
+        last = soonest_end(self.step, fraction, int(warmup))
+        return last if last is not None and last < self.max_steps else None
 
     def go_on(self, why: str, steps: int) -> Proposal:
         """Train this run on, up to a step; beyond its end, from before its rate was cooled down."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import in_flags, option
+from ddpm_lib.runs.cadences import soonest_end
+from ddpm_lib.training.by_length import settled
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.config import TrainingConfig
 from ddpm_lib.training.examples import low_res_of
@@ -77,17 +78,19 @@ class StopWhen(Callback):
         if reason is not None:
             trainer.end(reason)
             if config.lr_schedule == "wsd" and reason.by == "flat":
-                trainer.say(_cool_down(config, trainer.step))
+                _say_how_to_cool_down(trainer)
         return reason is not None
 
 
-def _cool_down(config: TrainingConfig, step: int) -> str:
+def _say_how_to_cool_down(trainer: TrainingView) -> None:
     """Say how a run that was flat at its full rate is taken through the cool-down."""
-    steps = step + 1
-    while cooldown_start(replace(config, max_steps=steps)) <= step:
-        steps += 1
+    config = settled(trainer.config)
+    warmup = cast(int, config.warmup_steps)
+    steps = soonest_end(trainer.step, config.cooldown_fraction, warmup)
+    if steps is None or steps >= config.max_steps:
+        return
     no_stop = option("stop_when", "none") if in_flags() else "stop_when=()"
-    return (
+    trainer.say(
         "The rate is still at its height; cooled down, it lowers the loss once more. To do so from"
         f" here: {option('max_steps', steps)} and {no_stop}."
     )
