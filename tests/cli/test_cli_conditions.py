@@ -154,6 +154,7 @@ def test_conditions_are_read_back(run: Path, monkeypatch: pytest.MonkeyPatch) ->
         (("--sweep", "mask"), "goes through numbers, angles, labels, tags and texts"),
         (("--sweep", "size", "--cond", "size=0.5"), "--cond and --sweep both name 'size'"),
         (("--sweep", "size=a..b"), "takes a number; got 'a'"),
+        (("--sweep", "size=,"), "--sweep size=, names no value. Write A,B,C"),
         (("--cond-guidance", "size=2"), "Guidance by 'size' strengthens its value"),
         (("--cond-guidance", "size=much", "--cond", "size=1"), "takes a number; got 'much'"),
         (

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 import ddpm_lib
-from ddpm_lib import open_dataset
+from ddpm_lib import Shapes, open_dataset
 from ddpm_lib.cli import main
 from ddpm_lib.cli.audit import list_proposed
 from ddpm_lib.data.auditing import KINDS, Audit, audit
@@ -199,6 +199,43 @@ def test_measures_of_single_pictures() -> None:
     assert box == pytest.approx((8 / 88, 8 / 72, 80 / 88, 64 / 72), abs=0.03)
     assert repeats(np.asarray(whole)) == 1
     assert repeats(np.asarray(whole.resize((WIDTH * 4, HEIGHT * 4), Image.Resampling.NEAREST))) == 4
+
+
+def test_groups_of_an_open_set_are_those_of_its_list(tmp_path: Path) -> None:
+    """What training keeps on one side of its split, an audit does too, however it is given."""
+    names = [f"{k:02d}.png" for k in range(12)]
+    (tmp_path / "set").mkdir()
+    for k, name in enumerate(names):
+        photo(k).save(tmp_path / "set" / name)
+    keep = tmp_path / "keep.txt"
+    keep.write_text("\n".join(f"{name}\tgroup={k // 3}" for k, name in enumerate(names)))
+    opened = open_dataset(tmp_path / "set", image_size=16, files=keep)
+    for found in (audit(tmp_path / "set", files=keep), audit(opened)):
+        same = found.near[:, None] == found.near[None]
+        assert (same == (np.arange(12)[:, None] // 3 == np.arange(12) // 3)).all()
+
+
+def test_what_means_nothing_for_an_open_set_is_refused() -> None:
+    """And labels that are not to be looked at are not."""
+    shapes = Shapes(size=16, n=12)
+    wrong: tuple[tuple[str, Any], ...] = (
+        ("split", "test"),
+        ("labels", "folder"),
+        ("label_column", "kind"),
+        ("frames", "all"),
+        ("normalize", "affine"),
+        ("slice_axis", 1),
+    )
+    for name, value in wrong:
+        given: dict[str, Any] = {name: value}
+        for data in (shapes, "shapes"):
+            with pytest.raises(ValueError, match=rf"{name}='?{value}'? does not fit"):
+                audit(data, **given)
+    for share in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"val_fraction must lie in \[0, 1\)"):
+            audit(shapes, val_fraction=share)
+    assert audit(shapes).classes
+    assert not audit(shapes, labels="none").classes
 
 
 def test_a_list_leaves_out_and_groups(found: Audit, folder: Path, tmp_path: Path) -> None:

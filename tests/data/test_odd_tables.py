@@ -42,6 +42,20 @@ def read(folder: Path, cells: list[str], words: str = "", **options: Any) -> Any
     return data.conditions["v"]
 
 
+def test_two_columns_of_one_name_are_one_or_an_error(folder: Path) -> None:
+    table = folder / "meta.csv"
+    words = f"v={table}:v"
+    for last, same in (("{0}", True), ("9", False)):
+        lines = [f"p{i}.png,{i},{last.format(i)}" for i in range(N)]
+        table.write_text("\n".join(["file_name,v, v", *lines]))
+        if same:
+            data = open_dataset(folder / "images", image_size=8, conditions=words)
+            assert data.conditions["v"].values.tolist() == list(range(N))
+            continue
+        with pytest.raises(ValueError, match=r"two columns 'v', which say different things"):
+            open_dataset(folder / "images", image_size=8, conditions=words)
+
+
 @pytest.mark.parametrize(
     ("cells", "names"),
     [

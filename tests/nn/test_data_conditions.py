@@ -205,6 +205,7 @@ def test_wrong_values_are_named(name: str, value: torch.Tensor, message: str) ->
         ({"image": {"kind": "number"}}, "cannot be called so"),
         ({"my age": {"kind": "number"}}, "must be a word"),
         ({"turn": {"kind": "angle", "period": 0}}, "period of the condition 'turn'"),
+        ({"turn": {"kind": "angle", "period": float("inf")}}, "must be positive and finite"),
         (["age"], "conditions must be a table"),
     ],
 )

@@ -69,6 +69,18 @@ Machine = Callable[[float], None]
 Data = Callable[..., None]
 
 
+def test_a_batch_that_is_found_out_is_that_of_the_rehearsal(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes and the onset of copies are of so many images per step."""
+    monkeypatch.setattr(deciding, "rehearse", lambda settings, images: cost(0.1, batch=48))
+    made = plan("pictures", hours=1, batch_size="auto")
+    assert made.settings["batch_size"] == "auto"
+    assert made.passes == made.steps * 48 / made.train_images
+    assert made.copies_from == rules.copies_from(made.train_images, 48)
+    assert "batch_size: auto" in str(made)
+
+
 def test_every_line_has_a_reason_and_what_it_rests_on(machine: Machine, data: Data) -> None:
     """And the file says what the plan says."""
     made = plan("pictures", hours=1)

@@ -127,8 +127,10 @@ def _swept(conditioner: DataCondition, value: str) -> list[str]:
     if ".." in value and conditioner.kind in ("number", "angle"):
         low, _, high = value.partition("..")
         ends = [read_number(conditioner, end) for end in (low, high)]
+    elif words := [word.strip() for word in value.split(",") if word.strip()]:
+        return words
     elif value:
-        return [word.strip() for word in value.split(",") if word.strip()]
+        raise ConfigError(f"--sweep {conditioner.name}={value} names no value. Write A,B,C.")
     elif conditioner.kind in ("label", "tags"):
         return list(conditioner.spec["names"])
     elif conditioner.kind == "angle":

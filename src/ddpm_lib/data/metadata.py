@@ -293,7 +293,15 @@ def read_table(path: TableFile) -> dict[str, list[Any]]:
         raise ValueError(
             f"{path} has {len(heads)} columns, but line {short[0]} has {len(lines[short[0] - 1])}."
         )
-    return {head: [number_or_text(line[k]) for line in lines[1:]] for k, head in enumerate(heads)}
+    columns: dict[str, list[Any]] = {}
+    for k, head in enumerate(heads):
+        cells = [number_or_text(line[k]) for line in lines[1:]]
+        if head and columns.get(head, cells) != cells:
+            raise ValueError(
+                f"{path} has two columns {head!r}, which say different things. Rename one of them."
+            )
+        columns[head] = cells
+    return columns
 
 
 def number_or_text(text: str) -> Any:

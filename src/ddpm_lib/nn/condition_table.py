@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,9 +122,9 @@ def _check_values(name: str, entry: Mapping[str, Any]) -> None:
     names = entry.get("names")
     if names is not None and (not names or len(set(names)) < len(names)):
         raise ValueError(f"names of the condition {name!r} must be different words; got {names}.")
-    if "period" in entry and not entry["period"] > 0:
+    if "period" in entry and not 0 < entry["period"] < math.inf:
         raise ValueError(
-            f"period of the condition {name!r} must be positive, 360 for degrees; got"
+            f"period of the condition {name!r} must be positive and finite, 360 for degrees; got"
             f" {entry['period']!r}."
         )
 

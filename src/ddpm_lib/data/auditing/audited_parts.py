@@ -58,7 +58,7 @@ class OpenedSource(Source):
         self.opened = data
         self.names, self.notes = data.names, list(data.notes)
         self.labels = None if data.labels is None else data.labels.numpy()
-        self.class_names = data.class_names
+        self.class_names, self.listed_groups = data.class_names, data.groups
 
     def load(self, row: int, spec: DecodeSpec) -> Decoded:
         """Fit one image; raises `ImageError` or OSError."""

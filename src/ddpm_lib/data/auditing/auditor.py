@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm_lib.core.keywords import answers_wrong_keywords
+from ddpm_lib.core.spelling import option
 from ddpm_lib.data.auditing.audit_findings import DROPPED, KINDS, Audit, Finding
 from ddpm_lib.data.auditing.audited_parts import Part
 from ddpm_lib.data.auditing.copies import Search, find_copies
@@ -111,6 +112,8 @@ def audit(
         BadImagesError: If no image can be used.
         ValueError: If an option or the layout of the data is wrong.
     """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"{option('val_fraction')} must lie in [0, 1); got {val_fraction}.")
     begun, computed = time.monotonic(), _cpu_seconds()
     frame = (1, 1) if image_size is None else size_pair(image_size)
     spec = measuring_spec(make_spec(SIDE, 3, "stretch", background, max_pixels, value_range))

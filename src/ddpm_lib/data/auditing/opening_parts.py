@@ -17,6 +17,7 @@ from ddpm_lib.data.auditing.value_pictures import (
 from ddpm_lib.data.dataset import ImageDataset
 from ddpm_lib.data.decode_spec import DecodeSpec
 from ddpm_lib.data.file_lists import Files, choose_rows, read_list
+from ddpm_lib.data.fits import check_fits
 from ddpm_lib.data.listed_source import ListedSource
 from ddpm_lib.data.measurements.value_survey import are_values
 from ddpm_lib.data.opening_words import called, roots_of, said_of
@@ -90,8 +91,12 @@ def _open(
     if data is None or (isinstance(data, str) and data == "shapes"):
         from ddpm_lib.data.shapes import Shapes
 
-        return OpenedSource(Shapes((64, 64)))
+        check_fits("built-in images", _said(split, options))
+        return OpenedSource(_labelled(Shapes((64, 64)), options))
     if isinstance(data, ImageDataset):
+        kind = "an ImageDataset that is open already"
+        check_fits(kind, _said(split, options), data.opened_with)
+        data = _labelled(data, options)
         return pictures_of_open(data) if data.measured else OpenedSource(data)
     reading = options.reading
     if _measured(data, options, like):
@@ -110,6 +115,19 @@ def _open(
         reading["data_root"],
         reading["download"],
     )
+
+
+def _said(split: str | None, options: PartOptions) -> dict[str, Any]:
+    """Return what was said of how data are read, by option."""
+    asked = options.measuring
+    said = {"normalize": asked.normalize, "slice_axis": asked.slice_axis}
+    return {**options.reading, **said, "labels": options.labels, "split": split}
+
+
+def _labelled(data: ImageDataset, options: PartOptions) -> ImageDataset:
+    from ddpm_lib.data.opening import without_labels
+
+    return without_labels(data) if options.labels == "none" else data
 
 
 def _measured(data: Any, options: PartOptions, like: ValuePictures | None) -> bool:

@@ -114,9 +114,13 @@ class Deciding:
 
     @property
     def batch(self) -> int:
-        """Images per step; 32 where that is found out when training starts."""
+        """Images per step; where that is found out when training starts, as many as the rehearsal
+        took, and 32 before it.
+        """
         size = self.value("batch_size")
-        return 32 if size == "auto" else int(size)
+        if size == "auto":
+            return self.cost.batch_size if hasattr(self, "cost") else 32
+        return int(size)
 
     @property
     def budget(self) -> TimeBudget:

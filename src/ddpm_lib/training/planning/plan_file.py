@@ -66,14 +66,20 @@ class Plan:
         return int(self._value("max_steps"))
 
     @property
+    def _batch(self) -> int:
+        """Images per step; of batch_size="auto" as many as the rehearsal took."""
+        size = self._value("batch_size")
+        return self.estimate.batch_size if size == "auto" else int(size)
+
+    @property
     def passes(self) -> float:
         """Expected passes over the training images."""
-        return self.steps * int(self._value("batch_size")) / self.train_images
+        return self.steps * self._batch / self.train_images
 
     @property
     def copies_from(self) -> int:
         """The step from which copies of training images are to be expected: a prior."""
-        return rules.copies_from(self.train_images, int(self._value("batch_size")))
+        return rules.copies_from(self.train_images, self._batch)
 
     def _value(self, name: str) -> Any:
         return next(one.value for one in self.decisions if one.name == name)
