@@ -158,26 +158,6 @@ def test_a_decayed_rate_is_not_flat() -> None:
     assert end(rows, "flat") is None
 
 
-def test_no_cool_down_is_cut_short() -> None:
-    """A run that is level from its middle on ends at the full rate, or else cools down to its
-    end.
-    """
-
-    def level_from(x: float) -> Callable[[float], float]:
-        return lambda done: 0.03 + 0.03 * max(0.0, x - done)
-
-    ended = {}
-    for middle in (0.4, 0.55):
-        rows = validations(level_from(middle), n=40)
-        for row in rows:
-            done = row["step"] / rows[-1]["step"]
-            row["learning_rate"] = 1e-3 * (1 - math.sqrt(max(0.0, done - 0.8) / 0.2))
-        ended[middle] = end(rows, "flat")
-    assert ended[0.4] is not None
-    assert ended[0.4][0] <= 3200
-    assert ended[0.55] is None
-
-
 @pytest.mark.parametrize("kind", ["overfitting", "copying"])
 def test_a_large_set_is_never_stopped_without_reason(kind: str) -> None:
     """No over-fitting, no copies: of 30 runs, judged after each of 40 validations, not one ends.

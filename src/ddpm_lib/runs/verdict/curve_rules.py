@@ -131,13 +131,6 @@ def _cooldown(rates: Sequence[Point]) -> float | None:
     return until if until >= rates[-1][0] / 2 else None
 
 
-def cools_down(r: Readings) -> bool:
-    """Say whether the rate has begun to fall after it was held for more than half of the way."""
-    rates = r.curve("learning_rate")
-    until = _cooldown(rates) if rates else None
-    return until is not None and until < rates[-1][0]
-
-
 def _flat_until_cooldown(r: Readings) -> Trend | None:
     """Return the trend of the two fifths of a run before its cool-down, where the curve surely fell
     by less than `LEAST_FALL` in a fifth of the run; None where it fell, or that is not sure.

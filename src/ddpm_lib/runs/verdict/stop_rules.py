@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from ddpm_lib.runs.verdict.curve_rules import (
     LEAST_FALL,
-    cools_down,
     first_of_last,
     noise,
     overfitting,
@@ -67,13 +66,12 @@ def _held(rule: Callable[[Readings], Finding | None]) -> Callable[[Readings, int
 
 def _flat(r: Readings) -> Finding | None:
     """The held-out loss surely falls by less than `LEAST_FALL` in a fifth of the run, judged by two
-    fifths, at a rate that has not decayed, and is below what knowing the mean image alone gives. A
-    cool-down that has begun goes on to its end.
+    fifths, at a rate that has not decayed, and is below what knowing the mean image alone gives.
 
     The verdict "flat" is milder: it also says so where noise hides whether the curve falls.
     """
     found, points = progress(r), r.curve("val_loss")
-    if found is None or found.kind != "flat" or noise(r) is not None or cools_down(r):
+    if found is None or found.kind != "flat" or noise(r) is not None:
         return None
     last = points[-1][0]
     end = trend(piece(points, (1 - JUDGED_SHARE) * last, last, FEWEST_JUDGED))
