@@ -124,7 +124,7 @@ BAD_SOURCES = [
     ("age", "age", "is written NAME=SOURCE[:COLUMN]"),
     ("mask", "mask=few", "has no picture for 11 of 12 images"),
     ("mask", "mask=wide", "16×8 pixels, its image has 8×8"),
-    ("mask", "mask=high", "has the class 9; classes=4 allows 0 to 3"),
+    ("mask", "mask=high", "of the data has 10 classes; the network knows 4"),
     ("sketch", "sketch=wide", "16×8 pixels, its image has 8×8"),
     ("spot", "spot=few.npy", "few.npy has 3 entries for 12 images"),
     ("spot", "spot=long.npy", "has size 5; the network was built for 3"),

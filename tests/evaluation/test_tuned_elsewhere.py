@@ -242,7 +242,10 @@ def test_samples_that_were_begun_before_another_default_are_not_gone_on_with() -
         keys.append(resume)
         return torch.zeros(n, columns)
 
-    task: Any = SimpleNamespace(model=lambda: diffusion, options=EvaluationOptions(), over=over)
+    here = SimpleNamespace(device=torch.device("cpu"))
+    task: Any = SimpleNamespace(
+        model=lambda: diffusion, options=EvaluationOptions(), over=over, state=here, run=None
+    )
     for default in (None, TUNED, dataclasses.replace(TUNED, num_steps=4), TUNED):
         diffusion.sampling_default = default
         _samples(task, Shapes(size=8, n=4))
