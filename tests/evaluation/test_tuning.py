@@ -255,7 +255,7 @@ def test_the_halves_share_no_image_and_a_set_is_at_0_of_itself() -> None:
     assert (measured.precision, measured.recall) == (1.0, 1.0)
     assert stick.measure(own, 1).distance > 0
     with pytest.raises(ConfigError, match="NaN or infinite"):
-        stick.measure(torch.full_like(own, torch.nan), 0)
+        stick.features(torch.full((2, 3, 8, 8), torch.nan))
 
 
 def test_a_difference_of_the_same_noise_has_a_small_error() -> None:

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ddpm_lib import GaussianDiffusion, Shapes, Unet
+from ddpm_lib.data import open_dataset
 from ddpm_lib.runs.checkpoint import list_checkpoints, read_state, read_tensors
 from ddpm_lib.runs.started_from import StartedFrom
 from ddpm_lib.training import CheckpointError, ConfigError, Trainer, load_run
@@ -536,3 +538,36 @@ def test_a_network_of_ones_own_is_a_source_in_python(tmp_path: Path) -> None:
     assert first_weights(trainer)["value"] == 0.25
     with pytest.raises(ConfigError, match="network: Constant in a, Unet here"):
         tiny_trainer(tmp_path / "c", init_from=str(tmp_path / "a")).prepare()
+
+
+def test_weights_of_other_values_say_so(tmp_path: Path) -> None:
+    """What 0 … 1 stands for is fitted to the new data: to the network a value means another."""
+
+    def begin(name: str, values: Any, **options: Any) -> str:
+        run, data = tmp_path / name, values
+        if isinstance(values, np.ndarray):
+            data = open_dataset(values, image_size=8, channels=1, normalize="affine")
+        network = Unet(dim=8, dim_mults=(1,), groups=4, channels=1)
+        diffusion = GaussianDiffusion(network, image_size=8, channels=1, timesteps=20)
+        tiny_trainer(run, diffusion, data=data, max_steps=1, **options).train()
+        return log_of(run)
+
+    values = np.random.default_rng(0).uniform(-1000, 2000, (24, 8, 8, 1)).astype(np.float32)
+    values[0, 0, :2, 0] = -1000, 2000
+    pictures = Shapes(8, n=24, channels=1)
+    assert "values:" not in begin("scans", values)
+    begin("pictures", pictures)
+    folder = tmp_path / "folder"
+    load_run(tmp_path / "scans").diffusion.save_pretrained(folder)
+    for source in (tmp_path / "scans", folder):
+        name = source.name
+        told = begin(f"{name}-near", values[:20], init_from=str(source))
+        assert "values:" not in told
+        told = begin(f"{name}-far", values / 5, init_from=str(source))
+        assert "values: normalized (affine): 1 channel of float32, -1,000 … 2,000" in told
+        assert f"become 0 … 1 in {name}; here normalized (affine)" in told
+        assert f"data: measured values in {name}, pictures here" in begin(
+            f"{name}-to-pictures", pictures, init_from=str(source)
+        )
+    told = begin("from-pictures", values, init_from=str(tmp_path / "pictures"))
+    assert "data: pictures in pictures, measured values here" in told

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 GUIDE_SCALE = 2.0
 """Strength where none is asked for; Karras et al. 2024 find 1.4 to 2.4 (table 1)."""
-SAME_VALUES = 0.02
-"""By how much of [0, 1] the maps of measured values of two runs may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,18 +152,13 @@ def _other_names(mine: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -
 
 
 def _other_units(mine: Normalization | None, theirs: Normalization | None) -> list[str]:
-    """Say that values of images stand for other measured values; maps that were fitted on parts of
-    the same data differ by less than `SAME_VALUES`.
-    """
+    """Say that values of images stand for other measured values."""
     if mine is None and theirs is None:
         return []
-    if mine is not None and theirs is not None and mine.channels == theirs.channels:
-        pairs = [
-            (one.to_levels(values), other.to_levels(values))
-            for one, other in zip(mine.curves, theirs.curves)
-            for values in (one.values, other.values)
-        ]
-        if all(abs(a - b).max() <= SAME_VALUES for a, b in pairs):
+    if mine is not None and theirs is not None:
+        from ddpm_lib.data.measurements.normalization import SAME_VALUES
+
+        if mine.same_map(theirs, SAME_VALUES):
             return []
     own, other = ("pictures" if one is None else one.line() for one in (mine, theirs))
     return [f"{other} instead of {own}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import CheckpointError
 
@@ -33,9 +33,24 @@ def run_normalization(state: RunState | None, checkpoint: Path) -> Normalization
                 " that the units of its samples are lost. Take another checkpoint of the run."
             )
         return None
+    return normalization_in(saved, str(checkpoint))
+
+
+def normalization_in(saved: Any, where: str) -> Normalization | None:
+    """Read what a checkpoint or a folder holds of the units of its data; None for pictures.
+
+    Args:
+        saved: What was kept.
+        where: Its place, for messages.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    if saved is None:
+        return None
     from ddpm_lib.data.measurements.normalization import Normalization
 
     try:
-        return Normalization.from_json(saved, str(checkpoint))
+        return Normalization.from_json(saved, where)
     except ValueError as error:
         raise CheckpointError(str(error)) from None

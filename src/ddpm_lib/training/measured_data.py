@@ -94,8 +94,7 @@ def _refuse_another(train: ImageDataset, saved: Normalization) -> None:
     given = train.normalization
     if given is None or "fitted_to" in train.measured:
         return
-    mine, theirs = given.to_json(), saved.to_json()
-    if any(mine[name] != theirs[name] for name in ("values", "levels")):
+    if not given.same_map(saved):
         raise ConfigError(
             f"The data were opened with another normalization than this run has learned with"
             f" ({given.line()}; the run's: {saved.line()}). Open them with"

@@ -59,6 +59,10 @@ class Curve:
         return np.interp(u, self.levels, self.values)
 
 
+SAME_VALUES = 0.02
+"""By how much of [0, 1] maps may differ that were fitted to parts of the same data."""
+
+
 @dataclass(frozen=True)
 class Normalization:
     """How measured values become what a network learns, and back.
@@ -143,6 +147,23 @@ class Normalization:
                 f"The normalization is of {self.channels} channels; got an array of shape"
                 f" {tuple(shape)}, which is to be (n, {self.channels}, *spatial)."
             )
+
+    def same_map(self, other: Normalization, within: float = 0.0) -> bool:
+        """Whether another one maps every value to the same.
+
+        Args:
+            other: The other one.
+            within: By how much of [0, 1] they may differ; `SAME_VALUES` for maps that were fitted
+                to parts of the same data.
+        """
+        if self.channels != other.channels:
+            return False
+        pairs = [
+            (one.to_levels(values), theirs.to_levels(values))
+            for one, theirs in zip(self.curves, other.curves)
+            for values in (one.values, theirs.values)
+        ]
+        return all(bool(abs(a - b).max() <= within) for a, b in pairs)
 
     def line(self) -> str:
         """Say in a line what is mapped to what."""

@@ -127,7 +127,7 @@ def _cooldown(rates: Sequence[Point]) -> float | None:
     None where it falls from early on.
     """
     highest = max(rate for _, rate in rates)
-    until = max(step for step, rate in rates if rate >= HELD * highest)
+    until = max(step for step, rate in rates if rate >= min(highest, HELD * highest))
     return until if until >= rates[-1][0] / 2 else None
 
 

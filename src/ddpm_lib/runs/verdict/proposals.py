@@ -88,9 +88,7 @@ class _Stand:
 
     @property
     def trains_by_command(self) -> bool:
-        """Whether `ddpm train --config` can train such a run: the data have a name, and the network
-        is the command's.
-        """
+        """Whether `ddpm train --config` can train such a run: named data, the command's network."""
         data = self.records.about.get("data") or {}
         return bool(data.get("named")) and self.has_unet
 
@@ -139,25 +137,24 @@ class _Stand:
         return steps * (images / last["step"]) / median(speeds[-SPEEDS:]) / 60
 
     @property
-    def before_cooldown(self) -> int | None:
-        """The checkpoint from which a finished run whose rate was cooled down is extended."""
+    def _cooldown(self) -> tuple[float, int] | None:
+        """The share of wsd's cool-down and the steps of its warm-up; None under other schedules."""
         option = self.records.option
         fraction, warmup = number(option("cooldown_fraction")), number(option("warmup_steps"))
         if option("lr_schedule") != "wsd" or fraction is None or warmup is None:
             return None
-        start = cooldown_start(self.max_steps, fraction, int(warmup))
+        return fraction, int(warmup)
+
+    @property
+    def before_cooldown(self) -> int | None:
+        """The checkpoint from which a finished run that was cooled down is extended."""
+        start = cooldown_start(self.max_steps, *self._cooldown) if self._cooldown else None
         return start if start in self.checkpoints and start < self.step else None
 
     @property
     def soonest_end(self) -> int | None:
-        """The steps in all with which the rate is cooled down from where the run stands; None where
-        no cool-down is left out by ending here.
-        """
-        option = self.records.option
-        fraction, warmup = number(option("cooldown_fraction")), number(option("warmup_steps"))
-        if option("lr_schedule") != "wsd" or fraction is None or warmup is None:
-            return None
-        last = soonest_end(self.step, fraction, int(warmup))
+        """The steps in all after a cool-down from here; None where ending here leaves none out."""
+        last = soonest_end(self.step, *self._cooldown) if self._cooldown else None
         return last if last is not None and last < self.max_steps else None
 
     def go_on(self, why: str, steps: int) -> Proposal:
@@ -229,7 +226,7 @@ def next_steps(records: RunRecords, verdict: Verdict) -> tuple[Proposal, ...]:
     ways = [one for kind in kinds for one in CURES.get(kind, _nothing)(s)]
     if s.trains and s.step < s.max_steps:
         stopped_by, soon = records.status.stopped_by, s.soonest_end
-        cooled = [] if soon is None else [s.go_on("end it now by its cool-down", soon)]
+        cooled = [s.go_on("end by a cool-down", soon)] if soon and verdict.kind in GOES_WELL else []
         if stopped_by:
             ways = [*(cooled if stopped_by == "flat" else ()), *ways]
             ways.append(s.go_on("go on all the same", s.max_steps))
@@ -348,8 +345,7 @@ def _collapsed(s: _Stand) -> list[Proposal]:
     ways = []
     decay = number(s.records.option("weight_decay")) or 0.0
     if s.trains:
-        less = decay > 0.1
-        ways += s.anew("less weight decay", weight_decay=0.01) if less else _unstable(s)
+        ways += s.anew("less weight decay", weight_decay=0.01) if decay > 0.1 else _unstable(s)
     if (
         s.checkpoints
         and s.loads_by_command

@@ -19,6 +19,7 @@ from ddpm_lib.training.fine_tuning.weight_mapping import Weights, map_weights
 from ddpm_lib.training.resume import describe_model
 
 if TYPE_CHECKING:
+    from ddpm_lib.data.measurements.normalization import Normalization
     from ddpm_lib.diffusion import GaussianDiffusion
     from ddpm_lib.runtime.processes import Processes
 
@@ -33,6 +34,7 @@ class StartingWeights:
         origin: Where they lie, without a digest.
         read: Reads the weights; not called before it is clear that they fit.
         notes: What the source does not say and was assumed, a line each.
+        normalization: Of the measured values that they know; None for pictures.
     """
 
     described: Described
@@ -40,6 +42,7 @@ class StartingWeights:
     origin: StartedFrom
     read: Callable[[], Weights]
     notes: tuple[str, ...] = ()
+    normalization: Normalization | None = None
 
     @property
     def name(self) -> str:
@@ -76,6 +79,7 @@ class StartingWeights:
             CheckpointError: If the weights are not those of the network that they are said to be.
         """
         notes, model = [*self.notes, *self.check(diffusion)], diffusion.model
+        notes += units_changed(self.normalization, diffusion.normalization, self.name)
         weights = self.read()
         check_finite(weights, self.origin.source, "Take other weights.")
         own = model.state_dict()
@@ -85,6 +89,33 @@ class StartingWeights:
         check_weights(model, mapped, self.origin.source)
         model.load_state_dict(mapped)
         return replace(self.origin, sha256=weights_digest(weights), notes=tuple(notes))
+
+
+def units_changed(
+    there: Normalization | None, here: Normalization | None, name: str
+) -> tuple[str, ...]:
+    """Say in a line where values mean another to a network than before.
+
+    Args:
+        there: Of the weights; None for pictures.
+        here: Of the run that begins with them.
+        name: Of the weights.
+    """
+    if there is None and here is None:
+        return ()
+    if there is None or here is None:
+        kinds = (
+            ("pictures", "measured values") if there is None else ("measured values", "pictures")
+        )
+        return (f"data: {kinds[0]} in {name}, {kinds[1]} here, with the same weights.",)
+    from ddpm_lib.data.measurements.normalization import SAME_VALUES
+
+    if there.same_map(here, SAME_VALUES):
+        return ()
+    return (
+        f"values: {there.line()} in {name}; here {here.line()}. In Python,"
+        " open_dataset(…, normalize=load_run(…).diffusion.normalization) keeps theirs.",
+    )
 
 
 def described(diffusion: GaussianDiffusion) -> Described:

@@ -17,6 +17,7 @@ from ddpm_lib.core.spelling import option
 from ddpm_lib.runs import checkpoint as files
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
 from ddpm_lib.runs.loading import choose_weights, find_checkpoints
+from ddpm_lib.runs.measured_runs import normalization_in, run_normalization
 from ddpm_lib.runs.pretrained_model import PretrainedModel
 from ddpm_lib.runs.run_status import is_run
 from ddpm_lib.runs.started_from import StartedFrom
@@ -86,6 +87,7 @@ def of_checkpoint(checkpoint: VerifiedCheckpoint, which: WhichWeights = "auto") 
         ),
         read=read,
         notes=(_NO_AVERAGE,) if average is None and which == "auto" else (),
+        normalization=run_normalization(state, checkpoint.path),
     )
 
 
@@ -109,6 +111,7 @@ def of_folder(folder: PretrainedFolder, which: WhichWeights = "auto") -> Startin
         ),
         read=lambda: folder.weights(name)[1],
         notes=(_NO_AVERAGE,) if not averages and which == "auto" else (),
+        normalization=normalization_in(config.normalization, folder.source),
     )
 
 
