@@ -140,20 +140,22 @@ def score(one: dict[str, Any], start: str) -> str:
 def table(found: list[dict[str, Any]]) -> str:
     """Return the table of the page and the samples."""
     head = [
-        *("images", "side", "what", "budget", "minutes", "steps", "passes", "held-out loss"),
+        *("images", "side", "what", "minutes", "steps", "passes", "loss"),
         *("precision", "recall", "copies", "verdict"),
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for one in found:
         _, side, what = RECIPES[one["recipe"]]
+        what = what.rpartition("(")[2].rstrip(")")
         numbers = [score(one, part) for part in ("precision", "recall", "copies_random")]
         label = label_of(one)
         name = f"[{what}](pages/recipe-{label}.html)" if label in KEPT else what
         cells = [f"{one['images']:,}", f"{side}", name]
-        cells += [f"{one['minutes']:g}", f"{one['cpu_seconds'] / 60:.1f}"]
+        cells.append(f"{one['cpu_seconds'] / 60:.0f} of {one['minutes']:g}")
         cells += [f"{one['steps']:,}", f"{one['passes']:.3g}"]
-        cells += [f"{one['held_out']:.4f} ± {one['held_out_error']:.4f}", *numbers]
-        lines.append("| " + " | ".join([*cells, one["verdict"]]) + " |")
+        cells += [f"{one['held_out']:.4f}", *numbers]
+        verdict = one["verdict"].partition(":")[0]
+        lines.append("| " + " | ".join([*cells, verdict]) + " |")
     pictures = [
         f"\n{one['images']:,} images of {RECIPES[one['recipe']][1]}×{RECIPES[one['recipe']][1]}, "
         f"{RECIPES[one['recipe']][2]}, {one['minutes']:g} minutes:\n\n"
