@@ -40,7 +40,9 @@ def read_tensors(path: str | Path, *, mapped: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals(allowed):
             mmap = mapped and zipfile.is_zipfile(path)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251
+            return torch.load(  # noqa: TID251
+                path, map_location="cpu", weights_only=True, mmap=mmap
+            )
     except (
         RuntimeError,
         ArithmeticError,
