@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -46,6 +47,48 @@ class Line:
 
     def answer(self, value: Any) -> None:
         self._answers.write(json.dumps(value) + "\n")
+
+
+class Server:
+    """A program in a process of its own that answers by a `Line`; `run("loop", 20)` returns the
+    seconds of 20 steps.
+    """
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        self._errors = log.open("w", encoding="utf-8")
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [sys.executable, *command], stdin=pipe, stdout=pipe, stderr=self._errors, text=True
+        )
+        self.facts = self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(
+                f"The process ended early:\n{self.log.read_text(encoding='utf-8')[-3000:]}"
+            )
+        return json.loads(answer)
+
+    def run(self, what: str, steps: int) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{what} {steps}\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """Ask the process to end; one that does not within a minute is ended."""
+        assert self._process.stdin is not None
+        if self._process.poll() is None:
+            self._process.stdin.write("quit\n")
+            self._process.stdin.close()
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._errors.close()
 
 
 def now(device: torch.device) -> float:

@@ -143,6 +143,7 @@ def our_step(
     """
     from ddpm_lib import GaussianDiffusion, TrainingConfig
     from ddpm_lib.runtime.compiling import compile_regions
+    from ddpm_lib.training.low_weights import LowWeights, keeps_low_weights
     from ddpm_lib.training.one_pass import OnePassAdam
     from ddpm_lib.training.optim import make_optimizer
 
@@ -153,10 +154,13 @@ def our_step(
         compile_regions(model, True, print)
     optimizer = make_optimizer(diffusion, TrainingConfig(), device)
     parameters = list(diffusion.parameters())
+    keeps = keeps_low_weights(device, precision, 1, pulled=False, compiled=compiled)
+    low = LowWeights(diffusion, optimizer) if keeps else None
 
     def step() -> None:
+        network = diffusion if low is None else low.call(diffusion, summed=False)
         with autocast(device, precision):
-            loss = diffusion(images)
+            loss = network(images)
         loss.backward()
         if isinstance(optimizer, OnePassAdam):
             optimizer.measure(1.0)

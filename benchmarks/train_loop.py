@@ -11,9 +11,6 @@ named noise, averages, records and callbacks: what the loop adds to it is the ov
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,55 +19,8 @@ from typing import Any
 import torch
 
 import common
+import loop_servers
 import peers
-
-
-class Server:
-    """One loop in its own process; `run("loop", 20)` returns the seconds of 20 steps."""
-
-    def __init__(self, which: str, data: Path, log: Path, options: list[str]) -> None:
-        self.log = log
-        self._errors = log.open("w", encoding="utf-8")
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("loop_servers.py")),
-            which,
-            "--data",
-            str(data),
-            *options,
-        ]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
-        )
-        self.facts = self._read()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(
-                f"The process ended early:\n{self.log.read_text(encoding='utf-8')[-3000:]}"
-            )
-        return json.loads(answer)
-
-    def run(self, what: str, steps: int) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{what} {steps}\n")
-        self._process.stdin.flush()
-        return float(self._read())
-
-    def close(self) -> None:
-        """Ask the process to end; one that does not within a minute is ended."""
-        assert self._process.stdin is not None
-        if self._process.poll() is None:
-            self._process.stdin.write("quit\n")
-            self._process.stdin.close()
-            try:
-                self._process.wait(60)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._errors.close()
 
 
 def options_for(which: str, asked: argparse.Namespace) -> list[str]:
@@ -92,11 +42,13 @@ def measure(
 ) -> tuple[common.Times, dict[str, Any]]:
     """Start the loops and let windows of their steps take turns."""
     names = ["ours"] + ([] if asked.no_peers else ["lucidrains", "diffusers"])
-    servers: dict[str, Server] = {}
+    servers: dict[str, loop_servers.Server] = {}
     try:
         for name in names:
-            servers[name] = Server(name, data, logs / f"{name}.log", options_for(name, asked))
-        variants: dict[str, tuple[Server, str]] = {
+            command = [str(Path(loop_servers.__file__)), name, "--data", str(data)]
+            log = logs / f"{name}.log"
+            servers[name] = loop_servers.Server([*command, *options_for(name, asked)], log)
+        variants: dict[str, tuple[loop_servers.Server, str]] = {
             "ours": (servers["ours"], "loop"),
             "our bare step": (servers["ours"], "bare"),
         }

@@ -129,6 +129,7 @@ def test_compiler_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = {
         "normalisation": ("library", "kernel_error"),
         "convolution": ("convolution_library", "winograd_error"),
+        "gradients in bf16": ("gradient_library", "low_gradient_error"),
         "Muon": ("orthogonal_library", "orthogonal_error"),
     }
     monkeypatch.setattr(kernels, "compilers", list)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ddpm_lib import Unet
 from ddpm_lib.nn.kernels import conv3x3, norm_act
 from ddpm_lib.nn.kernels.build import convolution_library, library
-from ddpm_lib.nn.kernels.small_conv import _SmallConv
+from ddpm_lib.nn.kernels.small_conv import _LowConv, _small_gradients
 
 pytestmark = pytest.mark.skipif(
     library() is None or convolution_library() is None, reason="no kernels here"
@@ -196,7 +196,7 @@ def test_several_gradients_at_once_of_dropout_and_of_small_maps() -> None:
     leaf = map_of()[:, :, :4, :4].contiguous(memory_format=torch.channels_last).requires_grad_()
     for y in (
         norm_act(leaf, norm, dropout=0.3),
-        _SmallConv.apply(leaf, conv.weight, conv.bias),
+        _LowConv.apply(leaf, conv.weight, conv.bias, _small_gradients),
     ):
         grads = torch.stack([torch.randn_like(y) for _ in range(3)])
         (found,) = torch.autograd.grad(y, leaf, grads, is_grads_batched=True, retain_graph=True)

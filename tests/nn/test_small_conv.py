@@ -48,7 +48,7 @@ def test_it_is_as_exact_as_torchs_in_bf16(shape: tuple[int, ...], everywhere: No
         conv.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             y = function(leaf, conv)
-        assert (type(y.grad_fn).__name__ == "_SmallConvBackward") == (function is conv3x3)
+        assert (type(y.grad_fn).__name__ == "_LowConvBackward") == (function is conv3x3)
         y.backward(grad.to(y.dtype))
         want = x.double().requires_grad_()
         exact.zero_grad()
@@ -66,7 +66,7 @@ def test_only_what_is_small_and_plain_takes_it(everywhere: None) -> None:
     def taken(b: int = 2, side: int = 4, **changes: object) -> bool:
         x = torch.randn(b, 8, side, side).to(torch.bfloat16).to(memory_format=LAST)
         conv = nn.Conv2d(8, 8, 3, **{"padding": 1} | changes)
-        return small_conv._is_plain(x, conv) and small_conv._is_small(x, conv)
+        return small_conv._is_plain(x, conv) and small_conv._own_gradients(x, conv) is not None
 
     assert taken()
     assert taken(64, 4)
@@ -82,10 +82,10 @@ def test_only_what_is_small_and_plain_takes_it(everywhere: None) -> None:
     ):
         assert not taken(**other)
     x, conv, _ = case(2, 8, 8, 4, 4)
-    assert not small_conv._is_small(x.float(), conv)
-    assert not small_conv._is_small(x.contiguous(), conv)
+    assert small_conv._own_gradients(x.float(), conv) is None
+    assert small_conv._own_gradients(x.contiguous(), conv) is None
     with torch.no_grad():
-        assert not small_conv._is_small(x, conv)
+        assert small_conv._own_gradients(x, conv) is None
     conv.register_forward_hook(lambda *a: None)
     assert not small_conv._is_plain(x, conv)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-ARITHMETIC = 5
+ARITHMETIC = 6
 """Counts the changes of this library after which a CPU rounds otherwise. 2: squares of the
 normalisation kernel are taken about the first position. 3: clipping within Adam's pass.
 4: gradients of small convolutions as products. 5: Winograd's convolutions, normalisation in vectors
-of a register, Muon in a kernel; on CUDA the learning rate is rounded to float32.
+of a register, Muon in a kernel; on CUDA the learning rate is rounded to float32. 6: the gradient of
+convolutions' weights in bf16 with AVX-512 BF16.
 """
 
 

@@ -27,6 +27,7 @@ KERNELS = {
     "group_norm": "normalisation",
     "weight_passes": "update of weights",
     "winograd": "convolution",
+    "low_gradient": "gradient of convolutions in bf16",
     "orthogonal": "orthogonal update",
 }
 """Sources in C++, and what they compute."""
@@ -79,6 +80,17 @@ def convolution_library() -> ctypes.CDLL | None:
 
 
 @lru_cache(maxsize=1)
+def gradient_library() -> ctypes.CDLL | None:
+    """Load the compiled gradient of convolutions in bf16; see `_loaded`. None where the processor
+    does not multiply pairs of such numbers.
+    """
+    if platform.machine() != "x86_64" or "avx512_bf16" not in _flags():
+        return None
+    found = _loaded("low_gradient")
+    return None if found is None else _declare_gradient(found)
+
+
+@lru_cache(maxsize=1)
 def orthogonal_library() -> ctypes.CDLL | None:
     """Load the compiled step of Muon; see `_loaded`. None where registers are too few for it."""
     if not _has_wide_registers():
@@ -93,8 +105,12 @@ def _has_wide_registers() -> bool:
     """
     if platform.machine() == "aarch64":
         return True
-    flags = next((x for x in _processor().splitlines() if x.startswith("flags")), "").split()
-    return {"avx2", "fma"} <= set(flags)
+    return {"avx2", "fma"} <= _flags()
+
+
+def _flags() -> set[str]:
+    """Return what the processor can do, by Linux's names."""
+    return set(next((x for x in _processor().splitlines() if x.startswith("flags")), "").split())
 
 
 def _loaded(name: str) -> ctypes.CDLL | None:
@@ -216,6 +232,15 @@ def _declare_convolution(lib: ctypes.CDLL) -> ctypes.CDLL:
     lib.winograd_weight_gradient.argtypes = [p, p, *[k] * 5, p, p, p, i]
     for each in (lib.winograd_weight, lib.winograd_forward, lib.winograd_weight_gradient):
         each.restype = None
+    return lib
+
+
+def _declare_gradient(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the functions take; see the C++ file."""
+    i, k, p = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    lib.low_gradient_panel.argtypes, lib.low_gradient_panel.restype = [], k
+    lib.low_weight_gradient.argtypes = [p, p, *[k] * 5, p, p, p, i]
+    lib.low_weight_gradient.restype = None
     return lib
 
 

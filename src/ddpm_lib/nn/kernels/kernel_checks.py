@@ -10,8 +10,15 @@ import torch
 from torch import nn
 
 from ddpm_lib.core.health import Check
-from ddpm_lib.nn.kernels.build import compilers, convolution_library, library, orthogonal_library
+from ddpm_lib.nn.kernels.build import (
+    compilers,
+    convolution_library,
+    gradient_library,
+    library,
+    orthogonal_library,
+)
 from ddpm_lib.nn.kernels.group_norm import norm_act
+from ddpm_lib.nn.kernels.low_gradient import low_gradient_error
 from ddpm_lib.nn.kernels.norm_on_gpu import triton_kernels
 from ddpm_lib.nn.kernels.orthogonal_steps import orthogonal_error
 from ddpm_lib.nn.kernels.winograd import winograd_error
@@ -33,20 +40,23 @@ def check_kernels() -> Iterator[Check]:
         yield Check("compiler", "note", "no g++, c++ or clang++", remedy)
         return
     yield Check("compiler", "ok", ", else ".join(found))
-    for name, there, error in (
-        ("normalisation", library, kernel_error),
-        ("convolution", convolution_library, winograd_error),
-        ("Muon", orthogonal_library, orthogonal_error),
+    for name, there, error, most in (
+        ("normalisation", library, kernel_error, 1e-4),
+        ("convolution", convolution_library, winograd_error, 1e-4),
+        ("gradients in bf16", gradient_library, low_gradient_error, 2**-7),
+        ("Muon", orthogonal_library, orthogonal_error, 1e-4),
     ):
-        yield _checked(name, error() if there() is not None else None)
+        yield _checked(name, error() if there() is not None else None, most)
 
 
-def _checked(name: str, off: float | None) -> Check:
-    """Say whether a kernel is there and right, by its difference from torch's operations."""
+def _checked(name: str, off: float | None, most: float) -> Check:
+    """Say whether a kernel is there and right, by its difference from torch's operations and the
+    most that this may be.
+    """
     if off is None:
         says = "not for this processor, or a line above says why it was not compiled"
         return Check(name, "note", says, "none is needed: torch's own operations are slower")
-    if off < 1e-4:
+    if off < most:
         return Check(name, "ok", "its kernel for CPUs is compiled, and agrees with torch's")
     says = f"its kernel for CPUs does not compute what torch does (error {off:.2g})"
     return Check(name, "broken", says, "set DDPM_LIB_KERNELS=0, and report this line")

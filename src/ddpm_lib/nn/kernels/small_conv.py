@@ -1,9 +1,10 @@
-"""3×3 convolutions by the fastest of three ways; of those on few positions the weights' gradient is
-a matrix product.
+"""3×3 convolutions by the fastest of the ways that there are; those in bf16 may have another
+gradient of their weights than oneDNN's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddpm_lib.nn.kernels.group_norm import plain, watched
+from ddpm_lib.nn.kernels.low_gradient import low_gradient_fits, low_gradients
 from ddpm_lib.nn.kernels.norm_formula import by_formula
 from ddpm_lib.nn.kernels.winograd import winograd, winograd_fits
+
+Gradients = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From input, gradient of the output and weight to the gradients of weight and bias."""
 
 _SMALL, _LITTLE = 16, (64, 32)
 """Positions of a map for which the product is the faster one: up to 16 at any batch, up to 64 for
@@ -26,7 +31,8 @@ def conv3x3(x: Tensor, conv: nn.Module) -> Tensor:
 
     In float32 it is Winograd's (`winograd.py`). In bf16 with AMX the gradient on small maps takes
     half the time or less of oneDNN's, which cuts the sum over positions into pieces that are too
-    small. Everything else is torch's.
+    small; with AVX-512 BF16 alone that of weights is Winograd's (`low_gradient.py`). Everything
+    else is torch's.
 
     Args:
         x: Feature map (b, c, *spatial).
@@ -36,10 +42,23 @@ def conv3x3(x: Tensor, conv: nn.Module) -> Tensor:
         assert isinstance(conv, nn.Conv2d)
         if winograd_fits(x, conv):
             return winograd(x, conv)
-        if _is_small(x, conv):
+        gradients = _own_gradients(x, conv)
+        if gradients is not None:
             assert conv.bias is not None
-            return _SmallConv.apply(x, conv.weight.to(x.dtype), conv.bias.to(x.dtype))
+            weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
+            return _LowConv.apply(x, weight, bias, gradients)
     return conv(x)
+
+
+def _own_gradients(x: Tensor, conv: nn.Conv2d) -> Gradients | None:
+    """Return what computes the gradients of weight and bias faster than oneDNN; None where nothing
+    does, or nothing is to be learned.
+    """
+    if not _learns_in_bf16(x, conv):
+        return None
+    if _has_amx():
+        return _small_gradients if _is_small(x) else None
+    return low_gradients if low_gradient_fits(x, conv) else None
 
 
 def _is_plain(x: Tensor, conv: nn.Module) -> bool:
@@ -57,22 +76,21 @@ def _is_plain(x: Tensor, conv: nn.Module) -> bool:
     )
 
 
-def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Say whether this is a convolution in bf16 on few positions that learns, with AMX."""
-    if x.dtype != torch.bfloat16:
-        return False
-    b, _, h, w = x.shape
-    if b == 0:
-        return False
-    if h * w > _SMALL and (h * w > _LITTLE[0] or b > _LITTLE[1]):
-        return False
+def _learns_in_bf16(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Say whether a convolution learns, from maps in bf16 and channels_last."""
     return (
-        torch.is_grad_enabled()
+        x.dtype == torch.bfloat16
+        and torch.is_grad_enabled()
         and conv.bias is not None
         and conv.weight.requires_grad
         and x.is_contiguous(memory_format=torch.channels_last)
-        and _has_amx()
     )
+
+
+def _is_small(x: Tensor) -> bool:
+    """Say whether there are few positions, for which the product is the faster one with AMX."""
+    b, _, h, w = x.shape
+    return b > 0 and (h * w <= _SMALL or (h * w <= _LITTLE[0] and b <= _LITTLE[1]))
 
 
 @cache
@@ -81,10 +99,13 @@ def _has_amx() -> bool:
     return asked is not None and bool(asked())
 
 
-class _SmallConv(torch.autograd.Function):
+class _LowConv(torch.autograd.Function):
+    """A convolution in bf16 whose gradients of weight and bias somebody else computes."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gradients: Gradients) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.gradients = gradients
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
@@ -104,9 +125,13 @@ class _SmallConv(torch.autograd.Function):
             1,
             [ctx.needs_input_grad[0], whole, whole],
         )
-        if whole:
-            return of_x, of_weight, of_bias
-        return of_x, weight_gradient(x, grad), grad.sum((0, 2, 3))
+        if not whole:
+            of_weight, of_bias = ctx.gradients(x, grad, weight)
+        return of_x, of_weight, of_bias, None
+
+
+def _small_gradients(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return weight_gradient(x, grad), grad.sum((0, 2, 3))
 
 
 def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:

@@ -13,11 +13,11 @@
 #include <memory>
 #include <vector>
 
-#include "products.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr int64_t PLACES = 16, TILE_FLOATS = 4096, LEAST = 48;
+constexpr int64_t TILE_FLOATS = 4096, LEAST = 48;
 constexpr int64_t GROUPS = 8, LEAST_BLOCKS = 4, COLUMNS = 4 * PANEL;  // of what sums up a gradient
 
 inline Floats gathered(const float* p, int64_t stride) {
@@ -27,34 +27,8 @@ inline Floats gathered(const float* p, int64_t stride) {
   return v;
 }
 
-struct Shape {
-  int64_t n, h, w, tall, wide, tiles;
-  Shape(int64_t n, int64_t h, int64_t w)
-      : n(n), h(h), w(w), tall((h + 1) / 2), wide((w + 1) / 2), tiles(n * tall * wide) {}
-};
-
 // Tiles of a block, whose transformed pixels stay in the cache.
 inline int64_t block_of(int64_t c) { return std::max<int64_t>(TILE_FLOATS / c, LEAST) / ROWS * ROWS; }
-
-struct Buffer {  // aligned to a cache line
-  std::unique_ptr<float[]> held;
-  float* data;
-  explicit Buffer(int64_t count) : held(new float[count + 16]) {
-    data = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(held.get()) + 63) & ~uintptr_t(63));
-  }
-};
-
-// Pointers to the size x size pixels of a tile from row y and column x on; outside of the map to zeros.
-template <int SIZE>
-inline void pixels_of(const float* x, const Shape& s, int64_t c, int64_t image, int64_t top, int64_t left, const float* zeros,
-                      const float** found) {
-  for (int i = 0; i < SIZE; ++i)
-    for (int j = 0; j < SIZE; ++j) {
-      const int64_t row = top + i, column = left + j;
-      const bool inside = row >= 0 && row < s.h && column >= 0 && column < s.w;
-      found[i * SIZE + j] = inside ? x + ((image * s.h + row) * s.w + column) * c : zeros;
-    }
-}
 
 // B'dB of tiles first to last, at `out` (16, block, c).
 void transform_pixels(const float* x, const Shape& s, int64_t c, int64_t first, int64_t last, int64_t block, const float* zeros,
@@ -174,7 +148,7 @@ extern "C" void winograd_forward(const float* x, int64_t n, int64_t h, int64_t w
   const int64_t block = block_of(c), blocks = (s.tiles + block - 1) / block;
 #pragma omp parallel num_threads(threads)
   {
-    const Buffer v(PLACES * block * c), m(PLACES * block * PANEL);
+    const Buffer<float> v(PLACES * block * c), m(PLACES * block * PANEL);
     const std::vector<float> zeros(c);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; ++b) {
@@ -200,7 +174,7 @@ extern "C" void winograd_weight_gradient(const float* x, const float* dy, int64_
   float* sums = held.get();
 #pragma omp parallel num_threads(threads)
   {
-    const Buffer v(PLACES * block * c), m(PLACES * block * PANEL);
+    const Buffer<float> v(PLACES * block * c), m(PLACES * block * PANEL);
     const std::vector<float> zeros(std::max(c, PANEL));
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < groups * chunks; ++task) {
@@ -224,33 +198,6 @@ extern "C" void winograd_weight_gradient(const float* x, const float* dy, int64_
         }
       }
     }
-#pragma omp for schedule(static)
-    for (int64_t o = 0; o < k; ++o) {
-      float total = 0;
-      for (int64_t g = 0; g < groups; ++g) total += sums[g * size + PLACES * c * k + o];
-      of_bias[o] = total;
-    }
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < k; panel += PANEL)
-      for (int64_t i = 0; i < c; ++i)
-        for (int64_t half = 0; half < PANEL; half += LANES) {
-          Floats q[4][4] = {};
-          for (int64_t g = 0; g < groups; ++g)
-            for (int p = 0; p < PLACES; ++p)
-              q[p / 4][p % 4] += load(sums + g * size + p * c * k + panel * c + i * PANEL + half);
-          Floats rows[3][4];
-          for (int j = 0; j < 4; ++j) {
-            rows[0][j] = q[0][j] + 0.5f * (q[1][j] + q[2][j]);
-            rows[1][j] = 0.5f * (q[1][j] - q[2][j]);
-            rows[2][j] = 0.5f * (q[1][j] + q[2][j]) + q[3][j];
-          }
-          for (int r = 0; r < 3; ++r) {
-            const Floats three[3] = {rows[r][0] + 0.5f * (rows[r][1] + rows[r][2]), 0.5f * (rows[r][1] - rows[r][2]),
-                                     0.5f * (rows[r][1] + rows[r][2]) + rows[r][3]};
-            for (int j = 0; j < 3; ++j)
-              for (int64_t l = 0; l < LANES; ++l)
-                of_weight[(panel + half + l) * strides[0] + i * strides[1] + r * strides[2] + j * strides[3]] = three[j][l];
-          }
-        }
+    write_gradients(sums, groups, size, c, k, strides, of_weight, of_bias);
   }
 }
