@@ -1,12 +1,17 @@
 """What `ddpm plan` gains: ten small sets at equal processor minutes, against defaults.
 
+    python benchmarks/quality.py train --root runs/ten --arms plan former lucidrains --minutes 2 \
+        --sets shapes-100 shapes-1000 mnist emoji emoji-300 sysu sysu-motorbike cifar-300 \
+               cifar-3000 cifar-30000 --sysu DIR --cifar DIR --emoji FILE
     python benchmarks/ten_sets.py --root runs/ten
 
-It compares what `quality.py train` has left there for the arms default, plan and lucidrains:
-`plan` is what `ddpm plan` proposes for these minutes, `default` is `ddpm train FOLDER` with the
-same length, lucidrains is denoising-diffusion-pytorch as its README runs it. All of a table is to
-be measured on one machine. As lucidrains draws 64 images only, it is compared by the distance of
-64 of each; distances shrink with the number of samples.
+It compares what `quality.py train` has left there for the arms plan, former and lucidrains, and for
+default where that is there: `plan` is what `ddpm plan` proposes for these minutes, `former` the
+library's defaults from before plans (a U-Net of width 32 that predicts v), `default` is `ddpm train
+FOLDER` with the same length, which takes most of a plan's choices by now, lucidrains is
+denoising-diffusion-pytorch as its README runs it. All of a table is to be measured on one machine.
+As lucidrains draws 64 images only, it is compared by the distance of 64 of each; distances shrink
+with the number of samples.
 """
 
 from __future__ import annotations
@@ -18,43 +23,52 @@ from typing import Any
 from quality import FEW, read
 from quality_sets import SETS
 
-ARMS = ("plan", "default", "lucidrains")
-SHOWN = {"frechet_256": "VGG stage 3", "frechet_512": "stage 5", "frechet_8x8": "8×8 pixels"}
+ARMS = ("plan", "former", "default", "lucidrains")
+NEEDED = {"plan", "former", "lucidrains"}
+SHOWN = {
+    "frechet_256": "VGG stage 3",
+    "frechet_512": "stage 5",
+    "frechet_8x8": "8×8 pixels",
+    "recall": "recall",
+    f"frechet_256_of_{FEW}": f"stage 3 of {FEW}",
+}
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Return a table in Markdown, a row per set and a last row of how often the plan is nearer."""
+    """Return a table in Markdown, a row per set and a last row of how often the plan is better."""
     by_set: dict[str, dict[str, dict[str, Any]]] = {}
     for one in found:
         by_set.setdefault(one["set"], {})[one["arm"]] = one
-    head = ["set", "steps: plan, default, lucidrains"]
-    head += [f"{words}: plan, default" for words in SHOWN.values()]
-    head += ["recall: plan, default", f"stage 3 of {FEW}: plan, default, lucidrains"]
+    complete = [name for name in SETS if set(by_set.get(name, ())) >= NEEDED]
+    there = [arm for arm in ARMS if complete and all(arm in by_set[name] for name in complete)]
+    drawn = {key: _arms(key, there) for key in SHOWN}
+    head = ["set", f"steps: {', '.join(there)}"]
+    head += [f"{words}: {', '.join(drawn[key])}" for key, words in SHOWN.items()]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    complete = [name for name in SETS if set(by_set.get(name, ())) >= set(ARMS)]
     for name in complete:
         arms = by_set[name]
-        cells = [name, ", ".join(f"{arms[arm]['steps']:,}" for arm in ARMS)]
-        cells += [_values([arms[arm][key] for arm in ARMS[:2]]) for key in SHOWN]
-        cells.append(_values([arms[arm]["recall"] for arm in ARMS[:2]]))
-        cells.append(_values([arms[arm][f"frechet_256_of_{FEW}"] for arm in ARMS]))
+        cells = [name, ", ".join(f"{arms[arm]['steps']:,}" for arm in there)]
+        cells += [_values([arms[arm][key] for arm in drawn[key]]) for key in SHOWN]
         lines.append("| " + " | ".join(cells) + " |")
-    cells = ["plan nearer", ""]
+    cells = ["plan better", ""]
     for key in SHOWN:
-        nearer = sum(by_set[name]["plan"][key] < by_set[name]["default"][key] for name in complete)
-        cells.append(f"{nearer} of {len(complete)}")
-    more = sum(
-        by_set[name]["plan"]["recall"] > by_set[name]["default"]["recall"] for name in complete
-    )
-    cells.append(f"{more} of {len(complete)}")
-    key = f"frechet_256_of_{FEW}"
-    against = [
-        sum(by_set[name]["plan"][key] < by_set[name][arm][key] for name in complete)
-        for arm in ARMS[1:]
-    ]
-    cells.append(f"{against[0]} and {against[1]} of {len(complete)}")
+        wins = [_wins(key, arm, by_set, complete) for arm in drawn[key][1:]]
+        cells.append(f"{', '.join(map(str, wins))} of {len(complete)}")
     lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _arms(key: str, there: list[str]) -> list[str]:
+    """Return who is compared by a number: lucidrains by that of few samples alone."""
+    return there if key.endswith(f"_of_{FEW}") else [arm for arm in there if arm != "lucidrains"]
+
+
+def _wins(
+    key: str, arm: str, by_set: dict[str, dict[str, dict[str, Any]]], names: list[str]
+) -> int:
+    """Return on how many sets the plan is better than an arm."""
+    sign = -1 if key == "recall" else 1
+    return sum(sign * (by_set[n]["plan"][key] - by_set[n][arm][key]) < 0 for n in names)
 
 
 def _values(values: list[float]) -> str:

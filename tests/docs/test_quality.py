@@ -63,24 +63,28 @@ def test_what_a_training_cost_is_learnt(quality: Any, tmp_path: Path) -> None:
     assert quality.cost("default", train, tmp_path) == (5.0, pytest.approx(0.15))
 
 
-def test_ten_sets_count_where_the_plan_is_nearer(quality: Any) -> None:
+def test_ten_sets_count_where_the_plan_is_better(quality: Any) -> None:
     ten_sets = importlib.import_module("ten_sets")
 
     def run(name: str, arm: str, distance: float) -> dict[str, Any]:
-        keys = [*ten_sets.SHOWN, f"frechet_256_of_{quality.FEW}"]
-        return {"set": name, "arm": arm, "steps": 100, "recall": 1 / distance} | dict.fromkeys(
-            keys, distance
-        )
+        numbers = dict.fromkeys(ten_sets.SHOWN, distance) | {"recall": 1 / distance}
+        return {"set": name, "arm": arm, "steps": 100} | numbers
 
+    arms = ("plan", "former", "lucidrains")
     found = [
         run(name, arm, distance)
         for name, distances in {"sysu": (2.0, 3.0, 150.0), "emoji": (5.0, 4.0, 160.0)}.items()
-        for arm, distance in zip(ten_sets.ARMS, distances, strict=True)
+        for arm, distance in zip(arms, distances, strict=True)
     ]
     found.append(run("mnist", "plan", 1.0))  # alone: it is compared with nothing
     lines = ten_sets.table(found).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| sysu", "| emoji", "| plan nearer"]
-    assert lines[-1].endswith("| 1 of 2 | 1 of 2 | 1 of 2 | 1 of 2 | 1 and 2 of 2 |")
+    assert "stage 3 of 64: plan, former, lucidrains |" in lines[0]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| sysu", "| emoji", "| plan better"]
+    assert lines[-1].endswith("| 1 of 2 | 1 of 2 | 1 of 2 | 1 of 2 | 1, 2 of 2 |")
+    found += [run("sysu", "default", 1.0), run("emoji", "default", 9.0)]
+    lines = ten_sets.table(found).splitlines()
+    assert "stage 3 of 64: plan, former, default, lucidrains |" in lines[0]
+    assert lines[-1].endswith("| 1, 1 of 2 | 1, 1 of 2 | 1, 1 of 2 | 1, 1 of 2 | 1, 1, 2 of 2 |")
 
 
 def test_the_rule_s_checkpoint_is_compared_with_all(quality: Any) -> None:
