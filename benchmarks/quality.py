@@ -410,7 +410,7 @@ def write_page(root: Path) -> None:
             {r["minutes"] for r in found if r["set"] == name and r["arm"] in GROUND} & set(MARKS)
         )
         strip(name, minutes, root, FIGURES / f"quality-{name}.png")
-    fill(found)
+    fill(PAGE, parts(found))
 
 
 def parts(found: list[dict[str, Any]]) -> dict[str, str]:
@@ -478,13 +478,13 @@ def printed(mark: str) -> re.Pattern[str]:
     return re.compile(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end of {mark} -->)", re.S)
 
 
-def fill(found: list[dict[str, Any]]) -> None:
-    """Put the tables into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    for mark, words in parts(found).items():
+def fill(page: Path, blocks: dict[str, str]) -> None:
+    """Put tables into a page, by their marks."""
+    text = page.read_text(encoding="utf-8")
+    for mark, words in blocks.items():
         before, after = printed(mark).split(text)
         text = before + words + after
-    write_atomically(PAGE, text)
+    write_atomically(page, text)
 
 
 def _mean(values: list[float]) -> str:

