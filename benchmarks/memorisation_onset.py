@@ -1,6 +1,7 @@
 """When a network begins to copy its training images, against how many there are.
 
     python benchmarks/memorisation_onset.py --images 24 48 96 192 --seeds 0 1 --output onset.json
+    python benchmarks/memorisation_onset.py --set textures photos --photos path/to/images …
 
 A small network is trained at a fixed batch and a constant rate on n pictures; at steps that grow by
 a quarter it draws, and the share of copies among the samples is taken by the rule of Yoon et al.
@@ -17,6 +18,7 @@ import json
 import math
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,22 @@ def textures(n: int, side: int, seed: int) -> ImageDataset:
     return open_dataset(pixels, image_size=side)
 
 
+def of_folder(folder: str, n: int, side: int, seed: int) -> ImageDataset:
+    """Read n images of a folder, drawn with the seed."""
+    whole = open_dataset(folder, image_size=side)
+    if len(whole) < n:
+        raise SystemExit(f"{folder} has {len(whole)} images, fewer than {n}.")
+    chosen = np.random.default_rng(seed).permutation(len(whole))[:n]
+    pixels = whole.batch(chosen.tolist())["image"].permute(0, 2, 3, 1).numpy()
+    return open_dataset(pixels, image_size=side)
+
+
 SETS = {
     "shapes": lambda n, side, seed: Shapes(size=side, n=n, seed=seed),
     "textures": textures,
+    "photos": None,
 }
+"""What gives n pictures of a side by a seed; photos: of the folder that --photos names."""
 
 
 class Looks(Callback):
@@ -102,7 +116,8 @@ def slope(points: list[tuple[int, float]]) -> tuple[float, float, float]:
 
 def measure(kind: str, n: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train on n images until they are copied; return when that began."""
-    data = SETS[kind](n, args.side, seed)
+    make = SETS[kind] or partial(of_folder, args.photos)
+    data = make(n, args.side, seed)
     torch.manual_seed(seed)
     network = Unet(
         dim=args.dim, dim_mults=(1,), patch_size=2, blocks_per_level=1, attention_levels=()
@@ -150,6 +165,7 @@ def main() -> None:
     """Measure, print a table, write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--set", nargs="+", choices=SETS, default=["shapes"])
+    parser.add_argument("--photos", help="a folder of images, for the set photos")
     parser.add_argument("--images", type=int, nargs="+", default=[24, 48, 96, 192])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--side", type=int, default=8)
@@ -162,6 +178,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if "photos" in args.set and args.photos is None:
+        parser.error("the set photos needs --photos FOLDER")
     results: list[dict[str, Any]] = []
     slopes: dict[str, tuple[float, float, float]] = {}
     for kind in args.set:
