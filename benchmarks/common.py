@@ -11,12 +11,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from ddpm_lib.training.results import TrainingResult
 
 Times = dict[str, list[float]]
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -249,6 +252,13 @@ def finish(
         )
         print(f"Wrote {arguments.output}.")
     return found
+
+
+def trained(result: TrainingResult) -> TrainingResult:
+    """End the program where somebody ended the training: what comes after would measure less."""
+    if result.signal is not None:
+        raise SystemExit(result.exit_code)
+    return result
 
 
 def medians(times: Times) -> dict[str, float]:

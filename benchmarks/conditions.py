@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import common
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.data import ImageDataset
 from ddpm_lib.images import to_uint8
@@ -92,7 +93,7 @@ def trained(data: ImageDataset, folder: Path, steps: int) -> GaussianDiffusion:
         device="cpu",
         **options,
     )
-    trainer.train()
+    common.trained(trainer.train())
     return process.eval()
 
 

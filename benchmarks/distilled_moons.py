@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import common
 from ddpm_lib import GaussianDiffusion, Trainer, distill
 from ddpm_lib.data.toys import Toy
 from ddpm_lib.metrics.distances import energy_distance
@@ -52,7 +53,8 @@ def main() -> None:
         began = time.process_time()
         rate = {"learning_rate": 2e-3, "lr_schedule": "cosine", "mixed_precision": "no"}
         more = {"batch_size": 256, "max_steps": options.steps, "horizontal_flip": False}
-        Trainer(process, data, output_dir=str(teacher), **quiet, **rate, **more).train()
+        trainer = Trainer(process, data, output_dir=str(teacher), **quiet, **rate, **more)
+        common.trained(trainer.train())
         learned = time.process_time()
         tuned = distill(
             teacher,

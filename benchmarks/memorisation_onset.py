@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import common
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet, open_dataset
 from ddpm_lib.data import ImageDataset
 from ddpm_lib.images import to_uint8
@@ -128,7 +129,7 @@ def measure(kind: str, n: int, seed: int, args: argparse.Namespace) -> dict[str,
     first = max(20, args.first_passes * n // args.batch_size)
     looks, began = Looks(first, args.samples, data), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(
+        trainer = Trainer(
             process,
             data,
             callbacks=looks,
@@ -148,7 +149,8 @@ def measure(kind: str, n: int, seed: int, args: argparse.Namespace) -> dict[str,
             report=False,
             progress=False,
             device=args.device,
-        ).train()
+        )
+        common.trained(trainer.train())
     parameters = sum(p.numel() for p in network.parameters())
     return {
         "set": kind,

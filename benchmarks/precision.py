@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+import common
 from ddpm_lib import GaussianDiffusion, Trainer, Unet
 from ddpm_lib.data import prepare_sysu
 from ddpm_lib.nn.memory_format import use_channels_last
@@ -76,7 +77,7 @@ def train(
     folder: Path, data: Any, args: argparse.Namespace, precision: str, seed: int
 ) -> dict[int, dict[str, float]]:
     """Train once and return the lines of its metrics by step."""
-    Trainer(
+    trainer = Trainer(
         make(args.image_size, args.dim, seed),
         data,
         output_dir=str(folder),
@@ -94,7 +95,8 @@ def train(
         save_every=args.steps,
         progress=False,
         ema_decay=(0.995,),
-    ).train()
+    )
+    common.trained(trainer.train())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     merged: dict[int, dict[str, float]] = {}
     for row in rows:

@@ -177,7 +177,7 @@ def trained(asked: argparse.Namespace, device: torch.device) -> tuple[Any, Tenso
             progress=False,
             device=device.type,
         )
-        trainer.train()
+        common.trained(trainer.train())
         diffusion.model.load_state_dict(trainer.averaged_network().state_dict())
     return diffusion, data.batch(range(len(data)))["image"]
 
