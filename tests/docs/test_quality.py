@@ -96,7 +96,11 @@ def test_the_rule_s_checkpoint_is_compared_with_all(quality: Any) -> None:
     stopped = {"step": 1800, "reason": "copying", "best": 1200}
     one = {"set": "emoji", "images": 1129, "steps": 2400, "stopped": stopped, "looks": looks}
     line = stop_rule.table([one]).splitlines()[-1]
-    assert "| 1,800 of 2,400 | 1,200 | 3.00, 1 % | 1,200 | 3.00, 1 % | 1.00 | 3.30, 20 % |" in line
+    same = "1,200 | 3.00, 1 % | 1,200 | 3.00, 1 % | 1.00 | 1,200 | 3.00, 1 %"
+    assert f"| 1,800 of 2,400 | {same} | 3.30, 20 % |" in line
+    looks.append({"step": 2100, "frechet_256": 2.0, "recall": 0.5, "copies": 0.4})
+    line = stop_rule.table([one]).splitlines()[-1]
+    assert f"| 1,800 of 2,400 | {same.removesuffix('1,200 | 3.00, 1 %')}2,100 | 2.00, 40 %" in line
     run = stop_rule.command("emoji", Path("images"), Path("run"), ["overfitting", "copying"])
     assert run[run.index("--stop-when") + 1] == "overfitting,copying"
 
