@@ -4,7 +4,9 @@ are the same each time, and named by (seed, slot) where they are not.
 
 from __future__ import annotations
 
+import copy
 import random
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.data import BadImagesError, make_loader, open_dataset
 from ddpm_lib.data.loader import Drawn
 from ddpm_lib.data.transforms import TransformError
+from training_helpers import tiny_trainer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 16, 12, 3)).astype(np.uint8)
 
@@ -235,3 +238,49 @@ def test_training_resumes_exactly_on_random_pictures_and_refuses_another_transfo
     trainer = Trainer(tiny(), opened, transform=v2.CenterCrop(8), output_dir=place)
     with pytest.raises(ConfigError, match="give it to open_dataset"):
         trainer.prepare()
+
+
+def _inverted(picture: Image.Image) -> Image.Image:
+    return Image.fromarray(255 - np.asarray(picture))
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_paths_beside_an_open_set_get_its_transform(tmp_path: Path, cache: Any) -> None:
+    """Held-out images and additions are read like what is trained on, once."""
+    for name in ("a", "b", "c"):
+        folder(tmp_path / name)
+    for file in (tmp_path / "c").iterdir():
+        Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
+    way: dict[str, Any] = {"image_size": 8, "cache": cache, "num_workers": 0}
+    train = open_dataset(tmp_path / "a", transform=_inverted, **way)
+    trainer = tiny_trainer(
+        tmp_path / "run",
+        data=train,
+        val_data=str(tmp_path / "b"),
+        add_data=tmp_path / "c",
+        val_every=2,
+    )
+    trainer.prepare()
+    assert trainer.held_out is not None
+    assert torch.equal(all_of(trainer.held_out), all_of(train))
+    assert torch.equal(all_of(trainer.dataset)[20:], all_of(train).flip(2, 3))
+
+    plain = open_dataset(tmp_path / "b", **way)
+    trainer = tiny_trainer(tmp_path / "other", data=train, val_data=plain, val_every=2)
+    trainer.prepare()
+    assert trainer.held_out is not None
+    assert torch.equal(all_of(trainer.held_out), all_of(plain))
+
+
+def test_a_transform_that_pickling_left_behind_is_missed_only_where_it_is_needed(
+    tmp_path: Path,
+) -> None:
+    folder(tmp_path / "a")
+    data = open_dataset(tmp_path / "a", image_size=8, transform=lambda p: _inverted(p))
+    again = ForkingPickler.loads(ForkingPickler.dumps(data))
+    assert copy.deepcopy(data).applied.transform is data.applied.transform
+    tiny_trainer(tmp_path / "run", data=again).prepare()
+    with pytest.raises(ConfigError, match=r"transform=.*lambda.*Open these with open_dataset"):
+        tiny_trainer(
+            tmp_path / "other", data=again, val_data=str(tmp_path / "a"), val_every=2
+        ).prepare()

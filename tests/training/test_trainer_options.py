@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_lib import Shapes, Trainer, Unet
+from ddpm_lib import GaussianDiffusion, Shapes, Trainer, Unet
 from ddpm_lib.cli import main
 from ddpm_lib.data import open_dataset
 from ddpm_lib.evaluation import evaluate
+from ddpm_lib.evaluation.run_images import RunImages
+from ddpm_lib.runs.loading import load_run
 from ddpm_lib.training import Callback, ConfigError, TrainingConfig
 from ddpm_lib.training.sources import data_name
 from training_helpers import tiny_diffusion, tiny_trainer
@@ -178,3 +180,51 @@ def test_a_config_that_names_an_object_says_so(tmp_path: Path) -> None:
         ConfigError, match="<Subset of 20, given in Python> was an object of Python"
     ):
         tiny_trainer(tmp_path, data=Shapes(size=8, n=40), **options).train()
+
+
+def bands(folder: Path, seed: int) -> Path:
+    """Write 12 wide pictures of 16 bits, whose values lie in 0 … 4095."""
+    folder.mkdir()
+    values = np.random.default_rng(seed).integers(0, 4096, (12, 8, 16)).astype(np.uint16)
+    for k, pixels in enumerate(values):
+        Image.fromarray(pixels).save(folder / f"wild-cat_{k:02d}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"fit": "pad", "background": (0, 0, 90)},
+        {"fit": "pad", "background": 7},
+        {"fit": "stretch", "labels": "prefix"},
+        {"normalize": "affine", "fit": "stretch"},
+    ],
+)
+def test_what_an_open_set_was_opened_with_is_recorded_and_reads_other_images(
+    tmp_path: Path, words: dict[str, Any]
+) -> None:
+    """As if its options had been the run's own: `evaluate --data`, `tune`, `distill`, `report`."""
+    if "normalize" not in words:
+        words = {**words, "value_range": (0, 4095)}
+    data = open_dataset(bands(tmp_path / "a", 0), image_size=8, channels=1, **words)
+    other = bands(tmp_path / "b", 1)
+    classes = 1 if "labels" in words else None
+    for _ in range(2):  # the same call goes on with the run
+        diffusion = GaussianDiffusion(
+            Unet(dim=8, dim_mults=(1, 2), channels=1, num_classes=classes), image_size=8
+        )
+        tiny_trainer(tmp_path / "run", diffusion, data=data, max_steps=2).train()
+    found = RunImages(load_run(tmp_path / "run"))
+    assert found.config.fit == words["fit"]
+    assert found.config.value_range == words.get("value_range")
+    assert found.config.normalize == words.get("normalize")
+    if "normalize" in words:
+        words = {**words, "normalize": found.loaded.diffusion.normalization}
+    expected = open_dataset(other, image_size=8, channels=1, **words)
+    rows = np.arange(12)
+    for opened in (found.other(str(other), None, None), found.pictures(str(other), None, None)):
+        assert torch.equal(opened.batch(rows)["image"], expected.batch(rows)["image"])
+    assert RunImages(found.loaded, given=data).get("train").fingerprint == data.fingerprint
+    assert RunImages(found.loaded, given=tmp_path / "a").get("train").fingerprint is not None
+    text = (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
+    assert f"fit: {words['fit']}" in text

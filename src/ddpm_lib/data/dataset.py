@@ -22,6 +22,7 @@ from ddpm_lib.data.stores import Map
 from ddpm_lib.data.stores import MemoryStore as MemoryStore
 from ddpm_lib.data.stores import Store as Store
 from ddpm_lib.data.stores import StreamStore as StreamStore
+from ddpm_lib.data.transforms import AppliedTransform
 
 if TYPE_CHECKING:
     from ddpm_lib.data.condition_values import ConditionValues
@@ -76,6 +77,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.origin = origin
         self.opened_with: dict[str, Any] = {}
         """The options of `open_dataset` that said how the images are read."""
+        self.applied = AppliedTransform()
+        """The transform of `open_dataset` by which the pictures were read."""
         self.groups: np.ndarray | None = None
         """int64 (n,): images of one number stay together when the set is split; None: each is on
         its own.
@@ -263,6 +266,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         part.earlier_fingerprint = self._digest(self.earlier_fingerprint, chosen)
         part._reading = None if self._reading is None else 0
         part.opened_with, part.stored = self.opened_with, self.stored
+        part.applied = self.applied
         part.measured = self.measured
         part.groups = None if self.groups is None else self.groups[chosen]
         part.conditions = taken(self.conditions, chosen)

@@ -104,6 +104,20 @@ def make_spec(
         )
     if fit not in get_args(Fit):
         raise ValueError(unknown_name("fit", fit, get_args(Fit)))
+    ground = colour_of(background)
+    if max_pixels < 1:
+        raise ValueError(f"{option('max_pixels')} must be positive; got {max_pixels!r}.")
+    given = check_range(value_range)
+    size = size_pair(image_size)
+    return DecodeSpec(size, channels, fit, ground, max_pixels, given)  # type: ignore[arg-type]
+
+
+def colour_of(background: Background) -> tuple[int, int, int]:
+    """Return the three values 0 … 255 of a colour name, a grey value or three values.
+
+    Raises:
+        ValueError: If it is no colour.
+    """
     if isinstance(background, str):
         try:
             colour = tuple(ImageColor.getrgb(background)[:3])
@@ -118,9 +132,4 @@ def make_spec(
             "background must be a colour name, a grey value or three values 0 … 255; got"
             f" {background!r}."
         )
-    if max_pixels < 1:
-        raise ValueError(f"{option('max_pixels')} must be positive; got {max_pixels!r}.")
-    ground = colour[0], colour[1], colour[2]
-    given = check_range(value_range)
-    size = size_pair(image_size)
-    return DecodeSpec(size, channels, fit, ground, max_pixels, given)  # type: ignore[arg-type]
+    return colour[0], colour[1], colour[2]

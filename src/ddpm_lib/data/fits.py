@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lib.core.spelling import option
-from ddpm_lib.data.decode_spec import MAX_PIXELS
+from ddpm_lib.data.decode_spec import MAX_PIXELS, colour_of
 
 DEFAULTS: dict[str, Any] = {
     "split": None,
@@ -132,7 +132,7 @@ def check_fits(
         value = options.get(name, DEFAULTS[name])
         if value == DEFAULTS[name] or (name == "labels" and value == "none"):
             continue
-        if done is not None and _same(value, done.get(name, DEFAULTS[name])):
+        if done is not None and _same(name, value, done.get(name, DEFAULTS[name])):
             continue
         note = (_MEASURED if kind == "measured values" else _INSTEAD)[name]
         if name == "labels" and "image_column" in _UNFIT[kind]:
@@ -146,8 +146,12 @@ def check_fits(
         )
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values mean the same: a range may be a list or a tuple."""
+def _same(name: str, a: Any, b: Any) -> bool:
+    """Whether two values of an option mean the same: a range may be a list or a tuple, and a colour
+    a name or numbers.
+    """
+    if name == "background":
+        return colour_of(a) == colour_of(b)
     return bool(a == b) or (
         isinstance(a, list | tuple) and isinstance(b, list | tuple) and list(a) == list(b)
     )

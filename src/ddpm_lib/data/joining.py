@@ -106,7 +106,7 @@ def join(parts: Sequence[ImageDataset]) -> ImageDataset:
     )
     whole.earlier_fingerprint = whole.fingerprint
     whole.opened_with, whole.stored = first.opened_with, first.stored
-    whole.measured = first.measured
+    whole.applied, whole.measured = first.applied, first.measured
     shared = [k for k in first.conditions if all(k in part.conditions for part in parts)]
     whole.conditions = {k: _values([part.conditions[k] for part in parts]) for k in shared}
     whole._reading = first._reading

@@ -52,7 +52,7 @@ from ddpm_lib.data.reading_notes import random_note, streamed_note
 from ddpm_lib.data.source import Source
 from ddpm_lib.data.split import joined
 from ddpm_lib.data.stored_sizes import stored_sizes
-from ddpm_lib.data.transforms import make_transform
+from ddpm_lib.data.transforms import AppliedTransform, make_transform
 from ddpm_lib.data.workers import check_num_workers
 
 _CHOICES = {
@@ -229,7 +229,7 @@ def open_dataset(
         source = find_source(data, spec, *asked, num_workers == 0, frames, data_root, download)
         source, groups = _listed(source, listed, data)
         opened = _finish(source, spec, way)
-        opened.opened_with = options
+        opened.opened_with, opened.applied = options, AppliedTransform(spec.transform)
         opened.groups = None if groups is None else groups[opened.rows]
         known = known_of(source)
     opened = add_conditions(opened, wanted, KnownOfData(spec, pictures, **known))

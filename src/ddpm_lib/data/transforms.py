@@ -50,6 +50,25 @@ class Transform:
         return self.description
 
 
+class AppliedTransform:
+    """The transform that a set was opened with, for sets that are to be read alike.
+
+    It is not pickled: images in RAM need it no more, and a lambda could not be.
+
+    Attributes:
+        transform: The transform; None where there was none, and in another process.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any] | None = None) -> None:
+        self.transform = transform
+
+    def __reduce__(self) -> tuple[type[AppliedTransform], tuple[()]]:
+        return AppliedTransform, ()
+
+    def __deepcopy__(self, memo: object) -> AppliedTransform:
+        return self
+
+
 @dataclass
 class Probe:
     """Stands in for a transform on one picture, and finds out whether it draws random numbers.

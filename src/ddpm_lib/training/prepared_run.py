@@ -35,6 +35,7 @@ from ddpm_lib.training.keeping import as_begun, keepers, kept_for_good
 from ddpm_lib.training.learner import Learner
 from ddpm_lib.training.optim import say_extension
 from ddpm_lib.training.randomness import StepRandomness
+from ddpm_lib.training.reading_alike import read_alike
 from ddpm_lib.training.resume import (
     began_here,
     check_same_network,
@@ -52,11 +53,7 @@ from ddpm_lib.training.run_config import absolute_source, portable_options, writ
 from ddpm_lib.training.same_data import describe_dataset, fraction_held_out, write_data_notes
 from ddpm_lib.training.sampling import check_grids
 from ddpm_lib.training.saving import check_space
-from ddpm_lib.training.sources import (
-    asks_for_files,
-    data_name,
-    open_training_data,
-)
+from ddpm_lib.training.sources import asks_for_files, data_name, open_training_data
 from ddpm_lib.training.step import ForwardPass
 
 if TYPE_CHECKING:
@@ -143,6 +140,7 @@ class PreparedRun(RunContext):
         units = run_normalization(began, self.output_dir)
         way = (self.diffusion, self.say, before, self.transform, units)
         images = open_training_data(self.data_source, config, *way)
+        config = self.config = read_alike(config, images[0])
         self.diffusion.normalization = images[0].normalization
         know_texts(self.diffusion, *images)
         self._data = TrainingData(*images, held_fraction(config, before))

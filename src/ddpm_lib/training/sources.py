@@ -23,7 +23,7 @@ from ddpm_lib.training.growing import grown
 from ddpm_lib.training.holding_out import held_fraction, hold_out
 from ddpm_lib.training.measured_data import in_one_range, units_of_teacher
 from ddpm_lib.training.option_values import refuse_described
-from ddpm_lib.training.reading_alike import read_alike
+from ddpm_lib.training.reading_alike import read_alike, transform_alike
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -115,7 +115,7 @@ def open_training_data(
         held_before: For a run that goes on, the val_fraction that it holds images out by (0: none),
             else None. What was held out stays out of the training, and what was trained on stays in
             it, whatever becomes of the validation.
-        transform: A callable on each picture of both sets.
+        transform: A callable on each picture of both sets; an open set brings its own.
         normalization: Of measured values, for a run that goes on; else it is a teacher's, or
             fitted on what is trained on.
 
@@ -142,6 +142,7 @@ def open_training_data(
         )
     else:
         train, held_out = hold_out(train, config, held_before, log)
+    transform = transform_alike(config, train)
     if config.val_data is not None:
         given = validation_split(config.val_data, None, asks_for_files(config))
         # What is open already has its transform, or none.
@@ -164,7 +165,8 @@ def open_training_data(
 
     def open_more(more: Any, words: tuple[str, ...]) -> ImageDataset:
         is_open = isinstance(more, ImageDataset)
-        options = replace(_as_opened(kept) if is_open else kept, condition=words)
+        options = _as_opened(kept) if is_open else _without_columns(more, kept)
+        options = replace(options, condition=words)
         after = None if is_open else transform
         return suited(_open(more, options, diffusion, None, log, after), diffusion)
 
@@ -222,6 +224,15 @@ def _for_held_out(config: TrainingConfig) -> TrainingConfig:
     if may_have_columns(config.val_data) and config.val_labels == "auto":
         return replace(config, labels=config.val_labels)
     return replace(config, labels=config.val_labels, image_column=None, label_column=None)
+
+
+def _without_columns(data: Any, config: TrainingConfig) -> TrainingConfig:
+    """Return the data options without columns for data that can have none."""
+    from ddpm_lib.data.fits import may_have_columns
+
+    if may_have_columns(data):
+        return config
+    return replace(config, image_column=None, label_column=None)
 
 
 def _as_opened(config: TrainingConfig) -> TrainingConfig:
