@@ -195,7 +195,8 @@ class LinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the positions of x (b, width, h, w)."""
         b = x.shape[0]
-        q, k, v = self.to_qkv(self.norm(x)).view(b, 3, self.heads, self.head_dim, -1).unbind(1)
+        shape = 3, self.heads, self.head_dim
+        q, k, v = self.to_qkv(self.norm(x)).flatten(2).unflatten(1, shape).unbind(1)
         if self.memory_tokens:
             k, v = (
                 torch.cat((memory.to(k.dtype).expand(b, -1, -1, -1), own), dim=-1)
@@ -203,7 +204,7 @@ class LinearAttention(nn.Module):
             )
         context = k.softmax(dim=-1) @ v.transpose(-1, -2)
         attended = context.transpose(-1, -2) @ (q.softmax(dim=-2) * self.head_dim**-0.5)
-        return x + self.to_out(attended.reshape(b, -1, *x.shape[2:]))
+        return x + self.to_out(attended.flatten(1, 2).unflatten(-1, x.shape[2:]))
 
 
 class MemoryAttention(nn.Module):
@@ -230,7 +231,8 @@ class MemoryAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the positions of x (b, width, h, w)."""
         b = x.shape[0]
-        qkv = self.to_qkv(self.norm(x)).view(b, 3, self.heads, self.head_dim, -1)
+        shape = 3, self.heads, self.head_dim
+        qkv = self.to_qkv(self.norm(x)).flatten(2).unflatten(1, shape)
         q, k, v = qkv.transpose(-1, -2).unbind(1)
         if self.memory_tokens:
             k, v = (
@@ -238,7 +240,21 @@ class MemoryAttention(nn.Module):
                 for memory, own in zip(self.mem_kv, (k, v))
             )
         attended = attend(q, k, v).transpose(-1, -2)
-        return x + self.to_out(attended.reshape(b, -1, *x.shape[2:]))
+        return x + self.to_out(attended.flatten(1, 2).unflatten(-1, x.shape[2:]))
+
+
+class Unshuffle(nn.PixelUnshuffle):
+    """2×2 pixels become channels, also of no images, which torch returns in their old shape."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (b, width, h, w) to (b, 4·width, h/2, w/2)."""
+        b, width, height, across = x.shape
+        if b == 0:
+            return x.reshape(0, 4 * width, height // 2, across // 2)
+        return super().forward(x)
 
 
 class DownUnshuffle(nn.Sequential):
@@ -250,7 +266,7 @@ class DownUnshuffle(nn.Sequential):
     """
 
     def __init__(self, width: int, out: int) -> None:
-        super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(4 * width, out, 1))
+        super().__init__(Unshuffle(), nn.Conv2d(4 * width, out, 1))
 
 
 class Up(nn.Sequential):
