@@ -318,6 +318,45 @@ def test_cells_that_diverge_do_not_end_the_ablation(
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("where", ["sample", "train"])
+def test_a_cell_that_fails_does_not_end_the_ablation_and_is_tried_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+) -> None:
+    """Whatever the error is; the exit code says that there was one."""
+    real, calls = getattr(Trainer, where), []
+
+    def broken(self: Trainer, *args: Any, **options: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 1:
+            raise RuntimeError("no\nmemory of this")
+        return real(self, *args, **options)
+
+    def command() -> int:
+        flags = [f"--set={k}={v}" for k, v in FIXED.items()]
+        words = ["--vary", "learning_rate=0.001,0.002", "--images", 64, "--num-samples", 32]
+        place = ["--seeds", 0, "--device", "cpu", "--output-dir", tmp_path]
+        return ddpm("ablate", "toy:ring", *words, *flags, *place)
+
+    monkeypatch.setattr(Trainer, where, broken)
+    vary = {"learning_rate": [1e-3, 2e-3]}
+    assert command() == 1
+    told = capsys.readouterr()
+    assert "Failed, 1 of 2; the same ablation tries them again:" in told.out
+    assert "| 0.001 | failed |" in told.out
+    assert "RuntimeError: no memory of this" in told.out
+    assert "RuntimeError: no memory of this" in told.err
+    assert "no memory of this" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["status"] for row in csv.DictReader(file)][:2] == ["failed", "measured"]
+    assert command() == 0
+    assert len(calls) == 3, "the cell that was measured is not touched"
+    assert "Failed" not in capsys.readouterr().out
+    assert [o.status for o in small(tmp_path, vary).outcomes] == ["measured", "measured"]
+
+
 def test_images_seen_must_be_equal(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,

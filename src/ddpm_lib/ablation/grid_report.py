@@ -29,7 +29,8 @@ class Outcome:
     Attributes:
         varied: The varied settings by dotted name.
         seed: The repetition.
-        status: "measured", "refused" (the library will not build it) or "diverged".
+        status: "measured", "refused" (the library will not build it), "diverged" or "failed" (an
+            error in training or sampling; the same ablation tries it again).
         reason: Why it was not measured.
         measures: Values by name, lower is better; empty unless measured.
         seconds: Time of training.
@@ -61,7 +62,7 @@ class AblationResult:
         floor: Values of data against data by measure, where that can be measured.
         about: Data, images seen, sizes.
         folder: The directory of the ablation.
-        exit_code: 0, or that of the training that was stopped.
+        stopped: The exit code of the training that was stopped; 0 where none was.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -69,7 +70,19 @@ class AblationResult:
     floor: dict[str, list[float]]
     about: dict[str, Any]
     folder: Path
-    exit_code: int = 0
+    stopped: int = 0
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """The cells that an error ended."""
+        return [outcome for outcome in self.outcomes if outcome.status == "failed"]
+
+    @property
+    def exit_code(self) -> int:
+        """That of the training that was stopped; else 1 where cells failed, and 0 where none
+        did.
+        """
+        return self.stopped or (1 if self.failed else 0)
 
     @property
     def measures(self) -> list[str]:
@@ -120,6 +133,13 @@ class AblationResult:
         floor = [_spread(self.floor[m]) if m in self.floor else "" for m in self.measures]
         lines.append(_row(["data against data", *[""] * (len(names) - 1), *floor]))
         return "\n".join(lines)
+
+    def failures_markdown(self) -> str:
+        """Return a list of the cells that failed, with their reasons; "" where none did."""
+        if not self.failed:
+            return ""
+        told = f"Failed, {len(self.failed)} of {len(self.outcomes)}; the same ablation tries them"
+        return "\n".join([f"{told} again:", "", *(f"- {outcome}" for outcome in self.failed)])
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Return which share of the variance of log(measure) each setting explains, their
@@ -280,9 +300,14 @@ class AblationResult:
             " over seeds"
         )
         explained = "Share of the variance of log(measure):"
-        write_atomically(
-            paths[0], f"{title}\n\n{self.markdown()}\n\n{explained}\n\n{self.shares_markdown()}\n"
-        )
+        parts = [
+            title,
+            self.markdown(),
+            self.failures_markdown(),
+            explained,
+            self.shares_markdown(),
+        ]
+        write_atomically(paths[0], "\n\n".join(filter(None, parts)) + "\n")
         write_atomically(paths[1], self.csv())
         self.plot().savefig(paths[2])
         return paths

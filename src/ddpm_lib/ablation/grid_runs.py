@@ -54,8 +54,9 @@ def ablate(
     not done again.
 
     Cells of one seed share their initial weights where the networks agree, and the order, levels
-    and noise of training. A combination that the library refuses is reported with the reason. Call
-    it in one process.
+    and noise of training. A combination that the library refuses is reported with the reason, and
+    so is one that fails while it trains or is sampled; the same call tries that one again. Call it
+    in one process.
 
     Args:
         data: "toy:ring" (or another toy), "shapes", or a source of images.
@@ -76,8 +77,8 @@ def ablate(
         log: Gets a line per cell.
 
     Returns:
-        The measures of all cells, and of data against data; partial (with an exit code) where
-        training was stopped.
+        The measures of all cells, and of data against data; its exit code is 1 where cells failed.
+        Partial, with another exit code, where training was stopped.
 
     Raises:
         ConfigError: For unknown names, a value with which no cell can be built, or a directory of
@@ -120,7 +121,7 @@ def ablate(
             if isinstance(found, int):
                 log(f"[{k}/{len(work)}] stopped; the same command continues.")
                 return AblationResult(
-                    tuple(outcomes), dict(vary), subject.floor(), about, folder, exit_code=found
+                    tuple(outcomes), dict(vary), subject.floor(), about, folder, stopped=found
                 )
             outcome = found
         outcomes.append(outcome)
@@ -222,7 +223,7 @@ def _run_cell(
     device: str,
 ) -> Outcome | int:
     """Train and measure one cell, or read what an earlier call found; an exit code where training
-    was stopped.
+    was stopped. What fails is not kept, so that the next call tries it again.
     """
     trained = {k: v for k, v in cell.settings.items() if k != "sample"}
     _check_same(run / "cell.json", {**about, "seed": seed, "settings": trained})
@@ -256,6 +257,9 @@ def _run_cell(
         measures = _measure(subject, diffusion, network, trainer.sample(count, **options))
     except DivergedError as error:
         status, reason = "diverged", str(error)
+    except Exception as error:  # whatever it is, the other cells have nothing to do with it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Outcome(cell.varied, seed, "failed", reason, {}, round(trainer.elapsed_seconds, 2))
     seconds = round(trainer.elapsed_seconds, 2)
     found = {"status": status, "reason": reason, "measures": measures, "seconds": seconds}
     write_atomically(path, json.dumps({**found, **sampled}, indent=1) + "\n")

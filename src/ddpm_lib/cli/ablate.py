@@ -87,12 +87,14 @@ def main(args: list[str]) -> int:
         device=command.device,
         log=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    if result.exit_code:
-        return result.exit_code
+    if result.stopped:
+        return result.stopped
     print(result.markdown())
+    if result.failed:
+        print(f"\n{result.failures_markdown()}")
     print(f"\nShare of the variance of log(measure):\n\n{result.shares_markdown()}\n")
     print(f"wrote {', '.join(map(str, result.save()))}")
-    return 0
+    return result.exit_code
 
 
 def read(args: list[str]) -> AblateCommand:
