@@ -21,7 +21,7 @@ import torch
 
 from ddpm_lib import Evaluate, GaussianDiffusion, Shapes, Unet, evaluate
 from ddpm_lib.cli import main
-from ddpm_lib.data import tensor_dataset
+from ddpm_lib.data import open_dataset, tensor_dataset
 from ddpm_lib.evaluation import EvaluationOptions, evaluate_checkpoints
 from ddpm_lib.evaluation.sample_set import sample_images
 from ddpm_lib.images import save_image
@@ -463,7 +463,40 @@ def test_samples_that_are_no_numbers_are_refused_and_not_scored_as_black() -> No
         read()
     with pytest.raises(ConfigError, match='mixed_precision="no"'):
         read(precision="bf16")
-    assert not read(checked=False).any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["pictures", "values"])
+def test_callback_gives_no_score_of_samples_that_are_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
+) -> None:
+    """Of one batch of several, at one of two steps; training goes on."""
+    sample, seen = GaussianDiffusion.sample, []
+
+    def broken(self: Any, n: int, **options: Any) -> torch.Tensor:
+        seen.append(n)
+        images: torch.Tensor = sample(self, n, **options)
+        return images.index_fill(0, torch.tensor([1]), value) if len(seen) == 2 else images
+
+    monkeypatch.setattr(GaussianDiffusion, "sample", broken)
+    pictures: dict[str, Any] = {"metrics": "fid,memorisation", "features": "random64"}
+    options = pictures if kind == "pictures" else {"metrics": "values"}
+    watch = Evaluate(1, num=9, sample_steps=2, batch_size=4, **options)
+    data: Any = Shapes(size=8, n=30)
+    if kind == "values":
+        rows = np.random.default_rng(0).normal(size=(30, 3, 8, 8)).astype(np.float32)
+        data = open_dataset(rows, image_size=8, channels=3, normalize="affine")
+    run = tmp_path / "run"
+    trainer = tiny_trainer(run, data=data, max_steps=2, callbacks=[watch], horizontal_flip=False)
+    trainer.train()
+    told = (run / "train.log").read_text(encoding="utf-8")
+    words = options["metrics"].replace(",", ", ")
+    assert f"Step 1: the samples hold NaN or infinite values, so there is no {words}." in told
+    assert "Step 2: the samples" not in told
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    scored = [row["step"] for row in map(json.loads, lines) if watch.scores[0].name in row]
+    assert scored == [2]
+    assert not list((run / "evaluations" / "unfinished").glob("*"))
 
 
 def test_callback_does_not_go_on_with_samples_of_other_weights(

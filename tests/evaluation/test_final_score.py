@@ -181,6 +181,16 @@ def test_it_is_left_out_where_it_makes_no_sense(case: str, tmp_path: Path) -> No
         assert evaluations(tmp_path) == []
 
 
+@pytest.mark.usefixtures("rich")
+def test_samples_that_are_no_numbers_are_said_and_not_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(final_score, "draw_samples", lambda *_: torch.full((20, 3, 8, 8), math.nan))
+    train(tmp_path, final := FinalScore(20))
+    assert final.result is None
+    assert "there is no final score" in (tmp_path / "train.log").read_text(encoding="utf-8")
+
+
 def affordable(
     taken: float, images: int, hours: float | None = None, whole: float = 0.0
 ) -> tuple[int, float]:

@@ -64,7 +64,8 @@ class FinalScore(Callback):
     takes at most about a twentieth of the training's time, and a minute: fewer samples are drawn
     where they would take longer, and none where fewer than 20 would be left. A training that was
     stopped before its last step is not scored, unless it stopped by itself (`stop_when`), nor one
-    near its time limit, nor samples that are not finite. Nothing of the training changes.
+    near its time limit, nor samples that are not finite, which is said. Nothing of the
+    training changes.
 
     Args:
         samples: How many are drawn at most, at least 20.
@@ -107,7 +108,10 @@ class FinalScore(Callback):
         whole = max(taken, float(trainer.metrics.get("seconds") or 0.0))
         planned = trainer.ranks.from_main(affordable(self.samples, run, taken, seen, whole))
         samples = draw_samples(run, planned, began, trainer.sample, trainer.ranks)
-        if samples is None or not bool(torch.isfinite(samples).all()):
+        if samples is None:
+            return
+        if not bool(torch.isfinite(samples).all()):
+            trainer.say("The samples hold NaN or infinite values, so there is no final score.")
             return
         self.result = score(run, samples, began)
         if trainer.is_main:

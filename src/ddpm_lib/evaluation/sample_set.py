@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def sample_images(
     given: ImageDataset | None = None,
     partner: LoadedRun | None = None,
     precision: str = "no",
-    checked: bool = True,
+    finite: Callable[[Tensor], Tensor] | None = None,
 ) -> ImageSet:
     """Draw samples: image i is a function of the seed and i, so batches and ranks do not matter.
 
@@ -67,7 +68,7 @@ def sample_images(
             start again when all are used.
         partner: The worse version that guides, on the device.
         precision: In which the network computes, "no", "bf16" or "fp16".
-        checked: Whether samples that are not finite are an error when they are read.
+        finite: Makes finite samples of those that are read; default: others are an error then.
     """
     cond = default_condition(diffusion, n)
     chosen = chosen_for(diffusion, options)
@@ -111,8 +112,7 @@ def sample_images(
                 model=network,
                 progress=False,
             )
-        if checked:
-            refuse_not_finite(images, precision)
+        images = refuse_not_finite(images, precision) if finite is None else finite(images)
         return as_pictures(images) if units is None else images.clamp(0.0, 1.0)
 
     units = diffusion.normalization

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.validation import unknown_options
 from ddpm_lib.evaluation.defaults import is_pictures, refuse_features, what_is_drawn
@@ -20,10 +23,13 @@ from ddpm_lib.evaluation.sample_set import sample_images
 from ddpm_lib.evaluation.scores import Score
 from ddpm_lib.evaluation.tasks import SampleTask
 from ddpm_lib.runtime.devices import joined_state
+from ddpm_lib.runtime.processes import Processes
 from ddpm_lib.training.callbacks.base import Callback, TrainingView
 from ddpm_lib.training.fine_tuning.starting_weights import weights_digest
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from ddpm_lib.diffusion import GaussianDiffusion
 
 _ALLOWED = (
@@ -46,7 +52,8 @@ class Evaluate(Callback):
     """Judge samples of the averaged weights every `every` steps and after the last one, shared over
     the ranks.
 
-    The scores go into metrics.jsonl and the trackers under their names. The same seeds are drawn
+    The scores go into metrics.jsonl and the trackers under their names; samples that hold NaN or
+    infinite values have none, which is said. The same seeds are drawn
     every time, so that a curve shows the model and not the noise; features of the training images
     are taken once.
 
@@ -147,16 +154,45 @@ class Evaluate(Callback):
             trainer.device,
             network,
             given,
-            checked=False,  # a score is no reason to end a training
+            finite=(watch := _Finite()),
         )
         needs, _ = plan_features(options, engine)
         store = self._store.with_samples(samples)
         store.prepare(need for wanted in needs.values() for need in wanted)
-        task = SampleTask(options, engine.state, store)
-        metrics = [_sample_metric(name) for name in options.metric_names]
-        self.scores = tuple(score for metric in metrics for score in metric(task))
+        self.scores = ()
+        if not watch.missed(engine.state):
+            task = SampleTask(options, engine.state, store)
+            metrics = [_sample_metric(name) for name in options.metric_names]
+            self.scores = tuple(score for metric in metrics for score in metric(task))
         engine.finish()
+        if watch.missed(engine.state):  # a metric may have read more of them
+            self.scores = ()
+            names = ", ".join(options.metric_names)
+            trainer.say(
+                f"Step {trainer.step:,}: the samples hold NaN or infinite values, so there is no"
+                f" {names}. Look at the weights that drew them."
+            )
         trainer.log({score.name: score.value for score in self.scores})
+
+
+class _Finite:
+    """Takes note of samples that are not finite: they are no reason to end a training, and an error
+    on one rank would leave the others waiting.
+    """
+
+    def __init__(self) -> None:
+        self._missed = False
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Return samples with finite values."""
+        if bool(torch.isfinite(samples).all()):
+            return samples
+        self._missed = True
+        return samples.nan_to_num(0.0, 0.0, 0.0)
+
+    def missed(self, state: PartialState) -> bool:
+        """Whether a rank has seen values that are not finite; to be called on every rank."""
+        return any(Processes.of(state).all_objects(self._missed))
 
 
 def _sample_metric(name: str) -> SampleMetric:
