@@ -19,6 +19,8 @@ from ddpm_lib.runs.choosing import Choice, Value, choose, jitter
 from ddpm_lib.runs.metrics_file import write_status
 from ddpm_lib.runs.names import checkpoint_name
 from ddpm_lib.runs.records import read_records
+from ddpm_lib.runs.verdict.readings import Readings
+from ddpm_lib.runs.verdict.sample_rules import copying
 
 
 def make(
@@ -193,6 +195,18 @@ def test_copies_are_named(tmp_path: Path) -> None:
     run = make(tmp_path / "run", line(-0.01), [1000, 2000], sample_copies_p={1000: 0.9, 2000: 1e-6})
     text = "\n".join(command.lines(read_records(run), chosen(run), 60))
     assert "look like copies of training images (p = 1e-06)" in text
+
+
+@pytest.mark.parametrize(("p", "rings"), [(0.0021, False), (0.002, True)])
+def test_copies_are_named_from_the_level_on_that_the_verdict_has(
+    tmp_path: Path, p: float, rings: bool
+) -> None:
+    facts = {"sample_copies_p": p, "sample_copies": 0.2, "sample_n": 16}
+    every = {name: dict.fromkeys((1000, 2000), value) for name, value in facts.items()}
+    run = make(tmp_path / "run", line(-0.01), [1000, 2000], **every)
+    text = "\n".join(command.lines(read_records(run), chosen(run), 60))
+    assert ("look like copies" in text) == rings
+    assert (copying(Readings.of(read_records(run))) is not None) == rings
 
 
 @pytest.mark.slow

@@ -17,9 +17,9 @@ from scipy.stats import fisher_exact, mannwhitneyu
 from torch import Tensor
 
 from ddpm_lib import Shapes, evaluate
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.metrics import copies, copy_test, measure_copying, nearest_distances
 from ddpm_lib.metrics.memorisation import (
-    ALARM,
     EXACT,
     cells_p_value,
     rank_distribution,
@@ -110,7 +110,7 @@ def test_c_t_of_few_held_out_images_cannot_reach_the_old_threshold_but_its_p_val
     assert found.least == pytest.approx(-math.sqrt(3 * n * h / (n + h + 1)))
     assert (found.least > -3) == (held_out <= 3)
     assert found.statistic == pytest.approx(found.least)  # nothing is nearer than a copy
-    assert found.can_ring == possible == (found.p_value <= ALARM)
+    assert found.can_ring == possible == (found.p_value <= COPY_ALARM)
     assert found.p_value == pytest.approx(1 / math.comb(n + h, h), rel=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_several_cells_have_the_p_value_of_their_weighted_sum() -> None:
     train, held_out = normal(600, 4, g), normal(300, 4, g)
     p = [measure_copying(normal(200, 4, g), held_out, train, cells=3).p_value for _ in range(60)]
     assert 0.3 < np.mean(p) < 0.7
-    assert min(p) > ALARM
+    assert min(p) > COPY_ALARM
     assert (
         measure_copying(train[:200] + 0.05 * normal(200, 4, g), held_out, train, cells=3).p_value
         < 1e-6
@@ -208,7 +208,7 @@ def alarms(
         samples = memorised(train, share, fresh, g)
         rings += [
             copy_test(samples, train, held_out).rings,
-            measure_copying(samples, held_out, train).p_value <= ALARM,
+            measure_copying(samples, held_out, train).p_value <= COPY_ALARM,
         ]
     copied, nearer = rings / draws
     return float(copied), float(nearer)
@@ -272,9 +272,9 @@ def test_evaluation_says_memorised_and_says_when_it_cannot_tell(
         for space in ("pixels", "random64"):
             share, test = found[f"copies_{space}_given_64"], found[f"copying_ct_{space}_given_64/p"]
             assert share.remark.startswith("MEMORISES") == rings
-            assert (found[f"copies_{space}_given_64/p"].value <= ALARM) == rings
+            assert (found[f"copies_{space}_given_64/p"].value <= COPY_ALARM) == rings
             assert ("cannot tell with 1 held-out image" in test.remark) == (held == 1)
-            assert (test.value <= ALARM) == (rings and held > 1)
+            assert (test.value <= COPY_ALARM) == (rings and held > 1)
 
 
 def test_blurred_samples_are_no_copies() -> None:
@@ -284,5 +284,5 @@ def test_blurred_samples_are_no_copies() -> None:
     g = torch.Generator().manual_seed(4)
     train, held_out = normal(285, 64, g), normal(15, 64, g)
     blurred = 0.3 * normal(SAMPLES, 64, g)
-    assert measure_copying(blurred, held_out, train).p_value <= ALARM
+    assert measure_copying(blurred, held_out, train).p_value <= COPY_ALARM
     assert not copy_test(blurred, train, held_out).rings

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_lib import Shapes
-from ddpm_lib.metrics.memorisation import ALARM
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.metrics.sample_facts import (
     TrainingLooks,
     averaged,
@@ -35,13 +35,13 @@ def test_new_images_look_like_data(looks: TrainingLooks) -> None:
     assert found["sample_n"] == 60
     assert found["sample_spread"] == pytest.approx(1.0, abs=0.1)
     assert found["sample_grain"] == pytest.approx(1.0, abs=0.3)
-    assert found["sample_copies_p"] > ALARM
+    assert found["sample_copies_p"] > COPY_ALARM
 
 
 def test_copies_are_seen(looks: TrainingLooks) -> None:
     found = sample_facts(shapes(120, 0)[:16], looks)
     assert found["sample_copies"] == 1.0
-    assert found["sample_copies_p"] <= ALARM
+    assert found["sample_copies_p"] <= COPY_ALARM
 
 
 def test_noise_blur_collapse_and_a_cast_are_seen(looks: TrainingLooks) -> None:

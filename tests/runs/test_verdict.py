@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from ddpm_lib.metrics.memorisation import ALARM
 from ddpm_lib.runs.records import RunRecords
 from ddpm_lib.runs.run_status import RunStatus
 from ddpm_lib.runs.verdict import (
@@ -31,7 +30,6 @@ from ddpm_lib.runs.verdict import (
 )
 from ddpm_lib.runs.verdict.judging import EXPLAINS, RULES
 from ddpm_lib.runs.verdict.proposals import CURES
-from ddpm_lib.runs.verdict.sample_rules import COPY_ALARM
 from ddpm_lib.runs.verdict.sentences import NAMES, TEMPLATES, sentence
 
 Row = dict[str, Any]
@@ -394,7 +392,6 @@ def test_tables_agree_with_each_other() -> None:
     assert len(RULES) == len(set(RULES))
     for cause, effects in EXPLAINS.items():
         assert not any(cause in EXPLAINS.get(effect, ()) for effect in effects), "a circle"
-    assert COPY_ALARM == ALARM
     for name in TEMPLATES:
         assert sentence(Evidence(name, 0.1, 0.01, 2.0, 3, "val_loss")).endswith(".")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, evaluate
-from ddpm_lib.metrics.memorisation import ALARM
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.metrics.sample_facts import TrainingLooks, sample_facts
 from ddpm_lib.schedules import Schedule
 
@@ -86,7 +86,7 @@ def test_rings_while_training_for_memorised_pictures_and_not_for_new_ones(
     for name, known, rings in (("own", None, True), ("others", shapes(1000, 9), False)):
         (tmp_path / name).mkdir()
         row = logged(run_of(tmp_path / name, pictures, known))
-        assert (row["sample_copies_p"] <= ALARM) == rings, name
+        assert (row["sample_copies_p"] <= COPY_ALARM) == rings, name
         assert (row["sample_copies"] > 0.5) == rings, name
 
 
@@ -133,7 +133,7 @@ def test_alarm_of_a_sample_grid_rings_always_and_falsely_in_fewer_than_five_of_a
         noise = torch.randint(-12, 13, (16, 3, SIZE, SIZE), generator=g)
         copied = (data[rows].int() + noise).clamp(0, 255).to(torch.uint8)
         for k, samples in enumerate((copied, torch.cat([copied[:8], fresh[:8]]), fresh)):
-            rings[k] += sample_facts(samples, looks)["sample_copies_p"] <= ALARM
+            rings[k] += sample_facts(samples, looks)["sample_copies_p"] <= COPY_ALARM
     every, half, none = rings / draws
     assert every == 1.0
     assert half > 0.9

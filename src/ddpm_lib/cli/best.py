@@ -14,6 +14,7 @@ import tyro
 
 from ddpm_lib.cli import options
 from ddpm_lib.cli.text_tables import Column, room, table
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.core.text import printable, sayable, so_many
 from ddpm_lib.runs.choosing import Candidate, Choice, Value, choose
 from ddpm_lib.runs.records import RunRecords, read_records
@@ -25,9 +26,6 @@ DESCRIPTION = (
     " images. Where the evidence does not tell two apart, that is said, and the later one is taken."
     " Nothing is computed or changed."
 )
-
-ALARM = 0.01
-"""Probability of as many look-alikes without copying, below which copying is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def lines(records: RunRecords, choice: Choice, width: int | None) -> list[str]:
     ]
     if records.status.word == "running":
         told.append("  The run still trains: ask again when it is done.")
-    if chosen.copies is not None and chosen.copies < ALARM:
+    if chosen.copies is not None and chosen.copies <= COPY_ALARM:
         told.append(
             f"  Samples at this step look like copies of training images (p = {chosen.copies:.1g}):"
             f" `ddpm evaluate {shlex.quote(str(records.run))} --metrics memorisation` tells more."

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
 from ddpm_lib.evaluation.feature_store import Need, layer_of
@@ -29,7 +30,6 @@ from ddpm_lib.metrics import (
 )
 from ddpm_lib.metrics.extractors import LOGITS, SPATIAL
 from ddpm_lib.metrics.kernel import inception_influence, kernel_influence
-from ddpm_lib.metrics.memorisation import ALARM
 from ddpm_lib.metrics.neighbours import TooFewImagesError
 
 FEW = 10_000
@@ -272,7 +272,8 @@ def _copies(
     elif not test.can_ring:
         remark = f"cannot tell: {len(samples)} samples are too few for the alarm"
     share = influenced(task, name, float(test.copies.mean()), test.copies, "of samples", share=True)
-    unit = f"p-value; alarm at {ALARM:g} (Fisher, {len(test.controls):,} images that are no copies)"
+    controls = f"{len(test.controls):,} images that are no copies"
+    unit = f"p-value; alarm at {COPY_ALARM:g} (Fisher, {controls})"
     return [dataclasses.replace(share, remark=remark), Score(f"{name}/p", test.p_value, None, unit)]
 
 
@@ -294,12 +295,12 @@ def _copying(
             f"cannot tell with {len(held_out)} held-out {images}: no p-value below"
             f" {test.lowest:.2g} is possible"
         )
-    elif test.p_value <= ALARM:
+    elif test.p_value <= COPY_ALARM:
         remark = (
             "nearer to training images than held-out ones are: copies, or blurred and uniform"
             " samples"
         )
-    unit = f"p-value; alarm at {ALARM:g} (Mann-Whitney, held-out images: {len(held_out):,})"
+    unit = f"p-value; alarm at {COPY_ALARM:g} (Mann-Whitney, held-out images: {len(held_out):,})"
     return [score, Score(f"{name}/p", test.p_value, None, unit, remark=remark)]
 
 

@@ -13,13 +13,10 @@ import torch
 from torch import Tensor
 
 from ddpm_lib.core import keys
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.metrics.neighbours import distances, nearest_distances
 
 COPY_RATIO = 1.0 / 3.0
-ALARM = 0.002
-"""Level of one test of memorisation. An evaluation makes a few, so that fewer than one in twenty
-rings falsely.
-"""
 CONTROLS = 2000
 """Training images, spread over the set, that show how often images look like copies by nature."""
 EXACT = 50
@@ -68,13 +65,13 @@ class CopyTest:
 
     @property
     def rings(self) -> bool:
-        """Whether copies are more than chance: at most one false alarm in `1 / ALARM`."""
-        return self.p_value <= ALARM
+        """Whether copies are more than chance: at most one false alarm in `1 / COPY_ALARM`."""
+        return self.p_value <= COPY_ALARM
 
     @property
     def can_ring(self) -> bool:
         """Whether there are enough images for that."""
-        return self.lowest <= ALARM
+        return self.lowest <= COPY_ALARM
 
 
 def copy_test(
@@ -164,7 +161,7 @@ class CopyingTest:
     @property
     def can_ring(self) -> bool:
         """Whether copying could be told from chance at all."""
-        return self.lowest <= ALARM
+        return self.lowest <= COPY_ALARM
 
 
 def copying_test(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.core.hub.markdown import code
-from ddpm_lib.metrics.memorisation import ALARM
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.process.model_card import noun, products
 from ddpm_lib.runs.publishing.facts import RunFacts
@@ -60,7 +60,7 @@ def _share(facts: RunFacts, score: Measurement) -> str:
     p = next((s for s in facts.measured.parts(score) if s.name.endswith("/p")), None)
     verdict = ""
     if p is not None:
-        rings = "**more than chance explains**" if p.value <= ALARM else "no more than chance"
+        rings = "**more than chance explains**" if p.value <= COPY_ALARM else "no more than chance"
         verdict = f", {rings} (p = {amount(p.value, 2)})"
     return f"{percent(score.value)}{within}{of} by {code(features)}{verdict}"
 

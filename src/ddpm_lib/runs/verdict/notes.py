@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.runs.run_status import number
 from ddpm_lib.runs.verdict.curve_rules import LEAST_FALL
 from ddpm_lib.runs.verdict.readings import FEWEST, LAST_SHARE
-from ddpm_lib.runs.verdict.sample_rules import COPY_ALARM
 from ddpm_lib.runs.verdict.sentences import percent
 from ddpm_lib.runs.verdict.trend import piece, trend
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.runs.run_status import number
 from ddpm_lib.runs.verdict.curve_rules import first_of_last, parted
 from ddpm_lib.runs.verdict.findings import Evidence, Finding
 from ddpm_lib.runs.verdict.readings import Readings
-
-COPY_ALARM = 0.002
-"""Level of the test for copies, that of `metrics.memorisation.ALARM`."""
 
 LIKELY, MOST = 0.02, 0.5
 """Half of the samples are copies, in two grids, each with at most this probability by chance: few

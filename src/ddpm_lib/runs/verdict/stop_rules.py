@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.runs.verdict.curve_rules import (
     LEAST_FALL,
     first_of_last,
@@ -14,7 +15,7 @@ from ddpm_lib.runs.verdict.curve_rules import (
 )
 from ddpm_lib.runs.verdict.findings import Finding
 from ddpm_lib.runs.verdict.readings import LAST_SHARE, Readings
-from ddpm_lib.runs.verdict.sample_rules import COPY_ALARM, copying
+from ddpm_lib.runs.verdict.sample_rules import copying
 from ddpm_lib.runs.verdict.trend import piece, trend
 
 STOPPERS = ("overfitting", "copying", "flat")
