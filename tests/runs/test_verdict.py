@@ -28,6 +28,7 @@ from ddpm_lib.runs.verdict import (
     row_note,
     words,
 )
+from ddpm_lib.runs.verdict.curve_rules import LEAST_FALL
 from ddpm_lib.runs.verdict.judging import EXPLAINS, RULES
 from ddpm_lib.runs.verdict.proposals import CURES
 from ddpm_lib.runs.verdict.sentences import NAMES, TEMPLATES, sentence
@@ -349,6 +350,41 @@ def test_a_flat_noisy_curve_is_seldom_called_anything_else() -> None:
         verdict(rows(lambda x: 0.1, scatter=0.02, seed=seed)).kind != "flat" for seed in range(200)
     )
     assert wrong <= 6
+
+
+def without_validations(found: list[Row]) -> list[Row]:
+    return [
+        {k: v for k, v in row.items() if k != "train_fixed_loss" and k[:3] != "val"}
+        for row in found
+    ]
+
+
+@pytest.mark.parametrize("rate", [lambda x: 1e-3, cosine])
+def test_a_training_loss_that_surely_rises_without_validations_is_not_flat(rate: Any) -> None:
+    def turning(x: float) -> float:
+        return 0.04 + 0.3 * math.exp(-12 * x) + 0.05 * max(0.0, x - 0.7)
+
+    found = without_validations(rows(turning, rate=rate, scatter=0.001))
+    told = verdict(found)
+    assert told.kind == "unstable"
+    assert not told.has("flat")
+    assert not told.has("flat_rate")
+    text = words(told)
+    assert told.since == 3200
+    assert text[0].startswith("unstable since step 3,200: training jumps, rises")
+    assert any("Since step 3,200 the training loss rose by " in line for line in text)
+    # The same curve of images that were held out is another matter.
+    assert verdict(rows(turning, rate=rate)).kind == "overfitting"
+
+
+def test_a_rise_that_may_be_chance_is_neither_flat_nor_unstable() -> None:
+    flat = [
+        verdict(without_validations(rows(lambda x: 0.04, scatter=0.01, seed=k))) for k in range(200)
+    ]
+    assert sum(told.has("unstable") for told in flat) <= 2
+    for told in flat:
+        rose = [e for e in told.evidence if e.name == "fall" and e.value <= -LEAST_FALL]
+        assert told.kind != "flat" or not any(e.value < -1.96 * e.error for e in rose)
 
 
 @pytest.mark.parametrize("lost", ["val", "sample", "data", "rate", "trivial"])

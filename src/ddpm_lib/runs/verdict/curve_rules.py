@@ -78,11 +78,8 @@ def progress(r: Readings) -> Finding | None:
     end = r.end_trend()
     if end is None:
         return None
-    rate, name = r.rate_at_end(), r.judged
-    # The side of the interval that decides whether it moves at all; the other may be far longer.
-    side = end.high - end.slope if end.slope < 0 else end.slope - end.low
-    error = side / 1.96 * (end.last - end.first) / end.level if end.level else 0.0
-    seen = [Evidence("fall", -end.change, error=error, step=int(end.first), text=name)]
+    rate, name, error = r.rate_at_end(), r.judged, _error_of(end)
+    seen = [_course(end, name)]
     if rate is not None:
         seen.append(Evidence("rate", rate))
     decayed = rate is not None and rate < DECAYED
@@ -97,7 +94,33 @@ def progress(r: Readings) -> Finding | None:
     unsure = end.low <= 0.0 <= end.high
     if unsure and (abs(end.change) >= HIDDEN or error >= 2 * HIDDEN):
         return Finding("too_little", None, tuple(seen))
+    if name == "loss" and end.rises and end.change >= LEAST_FALL:
+        return Finding("too_little", None, tuple(seen))  # by chance, or `_rising` says more
     return Finding("flat", int(end.first), tuple(seen))
+
+
+def _error_of(end: Trend) -> float:
+    """Return the standard error of a trend's change, on the side of the interval that decides
+    whether it moves at all; the other may be far longer.
+    """
+    side = end.high - end.slope if end.slope < 0 else end.slope - end.low
+    return side / 1.96 * (end.last - end.first) / end.level if end.level else 0.0
+
+
+def _course(end: Trend, name: str) -> Evidence:
+    """Return by how much a curve fell or rose at the end."""
+    error = _error_of(end)
+    return Evidence("fall", -end.change, error=error, step=int(end.first), text=name)
+
+
+def _rising(r: Readings) -> Evidence | None:
+    """Say by how much the training loss rises at the end, for sure, in a run without validations:
+    of held-out images that is over-fitting, or chance (`_rise`).
+    """
+    end = r.end_trend()
+    if end is None or r.judged != "loss" or end.change < LEAST_FALL:
+        return None
+    return _course(end, "loss") if end.change > ERRORS * _error_of(end) else None
 
 
 def _fall_at_full_rate(r: Readings) -> float | None:
@@ -251,13 +274,13 @@ def first_of_last(marks: Sequence[bool]) -> int | None:
 
 
 def unstable(r: Readings) -> Finding | None:
-    """Training has diverged, or its loss jumps again and again after the warm-up."""
+    """Training has diverged, its loss jumps again and again after the warm-up, or it rises."""
     if r.word == "failed" and r.reason.partition(":")[0] == "DivergedError":
         return Finding("unstable", int(r.rows[-1]["step"]) if r.rows else None, (_diverged(r),))
     points = r.curve("loss")
     spikes = [step for step, _ in _spikes(points[len(points) // 10 :])]
-    worse, wander = _ends_high(points), _wanders(r)
-    if len(spikes) < IN_A_ROW and worse is None and wander is None:
+    worse, wander, rising = _ends_high(points), _wanders(r), _rising(r)
+    if len(spikes) < IN_A_ROW and worse is None and wander is None and rising is None:
         return None
     seen = [Evidence("spikes", len(spikes), reference=SPIKE, step=int(spikes[0]))] if spikes else []
     since = int(spikes[0]) if spikes else None
@@ -266,6 +289,9 @@ def unstable(r: Readings) -> Finding | None:
         seen.append(Evidence("loss_back", now[1], reference=lowest[1], step=int(lowest[0])))
         since = int(lowest[0]) if since is None else min(since, int(lowest[0]))
     seen += [] if wander is None else [wander]
+    if rising is not None:
+        seen.append(rising)
+        since = rising.step if since is None else since
     rate = r.last("learning_rate")
     if rate is not None:
         seen.append(Evidence("learning_rate", rate))

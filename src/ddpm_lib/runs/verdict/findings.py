@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 KINDS = {
     "wrong_range": "the values of the images are not those of pictures: nothing can be learned",
-    "unstable": "training jumps or has diverged: the learning rate is too high",
+    "unstable": "training jumps, rises or has diverged: the learning rate is too high",
     "copying": "samples are copies of training images",
     "dead_average": "the averaged weights are far behind the trained ones",
     "collapsed": "samples are all alike, and training does not change that",
