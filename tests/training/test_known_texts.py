@@ -18,9 +18,10 @@ from command_line import DRAW, TINY, ddpm, error_of
 from ddpm_lib import GaussianDiffusion, Shapes, Trainer, load_run, open_dataset
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.evaluation import evaluate
-from ddpm_lib.nn import text_cache
+from ddpm_lib.nn import text_cache, text_encoders
 from ddpm_lib.nn.text_encoders import encode_texts
 from ddpm_lib.nn.text_vectors import TextVectors, known_texts, text_keys
+from ddpm_lib.runs.publishing.pushing import Publication, write_publication
 from ddpm_lib.runs.stored_texts import FILE, read_texts
 
 NAME = "somebody/words"
@@ -311,3 +312,100 @@ def test_a_reference_needs_no_texts(encoder: list[list[str]], tmp_path: Path) ->
     how: dict[str, Any] = {"features": "pixels", "num": 6, "sample_steps": 2, "sampler": "ddim"}
     found = evaluate(run, metrics="kid", reference=str(others), references=False, **how)
     assert np.isfinite(found.scores[0].value)
+
+
+def with_folder(images: Path, run: Path, place: Path) -> list[object]:
+    """The command with an encoder in a folder."""
+    words = f"caption=:text,encoder={place}"
+    made = command(images, run)
+    return [words if str(word).startswith("caption=") else word for word in made]
+
+
+def texts_in(folder: Path) -> str:
+    """All that files for others hold, weights too."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return "\n".join(path.read_bytes().decode("utf-8", "replace") for path in files)
+
+
+@pytest.mark.parametrize(
+    "way", ["process", "network", "npz-weights", "onnx", "torch-export", "safetensors", "push"]
+)
+def test_folders_for_others_hold_no_place_of_an_encoder(
+    encoder: list[list[str]], tmp_path: Path, way: str
+) -> None:
+    images, run = pictures(tmp_path / "images", TEXTS), tmp_path / "run"
+    place, out = tmp_path / "private" / "minilm", tmp_path / "out"
+    place.mkdir(parents=True)
+    assert ddpm(*with_folder(images, run, place)) == 0
+    loaded = load_run(run)
+    if way == "process":
+        loaded.diffusion.save_pretrained(out)
+    elif way == "network":
+        loaded.diffusion.model.save_pretrained(out)
+    elif way == "push":
+        write_publication(run, out, Publication(repo_id="me/rings"))
+    else:
+        assert ddpm("export", run, out, "--to", way) == 0
+    told = texts_in(out)
+    assert str(tmp_path) not in told
+    assert "minilm" in told
+    # The run itself stays where it is, and knows where its encoder is.
+    assert loaded.diffusion.model.config["conditions"]["caption"]["encoder"] == str(place)
+
+
+def test_a_folder_finds_its_encoder_by_name(
+    encoder: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the working directory, or handed in; else the error says how, and known texts need
+    none.
+    """
+    images, run = pictures(tmp_path / "images", TEXTS), tmp_path / "run"
+    place, here = tmp_path / "private" / "minilm", tmp_path / "here"
+    place.mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert ddpm(*with_folder(images, run, place)) == 0
+    folder = load_run(run).diffusion.save_pretrained(tmp_path / "folder")
+    process = GaussianDiffusion.from_pretrained(folder)
+    known = process.sample(1, cond={"caption": TEXTS[0]}, num_steps=2, seed=0, progress=False)
+    again = load_run(run).diffusion.sample(
+        1, cond={"caption": TEXTS[0]}, num_steps=2, seed=0, progress=False
+    )
+    assert torch.equal(known, again)
+
+    def draw() -> torch.Tensor:
+        new = {"caption": "a purple ring"}
+        return process.sample(1, cond=new, num_steps=2, seed=0, progress=False)
+
+    with pytest.raises(ConfigError) as error:
+        draw()
+    assert "a folder 'minilm' in" in str(error.value)
+    assert "register_text_encoder('minilm', function)" in str(error.value)
+    said = error_of(capsys, "sample", folder, *DRAW, "--cond", "caption=a purple ring")
+    assert "in Python hand one in: register_text_encoder('minilm'" in said
+    with monkeypatch.context() as patched:
+        patched.setitem(text_encoders._HANDED_IN, "minilm", Encoder("mine").encode)
+        handed = draw()
+    (here / "minilm").symlink_to(place)
+    assert torch.equal(draw(), handed)
+
+
+def test_a_training_that_begins_with_such_a_folder_keeps_its_condition(
+    encoder: list[list[str]], tmp_path: Path
+) -> None:
+    images, run = pictures(tmp_path / "images", TEXTS), tmp_path / "run"
+    place = tmp_path / "private" / "minilm"
+    place.mkdir(parents=True)
+    assert ddpm(*with_folder(images, run, place)) == 0
+    folder = load_run(run).diffusion.save_pretrained(tmp_path / "folder")
+    other = tmp_path / "other"
+    assert ddpm(*with_folder(images, other, place), "--init-from", folder) == 0
+    log = (other / "train.log").read_text(encoding="utf-8")
+    assert "The condition caption" not in log
+    data = open_dataset(images, image_size=8, conditions=f"caption=:text,encoder={place}")
+    process = GaussianDiffusion.from_pretrained(folder)
+    options: dict[str, Any] = {"max_steps": 1, "batch_size": 4, "sample_every": 0, "device": "cpu"}
+    Trainer(process, data, output_dir=tmp_path / "third", val_every=0, **options).train()

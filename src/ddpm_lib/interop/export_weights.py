@@ -13,7 +13,7 @@ from ddpm_lib.core.hub.folder_config import FolderConfig
 from ddpm_lib.core.new_folders import new_folder, refuse_taken
 from ddpm_lib.diffusion import GaussianDiffusion
 from ddpm_lib.interop.exporting import describe, write_description
-from ddpm_lib.nn.networks import describe_network
+from ddpm_lib.nn.networks import describe_for_others
 from ddpm_lib.process.pretrained import portable, texts_of_folder
 from ddpm_lib.process.sampling import stored_partner
 
@@ -84,7 +84,7 @@ def export_safetensors(
     units = None if diffusion.normalization is None else diffusion.normalization.to_json()
     texts = texts_of_folder(diffusion, groups)
     config = FolderConfig(
-        model=describe_network(diffusion.model),
+        model=describe_for_others(diffusion.model),
         diffusion=diffusion.config,
         class_names=diffusion.class_names,
         weights=weights,

@@ -20,7 +20,7 @@ from ddpm_lib.core.files import write_atomically
 from ddpm_lib.core.hub.folder_config import library_version
 from ddpm_lib.core.text import printable
 from ddpm_lib.diffusion import GaussianDiffusion
-from ddpm_lib.nn.networks import describe_network, registered_as
+from ddpm_lib.nn.networks import describe_for_others, registered_as
 from ddpm_lib.process.conditions import class_count, guidable
 from ddpm_lib.process.network_calls import call_network
 
@@ -224,7 +224,7 @@ def describe(
 def _described(model: nn.Module) -> dict[str, Any]:
     if registered_as(type(model)) is None:
         return {"class": type(model).__name__, "config": None}
-    return describe_network(model)
+    return describe_for_others(model)
 
 
 def write_description(folder: Path, described: Mapping[str, Any]) -> None:

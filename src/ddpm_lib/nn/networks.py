@@ -54,6 +54,23 @@ def describe_network(model: nn.Module) -> dict[str, Any]:
     return {"class": name, "config": json.loads(json.dumps(config))}
 
 
+def describe_for_others(model: nn.Module) -> dict[str, Any]:
+    """Return what `describe_network` does, without paths of this machine: for folders that are
+    handed on.
+
+    Raises:
+        ConfigError: As `describe_network`.
+    """
+    from ddpm_lib.nn.text_encoders import portable_encoder
+
+    found = describe_network(model)
+    table = found["config"].get("conditions")
+    for entry in table.values() if isinstance(table, dict) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("encoder"), str):
+            entry["encoder"] = portable_encoder(entry["encoder"])
+    return found
+
+
 def build_network(description: dict[str, Any], where: str) -> nn.Module:
     """Build the network that `describe_network` described, by its registered name.
 

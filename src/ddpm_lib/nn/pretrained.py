@@ -14,7 +14,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.hub import MAX_SHARD_SIZE
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.validation import shown
-from ddpm_lib.nn.networks import build_network, describe_network, registered_as
+from ddpm_lib.nn.networks import build_network, describe_for_others, registered_as
 
 if TYPE_CHECKING:
     from ddpm_lib.core.hub.folder import PretrainedFolder
@@ -54,7 +54,7 @@ def save_pretrained(
     from ddpm_lib.core.hub.folder import FolderConfig, arranged, save_folder
 
     weights, groups = arranged(named_weights(model, averages))
-    config = FolderConfig(model=describe_network(model), weights=weights)
+    config = FolderConfig(model=describe_for_others(model), weights=weights)
     return save_folder(Path(folder), config, groups, max_shard_size)
 
 

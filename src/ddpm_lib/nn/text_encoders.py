@@ -50,7 +50,8 @@ def encode_texts(
     Args:
         texts: The texts.
         encoder: A name given to `register_text_encoder`, else a model of sentence-transformers by
-            its name or folder.
+            its name or folder. Where the folder is not here, what was registered under the folder's
+            own name counts.
         known: Vectors that count before all others, as a run keeps them.
 
     Raises:
@@ -61,19 +62,20 @@ def encode_texts(
     there = [one for one in (known, *all_known()) if one is not None]
     found: dict[int, np.ndarray] = {}
     _look_up(found, there, keys)
-    stamp = [] if encoder in _HANDED_IN else _stamp(encoder)
-    if len(found) < len(texts) and encoder not in _HANDED_IN:
+    handed = _handed_in(encoder)
+    stamp = [] if handed is not None else _stamp(encoder)
+    if len(found) < len(texts) and handed is None:
         _look_up(found, [cached_vectors(texts, encoder, stamp)], keys)
     first = {keys[row].tobytes(): row for row in reversed(range(len(texts))) if row not in found}
     lacking = sorted(first.values())
     if lacking:
         new = [texts[row] for row in lacking]
         try:
-            encode = _HANDED_IN.get(encoder) or _named(encoder)
+            encode = handed or _named(encoder)
         except ConfigError as error:
             raise ConfigError(f"{_unknown(new, there, encoder)}{error}") from error
         made = _checked(encode(new), len(new), encoder)
-        if encoder not in _HANDED_IN:
+        if handed is None:
             keep_vectors(keys[lacking], made, encoder, stamp)
         _look_up(found, [TextVectors(keys[lacking], made)], keys)
     rows = [found[row] for row in range(len(texts))]
@@ -117,6 +119,40 @@ def encoder_at(name: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else name
 
 
+def portable_encoder(name: str) -> str:
+    """Return the name of an encoder as folders for others note it: of one in a folder, its place on
+    this machine concerns nobody else, and its own name says which is needed.
+
+    >>> portable_encoder("/home/me/minilm"), portable_encoder("all-MiniLM-L6-v2")
+    ('./minilm', 'all-MiniLM-L6-v2')
+    """
+    if name in _HANDED_IN and not Path(name).is_absolute():
+        return name
+    return f"./{Path(name).name}" if _is_place(name) else name
+
+
+def same_encoder(a: Any, b: Any) -> bool:
+    """Whether two names mean one encoder, where one is that of a folder without its place."""
+    if a == b or not isinstance(a, str) or not isinstance(b, str):
+        return bool(a == b)
+    return Path(a).name == Path(b).name and any(name == f"./{Path(name).name}" for name in (a, b))
+
+
+def _is_place(name: str) -> bool:
+    """Whether a name is written as the path of a folder."""
+    return name.startswith(("/", "./", "../", "~")) or Path(name).is_absolute()
+
+
+def _handed_in(name: str) -> Encoder | None:
+    """Return what was handed in under a name, or in the place of a folder that is not here."""
+    if name in _HANDED_IN:
+        return _HANDED_IN[name]
+    if not _is_place(name) or Path(name).expanduser().is_dir():
+        return None
+    called = Path(name).name
+    return next((one for own, one in _HANDED_IN.items() if Path(own).name == called), None)
+
+
 def _stamp(name: str) -> list[tuple[str, int, int]]:
     """Return what tells the model in a folder from another one there; nothing for other names."""
     folder = Path(name).expanduser()
@@ -136,12 +172,16 @@ def _named(name: str) -> Encoder:
         ConfigError: If there is none, or it cannot be loaded.
     """
     handed = f" Handed in: {', '.join(_HANDED_IN)}." if _HANDED_IN else ""
-    own = f"hand one in: register_text_encoder({name!r}, function) from ddpm_lib.nn"
+    called = Path(name).name if _is_place(name) else name
+    own = f"hand one in: register_text_encoder({called!r}, function) from ddpm_lib.nn"
     own = f"in Python {own}" if in_flags() else own
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
+    if _is_place(name) and not Path(name).expanduser().is_dir():
+        there = "there"
+        if name == f"./{called}":
+            there = f"here, a folder {called!r} in {str(Path.cwd())!r}"
         raise ConfigError(
-            f"There is no folder {name!r} with a text encoder.{handed} Put the model there, or"
-            f" {own}."
+            f"There is no folder {name!r} with a text encoder.{handed} Put the model that was"
+            f" trained with {there}, or {own}."
         )
     try:
         from sentence_transformers import SentenceTransformer

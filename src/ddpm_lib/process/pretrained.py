@@ -16,7 +16,7 @@ from ddpm_lib.core.hub import MAX_SHARD_SIZE, PARTNER
 from ddpm_lib.core.keywords import answers_wrong_keywords
 from ddpm_lib.core.text import printable
 from ddpm_lib.nn.condition_table import known_texts_of, learn_texts
-from ddpm_lib.nn.networks import describe_network
+from ddpm_lib.nn.networks import describe_for_others
 from ddpm_lib.nn.pretrained import Averages, load_network, named_weights
 from ddpm_lib.nn.text_vectors import from_tensors, to_tensors
 from ddpm_lib.process.interface import TrainableProcess
@@ -69,7 +69,7 @@ def save_pretrained(
         groups[UNCERTAINTY] = self.uncertainty.state_dict()
     texts = texts_of_folder(self, groups)
     config = FolderConfig(
-        model=describe_network(self.model),
+        model=describe_for_others(self.model),
         diffusion=self.config,
         class_names=self.class_names,
         weights=weights,

@@ -17,6 +17,7 @@ from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import in_flags, option
 from ddpm_lib.nn.condition_table import data_conditions, keep_in_config, learn_texts
 from ddpm_lib.nn.data_conditions import DataCondition
+from ddpm_lib.nn.text_encoders import same_encoder
 from ddpm_lib.nn.text_vectors import TextVectors
 from ddpm_lib.runs.stored_texts import read_texts
 from ddpm_lib.training.batches import flip_rows
@@ -81,7 +82,7 @@ def _fit(name: str, conditioner: DataCondition, dataset: ImageDataset) -> Any:
             raise ConfigError(str(error)) from None
     for field in ("size", "channels", "factor", "encoder"):
         ours, theirs = conditioner.spec.get(field), found.more.get(field)
-        if field == "encoder" and _is_gone(ours, theirs):
+        if field == "encoder" and (same_encoder(ours, theirs) or _is_gone(ours, theirs)):
             continue
         if ours is not None and theirs is not None and ours != theirs:
             raise ConfigError(

@@ -13,7 +13,7 @@ from ddpm_lib.core.hub import MAX_SHARD_SIZE, PARTNER
 from ddpm_lib.core.hub.folder import UNCERTAINTY, arranged, save_folder
 from ddpm_lib.core.hub.folder_config import FolderConfig, check_weights_name
 from ddpm_lib.core.text import short
-from ddpm_lib.nn.networks import describe_network
+from ddpm_lib.nn.networks import describe_for_others
 from ddpm_lib.process.pretrained import portable, texts_of_folder
 from ddpm_lib.process.sampling import stored_partner
 from ddpm_lib.runs.checkpoint import VerifiedCheckpoint
@@ -77,7 +77,7 @@ def write_model_folder(
         groups[UNCERTAINTY] = process.uncertainty.state_dict()
     texts = texts_of_folder(process, groups)
     config = FolderConfig(
-        model=describe_network(process.model),
+        model=describe_for_others(process.model),
         diffusion=process.config,
         class_names=process.class_names,
         weights=weights,

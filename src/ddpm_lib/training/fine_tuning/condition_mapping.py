@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_lib.nn.text_encoders import same_encoder
 from ddpm_lib.training.fine_tuning.network_changes import Described
 
 _BIAS = "time_embedding.linear2.bias"
@@ -75,5 +76,6 @@ def _table(described: Described) -> Mapping[str, Mapping[str, Any]]:
 
 def _alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether weights mean the same for both: what is measured or hidden may differ."""
-    names = ("names", "classes", "channels", "size", "encoder", "factor", "period")
-    return all(before.get(name) == now.get(name) for name in names)
+    names = ("names", "classes", "channels", "size", "factor", "period")
+    same = all(before.get(name) == now.get(name) for name in names)
+    return same and same_encoder(before.get("encoder"), now.get("encoder"))
