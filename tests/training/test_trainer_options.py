@@ -228,3 +228,13 @@ def test_what_an_open_set_was_opened_with_is_recorded_and_reads_other_images(
     assert RunImages(found.loaded, given=tmp_path / "a").get("train").fingerprint is not None
     text = (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
     assert f"fit: {words['fit']}" in text
+
+
+def test_objects_beside_an_open_set_are_not_read_by_its_labels_and_columns(tmp_path: Path) -> None:
+    data = open_dataset(bands(tmp_path / "a", 0), image_size=8, channels=1, labels="prefix")
+    more = np.random.default_rng(2).integers(0, 256, (6, 8, 8)).astype(np.uint8)
+    diffusion = GaussianDiffusion(Unet(dim=8, dim_mults=(1, 2), channels=1), image_size=8)
+    options: dict[str, Any] = {"val_data": more[:3], "add_data": more[3:], "val_every": 2}
+    trainer = tiny_trainer(tmp_path / "run", diffusion, data=data, **options)
+    trainer.prepare()
+    assert (len(trainer.dataset), len(trainer.held_out or ())) == (15, 3)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.spelling import option
+from ddpm_lib.core.validation import is_path
 from ddpm_lib.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ def read_alike(config: TrainingConfig, train: ImageDataset) -> TrainingConfig:
     if "value_range" in found:
         found["value_range"] = tuple(map(float, found["value_range"]))
     return replace(config, **found) if found else config
+
+
+def in_its_places(data: Any, config: TrainingConfig, alike: TrainingConfig) -> TrainingConfig:
+    """Return the options of `read_alike` for one set that is opened here: objects have labels and
+    columns of their own, where the run names none, and a path may lead to what has no columns.
+    """
+    from ddpm_lib.data.fits import may_have_columns
+
+    if not is_path(data):
+        return replace(alike, **{name: getattr(config, name) for name in _PLACES})
+    return alike if may_have_columns(data) else replace(alike, image_column=None, label_column=None)
 
 
 def transform_alike(config: TrainingConfig, train: ImageDataset) -> Any:

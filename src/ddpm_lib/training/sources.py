@@ -23,7 +23,7 @@ from ddpm_lib.training.growing import grown
 from ddpm_lib.training.holding_out import held_fraction, hold_out
 from ddpm_lib.training.measured_data import in_one_range, units_of_teacher
 from ddpm_lib.training.option_values import refuse_described
-from ddpm_lib.training.reading_alike import read_alike, transform_alike
+from ddpm_lib.training.reading_alike import in_its_places, read_alike, transform_alike
 
 if TYPE_CHECKING:
     from ddpm_lib.data import ImageDataset
@@ -147,7 +147,8 @@ def open_training_data(
         given = validation_split(config.val_data, None, asks_for_files(config))
         # What is open already has its transform, or none.
         after = None if isinstance(config.val_data, ImageDataset) else transform
-        held_out = _open(config.val_data, _for_held_out(alike), diffusion, given, log, after)
+        options = _for_held_out(in_its_places(config.val_data, config, alike))
+        held_out = _open(config.val_data, options, diffusion, given, log, after)
         check_same_classes(train, held_out, diffusion)
         refuse_values_of_others(held_out, train, config.val_data, data)
     units = normalization or units_of_teacher(diffusion)
@@ -165,7 +166,7 @@ def open_training_data(
 
     def open_more(more: Any, words: tuple[str, ...]) -> ImageDataset:
         is_open = isinstance(more, ImageDataset)
-        options = _as_opened(kept) if is_open else _without_columns(more, kept)
+        options = _as_opened(kept) if is_open else in_its_places(more, config, kept)
         options = replace(options, condition=words)
         after = None if is_open else transform
         return suited(_open(more, options, diffusion, None, log, after), diffusion)
@@ -224,15 +225,6 @@ def _for_held_out(config: TrainingConfig) -> TrainingConfig:
     if may_have_columns(config.val_data) and config.val_labels == "auto":
         return replace(config, labels=config.val_labels)
     return replace(config, labels=config.val_labels, image_column=None, label_column=None)
-
-
-def _without_columns(data: Any, config: TrainingConfig) -> TrainingConfig:
-    """Return the data options without columns for data that can have none."""
-    from ddpm_lib.data.fits import may_have_columns
-
-    if may_have_columns(data):
-        return config
-    return replace(config, image_column=None, label_column=None)
 
 
 def _as_opened(config: TrainingConfig) -> TrainingConfig:
