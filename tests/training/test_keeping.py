@@ -140,3 +140,44 @@ def test_a_wrong_cadence_is_refused(name: str) -> None:
         TrainingConfig(**{name: "often"})
     with pytest.raises(ConfigError, match=f"{name} must be at least"):
         TrainingConfig(**{name: -1})
+
+
+def looks_copied(monkeypatch: pytest.MonkeyPatch, begin: int) -> None:
+    """Let grids ring for copies from a step on."""
+    from ddpm_lib.training.callbacks.samples import SampleGrid
+
+    def facts(self: SampleGrid, trainer: object, samples: object) -> dict[str, float]:
+        step = trainer.step  # type: ignore[attr-defined]
+        p = 1e-6 if step >= begin else 1.0
+        return {"sample_n": 4.0, "sample_copies": 1.0 - p, "sample_copies_p": p}
+
+    monkeypatch.setattr(SampleGrid, "_facts", facts)
+
+
+COPYING = {**AUTO, "save_every": 2, "keep_early": "no", "keep_best": None, "sample_every": 4}
+
+
+@pytest.mark.parametrize("pieces", [(None,), (7, 14, None)])
+def test_the_newest_before_copies_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: tuple[int | None, ...]
+) -> None:
+    """Of a run that copying ends, also where it was interrupted; the verdict draws from it."""
+    looks_copied(monkeypatch, 12)
+    run, options = tmp_path / "run", {**COPYING, "stop_when": ("copying",)}
+    for steps in pieces:
+        result = tiny_trainer(run, max_steps=40, sample_count=4, **options).train(steps)
+    assert result.stopped_by == "copying"
+    assert steps_on_disk(run)[0] == 8
+    assert len(steps_on_disk(run)) <= 1 + 2
+
+
+def test_without_that_rule_nothing_is_kept_before_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks_copied(monkeypatch, 12)
+    run = tmp_path / "run"
+    tiny_trainer(run, max_steps=24, sample_count=4, **COPYING).train()
+    assert len(steps_on_disk(run)) == 2
+    config = TrainingConfig(max_steps=1600)
+    asked = replace(config, stop_when=("copying",))
+    assert kept_for_good(asked, 10**6, True) == kept_for_good(config, 10**6, True) + 1

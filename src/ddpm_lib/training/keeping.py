@@ -52,10 +52,10 @@ def early(config: TrainingConfig, images: int) -> tuple[int, ...]:
 
 
 def keepers(config: TrainingConfig, images: int, validated: bool) -> list[Callback]:
-    """Return the callbacks that keep checkpoints unasked, or for the options `keep_best` and
-    `keep_early`; see `best_metric`.
+    """Return the callbacks that keep checkpoints unasked, or for the options `keep_best`,
+    `keep_early` and `stop_when`; see `best_metric`.
     """
-    from ddpm_lib.training.callbacks.best import KeepBest, KeepEarly
+    from ddpm_lib.training.callbacks.best import KeepBest, KeepEarly, KeepUncopied
 
     found: list[Callback] = []
     steps, metric = early(config, images), best_metric(config, images, validated)
@@ -64,6 +64,8 @@ def keepers(config: TrainingConfig, images: int, validated: bool) -> list[Callba
     if metric is not None:
         begin = steps[0] if config.keep_best == AUTO and steps else 0
         found.append(KeepBest(metric, begin))
+    if "copying" in config.stop_when:
+        found.append(KeepUncopied())
     return found
 
 
@@ -74,4 +76,5 @@ def kept_for_good(config: TrainingConfig, images: int, validated: bool) -> int:
     best = best_metric(config, images, validated) is not None
     start = cooldown_start(config)
     cools = settled(config).lr_schedule == "wsd" and 0 < start < config.max_steps
-    return len({*early(config, images), *[start] * cools}) + best
+    uncopied = "copying" in config.stop_when
+    return len({*early(config, images), *[start] * cools}) + best + uncopied

@@ -1,5 +1,5 @@
-"""Keep checkpoints beside the newest: the one with the best value of a logged metric, and early
-ones.
+"""Keep checkpoints beside the newest: the one with the best value of a logged metric, early ones,
+and the one before copies.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from ddpm_lib.core.copy_alarm import COPY_ALARM
 from ddpm_lib.core.errors import ConfigError
 from ddpm_lib.core.registry import nearest
 from ddpm_lib.core.spelling import option
@@ -102,6 +103,34 @@ class KeepEarly(Callback):
             TypeError, ValueError: If they are no steps.
         """
         self.kept = {int(step) for step in state.get("steps", ())}
+
+
+class KeepUncopied(Callback):
+    """Save at every grid that does not ring for copies of training images, and keep the newest of
+    those checkpoints: what there was before the run copied.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def on_step_end(self, trainer: TrainingView) -> None:
+        """Look at the grid of this step, if there was one."""
+        p = trainer.logged("sample_copies_p")
+        if p is not None and p > COPY_ALARM:
+            self.step = trainer.step
+            trainer.save()
+
+    def keeps(self) -> set[int]:
+        """Return the step of the newest grid that did not ring."""
+        return set() if self.step is None else {self.step}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return that step."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self.step = state.get("step")
 
 
 def check_metric(config: TrainingConfig) -> None:
