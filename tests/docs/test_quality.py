@@ -164,3 +164,11 @@ def test_the_page_s_equal_budget_is_the_stored_one(quality: Any) -> None:
     assert printed.strip() == budget.table(found)
     least, most = sorted(one["cpu_seconds"] for one in found)
     assert most / least < 1.05  # the same time, as near as it could be met
+
+
+@pytest.mark.parametrize("name", ["ten_sets", "stop_rule"])
+def test_tables_of_pages_are_the_stored_ones(quality: Any, name: str) -> None:
+    made = importlib.import_module(name)
+    found = json.loads(made.RESULTS.read_text("utf-8"))
+    for mark, words in made.blocks(found).items():
+        assert quality.printed(mark).findall(made.PAGE.read_text("utf-8")) == [words]

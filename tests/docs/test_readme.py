@@ -92,6 +92,8 @@ def test_every_file_is_quoted_and_every_block_known(script: Any) -> None:
         "gallery",
         "equal_seconds",
         "equal_budget",
+        "ten_sets",
+        "stop_rule",
     )
     guides = [ROOT / "benchmarks" / f"{name}.py" for name in others]
     read = "".join(path.read_text() for path in [Path(readme.__file__), *guides])
