@@ -1,13 +1,10 @@
 """What `ddpm plan` gains: ten small sets at equal processor minutes, against defaults.
 
-    python benchmarks/quality.py train --root runs/ten --arms plan former lucidrains --minutes 2 \
-        --sets shapes-100 shapes-1000 mnist emoji emoji-300 sysu sysu-motorbike cifar-300 \
-               cifar-3000 cifar-30000 --sysu DIR --cifar DIR --emoji FILE
     python benchmarks/ten_sets.py table --root runs/ten
     python benchmarks/ten_sets.py page --root runs/ten     # store it, and fill docs/planning.md
 
-It compares what `quality.py train` has left there for the arms plan, former and lucidrains, and for
-default where that is there: `plan` is what `ddpm plan` proposes for these minutes, `former` the
+It compares what `quality.py train --arms plan former lucidrains --minutes 2` has left there (the
+whole command is on docs/planning.md), and the arm default where that is there too: `plan` is what `ddpm plan` proposes for these minutes, `former` the
 library's defaults from before plans (a U-Net of width 32 that predicts v), `default` is `ddpm train
 FOLDER` with the same length, which takes most of a plan's choices by now, lucidrains is
 denoising-diffusion-pytorch as its README runs it. All of a table is to be measured on one machine.
