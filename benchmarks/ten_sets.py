@@ -4,12 +4,12 @@
     python benchmarks/ten_sets.py page --root runs/ten     # store it, and fill docs/planning.md
 
 It compares what `quality.py train --arms plan former lucidrains --minutes 2` has left there (the
-whole command is on docs/planning.md), and the arm default where that is there too: `plan` is what `ddpm plan` proposes for these minutes, `former` the
-library's defaults from before plans (a U-Net of width 32 that predicts v), `default` is `ddpm train
-FOLDER` with the same length, which takes most of a plan's choices by now, lucidrains is
-denoising-diffusion-pytorch as its README runs it. All of a table is to be measured on one machine.
-As lucidrains draws 64 images only, it is compared by the distance of 64 of each; distances shrink
-with the number of samples.
+whole command is on docs/planning.md), and the arm default where that is there too. `plan` is what
+`ddpm plan` proposes for these minutes, `former` the library's defaults from before plans (a U-Net
+of width 32 that predicts v), `default` is `ddpm train FOLDER` with the same length, which takes
+most of a plan's choices by now, lucidrains is denoising-diffusion-pytorch as its README runs it.
+All of a table is to be measured on one machine. As lucidrains draws 64 images only, it is compared
+by the distance of 64 of each; distances shrink with the number of samples.
 """
 
 from __future__ import annotations
