@@ -132,11 +132,9 @@ def newest(one: dict[str, Any]) -> dict[str, Any]:
 def table(found: list[dict[str, Any]]) -> str:
     """Return a table in Markdown, a row per set."""
     lines = [
-        "| set | images | stopped at | `best`: step | distance, copies | ratio"
-        " | newest before copies: step | distance, copies | ratio"
-        f" | nearest with {100 * FEW_COPIES:g} % copies at most | distance | nearest of all"
-        " | distance, copies |",
-        "|" + "---|" * 13,
+        "| set | images | stopped at | `best` | ratio | newest before copies | ratio"
+        f" | nearest, {100 * FEW_COPIES:g} % copies at most | nearest |",
+        "|" + "---|" * 9,
     ]
     for one in found:
         by_step = {look["step"]: look for look in one["looks"]}
@@ -150,15 +148,15 @@ def table(found: list[dict[str, Any]]) -> str:
         ]
         for look in (by_step[one["stopped"]["best"]], newest(one)):
             ratio = look["frechet_256"] / clean["frechet_256"]
-            cells += [f"{look['step']:,}", _pair(look), f"{ratio:.2f}"]
-        cells += [f"{clean['step']:,}", f"{clean['frechet_256']:.2f}"]
-        cells += [f"{nearest['step']:,}", _pair(nearest)]
+            cells += [_words(look), f"{ratio:.2f}"]
+        cells += [_words(clean), _words(nearest)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _pair(look: dict[str, Any]) -> str:
-    return f"{look['frechet_256']:.2f}, {100 * look['copies']:.0f} %"
+def _words(look: dict[str, Any]) -> str:
+    copies = f" ({100 * look['copies']:.0f} % copies)" if look["copies"] >= 0.005 else ""
+    return f"{look['step']:,}: {look['frechet_256']:.2f}{copies}"
 
 
 def blocks(found: list[dict[str, Any]]) -> dict[str, str]:

@@ -96,14 +96,15 @@ def test_the_rule_s_checkpoint_is_compared_with_all(quality: Any) -> None:
     stopped = {"step": 1800, "reason": "copying", "best": 1200}
     one = {"set": "emoji", "images": 1129, "steps": 2400, "stopped": stopped, "looks": looks}
     line = stop_rule.table([one]).splitlines()[-1]
-    best = "| 1,200 | 3.00, 1 % | 1.00 | "
-    assert f"| 1,800 of 2,400 {best}1,200 | 3.00, 1 % | 1.00 | 1,200 | 3.00 | 1,200 |" in line
+    own = "1,200: 3.00 (1 % copies)"
+    assert f"| 1,800 of 2,400 | {own} | 1.00 | {own} | 1.00 | {own} | {own} |" in line
     looks.append({"step": 1500, "frechet_256": 2.0, "recall": 0.5, "copies": 0.4})
     line = stop_rule.table([one]).splitlines()[-1]
-    newest = "1,500 | 2.00, 40 % | 0.67 | "
-    assert f"{best}{newest}1,200 | 3.00 | 1,500 | 2.00, 40 % |" in line
+    newest = "1,500: 2.00 (40 % copies)"
+    assert f"| {own} | 1.00 | {newest} | 0.67 | {own} | {newest} |" in line
     stopped["copies_since"] = 1500
-    assert f"{best}1,200 | 3.00, 1 % | 1.00 |" in stop_rule.table([one]).splitlines()[-1]
+    line = stop_rule.table([one]).splitlines()[-1]
+    assert f"| {own} | 1.00 | {own} | 1.00 | {own} | {newest} |" in line
 
 
 def test_since_when_grids_ring_for_copies(quality: Any, tmp_path: Path) -> None:
